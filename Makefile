@@ -1,0 +1,65 @@
+# make test sets everything up and tests it; the other targets are described in docs/development.md.
+PYTHON ?= python3
+TORCH ?= torch==2.13.0
+VENV := .venv
+BIN := $(VENV)/bin
+BENCH ?=
+
+# Idle OpenMP threads sleep instead of spinning: this matters on machines with few cores.
+export OMP_WAIT_POLICY := PASSIVE
+export GOMP_SPINCOUNT := 0
+
+SOURCES := setup.py pyproject.toml CMakeLists.txt $(shell find cmake csrc -type f)
+CXX_FILES := $(shell find csrc examples -name '*.h' -o -name '*.cpp' -o -name '*.cu')
+SANITIZED := build/sanitized
+
+.PHONY: build test test-slow test-sanitized bench bench-quick lint format clean
+
+build: $(VENV)/.built
+
+$(VENV)/.torch:
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet "$(TORCH)"
+	touch $@
+
+# Not isolated: the extension is compiled against the torch that is installed.
+$(VENV)/.built: $(VENV)/.torch $(SOURCES)
+	$(BIN)/pip install --quiet "scikit-build-core[wheel-free-setuptools]>=0.11" "setuptools>=70.1" "pybind11>=2.13" ninja cmake
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/pip install --quiet --no-build-isolation --editable ".[dev]"
+	touch $@
+
+test: build
+	$(BIN)/python -m pytest tests
+
+test-slow: build
+	$(BIN)/python -m pytest tests -m slow
+
+# The kernel tests once more, with the extension built under AddressSanitizer and UndefinedBehaviorSanitizer.
+test-sanitized: build
+	rm -rf $(SANITIZED) && mkdir -p $(SANITIZED)
+	PATH="$(CURDIR)/$(BIN):$$PATH" AIMFAIR_CUDA=off AIMFAIR_SANITIZE=address,undefined \
+	    $(BIN)/pip install --quiet --no-build-isolation --no-deps --target $(SANITIZED) .
+	cp -r tests pyproject.toml $(SANITIZED)
+	cd $(SANITIZED) && LD_PRELOAD="$$($${CXX:-g++} -print-file-name=libasan.so) $$($${CXX:-g++} -print-file-name=libstdc++.so)" \
+	    ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 \
+	    $(CURDIR)/$(BIN)/python -m pytest tests/kernels -p no:cacheprovider
+
+bench: build
+	$(BIN)/python -m pytest bench --save-results $(BENCH)
+
+bench-quick: build
+	$(BIN)/python -m pytest bench -m quick $(BENCH)
+
+lint: build
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/clang-format --dry-run --Werror $(CXX_FILES)
+	$(BIN)/mypy aimfair
+
+format: build
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+	$(BIN)/clang-format -i $(CXX_FILES)
+
+clean:
+	rm -rf build $(VENV) aimfair/_C*.so

@@ -1,0 +1,45 @@
+"""Selective tuning and fairness for vision models.
+
+The names below load on first use, so that importing a part does not import the whole.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from aimfair.build import build_info, cpu_paths, set_cpu_path
+    from aimfair.selective.mask import ParameterMask
+    from aimfair.selective.optim import MaskedAdamW, MaskedSGD
+    from aimfair.selective.sensitivity import Sensitivity
+
+_HOMES = {
+    "MaskedAdamW": "aimfair.selective.optim",
+    "MaskedSGD": "aimfair.selective.optim",
+    "ParameterMask": "aimfair.selective.mask",
+    "Sensitivity": "aimfair.selective.sensitivity",
+    "build_info": "aimfair.build",
+    "cpu_paths": "aimfair.build",
+    "set_cpu_path": "aimfair.build",
+}
+
+__all__ = [
+    "MaskedAdamW",
+    "MaskedSGD",
+    "ParameterMask",
+    "Sensitivity",
+    "build_info",
+    "cpu_paths",
+    "set_cpu_path",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'aimfair' has no attribute '{name}'")
+    return getattr(import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_HOMES])

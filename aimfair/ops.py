@@ -1,0 +1,265 @@
+"""The operators: the only caller of ``torch.ops.aimfair``.
+
+Every operator writes into tensors it is given and returns nothing. Tensors come in lists, one entry per parameter,
+in the same order everywhere; an empty list means "not wanted". ``aimfair.reference`` holds the same signatures in
+plain PyTorch and is the specification.
+
+Legend
+    T       number of tensors in a list
+    n[t]    elements of tensor t
+    blocks  a mask is cut into blocks of 1024 elements; every tensor begins a new block,
+            so tensor t owns ceil(n[t] / 1024) of the B blocks in total
+    bits    int32[B * 32]: element i of a tensor is bit ``i % 32`` of its word ``i // 32``; bits past n[t] are 0
+    rank    int64[B + 1]: rank[b] = number of set bits before block b, rank[B] = nnz
+    nnz[t]  set bits of tensor t
+
+What an operator cannot do (other dtypes, non-contiguous or overlapping memory, sizes or devices that do not match)
+it refuses with a ``RuntimeError`` that names the entry, as in ``grads[3]``, before any memory is written.
+Sizes are 64-bit; empty lists, empty tensors and any storage offset are fine.
+"""
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+import aimfair._C  # noqa: F401 (registers the operators)
+
+Criterion = Literal["value", "magnitude", "difference", "relative_difference", "norm_ratio"]
+
+_ops = torch.ops.aimfair
+
+
+def accumulate_(
+    grads: list[Tensor],
+    sums: list[Tensor],
+    squares: list[Tensor],
+    square_norms: Tensor,
+    nonfinite: Tensor,
+    *,
+    weight: float = 1.0,
+    second_sums: list[Tensor] | None = None,
+    second_weight: float = 0.0,
+    grad_scale: Tensor | None = None,
+    zero_grads: bool = False,
+) -> None:
+    """Adds one batch of gradients into the statistics of one source, in one pass.
+
+    With ``g = grads[t] * (1 / grad_scale)`` in fp32:
+
+    - ``sums[t] += weight * g``, ``squares[t] += g * g``, ``second_sums[t] += second_weight * g``; lists may be empty;
+    - ``square_norms[t] += sum(g * g)``;
+    - where ``g`` is NaN or infinite it adds nothing anywhere and ``nonfinite[t]`` counts it;
+    - ``zero_grads`` sets the gradients to zero in the same pass.
+
+    Args:
+        grads: [T] float32, bfloat16 or float16 tensors of any shapes, contiguous.
+        sums, squares, second_sums: [T] float32 tensors with n[t] elements, or empty.
+        square_norms: float64 [T]. nonfinite: int64 [T].
+        grad_scale: float32 with one element; gradients are divided by it (``torch.amp.GradScaler``).
+    """
+    _ops.accumulate_.default(
+        grads, sums, squares, second_sums or [], square_norms, nonfinite, weight, second_weight, grad_scale, zero_grads
+    )
+
+
+def select_(
+    bits: Tensor,
+    rank: Tensor,
+    k: int,
+    criterion: Criterion,
+    a: list[Tensor],
+    b: list[Tensor] | None = None,
+    *,
+    scale_a: float = 1.0,
+    scale_b: float = 1.0,
+    largest: bool = True,
+    divisor_criterion: Criterion | None = None,
+    c: list[Tensor] | None = None,
+    d: list[Tensor] | None = None,
+    scale_c: float = 1.0,
+    scale_d: float = 1.0,
+    eps: float = 1e-12,
+) -> None:
+    """Writes the mask of the ``k`` best-scored elements over all tensors at once.
+
+    Exact: the k elements that a stable sort of all scores (descending if ``largest``, else ascending) puts first; equal
+    scores go to the lowest global index, and -0.0 equals 0.0. Scores are computed on the fly in fp32 from
+    ``x = a * scale_a`` and ``y = b * scale_b``, never stored:
+
+    ======================= =============================== ==========================================
+    criterion               score                           a and b
+    ======================= =============================== ==========================================
+    ``value``               a                               caller's scores, any sign; no b, no scale
+    ``magnitude``           |x|                             one accumulator; no b
+    ``difference``          |x - y|                         sums of two sources
+    ``relative_difference`` |x - y| / (|x| + |y| + eps)     sums of two sources
+    ``norm_ratio``          sqrt(y) / sqrt(x + eps)         squares of two sources
+    ======================= =============================== ==========================================
+
+    With ``divisor_criterion`` the score is ``score(a, b) / (score(c, d) + eps)``. Infinite scores are legal; a NaN
+    score is an error that names the tensor, and leaves the mask as it was.
+
+    Args:
+        bits, rank: the mask to write, over tensors with the sizes of ``a``.
+        k: 0 <= k <= sum of n[t].
+        a, b, c, d: [T] float32 tensors of the same sizes.
+    """
+    _ops.select_.default(
+        bits, rank, k, largest, criterion, a, b or [], scale_a, scale_b,
+        divisor_criterion or "", c or [], d or [], scale_c, scale_d, eps,
+    )  # fmt: skip
+
+
+def unit_scores_(
+    out: list[Tensor],
+    criterion: Criterion,
+    a: list[Tensor],
+    b: list[Tensor] | None = None,
+    *,
+    scale_a: float = 1.0,
+    scale_b: float = 1.0,
+    divisor_criterion: Criterion | None = None,
+    c: list[Tensor] | None = None,
+    d: list[Tensor] | None = None,
+    scale_c: float = 1.0,
+    scale_d: float = 1.0,
+    eps: float = 1e-12,
+) -> None:
+    """Scores of rows or whole tensors: ``out[t][u]`` = mean score of the elements of unit u of tensor t.
+
+    Tensor t is cut into ``out[t].numel()`` units of equal length: its rows, or 1 for the tensor as a whole. Sums are
+    in float64 in a fixed order, so the result does not depend on threads or instruction set. NaN is an error.
+
+    Args:
+        out: [T] float32 tensors; n[t] is a multiple of ``out[t].numel()``.
+        others: as in :func:`select_`.
+    """
+    if not out and not a:
+        return  # the dispatcher needs a tensor to find the device
+    _ops.unit_scores_.default(
+        out, criterion, a, b or [], scale_a, scale_b,
+        divisor_criterion or "", c or [], d or [], scale_c, scale_d, eps,
+    )  # fmt: skip
+
+
+def expand_units_(bits: Tensor, rank: Tensor, unit_bits: Tensor, numels: list[int], units: list[int]) -> None:
+    """Writes an element mask from a mask over rows or tensors.
+
+    ``unit_bits`` is the mask over lists of ``units[t]`` units; unit u of tensor t covers ``numels[t] / units[t]``
+    elements.
+    """
+    _ops.expand_units_.default(bits, rank, unit_bits, numels, units)
+
+
+def pack_bits_(bits: Tensor, rank: Tensor, bools: list[Tensor]) -> None:
+    """Packs [T] bool tensors into a mask."""
+    _ops.pack_bits_.default(bits, rank, bools)
+
+
+def unpack_bits_(bools: list[Tensor], bits: Tensor) -> None:
+    """Unpacks a mask into [T] bool tensors."""
+    _ops.unpack_bits_.default(bools, bits)
+
+
+def rank_(rank: Tensor, bits: Tensor) -> None:
+    """Fills the rank directory of ``bits``."""
+    _ops.rank_.default(rank, bits)
+
+
+def masked_adamw_(
+    params: list[Tensor],
+    grads: list[Tensor],
+    exp_avgs: list[Tensor],
+    exp_avg_sqs: list[Tensor],
+    steps: list[Tensor],
+    *,
+    lr: Tensor,
+    beta1: float,
+    beta2: float,
+    eps: float,
+    weight_decay: float,
+    bits: Tensor | None = None,
+    rank: Tensor | None = None,
+    first_blocks: list[int] | None = None,
+    max_exp_avg_sqs: list[Tensor] | None = None,
+    masters: list[Tensor] | None = None,
+    maximize: bool = False,
+    compact: bool = False,
+    stochastic_rounding: bool = False,
+    seed: int = 0,
+    grad_scale: Tensor | None = None,
+    found_inf: Tensor | None = None,
+) -> None:
+    """One AdamW step (decoupled weight decay, arXiv 1711.05101) on the selected elements of all tensors.
+
+    Per selected element, in fp32, with t = ``steps[i]`` after this call's increment::
+
+        g = grad * (1 / grad_scale), negated if maximize
+        p = p * (1 - lr * weight_decay)
+        m = m * beta1 + g * (1 - beta1)
+        v = v * beta2 + g * g * (1 - beta2)
+        w = max(w, v)                                     # amsgrad, then w stands for v below
+        p = p - lr / (1 - beta1^t) * m / (sqrt(v) / sqrt(1 - beta2^t) + eps)
+
+    Elements that are not selected keep every bit of parameter and state. No fused multiply-add anywhere, so that all
+    instruction sets give the same bits.
+
+    Args:
+        params, grads: [T] float32, bfloat16 or float16; dtype and size agree within a pair.
+        exp_avgs, exp_avg_sqs, max_exp_avg_sqs, masters: [T] float32. ``compact=False``: n[t] elements each;
+            ``compact=True``: nnz[t] elements, the selected ones in index order. ``max_exp_avg_sqs`` present = amsgrad.
+            ``masters``: the selected weights in fp32; the parameter is their rounding.
+        steps: [T] float32 with one element, raised by 1 here.
+        lr: float32 or float64 with one element, on the device of the parameters.
+        bits, rank, first_blocks: the mask and the first block of each tensor in it; None = every element.
+        stochastic_rounding: bfloat16 parameters are rounded up or down at random, in proportion to the distance, from a
+            generator keyed by (seed, step, element). Float32 ones are not concerned, float16 ones are refused.
+        grad_scale, found_inf: float32 with one element. ``found_inf`` != 0 makes the call change nothing.
+    """
+    _ops.masked_adamw_.default(
+        params, grads, exp_avgs, exp_avg_sqs, max_exp_avg_sqs or [], masters or [], steps,
+        bits, rank, first_blocks or [],
+        lr, beta1, beta2, eps, weight_decay, maximize, compact, stochastic_rounding, seed, grad_scale, found_inf,
+    )  # fmt: skip
+
+
+def masked_sgd_(
+    params: list[Tensor],
+    grads: list[Tensor],
+    momentum_buffers: list[Tensor],
+    steps: list[Tensor],
+    *,
+    lr: Tensor,
+    momentum: float,
+    weight_decay: float,
+    dampening: float = 0.0,
+    nesterov: bool = False,
+    bits: Tensor | None = None,
+    rank: Tensor | None = None,
+    first_blocks: list[int] | None = None,
+    masters: list[Tensor] | None = None,
+    maximize: bool = False,
+    compact: bool = False,
+    stochastic_rounding: bool = False,
+    seed: int = 0,
+    grad_scale: Tensor | None = None,
+    found_inf: Tensor | None = None,
+) -> None:
+    """One SGD step with coupled weight decay, as ``torch.optim.SGD``, on the selected elements of all tensors.
+
+    Per selected element, in fp32::
+
+        g = grad * (1 / grad_scale), negated if maximize
+        g = g + weight_decay * p
+        b = g at the first step, else momentum * b + (1 - dampening) * g
+        g = g + momentum * b if nesterov else b
+        p = p - lr * g
+
+    Args as in :func:`masked_adamw_`; ``momentum_buffers`` is empty when ``momentum`` is 0.
+    """
+    _ops.masked_sgd_.default(
+        params, grads, momentum_buffers, masters or [], steps, bits, rank, first_blocks or [],
+        lr, momentum, dampening, weight_decay, nesterov, maximize, compact, stochastic_rounding, seed,
+        grad_scale, found_inf,
+    )  # fmt: skip

@@ -1,0 +1,334 @@
+"""What the masked optimizers share: matching, state, and the loop that hands lists of tensors to an operator."""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from itertools import chain
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from aimfair.layout import BLOCK
+from aimfair.selective import state_layout
+from aimfair.selective.mask import ParameterMask
+from aimfair.selective.matching import Slot, match
+from aimfair.selective.parameters import named_errors
+
+State = Literal["dense", "compact"]
+"""Optimizer state of a parameter: in its shape, or only for its selected elements."""
+
+Params = Iterable[Tensor] | Iterable[tuple[str, Tensor]] | Iterable[dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class Launch:
+    """Parameters that go to one operator call: of one group, on one device, under one mask.
+
+    Attributes:
+        indices: their places in the plan's list.
+        states: their entries of ``Optimizer.state``.
+        arguments: mask and first blocks, as the operators take them.
+    """
+
+    device: torch.device
+    indices: list[int]
+    parameters: list[Tensor]
+    names: list[str]
+    states: list[dict[str, Tensor]]
+    has_masters: bool
+    arguments: dict[str, Any]
+
+    def grads(self, grads: list[Tensor | None]) -> list[Tensor]:
+        """Those of the plan's gradients that belong to this launch."""
+        return [grads[index] for index in self.indices]  # type: ignore[misc] # present, by the making of the plan
+
+    def state(self, name: str) -> list[Tensor]:
+        return [state[name] for state in self.states]
+
+
+@dataclass
+class Plan:
+    """The launches of a param group; they hold for the gradients, the state and the options they were made for."""
+
+    parameters: list[Tensor]
+    present: list[bool] | None = None
+    state: object = None
+    entries: int = 0
+    state_names: tuple[str, ...] = ()
+    launches: tuple[Launch, ...] = ()
+    lr: float | None = None
+    lr_tensor: Tensor | None = None
+
+    def lr_of(self, group: dict[str, Any]) -> Tensor:
+        """The learning rate as the operators take it; the tensor of a number is kept until the number changes."""
+        lr = group["lr"]
+        if isinstance(lr, Tensor):
+            return lr
+        if self.lr_tensor is None or self.lr != lr:
+            device = self.launches[0].device
+            self.lr, self.lr_tensor = lr, torch.tensor(lr, dtype=torch.float64, device=device)
+        return self.lr_tensor
+
+
+@dataclass(frozen=True)
+class _Converted:
+    """Loaded state in its final form.
+
+    ``Optimizer.load_state_dict`` casts what it finds in collections to the dtype of the parameter, at the cost of the
+    float32 state of bfloat16 weights; inside this, which is no collection, it passes unchanged.
+    """
+
+    state: dict[str, Tensor]
+
+
+class MaskedOptimizer(Optimizer):
+    """Steps selected elements only; a subclass says what its state is and which operator steps."""
+
+    moments: ClassVar[tuple[str, ...]]
+    """Names of all state tensors that a parameter can have, besides "step" and "master"."""
+
+    required: ClassVar[tuple[str, ...]] = ()
+    """Those of :attr:`moments` without which loaded state makes no sense."""
+
+    _step_supports_amp_scaling = True  # torch.amp.GradScaler hands grad_scale and found_inf to step()
+
+    def __init__(
+        self,
+        params: Params,
+        mask: ParameterMask | None,
+        defaults: dict[str, Any],
+        *,
+        state: State,
+        master_weights: bool,
+    ):
+        if state not in ("dense", "compact"):
+            raise ValueError(f'state={state!r}: expected "dense" or "compact"')
+        if master_weights and defaults["stochastic_rounding"]:
+            raise ValueError("stochastic_rounding has no meaning with master_weights")
+        self.mask, self.compact, self.master_weights = mask, state == "compact", master_weights
+        self._slots: dict[Tensor, Slot] = {}
+        self._reset_plans()
+        self._unmatched: list[dict[str, Any]] | None = []  # groups whose matching waits for the last one
+        super().__init__(params, defaults)
+        if self._unmatched:
+            self._adopt(self._unmatched, mask)
+        self._unmatched = None
+
+    # -- parameters ------------------------------------------------------------------------------------
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Adds a param group, as in torch, under the optimizer's mask or under its own.
+
+        A group may bring a mask of its own as ``"mask"``; None tunes every element. Under the optimizer's mask, a group
+        added after construction must be named, for the mask to know which parameters it holds.
+        """
+        group = dict(param_group) if isinstance(param_group, dict) else param_group
+        has_own_mask = isinstance(group, dict) and "mask" in group
+        mask = group.pop("mask") if has_own_mask else self.mask
+        super().add_param_group(group)
+        if not has_own_mask and self._unmatched is not None:
+            self._unmatched.append(group)
+            return
+        try:
+            if not has_own_mask and mask is not None and "param_names" not in group:
+                raise ValueError(
+                    "a group added to a masked optimizer needs named parameters,"
+                    ' or a "mask" of its own (None tunes every element)'
+                )
+            self._adopt([group], mask)
+        except Exception:
+            del self.param_groups[-1]
+            raise
+
+    def _adopt(self, groups: list[dict[str, Any]], mask: ParameterMask | None) -> None:
+        """Matches the parameters of groups that share a mask."""
+        free = [slot for slot in self._slots.values() if slot.mask is None]
+        first_block = max((slot.first_block + -(-slot.nnz // BLOCK) for slot in free), default=0)
+        self._slots.update(match(groups, mask, first_block))
+        for group in groups:
+            group["mask_digest"] = None if mask is None else mask.digest
+        self._reset_plans()
+
+    # -- stepping --------------------------------------------------------------------------------------
+
+    @torch._disable_dynamo  # type: ignore[attr-defined] # a graph would be made anew for every learning rate
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
+        """Takes one step on the selected elements of all parameters that have a gradient.
+
+        Args:
+            closure: evaluates the model again and returns the loss, which is then returned here.
+
+        Raises:
+            RuntimeError, TypeError: naming the parameter, before any memory of its group was written.
+        """
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        grad_scale, found_inf = getattr(self, "grad_scale", None), getattr(self, "found_inf", None)
+        for number, group in enumerate(self.param_groups):
+            plan, grads = self._plan(number, group)
+            for launch in plan.launches:
+                with named_errors(launch.names):
+                    self._launch(
+                        launch,
+                        launch.grads(grads),
+                        group,
+                        lr=_on(launch.device, plan.lr_of(group)),
+                        weight_decay=group["weight_decay"],
+                        maximize=group["maximize"],
+                        masters=launch.state("master") if launch.has_masters else None,
+                        stochastic_rounding=group["stochastic_rounding"],
+                        seed=group["seed"],
+                        grad_scale=_on(launch.device, grad_scale),
+                        found_inf=_on(launch.device, found_inf),
+                        **launch.arguments,
+                    )
+        return loss
+
+    def _launch(self, launch: Launch, grads: list[Tensor], group: dict[str, Any], **arguments: Any) -> None:
+        """Calls the operator."""
+        raise NotImplementedError
+
+    def _state_names(self, group: dict[str, Any]) -> tuple[str, ...]:
+        """Those of :attr:`moments` that the options of a group ask for."""
+        raise NotImplementedError
+
+    def _plan(self, number: int, group: dict[str, Any]) -> tuple[Plan, list[Tensor | None]]:
+        """The group's plan, made anew if it no longer holds, and the gradients of its parameters."""
+        plan = self._plans.get(number)
+        if plan is None:
+            selected = [p for p in group["params"] if p in self._slots and self._slots[p].nnz]
+            plan = self._plans[number] = Plan(selected)
+        grads = [parameter.grad for parameter in plan.parameters]
+        present = [grad is not None for grad in grads]
+        state_names = self._state_names(group)
+        holds = plan.present == present and plan.state_names == state_names
+        if not (holds and plan.state is self.state and plan.entries == len(self.state)):
+            plan.launches = self._launches(plan.parameters, grads, state_names)
+            plan.present, plan.state_names = present, state_names
+            plan.state, plan.entries = self.state, len(self.state)
+        return plan, grads
+
+    def _launches(
+        self, parameters: list[Tensor], grads: list[Tensor | None], state_names: tuple[str, ...]
+    ) -> tuple[Launch, ...]:
+        buckets: dict[tuple[torch.device, int, bool], list[int]] = {}
+        for index, (parameter, grad) in enumerate(zip(parameters, grads, strict=True)):
+            if grad is None:
+                continue
+            if grad.layout is not torch.strided:
+                name = self._slots[parameter].name
+                raise TypeError(f"the gradient of {name!r} has layout {grad.layout}; make it dense (sparse=False)")
+            has_master = self.master_weights and parameter.dtype != torch.float32
+            self._init_state(parameter, state_names, has_master)
+            bucket = (parameter.device, id(self._slots[parameter].mask), has_master)
+            buckets.setdefault(bucket, []).append(index)
+        return tuple(
+            self._make_launch(device, indices, [parameters[index] for index in indices], has_masters)
+            for (device, _, has_masters), indices in buckets.items()
+        )
+
+    def _make_launch(
+        self, device: torch.device, indices: list[int], parameters: list[Tensor], has_masters: bool
+    ) -> Launch:
+        slots = [self._slots[parameter] for parameter in parameters]
+        arguments: dict[str, Any] = {"first_blocks": [slot.first_block for slot in slots], "compact": False}
+        if (mask := slots[0].mask) is not None:
+            mask = self._masks.setdefault((id(mask), device), mask.to(device))
+            arguments.update(bits=mask.bits, rank=mask.rank, compact=self.compact)
+        states = [self.state[parameter] for parameter in parameters]
+        return Launch(device, indices, parameters, [slot.name for slot in slots], states, has_masters, arguments)
+
+    def _reset_plans(self) -> None:
+        self._plans: dict[int, Plan] = {}
+        self._masks: dict[tuple[int, torch.device], ParameterMask] = {}
+
+    # -- state -----------------------------------------------------------------------------------------
+
+    def _init_state(self, parameter: Tensor, state_names: tuple[str, ...], has_master: bool) -> None:
+        """Fills in what a parameter's state lacks."""
+        state, slot = self.state[parameter], self._slots[parameter]
+        if "step" not in state:
+            state["step"] = torch.zeros((), dtype=torch.float32, device=parameter.device)
+        for name in state_names:
+            if name not in state:
+                state[name] = state_layout.zeros(parameter, slot, self.compact)
+        if has_master and "master" not in state:
+            state["master"] = state_layout.take(parameter, slot, self.compact)
+
+    @torch._disable_dynamo  # type: ignore[attr-defined]
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Loads state saved by this optimizer, dense or compact, or by torch's optimizer of the same kind.
+
+        State is copied. Of dense state only the selected elements matter; unselected ones of a dense copy of compact
+        state are zero.
+
+        Raises:
+            ValueError: another mask, other param groups, or state that does not fit a parameter, by name; nothing has
+                changed then.
+        """
+        # As the last hook, so that it sees what the user's hooks made of the state.
+        handle = self.register_load_state_dict_pre_hook(lambda _, loaded: self._convert_state_dict(loaded))
+        try:
+            super().load_state_dict(state_dict)
+        finally:
+            handle.remove()
+
+    def _convert_state_dict(self, state_dict: dict[str, Any]) -> dict[str, Any] | None:
+        saved_groups = state_dict["param_groups"]
+        if [len(g["params"]) for g in saved_groups] != [len(g["params"]) for g in self.param_groups]:
+            return None  # torch has an error for that
+        for number, (saved, group) in enumerate(zip(saved_groups, self.param_groups, strict=True)):
+            digest = saved.get("mask_digest")
+            if digest not in (None, group["mask_digest"]):
+                own = group["mask_digest"] or "no mask"
+                raise ValueError(f"param group {number}: the state is for mask {digest[:12]}, not for {own[:12]}")
+        ids = chain.from_iterable(group["params"] for group in saved_groups)
+        parameters = dict(zip(ids, chain.from_iterable(group["params"] for group in self.param_groups), strict=True))
+        state = {}
+        for key, entry in state_dict["state"].items():
+            if (parameter := parameters.get(key)) is None:
+                state[key] = entry
+            elif parameter in self._slots and self._slots[parameter].nnz and entry:
+                state[key] = _Converted(self._convert(parameter, entry))
+        groups = [
+            {**saved, "mask_digest": group["mask_digest"]}
+            for saved, group in zip(saved_groups, self.param_groups, strict=True)
+        ]
+        return {**state_dict, "state": state, "param_groups": groups}
+
+    def _convert(self, parameter: Tensor, saved: dict[str, Any]) -> dict[str, Tensor]:
+        slot = self._slots[parameter]
+        if lacking := [name for name in self.required if saved.get(name) is None]:
+            raise ValueError(f"the state of {slot.name!r} has no {lacking[0]}: it is not of this kind of optimizer")
+        found = {name: saved[name] for name in self.moments if saved.get(name) is not None}
+        # torch.optim.SGD counts no steps: its momentum buffer tells the first step from the others.
+        step = torch.as_tensor(saved.get("step", float(bool(found))), dtype=torch.float32, device=parameter.device)
+        state = {"step": step.clone().reshape(())}
+        for name, value in found.items():
+            state[name] = state_layout.convert(value, parameter, slot, self.compact)
+        if self.master_weights and parameter.dtype != torch.float32 and saved.get("master") is not None:
+            state["master"] = state_layout.convert(saved["master"], parameter, slot, self.compact, background=parameter)
+        return state
+
+    def __getstate__(self) -> dict[str, Any]:
+        own = {name: self.__dict__[name] for name in ("mask", "compact", "master_weights", "_slots", "_unmatched")}
+        return {**super().__getstate__(), **own}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        for parameter, entry in self.state.items():
+            if isinstance(entry, _Converted):
+                self.state[parameter] = entry.state
+        for group in self.param_groups:
+            for option, default in self.defaults.items():
+                group.setdefault(option, default)
+        self._reset_plans()
+
+
+def _on(device: torch.device, value: Any) -> Tensor | None:
+    """A one-element tensor on a device. GradScaler sets a plain 0 instead where there were no gradients."""
+    return value.to(device) if isinstance(value, Tensor) else None

@@ -1,0 +1,108 @@
+"""Which part of which mask governs each parameter of an optimizer."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import chain
+from typing import Any
+
+from torch import Tensor
+
+from aimfair.layout import first_blocks
+from aimfair.selective.mask import ParameterMask
+from aimfair.selective.parameters import canonical_name, listing, require_tunable
+
+ParamGroup = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Slot:
+    """Place of one parameter in a mask.
+
+    Attributes:
+        name: of the parameter, or its position where it has none.
+        mask: None selects every element.
+        first_block: index of the parameter's first block in the mask; without a mask, in the list of all parameters
+            that have none, which keeps the random numbers of stochastic rounding apart.
+        nnz: selected elements.
+    """
+
+    name: str
+    mask: ParameterMask | None
+    first_block: int
+    nnz: int
+
+    def selected(self) -> Tensor | None:
+        """bool tensor of the selected elements, None for all."""
+        return self.mask.bool_of(self.name) if self.mask is not None else None
+
+
+def match(groups: Sequence[ParamGroup], mask: ParameterMask | None, first_block: int = 0) -> dict[Tensor, Slot]:
+    """A slot for each parameter of these groups that the mask governs.
+
+    Named parameters ("param_names", from ``named_parameters()``) are matched by name; the mask may hold others, and a
+    parameter that it does not hold must not require a gradient. Plain parameters are matched by order and shape over
+    all groups: they, or those of them that require a gradient, must be exactly the mask's list.
+
+    Args:
+        first_block: where to begin counting blocks without a mask.
+
+    Raises:
+        TypeError, ValueError: naming the parameters that do not match, or that the kernels cannot tune.
+    """
+    parameters = list(chain.from_iterable(group["params"] for group in groups))
+    names = list(chain.from_iterable(group.get("param_names", ()) for group in groups))
+    if mask is None:
+        names = [canonical_name(name) for name in names] or [f"parameter {i}" for i in range(len(parameters))]
+        blocks = first_blocks([parameter.numel() for parameter in parameters])
+        slots = {
+            parameter: Slot(name, None, first_block + block, parameter.numel())
+            for name, parameter, block in zip(names, parameters, blocks, strict=False)
+        }
+    elif names:
+        slots = _match_names(zip(_names_in(mask, names), parameters, strict=True), mask)
+    else:
+        slots = _match_order(parameters, mask)
+    require_tunable((slot.name, parameter) for parameter, slot in slots.items())
+    return slots
+
+
+def _names_in(mask: ParameterMask, names: Iterable[str]) -> list[str]:
+    """The names without the level that a data-parallel wrapper adds, unless the mask was made with it."""
+    plain = [canonical_name(name) for name in names]
+    wrapped = all(name.startswith("module.") for name in plain) and not any(name in mask.index for name in plain)
+    return [name.removeprefix("module.") for name in plain] if wrapped else plain
+
+
+def _match_names(named: Iterable[tuple[str, Tensor]], mask: ParameterMask) -> dict[Tensor, Slot]:
+    slots, unknown = {}, []
+    for name, parameter in named:
+        index = mask.index.get(name)
+        if index is None:
+            if parameter.requires_grad:
+                unknown.append(name)
+        elif mask.shapes[index] != tuple(parameter.shape):
+            raise ValueError(f"{name!r} has shape {tuple(parameter.shape)}, in the mask it is {mask.shapes[index]}")
+        else:
+            slots[parameter] = _slot(mask, index)
+    if unknown:
+        raise ValueError(
+            f"not in the mask: {listing(unknown)}; freeze them (requires_grad=False), or give them a group of their own"
+            ' with "mask": None, which tunes every element'
+        )
+    return slots
+
+
+def _match_order(parameters: Sequence[Tensor], mask: ParameterMask) -> dict[Tensor, Slot]:
+    for candidates in (parameters, [parameter for parameter in parameters if parameter.requires_grad]):
+        if [tuple(parameter.shape) for parameter in candidates] == list(mask.shapes):
+            return {parameter: _slot(mask, index) for index, parameter in enumerate(candidates)}
+    pairs = zip(parameters, mask.names, mask.shapes, strict=False)
+    differing = (f"; {name!r} is {s}, found {tuple(p.shape)}" for p, name, s in pairs if tuple(p.shape) != s)
+    raise ValueError(
+        f"{len(parameters)} parameters do not match the mask's {len(mask.names)} by order and shape"
+        f"{next(differing, '')}; pass model.named_parameters() to match by name"
+    )
+
+
+def _slot(mask: ParameterMask, index: int) -> Slot:
+    return Slot(mask.names[index], mask, mask.first_blocks[index], mask.nnz_per_tensor[index])

@@ -1,0 +1,150 @@
+"""AdamW and SGD that change selected elements only, to the last bit."""
+
+from typing import Any
+
+from torch import Tensor
+
+from aimfair import ops
+from aimfair.selective.mask import ParameterMask
+from aimfair.selective.masked_optimizer import Launch, MaskedOptimizer, Params, State
+
+
+class MaskedAdamW(MaskedOptimizer):
+    """AdamW (decoupled weight decay, arXiv 1711.05101) on the selected elements; the others keep every bit.
+
+    A :class:`torch.optim.Optimizer` that takes what ``torch.optim.AdamW`` takes, steps all tensors of a group in one
+    operator call, and works with schedulers, closures, clipping, ``torch.amp.GradScaler`` and ``state_dict``.
+
+    Args:
+        params: ``model.named_parameters()``, matched to the mask by name; or ``model.parameters()``, matched by order
+            and shape; or param groups of either. A group may bring its own ``"mask"`` (None: every element). Contiguous
+            float32, bfloat16 or float16, in any mixture.
+        mask: None tunes every element.
+        lr: a number, or a tensor with one element, which may live on the device (CUDA graphs).
+        betas, eps, weight_decay, amsgrad, maximize: as in ``torch.optim.AdamW``.
+        state: ``dense`` keeps exp_avg and exp_avg_sq in the shape of the parameter, ``compact`` only for its selected
+            elements (8 bytes per selected element). Both step to the same bits, and load each other's state.
+        master_weights: keep selected bfloat16 and float16 weights in float32 too, and round the parameter from those.
+        stochastic_rounding: round bfloat16 weights up or down at random, in proportion to the distance, reproducibly
+            from (``seed``, step, element).
+
+    State is float32, made at the first step, and only for parameters with a selected element.
+
+    Raises:
+        TypeError, ValueError: naming the argument, or the parameters that do not match the mask.
+    """
+
+    moments = ("exp_avg", "exp_avg_sq", "max_exp_avg_sq")
+    required = ("exp_avg", "exp_avg_sq")
+
+    def __init__(
+        self,
+        params: Params,
+        mask: ParameterMask | None = None,
+        lr: float | Tensor = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 1e-2,
+        *,
+        amsgrad: bool = False,
+        maximize: bool = False,
+        state: State = "dense",
+        master_weights: bool = False,
+        stochastic_rounding: bool = False,
+        seed: int = 0,
+    ):
+        _require("lr", lr, lr >= 0)
+        _require("betas", betas, all(0 <= beta < 1 for beta in betas))
+        _require("eps", eps, eps >= 0)
+        _require("weight_decay", weight_decay, weight_decay >= 0)
+        defaults = {
+            "lr": lr,
+            "betas": betas,
+            "eps": eps,
+            "weight_decay": weight_decay,
+            "amsgrad": amsgrad,
+            "maximize": maximize,
+            "stochastic_rounding": stochastic_rounding,
+            "seed": seed,
+        }
+        super().__init__(params, mask, defaults, state=state, master_weights=master_weights)
+
+    def _state_names(self, group: dict[str, Any]) -> tuple[str, ...]:
+        return self.moments if group["amsgrad"] else self.required
+
+    def _launch(self, launch: Launch, grads: list[Tensor], group: dict[str, Any], **arguments: Any) -> None:
+        ops.masked_adamw_(
+            launch.parameters,
+            grads,
+            launch.state("exp_avg"),
+            launch.state("exp_avg_sq"),
+            launch.state("step"),
+            beta1=group["betas"][0],
+            beta2=group["betas"][1],
+            eps=group["eps"],
+            max_exp_avg_sqs=launch.state("max_exp_avg_sq") if group["amsgrad"] else None,
+            **arguments,
+        )
+
+
+class MaskedSGD(MaskedOptimizer):
+    """SGD with momentum, coupled weight decay and Nesterov, as ``torch.optim.SGD``, on the selected elements.
+
+    The others keep every bit. Arguments as in ``torch.optim.SGD`` and :class:`MaskedAdamW`; state is a momentum buffer
+    (4 bytes per element, or per selected element) if there is momentum.
+    """
+
+    moments = ("momentum_buffer",)
+
+    def __init__(
+        self,
+        params: Params,
+        mask: ParameterMask | None = None,
+        lr: float | Tensor = 1e-3,
+        momentum: float = 0.0,
+        dampening: float = 0.0,
+        weight_decay: float = 0.0,
+        *,
+        nesterov: bool = False,
+        maximize: bool = False,
+        state: State = "dense",
+        master_weights: bool = False,
+        stochastic_rounding: bool = False,
+        seed: int = 0,
+    ):
+        _require("lr", lr, lr >= 0)
+        _require("momentum", momentum, momentum >= 0)
+        _require("weight_decay", weight_decay, weight_decay >= 0)
+        if nesterov and (momentum <= 0 or dampening != 0):
+            raise ValueError("nesterov needs momentum > 0 and dampening = 0")
+        defaults = {
+            "lr": lr,
+            "momentum": momentum,
+            "dampening": dampening,
+            "weight_decay": weight_decay,
+            "nesterov": nesterov,
+            "maximize": maximize,
+            "stochastic_rounding": stochastic_rounding,
+            "seed": seed,
+        }
+        super().__init__(params, mask, defaults, state=state, master_weights=master_weights)
+
+    def _state_names(self, group: dict[str, Any]) -> tuple[str, ...]:
+        return self.moments if group["momentum"] else ()
+
+    def _launch(self, launch: Launch, grads: list[Tensor], group: dict[str, Any], **arguments: Any) -> None:
+        ops.masked_sgd_(
+            launch.parameters,
+            grads,
+            launch.state("momentum_buffer") if group["momentum"] else [],
+            launch.state("step"),
+            momentum=group["momentum"],
+            dampening=group["dampening"],
+            nesterov=group["nesterov"],
+            **arguments,
+        )
+
+
+def _require(name: str, value: object, valid: bool | Tensor) -> None:
+    if not valid:
+        raise ValueError(f"{name}={value} is out of range")

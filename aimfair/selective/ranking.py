@@ -1,0 +1,102 @@
+"""Scores of elements and units, and the order they put them in."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from aimfair import ops
+from aimfair.layout import empty_mask
+from aimfair.selective.mask import ParameterMask
+from aimfair.selective.parameters import Shape, named_errors
+from aimfair.selective.units import Granularity, select_units, unit_counts
+
+
+@dataclass(frozen=True)
+class Score:
+    """A score per element, computed on the fly from one or two accumulators (the table in ``ops.select_``).
+
+    Attributes:
+        a, b: one float32 accumulator per parameter; no ``b`` for scores of one accumulator.
+        scale_a, scale_b: 1 / number of batches, or whatever turns the accumulator into a mean.
+    """
+
+    criterion: ops.Criterion
+    a: list[Tensor]
+    b: list[Tensor] | None = None
+    scale_a: float = 1.0
+    scale_b: float = 1.0
+
+    def numerator(self) -> dict[str, Any]:
+        return {
+            "criterion": self.criterion,
+            "a": self.a,
+            "b": self.b,
+            "scale_a": self.scale_a,
+            "scale_b": self.scale_b,
+        }
+
+    def divisor(self) -> dict[str, Any]:
+        return {
+            "divisor_criterion": self.criterion,
+            "c": self.a,
+            "d": self.b,
+            "scale_c": self.scale_a,
+            "scale_d": self.scale_b,
+        }
+
+
+class Ranking:
+    """All units of a parameter list ordered by a score: the mean score of their elements.
+
+    ``top(k)`` and ``bottom(k)`` are exact and nested, ties go to the lowest index.
+
+    Args:
+        divisor: rank by ``score / (divisor + eps)`` of each element instead.
+        eps: see ``ops.select_``.
+    """
+
+    def __init__(
+        self,
+        names: tuple[str, ...],
+        shapes: tuple[Shape, ...],
+        granularity: Granularity,
+        score: Score,
+        divisor: Score | None = None,
+        *,
+        eps: float = 1e-12,
+    ):
+        self.names, self.shapes, self.granularity = names, shapes, granularity
+        self._counts = unit_counts(shapes, granularity)
+        self._recipe = {**score.numerator(), **(divisor.divisor() if divisor else {}), "eps": eps}
+        # Elements are scored inside the selection and their scores never stored.
+        self._scores = None if granularity == "element" else self.unit_scores()
+
+    @property
+    def units(self) -> int:
+        return sum(self._counts)
+
+    def unit_scores(self) -> list[Tensor]:
+        """float32 scores of the units, one tensor per parameter."""
+        accumulators = self._recipe["a"]
+        scores = [torch.empty(n, device=a.device) for n, a in zip(self._counts, accumulators, strict=True)]
+        with named_errors(self.names):
+            ops.unit_scores_(scores, **self._recipe)
+        return scores
+
+    def top(self, k: int) -> ParameterMask:
+        return self._select(k, largest=True)
+
+    def bottom(self, k: int) -> ParameterMask:
+        return self._select(k, largest=False)
+
+    def _select(self, k: int, largest: bool) -> ParameterMask:
+        with named_errors(self.names):
+            if self._scores is not None:
+                bits, rank = select_units(self._scores, k, self.shapes, self.granularity, largest=largest)
+            else:
+                accumulators = self._recipe["a"]
+                bits, rank = empty_mask([a.numel() for a in accumulators], accumulators[0].device)
+                ops.select_(bits, rank, k, largest=largest, **self._recipe)
+        return ParameterMask(self.names, self.shapes, bits, rank)

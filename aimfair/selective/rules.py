@@ -1,0 +1,58 @@
+"""Rules that make a mask of rankings; they know nothing of gradients."""
+
+import math
+from collections.abc import Sequence
+
+from aimfair.selective.mask import ParameterMask
+from aimfair.selective.ranking import Ranking
+from aimfair.selective.units import number_of_units
+
+
+def intersection(bias: Ranking, domain: Ranking, bias_share: int | float, domain_share: int | float) -> ParameterMask:
+    """The units that react most to the bias and least to the domain gap (AIM-Fair, arXiv 2503.05665).
+
+    Raises:
+        ValueError: a share is out of range, or no unit is in both sets.
+    """
+    most = number_of_units(bias_share, bias.units, "bias")
+    least = number_of_units(domain_share, domain.units, "domain")
+    mask = bias.top(most) & domain.bottom(least)
+    if mask.nnz == 0:
+        raise ValueError(
+            f"the top {most} units by bias and the bottom {least} by domain of {bias.units} have none in common;"
+            " raise bias or domain, or ask for a density"
+        )
+    return mask
+
+
+def budget(bias: Ranking, domain: Ranking, density: float) -> ParameterMask:
+    """The intersection of top k and bottom k, k the smallest that leaves ``round(density * elements)`` elements.
+
+    Both sets grow with k, so the intersection does too and k is found by bisection. It may leave a few more elements:
+    a step of k can add two units, and units can be large.
+    """
+    numel = sum(math.prod(shape) for shape in bias.shapes)
+    target = number_of_units(float(density), numel, "density")
+    smallest, k = None, bias.units
+    low = 1
+    while low < k:
+        middle = (low + k) // 2
+        mask = bias.top(middle) & domain.bottom(middle)
+        if mask.nnz >= target:
+            smallest, k = mask, middle
+        else:
+            low = middle + 1
+    return bias.top(k) if smallest is None else smallest
+
+
+def head_names(names: Sequence[str], head: str | None = None) -> list[str]:
+    """The parameters of the module ``head``, by default of the last module that owns parameters.
+
+    Raises:
+        ValueError: no parameter belongs to ``head``.
+    """
+    module = names[-1].rpartition(".")[0] if head is None else head
+    found = [name for name in names if module in (name, name.rpartition(".")[0]) or name.startswith(f"{module}.")]
+    if not found:
+        raise ValueError(f"no parameter belongs to the module {module!r}; the last one is {names[-1]!r}")
+    return found

@@ -1,0 +1,392 @@
+"""Gradient sensitivity of a model to several data sources, and the masks that follow from it."""
+
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Literal, Self, get_args
+
+import torch
+from torch import Tensor
+
+from aimfair.selective import storage
+from aimfair.selective.capture import GradientCapture
+from aimfair.selective.mask import ParameterMask
+from aimfair.selective.parameters import (
+    Parameters,
+    listing,
+    named_parameters,
+    require_one_device,
+    require_tunable,
+    shapes_of,
+)
+from aimfair.selective.ranking import Ranking, Score
+from aimfair.selective.rules import budget, head_names, intersection
+from aimfair.selective.statistics import CONTRAST_CRITERIA, SOURCE_CRITERIA, Contrasts, GradientStatistics, Statistics
+from aimfair.selective.summary import SensitivitySummary
+from aimfair.selective.units import Granularity, density_or_k
+
+Rule = Literal["top_k", "intersection", "ratio", "budget", "random", "all", "head_only"]
+Criterion = Literal["difference", "relative_difference", "norm_ratio", "fisher", "magnitude"]
+GradScale = Tensor | float | torch.amp.GradScaler | None
+"""What the gradients were multiplied by: a number, a tensor with one element, or the scaler itself."""
+
+KIND, VERSION = "aimfair.sensitivity", 1
+"""What a sensitivity file says it is."""
+
+_ARGUMENTS: dict[str, set[str]] = {
+    "top_k": {"density", "k"},
+    "intersection": {"bias", "domain", "density"},
+    "ratio": {"density", "k"},
+    "budget": {"density"},
+    "random": {"density", "k"},
+    "all": set(),
+    "head_only": {"head"},
+}
+"""The sizes each rule takes."""
+
+
+class Sensitivity:
+    """Accumulates gradients per source, then selects the parameters that react to what the sources differ in.
+
+    ::
+
+        probe = Sensitivity(model, sources=("real_biased", "synthetic_biased", "synthetic_fair"))
+        for source, batches in data.items():
+            for x, y in batches:
+                loss_fn(model(x), y).backward()
+                probe.update(source)
+        mask = probe.select("intersection", bias=0.3, domain=0.3)
+
+    Args:
+        parameters: a module, a dict name -> parameter, or (name, parameter) pairs. Those that require a gradient now
+            are the list that every mask will be over; a tied parameter counts once. All on one device, contiguous,
+            float32, bfloat16 or float16.
+        sources: names of the data sources.
+        statistics: what is kept, see :data:`Statistics`; ``all`` takes 8 bytes per parameter and source, ``sum`` and
+            ``square`` 4, ``signed`` 4 per parameter and contrast.
+        batches: for ``signed``, the number of batches each source will have.
+        contrasts: name -> (A, B), the pairs of sources that criteria compare. Of three sources (s0, s1, s2) the default
+            is ``domain: (s0, s1)`` and ``bias: (s1, s2)``; of two ``bias: (s0, s1)``; else none.
+        nonfinite: what a NaN or infinite gradient value does. It never enters the statistics; it is counted, and
+            ``raise`` refuses to go on: at once on the CPU, in :meth:`select` on any device. ``ignore`` goes on.
+
+    Raises:
+        TypeError, ValueError: naming the parameter or the argument.
+    """
+
+    def __init__(
+        self,
+        parameters: Parameters,
+        sources: Iterable[str] = ("real_biased", "synthetic_biased", "synthetic_fair"),
+        *,
+        statistics: Statistics = "all",
+        batches: Mapping[str, int] | None = None,
+        contrasts: Contrasts | None = None,
+        nonfinite: Literal["raise", "ignore"] = "raise",
+    ):
+        if isinstance(sources, str):
+            raise TypeError(f"sources={sources!r}: expected several names, not a text")
+        if nonfinite not in ("raise", "ignore"):
+            raise ValueError(f'nonfinite={nonfinite!r}: expected "raise" or "ignore"')
+        sources = tuple(sources)
+        named = named_parameters(parameters)
+        require_tunable(named.items())
+        device = require_one_device(named)
+        if contrasts is None:
+            contrasts = _default_contrasts(sources)
+        self._named, self._parameters, self._nonfinite = named, list(named.values()), nonfinite
+        self._statistics = GradientStatistics(
+            tuple(named), shapes_of(named.values()), device, sources, statistics, contrasts, batches
+        )
+
+    # -- accumulating ----------------------------------------------------------------------------------
+
+    @property
+    def batches(self) -> dict[str, int]:
+        """Batches counted per source."""
+        return dict(self._statistics.batches)
+
+    def update(self, source: str, *, grad_scale: GradScale = None, zero_grads: bool = True) -> None:
+        """Adds the gradients that the parameters hold now as one batch of ``source``, in one pass.
+
+        A parameter without a gradient adds zero.
+
+        Args:
+            grad_scale: gradients are divided by it; None if they are not scaled, or ``scaler.unscale_`` was called.
+            zero_grads: set the gradients to zero in the same pass.
+
+        Raises:
+            RuntimeError: no parameter has a gradient. TypeError: a sparse gradient.
+            FloatingPointError: NaN or infinite gradients, by parameter (CPU, ``nonfinite="raise"``).
+        """
+        self._require_source(source)
+        grads = {i: grad for i, parameter in enumerate(self._parameters) if (grad := parameter.grad) is not None}
+        if not grads:
+            raise RuntimeError(f"update({source!r}): no parameter has a gradient; call backward() first")
+        scale = self._scale_tensor(grad_scale)
+        self._statistics.add(source, list(grads), list(grads.values()), scale, zero_grads=zero_grads)
+        self._statistics.batches[source] += 1
+        self._require_finite_on_cpu(source)
+
+    def capture(self, source: str, *, accumulate_steps: int = 1, grad_scale: GradScale = None) -> GradientCapture:
+        """Context in which backward passes feed ``source`` by themselves and gradients are freed as they are counted.
+
+        Args:
+            accumulate_steps: backward passes that make one batch; their gradients are summed before they count.
+            grad_scale: as in :meth:`update`; a scaler is asked for its scale at every backward pass.
+
+        Raises:
+            RuntimeError: on leaving in the middle of a batch; that part is not counted.
+            FloatingPointError: from ``backward()``, as in :meth:`update`.
+        """
+        self._require_source(source)
+        if accumulate_steps < 1:
+            raise ValueError(f"accumulate_steps={accumulate_steps}: expected at least 1")
+        return GradientCapture(
+            self._statistics,
+            self._parameters,
+            source,
+            accumulate_steps,
+            lambda: self._scale_tensor(grad_scale),
+            lambda: self._require_finite_on_cpu(source),
+        )
+
+    def reset(self, source: str | None = None) -> None:
+        """Forgets the batches of a source, or of all (signed statistics: only of all)."""
+        if source is not None:
+            self._require_known(source)
+        self._statistics.reset(source)
+
+    def _require_known(self, source: str) -> None:
+        if source not in self._statistics.sources:
+            raise ValueError(f"unknown source {source!r}, expected one of {', '.join(self._statistics.sources)}")
+
+    def _require_source(self, source: str) -> None:
+        self._require_known(source)
+        if source in self._statistics.interrupted:
+            raise RuntimeError(f"source {source!r} holds a part of a batch; reset() and accumulate again")
+
+    def _scale_tensor(self, grad_scale: GradScale) -> Tensor | None:
+        device = self._statistics.device
+        if grad_scale is None:
+            return None
+        if isinstance(grad_scale, torch.amp.GradScaler):
+            return grad_scale.scale(torch.ones((), device=device))  # no wait for the device, unlike get_scale()
+        return torch.as_tensor(grad_scale, dtype=torch.float32, device=device)
+
+    def _require_finite_on_cpu(self, source: str) -> None:
+        if self._statistics.device.type == "cpu":  # elsewhere the question would wait for the device
+            self._require_finite((source,))
+
+    def _require_finite(self, sources: Sequence[str]) -> None:
+        if self._nonfinite == "ignore":
+            return
+        for source in sources:
+            if counts := self._statistics.nonfinite(source):
+                found = listing(f"{name} ({count})" for name, count in counts.items())
+                raise FloatingPointError(
+                    f"NaN or infinite gradients in source {source!r}: {found};"
+                    ' reset() it, or accumulate with nonfinite="ignore" to leave these values out'
+                )
+
+    # -- selecting -------------------------------------------------------------------------------------
+
+    def select(
+        self,
+        rule: Rule = "intersection",
+        *,
+        criterion: Criterion = "difference",
+        domain_criterion: Criterion | None = None,
+        granularity: Granularity = "element",
+        density: float | None = None,
+        k: int | None = None,
+        bias: float | int | None = None,
+        domain: float | int | None = None,
+        eps: float = 1e-12,
+        seed: int = 0,
+        source: str | None = None,
+        head: str | None = None,
+    ) -> ParameterMask:
+        """The mask of a rule. Exact and deterministic: ties go to the lowest index of the parameter list.
+
+        ============== ===================================================================== ======================
+        rule           selects                                                               size
+        ============== ===================================================================== ======================
+        top_k          the best by bias score                                                density or k
+        intersection   the top ``bias`` by bias score among the bottom ``domain`` by         bias and domain, or
+                       domain score                                                          density (as budget)
+        ratio          the best by bias / (domain + eps)                                     density or k
+        budget         the intersection of top k and bottom k, k the smallest that holds     density
+        random         units drawn with ``seed``                                             density or k
+        all            everything
+        head_only      the last module that owns parameters, or ``head``
+        ============== ===================================================================== ======================
+
+        The bias score is ``criterion`` on the contrast "bias", the domain score ``domain_criterion`` on "domain", each
+        averaged over the elements of a unit. A contrast (A, B) is scored by
+
+        - ``difference``: abs(mean g_A - mean g_B);
+        - ``relative_difference``: that / (abs(mean g_A) + abs(mean g_B) + eps);
+        - ``norm_ratio``: sqrt(mean g_B^2) / sqrt(mean g_A^2 + eps).
+
+        The bias score may also be ``fisher`` (mean g^2) or ``magnitude`` (abs(mean g)) of one ``source``.
+
+        Args:
+            domain_criterion: default ``criterion``, or ``difference`` if that is one of a single source.
+            granularity: what is ranked and selected as one, see :data:`Granularity`.
+            density: share of the units, exactly ``round(density * units)``; for budget, the least share of *elements*.
+            k: number of units.
+            bias, domain: shares of the units in (0, 1], or ints for numbers of units: ``bias=1.0`` is everything,
+                ``bias=1`` one unit.
+            source: for fisher and magnitude; may be left out if there is only one.
+
+        Raises:
+            ValueError: arguments that the rule does not take or that select nothing, statistics that were not kept,
+                sources without batches.
+            FloatingPointError: non-finite gradients (``nonfinite="raise"``).
+        """
+        _require_arguments(rule, density=density, k=k, bias=bias, domain=domain, head=head)
+        if rule == "all":
+            return ParameterMask.full(self._named)
+        if rule == "head_only":
+            return ParameterMask.from_names(self._named, head_names(self._statistics.names, head))
+        if rule == "random":
+            return ParameterMask.random(self._named, density, k=k, seed=seed, granularity=granularity)
+
+        bias_score = self._score(criterion, "bias", source)
+        if rule == "top_k":
+            ranking = self._ranking(granularity, bias_score, eps=eps)
+            return ranking.top(density_or_k(density, k, ranking.units))
+        if domain_criterion is None:
+            domain_criterion = criterion if criterion in CONTRAST_CRITERIA else "difference"
+        if domain_criterion not in CONTRAST_CRITERIA:
+            raise ValueError(f"domain_criterion={domain_criterion!r}: expected one of {', '.join(CONTRAST_CRITERIA)}")
+        domain_score = self._score(domain_criterion, "domain", None)
+        if rule == "ratio":
+            ranking = self._ranking(granularity, bias_score, domain_score, eps=eps)
+            return ranking.top(density_or_k(density, k, ranking.units))
+        by_bias = self._ranking(granularity, bias_score, eps=eps)
+        by_domain = self._ranking(granularity, domain_score, eps=eps)
+        if rule == "intersection" and density is None:
+            if bias is None or domain is None:
+                raise ValueError("rule 'intersection' needs bias and domain, or density")
+            return intersection(by_bias, by_domain, bias, domain)
+        if density is None or bias is not None or domain is not None:
+            raise ValueError(f"rule {rule!r}: give density alone, or bias and domain to 'intersection'")
+        return budget(by_bias, by_domain, density)
+
+    def unit_scores(
+        self,
+        criterion: Criterion = "difference",
+        *,
+        contrast: str = "bias",
+        source: str | None = None,
+        granularity: Granularity = "tensor",
+        eps: float = 1e-12,
+    ) -> dict[str, Tensor]:
+        """Parameter -> float32 scores of its units, as :meth:`select` ranks them at this granularity."""
+        ranking = self._ranking(granularity, self._score(criterion, contrast, source), eps=eps)
+        return dict(zip(self._statistics.names, ranking.unit_scores(), strict=True))
+
+    def _score(self, criterion: Criterion, contrast: str, source: str | None) -> Score:
+        if criterion in CONTRAST_CRITERIA:
+            if source is not None:
+                raise ValueError(f"criterion {criterion!r} compares two sources; source={source!r} has no meaning")
+            self._require_finite(self._statistics.contrasts.get(contrast, ()))
+            return self._statistics.contrast_score(criterion, contrast)
+        if criterion not in SOURCE_CRITERIA:
+            raise ValueError(f"criterion={criterion!r}: expected one of {', '.join(get_args(Criterion))}")
+        sources = self._statistics.sources
+        if source is None and len(sources) == 1:
+            source = sources[0]
+        if source not in sources:
+            raise ValueError(f"criterion {criterion!r} needs source=, one of {', '.join(sources)}, found {source!r}")
+        self._require_finite((source,))
+        return self._statistics.source_score(criterion, source)
+
+    def _ranking(self, granularity: Granularity, score: Score, divisor: Score | None = None, *, eps: float) -> Ranking:
+        return Ranking(self._statistics.names, self._statistics.shapes, granularity, score, divisor, eps=eps)
+
+    # -- reading ---------------------------------------------------------------------------------------
+
+    def mean(self, source: str) -> dict[str, Tensor]:
+        """Parameter -> mean gradient over the batches of a source, float32."""
+        self._require_source(source)
+        return self._statistics.means("sum", source)
+
+    def mean_square(self, source: str) -> dict[str, Tensor]:
+        """Parameter -> mean squared gradient over the batches of a source (diagonal empirical Fisher), float32."""
+        self._require_source(source)
+        return self._statistics.means("square", source)
+
+    def square_norm(self, source: str) -> dict[str, float]:
+        """Parameter -> squared gradient norm, summed over the batches of a source."""
+        self._require_source(source)
+        return dict(zip(self._statistics.names, self._statistics.square_norms(source), strict=True))
+
+    def summary(self) -> SensitivitySummary:
+        """Per source: batches, root-mean-square gradient norm of each tensor, non-finite values. Prints as a table."""
+        statistics = self._statistics
+        norms = {
+            source: [(square / max(count, 1)) ** 0.5 for square in statistics.square_norms(source)]
+            for source, count in statistics.batches.items()
+        }
+        nonfinite = {source: statistics.nonfinite(source) for source in statistics.sources}
+        return SensitivitySummary(statistics.names, self.batches, norms, nonfinite)
+
+    # -- disk ------------------------------------------------------------------------------------------
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Writes a safetensors file in one step, from which a run can go on; OSError leaves what was there before."""
+        for source in self._statistics.sources:
+            self._require_source(source)
+        metadata = {**self._statistics.config(), "batches": self.batches, "nonfinite_policy": self._nonfinite}
+        storage.save(path, KIND, VERSION, self._statistics.tensors(), **metadata)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str], parameters: Parameters) -> Self:
+        """The saved statistics, for the same model.
+
+        Raises:
+            FileNotFoundError: there is no such file.
+            ValueError: one line naming the file: not a sensitivity file, damaged, or for another model.
+        """
+        tensors, metadata = storage.load(path, KIND, VERSION)
+        try:
+            return cls._restored(tensors, metadata, parameters)
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise ValueError(f"{path}: {error}") from error
+
+    @classmethod
+    def _restored(cls, tensors: dict[str, Tensor], metadata: dict[str, Any], parameters: Parameters) -> Self:
+        named = named_parameters(parameters)
+        saved = {name: tuple(shape) for name, shape in zip(metadata["names"], metadata["shapes"], strict=True)}
+        own = dict(zip(named, shapes_of(named.values()), strict=True))
+        if list(saved.items()) != list(own.items()):
+            differing = sorted(name for name in saved.keys() | own.keys() if saved.get(name) != own.get(name))
+            raise ValueError(f"the statistics are for another model: {listing(differing) or 'another order'}")
+        probe = cls(
+            named,
+            metadata["sources"],
+            statistics=metadata["statistics"],
+            batches=metadata["declared"],
+            contrasts={name: tuple(pair) for name, pair in metadata["contrasts"].items()},
+            nonfinite=metadata["nonfinite_policy"],
+        )
+        probe._statistics.load_tensors(tensors)
+        probe._statistics.batches = {source: int(metadata["batches"][source]) for source in probe._statistics.sources}
+        return probe
+
+
+def _default_contrasts(sources: Sequence[str]) -> Contrasts:
+    if len(sources) == 3:
+        return {"domain": (sources[0], sources[1]), "bias": (sources[1], sources[2])}
+    return {"bias": (sources[0], sources[1])} if len(sources) == 2 else {}
+
+
+def _require_arguments(rule: str, **given: object) -> None:
+    if rule not in _ARGUMENTS:
+        raise ValueError(f"rule={rule!r}: expected one of {', '.join(_ARGUMENTS)}")
+    extra = [name for name, value in given.items() if value is not None and name not in _ARGUMENTS[rule]]
+    if extra:
+        takes = ", ".join(sorted(_ARGUMENTS[rule])) or "none of them"
+        raise ValueError(f"rule {rule!r} does not take {', '.join(extra)}; it takes {takes}")

@@ -1,0 +1,266 @@
+"""The accumulators: what is kept of every batch of gradients, per source and parameter."""
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor
+
+from aimfair import ops
+from aimfair.selective.parameters import Shape, listing, named_errors
+from aimfair.selective.ranking import Score
+
+Statistics = Literal["all", "sum", "square", "signed"]
+"""What is kept per element, in float32: sum of g and of g^2 for every source (``all``), one of them, or for every
+contrast (A, B) the single signed sum ``mean g_A - mean g_B`` (``signed``)."""
+
+Contrasts = Mapping[str, tuple[str, str]]
+
+CONTRAST_CRITERIA = ("difference", "relative_difference", "norm_ratio")
+SOURCE_CRITERIA = ("fisher", "magnitude")
+
+_KEPT: dict[str, tuple[str, ...]] = {"all": ("sum", "square"), "sum": ("sum",), "square": ("square",), "signed": ()}
+_NEEDED = {
+    "difference": "sum",
+    "relative_difference": "sum",
+    "norm_ratio": "square",
+    "fisher": "square",
+    "magnitude": "sum",
+}
+_ALIGNMENT = 16  # floats: every tensor's part of a buffer begins on a cache line
+
+
+class GradientStatistics:
+    """Sums over batches, per source: of g and g^2 per element, of |g|^2 and of non-finite values per parameter.
+
+    Attributes:
+        batches: batches counted per source.
+        interrupted: sources that hold a part of a batch, of no use until :meth:`reset`.
+    """
+
+    def __init__(
+        self,
+        names: Sequence[str],
+        shapes: Sequence[Shape],
+        device: torch.device,
+        sources: Sequence[str],
+        statistics: Statistics,
+        contrasts: Contrasts,
+        declared: Mapping[str, int] | None,
+    ):
+        self.names, self.shapes, self.device = tuple(names), tuple(shapes), device
+        self.sources, self.statistics, self.contrasts = tuple(sources), statistics, dict(contrasts)
+        self.declared = dict(declared) if declared is not None else None
+        self._check_arguments()
+        self.batches = dict.fromkeys(self.sources, 0)
+        self.interrupted: set[str] = set()
+
+        self._square_norms = torch.zeros(len(self.sources), len(self.names), dtype=torch.float64, device=device)
+        self._nonfinite = torch.zeros(len(self.sources), len(self.names), dtype=torch.int64, device=device)
+        self._rows = {
+            source: (norms, nonfinite)
+            for source, norms, nonfinite in zip(self.sources, self._square_norms, self._nonfinite, strict=True)
+        }
+        keys = [f"{kept}/{source}" for source in self.sources for kept in _KEPT[statistics]]
+        if statistics == "signed":
+            keys = [f"signed/{contrast}" for contrast in self.contrasts]
+        self._numels = [math.prod(shape) for shape in self.shapes]
+        self._buffers: dict[str, Tensor] = {}
+        self._views: dict[str, list[Tensor]] = {}
+        for key in keys:
+            self._buffers[key], self._views[key] = self._allocate()
+
+    def _check_arguments(self) -> None:
+        if self.statistics not in get_args(Statistics):
+            raise ValueError(f"statistics={self.statistics!r}: expected one of {', '.join(get_args(Statistics))}")
+        if not self.sources or len(set(self.sources)) != len(self.sources):
+            raise ValueError(f"sources={self.sources}: expected at least one name, none twice")
+        for name, pair in self.contrasts.items():
+            if len(pair) != 2 or len(set(pair) & set(self.sources)) != 2:
+                raise ValueError(f"contrast {name!r} is {pair}, expected two of the sources {', '.join(self.sources)}")
+        if self.statistics != "signed":
+            if self.declared is not None:
+                raise ValueError('batches is only declared for statistics="signed"; otherwise they are counted')
+            return
+        if self.declared is None or set(self.declared) != set(self.sources) or min(self.declared.values()) < 1:
+            raise ValueError(f"signed statistics need batches, the number for each of {', '.join(self.sources)}")
+        for source in self.sources:
+            if sum(source in pair for pair in self.contrasts.values()) > 2:
+                raise ValueError(f"signed statistics: source {source!r} is in more than two contrasts")
+
+    def _allocate(self) -> tuple[Tensor, list[Tensor]]:
+        starts = [0]
+        for numel in self._numels:
+            starts.append(starts[-1] + math.ceil(numel / _ALIGNMENT) * _ALIGNMENT)
+        flat = torch.zeros(starts[-1], dtype=torch.float32, device=self.device)
+        return flat, [flat[start : start + n] for start, n in zip(starts, self._numels, strict=False)]
+
+    # -- adding ----------------------------------------------------------------------------------------
+
+    def add(
+        self,
+        source: str,
+        indices: Sequence[int],
+        grads: list[Tensor],
+        grad_scale: Tensor | None = None,
+        *,
+        zero_grads: bool = False,
+    ) -> None:
+        """Adds the gradients of the parameters at ``indices`` (ascending). Counting batches is the caller's.
+
+        Raises:
+            TypeError: a sparse gradient.
+        """
+        all_norms, all_nonfinite = self._rows[source]
+        count = len(indices)
+        if whole := indices[-1] - indices[0] + 1 == count:
+            norms, nonfinite = (row.narrow(0, indices[0], count) for row in (all_norms, all_nonfinite))
+        else:
+            norms, nonfinite = all_norms.new_zeros(count), all_nonfinite.new_zeros(count)
+        dense = [self._dense(index, grad) for index, grad in zip(indices, grads, strict=True)]
+        with named_errors(lambda: [self.names[index] for index in indices]):
+            ops.accumulate_(
+                dense, square_norms=norms, nonfinite=nonfinite, grad_scale=grad_scale, zero_grads=zero_grads,
+                **self._targets(source, indices),
+            )  # fmt: skip
+        for grad, copy in zip(grads, dense, strict=True):
+            if zero_grads and grad is not copy:
+                grad.detach().zero_()
+        if not whole:
+            where = torch.tensor(indices, device=self.device)
+            all_norms.index_add_(0, where, norms)
+            all_nonfinite.index_add_(0, where, nonfinite)
+
+    def _dense(self, index: int, grad: Tensor) -> Tensor:
+        if grad.layout is not torch.strided:
+            name = self.names[index]
+            raise TypeError(f"the gradient of {name!r} has layout {grad.layout}; make it dense (sparse=False)")
+        return grad if grad.is_contiguous() else grad.contiguous()
+
+    def _targets(self, source: str, indices: Sequence[int]) -> dict[str, Any]:
+        def views(key: str) -> list[Tensor]:
+            found = self._views.get(key, [])
+            return found if len(indices) == len(found) else [found[index] for index in indices if found]
+
+        if self.declared is None:
+            return {"sums": views(f"sum/{source}"), "squares": views(f"square/{source}")}
+        signed = [
+            (views(f"signed/{contrast}"), (1.0 if source == pair[0] else -1.0) / self.declared[source])
+            for contrast, pair in self.contrasts.items()
+            if source in pair
+        ]
+        signed += [([], 0.0)] * (2 - len(signed))
+        (sums, weight), (second_sums, second_weight) = signed
+        return {
+            "sums": sums, "squares": [], "weight": weight, "second_sums": second_sums, "second_weight": second_weight,
+        }  # fmt: skip
+
+    def reset(self, source: str | None = None) -> None:
+        """Forgets a source, or all of them. Signed statistics mix sources and are only forgotten together."""
+        if source is not None and self.statistics == "signed":
+            raise ValueError("signed statistics mix the sources: reset() forgets all of them")
+        for name in self.sources if source is None else (source,):
+            for row in self._rows[name]:
+                row.zero_()
+            self.batches[name] = 0
+            self.interrupted.discard(name)
+        for key, buffer in self._buffers.items():
+            if source is None or key.partition("/")[2] == source:
+                buffer.zero_()
+
+    # -- reading ---------------------------------------------------------------------------------------
+
+    def square_norms(self, source: str) -> list[float]:
+        """Sum over batches of |g|^2, per parameter."""
+        return [float(norm) for norm in self._rows[source][0].tolist()]
+
+    def nonfinite(self, source: str) -> dict[str, int]:
+        """Parameter -> NaN and infinite gradient values left out so far, where there were any."""
+        counts = self._rows[source][1]
+        if not counts.any():
+            return {}
+        return {name: count for name, count in zip(self.names, counts.tolist(), strict=True) if count}
+
+    def means(self, kept: Literal["sum", "square"], source: str) -> dict[str, Tensor]:
+        """Parameter -> mean over batches of g or g^2, in the parameter's shape."""
+        self._require(kept, "the mean" if kept == "sum" else "the mean square")
+        views, batches = self._views[f"{kept}/{source}"], self.batches[source]
+        if not batches:
+            raise ValueError(f"source {source!r} has no batches yet")
+        return {
+            name: view.view(shape) / batches for name, shape, view in zip(self.names, self.shapes, views, strict=True)
+        }
+
+    def contrast_score(self, criterion: str, contrast: str) -> Score:
+        """The score of a criterion that compares the two sources of a contrast."""
+        if contrast not in self.contrasts:
+            known = f"there is {listing(self.contrasts)}" if self.contrasts else "there is none"
+            raise ValueError(f"this rule needs the contrast {contrast!r}, {known}; name it in contrasts=")
+        self.require_ready(self.contrasts[contrast])
+        if self.statistics == "signed":
+            if criterion != "difference":
+                self._require(_NEEDED[criterion], f"criterion {criterion!r}")
+            return Score("magnitude", self._views[f"signed/{contrast}"])
+        kept = _NEEDED[criterion]
+        self._require(kept, f"criterion {criterion!r}")
+        (a, scale_a), (b, scale_b) = (
+            (self._views[f"{kept}/{source}"], 1.0 / self.batches[source]) for source in self.contrasts[contrast]
+        )
+        return Score(criterion, a, b, scale_a, scale_b)  # type: ignore[arg-type]
+
+    def source_score(self, criterion: str, source: str) -> Score:
+        """The score of a criterion of one source: ``fisher`` (mean g^2) or ``magnitude`` (\\|mean g\\|)."""
+        self._require(_NEEDED[criterion], f"criterion {criterion!r}")
+        self.require_ready((source,))
+        return Score("magnitude", self._views[f"{_NEEDED[criterion]}/{source}"], scale_a=1.0 / self.batches[source])
+
+    def _require(self, kept: str, wanted_by: str) -> None:
+        if kept not in _KEPT[self.statistics]:
+            raise ValueError(
+                f"{wanted_by} needs the {kept}s of the sources, which statistics={self.statistics!r} does not keep;"
+                f' accumulate with statistics="all" or "{kept}"'
+            )
+
+    def require_ready(self, sources: Iterable[str]) -> None:
+        """Refuses to score sources without batches, with other counts than declared, or whose gradients were all 0."""
+        for source in sources:
+            if source in self.interrupted:
+                raise RuntimeError(f"source {source!r} holds a part of a batch; reset() and accumulate again")
+            if not self.batches[source]:
+                raise ValueError(f"source {source!r} has no batches yet")
+            if self.declared is not None and self.batches[source] != self.declared[source]:
+                raise ValueError(
+                    f"source {source!r} has {self.batches[source]} batches, {self.declared[source]} were declared"
+                )
+            if not self._rows[source][0].any():
+                raise ValueError(f"every gradient of source {source!r} was zero: there is nothing to rank")
+
+    # -- disk ------------------------------------------------------------------------------------------
+
+    def config(self) -> dict[str, Any]:
+        """Everything but the numbers, as JSON can hold it."""
+        return {
+            "names": self.names,
+            "shapes": self.shapes,
+            "sources": self.sources,
+            "statistics": self.statistics,
+            "contrasts": self.contrasts,
+            "declared": self.declared,
+        }
+
+    def tensors(self) -> dict[str, Tensor]:
+        return {**self._buffers, "square_norms": self._square_norms, "nonfinite": self._nonfinite}
+
+    def load_tensors(self, tensors: Mapping[str, Tensor]) -> None:
+        """Copies in what :meth:`tensors` gave. ValueError if it does not fit or holds NaN or infinity."""
+        own = self.tensors()
+        if own.keys() != tensors.keys():
+            raise ValueError(f"unexpected contents: {listing(sorted(own.keys() ^ tensors.keys()))}")
+        for key, tensor in tensors.items():
+            if (tensor.dtype, tensor.shape) != (own[key].dtype, own[key].shape):
+                raise ValueError(f"{key} is {tensor.dtype} {tuple(tensor.shape)}, expected {tuple(own[key].shape)}")
+            if not torch.isfinite(tensor).all():
+                raise ValueError(f"{key} holds NaN or infinite values")
+        for key, tensor in tensors.items():
+            own[key].copy_(tensor)

@@ -1,0 +1,83 @@
+"""Files of this package: safetensors that are whole or absent, and are checked before they are believed."""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+
+def save(path: str | os.PathLike[str], kind: str, version: int, tensors: dict[str, Tensor], **metadata: Any) -> None:
+    """Writes a file in one step: a reader, or a machine that loses power, sees the old file or the new one.
+
+    Args:
+        kind, version: what :func:`load` will ask for.
+        metadata: values that JSON can hold.
+
+    Raises:
+        OSError: the file cannot be written; what was there before is untouched.
+    """
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    header = {"kind": kind, "version": str(version), **{key: json.dumps(value) for key, value in metadata.items()}}
+    try:
+        save_file(tensors, temporary, header)
+        _sync(temporary)
+        os.replace(temporary, path)
+        _sync(path.parent)
+    except SafetensorError as error:
+        raise OSError(f"{path}: cannot be written: {error}") from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def load(path: str | os.PathLike[str], kind: str, version: int) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """``(tensors, metadata)`` as given to :func:`save`.
+
+    The tensors are on the CPU and map the file: copy what is to be kept.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: one line naming the file, if it is truncated, malformed, or not of this kind and version.
+    """
+    try:
+        _refuse_repeated_keys(Path(path))
+        with safe_open(path, framework="pt") as file:
+            header = file.metadata() or {}
+            found = f"{header.get('kind', 'unknown kind')}, version {header.get('version', 'unknown')}"
+            if (header.pop("kind", None), header.pop("version", None)) != (kind, str(version)):
+                raise ValueError(f"expected {kind}, version {version}, found {found}")
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a dict)
+        return tensors, {key: json.loads(value) for key, value in header.items()}
+    except (SafetensorError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"{path}: not a usable {kind} file: {reason}") from error
+
+
+def _refuse_repeated_keys(path: Path) -> None:
+    """The format's own reader keeps the last of two entries with one name without a word."""
+    with open(path, "rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        if length > path.stat().st_size:
+            raise ValueError(f"the header claims {length} bytes, the file has {path.stat().st_size}")
+        json.loads(file.read(length), object_pairs_hook=_unique)
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    keys = [key for key, _ in pairs]
+    for key in keys:
+        if keys.count(key) > 1:
+            raise ValueError(f"the header holds {key!r} twice")
+    return dict(pairs)
+
+
+def _sync(path: Path) -> None:
+    """Flushes a file, or the entries of a folder, to the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

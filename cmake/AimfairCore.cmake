@@ -1,0 +1,38 @@
+# The torch-free library: launchers on raw pointers. The kernels are compiled once per instruction set.
+
+function(aimfair_add_simd name)  # compile options follow
+  add_library(aimfair_${name} OBJECT csrc/cpu/simd/kernels.cpp)
+  target_include_directories(aimfair_${name} PRIVATE csrc csrc/include)
+  target_compile_definitions(aimfair_${name} PRIVATE AIMFAIR_SIMD=${name})
+  target_compile_options(aimfair_${name} PRIVATE ${ARGN})
+  target_link_libraries(aimfair_${name} PRIVATE aimfair_options)
+  target_sources(aimfair PRIVATE $<TARGET_OBJECTS:aimfair_${name}>)
+endfunction()
+
+add_library(
+  aimfair STATIC
+  csrc/cpu/accumulate.cpp
+  csrc/cpu/mask_ops.cpp
+  csrc/cpu/masked_step.cpp
+  csrc/cpu/path.cpp
+  csrc/cpu/select.cpp
+  csrc/cpu/unit_scores.cpp)
+add_library(aimfair::aimfair ALIAS aimfair)
+target_include_directories(
+  aimfair
+  PUBLIC $<BUILD_INTERFACE:${CMAKE_CURRENT_SOURCE_DIR}/csrc/include> $<INSTALL_INTERFACE:include>
+  PRIVATE csrc)
+target_compile_features(aimfair PUBLIC cxx_std_20)
+target_link_libraries(aimfair PUBLIC OpenMP::OpenMP_CXX PRIVATE $<BUILD_INTERFACE:aimfair_options>)
+
+aimfair_add_simd(scalar)
+if(CMAKE_SYSTEM_PROCESSOR MATCHES "x86_64|AMD64")
+  target_compile_definitions(aimfair PRIVATE AIMFAIR_X86)
+  aimfair_add_simd(avx2 -mavx2 -mbmi -mbmi2 -mpopcnt -mf16c)
+  aimfair_add_simd(avx512 -mavx512f -mavx512bw -mavx512dq -mavx512vl -mavx2 -mbmi -mbmi2 -mpopcnt -mf16c)
+endif()
+
+if(AIMFAIR_WITH_CUDA)
+  target_sources(aimfair PRIVATE csrc/cuda/accumulate.cu)
+  target_link_libraries(aimfair PUBLIC CUDA::cudart_static)
+endif()

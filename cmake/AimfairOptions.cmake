@@ -1,0 +1,19 @@
+# What every target of ours is compiled with.
+
+add_library(aimfair_options INTERFACE)
+target_compile_options(
+  aimfair_options
+  INTERFACE
+    # No fused multiply-add: all instruction sets and the GPU give the same bits.
+    $<$<COMPILE_LANGUAGE:CXX>:-ffp-contract=off>
+    $<$<COMPILE_LANGUAGE:CUDA>:-fmad=false>
+    $<$<COMPILE_LANGUAGE:CXX>:-Wall -Wextra -Wno-psabi>
+    # GCC 12 warns inside its own AVX-512 headers.
+    $<$<COMPILE_LANG_AND_ID:CXX,GNU>:-Wno-maybe-uninitialized>)
+
+if(AIMFAIR_SANITIZE)
+  target_compile_options(
+    aimfair_options INTERFACE $<$<COMPILE_LANGUAGE:CXX>:-fsanitize=${AIMFAIR_SANITIZE} -fno-sanitize-recover=all
+                              -fno-omit-frame-pointer -g -O1>)
+  target_link_options(aimfair_options INTERFACE -fsanitize=${AIMFAIR_SANITIZE})
+endif()

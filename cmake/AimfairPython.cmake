@@ -1,0 +1,22 @@
+# The extension module aimfair._C, against LibTorch's stable ABI: one binary for torch 2.11 and later.
+
+find_package(Python REQUIRED COMPONENTS Interpreter Development.Module)
+find_package(pybind11 CONFIG REQUIRED)
+include(AimfairTorch)
+
+pybind11_add_module(_C MODULE 
+  csrc/torch/module.cpp csrc/torch/schemas.cpp csrc/torch/arguments.cpp csrc/torch/checks.cpp csrc/torch/cpu.cpp)
+target_link_libraries(_C PRIVATE aimfair aimfair_options aimfair_torch)
+if(AIMFAIR_WITH_CUDA)
+  target_sources(_C PRIVATE csrc/torch/cuda.cpp)
+endif()
+
+# Facts of the build for aimfair.build_info().
+list(JOIN CMAKE_CUDA_ARCHITECTURES "," cuda_architectures)
+target_compile_definitions(
+  _C
+  PRIVATE AIMFAIR_COMPILER="${CMAKE_CXX_COMPILER_ID} ${CMAKE_CXX_COMPILER_VERSION}"
+          AIMFAIR_BUILD_TYPE="${CMAKE_BUILD_TYPE}" AIMFAIR_SANITIZERS="${AIMFAIR_SANITIZE}"
+          AIMFAIR_CUDA_VERSION="${CMAKE_CUDA_COMPILER_VERSION}"
+          AIMFAIR_CUDA_ARCHITECTURES="${cuda_architectures}")
+install(TARGETS _C LIBRARY DESTINATION aimfair)

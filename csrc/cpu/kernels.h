@@ -1,0 +1,59 @@
+#pragma once
+
+#include <cstdint>
+
+#include "aimfair/accumulate.h"
+#include "aimfair/masked_step.h"
+#include "aimfair/select.h"
+
+// What is compiled once per instruction set (simd/kernels.cpp): single-threaded work on a range of one tensor.
+// Ranges begin at a multiple of kBlock. Every path gives the same bits.
+
+namespace aimfair::cpu {
+
+struct Kernels {
+  // Adds elements [begin, end) into the statistics; *square_norm and *nonfinite are set.
+  void (*accumulate)(const AccumulateTensor& tensor, const AccumulateOptions& options, int64_t begin, int64_t end,
+                     double* square_norm, int64_t* nonfinite);
+
+  // Scores of the n <= kBlock elements from `begin`; true if one is NaN. `begin` needs no alignment.
+  bool (*scores)(const ScoreTensor& tensor, const ScoreSpec& spec, int64_t begin, int n, float* out);
+
+  // Keys of scores (score.h), `keys` padded to a multiple of 16 with INT32_MIN, which no score has.
+  bool (*score_keys)(const ScoreTensor& tensor, const ScoreSpec& spec, bool largest, int64_t begin, int n,
+                     int32_t* keys);
+
+  // Sum of n <= kBlock floats in double: element i to lane i % 16, lanes added as a tree.
+  double (*sum)(const float* values, int n);
+
+  // Writes the bits of one block: key > threshold. Returns how many keys equal the threshold.
+  int (*above)(const int32_t* keys, int n, int32_t threshold, uint16_t* bits);
+
+  // Writes the bits of one block: key > high, counted in *above. Keys from low to high go to `candidate_keys` and
+  // their places, from `place`, to `candidate_places`; both need 16 spare entries. Returns the number of candidates.
+  int (*bracket)(const int32_t* keys, int n, int32_t low, int32_t high, uint16_t* bits, int* above, uint32_t place,
+                 int32_t* candidate_keys, uint32_t* candidate_places);
+
+  // One step on the selected elements among [begin, end).
+  void (*adamw)(const StepTensor& tensor, const StepOptions& options, const AdamWScalars& scalars, bool amsgrad,
+                int64_t begin, int64_t end);
+  void (*sgd)(const StepTensor& tensor, const StepOptions& options, const SgdScalars& scalars, int64_t begin,
+              int64_t end);
+};
+
+namespace scalar {
+extern const Kernels kernels;
+}
+#if defined(AIMFAIR_X86)
+namespace avx2 {
+extern const Kernels kernels;
+}
+namespace avx512 {
+extern const Kernels kernels;
+}
+#endif
+
+// Those of the path in use (aimfair/cpu.h).
+const Kernels& kernels();
+
+}  // namespace aimfair::cpu

@@ -1,0 +1,25 @@
+// Compiled once per instruction set, with AIMFAIR_SIMD naming it: scalar, avx2 or avx512. Nothing here may use the
+// standard library's templates: the linker keeps one copy of those, and it could be one that needs AVX-512.
+
+#include "cpu/kernels.h"
+
+#include "aimfair/random.h"
+
+#define AIMFAIR_VECTOR_HEADER_avx512 "cpu/simd/vec_avx512.h"
+#define AIMFAIR_VECTOR_HEADER_avx2 "cpu/simd/vec_avx2.h"
+#define AIMFAIR_VECTOR_HEADER_scalar "cpu/simd/vec_scalar.h"
+#define AIMFAIR_CONCATENATE(a, b) a##b
+#define AIMFAIR_VECTOR_HEADER(simd) AIMFAIR_CONCATENATE(AIMFAIR_VECTOR_HEADER_, simd)
+
+#include AIMFAIR_VECTOR_HEADER(AIMFAIR_SIMD)
+
+#include "cpu/simd/accumulate.h"
+#include "cpu/simd/score.h"
+#include "cpu/simd/step.h"
+
+namespace aimfair::cpu::AIMFAIR_SIMD {
+
+extern const Kernels kernels;
+const Kernels kernels = {accumulate_range, scores, score_keys, sum, above, bracket, adamw_range, sgd_range};
+
+}  // namespace aimfair::cpu::AIMFAIR_SIMD

@@ -1,0 +1,17 @@
+#pragma once
+
+#include <cmath>
+
+#include "aimfair/macros.h"
+
+// The float versions of the few functions that the formulas in score.h and update.h need besides + - * /.
+// Vector types bring their own overloads; both round every operation once, so both give the same bits.
+
+namespace aimfair {
+
+AIMFAIR_HOST_DEVICE float square_root(float x) { return sqrtf(x); }
+AIMFAIR_HOST_DEVICE float absolute(float x) { return fabsf(x); }
+// a where a >= b, else b (so a NaN in b is kept).
+AIMFAIR_HOST_DEVICE float greater_or_second(float a, float b) { return a >= b ? a : b; }
+
+}  // namespace aimfair

@@ -1,0 +1,40 @@
+#pragma once
+
+#include <cstdint>
+
+#include "aimfair/mask.h"
+#include "aimfair/score.h"
+
+// select: the exact global top-k over the elements of all tensors, by scores computed on the fly.
+
+namespace aimfair {
+
+// Inputs of the scores of one tensor; see score.h for which a criterion reads.
+struct ScoreTensor {
+  int64_t numel = 0;
+  const float* a = nullptr;
+  const float* b = nullptr;
+  const float* c = nullptr;
+  const float* d = nullptr;
+};
+
+// What a selection found.
+struct SelectResult {
+  int64_t nan_tensor = -1;  // a tensor with a NaN score (the lowest), in which case nothing was written; else -1
+};
+
+namespace cpu {
+
+// Writes the mask of the k best scores (greatest if `largest`), equal scores by lowest global index: `bits` with
+// kWordsPerBlock words for every block, `rank` with blocks + 1 entries. Needs 0 <= k <= total elements. Extra memory:
+// under 5% of the inputs. Throws std::bad_alloc before anything is written. The result does not depend on `threads`.
+SelectResult select(const ScoreTensor* tensors, int64_t count, const ScoreSpec& spec, int64_t k, bool largest,
+                    uint32_t* bits, int64_t* rank, int threads = 0);
+
+// Mean score of every unit: tensor t is cut into units[t] runs of equal length (its rows, or 1 for the whole tensor)
+// and out[t] gets units[t] floats.
+SelectResult unit_scores(const ScoreTensor* tensors, int64_t count, const ScoreSpec& spec, const int64_t* units,
+                         float* const* out, int threads = 0);
+
+}  // namespace cpu
+}  // namespace aimfair

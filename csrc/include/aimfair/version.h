@@ -1,0 +1,3 @@
+#pragma once
+
+#define AIMFAIR_VERSION "0.1.0"

@@ -1,0 +1,122 @@
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+
+#include "aimfair/mask_ops.h"
+#include "checks.h"
+
+// The operators on CPU tensors.
+
+namespace aimfair::ops {
+namespace {
+
+int torch_threads() { return static_cast<int>(torch::stable::get_num_threads()); }
+
+float inverse_of(const float* grad_scale) { return grad_scale ? static_cast<float>(1.0 / *grad_scale) : 1.0f; }
+
+void accumulate(const TensorList& grads, const TensorList& sums, const TensorList& squares,
+                const TensorList& second_sums, const Tensor& square_norms, const Tensor& nonfinite, double weight,
+                double second_weight, const OptionalTensor& grad_scale, bool zero_grads) {
+  AccumulateCall call = check_accumulate(grads, sums, squares, second_sums, square_norms, nonfinite, weight,
+                                         second_weight, grad_scale, zero_grads);
+  call.options.inverse_scale = inverse_of(call.grad_scale);
+  cpu::accumulate(call.tensors.data(), static_cast<int64_t>(call.tensors.size()), call.options, call.square_norms,
+                  call.nonfinite, torch_threads());
+}
+
+void select(const Tensor& bits, const Tensor& rank, int64_t k, bool largest, const std::string& criterion,
+            const TensorList& a, const TensorList& b, double scale_a, double scale_b,
+            const std::string& divisor_criterion, const TensorList& c, const TensorList& d, double scale_c,
+            double scale_d, double eps) {
+  const SelectCall call =
+      check_select(bits, rank, k, criterion, a, b, scale_a, scale_b, divisor_criterion, c, d, scale_c, scale_d, eps);
+  refuse_nan("select_", cpu::select(call.tensors.data(), static_cast<int64_t>(call.tensors.size()), call.spec, k,
+                                    largest, call.bits, call.rank, torch_threads()));
+}
+
+void unit_scores(const TensorList& out, const std::string& criterion, const TensorList& a, const TensorList& b,
+                 double scale_a, double scale_b, const std::string& divisor_criterion, const TensorList& c,
+                 const TensorList& d, double scale_c, double scale_d, double eps) {
+  const UnitScoresCall call =
+      check_unit_scores(out, criterion, a, b, scale_a, scale_b, divisor_criterion, c, d, scale_c, scale_d, eps);
+  refuse_nan("unit_scores_", cpu::unit_scores(call.tensors.data(), static_cast<int64_t>(call.tensors.size()), call.spec,
+                                              call.units.data(), call.out.data(), torch_threads()));
+}
+
+void expand_units(const Tensor& bits, const Tensor& rank, const Tensor& unit_bits, const std::vector<int64_t>& numels,
+                  const std::vector<int64_t>& units) {
+  const ExpandUnitsCall call = check_expand_units(bits, rank, unit_bits, numels, units);
+  cpu::expand_units(call.unit_bits, numels.data(), units.data(), static_cast<int64_t>(numels.size()), call.bits,
+                    torch_threads());
+  cpu::rank(call.bits, call.blocks, call.rank, torch_threads());
+}
+
+void pack_bits(const Tensor& bits, const Tensor& rank, const TensorList& bools) {
+  const BoolsCall call = check_pack_bits(bits, rank, bools);
+  cpu::pack_bits(call.bools.data(), call.numels.data(), static_cast<int64_t>(call.numels.size()), call.bits,
+                 torch_threads());
+  cpu::rank(call.bits, call.blocks, call.rank, torch_threads());
+}
+
+void unpack_bits(const TensorList& bools, const Tensor& bits) {
+  const BoolsCall call = check_unpack_bits(bools, bits);
+  cpu::unpack_bits(call.bits, call.numels.data(), static_cast<int64_t>(call.numels.size()), call.bools.data(),
+                   torch_threads());
+}
+
+void rank(const Tensor& rank, const Tensor& bits) {
+  const MaskCall call = check_rank(rank, bits);
+  cpu::rank(call.bits, call.blocks, call.rank, torch_threads());
+}
+
+// Reads the scalars that live on the device and counts the step; false if there is nothing to do.
+bool begin_step(StepCall& call) {
+  if (call.found_inf && *call.found_inf != 0) return false;
+  call.options.inverse_scale = inverse_of(call.grad_scale);
+  for (size_t t = 0; t < call.tensors.size(); t++) call.tensors[t].step = *call.steps[t] += 1;
+  return true;
+}
+
+void masked_adamw(const TensorList& params, const TensorList& grads, const TensorList& exp_avgs,
+                  const TensorList& exp_avg_sqs, const TensorList& max_exp_avg_sqs, const TensorList& masters,
+                  const TensorList& steps, const OptionalTensor& bits, const OptionalTensor& rank,
+                  const std::vector<int64_t>& first_blocks, const Tensor& lr, double beta1, double beta2, double eps,
+                  double weight_decay, bool maximize, bool compact, bool stochastic_rounding, int64_t seed,
+                  const OptionalTensor& grad_scale, const OptionalTensor& found_inf) {
+  StepCall call = check_masked_adamw({params, grads, masters, steps, bits, rank, first_blocks, lr, weight_decay,
+                                      maximize, compact, stochastic_rounding, seed, grad_scale, found_inf},
+                                     exp_avgs, exp_avg_sqs, max_exp_avg_sqs, beta1, beta2, eps);
+  if (!begin_step(call)) return;
+  cpu::masked_adamw(call.tensors.data(), static_cast<int64_t>(call.tensors.size()),
+                    {scalar_of(lr), beta1, beta2, eps, weight_decay}, !max_exp_avg_sqs.empty(), call.options,
+                    torch_threads());
+}
+
+void masked_sgd(const TensorList& params, const TensorList& grads, const TensorList& momentum_buffers,
+                const TensorList& masters, const TensorList& steps, const OptionalTensor& bits,
+                const OptionalTensor& rank, const std::vector<int64_t>& first_blocks, const Tensor& lr, double momentum,
+                double dampening, double weight_decay, bool nesterov, bool maximize, bool compact,
+                bool stochastic_rounding, int64_t seed, const OptionalTensor& grad_scale,
+                const OptionalTensor& found_inf) {
+  StepCall call = check_masked_sgd({params, grads, masters, steps, bits, rank, first_blocks, lr, weight_decay, maximize,
+                                    compact, stochastic_rounding, seed, grad_scale, found_inf},
+                                   momentum_buffers, momentum, dampening, nesterov);
+  if (!begin_step(call)) return;
+  cpu::masked_sgd(call.tensors.data(), static_cast<int64_t>(call.tensors.size()),
+                  {scalar_of(lr), momentum, dampening, weight_decay, nesterov}, call.options, torch_threads());
+}
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_IMPL(aimfair, CPU, m) {
+  m.impl("accumulate_", TORCH_BOX(&accumulate));
+  m.impl("select_", TORCH_BOX(&select));
+  m.impl("unit_scores_", TORCH_BOX(&unit_scores));
+  m.impl("expand_units_", TORCH_BOX(&expand_units));
+  m.impl("pack_bits_", TORCH_BOX(&pack_bits));
+  m.impl("unpack_bits_", TORCH_BOX(&unpack_bits));
+  m.impl("rank_", TORCH_BOX(&rank));
+  m.impl("masked_adamw_", TORCH_BOX(&masked_adamw));
+  m.impl("masked_sgd_", TORCH_BOX(&masked_sgd));
+}
+
+}  // namespace aimfair::ops

@@ -1,0 +1,56 @@
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+#include "aimfair/cpu.h"
+#include "aimfair/version.h"
+
+// The Python module aimfair._C: loading it registers the operators (schemas.cpp, cpu.cpp, cuda.cpp); what is bound here
+// is what was built and which CPU path runs. Tensors never cross pybind11.
+
+namespace {
+
+using aimfair::cpu::Path;
+constexpr Path kPaths[] = {Path::scalar, Path::avx2, Path::avx512};
+
+std::vector<std::string> cpu_paths() {
+  std::vector<std::string> names;
+  for (const Path path : kPaths) {
+    if (aimfair::cpu::path_usable(path)) names.emplace_back(aimfair::cpu::path_name(path));
+  }
+  return names;
+}
+
+void set_cpu_path(const std::string& name) {
+  for (const Path path : kPaths) {
+    if (name == aimfair::cpu::path_name(path) && aimfair::cpu::set_path(path)) return;
+  }
+  std::string usable;
+  for (const std::string& path : cpu_paths()) usable += (usable.empty() ? "" : ", ") + path;
+  throw std::invalid_argument("no CPU path '" + name + "' on this processor; there are " + usable);
+}
+
+pybind11::dict build_info() {
+  pybind11::dict info;
+  info["version"] = AIMFAIR_VERSION;
+  info["compiler"] = AIMFAIR_COMPILER;
+  info["build_type"] = AIMFAIR_BUILD_TYPE;
+  info["sanitizers"] = AIMFAIR_SANITIZERS;
+  info["torch_abi"] = "2.11";                               // TORCH_TARGET_VERSION: this and later
+  info["cuda"] = AIMFAIR_CUDA_VERSION;                      // "" without CUDA sources
+  info["cuda_architectures"] = AIMFAIR_CUDA_ARCHITECTURES;  // "" without CUDA sources
+  info["cpu_paths"] = cpu_paths();
+  info["cpu_path"] = aimfair::cpu::path_name(aimfair::cpu::path());
+  return info;
+}
+
+}  // namespace
+
+PYBIND11_MODULE(_C, module) {
+  module.def("build_info", &build_info);
+  module.def("cpu_paths", &cpu_paths);
+  module.def("set_cpu_path", &set_cpu_path, pybind11::arg("name"));
+}

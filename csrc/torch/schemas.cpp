@@ -1,0 +1,31 @@
+#include <torch/csrc/stable/library.h>
+
+// The schema of every operator. Their meaning is in aimfair/ops.py; the checks of their arguments in checks.cpp.
+
+STABLE_TORCH_LIBRARY(aimfair, m) {
+  m.def(
+      "accumulate_(Tensor(a!)[] grads, Tensor(b!)[] sums, Tensor(c!)[] squares, Tensor(d!)[] second_sums,"
+      " Tensor(e!) square_norms, Tensor(f!) nonfinite, float weight, float second_weight, Tensor? grad_scale,"
+      " bool zero_grads) -> ()");
+  m.def(
+      "select_(Tensor(a!) bits, Tensor(b!) rank, int k, bool largest, str criterion, Tensor[] a, Tensor[] b,"
+      " float scale_a, float scale_b, str divisor_criterion, Tensor[] c, Tensor[] d, float scale_c, float scale_d,"
+      " float eps) -> ()");
+  m.def(
+      "unit_scores_(Tensor(a!)[] out, str criterion, Tensor[] a, Tensor[] b, float scale_a, float scale_b,"
+      " str divisor_criterion, Tensor[] c, Tensor[] d, float scale_c, float scale_d, float eps) -> ()");
+  m.def("expand_units_(Tensor(a!) bits, Tensor(b!) rank, Tensor unit_bits, int[] numels, int[] units) -> ()");
+  m.def("pack_bits_(Tensor(a!) bits, Tensor(b!) rank, Tensor[] bools) -> ()");
+  m.def("unpack_bits_(Tensor(a!)[] bools, Tensor bits) -> ()");
+  m.def("rank_(Tensor(a!) rank, Tensor bits) -> ()");
+  m.def(
+      "masked_adamw_(Tensor(a!)[] params, Tensor[] grads, Tensor(b!)[] exp_avgs, Tensor(c!)[] exp_avg_sqs,"
+      " Tensor(d!)[] max_exp_avg_sqs, Tensor(e!)[] masters, Tensor(f!)[] steps, Tensor? bits, Tensor? rank,"
+      " int[] first_blocks, Tensor lr, float beta1, float beta2, float eps, float weight_decay, bool maximize,"
+      " bool compact, bool stochastic_rounding, int seed, Tensor? grad_scale, Tensor? found_inf) -> ()");
+  m.def(
+      "masked_sgd_(Tensor(a!)[] params, Tensor[] grads, Tensor(b!)[] momentum_buffers, Tensor(c!)[] masters,"
+      " Tensor(d!)[] steps, Tensor? bits, Tensor? rank, int[] first_blocks, Tensor lr, float momentum,"
+      " float dampening, float weight_decay, bool nesterov, bool maximize, bool compact, bool stochastic_rounding,"
+      " int seed, Tensor? grad_scale, Tensor? found_inf) -> ()");
+}

@@ -1,0 +1,341 @@
+"""Inputs and comparisons shared by the kernel tests.
+
+Inputs of an operator are kept as the dict of its arguments. A test clones the dict, gives one to the kernel and one to
+the reference, and compares every tensor in it: what must change, and what must not.
+"""
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from aimfair import layout, reference
+
+Shape = tuple[int, ...]
+Inputs = dict[str, Any]
+
+SHAPES: dict[str, list[Shape]] = {
+    "no_tensors": [],
+    "empty": [(0,)],
+    "one_element": [(1,)],
+    "scalar_and_empty": [(), (0, 5), (1, 1)],
+    "vector_edges": [(n,) for n in (2, 7, 8, 9, 15, 16, 17, 31, 32, 33, 63, 64, 65)],
+    "block_edges": [(1023,), (1024,), (1025,), (2047,), (2048,), (2049,)],
+    "mixed": [(5000,), (3, 7), (0,), (1024,), (), (33, 65), (1,), (8, 3, 3, 3)],
+    "hundreds_of_tiny": [(i % 7,) for i in range(400)],
+    "larger": [(70_000,), (17,), (300, 401), (65_537,)],
+}
+MIXED = SHAPES["mixed"]
+
+DTYPES = [torch.float32, torch.bfloat16, torch.float16]
+
+DENSITIES: dict[str, float] = {"none": 0.0, "one_bit": -1.0, "1%": 0.01, "10%": 0.1, "50%": 0.5, "all": 1.0}
+
+OFFSETS = [0, 1, 3]
+"""Storage offsets in elements; 1 and 3 break the alignment of every vector access."""
+
+_GUARD = 0xA5
+_GUARD_ELEMENTS = 64
+
+
+# -- tensors between guards -------------------------------------------------------------------------------------------
+
+
+def place(values: Tensor, offset: int = 0) -> Tensor:
+    """A contiguous copy of ``values`` that begins ``offset`` elements into its storage, with guard bytes around it."""
+    numel, size = values.numel(), values.element_size()
+    storage = torch.full(
+        ((offset + numel + _GUARD_ELEMENTS) * size,), _GUARD, dtype=torch.uint8, device=values.device
+    ).view(values.dtype)
+    placed = storage[offset : offset + numel].view(values.shape)
+    return placed.copy_(values)
+
+
+def _storage_bytes(tensor: Tensor) -> Tensor:
+    return torch.empty(0, dtype=torch.uint8, device=tensor.device).set_(tensor.untyped_storage())
+
+
+def guards_intact(tensor: Tensor) -> bool:
+    """Whether the storage around a placed tensor is as :func:`place` left it; True for tensors made otherwise."""
+    size = tensor.element_size()
+    begin, end = tensor.storage_offset() * size, (tensor.storage_offset() + tensor.numel()) * size
+    whole = _storage_bytes(tensor)
+    if whole.numel() != end + _GUARD_ELEMENTS * size:
+        return True
+    return bool((whole[:begin] == _GUARD).all() and (whole[end:] == _GUARD).all())
+
+
+def clone(value: Any) -> Any:
+    """A copy of an argument or a dict of arguments; tensors keep their offset and their guards."""
+    if isinstance(value, Tensor):
+        storage = _storage_bytes(value).clone().view(value.dtype)
+        return storage.as_strided(value.shape, value.stride(), value.storage_offset())
+    if isinstance(value, dict):
+        return {name: clone(item) for name, item in value.items()}
+    return [clone(item) for item in value] if isinstance(value, list) else value
+
+
+# -- comparisons ------------------------------------------------------------------------------------------------------
+
+_INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+
+
+def same_bits(actual: Tensor, expected: Tensor) -> Tensor:
+    """bool per element: equal to the last bit, or both NaN (whose payloads are not part of any contract)."""
+    integer = _INTEGERS[actual.element_size()]
+    equal = actual.reshape(-1).view(integer) == expected.reshape(-1).view(integer)
+    if actual.is_floating_point():
+        equal |= (actual.isnan() & expected.isnan()).reshape(-1)
+    return equal
+
+
+def assert_same(actual: Any, expected: Any, name: str = "tensor") -> None:
+    """Same bits in every tensor of two tensors, lists or argument dicts, and intact guards around ``actual``."""
+    if isinstance(expected, dict):
+        assert actual.keys() == expected.keys()
+        for key in expected:
+            assert_same(actual[key], expected[key], key)
+    elif isinstance(expected, list):
+        assert len(actual) == len(expected), name
+        for i, (x, y) in enumerate(zip(actual, expected, strict=True)):
+            assert_same(x, y, f"{name}[{i}]")
+    elif isinstance(expected, Tensor):
+        assert (actual.dtype, actual.shape) == (expected.dtype, expected.shape), name
+        wrong = (~same_bits(actual, expected)).nonzero().flatten()
+        if wrong.numel():
+            i = int(wrong[0])
+            found, wanted = actual.reshape(-1)[i].item(), expected.reshape(-1)[i].item()
+            raise AssertionError(f"{name}: {wrong.numel()} differ, first at {i}: {found!r}, expected {wanted!r}")
+        assert guards_intact(actual), f"{name}: written outside of the tensor"
+    else:
+        assert actual == expected, name
+
+
+def tensors_in(value: Any) -> Iterator[Tensor]:
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, dict | list):
+        for item in value.values() if isinstance(value, dict) else value:
+            yield from tensors_in(item)
+
+
+# -- masks ------------------------------------------------------------------------------------------------------------
+
+
+def numel_of(shape: Shape) -> int:
+    return math.prod(shape)
+
+
+def random_bools(shapes: Sequence[Shape], density: float, device: torch.device) -> list[Tensor]:
+    """Random bool tensors; a negative density selects a single element, of the last tensor that has any."""
+    if density >= 0:
+        return [torch.rand(shape, device=device) < density for shape in shapes]
+    bools = [torch.zeros(shape, dtype=torch.bool, device=device) for shape in shapes]
+    for selected in reversed(bools):
+        if selected.numel():
+            selected.view(-1)[int(torch.randint(selected.numel(), ()))] = True
+            break
+    return bools
+
+
+def row_bools(shapes: Sequence[Shape], row: int, device: torch.device) -> list[Tensor]:
+    """Whole runs of ``row`` elements, about one in three, so that blocks are empty, full and mixed."""
+    bools = []
+    for shape in shapes:
+        numel = numel_of(shape)
+        rows = torch.rand(numel // row + 1, device=device) < 0.34
+        bools.append(rows.repeat_interleave(row)[:numel].view(shape))
+    return bools
+
+
+def packed(bools: Sequence[Tensor], device: torch.device, offset: int = 0) -> tuple[Tensor, Tensor]:
+    """``(bits, rank)`` of bool tensors, by the reference."""
+    bits, rank = layout.empty_mask([selected.numel() for selected in bools], device)
+    reference.pack_bits_(bits, rank, list(bools))
+    return place(bits, offset), place(rank, offset)
+
+
+# -- values -----------------------------------------------------------------------------------------------------------
+
+SPECIAL = [0.0, -0.0, math.inf, -math.inf, math.nan, 1e-40, -1e-45, 6e-8, 3e38, -3e38, 1.0, -1.0]
+"""Signed zeros, infinities, NaN, denormals and the edges of the range, of fp32 and after rounding to 16 bits."""
+
+
+def normal(shape: Shape, dtype: torch.dtype, device: torch.device, offset: int = 0, scale: float = 1.0) -> Tensor:
+    return place((torch.randn(shape, device=device) * scale).to(dtype), offset)
+
+
+def with_special(tensor: Tensor, share: float = 0.1) -> Tensor:
+    """Overwrites about ``share`` of the elements with :data:`SPECIAL` values."""
+    shape, device = tensor.shape, tensor.device
+    special = torch.tensor(SPECIAL, device=device)[torch.randint(len(SPECIAL), shape, device=device)]
+    return tensor.copy_(torch.where(torch.rand(shape, device=device) < share, special.to(tensor.dtype), tensor))
+
+
+# -- argument dicts ---------------------------------------------------------------------------------------------------
+
+
+def accumulate_inputs(
+    shapes: Sequence[Shape], dtype: torch.dtype, device: torch.device, offset: int = 0, **options: Any
+) -> Inputs:
+    """Arguments of ``accumulate_`` with all three accumulators, as if some batches had been added before."""
+
+    def accumulators() -> list[Tensor]:
+        return [normal((numel_of(shape),), torch.float32, device, offset) for shape in shapes]
+
+    return {
+        "grads": [normal(shape, dtype, device, offset) for shape in shapes],
+        "sums": accumulators(),
+        "squares": [sums.abs_() for sums in accumulators()],
+        "second_sums": accumulators(),
+        "square_norms": place(torch.rand(len(shapes), dtype=torch.float64, device=device), offset),
+        "nonfinite": place(torch.randint(5, (len(shapes),), device=device), offset),
+        **options,
+    }
+
+
+CRITERIA = ["value", "magnitude", "difference", "relative_difference", "norm_ratio"]
+
+SECOND_OF = {"value": False, "magnitude": False, "difference": True, "relative_difference": True, "norm_ratio": True}
+"""Whether a criterion reads a second list."""
+
+
+def score_inputs(
+    shapes: Sequence[Shape],
+    criterion: str,
+    device: torch.device,
+    offset: int = 0,
+    divisor_criterion: str | None = None,
+) -> Inputs:
+    """Accumulators and scales for ``select_`` and ``unit_scores_``; a third of the values repeat, so scores tie.
+
+    ``a`` and ``c`` have the shapes asked for, ``b`` and ``d`` are flat.
+    """
+
+    def accumulators(name: str) -> list[Tensor]:
+        tensors = []
+        for shape in shapes:
+            values = torch.randn(shape, device=device)
+            values = torch.where(torch.rand(shape, device=device) < 0.34, values.round(), values)
+            tensors.append(place(values.abs() if name == "norm_ratio" else values, offset))
+        return tensors
+
+    inputs: Inputs = {"criterion": criterion, "a": accumulators(criterion), "scale_a": 1 / 3}
+    if SECOND_OF[criterion]:
+        inputs |= {"b": [tensor.view(-1) for tensor in accumulators(criterion)], "scale_b": 0.7}
+    if divisor_criterion:
+        inputs |= {"divisor_criterion": divisor_criterion, "c": accumulators(divisor_criterion), "scale_c": 0.11}
+        if SECOND_OF[divisor_criterion]:
+            inputs |= {"d": [tensor.view(-1) for tensor in accumulators(divisor_criterion)], "scale_d": 1.3}
+    return inputs
+
+
+class _StepInputs:
+    """Builds what AdamW and SGD have in common: parameters, gradients, mask, masters and scalars."""
+
+    def __init__(
+        self,
+        shapes: Sequence[Shape],
+        dtype: torch.dtype,
+        device: torch.device,
+        bools: Sequence[Tensor] | None,
+        compact: bool,
+        offset: int,
+    ):
+        self.shapes, self.device, self.offset = shapes, device, offset
+        selected = [numel_of(shape) if bools is None else int(bools[t].sum()) for t, shape in enumerate(shapes)]
+        self.state_numels = selected if compact else [numel_of(shape) for shape in shapes]
+        self.params = [normal(shape, dtype, device, offset) for shape in shapes]
+        self.slots = [torch.ones(shape, dtype=torch.bool, device=device) for shape in shapes]
+        if compact and bools is not None:
+            self.slots = list(bools)
+        self.inputs: Inputs = {
+            "params": self.params,
+            "grads": [normal(shape, dtype, device, offset) for shape in shapes],
+            "steps": [place(torch.full((1,), float(t % 3), device=device)) for t in range(len(shapes))],
+            "compact": compact,
+        }
+        if bools is not None:
+            bits, rank = packed(bools, device, offset)
+            firsts = layout.first_blocks([numel_of(shape) for shape in shapes])[:-1]
+            self.inputs |= {"bits": bits, "rank": rank, "first_blocks": firsts}
+
+    def state(self) -> list[Tensor]:
+        return [normal((numel,), torch.float32, self.device, self.offset) for numel in self.state_numels]
+
+    def masters(self) -> list[Tensor]:
+        """fp32 weights that round to the parameters."""
+        return [
+            place(param.float()[slots].flatten(), self.offset)
+            for param, slots in zip(self.params, self.slots, strict=True)
+        ]
+
+
+def adamw_inputs(
+    shapes: Sequence[Shape],
+    dtype: torch.dtype,
+    device: torch.device,
+    bools: Sequence[Tensor] | None = None,
+    *,
+    compact: bool = False,
+    offset: int = 0,
+    amsgrad: bool = False,
+    masters: bool = False,
+    lr: float = 1e-2,
+    **options: Any,
+) -> Inputs:
+    """Arguments of ``masked_adamw_`` in the middle of a training: random moments, tensors at different steps."""
+    step = _StepInputs(shapes, dtype, device, bools, compact, offset)
+    inputs = step.inputs | {
+        "exp_avgs": step.state(),
+        "exp_avg_sqs": [state.abs_() for state in step.state()],
+        "lr": torch.tensor(lr, device=device),
+        "beta1": 0.9,
+        "beta2": 0.99,
+        "eps": 1e-8,
+        "weight_decay": 0.1,
+    }
+    if amsgrad:
+        inputs["max_exp_avg_sqs"] = [state.abs_() for state in step.state()]
+    if masters:
+        inputs["masters"] = step.masters()
+    return inputs | options
+
+
+def sgd_inputs(
+    shapes: Sequence[Shape],
+    dtype: torch.dtype,
+    device: torch.device,
+    bools: Sequence[Tensor] | None = None,
+    *,
+    compact: bool = False,
+    offset: int = 0,
+    momentum: float = 0.9,
+    masters: bool = False,
+    lr: float = 1e-2,
+    **options: Any,
+) -> Inputs:
+    """Arguments of ``masked_sgd_`` in the middle of a training; some tensors are at their first step."""
+    step = _StepInputs(shapes, dtype, device, bools, compact, offset)
+    inputs = step.inputs | {
+        "momentum_buffers": step.state() if momentum else [],
+        "lr": torch.tensor(lr, device=device),
+        "momentum": momentum,
+        "weight_decay": 0.1,
+    }
+    if masters:
+        inputs["masters"] = step.masters()
+    return inputs | options
+
+
+def assert_matches_reference(
+    kernel: Callable[..., None], specification: Callable[..., None], inputs: Inputs, calls: int = 1
+) -> None:
+    """Calls both ``calls`` times on copies of ``inputs``: every tensor must end with the same bits."""
+    expected = clone(inputs)
+    for _ in range(calls):
+        specification(**expected)
+        kernel(**inputs)
+    assert_same(inputs, expected)

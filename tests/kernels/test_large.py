@@ -1,0 +1,120 @@
+"""One tensor of more than 2^31 elements. About 14 GB of memory and a few minutes."""
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+from torch import Tensor
+
+from aimfair import layout, ops
+
+N = 2**31 + 1000
+PERIOD = 2**20
+CHUNK = 2**26
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def pattern() -> Tensor:
+    """fp16 values in [0, 1), one of them the unique largest; repeated to fill the large tensors."""
+    values = torch.rand(PERIOD, generator=torch.Generator().manual_seed(0)).half().clamp_(max=0.5)
+    values[777] = 0.75
+    return values
+
+
+@pytest.fixture(scope="module")
+def winners() -> Tensor:
+    """Indices of outstanding elements: around the limits of 31-bit and 32-bit arithmetic, and anywhere."""
+    edges = torch.tensor([0, 1, 1023, 1024, 2**30, 2**31 - 2, 2**31 - 1, 2**31, 2**31 + 1, N - 2, N - 1])
+    anywhere = torch.randint(N, (500,), generator=torch.Generator().manual_seed(1))
+    return torch.cat([edges, anywhere]).unique()
+
+
+def filled(pattern: Tensor) -> Tensor:
+    """fp16 [N]: the pattern over and over."""
+    tensor = torch.empty(N, dtype=torch.float16)
+    repeats = N // PERIOD
+    tensor[: repeats * PERIOD].view(repeats, PERIOD).copy_(pattern)
+    tensor[repeats * PERIOD :] = pattern[: N % PERIOD]
+    return tensor
+
+
+def chunks() -> Iterator[slice]:
+    for begin in range(0, N, CHUNK):
+        yield slice(begin, min(begin + CHUNK, N))
+
+
+def test_accumulate_select_and_step(pattern: Tensor, winners: Tensor) -> None:
+    grads = filled(pattern)
+    grads[winners] = 2.0
+    sums = torch.zeros(N)
+    square_norms, nonfinite = torch.zeros(1, dtype=torch.float64), torch.zeros(1, dtype=torch.int64)
+    ops.accumulate_([grads], [sums], [], square_norms, nonfinite, weight=0.5)
+    exact_norm = 0.0
+    for part in chunks():
+        expected = grads[part].float()
+        assert torch.equal(sums[part], expected * 0.5)
+        exact_norm += float(expected.square().double().sum())
+    assert square_norms.item() == pytest.approx(exact_norm, rel=1e-6)
+    assert nonfinite.item() == 0
+
+    # All winners, and then the first 1000 of the many ties at the peak of the pattern.
+    peaks = torch.arange(777, N, PERIOD)
+    peaks = peaks[~torch.isin(peaks, winners)][:1000]
+    chosen = torch.cat([winners, peaks]).sort().values
+    bits, rank = layout.empty_mask([N])
+    ops.select_(bits, rank, chosen.numel(), "magnitude", [sums])
+    del sums
+    assert torch.equal(set_bits(bits), chosen)
+    assert torch.equal(rank, torch.searchsorted(chosen, torch.arange(rank.numel()) * layout.BLOCK))
+
+    params = filled(pattern)
+    momentum = torch.ones(chosen.numel())
+    ops.masked_sgd_(
+        [params], [grads], [momentum], [torch.ones(1)], lr=torch.tensor(0.5), momentum=0.5, weight_decay=0.25,
+        bits=bits, rank=rank, first_blocks=[0], compact=True,
+    )  # fmt: skip
+    old = pattern[chosen % PERIOD].float()
+    expected_momentum = 0.5 * torch.ones_like(old) + (grads[chosen].float() + 0.25 * old)
+    assert torch.equal(momentum, expected_momentum)
+    assert torch.equal(params[chosen], (old - 0.5 * expected_momentum).half())
+    params[chosen] = old.half()
+    assert_filled(params, pattern)
+
+
+def set_bits(bits: Tensor) -> Tensor:
+    """Indices of the set bits of a sparse mask."""
+    words = bits.nonzero().flatten()
+    ones = (bits[words, None] >> torch.arange(32, dtype=torch.int32)) & 1
+    word, bit = ones.nonzero(as_tuple=True)
+    return words[word] * 32 + bit
+
+
+def assert_filled(tensor: Tensor, pattern: Tensor) -> None:
+    repeats = N // PERIOD
+    rows = tensor[: repeats * PERIOD].view(repeats, PERIOD)
+    assert all(torch.equal(row, pattern) for row in rows)
+    assert torch.equal(tensor[repeats * PERIOD :], pattern[: N % PERIOD])
+
+
+def test_pack_and_unpack(winners: Tensor) -> None:
+    bools = torch.zeros(N, dtype=torch.bool)
+    bools[winners] = True
+    bits, rank = layout.empty_mask([N])
+    ops.pack_bits_(bits, rank, [bools])
+    assert torch.equal(set_bits(bits), winners)
+    assert int(rank[-1]) == winners.numel()
+    unpacked = torch.ones(N, dtype=torch.bool)
+    ops.unpack_bits_([unpacked], bits)
+    assert torch.equal(unpacked, bools)
+
+
+def test_expand_units() -> None:
+    """Two rows of more than 2^30 elements each, of which the second is selected."""
+    bits, rank = layout.empty_mask([N])
+    ops.expand_units_(bits, rank, torch.tensor([2] + [0] * 31, dtype=torch.int32), [N], [2])
+    assert int(rank[-1]) == N // 2
+    assert not bits[: N // 64].any()
+    assert bits[-layout.WORDS_PER_BLOCK :].any()
+    assert rank[N // 2 // layout.BLOCK] == 0

@@ -1,0 +1,112 @@
+"""Valid arguments of every operator with all options on, and what it means that a change to them is refused."""
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from aimfair import ops
+
+from . import cases
+from .cases import Inputs
+
+SHAPES = [(5,), (1030,), (3, 4), (40,), (12,)]
+NUMELS = [cases.numel_of(shape) for shape in SHAPES]
+
+
+def half(shapes: Iterable[cases.Shape], device: torch.device) -> list[Tensor]:
+    """Every other element: always the same mask, so that compact state of one call fits the mask of another."""
+    return [torch.arange(cases.numel_of(shape), device=device).view(shape) % 2 == 0 for shape in shapes]
+
+
+def accumulate(device: torch.device) -> Inputs:
+    return cases.accumulate_inputs(SHAPES, torch.float32, device, grad_scale=torch.ones(1, device=device))
+
+
+def mask(device: torch.device) -> Inputs:
+    bits, rank = cases.packed(half(SHAPES, device), device)
+    return {"bits": bits, "rank": rank}
+
+
+def select(device: torch.device) -> Inputs:
+    scores = cases.score_inputs(SHAPES, "difference", device, divisor_criterion="relative_difference")
+    return mask(device) | {"k": 7} | scores
+
+
+def unit_scores(device: torch.device) -> Inputs:
+    out = [torch.zeros(units, device=device) for units in (5, 10, 3, 40, 1)]
+    return {"out": out} | cases.score_inputs(SHAPES, "difference", device, divisor_criterion="relative_difference")
+
+
+def expand_units(device: torch.device) -> Inputs:
+    units = [5, 10, 3, 40, 1]
+    unit_bits, _ = cases.packed(half([(count,) for count in units], device), device)
+    return mask(device) | {"unit_bits": unit_bits, "numels": list(NUMELS), "units": units}
+
+
+def pack_bits(device: torch.device) -> Inputs:
+    return mask(device) | {"bools": half(SHAPES, device)}
+
+
+def unpack_bits(device: torch.device) -> Inputs:
+    return {"bools": half(SHAPES, device), "bits": mask(device)["bits"]}
+
+
+def adamw(device: torch.device, compact: bool = False, **options: Any) -> Inputs:
+    bools = half(SHAPES, device)
+    scalars = {"grad_scale": torch.ones(1, device=device), "found_inf": torch.zeros(1, device=device)}
+    return cases.adamw_inputs(
+        SHAPES, torch.bfloat16, device, bools, compact=compact, amsgrad=True, masters=True, **scalars | options
+    )
+
+
+def sgd(device: torch.device, compact: bool = False, **options: Any) -> Inputs:
+    bools = half(SHAPES, device)
+    return cases.sgd_inputs(SHAPES, torch.bfloat16, device, bools, compact=compact, masters=True, **options)
+
+
+def compact_adamw(device: torch.device) -> Inputs:
+    return adamw(device, compact=True)
+
+
+def compact_sgd(device: torch.device) -> Inputs:
+    return sgd(device, compact=True)
+
+
+OPERATORS: dict[Callable[[torch.device], Inputs], Callable[..., None]] = {
+    accumulate: ops.accumulate_,
+    select: ops.select_,
+    unit_scores: ops.unit_scores_,
+    expand_units: ops.expand_units_,
+    pack_bits: ops.pack_bits_,
+    unpack_bits: ops.unpack_bits_,
+    mask: ops.rank_,
+    adamw: ops.masked_adamw_,
+    compact_adamw: ops.masked_adamw_,
+    sgd: ops.masked_sgd_,
+    compact_sgd: ops.masked_sgd_,
+}
+LISTS = {
+    accumulate: ["grads", "sums", "squares", "second_sums"],
+    select: ["a", "b", "c", "d"],
+    unit_scores: ["a", "b", "c", "d", "out"],
+    pack_bits: ["bools"],
+    unpack_bits: ["bools"],
+    adamw: ["params", "grads", "exp_avgs", "exp_avg_sqs", "max_exp_avg_sqs", "masters"],
+    compact_adamw: ["params", "grads", "exp_avgs", "exp_avg_sqs", "max_exp_avg_sqs", "masters"],
+    sgd: ["params", "grads", "momentum_buffers", "masters"],
+    compact_sgd: ["params", "grads", "momentum_buffers", "masters"],
+}
+"""Lists of each operator; the sizes of the others are checked against the first."""
+
+
+def refused(build: Callable[[torch.device], Inputs], device: torch.device, fragment: str, **changes: Any) -> None:
+    """Calls the operator with ``changes`` to valid arguments: it must name the culprit and write nothing."""
+    inputs = build(device) | changes
+    tensors = [tensor for tensor in cases.tensors_in(inputs) if not tensor.is_meta]
+    before = cases.clone(tensors)
+    with pytest.raises(RuntimeError, match=fragment):
+        OPERATORS[build](**inputs)
+    cases.assert_same(tensors, before)
