@@ -39,7 +39,7 @@ test-sanitized: build
 	rm -rf $(SANITIZED) && mkdir -p $(SANITIZED)
 	PATH="$(CURDIR)/$(BIN):$$PATH" AIMFAIR_CUDA=off AIMFAIR_SANITIZE=address,undefined \
 	    $(BIN)/pip install --quiet --no-build-isolation --no-deps --target $(SANITIZED) .
-	cp -r tests pyproject.toml $(SANITIZED)
+	cp -r tests conftest.py pyproject.toml $(SANITIZED)
 	cd $(SANITIZED) && LD_PRELOAD="$$($${CXX:-g++} -print-file-name=libasan.so) $$($${CXX:-g++} -print-file-name=libstdc++.so)" \
 	    ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 \
 	    $(CURDIR)/$(BIN)/python -m pytest tests/kernels -p no:cacheprovider

@@ -212,7 +212,8 @@ def masked_adamw_(
             ``masters``: the selected weights in fp32; the parameter is their rounding.
         steps: [T] float32 with one element, raised by 1 here.
         lr: float32 or float64 with one element, on the device of the parameters.
-        bits, rank, first_blocks: the mask and the first block of each tensor in it; None = every element.
+        bits, rank, first_blocks: the mask and the first block of each of the T tensors in it (``layout.first_blocks``
+            without its last entry); None = every element. ``rank`` must be the directory of ``bits`` (:func:`rank_`).
         stochastic_rounding: bfloat16 parameters are rounded up or down at random, in proportion to the distance, from a
             generator keyed by (seed, step, element). Float32 ones are not concerned, float16 ones are refused.
         grad_scale, found_inf: float32 with one element. ``found_inf`` != 0 makes the call change nothing.

@@ -23,6 +23,9 @@ struct Kernels {
   bool (*score_keys)(const ScoreTensor& tensor, const ScoreSpec& spec, bool largest, int64_t begin, int n,
                      int32_t* keys);
 
+  // Number of set bits in n words; n is even.
+  int64_t (*count_bits)(const uint32_t* words, int64_t n);
+
   // Sum of n <= kBlock floats in double: element i to lane i % 16, lanes added as a tree.
   double (*sum)(const float* values, int n);
 

@@ -4,6 +4,7 @@
 #include <vector>
 
 #include "cpu/chunks.h"
+#include "cpu/kernels.h"
 
 namespace aimfair::cpu {
 namespace {
@@ -49,17 +50,12 @@ void expand_block(const uint32_t* unit_bits, int64_t begin, int64_t end, int64_t
 
 void rank(const uint32_t* bits, int64_t blocks, int64_t* rank, int threads) {
   constexpr int64_t kBlocksPerChunk = 256;
+  const Kernels& kernel = kernels();
   rank[0] = 0;
   parallel_for((blocks + kBlocksPerChunk - 1) / kBlocksPerChunk, threads, [&](int64_t chunk) {
     const int64_t end = std::min(blocks, (chunk + 1) * kBlocksPerChunk);
     for (int64_t block = chunk * kBlocksPerChunk; block < end; block++) {
-      int64_t set = 0;
-      for (int64_t pair = 0; pair < kWordsPerBlock; pair += 2) {
-        uint64_t words;
-        memcpy(&words, bits + block * kWordsPerBlock + pair, 8);
-        set += __builtin_popcountll(words);
-      }
-      rank[block + 1] = set;
+      rank[block + 1] = kernel.count_bits(bits + block * kWordsPerBlock, kWordsPerBlock);
     }
   });
   for (int64_t block = 0; block < blocks; block++) rank[block + 1] += rank[block];

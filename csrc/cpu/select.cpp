@@ -3,6 +3,7 @@
 #include <atomic>
 #include <cmath>
 #include <cstring>
+#include <memory>
 #include <vector>
 
 #include "aimfair/mask_ops.h"
@@ -22,11 +23,12 @@
 namespace aimfair::cpu {
 namespace {
 
-constexpr int64_t kChunk = 64 * kBlock;           // elements
+constexpr int64_t kChunk = 16 * kBlock;           // elements
 constexpr int64_t kSmall = int64_t{1} << 18;      // up to here sampling does not pay
-constexpr int64_t kMaxSample = int64_t{1} << 18;  // keys
+constexpr int64_t kMaxSample = int64_t{1} << 19;  // keys
 constexpr int kSampleLanes = 4;                   // keys taken from one group of 16
-constexpr int64_t kCandidateShare = 96;           // room for 1/96 of the elements: 8 bytes each, 2% of one fp32 input
+constexpr int64_t kCandidateShare = 160;  // room for 1/160 of the elements: 8 bytes each, 1.3% of one fp32 input
+constexpr int64_t kCandidateRoom = int64_t{1} << 15;  // and some more, for small inputs
 
 // The inputs, and the bits as they are being made.
 struct Selection {
@@ -39,7 +41,7 @@ struct Selection {
   Chunks chunks;
   int64_t total;
   std::vector<int64_t> first_block;
-  std::vector<uint32_t> bits;  // apart from the caller's, which stay as they are if a score is NaN
+  std::unique_ptr<uint32_t[]> bits;  // apart from the caller's, which stay as they are if a score is NaN
   std::atomic<int64_t> nan_tensor;
 
   Selection(const ScoreTensor* tensors_, int64_t count_, const ScoreSpec& spec_, bool largest_, int threads_)
@@ -57,8 +59,10 @@ struct Selection {
       total += tensors[t].numel;
       first_block[t + 1] = first_block[t] + block_count(tensors[t].numel);
     }
-    bits.resize(static_cast<size_t>(first_block.back() * kWordsPerBlock));
+    bits = std::make_unique_for_overwrite<uint32_t[]>(static_cast<size_t>(words()));
   }
+
+  int64_t words() const { return first_block.back() * kWordsPerBlock; }
 
   bool has_nan() const { return nan_tensor.load() < count; }
 
@@ -72,7 +76,7 @@ struct Selection {
   void for_each_block(const Chunk& chunk, const Use& use) {
     alignas(64) int32_t keys[kBlock];
     const ScoreTensor& tensor = tensors[chunk.tensor];
-    uint32_t* words = bits.data() + first_block[chunk.tensor] * kWordsPerBlock;
+    uint32_t* words = bits.get() + first_block[chunk.tensor] * kWordsPerBlock;
     for (int64_t at = chunk.begin; at < chunk.end; at += kBlock) {
       const int n = static_cast<int>(std::min(kBlock, chunk.end - at));
       if (kernel.score_keys(tensor, spec, largest, at, n, keys)) note_nan(chunk.tensor);
@@ -164,95 +168,111 @@ std::vector<int32_t> sample_keys(const Selection& s) {
   return sample;
 }
 
-Threshold threshold_of(const std::vector<int32_t>& keys, int64_t n, const KeyRange& range, int64_t k) {
+Threshold threshold_of(const int32_t* keys, int64_t n, const KeyRange& range, int64_t k) {
   return find_threshold(k, range,
-                        [&](const KeyRange& part, int64_t* histogram) { count_keys(keys.data(), n, part, histogram); });
+                        [&](const KeyRange& part, int64_t* histogram) { count_keys(keys, n, part, histogram); });
+}
+
+// Keys between which the k-th best one very likely lies: six standard deviations of a sample quantile to either side,
+// or as much as there is room for among the candidates.
+struct Bracket {
+  int32_t low, high;
+};
+
+Bracket bracket_of(const Selection& s, int64_t k, int64_t capacity) {
+  const std::vector<int32_t> sample = sample_keys(s);
+  const double size = static_cast<double>(sample.size()), total = static_cast<double>(s.total);
+  const double share = static_cast<double>(k) / total;
+  const double room = 0.45 * static_cast<double>(capacity) / total * size;
+  const double width = std::min(6.0 * std::sqrt(share * (1 - share) * size) + 2, room);
+  const auto key_at = [&](double from_best) {
+    if (from_best < 1) return INT32_MAX;
+    if (from_best > size) return INT32_MIN + 1;
+    return threshold_of(sample.data(), static_cast<int64_t>(sample.size()), KeyRange{}, static_cast<int64_t>(from_best))
+        .key;
+  };
+  return {key_at(std::ceil(share * size + width)), key_at(std::floor(share * size - width))};
 }
 
 // Elements whose keys fall inside the bracket, chunk by chunk in one arena.
 struct Candidates {
-  std::vector<int32_t> keys;
-  std::vector<uint32_t> places;
+  int64_t capacity;
+  std::unique_ptr<int32_t[]> keys;  // not initialized: what is not used is not even touched
+  std::unique_ptr<uint32_t[]> places;
   std::vector<int64_t> first, size;  // per chunk
-  int64_t used = 0;
+  std::atomic<int64_t> used{0};
+  std::atomic<int64_t> above{0};  // elements better than the bracket
+  std::atomic<bool> overflow{false};
 
-  Candidates(int64_t capacity, int64_t chunks)
-      : keys(static_cast<size_t>(capacity)),
-        places(static_cast<size_t>(capacity)),
+  Candidates(int64_t capacity_, int64_t chunks)
+      : capacity(capacity_),
+        keys(std::make_unique_for_overwrite<int32_t[]>(static_cast<size_t>(capacity_))),
+        places(std::make_unique_for_overwrite<uint32_t[]>(static_cast<size_t>(capacity_))),
         first(static_cast<size_t>(chunks)),
         size(static_cast<size_t>(chunks)) {}
+
+  // Calls use(key, place) for the candidates of a chunk, in index order.
+  template <class Use>
+  void for_each(int64_t chunk, const Use& use) const {
+    const int64_t begin = first[static_cast<size_t>(chunk)], end = begin + size[static_cast<size_t>(chunk)];
+    for (int64_t c = begin; c < end; c++) use(keys[static_cast<size_t>(c)], places[static_cast<size_t>(c)]);
+  }
 };
 
-// Steps 1 to 3 above. False if the bracket missed or there were too many candidates: nothing is decided then.
-bool select_by_bracket(Selection& s, int64_t k) {
-  const int64_t capacity = s.total / kCandidateShare + kChunk;
-  const std::vector<int32_t> sample = sample_keys(s);
-  const double size = static_cast<double>(sample.size()), share = static_cast<double>(k) / static_cast<double>(s.total);
-  // Six standard deviations of a sample quantile, or what the arena can hold.
-  const double room = 0.45 * static_cast<double>(s.total / kCandidateShare) / static_cast<double>(s.total) * size;
-  const double width = std::min(6.0 * std::sqrt(share * (1 - share) * size) + 2, room);
-  const auto sample_key = [&](double from_best) {
-    if (from_best < 1) return INT32_MAX;
-    if (from_best > size) return INT32_MIN + 1;
-    return threshold_of(sample, static_cast<int64_t>(sample.size()), KeyRange{}, static_cast<int64_t>(from_best)).key;
-  };
-  const int32_t high = sample_key(std::floor(share * size - width)), low = sample_key(std::ceil(share * size + width));
-
-  Candidates found(capacity, s.chunks.count());
-  std::atomic<int64_t> used{0}, above{0};
-  std::atomic<bool> overflow{false};
+// The one pass over the inputs: bits of what is above the bracket, and the candidates.
+void collect(Selection& s, const Bracket& bracket, Candidates& found) {
   parallel_for(s.chunks.count(), s.threads, [&](int64_t i) {
-    if (overflow.load(std::memory_order_relaxed)) return;
-    // A block's candidates are gathered apart and moved to the arena when their number is known.
-    int32_t keys_inside[kChunk / 32 + kBlock + 16];
-    uint32_t places_inside[kChunk / 32 + kBlock + 16];
-    int inside = 0;
-    int64_t chunk_above = 0;
-    bool full = false;
+    if (found.overflow.load(std::memory_order_relaxed)) return;
+    int32_t keys_inside[kChunk + 16];
+    uint32_t places_inside[kChunk + 16];
+    int64_t inside = 0, above = 0;
     s.for_each_block(s.chunks[i], [&](const int32_t* keys, int n, uint16_t* bits, uint32_t place) {
-      if (full) return;
       int block_above = 0;
-      inside +=
-          s.kernel.bracket(keys, n, low, high, bits, &block_above, place, keys_inside + inside, places_inside + inside);
-      chunk_above += block_above;
-      full = inside > kChunk / 32;
+      inside += s.kernel.bracket(keys, n, bracket.low, bracket.high, bits, &block_above, place, keys_inside + inside,
+                                 places_inside + inside);
+      above += block_above;
     });
-    const int64_t at = used.fetch_add(inside);
-    if (full || at + inside > capacity) {
-      overflow.store(true);
+    found.above.fetch_add(above);
+    const int64_t at = found.used.fetch_add(inside);
+    if (at + inside > found.capacity) {
+      found.overflow.store(true);
       return;
     }
-    above.fetch_add(chunk_above);
-    memcpy(found.keys.data() + at, keys_inside, sizeof(int32_t) * static_cast<size_t>(inside));
-    memcpy(found.places.data() + at, places_inside, sizeof(uint32_t) * static_cast<size_t>(inside));
+    memcpy(found.keys.get() + at, keys_inside, sizeof(int32_t) * static_cast<size_t>(inside));
+    memcpy(found.places.get() + at, places_inside, sizeof(uint32_t) * static_cast<size_t>(inside));
     found.first[static_cast<size_t>(i)] = at;
     found.size[static_cast<size_t>(i)] = inside;
   });
-  if (s.has_nan()) return true;
-  if (overflow.load()) return false;
-  const int64_t wanted = k - above.load();
-  if (wanted < 0 || wanted > used.load()) return false;
-  if (wanted == 0) return true;
+}
 
-  const Threshold threshold = threshold_of(found.keys, used.load(), range_of(low, high), wanted);
+// Sets the bits of the `wanted` best candidates.
+void choose(Selection& s, const Bracket& bracket, const Candidates& found, int64_t wanted) {
+  const Threshold threshold =
+      threshold_of(found.keys.get(), found.used.load(), range_of(bracket.low, bracket.high), wanted);
   std::vector<int64_t> equal(static_cast<size_t>(s.chunks.count()));
-  const auto for_each_candidate = [&](int64_t chunk, const auto& use) {
-    const int64_t begin = found.first[static_cast<size_t>(chunk)];
-    for (int64_t c = begin; c < begin + found.size[static_cast<size_t>(chunk)]; c++) {
-      use(found.keys[static_cast<size_t>(c)], found.places[static_cast<size_t>(c)]);
-    }
-  };
   parallel_for(s.chunks.count(), s.threads, [&](int64_t i) {
-    for_each_candidate(i, [&](int32_t key, uint32_t) { equal[static_cast<size_t>(i)] += key == threshold.key; });
+    found.for_each(i, [&](int32_t key, uint32_t) { equal[static_cast<size_t>(i)] += key == threshold.key; });
   });
   const auto ties = share_ties(equal, threshold.ties);
   parallel_for(s.chunks.count(), s.threads, [&](int64_t i) {
     const Chunk chunk = s.chunks[i];
     int64_t left = ties[static_cast<size_t>(i)];
-    for_each_candidate(i, [&](int32_t key, uint32_t place) {
+    found.for_each(i, [&](int32_t key, uint32_t place) {
       if (key > threshold.key || (key == threshold.key && left-- > 0)) s.set_bit(chunk, place);
     });
   });
+}
+
+// Steps 1 to 3 above. False if the bracket missed or there were too many candidates: nothing is decided then.
+bool select_by_bracket(Selection& s, int64_t k) {
+  const int64_t capacity = s.total / kCandidateShare + kCandidateRoom;
+  const Bracket bracket = bracket_of(s, k, capacity);
+  Candidates found(capacity, s.chunks.count());
+  collect(s, bracket, found);
+  if (s.has_nan()) return true;
+  const int64_t wanted = k - found.above.load();
+  if (found.overflow.load() || wanted < 0 || wanted > found.used.load()) return false;
+  if (wanted > 0) choose(s, bracket, found, wanted);
   return true;
 }
 
@@ -270,7 +290,7 @@ SelectResult select(const ScoreTensor* tensors, int64_t count, const ScoreSpec& 
                                  [&](const KeyRange& range, int64_t* histogram) { count_all(s, range, histogram); }));
   }
   if (s.has_nan()) return {s.nan_tensor.load()};
-  if (!s.bits.empty()) memcpy(bits, s.bits.data(), s.bits.size() * sizeof(uint32_t));
+  if (s.words() > 0) memcpy(bits, s.bits.get(), static_cast<size_t>(s.words()) * sizeof(uint32_t));
   cpu::rank(bits, s.first_block.back(), rank, threads);
   return {};
 }

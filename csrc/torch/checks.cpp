@@ -96,6 +96,17 @@ int64_t state_size(const StepArguments& step, const int64_t* rank, int64_t first
   return step.params.front().is_cuda() ? -1 : rank[first_block + block_count(numel)] - rank[first_block];
 }
 
+// Bits past the end of a tensor would select what is not there. Like state_size, for CPU tensors only.
+bool has_bits_past_end(const StepArguments& step, const MaskView& mask, const StepTensor& tensor) {
+  if (!mask.bits || step.params.front().is_cuda()) return false;
+  const uint32_t* words = mask.bits + tensor.first_block * kWordsPerBlock;
+  const int64_t end = block_count(tensor.numel) * kWordsPerBlock;
+  int64_t word = tensor.numel / 32;
+  uint32_t past = word < end && tensor.numel % 32 != 0 ? words[word++] >> (tensor.numel % 32) : 0;
+  for (; word < end; word++) past |= words[word];
+  return past != 0;
+}
+
 StepCall check_step(Arguments& arguments, const StepArguments& step, const std::vector<StateList>& states) {
   const size_t count = step.params.size();
   StepCall call;
@@ -139,6 +150,9 @@ StepCall check_step(Arguments& arguments, const StepArguments& step, const std::
     next_block = tensor.first_block + block_count(tensor.numel);
     if (tensor.first_block < 0 || tensor.first_block > blocks - block_count(tensor.numel)) {
       arguments.fail("first_blocks", static_cast<int64_t>(t), "is outside the mask");
+    }
+    if (has_bits_past_end(step, call.options.mask, tensor)) {
+      arguments.fail("params", static_cast<int64_t>(t), "has set bits past its end in the mask");
     }
     const int64_t size = state_size(step, call.options.mask.rank, tensor.first_block, tensor.numel);
     for (size_t s = 0; s < states.size(); s++) {

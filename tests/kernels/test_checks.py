@@ -390,3 +390,14 @@ def test_empty_lists_are_fine(device):
     ops.masked_adamw_([], [], [], [], [], lr=lr, beta1=0.9, beta2=0.99, eps=1e-8, weight_decay=0.0)
     ops.masked_sgd_([], [], [], [], lr=lr, momentum=0.0, weight_decay=0.0)
     assert rank.tolist() == [0]
+
+
+@pytest.mark.parametrize("build", [adamw, sgd])
+@pytest.mark.skipif("config.getoption('--device') == 'cuda'", reason="reading the mask would wait for the device")
+def test_bits_past_the_end(build, device):
+    """Such a mask would select what is not there; one bit is enough, in the last word or in a later one."""
+    for bit in (NUMELS[0], 1023):
+        changed = mask(device)
+        changed["bits"][bit // 32] |= 1 << (bit % 32) if bit % 32 < 31 else -(1 << 31)
+        ops.rank_(changed["rank"], changed["bits"])
+        refused(build, device, r"params\[0\] has set bits past its end", **changed)

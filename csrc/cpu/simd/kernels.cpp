@@ -3,6 +3,8 @@
 
 #include "cpu/kernels.h"
 
+#include <cstring>
+
 #include "aimfair/random.h"
 
 #define AIMFAIR_VECTOR_HEADER_avx512 "cpu/simd/vec_avx512.h"
@@ -20,6 +22,6 @@
 namespace aimfair::cpu::AIMFAIR_SIMD {
 
 extern const Kernels kernels;
-const Kernels kernels = {accumulate_range, scores, score_keys, sum, above, bracket, adamw_range, sgd_range};
+const Kernels kernels = {accumulate_range, scores, score_keys, count_bits, sum, above, bracket, adamw_range, sgd_range};
 
 }  // namespace aimfair::cpu::AIMFAIR_SIMD

@@ -52,6 +52,16 @@ bool score_keys(const ScoreTensor& tensor, const ScoreSpec& spec, bool largest, 
   });
 }
 
+int64_t count_bits(const uint32_t* words, int64_t n) {
+  int64_t set = 0;
+  for (int64_t i = 0; i < n; i += 2) {
+    uint64_t pair;
+    memcpy(&pair, words + i, sizeof pair);
+    set += __builtin_popcountll(pair);
+  }
+  return set;
+}
+
 double sum(const float* values, int n) {
   double lanes[16] = {};
   int i = 0;

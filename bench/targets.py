@@ -1,0 +1,76 @@
+"""What the kernels must reach and what they aim at: the bars every run of the benches is held against.
+
+Ratios are the time of the best public way over ours, both from the same run. A target without a state is met by the
+better of dense and compact state; a target without a rival is against the fastest way that touches every element.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+Metric = Literal["ratio", "copy share", "extra memory"]
+"""``ratio`` to a rival; share of the copy bandwidth; peak extra memory over the bytes of the accumulators."""
+
+
+@dataclass(frozen=True)
+class Bar:
+    must: float
+    aim: float
+
+
+@dataclass(frozen=True)
+class Target:
+    """A bar for every case whose fields agree with those given here; an empty field agrees with anything."""
+
+    name: str
+    cpu: Bar | None
+    cuda: Bar | None
+    work: str
+    tensors: str = ""
+    density: float | None = None
+    pattern: str = ""
+    state: str = ""
+    rival: str = ""
+    metric: Metric = "ratio"
+
+    def bar(self, device: str) -> Bar | None:
+        return self.cuda if device == "cuda" else self.cpu
+
+    def covers(self, work: str, tensors: str, density: float | None, pattern: str, state: str) -> bool:
+        return (
+            self.work == work
+            and self.tensors in ("", tensors)
+            and self.density in (None, density)
+            and self.pattern in ("", pattern)
+            and self.state in ("", state)
+        )
+
+    def meets(self, value: float, limit: float) -> bool:
+        return value <= limit if self.metric == "extra memory" else value >= limit
+
+
+ADAMW = "adamw fp32"
+STATISTICS = "accumulate sum + square"
+SELECT = "select value"
+SELECT_DIFFERENCE = "select difference"
+
+CLONE_FUSED_WHERE = "clone + fused + where"
+FOUR_FOREACH = "four foreach ops"
+KTHVALUE = "kthvalue + compare"
+TOPK = "topk + scatter"
+
+TARGETS = (
+    Target("all-ones mask", Bar(0.95, 1.1), Bar(0.95, 1.1), ADAMW, density=1.0, pattern="all", state="dense"),
+    Target("1% random", Bar(2.5, 6), Bar(6, 15), ADAMW, density=0.01, pattern="random"),
+    Target("5% random", Bar(1.2, 2), Bar(2.2, 4), ADAMW, density=0.05, pattern="random"),
+    Target("10% random", Bar(1.1, 1.6), Bar(1.6, 2.7), ADAMW, density=0.10, pattern="random"),
+    Target("30% random", Bar(0.95, 1.1), Bar(1.2, 1.5), ADAMW, density=0.30, pattern="random"),
+    Target("10% rows, dense state", Bar(5, 8), Bar(6, 9), ADAMW, density=0.10, pattern="rows", state="dense"),
+    Target("10% rows, compact state", Bar(3, 6), Bar(6, 9), ADAMW, density=0.10, pattern="rows", state="compact"),
+    Target("10% masked", Bar(4, 6), Bar(4, 8), ADAMW, density=0.10, pattern="random", rival=CLONE_FUSED_WHERE),
+    Target("all statistics", Bar(3.5, 5), Bar(1.5, 1.7), STATISTICS, rival=FOUR_FOREACH),
+    Target("select + mask", Bar(20, 60), None, SELECT, tensors="flat 1e8", rival=KTHVALUE),
+    Target("select + mask", None, Bar(5, 15), SELECT, tensors="flat 1e8", rival=TOPK),
+    Target("select within 2x of one read", None, Bar(0.5, 0.5), SELECT, tensors="flat 1e8", metric="copy share"),
+    Target("select, extra memory", Bar(0.05, 0.05), Bar(0.05, 0.05), SELECT, metric="extra memory"),
+    Target("select, extra memory", Bar(0.05, 0.05), Bar(0.05, 0.05), SELECT_DIFFERENCE, metric="extra memory"),
+)
