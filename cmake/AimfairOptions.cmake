@@ -14,6 +14,6 @@ target_compile_options(
 if(AIMFAIR_SANITIZE)
   target_compile_options(
     aimfair_options INTERFACE $<$<COMPILE_LANGUAGE:CXX>:-fsanitize=${AIMFAIR_SANITIZE} -fno-sanitize-recover=all
-                              -fno-omit-frame-pointer -g -O1>)
+                              -fno-omit-frame-pointer -g1 -O1>)
   target_link_options(aimfair_options INTERFACE -fsanitize=${AIMFAIR_SANITIZE})
 endif()

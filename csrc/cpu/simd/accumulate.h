@@ -21,7 +21,7 @@ struct Accumulate {
   bool zero_grads;
 
   // Adds up to 16 elements; returns their squares, and the lanes that were not finite.
-  AIMFAIR_HOST_DEVICE Floats group(int64_t at, int count, Lanes* bad) const {
+  AIMFAIR_INLINE Floats group(int64_t at, int count, Lanes* bad) const {
     Element* grad = static_cast<Element*>(tensor.grad) + at;
     const Floats scaled = Storage<kDType>::get(grad, count) * inverse_scale;
     const Lanes finite = finite_lanes(scaled);
@@ -35,7 +35,7 @@ struct Accumulate {
     return squares;
   }
 
-  AIMFAIR_HOST_DEVICE static void add(float* to, Floats x, int count) {
+  AIMFAIR_INLINE static void add(float* to, Floats x, int count) {
     Storage<DType::float32>::put(to, Storage<DType::float32>::get(to, count) + x, count);
   }
 

@@ -15,6 +15,13 @@
 
 #include AIMFAIR_VECTOR_HEADER(AIMFAIR_SIMD)
 
+// Inner loops are inlined whole, except under sanitizers, whose checks would make one function of them too large.
+#if defined(__SANITIZE_ADDRESS__)
+#define AIMFAIR_INLINE inline
+#else
+#define AIMFAIR_INLINE inline __attribute__((always_inline))
+#endif
+
 #include "cpu/simd/accumulate.h"
 #include "cpu/simd/score.h"
 #include "cpu/simd/step.h"

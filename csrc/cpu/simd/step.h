@@ -55,12 +55,12 @@ struct Step {
         grad_factor(options_.maximize ? -options_.inverse_scale : options_.inverse_scale),
         random_key(kStochastic ? step_key(options_.seed, static_cast<uint64_t>(tensor_.step)) : 0) {}
 
-  AIMFAIR_HOST_DEVICE Floats read_grad(int64_t at, int count) const {
+  AIMFAIR_INLINE Floats read_grad(int64_t at, int count) const {
     return Param::get(grad + at, count) * Floats(grad_factor);
   }
 
   // Rounds new values to the parameter's type and writes the selected ones.
-  AIMFAIR_HOST_DEVICE void write_param(int64_t at, Floats x, Lanes selected, int count) const {
+  AIMFAIR_INLINE void write_param(int64_t at, Floats x, Lanes selected, int count) const {
     if constexpr (kStochastic) {
       const uint64_t key = block_key(random_key, static_cast<uint64_t>(tensor.first_block + at / kBlock));
       const Words random = random16(key, lane_index() + Words(static_cast<uint32_t>(at % kBlock)));
@@ -135,7 +135,7 @@ struct Step {
     }
   }
 
-  AIMFAIR_HOST_DEVICE void compact_direction(float* moved, int64_t state_at, int count) const {
+  AIMFAIR_INLINE void compact_direction(float* moved, int64_t state_at, int count) const {
     Floats state[kMaxStates];
     for (int s = 0; s < Update::kStates; s++) state[s] = Fp32::get(tensor.state[s] + state_at, count);
     if constexpr (kMaster) {
@@ -148,12 +148,12 @@ struct Step {
     for (int s = 0; s < Update::kStates; s++) Fp32::put(tensor.state[s] + state_at, state[s], count);
   }
 
-  AIMFAIR_HOST_DEVICE Floats updated(Floats old, Floats g, Floats* state) const {
+  AIMFAIR_INLINE Floats updated(Floats old, Floats g, Floats* state) const {
     return update.apply(old, update.direction(update.prepare(old, g), state));
   }
 
   // To the second-level cache: on the processors tried, the first level has too few misses in flight for this.
-  AIMFAIR_HOST_DEVICE static void prefetch(const void* at) { __builtin_prefetch(at, 0, 2); }
+  AIMFAIR_INLINE static void prefetch(const void* at) { __builtin_prefetch(at, 0, 2); }
 
   // Elements [begin, end), all selected; their state begins at index `state_at`.
   void all_selected(int64_t begin, int64_t end, int64_t state_at) const {
@@ -162,7 +162,7 @@ struct Step {
     if (at < end) full_group(at, static_cast<int>(end - at), state_at + (at - begin));
   }
 
-  AIMFAIR_HOST_DEVICE void full_group(int64_t at, int count, int64_t state_at) const {
+  AIMFAIR_INLINE void full_group(int64_t at, int count, int64_t state_at) const {
     Floats state[kMaxStates];
     for (int s = 0; s < Update::kStates; s++) state[s] = Fp32::get(tensor.state[s] + state_at, count);
     const Floats old = kMaster ? Fp32::get(tensor.master + state_at, count) : Param::get(param + at, count);
@@ -177,7 +177,7 @@ struct Step {
     return GroupList(reinterpret_cast<const uint16_t*>(words),
                      static_cast<int>((end_block - first_block) * kBlock / 16), prefetch_up_to);
   }
-  AIMFAIR_HOST_DEVICE int group_size(int64_t at) const {
+  AIMFAIR_INLINE int group_size(int64_t at) const {
     return tensor.numel - at < 16 ? static_cast<int>(tensor.numel - at) : 16;
   }
   // Elements [begin, end); begin is a multiple of kBlock.
