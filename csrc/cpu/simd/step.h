@@ -76,14 +76,9 @@ struct Step {
   void some_selected_dense(int64_t first_block, int64_t end_block) const {
     const GroupList list = groups_of(first_block, end_block, 0.95);
     const int64_t begin = first_block * kBlock;
+    for (int j = 0; j < kPrefetchGroups; j++) prefetch_group<true>(list, j, begin);
     for (int j = 0; j < list.size; j++) {
-      if (j + kPrefetchGroups < list.prefetched) {
-        const int64_t ahead = begin + list.index[j + kPrefetchGroups] * 16;
-        prefetch(param + ahead);
-        prefetch(grad + ahead);
-        for (int s = 0; s < Update::kStates; s++) prefetch(tensor.state[s] + ahead);
-        if constexpr (kMaster) prefetch(tensor.master + ahead);
-      }
+      prefetch_group<true>(list, j + kPrefetchGroups, begin);
       const int64_t at = begin + list.index[j] * 16;
       const Lanes selected = list.lanes[list.index[j]];
       const int count = group_size(at);
@@ -103,14 +98,12 @@ struct Step {
     const GroupList list = groups_of(first_block, end_block, 0.7);
     alignas(64) float moved[kBatch + 32];  // gradients, then directions (with master weights: new values)
     const int64_t begin = first_block * kBlock;
+    for (int j = 0; j < kPrefetchGroups; j++) prefetch_group<false>(list, j, begin);
     for (int j = 0; j < list.size;) {
       const int batch_begin = j;
       int size = 0;
       for (; j < list.size && size <= kBatch - 16; j++) {
-        if (j + kPrefetchGroups < list.prefetched) {
-          prefetch(grad + begin + list.index[j + kPrefetchGroups] * 16);
-          prefetch(param + begin + list.index[j + kPrefetchGroups] * 16);
-        }
+        prefetch_group<false>(list, j + kPrefetchGroups, begin);
         const int64_t at = begin + list.index[j] * 16;
         const int count = group_size(at);
         Floats g = read_grad(at, count);
@@ -150,6 +143,18 @@ struct Step {
 
   AIMFAIR_INLINE Floats updated(Floats old, Floats g, Floats* state) const {
     return update.apply(old, update.direction(update.prepare(old, g), state));
+  }
+
+  // Asks for the memory of entry j of a list, if it is worth it. Inlined by force: GCC takes a function that only
+  // prefetches for one without effect.
+  template <bool kDenseState>
+  AIMFAIR_INLINE void prefetch_group(const GroupList& list, int j, int64_t begin) const {
+    if (j >= list.prefetched) return;
+    const int64_t at = begin + list.index[j] * 16;
+    prefetch(param + at);
+    prefetch(grad + at);
+    for (int s = 0; s < Update::kStates && kDenseState; s++) prefetch(tensor.state[s] + at);
+    if constexpr (kMaster && kDenseState) prefetch(tensor.master + at);
   }
 
   // To the second-level cache: on the processors tried, the first level has too few misses in flight for this.
