@@ -22,6 +22,8 @@
 #define AIMFAIR_INLINE inline __attribute__((always_inline))
 #endif
 
+#include "cpu/simd/storage.h"
+// Kernels, on these:
 #include "cpu/simd/accumulate.h"
 #include "cpu/simd/score.h"
 #include "cpu/simd/step.h"

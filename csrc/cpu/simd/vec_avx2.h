@@ -106,6 +106,13 @@ inline Floats blend(Lanes lanes, Floats yes, Floats no) {
   return {_mm256_blendv_ps(no.lo, yes.lo, _mm256_castsi256_ps(lane_mask(lanes & 0xff))),
           _mm256_blendv_ps(no.hi, yes.hi, _mm256_castsi256_ps(lane_mask(lanes >> 8)))};
 }
+inline void store_lanes(float* to, Floats x, Lanes lanes, int count) {
+  if (count == 16) {
+    store(to, blend(lanes, x, load(to)));
+  } else {
+    store_first(to, blend(lanes, x, load_first(to, count)), count);
+  }
+}
 inline Floats compress(Lanes lanes, Floats x) {
   alignas(32) float packed[24];
   _mm256_storeu_ps(packed, _mm256_permutevar8x32_ps(x.lo, front_order(lanes & 0xff)));
@@ -191,6 +198,7 @@ inline __m256i nearest_even(__m256i bits) {
 inline Words nearest_even(Floats x) {
   return {nearest_even(_mm256_castps_si256(x.lo)), nearest_even(_mm256_castps_si256(x.hi))};
 }
+inline Halves floats_to_bfloat16(Floats x) { return floats_to_bfloat16(x, nearest_even(x)); }
 inline Floats float16_to_floats(Halves x) {
   return {_mm256_cvtph_ps(_mm256_castsi256_si128(x)), _mm256_cvtph_ps(_mm256_extracti128_si256(x, 1))};
 }
@@ -198,45 +206,5 @@ inline Halves floats_to_float16(Floats x) {
   constexpr int kNearest = _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC;
   return _mm256_set_m128i(_mm256_cvtps_ph(x.hi, kNearest), _mm256_cvtps_ph(x.lo, kNearest));
 }
-
-// One element type in memory: get and pack convert, put writes the first `count` of 16 lanes, and put_lanes of those
-// only the given ones, so that every other element keeps its bits (a NaN its payload).
-template <DType>
-struct Storage;
-
-template <>
-struct Storage<DType::float32> {
-  using type = float;
-  static Floats get(const type* from, int count) { return count == 16 ? load(from) : load_first(from, count); }
-  static Floats pack(Floats x) { return x; }
-  static void put(type* to, Floats x, int count) {
-    if (count == 16) {
-      store(to, x);
-    } else {
-      store_first(to, x, count);
-    }
-  }
-  static void put_lanes(type* to, Floats x, Lanes lanes, int count) { put(to, blend(lanes, x, get(to, count)), count); }
-};
-
-// What the two 16-bit types share.
-struct HalfStorage {
-  using type = uint16_t;
-  static void put(type* to, Halves x, int count) { store_halves(to, x, count); }
-  static void put_lanes(type* to, Halves x, Lanes lanes, int count) { store_halves_lanes(to, x, lanes, count); }
-};
-
-template <>
-struct Storage<DType::bfloat16> : HalfStorage {
-  static Floats get(const type* from, int count) { return bfloat16_to_floats(load_halves(from, count)); }
-  static Halves pack(Floats x) { return floats_to_bfloat16(x, nearest_even(x)); }
-  static Halves pack(Floats x, Words random) { return floats_to_bfloat16(x, random); }
-};
-
-template <>
-struct Storage<DType::float16> : HalfStorage {
-  static Floats get(const type* from, int count) { return float16_to_floats(load_halves(from, count)); }
-  static Halves pack(Floats x) { return floats_to_float16(x); }
-};
 
 }  // namespace aimfair::cpu::avx2

@@ -50,6 +50,9 @@ inline Floats load(const float* from) { return _mm512_loadu_ps(from); }
 inline Floats load_first(const float* from, int count) { return _mm512_maskz_loadu_ps(first_lanes(count), from); }
 inline void store(float* to, Floats x) { _mm512_storeu_ps(to, x.v); }
 inline void store_first(float* to, Floats x, int count) { _mm512_mask_storeu_ps(to, first_lanes(count), x.v); }
+inline void store_lanes(float* to, Floats x, Lanes lanes, int count) {
+  _mm512_mask_storeu_ps(to, static_cast<Lanes>(lanes & first_lanes(count)), x.v);
+}
 inline Floats blend(Lanes lanes, Floats yes, Floats no) { return _mm512_mask_blend_ps(lanes, no.v, yes.v); }
 inline Floats compress(Lanes lanes, Floats x) { return _mm512_maskz_compress_ps(lanes, x.v); }
 inline Floats expand(Lanes lanes, Floats x) { return _mm512_maskz_expand_ps(lanes, x.v); }
@@ -96,55 +99,18 @@ inline Floats bfloat16_to_floats(Halves x) {
   return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(x), 16));
 }
 // Adds `rounding` to the bits and cuts off the low half.
-inline Halves floats_to_bfloat16(Floats x, __m512i rounding) {
-  const __m512i sum = _mm512_srli_epi32(_mm512_add_epi32(_mm512_castps_si512(x.v), rounding), 16);
+inline Halves floats_to_bfloat16(Floats x, Words rounding) {
+  const __m512i sum = _mm512_srli_epi32(_mm512_add_epi32(_mm512_castps_si512(x.v), rounding.v), 16);
   return _mm512_cvtepi32_epi16(_mm512_mask_mov_epi32(sum, nan_lanes(x), _mm512_set1_epi32(0x7fc0)));
 }
-inline __m512i nearest_even(Floats x) {
+inline Words nearest_even(Floats x) {
   const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(_mm512_castps_si512(x.v), 16), _mm512_set1_epi32(1));
   return _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff));
 }
-
-// One element type in memory: get and pack convert, put writes the first `count` of 16 lanes, and put_lanes of those
-// only the given ones, so that every other element keeps its bits (a NaN its payload).
-template <DType>
-struct Storage;
-
-template <>
-struct Storage<DType::float32> {
-  using type = float;
-  static Floats get(const type* from, int count) { return count == 16 ? load(from) : load_first(from, count); }
-  static Floats pack(Floats x) { return x; }
-  static void put(type* to, Floats x, int count) {
-    if (count == 16) {
-      store(to, x);
-    } else {
-      store_first(to, x, count);
-    }
-  }
-  static void put_lanes(type* to, Floats x, Lanes lanes, int count) {
-    _mm512_mask_storeu_ps(to, static_cast<Lanes>(lanes & first_lanes(count)), x.v);
-  }
-};
-
-// What the two 16-bit types share.
-struct HalfStorage {
-  using type = uint16_t;
-  static void put(type* to, Halves x, int count) { store_halves(to, x, count); }
-  static void put_lanes(type* to, Halves x, Lanes lanes, int count) { store_halves_lanes(to, x, lanes, count); }
-};
-
-template <>
-struct Storage<DType::bfloat16> : HalfStorage {
-  static Floats get(const type* from, int count) { return bfloat16_to_floats(load_halves(from, count)); }
-  static Halves pack(Floats x) { return floats_to_bfloat16(x, nearest_even(x)); }
-  static Halves pack(Floats x, Words random) { return floats_to_bfloat16(x, random.v); }
-};
-
-template <>
-struct Storage<DType::float16> : HalfStorage {
-  static Floats get(const type* from, int count) { return _mm512_cvtph_ps(load_halves(from, count)); }
-  static Halves pack(Floats x) { return _mm512_cvtps_ph(x.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
-};
+inline Halves floats_to_bfloat16(Floats x) { return floats_to_bfloat16(x, nearest_even(x)); }
+inline Floats float16_to_floats(Halves x) { return _mm512_cvtph_ps(x); }
+inline Halves floats_to_float16(Floats x) {
+  return _mm512_cvtps_ph(x.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+}
 
 }  // namespace aimfair::cpu::avx512

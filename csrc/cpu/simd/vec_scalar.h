@@ -113,6 +113,11 @@ inline void store(float* to, Floats x) { store_first(to, x, 16); }
 inline Floats blend(Lanes lanes, Floats yes, Floats no) {
   return by_lane<Floats>([&](int i) { return lanes >> i & 1 ? yes.v[i] : no.v[i]; });
 }
+inline void store_lanes(float* to, Floats x, Lanes lanes, int count) {
+  for (int i = 0; i < count; i++) {
+    if (lanes >> i & 1) to[i] = x.v[i];
+  }
+}
 inline Floats compress(Lanes lanes, Floats x) { return compress_lanes(lanes, x); }
 inline Floats expand(Lanes lanes, Floats x) {
   Floats result{};
@@ -161,54 +166,21 @@ inline void store_halves_lanes(uint16_t* to, Halves x, Lanes lanes, int count) {
   }
 }
 
-// One element type in memory: get and pack convert, put writes the first `count` of 16 lanes, and put_lanes of those
-// only the given ones, so that every other element keeps its bits (a NaN its payload).
-template <DType>
-struct Storage;
-
-template <>
-struct Storage<DType::float32> {
-  using type = float;
-  static Floats get(const type* from, int count) { return count == 16 ? load(from) : load_first(from, count); }
-  static Floats pack(Floats x) { return x; }
-  static void put(type* to, Floats x, int count) {
-    if (count == 16) {
-      store(to, x);
-    } else {
-      store_first(to, x, count);
-    }
-  }
-  static void put_lanes(type* to, Floats x, Lanes lanes, int count) { put(to, blend(lanes, x, get(to, count)), count); }
-};
-
-// What the two 16-bit types share.
-struct HalfStorage {
-  using type = uint16_t;
-  static void put(type* to, Halves x, int count) { store_halves(to, x, count); }
-  static void put_lanes(type* to, Halves x, Lanes lanes, int count) { store_halves_lanes(to, x, lanes, count); }
-};
-
-template <>
-struct Storage<DType::bfloat16> : HalfStorage {
-  static Floats get(const type* from, int count) {
-    return by_lane<Floats>([x = load_halves(from, count)](int i) { return bfloat16_to_float(x.v[i]); });
-  }
-  static Halves pack(Floats x) {
-    return by_lane<Halves>([&](int i) { return float_to_bfloat16(x.v[i]); });
-  }
-  static Halves pack(Floats x, Words random) {
-    return by_lane<Halves>([&](int i) { return float_to_bfloat16_stochastic(x.v[i], random.v[i]); });
-  }
-};
-
-template <>
-struct Storage<DType::float16> : HalfStorage {
-  static Floats get(const type* from, int count) {
-    return by_lane<Floats>([x = load_halves(from, count)](int i) { return float16_to_float(x.v[i]); });
-  }
-  static Halves pack(Floats x) {
-    return by_lane<Halves>([&](int i) { return float_to_float16(x.v[i]); });
-  }
-};
+inline Floats bfloat16_to_floats(Halves x) {
+  return by_lane<Floats>([&](int i) { return bfloat16_to_float(x.v[i]); });
+}
+// Adds `rounding` to the bits and cuts off the low half.
+inline Halves floats_to_bfloat16(Floats x, Words rounding) {
+  return by_lane<Halves>([&](int i) { return float_to_bfloat16_stochastic(x.v[i], rounding.v[i]); });
+}
+inline Halves floats_to_bfloat16(Floats x) {
+  return by_lane<Halves>([&](int i) { return float_to_bfloat16(x.v[i]); });
+}
+inline Floats float16_to_floats(Halves x) {
+  return by_lane<Floats>([&](int i) { return float16_to_float(x.v[i]); });
+}
+inline Halves floats_to_float16(Floats x) {
+  return by_lane<Halves>([&](int i) { return float_to_float16(x.v[i]); });
+}
 
 }  // namespace aimfair::cpu::scalar

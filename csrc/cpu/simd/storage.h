@@ -1,0 +1,47 @@
+#pragma once
+
+// Element types in memory. Included by kernels.cpp after a vector header.
+
+namespace aimfair::cpu::AIMFAIR_SIMD {
+
+// get and pack convert; put writes the first `count` of 16 lanes, put_lanes of those only the given ones, so that every
+// other element keeps its bits (a NaN its payload).
+template <DType>
+struct Storage;
+
+template <>
+struct Storage<DType::float32> {
+  using type = float;
+  static Floats get(const type* from, int count) { return count == 16 ? load(from) : load_first(from, count); }
+  static Floats pack(Floats x) { return x; }
+  static void put(type* to, Floats x, int count) {
+    if (count == 16) {
+      store(to, x);
+    } else {
+      store_first(to, x, count);
+    }
+  }
+  static void put_lanes(type* to, Floats x, Lanes lanes, int count) { store_lanes(to, x, lanes, count); }
+};
+
+// What the two 16-bit types share.
+struct HalfStorage {
+  using type = uint16_t;
+  static void put(type* to, Halves x, int count) { store_halves(to, x, count); }
+  static void put_lanes(type* to, Halves x, Lanes lanes, int count) { store_halves_lanes(to, x, lanes, count); }
+};
+
+template <>
+struct Storage<DType::bfloat16> : HalfStorage {
+  static Floats get(const type* from, int count) { return bfloat16_to_floats(load_halves(from, count)); }
+  static Halves pack(Floats x) { return floats_to_bfloat16(x); }
+  static Halves pack(Floats x, Words random) { return floats_to_bfloat16(x, random); }
+};
+
+template <>
+struct Storage<DType::float16> : HalfStorage {
+  static Floats get(const type* from, int count) { return float16_to_floats(load_halves(from, count)); }
+  static Halves pack(Floats x) { return floats_to_float16(x); }
+};
+
+}  // namespace aimfair::cpu::AIMFAIR_SIMD
