@@ -1,4 +1,4 @@
-# make test sets everything up and tests it; the other targets are described in docs/development.md.
+# make demo and make test set everything up; the other targets are described in docs/development.md.
 PYTHON ?= python3
 TORCH ?= torch==2.13.0
 VENV := .venv
@@ -16,7 +16,7 @@ SOURCES := setup.py pyproject.toml CMakeLists.txt $(shell find cmake csrc -type 
 CXX_FILES := $(shell find csrc examples -name '*.h' -o -name '*.cpp' -o -name '*.cu')
 SANITIZED := build/sanitized
 
-.PHONY: build test test-slow test-sanitized bench bench-quick lint format clean
+.PHONY: build demo test test-slow test-sanitized bench bench-quick lint format clean
 
 build: $(VENV)/.built
 
@@ -30,6 +30,10 @@ $(VENV)/.built: $(VENV)/.torch $(SOURCES)
 	$(BIN)/pip install --quiet "scikit-build-core[wheel-free-setuptools]>=0.11" "setuptools>=70.1" "pybind11>=2.13" ninja cmake
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/pip install --quiet --no-build-isolation --editable ".[dev]"
 	touch $@
+
+demo: build
+	$(BIN)/python examples/fisher_language_model.py
+	$(BIN)/python examples/saliency_unlearning.py
 
 test: build
 	$(BIN)/python -m pytest tests

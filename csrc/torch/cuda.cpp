@@ -1,4 +1,5 @@
 #include <cuda_runtime_api.h>
+#include <dlfcn.h>
 #include <torch/csrc/stable/accelerator.h>
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
@@ -10,10 +11,6 @@
 
 // The operators on CUDA tensors.
 
-// A CPU-only torch has no such symbol: weak, so that the module loads there too.
-extern "C" __attribute__((weak)) AOTITorchError aoti_torch_get_current_cuda_stream(int32_t device_index,
-                                                                                   void** ret_stream);
-
 namespace aimfair::ops {
 namespace {
 
@@ -22,10 +19,21 @@ void check(const char* op, cudaError_t error) {
   throw std::runtime_error(std::string("aimfair::") + op + ": CUDA: " + cudaGetErrorString(error));
 }
 
+// aoti_torch_get_current_cuda_stream, looked up in torch's CUDA library if that is loaded: the module must load with a
+// CPU-only torch too, which lacks it, and a weak symbol would not be found, since Python loads torch privately.
+using GetCurrentStream = AOTITorchError (*)(int32_t device_index, void** stream);
+
+GetCurrentStream find_get_current_stream() {
+  void* library = dlopen("libtorch_cuda.so", RTLD_LAZY | RTLD_NOLOAD);
+  void* symbol = library ? dlsym(library, "aoti_torch_get_current_cuda_stream") : nullptr;
+  return reinterpret_cast<GetCurrentStream>(symbol);
+}
+
 void* current_stream(int32_t device_index) {
+  static const GetCurrentStream get_current_stream = find_get_current_stream();
+  if (!get_current_stream) throw std::runtime_error("aimfair: this torch was built without CUDA");
   void* stream = nullptr;
-  if (!aoti_torch_get_current_cuda_stream) throw std::runtime_error("aimfair: this torch was built without CUDA");
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(device_index, &stream));
+  STABLE_TORCH_ERROR_CODE_CHECK(get_current_stream(device_index, &stream));
   return stream;
 }
 
