@@ -35,9 +35,9 @@ void accumulate(const AccumulateTensor* tensors, int64_t count, const Accumulate
 
 namespace cuda {
 
-// The same on the device: every pointer is device memory, `tensors` included; `inverse_scale` may point to a device
-// scalar that replaces the option (null: not used). `first_blocks` has count + 1 entries; `partials` is scratch of one
-// double per block. `stream` is a cudaStream_t. Returns a cudaError_t.
+// The same on the device: every pointer is device memory, `tensors` included. `grad_scale`: a device scalar that
+// gradients are divided by, in place of options.inverse_scale (null: not used). `first_blocks` has count + 1 entries;
+// `partials` is scratch of one double per block. `stream` is a cudaStream_t. Returns a cudaError_t.
 int accumulate(const AccumulateTensor* tensors, const int64_t* first_blocks, int64_t count, int64_t blocks,
                const AccumulateOptions& options, const float* grad_scale, double* partials, double* square_norms,
                int64_t* nonfinite, void* stream);
