@@ -4,8 +4,8 @@ find_package(Python REQUIRED COMPONENTS Interpreter Development.Module)
 find_package(pybind11 CONFIG REQUIRED)
 include(AimfairTorch)
 
-pybind11_add_module(_C MODULE 
-  csrc/torch/module.cpp csrc/torch/schemas.cpp csrc/torch/arguments.cpp csrc/torch/checks.cpp csrc/torch/cpu.cpp)
+pybind11_add_module(
+  _C MODULE csrc/torch/module.cpp csrc/torch/schemas.cpp csrc/torch/arguments.cpp csrc/torch/checks.cpp csrc/torch/cpu.cpp)
 target_link_libraries(_C PRIVATE aimfair aimfair_options aimfair_torch ${CMAKE_DL_LIBS})
 if(AIMFAIR_WITH_CUDA)
   target_sources(_C PRIVATE csrc/torch/cuda.cpp)

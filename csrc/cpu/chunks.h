@@ -3,6 +3,7 @@
 #include <omp.h>
 
 #include <algorithm>
+#include <atomic>
 #include <cstdint>
 #include <vector>
 
@@ -23,6 +24,12 @@ void parallel_for(int64_t count, int threads, const Body& body) {
   }
 #pragma omp parallel for schedule(dynamic, 1) num_threads(team)
   for (int64_t i = 0; i < count; i++) body(i);
+}
+
+// place = min(place, value), from any thread: keeps the lowest index that any of them reports.
+inline void lower_to(std::atomic<int64_t>& place, int64_t value) {
+  for (int64_t seen = place.load(); value < seen && !place.compare_exchange_weak(seen, value);) {
+  }
 }
 
 struct Chunk {

@@ -15,8 +15,8 @@
 // How the k best keys are found without sorting or storing scores:
 //   1. A sample of the keys brackets the k-th best one.
 //   2. One pass over the inputs writes the bits of the keys above the bracket and collects those inside: candidates.
-//   3. The exact k-th key and the ties it leaves are found among the candidates, whose bits are then set in index
-//   order.
+//   3. The exact k-th key and the ties it leaves are found among the candidates, whose bits are then set in
+//      index order.
 // If the bracket misses or there are too many candidates (many equal scores), a radix search over all keys finds the
 // k-th one in up to three passes and one more pass writes the bits. Small inputs go there at once.
 
@@ -66,11 +66,6 @@ struct Selection {
 
   bool has_nan() const { return nan_tensor.load() < count; }
 
-  void note_nan(int64_t tensor) {
-    for (int64_t seen = nan_tensor.load(); tensor < seen && !nan_tensor.compare_exchange_weak(seen, tensor);) {
-    }
-  }
-
   // Calls use(keys, n, block's bits, place of its first element in the chunk) for every block of a chunk.
   template <class Use>
   void for_each_block(const Chunk& chunk, const Use& use) {
@@ -79,7 +74,7 @@ struct Selection {
     uint32_t* words = bits.get() + first_block[chunk.tensor] * kWordsPerBlock;
     for (int64_t at = chunk.begin; at < chunk.end; at += kBlock) {
       const int n = static_cast<int>(std::min(kBlock, chunk.end - at));
-      if (kernel.score_keys(tensor, spec, largest, at, n, keys)) note_nan(chunk.tensor);
+      if (kernel.score_keys(tensor, spec, largest, at, n, keys)) lower_to(nan_tensor, chunk.tensor);
       use(keys, n, reinterpret_cast<uint16_t*>(words + at / 32), static_cast<uint32_t>(at - chunk.begin));
     }
   }

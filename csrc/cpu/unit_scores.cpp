@@ -18,10 +18,7 @@ struct UnitScores {
 
   bool scores(int64_t tensor, int64_t begin, int n, float* out) {
     const bool nan = kernel.scores(tensors[tensor], spec, begin, n, out);
-    if (nan) {
-      for (int64_t seen = nan_tensor.load(); tensor < seen && !nan_tensor.compare_exchange_weak(seen, tensor);) {
-      }
-    }
+    if (nan) lower_to(nan_tensor, tensor);
     return !nan;
   }
 

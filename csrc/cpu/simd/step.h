@@ -182,31 +182,33 @@ struct Step {
     return GroupList(reinterpret_cast<const uint16_t*>(words),
                      static_cast<int>((end_block - first_block) * kBlock / 16), prefetch_up_to);
   }
+
   AIMFAIR_INLINE int group_size(int64_t at) const {
     return tensor.numel - at < 16 ? static_cast<int>(tensor.numel - at) : 16;
   }
+
   // Elements [begin, end); begin is a multiple of kBlock.
   void range(int64_t begin, int64_t end) const {
     if (!options.mask.bits) return all_selected(begin, end, begin);
     const int64_t* rank = options.mask.rank + tensor.first_block;
     const int64_t end_block = block_count(end);
-    // Selected elements of a block: none, all or some.
+    enum Kind { kNone, kSome, kAll };  // selected elements of a block
     const auto kind = [&](int64_t block) {
       const int64_t selected = rank[block + 1] - rank[block];
       const int64_t size = tensor.numel - block * kBlock < kBlock ? tensor.numel - block * kBlock : kBlock;
-      return selected == 0 ? 0 : selected == size ? 2 : 1;
+      return selected == 0 ? kNone : selected == size ? kAll : kSome;
     };
     for (int64_t block = begin / kBlock; block < end_block;) {
-      const int run_kind = kind(block);
+      const Kind run_kind = kind(block);
       int64_t run_end = block + 1;
       while (run_end < end_block && run_end - block < kRunBlocks && kind(run_end) == run_kind) run_end++;
       const int64_t compact_at = rank[block] - rank[0];
-      if (run_kind == 2) {
+      if (run_kind == kAll) {
         const int64_t run_size = run_end * kBlock < end ? run_end * kBlock : end;
         all_selected(block * kBlock, run_size, options.compact ? compact_at : block * kBlock);
-      } else if (run_kind == 1 && options.compact) {
+      } else if (run_kind == kSome && options.compact) {
         some_selected_compact(block, run_end, compact_at);
-      } else if (run_kind == 1) {
+      } else if (run_kind == kSome) {
         some_selected_dense(block, run_end);
       }
       block = run_end;
