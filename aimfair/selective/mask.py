@@ -17,9 +17,10 @@ from torch import Tensor
 from aimfair import ops
 from aimfair.layout import BLOCK, WORDS_PER_BLOCK, empty_mask, first_blocks
 from aimfair.selective import storage
+from aimfair.selective.choices import Granularity
 from aimfair.selective.parameters import Parameters, Shape, listing, named_parameters, require_one_device, shapes_of
 from aimfair.selective.summary import MaskSummary, summarize
-from aimfair.selective.units import Granularity, density_or_k, select_units, unit_counts
+from aimfair.selective.units import density_or_k, select_units, unit_counts
 
 KIND, VERSION = "aimfair.mask", 1
 """What a mask file says it is."""

@@ -8,9 +8,10 @@ from torch import Tensor
 
 from aimfair import ops
 from aimfair.layout import empty_mask
+from aimfair.selective.choices import Granularity
 from aimfair.selective.mask import ParameterMask
 from aimfair.selective.parameters import Shape, named_errors
-from aimfair.selective.units import Granularity, select_units, unit_counts
+from aimfair.selective.units import select_units, unit_counts
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from aimfair.selective import storage
 from aimfair.selective.capture import GradientCapture
+from aimfair.selective.choices import SIZES, Criterion, Granularity, Rule
 from aimfair.selective.mask import ParameterMask
 from aimfair.selective.parameters import (
     Parameters,
@@ -22,26 +23,13 @@ from aimfair.selective.ranking import Ranking, Score
 from aimfair.selective.rules import budget, head_names, intersection
 from aimfair.selective.statistics import CONTRAST_CRITERIA, SOURCE_CRITERIA, Contrasts, GradientStatistics, Statistics
 from aimfair.selective.summary import SensitivitySummary
-from aimfair.selective.units import Granularity, density_or_k
+from aimfair.selective.units import density_or_k
 
-Rule = Literal["top_k", "intersection", "ratio", "budget", "random", "all", "head_only"]
-Criterion = Literal["difference", "relative_difference", "norm_ratio", "fisher", "magnitude"]
 GradScale = Tensor | float | torch.amp.GradScaler | None
 """What the gradients were multiplied by: a number, a tensor with one element, or the scaler itself."""
 
 KIND, VERSION = "aimfair.sensitivity", 1
 """What a sensitivity file says it is."""
-
-_ARGUMENTS: dict[str, set[str]] = {
-    "top_k": {"density", "k"},
-    "intersection": {"bias", "domain", "density"},
-    "ratio": {"density", "k"},
-    "budget": {"density"},
-    "random": {"density", "k"},
-    "all": set(),
-    "head_only": {"head"},
-}
-"""The sizes each rule takes."""
 
 
 class Sensitivity:
@@ -384,9 +372,10 @@ def _default_contrasts(sources: Sequence[str]) -> Contrasts:
 
 
 def _require_arguments(rule: str, **given: object) -> None:
-    if rule not in _ARGUMENTS:
-        raise ValueError(f"rule={rule!r}: expected one of {', '.join(_ARGUMENTS)}")
-    extra = [name for name, value in given.items() if value is not None and name not in _ARGUMENTS[rule]]
+    if rule not in SIZES:
+        raise ValueError(f"rule={rule!r}: expected one of {', '.join(SIZES)}")
+    known = set().union(*SIZES[rule])
+    extra = [name for name, value in given.items() if value is not None and name not in known]
     if extra:
-        takes = ", ".join(sorted(_ARGUMENTS[rule])) or "none of them"
+        takes = ", ".join(sorted(known)) or "none of them"
         raise ValueError(f"rule {rule!r} does not take {', '.join(extra)}; it takes {takes}")

@@ -9,6 +9,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from aimfair.files import replace_file
+
 
 def save(path: str | os.PathLike[str], kind: str, version: int, tensors: dict[str, Tensor], **metadata: Any) -> None:
     """Writes a file in one step: a reader, or a machine that loses power, sees the old file or the new one.
@@ -20,18 +22,12 @@ def save(path: str | os.PathLike[str], kind: str, version: int, tensors: dict[st
     Raises:
         OSError: the file cannot be written; what was there before is untouched.
     """
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     header = {"kind": kind, "version": str(version), **{key: json.dumps(value) for key, value in metadata.items()}}
     try:
-        save_file(tensors, temporary, header)
-        _sync(temporary)
-        os.replace(temporary, path)
-        _sync(path.parent)
+        with replace_file(path) as temporary:
+            save_file(tensors, temporary, header)
     except SafetensorError as error:
         raise OSError(f"{path}: cannot be written: {error}") from error
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def load(path: str | os.PathLike[str], kind: str, version: int) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -44,7 +40,7 @@ def load(path: str | os.PathLike[str], kind: str, version: int) -> tuple[dict[st
         ValueError: one line naming the file, if it is truncated, malformed, or not of this kind and version.
     """
     try:
-        _refuse_repeated_keys(Path(path))
+        refuse_repeated_keys(Path(path))
         with safe_open(path, framework="pt") as file:
             header = file.metadata() or {}
             found = f"{header.get('kind', 'unknown kind')}, version {header.get('version', 'unknown')}"
@@ -57,7 +53,7 @@ def load(path: str | os.PathLike[str], kind: str, version: int) -> tuple[dict[st
         raise ValueError(f"{path}: not a usable {kind} file: {reason}") from error
 
 
-def _refuse_repeated_keys(path: Path) -> None:
+def refuse_repeated_keys(path: Path) -> None:
     """The format's own reader keeps the last of two entries with one name without a word."""
     with open(path, "rb") as file:
         length = int.from_bytes(file.read(8), "little")
@@ -72,12 +68,3 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         if keys.count(key) > 1:
             raise ValueError(f"the header holds {key!r} twice")
     return dict(pairs)
-
-
-def _sync(path: Path) -> None:
-    """Flushes a file, or the entries of a folder, to the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

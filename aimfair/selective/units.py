@@ -2,17 +2,14 @@
 
 import math
 from collections.abc import Sequence
-from typing import Literal, get_args
+from typing import get_args
 
 from torch import Tensor
 
 from aimfair import ops
 from aimfair.layout import empty_mask
+from aimfair.selective.choices import Granularity
 from aimfair.selective.parameters import Shape
-
-Granularity = Literal["element", "row", "tensor"]
-"""``row``: one index along dimension 0 of a tensor with two or more dimensions (an output channel or feature); an
-element of a tensor with fewer. ``tensor``: a named tensor as a whole."""
 
 
 def unit_counts(shapes: Sequence[Shape], granularity: Granularity) -> list[int]:

@@ -1,0 +1,377 @@
+"""Every setting and its default: one tree, validated. Nothing is configured anywhere else.
+
+``aimfair.config_file`` reads it from YAML and command-line flags. A key is named by its path, such as ``train.lr``.
+"""
+
+import os
+import re
+import string
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+
+from aimfair.selective.choices import SIZES, Criterion, Granularity, Rule
+
+BIASED = "biased"
+"""The name, beside those of methods, of the model that no method has touched."""
+
+_FILE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
+_DEVICE = re.compile(r"auto|cpu|cuda(:[0-9]+)?")
+
+
+class Problem(ValueError):
+    """A setting that only another one makes wrong.
+
+    Args:
+        key: where it is, seen from the node that found it.
+    """
+
+    def __init__(self, key: tuple[str | int, ...], message: str):
+        super().__init__(message)
+        self.key = key
+
+
+def _absolute(path: Path) -> Path:
+    return Path(os.path.abspath(path.expanduser()))
+
+
+def _absolute_if_folder(name: str) -> str:
+    """Folders are told from names by how they begin, so that nothing depends on which folders happen to exist."""
+    return str(_absolute(Path(name))) if name.startswith(("/", "./", "../", "~/")) else name
+
+
+Folder = Annotated[Path, AfterValidator(_absolute)]
+FolderOrName = Annotated[str, AfterValidator(_absolute_if_folder)]
+
+
+class Settings(BaseModel):
+    """A node of the tree: unknown keys, NaN and infinity are refused, values never change after validation."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, protected_namespaces=())
+
+
+class DataSettings(Settings):
+    """The real images."""
+
+    kind: Literal["digits", "table", "celeba", "utkface"] = Field("digits", description="layout of the data set")
+    root: Folder | None = Field(None, description="folder of the data set; digits needs none")
+    target: str = Field(
+        "at_least_five",
+        description="what is predicted: digits: at_least_five or digit; table: a column; celeba: an attribute;"
+        " utkface: gender",
+    )
+    protected: str = Field(
+        "ink", description="protected attribute: digits: ink; table: a column; celeba: an attribute; utkface: white"
+    )
+    image_size: int = Field(32, ge=8, le=2048, description="pixels along each side, as the model sees them")
+    bias: float = Field(
+        1 / 9, gt=0, le=1, description="size of a minority group over that of a majority group in biased sets"
+    )
+    majority: list[int] = Field(
+        [1, 0], description="for each target class, the number of the protected value that dominates it in biased sets"
+    )
+    train_images: int | None = Field(
+        None,
+        ge=1,
+        description="biased training images; null: all that the bias allows, of a table all its rows",
+    )
+    seed: int = Field(0, ge=0, description="of the splits and of the choice of biased images")
+    max_pixels: int = Field(50_000_000, ge=1, description="larger images are refused before they are decoded")
+    max_bad_share: float = Field(
+        0.01, ge=0, le=1, description="share of unreadable images or rows above which the data set is refused"
+    )
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.kind != "digits":
+            if self.root is None:
+                raise Problem(("root",), f"missing; {self.kind} needs the folder of the data set")
+        else:
+            if self.target not in ("at_least_five", "digit"):
+                raise Problem(("target",), f"found {self.target!r}, expected 'at_least_five' or 'digit' for digits")
+            if self.protected != "ink":
+                raise Problem(("protected",), f"found {self.protected!r}, expected 'ink' for digits")
+        if self.kind == "utkface" and (self.target, self.protected) != ("gender", "white"):
+            raise Problem((), "utkface has target 'gender' and protected 'white'")
+        return self
+
+    def group_shape(self) -> tuple[int, int] | None:
+        """(Y target classes, A protected values); None where only the table itself can tell."""
+        if self.kind == "table":
+            return None
+        return (10 if self.kind == "digits" and self.target == "digit" else 2), 2
+
+
+class PromptSettings(Settings):
+    """Contextual prompts: the same contexts in every group (y, a)."""
+
+    provider: Literal["grammar"] = Field("grammar", description="who writes the prompts; grammar: these settings alone")
+    per_group: int = Field(50, ge=1, description="prompts of each group")
+    template: str = Field(
+        "a handwritten {target} in {protected} ink, {contexts}",
+        description="the prompt, with {target}, {protected} and {contexts} where the words go",
+    )
+    targets: list[list[str]] = Field(description="for each target class the words for it, used in turn")
+    protected: list[list[str]] = Field(description="for each protected value the words for it, used in turn")
+    contexts: dict[str, list[str]] = Field(description="contextual attribute -> its values")
+    contexts_per_prompt: int = Field(3, ge=0, description="contextual attributes in one prompt")
+    seed: int = Field(0, ge=0, description="of the choice of contexts")
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        for name, classes in (("targets", self.targets), ("protected", self.protected)):
+            if len(classes) < 2:
+                raise Problem((name,), f"found {len(classes)} lists of words, expected at least 2")
+            for index, words in enumerate(classes):
+                _require_words((name, index), words)
+        for attribute, values in self.contexts.items():
+            _require_words(("contexts", attribute), values)
+            if len(set(values)) < len(values):
+                raise Problem(("contexts", attribute), "the same value stands there twice")
+        if self.contexts_per_prompt > len(self.contexts):
+            raise Problem(
+                ("contexts_per_prompt",),
+                f"found {self.contexts_per_prompt}, expected at most {len(self.contexts)}, the number of contexts",
+            )
+        self._check_template()
+        return self
+
+    def _check_template(self) -> None:
+        expected = {"target", "protected"} | ({"contexts"} if self.contexts_per_prompt else set())
+        shown = " ".join(f"{{{name}}}" for name in sorted(expected))
+        try:
+            fields = [field for field in string.Formatter().parse(self.template) if field[1] is not None]
+        except ValueError as error:
+            raise Problem(("template",), f"{error}; expected {shown}, and no other braces") from error
+        found = [f"{{{name}{'!' + conversion if conversion else ''}{':' + spec if spec else ''}}}"
+                 for _, name, spec, conversion in fields]  # fmt: skip
+        if sorted(found) != sorted(f"{{{name}}}" for name in expected):
+            raise Problem(("template",), f"found {' '.join(found) or 'no placeholders'}, expected each of {shown} once")
+
+
+class GenerateSettings(Settings):
+    """Synthetic images."""
+
+    model: FolderOrName = Field(
+        "digits",
+        description="'digits' (shipped), a folder in the layout of diffusers (beginning with /, ./, ../ or ~/), or"
+        " an id on the hub",
+    )
+    steps: int = Field(20, ge=1, description="denoising steps")
+    guidance_scale: float = Field(3.0, ge=0, description="classifier-free guidance; 1 or less: none")
+    scheduler: Literal["as_saved", "ddim", "dpmpp_2m", "unipc"] = Field(
+        "as_saved", description="as_saved: the one in the model's folder"
+    )
+    negative_prompt: str = Field("", description="what to steer away from, with guidance")
+    render_size: int | None = Field(
+        None, ge=8, description="pixels along each side, as generated; null: the model's own"
+    )
+    batch_size: int = Field(64, ge=1, description="images at a time; halved when memory runs out")
+    dtype: Literal["float32", "bfloat16", "float16"] = Field("float32", description="of the generator's weights")
+    balanced_per_group: int = Field(300, ge=1, description="images of each group in the balanced set")
+    biased_total: int = Field(1000, ge=1, description="images in the biased set, with data.bias between its groups")
+    disjoint: bool = Field(True, description="the two sets share no image")
+    allow_download: bool = Field(False, description="may fetch the model from the hub")
+    seed: int = Field(0, ge=0, description="each image has its own, derived from this, its prompt and its number")
+    max_rejections: float = Field(
+        0.2, ge=0, le=1, description="share of rejected images above which generation is given up"
+    )
+
+
+class ModelSettings(Settings):
+    """The classifier."""
+
+    pretrained: FolderOrName | None = Field(
+        None,
+        description="an image classifier or backbone of transformers: a folder (beginning with /, ./, ../ or ~/) or an"
+        " id on the hub",
+    )
+    config: dict[str, Any] = Field(
+        default_factory=dict,
+        description="instead of pretrained: the arguments of a transformers configuration, model_type among them",
+    )
+    allow_download: bool = Field(False, description="may fetch pretrained from the hub")
+    mean: tuple[float, float, float] = Field((0.5, 0.5, 0.5), description="subtracted from red, green, blue in [0, 1]")
+    std: tuple[float, float, float] = Field((0.5, 0.5, 0.5), description="divides them then")
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.pretrained is not None and self.config:
+            raise Problem(("config",), "model.pretrained is given too; give one of the two")
+        if self.config and not isinstance(self.config.get("model_type"), str):
+            raise Problem(("config",), "model_type is missing, for example model_type: resnet")
+        if min(self.std) <= 0:
+            raise Problem(("std",), f"found {list(self.std)}, expected numbers above 0")
+        return self
+
+
+class AugmentSettings(Settings):
+    """Random changes of training images."""
+
+    shift: int = Field(0, ge=0, description="pixels, at most, along each axis")
+    crop_scale: tuple[float, float] = Field((1.0, 1.0), description="least and greatest area of a random resized crop")
+    crop_ratio: tuple[float, float] = Field((3 / 4, 4 / 3), description="least and greatest width over height of it")
+    flip: bool = Field(False, description="left to right, half of the images")
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        for name, (low, high), limit in (("crop_scale", self.crop_scale, 1.0), ("crop_ratio", self.crop_ratio, 100.0)):
+            if not 0 < low <= high <= limit:
+                raise Problem((name,), f"found [{low}, {high}], expected 0 < least <= greatest <= {limit:g}")
+        return self
+
+
+class OptimizerSettings(Settings):
+    """One training."""
+
+    optimizer: Literal["adamw", "sgd"] = Field("adamw", description="which optimizer")
+    lr: float = Field(1e-3, gt=0, description="learning rate at the start")
+    momentum: float = Field(0.9, ge=0, lt=1, description="sgd only")
+    weight_decay: float = Field(1e-4, ge=0, description="decoupled for adamw, coupled for sgd")
+    epochs: int = Field(15, ge=1, description="passes over the training images")
+    batch_size: int = Field(128, ge=1, description="images in one step; kept when memory forces smaller parts")
+    schedule: Literal["constant", "step", "cosine"] = Field("constant", description="course of the learning rate")
+    step_epochs: int = Field(10, ge=1, description="step only: epochs between divisions of lr by 10")
+    keep: Literal["last", "best_validation"] = Field("last", description="which epoch's weights are kept")
+    augment: AugmentSettings = AugmentSettings()
+
+
+class FinetuneSettings(OptimizerSettings):
+    """Fine-tuning on balanced synthetic images."""
+
+    batchnorm: Literal["freeze", "adapt"] = Field(
+        "freeze", description="running statistics: as the biased model has them, or following the synthetic images"
+    )
+    state: Literal["dense", "compact"] = Field(
+        "compact", description="optimizer state of all weights, or of the selected ones"
+    )
+
+
+class SensitivitySettings(Settings):
+    """Gradients of the biased model on real biased, synthetic biased and synthetic fair images."""
+
+    batch_size: int = Field(64, ge=1, description="images whose mean loss gives one gradient")
+    batches: int | None = Field(None, ge=1, description="of each source, at most; null: all of the smallest source")
+    train_mode: bool = Field(
+        False, description="gradients with BatchNorm and dropout in training mode, as the paper takes them"
+    )
+
+
+class MethodSettings(Settings):
+    """How one method chooses the weights that it tunes; the words of aimfair.Sensitivity.select."""
+
+    rule: Rule = Field("intersection", description="how scores become a selection")
+    criterion: Criterion = Field("difference", description="bias score")
+    domain_criterion: Criterion | None = Field(None, description="domain score; null: as criterion, where that works")
+    granularity: Granularity = Field("element", description="what is selected as one")
+    density: float | None = Field(None, gt=0, le=1, description="share that is selected")
+    k: int | None = Field(None, ge=1, description="number that is selected")
+    bias: float | int | None = Field(
+        None, gt=0, description="intersection: top share (1.0 is all) or number (1 is one) by bias score"
+    )
+    domain: float | int | None = Field(
+        None, gt=0, description="intersection: bottom share (1.0 is all) or number (1 is one) by domain score"
+    )
+    source: Literal["real_biased", "synthetic_biased", "synthetic_fair"] | None = Field(
+        None, description="fisher and magnitude: whose gradients; null: synthetic_fair"
+    )
+    head: str | None = Field(None, description="head_only: name of the module; null: the last one with parameters")
+    lr: float | None = Field(None, gt=0, description="instead of finetune.lr")
+    batchnorm: Literal["freeze", "adapt"] | None = Field(None, description="instead of finetune.batchnorm")
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        given = {name for name in ("density", "k", "bias", "domain", "head") if getattr(self, name) is not None}
+        if given not in SIZES[self.rule]:
+            ways = " or ".join(" and ".join(sorted(way)) or "no size" for way in SIZES[self.rule])
+            raise Problem((), f"rule {self.rule!r} takes {ways}, found {' and '.join(sorted(given)) or 'none'}")
+        for name in ("bias", "domain"):
+            share = getattr(self, name)
+            if isinstance(share, float) and share > 1:
+                raise Problem((name,), f"found {share}, expected a share up to 1.0, or a whole number")
+        one_source = self.criterion in ("fisher", "magnitude")
+        if self.source is not None and not one_source:
+            raise Problem(("source",), f"criterion {self.criterion!r} compares two sources and takes none")
+        if self.domain_criterion in ("fisher", "magnitude"):
+            raise Problem(("domain_criterion",), f"found {self.domain_criterion!r}, expected one that compares sources")
+        return self
+
+
+class EvaluateSettings(Settings):
+    """Metrics on the test images."""
+
+    batch_size: int = Field(256, ge=1, description="images at a time")
+    confidence: float = Field(0.95, gt=0.5, lt=1, description="of every interval")
+    replicates: int = Field(10_000, ge=100, description="bootstrap replicates")
+    small_group: int = Field(30, ge=0, description="groups with fewer images are flagged")
+
+
+class Config(Settings):
+    """The whole tree."""
+
+    title: str = Field("aimfair run", description="heading of the report")
+    seeds: list[int] = Field([100, 200, 300], min_length=1, description="one baseline and one of each method for each")
+    device: str = Field("auto", description="auto, cpu, cuda or cuda:N; auto: cuda where there is one")
+    threads: int | None = Field(None, ge=1, description="CPU threads; null: torch's own choice")
+    checkpoint_seconds: float = Field(30.0, ge=0, description="between checkpoints of a training")
+    data: DataSettings = DataSettings()
+    prompts: PromptSettings
+    generate: GenerateSettings = GenerateSettings()
+    model: ModelSettings
+    train: OptimizerSettings = OptimizerSettings()
+    sensitivity: SensitivitySettings = SensitivitySettings()
+    finetune: FinetuneSettings = FinetuneSettings()
+    methods: dict[str, MethodSettings] = Field(description="name -> how it selects; the biased model is always there")
+    default_method: str = Field(description="the method of the report's headline")
+    evaluate: EvaluateSettings = EvaluateSettings()
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if len(set(self.seeds)) < len(self.seeds) or min(self.seeds) < 0:
+            raise Problem(("seeds",), f"found {self.seeds}, expected different numbers, none below 0")
+        if not _DEVICE.fullmatch(self.device):
+            raise Problem(("device",), f"found {self.device!r}, expected auto, cpu, cuda or cuda:N")
+        if (self.model.pretrained is None) == (not self.model.config):
+            raise Problem(("model",), "give model.pretrained or model.config")
+        self._check_groups()
+        for name in self.methods:
+            if name == BIASED or not _FILE_NAME.fullmatch(name):
+                raise Problem(
+                    ("methods", name),
+                    f"expected a name of letters, digits, - and _, at most 64, and not {BIASED!r}",
+                )
+        if self.default_method not in self.methods:
+            raise Problem(
+                ("default_method",),
+                f"found {self.default_method!r}, expected one of methods: {', '.join(self.methods) or 'none'}",
+            )
+        return self
+
+    def _check_groups(self) -> None:
+        targets, protected = len(self.prompts.targets), len(self.prompts.protected)
+        shape = self.data.group_shape()
+        if shape is not None and targets != shape[0]:
+            raise Problem(
+                ("prompts", "targets"), f"found {targets} lists of words, expected {shape[0]}, one for each class"
+            )
+        if shape is not None and protected != shape[1]:
+            raise Problem(
+                ("prompts", "protected"), f"found {protected} lists of words, expected {shape[1]}, one for each value"
+            )
+        if len(self.data.majority) != targets:
+            raise Problem(
+                ("data", "majority"),
+                f"found {len(self.data.majority)} numbers, expected {targets}, one for each of prompts.targets",
+            )
+        if not all(0 <= value < protected for value in self.data.majority):
+            raise Problem(
+                ("data", "majority"), f"found {self.data.majority}, expected numbers from 0 to {protected - 1}"
+            )
+
+
+def _require_words(key: tuple[str | int, ...], words: list[str]) -> None:
+    if not words or any(not word.strip() or not word.isprintable() for word in words):
+        raise Problem(
+            key, f"found {words!r}, expected at least one text, none of them blank or with control characters"
+        )

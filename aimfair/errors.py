@@ -1,0 +1,13 @@
+"""Errors that are the user's to mend: one line each, which the command line prints without a traceback."""
+
+
+class AimfairError(Exception):
+    """One line: the file, key or tensor, what was found, what was expected, what to do."""
+
+    exit_code = 1
+
+
+class ConfigError(AimfairError):
+    """A setting or a command line that cannot be used."""
+
+    exit_code = 2

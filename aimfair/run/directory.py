@@ -1,0 +1,209 @@
+"""A run is a directory: its settings, what the stages made, and records of which of them are finished."""
+
+import fcntl
+import os
+import time
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Self
+
+from aimfair import config_file
+from aimfair.config import Config
+from aimfair.errors import AimfairError
+from aimfair.files import is_temporary, remove_temporaries, write_text
+from aimfair.run.interrupt import Interrupt
+from aimfair.run.log import Log
+from aimfair.run.progress import Progress
+from aimfair.run.records import Records
+
+if TYPE_CHECKING:
+    from aimfair.data.images import Splits
+
+_LOCK, _CONFIG = ".lock", "config.yaml"
+
+
+class Run:
+    """An open run directory, which no other process can open until this one closes it.
+
+    While entered as a context, SIGINT and SIGTERM raise :attr:`interrupt` instead of ending the process.
+
+    Attributes:
+        path: the directory.
+        config: its settings.
+        log, progress, interrupt: for stages to hand to the functions they call.
+
+    Files: ``config.yaml prompts.jsonl synthetic/ seeds/<seed>/{baseline/, sensitivity.safetensors,
+    masks/<method>.safetensors, finetuned/<method>/} results.json report.html log.jsonl stages/``.
+    """
+
+    def __init__(self, path: Path, config: Config, lock: int, *, quiet: bool):
+        self.path, self.config = path, config
+        self._lock = lock
+        self._records = Records(path)
+        self.progress = Progress(quiet=quiet)
+        self.log = Log(path / "log.jsonl", show=self.progress.say)
+        self.interrupt = Interrupt()
+
+    @classmethod
+    def open(cls, path: Path, config: Config, *, overwrite: bool = False, quiet: bool = False) -> Self:
+        """Opens a directory, made if absent, for a run with these settings.
+
+        A directory with the same settings continues. With other settings it is refused, or with ``overwrite`` takes
+        them; steps whose inputs stay the same are not done again.
+
+        Raises:
+            AimfairError: another process has it open, it holds something that is no run, or other settings.
+        """
+        path.mkdir(parents=True, exist_ok=True)
+        _require_run_or_empty(path)
+        lock = _acquire(path)
+        try:
+            remove_temporaries(path)
+            config = _settle_config(path, config, overwrite=overwrite)
+            return cls(path, config, lock, quiet=quiet)
+        except BaseException:
+            os.close(lock)
+            raise
+
+    @staticmethod
+    def config_of(path: Path, overrides: dict[str, str] | None = None) -> Config | None:
+        """The settings of an existing run, under ``overrides`` as in ``config_file.load``; None if there is no run."""
+        file = path / _CONFIG
+        return config_file.load(file, overrides) if file.exists() else None
+
+    def __enter__(self) -> Self:
+        self.interrupt.__enter__()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.interrupt.__exit__(*exception)
+        self.close()
+
+    def close(self) -> None:
+        """Lets other processes in."""
+        self.log.close()
+        os.close(self._lock)
+
+    # -- what stages ask ---------------------------------------------------------------------------------------------
+
+    def splits(self) -> "Splits":
+        """The real images, loaded at the first call."""
+        return self._splits
+
+    @cached_property
+    def _splits(self) -> "Splits":
+        from aimfair.data.load import load_splits
+
+        return load_splits(
+            self.config.data, self.config.data.seed, log=self.log, progress=self.progress, interrupt=self.interrupt
+        )
+
+    def is_done(self, step: str, inputs: object) -> bool:
+        """Whether the step was finished with these inputs, and what it made is still there.
+
+        If not, the caller does the step: it may be half done already.
+
+        Args:
+            step: "prompts", "generate", "train/<seed>", "sensitivity/<seed>", "select/<seed>/<method>",
+                "finetune/<seed>/<method>", "evaluate" or "report".
+            inputs: everything the result depends on, of what JSON, pydantic or Path can hold: settings, and
+                :meth:`digest_of` the steps whose results are read.
+        """
+        return self._records.matches(step, inputs)
+
+    def finish(self, step: str, inputs: object, outputs: Sequence[Path]) -> None:
+        """Records that the step made ``outputs``, files or folders. Its last act."""
+        self._records.write(step, inputs, outputs)
+        self.log("step finished", step=step)
+
+    def digest_of(self, step: str) -> str:
+        """Digest of a finished step: of its inputs and of every byte it made.
+
+        Raises:
+            AimfairError: it is not finished.
+        """
+        return self._records.digest(step)
+
+    # -- where things are --------------------------------------------------------------------------------------------
+
+    @property
+    def prompts(self) -> Path:
+        return self.path / "prompts.jsonl"
+
+    @property
+    def synthetic(self) -> Path:
+        return self.path / "synthetic"
+
+    def baseline(self, seed: int) -> Path:
+        return self._seed(seed) / "baseline"
+
+    def sensitivity(self, seed: int) -> Path:
+        return self._seed(seed) / "sensitivity.safetensors"
+
+    def mask(self, seed: int, method: str) -> Path:
+        return self._seed(seed) / "masks" / f"{method}.safetensors"
+
+    def finetuned(self, seed: int, method: str) -> Path:
+        return self._seed(seed) / "finetuned" / method
+
+    @property
+    def results(self) -> Path:
+        return self.path / "results.json"
+
+    @property
+    def report(self) -> Path:
+        return self.path / "report.html"
+
+    def _seed(self, seed: int) -> Path:
+        return self.path / "seeds" / str(seed)
+
+
+def _require_run_or_empty(path: Path) -> None:
+    """Files that are not ours must never be taken for a run's, and cleaned or replaced."""
+    names = {entry.name for entry in path.iterdir()}
+    foreign = sorted(name for name in names if name != _LOCK and not is_temporary(name))
+    if foreign and _CONFIG not in names:
+        raise AimfairError(
+            f"{path}: not a run directory: it has no {_CONFIG} but holds {', '.join(foreign[:3])};"
+            " choose another with --run"
+        )
+
+
+def _settle_config(path: Path, config: Config, *, overwrite: bool) -> Config:
+    """The settings of the run from now on, which ``config.yaml`` holds."""
+    file = path / _CONFIG
+    if file.exists():
+        try:
+            old = config_file.load(file)
+        except AimfairError:
+            if not overwrite:
+                raise
+        else:
+            if old == config:
+                return old
+            if not overwrite:
+                changes = "; ".join(config_file.differences(old, config))
+                raise AimfairError(
+                    f"{path}: this run has other settings: {changes}. Choose another directory with --run,"
+                    " or take the new settings with --overwrite"
+                )
+    write_text(file, config_file.dump(config))
+    return config
+
+
+def _acquire(path: Path) -> int:
+    """A descriptor that holds the lock of a directory until it is closed, by whatever end of this process."""
+    descriptor = os.open(path / _LOCK, os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        time.sleep(0.05)  # the holder may be about to write its number
+        holder = os.pread(descriptor, 32, 0).decode(errors="replace").strip() or "unknown"
+        os.close(descriptor)
+        raise AimfairError(
+            f"{path}: process {holder} is working in this run; wait for it, or choose another directory with --run"
+        ) from None
+    os.ftruncate(descriptor, 0)
+    os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
+    return descriptor

@@ -1,0 +1,59 @@
+"""What happened in a run, one JSON object per line."""
+
+import json
+import math
+import warnings
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+
+class Log:
+    """Appends events to a file, each on disk (but for loss of power) when the call returns.
+
+    Args:
+        path: the file; None: events are forgotten, and warnings are Python's own.
+        show: where warnings are shown to a person, too.
+    """
+
+    def __init__(self, path: Path | None, show: Callable[[str], None] | None = None):
+        self._show = show
+        self._file = None
+        if path is not None:
+            _drop_half_line(path)
+            self._file = path.open("a", encoding="utf-8")
+
+    def __call__(self, event: str, **fields: Any) -> None:
+        """Adds ``{"time": ..., "event": event, **fields}``; values that JSON cannot hold are written as text."""
+        if self._file is not None:
+            values = {"time": datetime.now(UTC).isoformat(timespec="milliseconds"), "event": event, **fields}
+            self._file.write(json.dumps({key: _plain(value) for key, value in values.items()}, default=str) + "\n")
+            self._file.flush()
+
+    def warn(self, message: str, **fields: Any) -> None:
+        """An event "warning" that a person should know of."""
+        self("warning", message=message, **fields)
+        if self._show is not None:
+            self._show(f"warning: {message}")
+        elif self._file is None:
+            warnings.warn(message, stacklevel=2)
+
+    def close(self) -> None:
+        if self._file is not None:
+            self._file.close()
+
+
+def _plain(value: Any) -> Any:
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _drop_half_line(path: Path) -> None:
+    """Cuts off the line that a killed process did not finish."""
+    if path.exists() and (data := path.read_bytes()) and not data.endswith(b"\n"):
+        with path.open("r+b") as file:
+            file.truncate(data.rfind(b"\n") + 1)
+
+
+NOWHERE = Log(None)
+"""For work that keeps no log; its warnings are Python's own."""

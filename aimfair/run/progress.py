@@ -1,0 +1,124 @@
+"""How far the work is: bars with the time left on a terminal, a few plain lines elsewhere."""
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Protocol
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import Progress as Bars
+
+_SECONDS_BETWEEN_LINES = 60.0
+
+
+class Task(Protocol):
+    """Work of known length, as those who do it see it."""
+
+    def advance(self, steps: int = 1, note: str = "") -> None:
+        """``steps`` more are done; ``note`` stands beside the bar, for example "loss 0.31"."""
+
+
+class _Silent:
+    def advance(self, steps: int = 1, note: str = "") -> None:
+        pass
+
+
+SILENT: Task = _Silent()
+"""For work that nobody watches."""
+
+
+class _Bar:
+    """A line of a live display."""
+
+    def __init__(self, bars: Bars, name: str, total: int, done: int):
+        self._bars, self._note = bars, ""
+        self._id = bars.add_task(name, total=total, completed=done, note="")
+
+    def advance(self, steps: int = 1, note: str = "") -> None:
+        self._note = note or self._note
+        self._bars.update(self._id, advance=steps, note=self._note)
+
+
+class _Lines:
+    """A line at the start, one a minute, and one at the end."""
+
+    def __init__(self, console: Console, name: str, total: int, done: int):
+        self._console, self._name, self._total = console, name, total
+        self._first, self._done, self._note = done, done, ""
+        self._start = self._last = time.monotonic()
+        self._line(f"{name}: {total - done} of {total} to do" if done else f"{name}: {total} to do")
+
+    def advance(self, steps: int = 1, note: str = "") -> None:
+        self._done += steps
+        self._note = note or self._note
+        now = time.monotonic()
+        if now - self._last >= _SECONDS_BETWEEN_LINES and self._done < self._total:
+            self._last = now
+            left = (now - self._start) / max(self._done - self._first, 1) * (self._total - self._done)
+            self._line(f"{self._name}: {self._done}/{self._total}, about {duration(left)} left{self._comment()}")
+
+    def end(self) -> None:
+        seconds = time.monotonic() - self._start
+        self._line(f"{self._name}: {self._done}/{self._total} in {duration(seconds)}{self._comment()}")
+
+    def _comment(self) -> str:
+        return f", {self._note}" if self._note else ""
+
+    def _line(self, text: str) -> None:
+        self._console.print(text, highlight=False, markup=False, soft_wrap=True)
+
+
+class Progress:
+    """The tasks of a run on one console; standard error unless another is given, so that output can be piped.
+
+    Args:
+        quiet: show nothing but what :meth:`say` is told.
+    """
+
+    def __init__(self, *, quiet: bool = False, console: Console | None = None):
+        self._console = console or Console(stderr=True)
+        self._quiet = quiet
+        self._bars: Bars | None = None
+
+    @contextmanager
+    def task(self, name: str, total: int, done: int = 0) -> Iterator[Task]:
+        """A task of ``total`` steps of which ``done`` were done before, by a run that was cut off, say."""
+        if self._quiet:
+            yield SILENT
+        elif not self._console.is_terminal:
+            lines = _Lines(self._console, name, total, done)
+            yield lines
+            lines.end()
+        elif self._bars is not None:  # within another task: one more line of its display
+            yield _Bar(self._bars, name, total, done)
+        else:
+            with _bars(self._console) as self._bars:
+                try:
+                    yield _Bar(self._bars, name, total, done)
+                finally:
+                    self._bars = None
+
+    def say(self, text: str) -> None:
+        """A line of its own, above the bars."""
+        self._console.print(text, highlight=False, markup=False, soft_wrap=True)
+
+
+def _bars(console: Console) -> Bars:
+    return Bars(
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[note]}", markup=False),
+        console=console,
+    )
+
+
+def duration(seconds: float) -> str:
+    """For example 3.2 s, 5 min 03 s, 2 h 10 min."""
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest:02d} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"

@@ -1,0 +1,110 @@
+"""What vouches for a finished step: a small file, written last, of what went in and what came out."""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel
+
+import aimfair
+from aimfair.errors import AimfairError
+from aimfair.files import write_json
+
+
+class Records:
+    """The records of a run directory, ``stages/<step>.json``; a step is named by a path such as "train/100"."""
+
+    def __init__(self, run: Path):
+        self._run = run
+
+    def matches(self, step: str, inputs: object) -> bool:
+        """Whether the step was finished with these inputs and every file it made is there, of the size it had.
+
+        A record that does not match is removed: the step is about to replace what it vouches for, and may be killed
+        half-way.
+        """
+        record = self._read(step)
+        if record is None:
+            return False
+        sizes = record["outputs"]
+        whole = all((file := self._run / name).is_file() and file.stat().st_size == sizes[name] for name in sizes)
+        if record["inputs_digest"] == _digest_of_inputs(inputs) and whole:
+            return True
+        self._path(step).unlink()
+        return False
+
+    def write(self, step: str, inputs: object, outputs: Sequence[Path]) -> None:
+        """Vouches for the files in ``outputs``, of folders for all within."""
+        files = sorted(file for output in outputs for file in _files(output))
+        path = self._path(step)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_json(
+            path,
+            {
+                "step": step,
+                "inputs_digest": _digest_of_inputs(inputs),
+                "digest": self._digest(inputs, files),
+                "outputs": {str(file.relative_to(self._run)): file.stat().st_size for file in files},
+                "finished": datetime.now(UTC).isoformat(timespec="seconds"),
+                "aimfair": aimfair.__version__,
+            },
+        )
+
+    def digest(self, step: str) -> str:
+        """Digest of the inputs and of the contents of the outputs of a finished step.
+
+        Raises:
+            AimfairError: it is not finished.
+        """
+        record = self._read(step)
+        if record is None:
+            verb = step.split("/")[0]
+            raise AimfairError(
+                f"{self._run}: step {step!r} is not finished; do it first: aimfair {verb} --run {self._run}"
+            )
+        return str(record["digest"])
+
+    def _path(self, step: str) -> Path:
+        return self._run / "stages" / f"{step}.json"
+
+    def _read(self, step: str) -> dict[str, Any] | None:
+        """The record; None if there is none, or none that can be believed."""
+        try:
+            record = json.loads(self._path(step).read_text(encoding="utf-8"))
+            whole = isinstance(record["outputs"], dict) and isinstance(record["digest"], str)
+            return record if whole and isinstance(record["inputs_digest"], str) else None
+        except (FileNotFoundError, ValueError, KeyError, TypeError):
+            return None
+
+    def _digest(self, inputs: object, files: Sequence[Path]) -> str:
+        digest = hashlib.sha256(_digest_of_inputs(inputs).encode())
+        for file in files:
+            digest.update(str(file.relative_to(self._run)).encode())
+            with file.open("rb") as stream:
+                digest.update(hashlib.file_digest(stream, "sha256").digest())
+        return digest.hexdigest()
+
+
+def _files(output: Path) -> list[Path]:
+    if output.is_dir():
+        return [path for path in output.rglob("*") if path.is_file()]
+    if not output.is_file():
+        raise FileNotFoundError(f"{output}: a step that is finished has made it")
+    return [output]
+
+
+def _digest_of_inputs(inputs: object) -> str:
+    """SHA-256 of the inputs as JSON; the order of keys has no meaning."""
+    text = json.dumps(inputs, default=_plain, sort_keys=True, allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _plain(value: object) -> Any:
+    if isinstance(value, BaseModel):
+        return value.model_dump(mode="json")
+    if isinstance(value, Path):
+        return str(value)
+    raise TypeError(f"inputs of a step hold a {type(value).__name__}, expected what JSON, pydantic or Path can hold")

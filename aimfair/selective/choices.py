@@ -1,0 +1,20 @@
+"""The words a selection is asked for with; no torch, so that settings can be read without it."""
+
+from typing import Literal
+
+Rule = Literal["top_k", "intersection", "ratio", "budget", "random", "all", "head_only"]
+Criterion = Literal["difference", "relative_difference", "norm_ratio", "fisher", "magnitude"]
+Granularity = Literal["element", "row", "tensor"]
+"""``row``: one index along dimension 0 of a tensor with two or more dimensions (an output channel or feature); an
+element of a tensor with fewer. ``tensor``: a named tensor as a whole."""
+
+SIZES: dict[Rule, list[set[str]]] = {
+    "top_k": [{"density"}, {"k"}],
+    "intersection": [{"bias", "domain"}, {"density"}],
+    "ratio": [{"density"}, {"k"}],
+    "budget": [{"density"}],
+    "random": [{"density"}, {"k"}],
+    "all": [set()],
+    "head_only": [set(), {"head"}],
+}
+"""The ways to say how much each rule selects."""
