@@ -1,0 +1,120 @@
+"""Biased subsets: in each target class one value of the protected attribute dominates.
+
+Arrays over groups are [Y, A]: target class y, then protected value a.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from aimfair.errors import AimfairError, ConfigError
+from aimfair.seeds import generator
+
+Indices = npt.NDArray[np.int64]
+
+
+def check_majority(majority: Sequence[int], targets: int, protected_values: int) -> None:
+    """Refuses a ``data.majority`` that does not name one of A protected values for each of Y target classes.
+
+    Raises:
+        ConfigError: it does not.
+    """
+    if len(majority) != targets:
+        raise ConfigError(
+            f"data.majority: found {len(majority)} values, expected one for each of {targets} target classes"
+        )
+    for y, a in enumerate(majority):
+        if not 0 <= a < protected_values:
+            raise ConfigError(
+                f"data.majority: found {a} for target class {y}, expected a protected value from 0 to"
+                f" {protected_values - 1}"
+            )
+
+
+def group_sizes(majority: Sequence[int], protected_values: int, bias: float, total: int) -> Indices:
+    """Images of each group in a biased set.
+
+    Args:
+        majority: for each of the Y target classes the protected value that dominates it.
+        protected_values: A.
+        bias: size of a minority group over that of a majority group, in (0, 1]; 1 is balanced.
+        total: images in all groups together.
+
+    Returns:
+        int64 [Y, A] with sum ``total``; no group is a whole image away from its exact share (largest remainders, ties
+        in the order of groups). For example [[1000, 9000], [9000, 1000]] for 20,000 images, majority [1, 0], bias 1/9.
+
+    Raises:
+        ConfigError: ``majority`` names a value that does not exist.
+    """
+    exact = total * _shares(majority, protected_values, bias)
+    sizes = np.floor(exact).astype(np.int64)
+    # Rounded, so that which of two equal remainders wins does not hang on the last bit of a division.
+    remainders = np.round(exact - sizes, 9)
+    neediest = np.argsort(-remainders, axis=None, kind="stable")
+    sizes.flat[neediest[: total - int(sizes.sum())]] += 1
+    return sizes
+
+
+def largest_total(majority: Sequence[int], available: Indices, bias: float) -> int:
+    """Images in the largest biased set for which ``available`` int64 [Y, A] images of each group suffice."""
+    # Where the exact shares fit, the rounded ones do too: they never pass the next whole number. The epsilon is for
+    # quotients that should be whole and are not, by the last bit of a division.
+    return int(np.floor((available / _shares(majority, available.shape[1], bias)).min() + 1e-9))
+
+
+def biased_indices(
+    target: Indices,
+    protected: Indices,
+    majority: Sequence[int],
+    bias: float,
+    total: int | None,
+    seed: int | None,
+    *,
+    protected_values: int | None = None,
+) -> Indices:
+    """A biased subset of images.
+
+    Args:
+        target, protected: int64 [N], y and a of each image.
+        majority, bias: as in :func:`group_sizes`.
+        total: images in the subset; None: as many as the groups allow.
+        seed: draws the images of each group; None: the first of each group, in the order given.
+        protected_values: A; None: one more than the largest value in ``protected``.
+
+    Returns:
+        int64 [total], ascending.
+
+    Raises:
+        AimfairError: a group has too few images.
+        ConfigError: ``majority`` does not fit the labels.
+    """
+    values = protected_values or int(protected.max(initial=0)) + 1
+    check_majority(majority, max(int(target.max(initial=0)) + 1, len(majority)), values)
+    available = np.zeros((len(majority), values), dtype=np.int64)
+    np.add.at(available, (target, protected), 1)
+    most = largest_total(majority, available, bias)
+    total = most if total is None else total
+    wanted = group_sizes(majority, values, bias, total)
+    chosen = []
+    for (y, a), size in np.ndenumerate(wanted):
+        members = np.flatnonzero((target == y) & (protected == a))
+        if size > len(members) or (total == 0 and len(members) == 0):
+            raise AimfairError(
+                f"group (y={y}, a={a}) has {len(members)} images, a biased set of {total} with bias {bias:.3g} needs"
+                f" {max(size, 1)}; {most} images are possible (data.train_images, data.bias, data.majority)"
+            )
+        if seed is not None:
+            members = generator(seed, "biased subset", y, a).permutation(members)
+        chosen.append(members[:size])
+    return np.sort(np.concatenate(chosen))
+
+
+def _shares(majority: Sequence[int], protected_values: int, bias: float) -> npt.NDArray[np.float64]:
+    """float64 [Y, A] with sum 1: the share of each group in a biased set."""
+    check_majority(majority, len(majority), protected_values)
+    weights = np.full((len(majority), protected_values), bias)
+    weights[np.arange(len(majority)), list(majority)] = 1.0
+    shares: npt.NDArray[np.float64] = weights / weights.sum()
+    return shares

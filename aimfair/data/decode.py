@@ -1,0 +1,151 @@
+"""One image file to pixels: the same pixels for the same bytes, or a reason why not."""
+
+import hashlib
+from pathlib import Path
+from typing import IO
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+from PIL.ImageFile import ImageFile
+from PIL.JpegImagePlugin import JpegImageFile
+from PIL.PngImagePlugin import PngImageFile
+from PIL.WebPImagePlugin import WebPImageFile
+
+from aimfair.errors import AimfairError
+
+Pixels = npt.NDArray[np.uint8]
+
+VERSION = 1
+"""To be raised when the pixels change that this module makes of a file."""
+
+_HEADER_BYTES = 16
+_EXIF_ORIENTATION = 0x0112
+# EXIF orientation -> what brings the picture upright (EXIF 2.32, tag 274).
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+
+class ImageError(AimfairError):
+    """A file that is no image of ours: ``reason``, for a list of files, and the whole line with the file's path."""
+
+    def __init__(self, path: Path, reason: str):
+        super().__init__(f"{path}: {reason}")
+        self.reason = reason
+
+
+def decode(path: Path, size: int, max_pixels: int) -> Pixels:
+    """The image in ``path`` as the model sees it.
+
+    Args:
+        size: pixels along each side.
+        max_pixels: files that claim more are refused before they are decoded.
+
+    Returns:
+        uint8 [size, size, 3], RGB.
+
+    Raises:
+        ImageError: not a whole JPEG, PNG or WebP file, or one of too many pixels.
+    """
+    return fit(read_rgb(path, max_pixels), size)
+
+
+def read_rgb(path: Path, max_pixels: int) -> Image.Image:
+    """All pixels of ``path``, upright, in RGB.
+
+    The format is told by the content, whatever the name says. Transparency is laid on white; of 16 bits the upper eight
+    are kept; CMYK is converted by formula, without a colour profile; of an animation the first frame is taken.
+
+    Raises:
+        ImageError: as :func:`decode`.
+    """
+    try:
+        if not path.is_file():  # a pipe would block whoever opens it
+            raise ImageError(path, "not a file" if path.exists() else "no such file")
+        if path.stat().st_size > 8 * max_pixels + 2**20:  # bytes of the largest image that may be decoded, uncompressed
+            raise ImageError(path, f"{path.stat().st_size:,} bytes, too many for {max_pixels:,} pixels")
+        with path.open("rb") as file:
+            image = _open(path, file)
+            if image.width * image.height > max_pixels:
+                raise ImageError(
+                    path, f"{image.width} x {image.height} pixels, more than {max_pixels:,} (data.max_pixels)"
+                )
+            image.load()  # all of it, and the EXIF data that PNG may keep behind the pixels
+            return _to_rgb(_upright(image))
+    except (ImageError, MemoryError):
+        raise
+    except Exception as error:  # on damaged data Pillow raises OSError, SyntaxError, struct.error, IndexError, ...
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise ImageError(path, f"cannot be decoded: {reason}") from error
+
+
+def fit(image: Image.Image, size: int) -> Pixels:
+    """The central square, ``size`` pixels along each side, by Lanczos: nothing is stretched.
+
+    Args:
+        image: RGB.
+
+    Returns:
+        uint8 [size, size, 3].
+    """
+    width, height = image.size
+    if width == height == size:
+        return np.asarray(image)
+    side = min(width, height)
+    left, top = (width - side) / 2, (height - side) / 2
+    # Cropped and resized in one step: resized first, a strip of 1 x 1,000,000 pixels would grow by size^2.
+    square = image.resize((size, size), Image.Resampling.LANCZOS, box=(left, top, left + side, top + side))
+    return np.asarray(square)
+
+
+def content_digest(image: Image.Image) -> str:
+    """Digest of the size and of all pixels: equal for files that differ in nothing but compression or metadata.
+
+    Args:
+        image: RGB.
+    """
+    digest = hashlib.blake2b(f"{image.width} {image.height} ".encode(), digest_size=16)
+    digest.update(image.tobytes())
+    return digest.hexdigest()
+
+
+def _open(path: Path, file: IO[bytes]) -> ImageFile:
+    """The image in ``file``, with only its header read.
+
+    The three readers are called by their own names: ``Image.open`` knows many more formats than can be trusted, and
+    warns or refuses by a limit of pixels that belongs to the whole process.
+    """
+    header = file.read(_HEADER_BYTES)
+    file.seek(0)
+    if header.startswith(b"\xff\xd8\xff"):
+        return JpegImageFile(file)
+    if header.startswith(b"\x89PNG\r\n\x1a\n"):
+        return PngImageFile(file)
+    if header.startswith(b"RIFF") and header[8:12] == b"WEBP":
+        return WebPImageFile(file)
+    raise ImageError(path, f"not JPEG, PNG or WebP, it begins with {header!r}" if header else "empty file")
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    """Turned as its EXIF data say; as stored where they are missing or damaged, as viewers do."""
+    try:
+        orientation = image.getexif().get(_EXIF_ORIENTATION)
+    except Exception:  # the pixels are whole all the same; Pillow raises anything here, too
+        return image
+    return image.transpose(_UPRIGHT[orientation]) if orientation in _UPRIGHT else image
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode.startswith("I"):  # grey of 16 bits; Pillow cuts 16-bit colours to their upper bytes by itself
+        return Image.fromarray((np.asarray(image).astype(np.uint32) >> 8).astype(np.uint8)).convert("RGB")
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
+    return image.convert("RGB")

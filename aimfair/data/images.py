@@ -1,0 +1,67 @@
+"""Labelled images, as every stage takes them."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+
+@dataclass(frozen=True)
+class ImageSet:
+    """N images of one size with their labels.
+
+    Attributes:
+        images: uint8 [N, H, W, 3], RGB; an array or a memory map.
+        target: int64 [N], the class to be predicted, y.
+        protected: int64 [N], the protected attribute, a. Training never reads it.
+        ids: N texts that say where each image comes from; equal for two images of one original.
+    """
+
+    images: npt.NDArray[np.uint8]
+    target: npt.NDArray[np.int64]
+    protected: npt.NDArray[np.int64]
+    ids: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        n = len(self.images)
+        if self.images.ndim != 4 or self.images.shape[3] != 3 or self.images.dtype != np.uint8:
+            raise ValueError(f"images are {self.images.dtype} {self.images.shape}, expected uint8 [N, H, W, 3]")
+        if not (self.target.shape == self.protected.shape == (n,) and len(self.ids) == n):
+            raise ValueError(
+                f"{n} images, {len(self.target)} targets, {len(self.protected)} protected, {len(self.ids)} ids"
+            )
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def subset(self, indices: Sequence[int] | npt.NDArray[np.int64]) -> "ImageSet":
+        """The images at ``indices``, in that order."""
+        chosen = np.asarray(indices, dtype=np.int64)
+        return ImageSet(
+            self.images[chosen], self.target[chosen], self.protected[chosen], tuple(self.ids[i] for i in chosen)
+        )
+
+    def group_counts(self, targets: int, protected: int) -> npt.NDArray[np.int64]:
+        """int64 [Y, A]: images of each group (y, a)."""
+        counts = np.zeros((targets, protected), dtype=np.int64)
+        np.add.at(counts, (self.target, self.protected), 1)
+        return counts
+
+
+@dataclass(frozen=True)
+class Splits:
+    """The real images of a task, disjoint by original.
+
+    Attributes:
+        train: biased; no group labels are used in training.
+        validation: with the same bias (or natural); chooses checkpoints.
+        test: balanced or natural; read once, by evaluate.
+        target_names, protected_names: names of the Y classes and of the A values, in the order of their numbers.
+    """
+
+    train: ImageSet
+    validation: ImageSet
+    test: ImageSet
+    target_names: tuple[str, ...]
+    protected_names: tuple[str, ...]

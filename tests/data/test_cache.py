@@ -1,0 +1,170 @@
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from aimfair.data import cache
+from aimfair.data.cache import Decoded, decode_files, default_folder
+from aimfair.data.decode import decode
+from aimfair.errors import AimfairError
+from aimfair.run.interrupt import Interrupt, Interrupted
+from tests.data.conftest import save_image
+
+FILES = [f"{number}.png" for number in range(40)]
+CAP = 10_000
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    for number, file in enumerate(FILES):
+        save_image(tmp_path / "images" / file, number)
+    return tmp_path / "images"
+
+
+def load(root: Path, files: list[str] = FILES, size: int = 8, **options: object) -> Decoded:
+    return decode_files(root, files, size, CAP, **options)  # type: ignore[arg-type]
+
+
+def refuse_to_build(monkeypatch: pytest.MonkeyPatch) -> None:
+    def build(*_: object) -> None:
+        pytest.fail("decoded again")
+
+    monkeypatch.setattr(cache, "_build", build)
+
+
+def test_images_are_those_of_decode_in_the_order_of_the_files(root: Path) -> None:
+    files = FILES[::-1]
+    decoded = load(root, files)
+    np.testing.assert_array_equal(decoded.images, np.stack([decode(root / file, 8, CAP) for file in files]))
+    assert decoded.kept.tolist() == list(range(40))
+    assert len(set(decoded.digests)) == 40
+    assert decoded.rejected == ()
+
+
+def test_the_second_time_nothing_is_decoded(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = load(root)
+    refuse_to_build(monkeypatch)
+    second = load(root)
+    np.testing.assert_array_equal(first.images, second.images)
+    assert first.digests == second.digests
+
+
+def test_changed_files_and_sizes_are_decoded_again(root: Path) -> None:
+    before = load(root).images.copy()
+    save_image(root / FILES[3], 1000)
+    after = load(root).images
+    assert (before[3] != after[3]).any()
+    np.testing.assert_array_equal(np.delete(before, 3, 0), np.delete(after, 3, 0))
+    assert load(root, size=4).images.shape == (40, 4, 4, 3)
+
+
+def test_bad_files_are_left_out_with_their_reasons_also_the_second_time(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (root / FILES[0]).write_bytes(b"")
+    (root / FILES[7]).unlink()
+    for _ in range(2):
+        decoded = load(root)
+        assert [(name, reason) for name, reason in decoded.rejected] == [
+            (FILES[0], "empty file"),
+            (FILES[7], "no such file"),
+        ]
+        assert decoded.kept.tolist() == [number for number in range(40) if number not in (0, 7)]
+        np.testing.assert_array_equal(decoded.images[5], decode(root / FILES[6], 8, CAP))
+        refuse_to_build(monkeypatch)
+
+
+def test_no_image_at_all(root: Path) -> None:
+    decoded = load(root, ["missing.png"])
+    assert decoded.images.shape == (0, 8, 8, 3)
+    assert [rejected.name for rejected in decoded.rejected] == ["missing.png"]
+
+
+def test_changes_of_the_map_stay_in_memory(root: Path) -> None:
+    load(root).images[:] = 0
+    assert load(root).images.any()
+
+
+def test_a_damaged_entry_is_made_again(root: Path) -> None:
+    expected = load(root).images.copy()
+    (pixels,) = default_folder().glob("*.rgb")
+    os.truncate(pixels, 100)
+    np.testing.assert_array_equal(load(root).images, expected)
+    (index,) = default_folder().glob("*.json")
+    index.write_text(index.read_text()[:50])
+    np.testing.assert_array_equal(load(root).images, expected)
+
+
+def test_the_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, cache_home: Path) -> None:
+    assert default_folder() == cache_home / "aimfair" / "images"
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("XDG_CACHE_HOME", "relative")
+    assert default_folder() == tmp_path / ".cache" / "aimfair" / "images"
+
+
+def test_an_interrupt_leaves_nothing_behind(root: Path) -> None:
+    with Interrupt() as interrupt:
+        os.kill(os.getpid(), signal.SIGTERM)
+        with pytest.raises(Interrupted):
+            load(root, interrupt=interrupt)
+    assert [path.name for path in default_folder().iterdir()] == ["lock"]
+
+
+def test_a_full_disk_is_an_error_that_says_so(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(AimfairError, match=r"No space left.* GB free"):
+        load(root)
+    monkeypatch.undo()
+    assert not list(default_folder().glob("*.rgb"))
+
+
+SCRIPT = """
+import sys, time
+from pathlib import Path
+from aimfair.data import decode
+slowly = decode.read_rgb
+def read_rgb(*arguments):
+    print("decoding", flush=True)
+    time.sleep(0.01)
+    return slowly(*arguments)
+decode.read_rgb = read_rgb
+from aimfair.data.cache import decode_files
+print("ready", flush=True)
+root, folder = map(Path, sys.argv[1:])
+decode_files(root, [f"{n}.png" for n in range(40)], 8, 10_000, folder=folder)
+"""
+
+
+def start(root: Path, folder: Path) -> subprocess.Popen[bytes]:
+    process = subprocess.Popen([sys.executable, "-c", SCRIPT, root, folder], stdout=subprocess.PIPE)
+    assert process.stdout is not None
+    assert process.stdout.readline() == b"ready\n"
+    return process
+
+
+def test_killed_at_any_moment(root: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "decoded"
+    for delay in (0.02, 0.1, 0.2):
+        with start(root, folder) as process:
+            time.sleep(delay)
+            process.kill()
+    assert list(folder.glob(".*.tmp"))  # else none was killed at work
+    np.testing.assert_array_equal(load(root, folder=folder).images, load(root).images)
+    assert sorted(path.suffix for path in folder.iterdir()) == ["", ".json", ".rgb"]
+
+
+def test_two_processes_decode_once(root: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "decoded"
+    with start(root, folder) as first, start(root, folder) as second:
+        outputs = first.communicate()[0], second.communicate()[0]
+    assert (first.returncode, second.returncode) == (0, 0)
+    assert sorted(output.count(b"decoding") for output in outputs) == [0, 40]
+    np.testing.assert_array_equal(load(root, folder=folder).images, load(root).images)

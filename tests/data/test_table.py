@@ -1,0 +1,94 @@
+from pathlib import Path
+
+import pytest
+
+from aimfair.config import DataSettings
+from aimfair.data import table
+from aimfair.data.catalogue import Catalogue
+from aimfair.errors import AimfairError, ConfigError
+
+GOOD = """file,age,split,smile,sex
+b.png,30,train,yes,m
+sub/a.png,41,train,no,f
+./c.png,25,val,no,f
+
+d.png,25,test,yes,f
+"""
+
+
+def read(root: Path, text: str | bytes, target: str = "smile", protected: str = "sex") -> Catalogue:
+    (root / "labels.csv").write_bytes(text if isinstance(text, bytes) else text.encode())
+    return table.read(root, DataSettings(kind="table", root=root, target=target, protected=protected))
+
+
+def test_a_table(tmp_path: Path) -> None:
+    catalogue = read(tmp_path, GOOD)
+    assert catalogue.files == ("b.png", "sub/a.png", "c.png", "d.png")
+    assert catalogue.split is not None
+    assert catalogue.split.tolist() == [0, 0, 1, 2]
+    assert catalogue.target_names == ("no", "yes")
+    assert catalogue.target.tolist() == [1, 0, 0, 1]
+    assert catalogue.protected_names == ("f", "m")
+    assert catalogue.protected.tolist() == [1, 0, 0, 0]
+    assert (catalogue.rows, catalogue.rejected) == (4, ())
+
+
+def test_as_spreadsheets_save_it(tmp_path: Path) -> None:
+    """Byte order mark, CRLF, quotes and blanks around values."""
+    text = GOOD.replace("b.png", '"b.png"').replace(",yes", ", yes ").replace("\n", "\r\n")
+    catalogue = read(tmp_path, b"\xef\xbb\xbf" + text.encode())
+    assert catalogue.files[0] == "b.png"
+    assert catalogue.target_names == ("no", "yes")
+
+
+def test_whole_numbers_are_sorted_as_numbers(tmp_path: Path) -> None:
+    assert read(tmp_path, GOOD.replace("25", "100"), target="age").target_names == ("30", "41", "100")
+    assert read(tmp_path, GOOD.replace("25", "x"), target="age").target_names == ("30", "41", "x")
+
+
+def test_the_order_of_rows_has_no_meaning(tmp_path: Path) -> None:
+    header, *rows = GOOD.splitlines()
+    assert read(tmp_path, "\n".join([header, *rows[::-1]])).files == read(tmp_path, GOOD).files
+
+
+def test_a_row_that_is_there_twice_is_counted(tmp_path: Path) -> None:
+    catalogue = read(tmp_path, GOOD + "d.png,26,test,yes,f\n")
+    assert len(catalogue.files) == 4
+    assert [tuple(rejected) for rejected in catalogue.rejected] == [("labels.csv:7", "'d.png' is in line 6, too")]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (GOOD + "e.png,26,test,yes\n", r"labels.csv:7: found 4 cells, expected 5"),
+        (GOOD + "e.png,26,testing,yes,f\n", r"labels.csv:7: found split 'testing', expected one of train, val, test"),
+        (GOOD + "e.png,26,test,,f\n", r"labels.csv:7: the label of 'e.png' is empty"),
+        (GOOD + "../e.png,26,test,yes,f\n", r"labels.csv:7: found file '../e.png', expected a path inside"),
+        (GOOD + "x/../../e.png,26,test,yes,f\n", r"labels.csv:7: found file 'x/../../e.png', expected a path inside"),
+        (GOOD + "/etc/e.png,26,test,yes,f\n", r"labels.csv:7: found file '/etc/e.png', expected a path inside"),
+        (GOOD + ",26,test,yes,f\n", r"labels.csv:7: found file '', expected a path inside"),
+        (GOOD + "d.png,26,test,no,f\n", r"labels.csv:7: 'd.png' is in line 6, too, with another label or split"),
+        (GOOD + "x//../d.png,26,test,no,f\n", r"labels.csv:7: found file"),
+        (GOOD + ".//d.png,26,train,yes,f\n", r"labels.csv:7: 'd.png' is in line 6, too, with another label or split"),
+        (GOOD.replace("age", "sex"), r"labels.csv: column 'sex' is there 2 times"),
+        (GOOD + '"e.png,26,test,yes,f\n', r"labels.csv: cannot be read as a table .* unexpected end of data"),
+        (b"file,split,smile,sex\n\xff.png,train,yes,f\n", r"labels.csv: cannot be read as a table .*utf-8"),
+    ],
+)
+def test_bad_tables_are_refused(tmp_path: Path, text: str | bytes, message: str) -> None:
+    with pytest.raises(AimfairError, match=message):
+        read(tmp_path, text)
+
+
+def test_unknown_columns_are_refused_with_the_nearest(tmp_path: Path) -> None:
+    with pytest.raises(
+        ConfigError, match=r"data.target: found 'smiles', which .*labels.csv .*; did you mean 'smile'\?"
+    ):
+        read(tmp_path, GOOD, target="smiles")
+    with pytest.raises(ConfigError, match=r"labels.csv: found 'split', which .*expected one of file, age, smile"):
+        read(tmp_path, "file,age,smile,sex\n")
+
+
+def test_a_missing_table_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(AimfairError, match=r"labels.csv: cannot be read .* No such file"):
+        table.read(tmp_path, DataSettings(kind="table", root=tmp_path))
