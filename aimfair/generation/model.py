@@ -1,0 +1,82 @@
+"""Where a text-to-image model lies, and what tells it from every other; imports none of the libraries that run it."""
+
+import hashlib
+import re
+from pathlib import Path
+
+from aimfair.errors import AimfairError
+
+SHIPPED = {"digits": Path(__file__).parent.parent / "assets" / "digits-diffusion"}
+"""Models that come with this package."""
+
+COMPONENTS = ("scheduler", "text_encoder", "tokenizer", "unet", "vae")
+"""Folders of a model in diffusers' layout that are read; a safety checker is not."""
+
+_READ = ("model_index.json", *(f"{part}/*.{end}" for part in COMPONENTS for end in ("json", "txt", "safetensors")))
+_NOT_READ = ("*.fp16.*", "*.non_ema.*")  # other versions of the same weights
+
+
+def model_folder(model: str, allow_download: bool) -> Path:
+    """The folder, in diffusers' layout, of a model.
+
+    The network is used only with ``allow_download``; what the hub's cache holds is not fetched again.
+
+    Args:
+        model: a name of :data:`SHIPPED`, the absolute path of a folder, or a hub id.
+
+    Raises:
+        AimfairError: there is no such model here.
+    """
+    if model not in SHIPPED and not Path(model).is_absolute():
+        return _from_hub(model, allow_download)
+    folder = SHIPPED.get(model, Path(model))
+    if not (folder / "model_index.json").is_file():
+        raise AimfairError(f"generate.model: {folder} has no model_index.json, expected a folder in diffusers' layout")
+    return folder
+
+
+def fingerprint(folder: Path) -> str:
+    """SHA-256 over the names and contents of the files that are read: equal for models that make the same images."""
+    digest = hashlib.sha256()
+    for path in sorted(path for pattern in _READ for path in folder.glob(pattern)):
+        if not any(path.match(pattern) for pattern in _NOT_READ):
+            digest.update(f"{path.relative_to(folder).as_posix()}\0".encode())
+            with path.open("rb") as file:
+                digest.update(hashlib.file_digest(file, "sha256").digest())
+    return digest.hexdigest()
+
+
+def _from_hub(model: str, allow_download: bool) -> Path:
+    if not re.fullmatch(r"[A-Za-z0-9][\w.-]*/[\w.-]+", model):
+        raise AimfairError(
+            f"generate.model: found {model!r}, expected {' or '.join(map(repr, SHIPPED))}, a folder (beginning with /, "
+            "./, ../ or ~/) or a hub id such as 'owner/name'"
+        )
+    try:
+        from huggingface_hub import snapshot_download
+        from huggingface_hub.errors import LocalEntryNotFoundError
+    except ModuleNotFoundError as error:
+        raise missing_libraries(error) from error
+    try:
+        return Path(
+            snapshot_download(
+                model,
+                local_files_only=not allow_download,
+                allow_patterns=list(_READ),
+                ignore_patterns=list(_NOT_READ),
+            )
+        )
+    except LocalEntryNotFoundError as error:
+        if not allow_download:
+            raise AimfairError(
+                f"generate.model: {model!r} is not in the hub's cache; give a folder, or have it fetched with "
+                "--generate.allow_download true"
+            ) from error
+        raise AimfairError(f"generate.model: {model!r} could not be fetched; check the network") from error
+    except Exception as error:  # the hub's client raises errors of its own, of its HTTP client and of the system
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise AimfairError(f"generate.model: {model!r} could not be fetched: {reason}") from error
+
+
+def missing_libraries(error: ModuleNotFoundError) -> AimfairError:
+    return AimfairError(f"{error.name} is not installed; generating images needs: pip install 'aimfair[generate]'")

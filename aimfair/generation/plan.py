@@ -1,0 +1,80 @@
+"""Which images will be made: so many of each group, spread evenly over its prompts, every one with its own seed."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from aimfair.config import DataSettings, GenerateSettings
+from aimfair.data.bias import group_sizes
+from aimfair.errors import AimfairError
+from aimfair.generation.lines import Line
+from aimfair.generation.prompts import Prompt
+from aimfair.seeds import derive_seed
+
+
+class PlannedImage(Line):
+    """An image to be made.
+
+    Attributes:
+        image: its position in the plan.
+        y, a: its group.
+        prompt: id of the prompt.
+        text: the prompt.
+        replica: which of the prompt's images it is.
+        seed: of its noise, in [0, 2^63).
+        sets: "balanced", "biased" or both: where it will be used.
+    """
+
+    image: int
+    y: int
+    a: int
+    prompt: str
+    text: str
+    replica: int
+    seed: int
+    sets: list[str]
+
+
+def make_plan(prompts: Sequence[Prompt], settings: GenerateSettings, data: DataSettings) -> list[PlannedImage]:
+    """The images of both sets, group (0, 0) first, then (0, 1), ...
+
+    The balanced set has ``settings.balanced_per_group`` images of each group, the biased set ``settings.biased_total``
+    in the proportions of ``data.bias``. Image j of a group belongs to its prompt j mod P, so each set takes any two
+    prompts of a group equally often, give or take one. Without ``settings.disjoint`` the biased set takes the images of
+    the balanced one first.
+
+    Raises:
+        AimfairError: the groups of the prompts are not those of ``data.majority``.
+    """
+    groups: dict[tuple[int, int], list[Prompt]] = {}
+    for prompt in prompts:
+        groups.setdefault((prompt.y, prompt.a), []).append(prompt)
+    sizes = group_sizes(data.majority, max(a for _, a in groups) + 1, data.bias, settings.biased_total)
+    expected = list(np.ndindex(sizes.shape))
+    if sorted(groups) != expected:
+        raise AimfairError(
+            f"prompts: found groups (y, a) {sorted(groups)}, expected {expected} for the {len(data.majority)} target "
+            "classes of data.majority; give prompts.targets as many lists"
+        )
+    plan: list[PlannedImage] = []
+    for y, a in expected:
+        group = groups[y, a]
+        balanced = range(settings.balanced_per_group)
+        first = balanced.stop if settings.disjoint else 0
+        biased = range(first, first + int(sizes[y, a]))
+        for j in range(max(balanced.stop, biased.stop)):
+            replica, which = divmod(j, len(group))
+            prompt = group[which]
+            plan.append(
+                PlannedImage(
+                    image=len(plan),
+                    y=y,
+                    a=a,
+                    prompt=prompt.id,
+                    text=prompt.text,
+                    replica=replica,
+                    seed=derive_seed(settings.seed, prompt.id, replica),
+                    sets=[name for name, images in (("balanced", balanced), ("biased", biased)) if j in images],
+                )
+            )
+    return plan

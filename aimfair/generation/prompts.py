@@ -1,0 +1,165 @@
+"""Contextual prompts from lists of words: the same contexts in every group, every word and context equally often."""
+
+import hashlib
+import re
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from aimfair.config import PromptSettings
+from aimfair.errors import AimfairError
+from aimfair.files import write_text
+from aimfair.generation.contexts import count_contexts, draw_contexts
+from aimfair.generation.lines import Line, as_lines, read_lines
+
+_MAX_CHARACTERS = 1000
+
+
+class Prompt(Line):
+    """A text for the images of one group.
+
+    Attributes:
+        id: position among all prompts and a short hash of the text; safe as part of a file name.
+        y, a: the group: target class and protected value.
+        contexts: contextual attribute -> value, in the order of the settings.
+        target, protected: the words used for y and a.
+    """
+
+    id: str
+    y: int
+    a: int
+    text: str
+    contexts: dict[str, str]
+    target: str
+    protected: str
+
+
+def write_prompts(settings: PromptSettings) -> list[Prompt]:
+    """``settings.per_group`` prompts for each group, group (0, 0) first, then (0, 1), ...
+
+    Prompt i of every group has the same context. A group's words for target and protected value are used in turn, so
+    that they are balanced, and know nothing of the contexts, whose order is random.
+
+    Raises:
+        AimfairError: there are not so many different prompts, two are the same, or one cannot be used as a text.
+    """
+    n = settings.per_group
+    distinct = count_contexts(settings.contexts, settings.contexts_per_prompt)
+    contexts = draw_contexts(settings.contexts, settings.contexts_per_prompt, min(n, distinct), settings.seed)
+    prompts: list[Prompt] = []
+    for y, targets in enumerate(settings.targets):
+        for a, protecteds in enumerate(settings.protected):
+            wordings = len(targets) * len(protecteds)
+            if n > distinct * wordings:
+                raise AimfairError(
+                    f"prompts.per_group: {n} wanted, but group (y={y}, a={a}) has {distinct * wordings} different "
+                    f"prompts ({distinct} contexts of {settings.contexts_per_prompt} attributes, {wordings} wordings); "
+                    "add values to prompts.contexts, add words, or ask for fewer"
+                )
+            for i in range(n):
+                # A context that returns in a later round meets another wording there.
+                again, which = divmod(i, len(contexts))
+                late, early = divmod((which + again) % wordings, len(targets))
+                words = (targets[early], protecteds[late])
+                prompts.append(_prompt(settings.template, len(prompts), y, a, contexts[which], *words))
+    _refuse_repeats(prompts)
+    return prompts
+
+
+def save_prompts(path: Path, prompts: Sequence[Prompt]) -> None:
+    """Replaces ``path`` (JSON Lines) by ``prompts``."""
+    write_text(path, as_lines(prompts))
+
+
+def load_prompts(path: Path) -> list[Prompt]:
+    """What :func:`save_prompts` wrote.
+
+    Raises:
+        AimfairError: the file is missing or damaged.
+    """
+    return read_lines(path, Prompt)
+
+
+def diversity(prompts: Sequence[Prompt]) -> list[dict[str, Any]]:
+    """How varied the prompts of each group are, group by group in the order of (y, a).
+
+    Keys: ``y``, ``a``, ``prompts`` (their number), ``coverage`` (contextual attribute -> value -> prompts with it),
+    ``distinct_1`` and ``distinct_2`` (share of the words, and of the pairs of neighbouring words, that are different
+    ones; Li et al. 2016) and ``similarity`` (words that two prompts share over all words of both, Jaccard; mean over
+    the pairs, None for a single prompt).
+    """
+    groups: dict[tuple[int, int], list[Prompt]] = {}
+    for prompt in prompts:
+        groups.setdefault((prompt.y, prompt.a), []).append(prompt)
+    return [
+        {
+            "y": y,
+            "a": a,
+            "prompts": len(group),
+            "coverage": _coverage(group),
+            "distinct_1": _distinct(group, 1),
+            "distinct_2": _distinct(group, 2),
+            "similarity": _similarity(group),
+        }
+        for (y, a), group in sorted(groups.items())
+    ]
+
+
+def _prompt(template: str, index: int, y: int, a: int, contexts: dict[str, str], target: str, protected: str) -> Prompt:
+    parts = {"target": target, "protected": protected, "contexts": ", ".join(contexts.values())}
+    # One pass over the template: braces within words are left alone.
+    text = re.sub(r"\{(target|protected|contexts)\}", lambda match: parts[match[1]], template).strip(" ,")
+    if not text.isprintable() or not 0 < len(text) <= _MAX_CHARACTERS:
+        raise AimfairError(
+            f"prompts: group (y={y}, a={a}): {text[:80]!r} ({len(text)} characters), expected a text of 1 to "
+            f"{_MAX_CHARACTERS} printable characters in one line; mend prompts.template or the words"
+        )
+    name = f"{index:04d}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
+    return Prompt(id=name, y=y, a=a, text=text, contexts=contexts, target=target, protected=protected)
+
+
+def _refuse_repeats(prompts: Sequence[Prompt]) -> None:
+    """One text in two groups would have two labels; twice in one group, it would count twice."""
+    seen: dict[str, Prompt] = {}
+    for prompt in prompts:
+        other = seen.setdefault(" ".join(prompt.text.casefold().split()), prompt)
+        if other is not prompt:
+            raise AimfairError(
+                f"prompts: {prompt.text!r} twice, in groups (y={other.y}, a={other.a}) and (y={prompt.y}, "
+                f"a={prompt.a}), expected once; check prompts.template, and that no word or value is listed twice"
+            )
+
+
+def _coverage(prompts: Sequence[Prompt]) -> dict[str, dict[str, int]]:
+    counts: dict[str, Counter[str]] = {}
+    for prompt in prompts:
+        for name, value in prompt.contexts.items():
+            counts.setdefault(name, Counter())[value] += 1
+    return {name: dict(sorted(counts[name].items())) for name in sorted(counts)}
+
+
+def _words(prompt: Prompt) -> list[str]:
+    return re.findall(r"\w+", prompt.text.casefold())
+
+
+def _distinct(prompts: Sequence[Prompt], n: int) -> float | None:
+    """None where no text has n words."""
+    texts = [_words(prompt) for prompt in prompts]
+    grams = [gram for words in texts for gram in zip(*(words[k:] for k in range(n)), strict=False)]
+    return len(set(grams)) / len(grams) if grams else None
+
+
+def _similarity(prompts: Sequence[Prompt]) -> float | None:
+    sets = [set(_words(prompt)) for prompt in prompts]
+    column = {word: k for k, word in enumerate(sorted(set().union(*sets)))}
+    has = np.zeros((len(sets), len(column)), dtype=np.float32)  # [prompts, words], 1 where the prompt has the word
+    for row, words in zip(has, sets, strict=True):
+        row[[column[word] for word in words]] = 1
+    shared = has @ has.T
+    sizes = has.sum(axis=1)
+    together = sizes[:, None] + sizes[None, :] - shared
+    pairs = np.triu_indices(len(sets), 1)
+    return float(np.mean(shared[pairs] / np.maximum(together[pairs], 1))) if len(sets) > 1 else None

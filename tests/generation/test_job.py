@@ -1,0 +1,255 @@
+"""The job: what it makes, what it finds again, what it rejects and what it refuses."""
+
+import errno
+import json
+import os
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from aimfair.data import synthetic
+from aimfair.data.decode import read_rgb
+from aimfair.errors import AimfairError
+from aimfair.generation.job import Job
+from aimfair.generation.manifest import Manifest, seed_of_attempt
+from aimfair.generation.plan import PlannedImage
+from aimfair.run.interrupt import Interrupt, Interrupted
+from tests.generation.samples import SIZE, NoiseSampler, small_plan
+
+PLAN = small_plan()
+
+
+def job_in(
+    folder: Path,
+    *,
+    plan: list[PlannedImage] = PLAN,
+    recipe: str = "noise",
+    image_size: int = SIZE,
+    batch_size: int = 8,
+    max_rejections: float = 0.2,
+) -> Job:
+    return Job(
+        folder,
+        plan,
+        {"recipe": recipe},
+        image_size=image_size,
+        batch_size=batch_size,
+        max_rejections=max_rejections,
+    )
+
+
+def make(folder: Path, sampler: NoiseSampler | None = None, **changes: object) -> Job:
+    job = job_in(folder, **changes)  # type: ignore[arg-type]
+    job.run(lambda: sampler or NoiseSampler())
+    return job
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def no_sampler() -> NoiseSampler:
+    raise AssertionError("nothing is missing, no model is needed")
+
+
+class Stop(Interrupt):
+    """Asks to stop at the ``after``-th check."""
+
+    def __init__(self, after: int):
+        super().__init__()
+        self.left = after
+
+    def check(self) -> None:
+        if not self.left:
+            raise Interrupted(2)
+        self.left -= 1
+
+
+def test_every_planned_image_is_there_with_its_line(tmp_path: Path) -> None:
+    sampler = NoiseSampler()
+    job = make(tmp_path, sampler)
+    lines = [json.loads(line) for line in (tmp_path / "manifest.jsonl").read_text().splitlines()]
+    assert [line["image"] for line in lines] == list(range(len(PLAN)))
+    for line, planned in zip(lines, PLAN, strict=True):
+        assert {name: line[name] for name in planned.model_dump()} == planned.model_dump()
+        assert (line["attempt"], line["rejected"]) == (0, [])
+        expected = sampler.sample([planned.text], [planned.seed]).images[0]
+        assert np.array_equal(np.asarray(read_rgb(tmp_path / line["file"], SIZE**2)), expected)
+    assert job.done == job.total == len(PLAN)
+    assert set(contents(tmp_path)) == {"job.json", "manifest.jsonl", *(line["file"] for line in lines)}
+    assert all(path.exists() for path in job.outputs)
+
+
+def test_the_rest_of_the_pipeline_reads_it(tmp_path: Path) -> None:
+    make(tmp_path)
+    for name in ("balanced", "biased"):
+        planned = [planned for planned in PLAN if name in planned.sets]
+        images = synthetic.load(tmp_path, name, SIZE)  # type: ignore[arg-type]
+        assert list(zip(images.target, images.protected, strict=True)) == [(one.y, one.a) for one in planned]
+    assert len(make(tmp_path).outputs) == 3  # what the reader keeps beside them does not disturb the job
+
+
+def test_a_finished_job_needs_no_model(tmp_path: Path) -> None:
+    make(tmp_path)
+    before = contents(tmp_path)
+    job_in(tmp_path).run(no_sampler)
+    assert contents(tmp_path) == before
+
+
+@pytest.mark.parametrize("after", [0, 1, 3])
+def test_interrupted_between_batches_and_continued(tmp_path: Path, after: int) -> None:
+    make(tmp_path / "whole")
+    with pytest.raises(Interrupted):
+        job_in(tmp_path / "cut").run(NoiseSampler, interrupt=Stop(after))
+    job = job_in(tmp_path / "cut")
+    assert job.done == 8 * after
+    sampler = NoiseSampler()
+    job.run(lambda: sampler)
+    assert sum(map(len, sampler.batches)) == len(PLAN) - 8 * after
+    assert contents(tmp_path / "cut") == contents(tmp_path / "whole")
+
+
+def truncate(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def replace(path: Path) -> None:
+    Image.new("RGB", (SIZE, SIZE), "red").save(path)
+
+
+@pytest.mark.parametrize("damage", [truncate, replace, Path.unlink, lambda path: path.write_bytes(b"")])
+def test_a_damaged_image_is_made_again_with_the_same_neighbours(tmp_path: Path, damage: Callable[[Path], None]) -> None:
+    make(tmp_path)
+    before = contents(tmp_path)
+    damage(tmp_path / Manifest(tmp_path).records[11].file)
+    sampler = NoiseSampler()
+    job = job_in(tmp_path)
+    assert job.done == len(PLAN) - 1
+    job.run(lambda: sampler)
+    assert sampler.batches == [[planned.seed for planned in PLAN[8:16]]]
+    assert contents(tmp_path) == before
+
+
+def test_kill_9_at_any_moment(tmp_path: Path) -> None:
+    program = [sys.executable, "-m", "tests.generation.crash_points", str(tmp_path)]
+    done = subprocess.run(program, capture_output=True, text=True, timeout=100)
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout) > 100
+
+
+def test_rejected_images_get_new_seeds_and_keep_their_place(tmp_path: Path) -> None:
+    bad = {PLAN[k].seed for k in (0, 9, 10)} | {seed_of_attempt(PLAN[9], 1)}
+    sampler = NoiseSampler(change=lambda seed, pixels: pixels // 64 if seed in bad else pixels)
+    job = make(tmp_path, sampler, max_rejections=1)
+    records = Manifest(tmp_path).records
+    assert {image: record.attempt for image, record in records.items() if record.attempt} == {0: 1, 9: 2, 10: 1}
+    assert records[9].seed == seed_of_attempt(PLAN[9], 2)
+    assert (records[9].y, records[9].prompt) == (PLAN[9].y, PLAN[9].prompt)
+    assert job.rejected == Counter(black=4) == job_in(tmp_path).rejected
+
+
+def test_duplicates_are_found_across_batches_and_after_a_restart(tmp_path: Path) -> None:
+    twins = {PLAN[2].seed, PLAN[30].seed}
+
+    def twin(seed: int, pixels: np.ndarray) -> np.ndarray:
+        return np.arange(pixels.size, dtype=np.uint8).reshape(pixels.shape) if seed in twins else pixels
+
+    make(tmp_path / "whole", NoiseSampler(change=twin))
+    records = Manifest(tmp_path / "whole").records
+    assert (records[2].rejected, records[30].rejected) == ([], ["duplicate"])
+    with pytest.raises(Interrupted):
+        job_in(tmp_path / "cut").run(lambda: NoiseSampler(change=twin), interrupt=Stop(2))
+    make(tmp_path / "cut", NoiseSampler(change=twin))
+    (tmp_path / "cut" / records[2].file).unlink()  # made again, it must not be taken for the twin of its twin
+    make(tmp_path / "cut", NoiseSampler(change=twin))
+    assert contents(tmp_path / "cut") == contents(tmp_path / "whole")
+
+
+def test_a_model_that_always_fails_is_given_up_early(tmp_path: Path) -> None:
+    sampler = NoiseSampler(change=lambda _, pixels: pixels * 0)
+    with pytest.raises(AimfairError, match=r"image 0 \('a one in green.*5 times in a row: black, black"):
+        make(tmp_path, sampler, max_rejections=1)
+    assert len(sampler.batches) == 5
+
+
+def test_too_many_rejections_end_the_job_and_leave_what_is_good(tmp_path: Path) -> None:
+    bad = {planned.seed for planned in PLAN[4:8]}
+    sampler = NoiseSampler(change=lambda seed, pixels: pixels * 0 + 99 if seed in bad else pixels)
+    with pytest.raises(AimfairError, match=r"4 images rejected \(constant 4\), more than 10% of the 32 wanted"):
+        make(tmp_path, sampler, max_rejections=0.1)
+    assert job_in(tmp_path).done == 8
+    assert make(tmp_path, sampler, max_rejections=0.2).done == len(PLAN)
+
+
+def test_images_are_reduced_to_what_the_classifier_sees(tmp_path: Path) -> None:
+    make(tmp_path / "small", image_size=8)
+    make(tmp_path / "large", image_size=64)
+    for folder, size in (("small", 8), ("large", SIZE)):
+        for record in Manifest(tmp_path / folder).records.values():
+            assert read_rgb(tmp_path / folder / record.file, SIZE**2).size == (size, size)
+
+
+@pytest.mark.parametrize("changes", [{"recipe": "other"}, {"plan": small_plan(4)}, {"image_size": 8}])
+def test_images_of_another_job_are_removed(tmp_path: Path, changes: dict[str, object]) -> None:
+    make(tmp_path / "images of a run")
+    make(tmp_path / "images of a run", **changes)
+    make(tmp_path / "fresh", **changes)
+    assert contents(tmp_path / "images of a run") == contents(tmp_path / "fresh")
+
+
+def test_a_damaged_description_vouches_for_nothing(tmp_path: Path) -> None:
+    make(tmp_path / "made")
+    truncate(tmp_path / "made" / "job.json")
+    assert job_in(tmp_path / "made").done == 0
+
+
+def test_a_folder_of_something_else_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "thesis.tex").write_text("precious")
+    with pytest.raises(AimfairError, match=r"holds thesis\.tex but no job\.json"):
+        job_in(tmp_path)
+    assert (tmp_path / "thesis.tex").read_text() == "precious"
+
+
+def test_stray_images_and_half_a_line_are_removed(tmp_path: Path) -> None:
+    make(tmp_path)
+    before = contents(tmp_path)
+    (tmp_path / "images" / "000099-0123456789ab.png").write_bytes(b"stray")
+    with (tmp_path / "manifest.jsonl").open("a") as file:
+        file.write('{"image": 99, "y"')
+    job_in(tmp_path)
+    assert contents(tmp_path) == before
+
+
+def test_a_damaged_line_is_refused(tmp_path: Path) -> None:
+    make(tmp_path)
+    path = tmp_path / "manifest.jsonl"
+    lines = path.read_text().splitlines(keepends=True)
+    path.write_text("".join([*lines[:3], lines[3].replace("images/", "../../"), *lines[4:]]))
+    with pytest.raises(AimfairError, match=r"manifest\.jsonl:4: file: "):
+        job_in(tmp_path)
+
+
+def test_disk_full(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make(tmp_path / "whole")
+    calls = 0
+
+    def full(descriptor: int) -> None:
+        nonlocal calls
+        calls += 1
+        if calls > 40:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space left"):
+        make(tmp_path / "full")
+    monkeypatch.undo()
+    job = job_in(tmp_path / "full")
+    assert 0 < job.done < len(PLAN)
+    job.run(NoiseSampler)
+    assert contents(tmp_path / "full") == contents(tmp_path / "whole")

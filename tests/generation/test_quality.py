@@ -1,0 +1,42 @@
+"""What is rejected, and why."""
+
+import numpy as np
+import pytest
+
+from aimfair.generation.quality import rejection
+
+NOISE = np.random.default_rng(0).integers(0, 256, (4, 4, 3), dtype=np.uint8)
+
+
+def flat(*colour: int, change: int = 0) -> np.ndarray:
+    pixels = np.full((4, 4, 3), colour, dtype=np.uint8)
+    pixels[0, 0, 1] += change
+    return pixels
+
+
+@pytest.mark.parametrize(
+    ("pixels", "reason"),
+    [
+        (NOISE, None),
+        (flat(0, 0, 0), "black"),
+        (flat(0, 0, 0, change=7), "black"),
+        (flat(0, 0, 0, change=8), None),
+        (flat(255, 255, 255), "constant"),
+        (flat(10, 200, 90), "constant"),  # one colour, though its channels differ
+        (flat(10, 200, 90, change=7), "constant"),
+        (flat(10, 200, 90, change=8), None),
+    ],
+)
+def test_pixels(pixels: np.ndarray, reason: str | None) -> None:
+    assert rejection(pixels, True, "d", {}, 3) == reason
+
+
+def test_not_finite_comes_first() -> None:
+    assert rejection(flat(0, 0, 0), False, "d", {}, 3) == "not_finite"
+    assert rejection(NOISE, False, "d", {}, 3) == "not_finite"
+
+
+def test_an_image_is_no_duplicate_of_itself() -> None:
+    assert rejection(NOISE, True, "d", {"d": 3}, 3) is None
+    assert rejection(NOISE, True, "d", {"d": 4}, 3) == "duplicate"
+    assert rejection(NOISE, True, "d", {"e": 4}, 3) is None

@@ -1,0 +1,129 @@
+"""The two stages in a run directory, with a small model."""
+
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from aimfair.config import Config
+from aimfair.data import synthetic
+from aimfair.errors import AimfairError
+from aimfair.generation.diffusion import Diffusion
+from aimfair.generation.manifest import Manifest
+from aimfair.generation.prompts import load_prompts
+from aimfair.run.directory import Run
+from aimfair.run.interrupt import Interrupted
+from aimfair.stages import generate, prompts
+from tests.generation.samples import SIZE, prompt_settings
+
+BATCH = 4
+
+
+@pytest.fixture
+def settings(model: Path) -> dict[str, Any]:
+    return {
+        "device": "cpu",
+        "data": {"image_size": SIZE, "bias": 0.5},
+        "prompts": prompt_settings().model_dump(),
+        "generate": {
+            "model": str(model),
+            "steps": 2,
+            "batch_size": BATCH,
+            "balanced_per_group": 3,
+            "biased_total": 6,
+        },
+        "model": {"config": {"model_type": "resnet"}},
+        "methods": {"full": {"rule": "all"}},
+        "default_method": "full",
+    }
+
+
+def stages(path: Path, settings: dict[str, Any]) -> None:
+    with Run.open(path, Config.model_validate(settings), overwrite=True, quiet=True) as run:
+        prompts.run(run)
+        generate.run(run)
+
+
+def change(settings: dict[str, Any], **values: object) -> dict[str, Any]:
+    return {**settings, "generate": {**settings["generate"], **values}}
+
+
+def contents(path: Path) -> dict[str, bytes]:
+    files = [path / "prompts.jsonl", *(path / "synthetic").rglob("*")]
+    return {str(file.relative_to(path)): file.read_bytes() for file in files if file.is_file()}
+
+
+@pytest.fixture
+def samplers(monkeypatch: pytest.MonkeyPatch) -> list[Diffusion]:
+    """Grows by every model that is loaded."""
+    loaded: list[Diffusion] = []
+    original = Diffusion.__init__
+
+    def count(self: Diffusion, *args: Any) -> None:
+        loaded.append(self)
+        original(self, *args)
+
+    monkeypatch.setattr(Diffusion, "__init__", count)
+    return loaded
+
+
+def test_prompts_and_both_sets(tmp_path: Path, settings: dict[str, Any], samplers: list[Diffusion]) -> None:
+    stages(tmp_path, settings)
+    assert len(load_prompts(tmp_path / "prompts.jsonl")) == 4 * 6
+    balanced, biased = (synthetic.load(tmp_path / "synthetic", name, SIZE) for name in ("balanced", "biased"))
+    assert balanced.group_counts(2, 2).tolist() == [[3, 3], [3, 3]]
+    assert biased.group_counts(2, 2).tolist() == [[1, 2], [2, 1]]
+    assert balanced.images.std() > 10
+    stages(tmp_path, settings)
+    assert len(samplers) == 1
+
+
+def test_what_changes_no_image_repeats_nothing(
+    tmp_path: Path, settings: dict[str, Any], samplers: list[Diffusion]
+) -> None:
+    stages(tmp_path, settings)
+    stages(tmp_path, change(settings, batch_size=7, max_rejections=0.5))
+    assert len(samplers) == 1
+
+
+@pytest.mark.parametrize("value", [{"steps": 3}, {"biased_total": 8}, {"seed": 1}])
+def test_what_changes_images_makes_them_anew(tmp_path: Path, settings: dict[str, Any], value: dict[str, int]) -> None:
+    stages(tmp_path / "changed", settings)
+    stages(tmp_path / "changed", change(settings, **value))
+    stages(tmp_path / "fresh", change(settings, **value))
+    assert contents(tmp_path / "changed") == contents(tmp_path / "fresh")
+
+
+def test_a_signal_in_the_middle_and_a_lost_image_change_nothing(
+    tmp_path: Path, settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stages(tmp_path / "whole", settings)
+    calls = 0
+    original = Diffusion.sample
+
+    def interrupted(self: Diffusion, *args: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls == 2:
+            signal.raise_signal(signal.SIGTERM)
+        return original(self, *args)
+
+    monkeypatch.setattr(Diffusion, "sample", interrupted)
+    with pytest.raises(Interrupted) as stopped:
+        stages(tmp_path / "cut", settings)
+    assert stopped.value.exit_code == 128 + signal.SIGTERM
+    records = Manifest(tmp_path / "cut" / "synthetic").records
+    assert len(records) == 2 * BATCH  # the batch at work is finished
+    (tmp_path / "cut" / "synthetic" / records[5].file).unlink()
+    stages(tmp_path / "cut", settings)
+    assert calls == 6  # five batches, and one for the lost image
+    assert contents(tmp_path / "cut") == contents(tmp_path / "whole")
+
+
+def test_images_before_prompts_are_refused(tmp_path: Path, settings: dict[str, Any]) -> None:
+    with (
+        Run.open(tmp_path, Config.model_validate(settings), quiet=True) as run,
+        pytest.raises(AimfairError, match="'prompts' is not finished"),
+    ):
+        generate.run(run)
