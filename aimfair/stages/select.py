@@ -1,0 +1,44 @@
+"""For each seed and method, the mask of the weights that will be tuned."""
+
+from functools import cache
+
+from aimfair.errors import AimfairError
+from aimfair.run.directory import Run
+from aimfair.selective.sensitivity import Sensitivity
+from aimfair.training.methods import SELECTION, select_mask
+from aimfair.training.models import load_model
+
+
+def run(run: Run) -> None:
+    @cache
+    def sensitivity(seed: int) -> Sensitivity:
+        try:
+            return Sensitivity.load(run.sensitivity(seed), load_model(run.baseline(seed)))
+        except ValueError as error:
+            raise AimfairError(f"{error}; remove it and do: aimfair sensitivity --run {run.path}") from error
+
+    todo = [
+        (seed, name, inputs)
+        for seed in run.config.seeds
+        for name in run.config.methods
+        if not run.is_done(f"select/{seed}/{name}", inputs := _inputs(run, seed, name))
+    ]
+    if not todo:
+        return
+    with run.progress.task("select", len(todo)) as task:
+        for seed, name, inputs in todo:
+            mask, path = select_mask(sensitivity(seed), name, run.config.methods[name], seed), run.mask(seed, name)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            mask.save(path)
+            run.log("mask", seed=seed, method=name, selected=mask.nnz, density=mask.density)
+            run.finish(f"select/{seed}/{name}", inputs, [path])
+            task.advance(note=name)
+            run.interrupt.check()
+
+
+def _inputs(run: Run, seed: int, name: str) -> dict[str, object]:
+    return {
+        "method": run.config.methods[name].model_dump(include=set(SELECTION)),
+        "seed": seed,
+        "upstream": run.digest_of(f"sensitivity/{seed}"),
+    }

@@ -1,0 +1,42 @@
+"""For each seed, the biased model: trained on the biased real images."""
+
+from aimfair.device import choose_device
+from aimfair.run.directory import Run
+from aimfair.training.checkpoint import Checkpoint
+from aimfair.training.loop import Training, total_steps
+from aimfair.training.methods import build_optimizer
+from aimfair.training.models import build_model, save_model
+
+
+def run(run: Run) -> None:
+    for seed in run.config.seeds:
+        _train(run, seed)
+
+
+def _train(run: Run, seed: int) -> None:
+    config, step, folder = run.config, f"train/{seed}", run.baseline(seed)
+    inputs = {"data": config.data, "model": config.model, "train": config.train, "seed": seed}
+    if run.is_done(step, inputs):
+        return
+    splits = run.splits()
+    model = build_model(config.model, len(splits.target_names), seed).to(choose_device(config.device))
+    checkpoint = Checkpoint(folder, config.checkpoint_seconds)
+    run.log("step started", step=step)
+    with run.progress.task(f"train {seed}", total_steps(config.train, len(splits.train))) as task:
+        history = Training(
+            model,
+            splits.train,
+            splits.validation,
+            config.train,
+            config.model,
+            build_optimizer(model, config.train),
+            seed,
+            checkpoint=checkpoint,
+            task=task,
+            interrupt=run.interrupt,
+            log=run.log,
+        ).fit()
+    save_model(model, folder)
+    history.save(folder)
+    checkpoint.remove()
+    run.finish(step, inputs, [folder])

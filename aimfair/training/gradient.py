@@ -1,0 +1,90 @@
+"""The gradient of one batch, within the memory there is and without a trace of failed attempts."""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from aimfair.memory import MicroBatch, pieces
+from aimfair.training.models import logits
+from aimfair.training.random_state import seed_random_numbers
+
+
+@dataclass(frozen=True)
+class BatchResult:
+    """Sums over the images of a batch.
+
+    Attributes:
+        loss: cross-entropy.
+        correct: right answers.
+        is_finite: whether the loss and every gradient are.
+    """
+
+    loss: float
+    correct: int
+    is_finite: bool
+
+
+class BatchGradient:
+    """Leaves the gradient of the batch-mean cross-entropy in ``.grad``.
+
+    When memory runs out the batch goes through the model in smaller parts, whose gradients add up to the same; only
+    BatchNorm in training mode then sees the parts.
+
+    Args:
+        batch_size: images at once, at first.
+    """
+
+    def __init__(self, model: nn.Module, batch_size: int):
+        self._model = model
+        self._parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        self._micro_batch = MicroBatch(batch_size)
+        self._buffers = list(model.buffers())
+        self._saved = [torch.empty_like(buffer) for buffer in self._buffers]
+
+    def __call__(self, images: Tensor, target: Tensor, seed: int) -> BatchResult:
+        """
+        Args:
+            images: float32 [B, 3, H, W], normalised. target: int64 [B], on the same device.
+            seed: of dropout and the like, which draw from torch's default generators.
+        """
+        _copy(self._buffers, self._saved)
+
+        def attempt(size: int) -> BatchResult:
+            self.undo()
+            seed_random_numbers(seed, images.device)
+            loss = torch.zeros((), device=images.device)
+            correct = torch.zeros((), device=images.device)
+            for piece in pieces(len(images), size):
+                scores = logits(self._model, images[piece])
+                piece_loss = F.cross_entropy(scores, target[piece], reduction="sum")
+                (piece_loss / len(images)).backward()  # type: ignore[no-untyped-call]
+                loss += piece_loss.detach()
+                correct += (scores.detach().argmax(1) == target[piece]).sum()
+            worst = torch.stack(torch._foreach_norm(self._gradients(), float("inf"))).amax()
+            values = torch.stack((loss, correct, worst)).double().tolist()  # the only wait for the device
+            return BatchResult(values[0], int(values[1]), all(map(math.isfinite, values)))
+
+        return self._micro_batch.attempt(attempt)
+
+    def undo(self) -> None:
+        """Takes back what the last call did: gradients, and what it made of running statistics."""
+        for parameter in self._parameters:
+            parameter.grad = None
+        _copy(self._saved, self._buffers)
+
+    def not_finite(self) -> str:
+        """What of the last call is not: "the gradient of <the first such parameter>", or "the loss"."""
+        named = self._model.named_parameters()
+        bad = (name for name, p in named if p.grad is not None and not p.grad.isfinite().all())
+        return next((f"the gradient of {name}" for name in bad), "the loss")
+
+    def _gradients(self) -> list[Tensor]:
+        return [parameter.grad for parameter in self._parameters if parameter.grad is not None]
+
+
+def _copy(source: list[Tensor], destination: list[Tensor]) -> None:
+    if source:
+        torch._foreach_copy_(destination, source)

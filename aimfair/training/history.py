@@ -1,0 +1,83 @@
+"""How a training went, and where it is."""
+
+from pathlib import Path
+from typing import Self
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from aimfair.files import write_json
+
+HISTORY = "history.json"
+"""The file beside a trained model."""
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+
+class Epoch(_Record):
+    """One epoch: losses are mean cross-entropy, accuracies shares; those of training are of augmented images."""
+
+    epoch: int
+    lr: float
+    train_loss: float
+    train_accuracy: float
+    validation_loss: float
+    validation_accuracy: float
+    seconds: float
+
+
+class History(_Record):
+    """A finished training.
+
+    Attributes:
+        epochs: in order, the first is number 1.
+        kept_epoch: whose weights the model has.
+        skipped_steps: steps not taken, because loss or gradient was not finite.
+    """
+
+    epochs: list[Epoch] = Field(default_factory=list)
+    kept_epoch: int = 0
+    skipped_steps: int = 0
+
+    def save(self, folder: Path) -> None:
+        write_json(folder / HISTORY, self.model_dump())
+
+
+class Position(_Record):
+    """Where a training is, between two steps: with the tensors it is all that a checkpoint needs.
+
+    Attributes:
+        epoch: of the next step; the first is number 1.
+        step: steps done of that epoch.
+        loss, correct, seen: sum of losses, right answers and images in those steps.
+        skipped_in_a_row: steps since the last one that was taken.
+        seconds: spent on that epoch.
+    """
+
+    epoch: int = 1
+    step: int = 0
+    loss: float = 0.0
+    correct: int = 0
+    seen: int = 0
+    skipped_in_a_row: int = 0
+    seconds: float = 0.0
+    history: History = Field(default_factory=History)
+
+    @property
+    def mean_loss(self) -> float:
+        return self.loss / max(self.seen, 1)
+
+    @property
+    def accuracy(self) -> float:
+        return self.correct / max(self.seen, 1)
+
+    def add(self, loss: float, correct: int, images: int) -> None:
+        """Counts a step that was taken."""
+        self.loss += loss
+        self.correct += correct
+        self.seen += images
+        self.skipped_in_a_row = 0
+
+    def next_epoch(self) -> Self:
+        return type(self)(epoch=self.epoch + 1, skipped_in_a_row=self.skipped_in_a_row, history=self.history)

@@ -1,0 +1,214 @@
+"""Training: the same loop for the biased model and for fine-tuning, of all weights or of those that a mask selects."""
+
+import hashlib
+import json
+import time
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import nn
+from torch.nn import functional as F
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.optim import Optimizer
+
+from aimfair.config import ModelSettings, OptimizerSettings
+from aimfair.data.augment import augment
+from aimfair.data.images import ImageSet
+from aimfair.errors import AimfairError
+from aimfair.run.interrupt import NEVER, Interrupt
+from aimfair.run.log import NOWHERE, Log
+from aimfair.run.progress import SILENT, Task
+from aimfair.seeds import derive_seed, generator
+from aimfair.training.checkpoint import Checkpoint, Tensors
+from aimfair.training.gradient import BatchGradient
+from aimfair.training.history import Epoch, History, Position
+from aimfair.training.inputs import Normalize
+from aimfair.training.predict import predict_logits
+from aimfair.training.random_state import own_random_numbers
+from aimfair.training.schedule import epoch_batches, learning_rate, steps_per_epoch
+
+SKIPS_IN_A_ROW = 5
+"""Steps without a finite gradient, one after the other, that end a training."""
+
+
+@dataclass
+class Training:
+    """Trains ``model`` in place with the cross-entropy of target labels. Protected labels are never read.
+
+    On the CPU, with a given number of threads, the result is a function of the first block of arguments to the last
+    bit, however often the training is cut off and taken up again from its checkpoint. A step whose loss or gradient is
+    not finite is not taken, and leaves no trace but in the count.
+
+    Args:
+        model: on the device where it is to be trained; frozen parameters stay as they are.
+        validation: gives loss and accuracy after each epoch, without augmentation.
+        settings: of which optimizer, momentum and weight decay concern those who make ``optimizer``.
+        preprocessing: mean and standard deviation of images.
+        optimizer: over parameters of ``model``; its lr is set here at each step.
+        seed: of the order of images, augmentation and dropout.
+        batchnorm: running statistics stay as they are (``freeze``) or follow the training images.
+
+        checkpoint: where a training that was cut off goes on; the caller removes it when the result is safe.
+        task: advances by steps, :func:`total_steps` in all.
+    """
+
+    model: nn.Module
+    train: ImageSet
+    validation: ImageSet
+    settings: OptimizerSettings
+    preprocessing: ModelSettings
+    optimizer: Optimizer
+    seed: int
+    batchnorm: Literal["freeze", "adapt"] = "adapt"
+
+    checkpoint: Checkpoint | None = None
+    task: Task = SILENT
+    interrupt: Interrupt = NEVER
+    log: Log = NOWHERE
+
+    _position: Position = field(init=False, default_factory=Position)
+    _kept: Tensors = field(init=False, default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if len(self.train) < 2 or not len(self.validation):
+            raise AimfairError(
+                f"{len(self.train)} training and {len(self.validation)} validation images, expected at least 2 and 1"
+            )
+        self._device = next(self.model.parameters()).device
+        self._normalize = Normalize(self.preprocessing, self._device)
+        self._gradient = BatchGradient(self.model, self.settings.batch_size)
+        self._steps = steps_per_epoch(len(self.train), self.settings.batch_size)
+
+    def fit(self) -> History:
+        """The whole training, or what is left of it. The model ends in evaluation mode, with the weights to be kept.
+
+        Raises:
+            AimfairError: the training diverges, memory does not suffice, or the checkpoint is damaged.
+            Interrupted: after a step, with the checkpoint written.
+        """
+        self._identity = self._make_identity()
+        self._resume()
+        with own_random_numbers(self._device):
+            while self._position.epoch <= self.settings.epochs:
+                self._run_epoch()
+        history = self._position.history
+        if history.kept_epoch < len(history.epochs):
+            self.model.load_state_dict(self._kept)
+        self.model.eval()
+        return history
+
+    def _resume(self) -> None:
+        restored = self.checkpoint and self.checkpoint.restore(self._identity, self.model, self.optimizer)
+        if restored:
+            self._position, self._kept = restored
+            self.log("training resumed", epoch=self._position.epoch, step=self._position.step)
+            self.task.advance((self._position.epoch - 1) * self._steps + self._position.step)
+
+    def _run_epoch(self) -> None:
+        set_training_mode(self.model, self.batchnorm)
+        position = self._position
+        start = time.monotonic() - position.seconds
+        batches = epoch_batches(len(self.train), self.settings.batch_size, self.seed, position.epoch)
+        for indices in batches[position.step :]:
+            self._take_step(indices)
+            position.step += 1
+            position.seconds = time.monotonic() - start
+            self.task.advance(1, note=f"epoch {position.epoch}, loss {position.mean_loss:.3f}")
+            if self.checkpoint and (self.interrupt.requested or self.checkpoint.is_due):
+                self.checkpoint.save(self._identity, position, self.model, self.optimizer, self._kept)
+            self.interrupt.check()
+        validation_loss, validation_accuracy = self._validate()
+        epoch = Epoch(
+            epoch=position.epoch,
+            lr=learning_rate(self.settings, position.epoch, self._steps - 1, self._steps),
+            train_loss=position.mean_loss,
+            train_accuracy=position.accuracy,
+            validation_loss=validation_loss,
+            validation_accuracy=validation_accuracy,
+            seconds=round(time.monotonic() - start, 3),
+        )
+        self.log("epoch", **epoch.model_dump())
+        self._finish_epoch(epoch)
+
+    def _take_step(self, indices: npt.NDArray[np.int64]) -> None:
+        position = self._position
+        place = (self.seed, position.epoch, position.step)
+        images = self._normalize(self.train.images[indices])
+        images = augment(images, self.settings.augment, generator("augment", *place))
+        target = torch.from_numpy(self.train.target[indices]).to(self._device)
+        result = self._gradient(images, target, derive_seed("dropout", *place))
+        if not result.is_finite:
+            self._skip_step()
+            return
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate(self.settings, position.epoch, position.step, self._steps)
+        self.optimizer.step()
+        position.add(result.loss, result.correct, len(indices))
+
+    def _skip_step(self) -> None:
+        position, culprit = self._position, self._gradient.not_finite()
+        self._gradient.undo()
+        position.skipped_in_a_row += 1
+        position.history.skipped_steps += 1
+        where = f"epoch {position.epoch}, step {position.step + 1} of {self._steps}"
+        if position.skipped_in_a_row == SKIPS_IN_A_ROW:
+            raise AimfairError(
+                f"{where}: {SKIPS_IN_A_ROW} steps in a row gave NaN or infinity, now {culprit}: the training diverges;"
+                " choose a lower lr"
+            )
+        self.log.warn(f"{where}: skipped, {culprit} is NaN or infinite")
+
+    def _validate(self) -> tuple[float, float]:
+        """Mean cross-entropy and accuracy."""
+        scores = predict_logits(self.model, self.validation, self._normalize, self.settings.batch_size)
+        target = torch.from_numpy(self.validation.target)
+        return F.cross_entropy(scores, target).item(), (scores.argmax(1) == target).double().mean().item()
+
+    def _finish_epoch(self, epoch: Epoch) -> None:
+        history = self._position.history
+        history.epochs.append(epoch)
+        if self.settings.keep == "last":
+            history.kept_epoch = epoch.epoch
+        elif (
+            not history.kept_epoch
+            or epoch.validation_accuracy > history.epochs[history.kept_epoch - 1].validation_accuracy
+        ):
+            history.kept_epoch = epoch.epoch
+            self._kept = {name: tensor.clone() for name, tensor in self.model.state_dict().items()}
+        self._position = self._position.next_epoch()
+
+    def _make_identity(self) -> str:
+        """Digest of what the result depends on; images go by their ids, which the stages' own records vouch for."""
+        groups = self.optimizer.param_groups
+        facts = {
+            "settings": self.settings.model_dump(mode="json"),
+            "normalization": (self.preprocessing.mean, self.preprocessing.std),
+            "optimizer": (type(self.optimizer).__name__, [group.get("mask_digest") for group in groups]),
+            "seed": self.seed,
+            "batchnorm": self.batchnorm,
+            "sizes": [images.images.shape for images in (self.train, self.validation)],
+            "ids": [images.ids for images in (self.train, self.validation)],
+            "targets": [images.target.tolist() for images in (self.train, self.validation)],
+        }
+        digest = hashlib.sha256(json.dumps(facts).encode())
+        for name, tensor in self.model.state_dict().items():
+            digest.update(name.encode())
+            digest.update(tensor.cpu().contiguous().view(-1).view(torch.uint8).numpy())
+        return digest.hexdigest()
+
+
+def total_steps(settings: OptimizerSettings, images: int) -> int:
+    """Steps of a whole training on so many images."""
+    return settings.epochs * steps_per_epoch(images, settings.batch_size)
+
+
+def set_training_mode(model: nn.Module, batchnorm: Literal["freeze", "adapt"]) -> None:
+    """Training mode; with ``freeze`` but for BatchNorm, whose scale and shift can be tuned all the same."""
+    model.train()
+    if batchnorm == "freeze":
+        for module in model.modules():
+            if isinstance(module, _BatchNorm):
+                module.eval()

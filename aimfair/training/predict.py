@@ -1,0 +1,74 @@
+"""What a model says of images."""
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+
+from aimfair.config import ModelSettings
+from aimfair.data.images import ImageSet
+from aimfair.errors import AimfairError
+from aimfair.memory import MicroBatch
+from aimfair.run.interrupt import NEVER, Interrupt
+from aimfair.run.progress import SILENT, Task
+from aimfair.training.inputs import Normalize
+from aimfair.training.models import logits
+
+
+def predict(
+    model: nn.Module,
+    images: ImageSet,
+    settings: ModelSettings,
+    *,
+    batch_size: int,
+    device: torch.device,
+    task: Task = SILENT,
+    interrupt: Interrupt = NEVER,
+) -> npt.NDArray[np.int64]:
+    """int64 [N]: the most likely class of each image; the lowest of equal ones. Arguments as :func:`predict_logits`."""
+    scores = predict_logits(
+        model.to(device), images, Normalize(settings, device), batch_size, task=task, interrupt=interrupt
+    )
+    return scores.argmax(1).numpy()
+
+
+def predict_logits(
+    model: nn.Module,
+    images: ImageSet,
+    normalize: Normalize,
+    batch_size: int,
+    *,
+    task: Task = SILENT,
+    interrupt: Interrupt = NEVER,
+) -> Tensor:
+    """float32 [N, C] on the CPU. The model is left in evaluation mode.
+
+    Args:
+        batch_size: images at once, at most; halved when memory runs out.
+        task: advances by images.
+
+    Raises:
+        AimfairError: logits that are not finite.
+    """
+    model.eval()
+    micro_batch = MicroBatch(batch_size)
+    parts: list[Tensor] = []
+    done = 0
+
+    @torch.inference_mode()
+    def next_part(size: int) -> Tensor:
+        return logits(model, normalize(images.images[done : done + size])).float().cpu()
+
+    while done < len(images):
+        interrupt.check()
+        parts.append(micro_batch.attempt(next_part))
+        done += len(parts[-1])
+        task.advance(len(parts[-1]))
+    scores = torch.cat(parts)
+    if not scores.isfinite().all():
+        bad = int((~scores.isfinite()).any(1).sum())
+        raise AimfairError(
+            f"the model gives NaN or infinite logits for {bad} of {len(images)} images: its training diverged;"
+            " train it with a lower lr"
+        )
+    return scores

@@ -1,0 +1,96 @@
+"""Sensitivity of a model to sources of images."""
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from aimfair.config import SensitivitySettings
+from aimfair.errors import AimfairError
+from aimfair.training.gradients import SOURCES, accumulate, batches_of_each_source
+from aimfair.training.inputs import Normalize
+from tests.training.samples import MODEL, Net, SmallMemory, images, state_bits
+
+SETTINGS = SensitivitySettings(batch_size=8)
+SETS = dict(zip(SOURCES, (images(30, 1), images(26, 2), images(40, 3)), strict=True))
+
+
+def means(probe):
+    return {source: probe.mean(source) for source in SOURCES}
+
+
+def test_it_averages_the_gradients_of_batch_mean_losses():
+    """With batches that hold the whole source the order has no influence, and the mean is plain autograd's."""
+    sets = {source: images(12, seed) for seed, source in enumerate(SOURCES)}
+    model = Net().eval()
+    probe = accumulate(model, sets, SensitivitySettings(batch_size=12), MODEL, seed=100)
+    for source, source_images in sets.items():
+        x = Normalize(MODEL, torch.device("cpu"))(source_images.images)
+        F.cross_entropy(model(x), torch.from_numpy(source_images.target)).backward()
+        for name, parameter in model.named_parameters():
+            torch.testing.assert_close(probe.mean(source)[name], parameter.grad, rtol=1e-4, atol=1e-6)
+            torch.testing.assert_close(probe.mean_square(source)[name], parameter.grad**2, rtol=1e-4, atol=1e-8)
+        model.zero_grad()
+
+
+def test_every_source_gives_as_many_whole_batches_as_the_smallest():
+    assert batches_of_each_source(SETS, SETTINGS) == 3
+    assert batches_of_each_source(SETS, SensitivitySettings(batch_size=8, batches=2)) == 2
+    assert accumulate(Net(), SETS, SETTINGS, MODEL, seed=1).batches == dict.fromkeys(SOURCES, 3)
+
+
+def test_equal_sources_react_equally():
+    """Nothing but the images tells one source from another: without a difference there is no score."""
+    whole = images(8, 1)
+    probe = accumulate(Net(), dict.fromkeys(SOURCES, whole), SETTINGS, MODEL, seed=1)
+    for source in SOURCES[1:]:
+        for name, mean in probe.mean(source).items():
+            torch.testing.assert_close(mean, probe.mean(SOURCES[0])[name], rtol=1e-4, atol=1e-6)
+
+
+def test_the_result_is_a_function_of_the_seed():
+    settings = SensitivitySettings(batch_size=8, batches=1, train_mode=True)
+    first, again, other = (means(accumulate(Net(), SETS, settings, MODEL, seed=seed)) for seed in (1, 1, 2))
+    for source in SOURCES:
+        for name, mean in first[source].items():
+            assert torch.equal(mean, again[source][name])
+    assert any(not torch.equal(first[source]["head.weight"], other[source]["head.weight"]) for source in SOURCES)
+
+
+@pytest.mark.parametrize("train_mode", [False, True])
+def test_the_model_is_left_as_it_was(train_mode):
+    model = Net()
+    before, random = state_bits(model), torch.get_rng_state()
+    settings = SensitivitySettings(batch_size=8, train_mode=train_mode)
+    accumulate(model, SETS, settings, MODEL, seed=1)
+    assert state_bits(model) == before
+    assert torch.equal(torch.get_rng_state(), random)
+    assert not model.training
+    assert all(parameter.grad is None for parameter in model.parameters())
+
+
+def test_train_mode_takes_other_gradients():
+    eval_mode, train_mode = (
+        accumulate(Net(), SETS, SensitivitySettings(batch_size=8, train_mode=mode), MODEL, seed=1).mean(SOURCES[0])
+        for mode in (False, True)
+    )
+    assert not torch.allclose(eval_mode["convolution.weight"], train_mode["convolution.weight"], rtol=0.1)
+
+
+def test_small_memory_gives_the_same():
+    model = Net()
+    small = accumulate(SmallMemory(model, 3), SETS, SETTINGS, MODEL, seed=1)
+    large = accumulate(model, SETS, SETTINGS, MODEL, seed=1)
+    for name, mean in large.mean(SOURCES[2]).items():
+        torch.testing.assert_close(small.mean(SOURCES[2])[f"model.{name}"], mean, rtol=1e-4, atol=1e-6)
+
+
+def test_a_source_smaller_than_a_batch_is_refused():
+    with pytest.raises(AimfairError, match=r"source synthetic_fair has 7 images, .*sensitivity\.batch_size is 8"):
+        accumulate(Net(), {**SETS, "synthetic_fair": images(7)}, SETTINGS, MODEL, seed=1)
+
+
+def test_nan_gradients_are_refused_by_name():
+    model = Net()
+    model.norm.weight.data[2] = float("nan")
+    with pytest.raises(AimfairError, match=r"NaN or infinite gradients in source 'real_biased': .*convolution\.weight"):
+        accumulate(model, SETS, SETTINGS, MODEL, seed=1)
