@@ -1,0 +1,132 @@
+"""The page: material in, one HTML text out."""
+
+from datetime import UTC, datetime
+from importlib.resources import files
+from typing import Any
+
+import jinja2
+from markupsafe import Markup
+
+import aimfair
+from aimfair.config import BIASED
+from aimfair.evaluation.results import Results
+from aimfair.generation.prompts import diversity
+from aimfair.report import charts, environment, masks, samples, training, wording
+from aimfair.report.material import Material
+from aimfair.run.progress import duration
+
+_HEADLINE = ("worst_group_accuracy", "eo_mean", "accuracy")
+"""Metrics of the tiles, and of comparisons between methods."""
+
+
+def render(material: Material) -> str:
+    """The report of a run as HTML. Nothing in it is loaded from elsewhere, and every text of the run is escaped."""
+    page = jinja2.Environment(
+        loader=jinja2.FunctionLoader(_source),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    page.filters |= {
+        "percent": wording.percent,
+        "percents": wording.percents,
+        "points": wording.points,
+        "between": wording.between,
+        "duration": duration,
+        "data_uri": samples.data_uri,
+    }
+    return page.get_template("page.html").render(
+        version=aimfair.__version__,
+        date=datetime.now(UTC),
+        style=Markup(_source("page.css")),
+        material=material,
+        results=material.results,
+        environment=environment.describe(),
+        labels=wording.LABELS,
+        **_summary(material.results),
+        **_groups(material),
+        **_methods(material),
+        **_masks(material),
+        trainings=training.trainings(material.histories, material.results.default_method),
+        **_prompts(material),
+    )
+
+
+def _source(name: str) -> str:
+    return files("aimfair.report").joinpath(name).read_text(encoding="utf-8")
+
+
+def _summary(results: Results) -> dict[str, Any]:
+    others = [name for name in results.methods if name != results.default_method]
+    compared = {name: [wording.compare(results, name, metric) for metric in _HEADLINE] for name in others}
+    return {
+        "headline": wording.headline(results),
+        "changes": compared[BIASED],
+        "controls": wording.against_controls(results),
+        "comparisons": [one for of_method in compared.values() for one in of_method],
+        "cautions": wording.cautions(results),
+    }
+
+
+def _groups(material: Material) -> dict[str, Any]:
+    """Every group with its accuracies, chart and pictures."""
+    results, splits = material.results, material.splits
+    before, after = (results.methods[name].by_group for name in (BIASED, results.default_method))
+    scale = charts.scale_for([low for group in (before, after) for row in group.interval for low, _ in row])
+    train = splits.train.group_counts(len(splits.target_names), len(splits.protected_names))
+    groups = []
+    for y, a in results.groups:
+        marks = [
+            charts.Mark(one.mean[a][y], *one.interval[a][y], kind)
+            for one, kind in ((before, "before"), (after, "after"))
+        ]
+        groups.append(
+            {
+                "name": results.group_name(y, a),
+                "train": int(train[y, a]),
+                "test": results.test_images[a][y],
+                "small": results.test_images[a][y] < results.small_group,
+                "before": marks[0],
+                "after": marks[1],
+                "chart": charts.dots_with_intervals(marks, scale),
+                "real": samples.real(splits.train, y, a),
+                "synthetic": material.synthetic.get((y, a), ()),
+            }
+        )
+    return {"groups": groups, "group_axis": charts.axis(scale)}
+
+
+def _methods(material: Material) -> dict[str, Any]:
+    """A row per method, with the seeds as dots."""
+    methods = material.results.methods
+    worst = {name: [one.overall["worst_group_accuracy"] for one in method.seeds] for name, method in methods.items()}
+    scale = charts.scale_for([value for values in worst.values() for value in values])
+    rows = [
+        {
+            "name": name,
+            "method": method,
+            "strip": charts.strip(worst[name], method.mean["worst_group_accuracy"], scale),
+            "seconds": training.mean_seconds(material.histories.get(name, {})),
+        }
+        for name, method in methods.items()
+    ]
+    return {"methods": rows, "strip_axis": charts.axis(scale)}
+
+
+def _masks(material: Material) -> dict[str, Any]:
+    """Densities of the blocks for every method whose masks are there, and of the tensors for the default."""
+    blocks = masks.blocks(material.masks) if material.masks else []
+    default = material.masks.get(material.results.default_method)
+    return {
+        "masked": list(material.masks),
+        "blocks": blocks,
+        "densest": [max(densities) for densities in zip(*(row.densities for row in blocks), strict=True)],
+        "tensors": masks.tensors(default) if default else [],
+        "agreement": masks.agreement(default) if default else None,
+    }
+
+
+def _prompts(material: Material) -> dict[str, Any]:
+    groups = diversity(material.prompts)
+    return {"diversity": groups, "same_contexts": all(group["coverage"] == groups[0]["coverage"] for group in groups)}

@@ -1,0 +1,100 @@
+"""report.html from what the run holds; what is missing, the report says."""
+
+import json
+from collections import defaultdict
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+from PIL import Image
+
+import aimfair
+from aimfair.config import BIASED
+from aimfair.evaluation.results import Results
+from aimfair.files import write_text
+from aimfair.generation.manifest import ImageRecord, Manifest
+from aimfair.generation.prompts import load_prompts
+from aimfair.report import page, samples
+from aimfair.report.material import Material, Synthetic
+from aimfair.run.directory import Run
+from aimfair.selective.mask import ParameterMask
+from aimfair.training.history import HISTORY, History
+
+Part = TypeVar("Part")
+
+
+def run(run: Run) -> None:
+    inputs = {"upstream": run.digest_of("evaluate"), "aimfair": aimfair.__version__}
+    if not run.is_done("report", inputs):
+        write_text(run.report, page.render(gather(run)))
+        run.finish("report", inputs, [run.report])
+
+
+def gather(run: Run) -> Material:
+    """Reads everything that a report is made from.
+
+    Raises:
+        AimfairError: there are no results.
+    """
+    config, seeds = run.config, run.config.seeds
+    folders = {BIASED: {seed: run.baseline(seed) for seed in seeds}}
+    folders |= {name: {seed: run.finetuned(seed, name) for seed in seeds} for name in config.methods}
+    histories = {
+        name: {
+            seed: History.model_validate_json((folder / HISTORY).read_bytes())
+            for seed, folder in of_seeds.items()
+            if (folder / HISTORY).exists()
+        }
+        for name, of_seeds in folders.items()
+    }
+    masks = {
+        name: {seed: ParameterMask.load(run.mask(seed, name)) for seed in seeds if run.mask(seed, name).exists()}
+        for name in config.methods
+    }
+    count, synthetic = _synthetic(run.synthetic)
+    return Material(
+        config=config,
+        settings=(run.path / "config.yaml").read_text(encoding="utf-8"),
+        results=Results.load(run.results),
+        splits=run.splits(),
+        prompts=load_prompts(run.prompts) if run.prompts.exists() else [],
+        synthetic=synthetic,
+        synthetic_images=count,
+        histories=_without_empty(histories),
+        masks=_without_empty(masks),
+        stage_seconds=_stage_seconds(run.path / "log.jsonl"),
+    )
+
+
+def _synthetic(folder: Path) -> tuple[int, dict[tuple[int, int], list[Synthetic]]]:
+    """How many images the balanced set has, and a few of each group."""
+    groups: dict[tuple[int, int], list[ImageRecord]] = defaultdict(list)
+    for record in Manifest(folder).records.values():
+        if "balanced" in record.sets and (folder / record.file).exists():
+            groups[record.y, record.a].append(record)
+    return sum(map(len, groups.values())), {
+        (y, a): [
+            Synthetic(_picture(folder / record.file), record.text)
+            for record in samples.choose(records, [record.prompt for record in records], "synthetic", y, a)
+        ]
+        for (y, a), records in groups.items()
+    }
+
+
+def _picture(path: Path) -> samples.Picture:
+    with Image.open(path) as image:
+        return np.asarray(image.convert("RGB"))
+
+
+def _stage_seconds(log: Path) -> dict[str, float]:
+    """Stage -> time it took, in all the runs that it was done in."""
+    seconds: dict[str, float] = defaultdict(float)
+    for line in log.read_text(encoding="utf-8").splitlines():
+        event = json.loads(line)
+        if event["event"] in ("stage finished", "stage stopped"):
+            seconds[event["stage"]] += event["seconds"]
+    return dict(seconds)
+
+
+def _without_empty(parts: dict[str, dict[int, Part]]) -> dict[str, dict[int, Part]]:
+    return {name: of_seeds for name, of_seeds in parts.items() if of_seeds}

@@ -1,0 +1,89 @@
+"""Intervals against closed forms and other implementations; what pairing buys."""
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from aimfair.evaluation import fairness, intervals
+from aimfair.evaluation.counts import PairedPredictions, count_predictions
+
+
+def resampled(predictions: PairedPredictions, replicates: int, seed: int = 0) -> np.ndarray:
+    return np.concatenate(list(intervals.resample(predictions, replicates, np.random.default_rng(seed))), axis=-1)
+
+
+@pytest.mark.parametrize(("successes", "trials"), [(0, 10), (3, 10), (10, 10), (450, 500)])
+@pytest.mark.parametrize("confidence", [0.8, 0.95])
+def test_wilson_is_scipys(successes: int, trials: int, confidence: float) -> None:
+    oracle = stats.binomtest(successes, trials).proportion_ci(confidence, method="wilson")
+    assert intervals.wilson(successes, trials, confidence) == pytest.approx([oracle.low, oracle.high], abs=1e-12)
+
+
+def test_wilson_of_no_images_is_undefined() -> None:
+    assert np.isnan(intervals.wilson([0, 1], [0, 2], 0.95)).tolist() == [[True, True], [False, False]]
+
+
+def test_student_t_is_scipys() -> None:
+    values = np.array([0.1, 0.2, 0.4, 0.35])
+    oracle = stats.ttest_1samp(values, 0).confidence_interval(0.9)
+    assert intervals.student_t(values, 0.9) == pytest.approx([oracle.low, oracle.high])
+    assert np.isnan(intervals.student_t(values[:1], 0.9)).all()
+
+
+def test_replicates_keep_the_groups_and_centre_on_the_counts() -> None:
+    generator = np.random.default_rng(0)
+    target, protected = generator.integers(3, size=600), generator.integers(2, size=600)
+    predicted = np.where(generator.random((2, 600)) < 0.7, target, generator.integers(3, size=(2, 600)))
+    draws = resampled(PairedPredictions.of(target, protected, predicted, 3, 2), 2000)
+    counts = np.stack([count_predictions(target, protected, one, 3, 2) for one in predicted], axis=-1)
+    assert (draws.sum(axis=2) == counts.sum(axis=2)[..., None]).all()
+    sizes = counts.sum(axis=2, keepdims=True)
+    error = np.sqrt(counts / sizes * (1 - counts / sizes) * sizes / 2000)
+    assert (np.abs(draws.mean(axis=-1) - counts) <= 5 * error + 1e-9).all()
+    spread = np.sqrt(counts / sizes * (1 - counts / sizes) * sizes)
+    assert draws.std(axis=-1) == pytest.approx(spread, rel=0.15, abs=0.05)
+
+
+def test_models_see_the_same_replicates() -> None:
+    """The difference of two models that agree is 0 in every replicate; drawn apart it would not be."""
+    generator = np.random.default_rng(0)
+    target, protected, predicted = (generator.integers(2, size=200) for _ in range(3))
+    draws = resampled(PairedPredictions.of(target, protected, np.stack([predicted, predicted]), 2, 2), 200)
+    assert np.array_equal(draws[..., 0, :], draws[..., 1, :])
+    assert draws[..., 0, :].std() > 0
+    better = np.where(np.arange(200) % 4 == 0, target, predicted)  # right wherever the other is
+    draws = resampled(PairedPredictions.of(target, protected, np.stack([predicted, better]), 2, 2), 200)
+    accuracy = fairness.accuracy(draws)
+    assert (accuracy[1] >= accuracy[0]).all()
+
+
+def test_replicates_come_in_pieces_that_fit_in_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    generator = np.random.default_rng(0)
+    target, protected, predicted = (generator.integers(2, size=50) for _ in range(3))
+    paired = PairedPredictions.of(target, protected, predicted[None], 2, 2)
+    sizes = [chunk.shape[-1] for chunk in intervals.resample(paired, 1000, generator)]
+    monkeypatch.setattr(intervals, "_CHUNK", 8 * 300)
+    chunks = [chunk.shape[-1] for chunk in intervals.resample(paired, 1000, generator)]
+    assert sizes == [1000]
+    assert chunks == [300, 300, 300, 100]
+
+
+def test_an_empty_group_stays_undefined() -> None:
+    target, protected = np.array([0, 0, 1, 1]), np.array([0, 1, 1, 1])
+    draws = resampled(PairedPredictions.of(target, protected, np.array([[0, 0, 1, 0]]), 2, 2), 50)
+    assert draws[0, 1].sum() == 0
+    assert np.isnan(fairness.worst_group_accuracy(draws)).all()
+    assert np.isnan(intervals.percentile(fairness.worst_group_accuracy(draws), 0.95)).all()
+
+
+def test_the_interval_of_accuracy_covers_the_truth() -> None:
+    """About as often as it says: 300 test sets of 100 images each from a model that is right in 80 percent."""
+    generator = np.random.default_rng(3)
+    target, protected = np.repeat([0, 1], 50), np.tile([0, 1], 50)
+    covered = 0
+    for _ in range(300):
+        predicted = np.where(generator.random(100) < 0.8, target, 1 - target)
+        draws = next(intervals.resample(PairedPredictions.of(target, protected, predicted[None], 2, 2), 400, generator))
+        low, high = intervals.percentile(fairness.accuracy(draws)[0], 0.9)
+        covered += low <= 0.8 <= high
+    assert 0.84 <= covered / 300 <= 0.95

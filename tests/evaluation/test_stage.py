@@ -1,0 +1,93 @@
+"""The stage: predictions of saved models, their table, and when it is done again."""
+
+import csv
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from aimfair.config import ModelSettings
+from aimfair.errors import AimfairError
+from aimfair.evaluation.results import Results
+from aimfair.run.directory import Run
+from aimfair.selective.mask import ParameterMask
+from aimfair.stages import evaluate
+from aimfair.training.models import build_model, load_model, save_model
+from aimfair.training.predict import predict
+from tests.report.made_up import made_up_config, made_up_splits
+
+MODEL = {
+    "model_type": "resnet",
+    "embedding_size": 4,
+    "hidden_sizes": [4, 8],
+    "depths": [1, 1],
+    "layer_type": "basic",
+}
+SEEDS = [1, 2]
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Iterator[Run]:
+    config = made_up_config(
+        seeds=SEEDS, replicates=100, model={"config": MODEL}, methods={"aimfair": {"rule": "ratio", "density": 0.1}}
+    )
+    with Run.open(tmp_path / "run", config, quiet=True) as run:
+        splits = made_up_splits((20, 20, 20, 29))
+        run.splits = lambda: splits  # type: ignore[method-assign]
+        for seed in SEEDS:
+            for folder, weights in ((run.baseline(seed), seed), (run.finetuned(seed, "aimfair"), 10 * seed)):
+                save_model(build_model(ModelSettings(config=MODEL), 2, weights), folder)
+            mask = ParameterMask.random(load_model(run.baseline(seed)), 0.1 * seed)
+            run.mask(seed, "aimfair").parent.mkdir()
+            mask.save(run.mask(seed, "aimfair"))
+            run.finish(f"train/{seed}", {}, [run.baseline(seed)])
+            run.finish(f"select/{seed}/aimfair", {}, [run.mask(seed, "aimfair")])
+            run.finish(f"finetune/{seed}/aimfair", {}, [run.finetuned(seed, "aimfair")])
+        yield run
+
+
+def test_predictions_and_results(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    evaluate.run(run)
+    test, results = run.splits().test, Results.load(run.results)
+    assert results.methods["aimfair"].density == pytest.approx(0.15, abs=1e-3)
+    for s, seed in enumerate(SEEDS):
+        with (run.path / "seeds" / str(seed) / "predictions.csv").open(newline="") as file:
+            rows = list(csv.DictReader(file))
+        assert [row["id"] for row in rows] == list(test.ids)
+        assert [(int(row["target"]), int(row["protected"])) for row in rows] == list(
+            zip(test.target.tolist(), test.protected.tolist(), strict=True)
+        )
+        for name, folder in (("biased", run.baseline(seed)), ("aimfair", run.finetuned(seed, "aimfair"))):
+            model = load_model(folder)
+            expected = predict(model, test, run.config.model, batch_size=7, device=next(model.parameters()).device)
+            predicted = np.array([int(row[name]) for row in rows])
+            assert np.array_equal(predicted, expected)
+            counts = np.array(results.methods[name].seeds[s].counts)
+            assert counts.sum() == len(test)
+            assert counts[1, 0, 1] == ((test.protected == 1) & (test.target == 0) & (predicted == 1)).sum()
+    shown = capsys.readouterr().out
+    assert "biased" in shown
+    assert f"{100 * results.methods['aimfair'].mean['accuracy']:.1f}" in shown
+    assert "Only 20 test images of the group below five" in (run.path / "log.jsonl").read_text(encoding="utf-8")
+
+
+def test_done_once_and_again_when_a_model_changes(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[Path] = []
+    monkeypatch.setattr(evaluate, "load_model", lambda folder: calls.append(folder) or load_model(folder))
+    evaluate.run(run)
+    assert len(calls) == 4
+    first = run.results.read_bytes()
+    evaluate.run(run)
+    assert len(calls) == 4
+    save_model(build_model(ModelSettings(config=MODEL), 2, 99), run.finetuned(2, "aimfair"))
+    run.finish("finetune/2/aimfair", {}, [run.finetuned(2, "aimfair")])
+    evaluate.run(run)
+    assert len(calls) == 8
+    assert run.results.read_bytes() != first
+
+
+def test_a_missing_model_is_named(run: Run) -> None:
+    (run.path / "stages/finetune/2/aimfair.json").unlink()
+    with pytest.raises(AimfairError, match=r"finetune/2/aimfair.*aimfair finetune --run"):
+        evaluate.run(run)

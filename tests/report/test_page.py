@@ -1,0 +1,200 @@
+"""The page as text: what it says, what it leaves out, and that it needs nothing beside it."""
+
+import itertools
+import shutil
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+
+from aimfair.evaluation.compare import compare
+from aimfair.generation.manifest import Manifest
+from aimfair.report import page
+from aimfair.report.material import Material
+from aimfair.run.directory import Run
+from aimfair.stages import report
+from tests.report.conftest import open_run
+from tests.report.made_up import made_up_config, made_up_predictions, made_up_splits
+
+VOID = {"meta", "img", "br", "link", "input", "hr"}
+EVIL = "<script>alert('x')</script>\"'&<img src=x onerror=alert(1)>"
+
+
+class Page(HTMLParser):
+    """Texts, links and structure; fails on tags that do not nest."""
+
+    def __init__(self, html: str):
+        super().__init__()
+        self.open: list[str] = []
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.texts: list[str] = []
+        self.feed(html)
+        assert self.open == []
+
+    def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attributes)))
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attributes)))
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        if "style" not in self.open:
+            self.texts.append(data)
+
+    @property
+    def text(self) -> str:
+        return " ".join(" ".join(self.texts).split())
+
+
+@pytest.fixture
+def material(run: Run) -> Material:
+    return report.gather(run)
+
+
+def changed(material: Material, **changes: object) -> Material:
+    return Material(**{**vars(material), **changes})  # type: ignore[arg-type]
+
+
+def test_a_whole_report(material: Material) -> None:
+    html = page.render(material)
+    seen = Page(html)
+    results = material.results
+    default, biased = results.methods["aimfair"].mean, results.methods["biased"].mean
+    for metric in ("worst_group_accuracy", "eo_mean", "accuracy"):
+        assert f"{100 * biased[metric]:.1f}%" in seen.text
+        assert f"{100 * default[metric]:.1f}%" in seen.text
+    assert "Worst-group accuracy rose from" in seen.text
+    assert "tunes 9." in seen.text
+    assert "90 training, 60 test images" in seen.text
+    for text in ("below five · red", "clearly better than", "a handwritten zero in green ink", "stages.1", "generate"):
+        assert text in seen.text, text
+    assert "There are no" not in seen.text
+    assert "holds no" not in seen.text
+    assert seen.text.count("Cautions") == 0
+    images = [attributes for tag, attributes in seen.tags if tag == "img"]
+    assert len(images) == 4 * (6 + 6)
+    assert all(attributes["alt"] and attributes["src"].startswith("data:image/png;") for attributes in images)  # type: ignore[union-attr]
+
+
+def test_it_needs_nothing_beside_it(material: Material) -> None:
+    html = page.render(material)
+    seen = Page(html)
+    for tag, attributes in seen.tags:
+        assert tag not in {"script", "link", "iframe", "object", "embed", "base", "form"}
+        assert not any(name.startswith("on") for name in attributes)
+        for name in ("src", "href", "srcset", "action"):
+            value = attributes.get(name)
+            assert value is None or value.startswith(("data:image/", "#")), value
+    assert "url(" not in html
+    assert "@import" not in html
+    policies = [a for tag, a in seen.tags if tag == "meta" and a.get("http-equiv") == "Content-Security-Policy"]
+    assert [policy["content"] for policy in policies] == [
+        "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
+    ]
+
+
+def test_links_and_headings_lead_somewhere(material: Material) -> None:
+    seen = Page(page.render(material))
+    ids = {attributes["id"] for _, attributes in seen.tags if "id" in attributes}
+    links = {(attributes["href"] or "")[1:] for tag, attributes in seen.tags if tag == "a"}
+    assert links
+    assert links == ids
+    levels = [int(tag[1]) for tag, _ in seen.tags if tag in {"h1", "h2", "h3", "h4"}]
+    assert levels[0] == 1
+    assert levels.count(1) == 1
+    assert all(after - before <= 1 for before, after in itertools.pairwise(levels))
+    assert all("scope" in attributes for tag, attributes in seen.tags if tag == "th")
+
+
+def test_texts_of_the_run_are_escaped(run: Run) -> None:
+    records = Manifest(run.synthetic).records
+    Manifest(run.synthetic).keep({i: record.model_copy(update={"text": EVIL}) for i, record in records.items()})
+    try:
+        material = report.gather(run)
+    finally:
+        Manifest(run.synthetic).keep(records)
+    results = material.results.model_copy(update={"title": EVIL, "target_names": [EVIL, "b"], "cautions": [EVIL]})
+    prompts = [prompt.model_copy(update={"contexts": {EVIL: EVIL}}) for prompt in material.prompts]
+    html = page.render(changed(material, results=results, prompts=prompts, settings=EVIL))
+    seen = Page(html)
+    assert not any(tag == "script" or "onerror" in attributes for tag, attributes in seen.tags)
+    assert seen.text.count("alert(1)") >= 30
+    assert "alert(1)>" not in html
+
+
+@pytest.mark.parametrize(
+    ("gone", "said"),
+    [
+        ("masks", "The run holds no masks."),
+        ("history.json", "The run holds no training history."),
+        ("prompts.jsonl", "The run holds no prompts."),
+        ("images", "There are no synthetic images of this group in the run."),
+        ("manifest.jsonl", "There are no synthetic images of this group in the run."),
+    ],
+)
+def test_what_is_missing_is_said(finished: Path, tmp_path: Path, gone: str, said: str) -> None:
+    path = tmp_path / "run"
+    shutil.copytree(finished, path)
+    found = list(path.rglob(gone))
+    assert found
+    for part in found:
+        shutil.rmtree(part) if part.is_dir() else part.unlink()
+    with open_run(path) as run:
+        text = Page(page.render(report.gather(run))).text
+    assert said in text
+    assert "Worst-group accuracy rose" in text
+
+
+def test_undefined_numbers_are_dashes(material: Material) -> None:
+    config, splits = made_up_config(seeds=[100]), made_up_splits((60, 60, 20, 0))
+    results = compare(config, splits, made_up_predictions(splits, config), {})
+    text = Page(page.render(changed(material, config=config, results=results, splits=splits))).text
+    assert "nan" not in text
+    assert "Worst-group accuracy is undefined" in text
+    assert "No test images of the group five or more · red" in text
+    assert "Only 20 test images of the group five or more · green" in text
+    assert "One seed:" in text
+    assert "over seeds" not in text.split("Accuracy of each group")[0]
+
+
+def test_ten_classes(material: Material) -> None:
+    import numpy as np
+
+    from aimfair.data.images import ImageSet, Splits
+
+    config = made_up_config(replicates=100)
+    generator = np.random.default_rng(0)
+    target, protected = np.repeat(np.arange(10), 60), np.tile([0, 1], 300)
+    images = generator.integers(255, size=(600, 8, 8, 3), dtype=np.uint8)
+    test = ImageSet(images, target, protected, tuple(map(str, range(600))))
+    splits = Splits(test, test, test, tuple(f"digit {i}" for i in range(10)), ("green", "red"))
+    predicted = {
+        name: [np.where(generator.random(600) < 0.7, target, generator.integers(10, size=600)) for _ in config.seeds]
+        for name in ("biased", *config.methods)
+    }
+    results = compare(config, splits, predicted, {})
+    text = Page(page.render(changed(material, results=results, splits=splits, prompts=[]))).text
+    assert all(f"digit {y} · {ink}" in text for y in range(10) for ink in ("green", "red"))
+    assert "No clear change of worst-group accuracy" in text
+
+
+def test_the_stage_is_done_once(finished: Path, tmp_path: Path) -> None:
+    path = tmp_path / "run"
+    shutil.copytree(finished, path)
+    with open_run(path) as run:
+        report.run(run)
+        first = run.report.read_bytes()
+        report.run(run)
+        assert run.report.read_bytes() == first, "it would show another time"
+        run.report.unlink()
+        report.run(run)
+        assert b"Coloured digits" in run.report.read_bytes()
+        run.finish("evaluate", {"other": 1}, [run.results])
+        run.report.write_text("x" * len(run.report.read_bytes()))
+        report.run(run)
+        assert b"Coloured digits" in run.report.read_bytes(), "other results make another report"
