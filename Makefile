@@ -16,7 +16,7 @@ SOURCES := setup.py pyproject.toml CMakeLists.txt $(shell find cmake csrc -type 
 CXX_FILES := $(shell find csrc examples -name '*.h' -o -name '*.cpp' -o -name '*.cu')
 SANITIZED := build/sanitized
 
-.PHONY: build demo test test-slow test-sanitized bench bench-quick lint format clean
+.PHONY: build demo demo-model test test-slow test-sanitized bench bench-quick lint format clean
 
 build: $(VENV)/.built
 
@@ -32,8 +32,11 @@ $(VENV)/.built: $(VENV)/.torch $(SOURCES)
 	touch $@
 
 demo: build
-	$(BIN)/python examples/fisher_language_model.py
-	$(BIN)/python examples/saliency_unlearning.py
+	$(BIN)/aimfair demo
+
+demo-model: build
+	$(BIN)/python -m tools.digits_diffusion.train --out build/digits-diffusion
+	$(BIN)/python -m tools.digits_diffusion.check build/digits-diffusion
 
 test: build
 	$(BIN)/python -m pytest tests

@@ -20,3 +20,27 @@ def choose_device(name: str) -> torch.device:
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise ConfigError(f"device: found {name}, but torch {torch.__version__} sees {torch.cuda.device_count()} GPUs")
     return device
+
+
+def tuning_device(name: str) -> torch.device:
+    """The device of ``config.device`` for what runs this package's operators: training, sensitivity, selection.
+
+    ``auto`` is the CPU for as long as the operators have no CUDA kernels.
+
+    Raises:
+        ConfigError: a GPU that is not there, or that the operators cannot use.
+    """
+    device = choose_device(name)
+    if device.type == "cpu" or _has_cuda_kernels():
+        return device
+    if name == "auto":
+        return torch.device("cpu")
+    raise ConfigError(
+        f"device: found {name}, but the masked optimizers have no CUDA kernels yet; generate with it, then go on with"
+        " --device cpu --overwrite"
+    )
+
+
+def _has_cuda_kernels() -> bool:
+
+    return torch._C._dispatch_has_kernel_for_dispatch_key("aimfair::masked_adamw_", "CUDA")

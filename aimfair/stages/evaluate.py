@@ -1,6 +1,7 @@
 """Predictions of every model of the run for the test images, and results.json from them."""
 
 import csv
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -95,6 +96,11 @@ def _print(results: Results) -> None:
         table.add_row(
             Text(name, style="bold" if name == results.default_method else ""),
             "" if method.density is None else f"{method.density:.1%}",
-            *(f"{100 * method.mean[metric]:.1f} ± {100 * method.std[metric]:.1f}" for metric in columns),
+            *(_spread(method.mean[metric], method.std[metric]) for metric in columns),
         )
     Console().print(table)
+
+
+def _spread(mean: float, std: float) -> str:
+    """In percent; one seed has no standard deviation."""
+    return f"{100 * mean:.1f}" if math.isnan(std) else f"{100 * mean:.1f} ± {100 * std:.1f}"

@@ -5,7 +5,7 @@ from functools import cache
 
 from aimfair.data import synthetic
 from aimfair.data.images import ImageSet
-from aimfair.device import choose_device
+from aimfair.device import tuning_device
 from aimfair.errors import AimfairError
 from aimfair.run.directory import Run
 from aimfair.selective.mask import ParameterMask
@@ -39,7 +39,7 @@ def _finetune(run: Run, seed: int, name: str, balanced: Callable[[], ImageSet]) 
     }
     if run.is_done(step, inputs):
         return
-    model = load_model(run.baseline(seed)).to(choose_device(config.device))
+    model = load_model(run.baseline(seed)).to(tuning_device(config.device))
     try:
         mask = ParameterMask.load(run.mask(seed, name), model)
     except ValueError as error:

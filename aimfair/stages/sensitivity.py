@@ -4,7 +4,7 @@ from functools import cache
 
 from aimfair.data import synthetic
 from aimfair.data.images import ImageSet
-from aimfair.device import choose_device
+from aimfair.device import tuning_device
 from aimfair.run.directory import Run
 from aimfair.training.gradients import SOURCES, accumulate, batches_of_each_source
 from aimfair.training.models import load_model
@@ -32,7 +32,7 @@ def run(run: Run) -> None:
         }
         if run.is_done(step, inputs):
             continue
-        model = load_model(run.baseline(seed)).to(choose_device(config.device))
+        model = load_model(run.baseline(seed)).to(tuning_device(config.device))
         batches = batches_of_each_source(sources(), config.sensitivity)
         with run.progress.task(f"sensitivity {seed}", batches * len(SOURCES)) as task:
             probe = accumulate(

@@ -1,6 +1,6 @@
 """For each seed, the biased model: trained on the biased real images."""
 
-from aimfair.device import choose_device
+from aimfair.device import tuning_device
 from aimfair.run.directory import Run
 from aimfair.training.checkpoint import Checkpoint
 from aimfair.training.loop import Training, total_steps
@@ -19,7 +19,7 @@ def _train(run: Run, seed: int) -> None:
     if run.is_done(step, inputs):
         return
     splits = run.splits()
-    model = build_model(config.model, len(splits.target_names), seed).to(choose_device(config.device))
+    model = build_model(config.model, len(splits.target_names), seed).to(tuning_device(config.device))
     checkpoint = Checkpoint(folder, config.checkpoint_seconds)
     run.log("step started", step=step)
     with run.progress.task(f"train {seed}", total_steps(config.train, len(splits.train))) as task:
