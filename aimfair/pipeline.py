@@ -23,13 +23,13 @@ def run_stages(run: Run, stages: Sequence[str] = STAGES) -> None:
     """
     run.log("stages", stages=list(stages), aimfair=aimfair.__version__, python=platform.python_version())
     if not (run.config.generate.allow_download or run.config.model.allow_download):
-        os.environ.setdefault(
-            "HF_HUB_OFFLINE", "1"
-        )  # read when the hub's client is imported: it asks the network nothing
+        os.environ.setdefault("HF_HUB_OFFLINE", "1")  # its client reads this when imported, and then asks no network
     if run.config.threads is not None:
         import torch
 
         torch.set_num_threads(run.config.threads)
+    if {"generate", "train"} <= set(stages):
+        _refuse_early(run)
     for name in stages:
         run.interrupt.check()
         start = time.monotonic()
@@ -42,6 +42,24 @@ def run_stages(run: Run, stages: Sequence[str] = STAGES) -> None:
             run.log("stage stopped", stage=name, seconds=_seconds_since(start), error=repr(error), traceback=trace)
             raise
         run.log("stage finished", stage=name, seconds=_seconds_since(start))
+
+
+def _refuse_early(run: Run) -> None:
+    """Looks at devices and data, so that what is wrong with them does not come out after hours of generation."""
+    from aimfair.device import choose_device, tuning_device
+
+    device = run.config.device
+    if tuning_device(device) != choose_device(device):
+        run.log.warn("training and tuning run on the CPU: the masked optimizers have no CUDA kernels yet")
+    splits = run.splits()
+    counts = splits.train.group_counts(len(splits.target_names), len(splits.protected_names))
+    for y, majority in enumerate(run.config.data.majority):
+        if counts[y].max() > counts[y, majority]:
+            found = splits.protected_names[counts[y].argmax()]
+            run.log.warn(
+                f"data.majority: {splits.protected_names[majority]!r} for class {splits.target_names[y]!r}, but most of"
+                f" its training images are {found!r}: the biased synthetic set has another bias than the real one"
+            )
 
 
 def _seconds_since(start: float) -> float:

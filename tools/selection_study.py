@@ -33,7 +33,7 @@ JUDGED_BY = ("accuracy", "worst_group_accuracy", "eo_mean")
 METHODS: list[tuple[dict[str, Any], tuple[float, ...]]] = [
     ({"rule": "all"}, (0.002, 0.003, 0.005)),
     ({"rule": "all", "batchnorm": "freeze"}, (0.002,)),
-    ({"rule": "head_only"}, (0.03,)),
+    ({"rule": "head_only", "batchnorm": "freeze"}, (0.01, 0.03, 0.1)),
     ({"rule": "random", "density": 0.1}, (0.01, 0.03, 0.05)),
     ({"rule": "random", "density": 0.3}, (0.01, 0.02)),
     ({"rule": "intersection", "granularity": "tensor", "bias": 0.887, "domain": 0.887}, (0.002, 0.004)),

@@ -80,7 +80,12 @@ def _replicates(
     """Method -> metric -> [S, R], every method and seed on the same resampled test images."""
     models = np.stack([one for of_seeds in predicted.values() for one in of_seeds])
     paired = PairedPredictions.of(
-        splits.test.target, splits.test.protected, models, len(splits.target_names), len(splits.protected_names)
+        splits.test.target,
+        splits.test.protected,
+        models,
+        len(splits.target_names),
+        len(splits.protected_names),
+        splits.test.ids,
     )
     resampled = intervals.resample(paired, config.evaluate.replicates, generator("evaluate", "bootstrap"))
     chunks = [fairness.overall(counts) for counts in resampled]

@@ -3,6 +3,7 @@
 Shapes: A protected values, Y target classes, K = Y predicted classes, N images, M sets of predictions.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -34,36 +35,67 @@ def count_predictions(
 
 
 @dataclass(frozen=True)
-class PairedPredictions:
-    """What M sets of predictions say about the same images; images about which they say the same are one cell.
-
-    It keeps what separate counts lose: on which images two models agree. With M = 1 it holds the counts themselves.
+class Stratum:
+    """Originals whose images lie in the same groups.
 
     Attributes:
-        sizes: for each group, in the order of [A, Y], int64 [C]: images of each cell. C is 0 in an empty group.
-        predicted: for each group int64 [C, M]: the classes predicted for the images of each cell.
-        shape: (A, Y).
+        groups: int64 [J], ascending: the group a * Y + y of each image of one original.
+        sizes: int64 [C]: originals of each cell; in a cell all M sets say the same of all J images.
+        predicted: int64 [C, J, M]: what they say.
     """
 
-    sizes: tuple[Integers, ...]
-    predicted: tuple[Integers, ...]
+    groups: Integers
+    sizes: Integers
+    predicted: Integers
+
+
+@dataclass(frozen=True)
+class PairedPredictions:
+    """What M sets of predictions say about the same images.
+
+    It keeps what separate counts lose: on which images two models agree, and which images show one original. Originals,
+    not images, are what chance has drawn.
+
+    Attributes:
+        strata: all originals, each in one.
+        shape: (A, Y).
+        models: M.
+    """
+
+    strata: tuple[Stratum, ...]
     shape: tuple[int, int]
+    models: int
 
     @classmethod
     def of(
-        cls, target: Integers, protected: Integers, predicted: Integers, targets: int, protected_values: int
+        cls,
+        target: Integers,
+        protected: Integers,
+        predicted: Integers,
+        targets: int,
+        protected_values: int,
+        ids: Sequence[str] | None = None,
     ) -> "PairedPredictions":
-        """From int64 ``predicted`` [M, N]; the other arguments, and errors, as in :func:`count_predictions`."""
+        """From int64 ``predicted`` [M, N]; the other arguments, and errors, as in :func:`count_predictions`.
+
+        Args:
+            ids: of each image the original that it shows; None: each its own.
+        """
         for one in predicted:
             _check(target, protected, one, targets, protected_values)
-        sizes, cells = [], []
-        for a in range(protected_values):
-            for y in range(targets):
-                in_group = predicted[:, (protected == a) & (target == y)].T
-                unique, counts = np.unique(in_group, axis=0, return_counts=True)
-                sizes.append(counts.astype(np.int64))
-                cells.append(unique)
-        return cls(tuple(sizes), tuple(cells), (protected_values, targets))
+        group = protected * targets + target
+        originals: dict[str | int, list[int]] = {}
+        for image in np.argsort(group, kind="stable").tolist():
+            originals.setdefault(image if ids is None else ids[image], []).append(image)
+        alike: dict[tuple[int, ...], list[list[int]]] = {}
+        for images in originals.values():
+            alike.setdefault(tuple(group[images].tolist()), []).append(images)
+        strata = []
+        for groups, members in sorted(alike.items()):
+            said = predicted[:, np.array(members)].transpose(1, 2, 0)  # [originals, J, M]
+            cells, sizes = np.unique(said, axis=0, return_counts=True)
+            strata.append(Stratum(np.array(groups, dtype=np.int64), sizes.astype(np.int64), cells))
+        return cls(tuple(strata), (protected_values, targets), len(predicted))
 
 
 def _check(target: Integers, protected: Integers, predicted: Integers, targets: int, protected_values: int) -> None:

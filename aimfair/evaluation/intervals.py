@@ -33,30 +33,35 @@ def wilson(successes: npt.ArrayLike, trials: npt.ArrayLike, confidence: float) -
 def resample(
     predictions: PairedPredictions, replicates: int, generator: np.random.Generator
 ) -> Iterator[npt.NDArray[np.float64]]:
-    """Bootstrap: as many test images of each group as there are, drawn with replacement.
+    """Bootstrap: as many originals of each stratum as there are, drawn with replacement, with all their images.
 
-    Images that are predicted alike by all M models cannot be told apart, so a replicate is one multinomial draw per
-    group. All models see the same images in a replicate: differences between them are paired. Group sizes stay, so
+    Originals of which all M models say the same cannot be told apart, so a replicate is one multinomial draw per
+    stratum. All models see the same images in a replicate: differences between them are paired. Group sizes stay, so
     that this is the uncertainty given them.
 
     Yields:
         whole counts as float64 [A, Y, K, M, R], as many R at a time as fit in memory, ``replicates`` in all.
     """
     protected_values, targets = predictions.shape
-    models = max(cells.shape[1] for cells in predictions.predicted)
-    # [K * M, C] of each group: which cells count towards class k of model m
+    models, strata = predictions.models, predictions.strata
+    # for each stratum and each image of its originals [K * M, C]: which cells count towards class k of model m
     members = [
-        (np.arange(targets)[:, None, None] == cells.T).reshape(targets * models, len(cells)).astype(np.float64)
-        for cells in predictions.predicted
+        [
+            (np.arange(targets)[:, None, None] == said.T).reshape(targets * models, -1).astype(np.float64)
+            for said in stratum.predicted.transpose(1, 0, 2)
+        ]
+        for stratum in strata
     ]
-    widest = max(protected_values * targets * targets * models, *(len(sizes) for sizes in predictions.sizes))
+    widest = max(protected_values * targets * targets * models, *(len(stratum.sizes) for stratum in strata))
     step = max(1, _CHUNK // widest)
     for start in range(0, replicates, step):
         count = min(step, replicates - start)
         counts = np.zeros((protected_values * targets, targets * models, count))
-        for group, (sizes, member) in enumerate(zip(predictions.sizes, members, strict=True)):
-            if n := int(sizes.sum()):
-                counts[group] = member @ generator.multinomial(n, sizes / n, size=count).T.astype(np.float64)
+        for stratum, of_images in zip(strata, members, strict=True):
+            n = int(stratum.sizes.sum())
+            drawn = generator.multinomial(n, stratum.sizes / n, size=count).T.astype(np.float64)
+            for group, member in zip(stratum.groups, of_images, strict=True):
+                counts[group] += member @ drawn
         yield counts.reshape(protected_values, targets, targets, models, count)
 
 

@@ -182,7 +182,7 @@ def _refuse_other_families(folder: Path) -> None:
 def _refuse_broken_weights(folder: Path, pipeline: Pipeline) -> None:
     """NaN loads without a word and gives black images."""
     for part in ("text_encoder", "unet", "vae"):
-        for name, weights in getattr(pipeline, part).named_parameters():
+        for name, weights in getattr(pipeline, part).state_dict().items():
             if not weights.isfinite().all():
                 raise AimfairError(f"{folder / part}: {name} holds NaN or infinite weights; fetch or copy it again")
 

@@ -108,7 +108,7 @@ class Run:
             step: "prompts", "generate", "train/<seed>", "sensitivity/<seed>", "select/<seed>/<method>",
                 "finetune/<seed>/<method>", "evaluate" or "report".
             inputs: everything the result depends on, of what JSON, pydantic or Path can hold: settings, and
-                :meth:`digest_of` the steps whose results are read.
+                under "upstream", :meth:`digest_of` the steps whose results are read.
         """
         return self._records.matches(step, inputs)
 
@@ -121,7 +121,7 @@ class Run:
         """Digest of a finished step: of its inputs and of every byte it made.
 
         Raises:
-            AimfairError: it is not finished.
+            AimfairError: it is not finished, or out of date.
         """
         return self._records.digest(step)
 

@@ -29,9 +29,7 @@ class Records:
         record = self._read(step)
         if record is None:
             return False
-        sizes = record["outputs"]
-        whole = all((file := self._run / name).is_file() and file.stat().st_size == sizes[name] for name in sizes)
-        if record["inputs_digest"] == _digest_of_inputs(inputs) and whole:
+        if record["inputs_digest"] == _digest_of_inputs(inputs) and self._is_whole(record):
             return True
         self._path(step).unlink()
         return False
@@ -47,6 +45,7 @@ class Records:
                 "step": step,
                 "inputs_digest": _digest_of_inputs(inputs),
                 "digest": self._digest(inputs, files),
+                "upstream": _upstream(inputs),
                 "outputs": {str(file.relative_to(self._run)): file.stat().st_size for file in files},
                 "finished": datetime.now(UTC).isoformat(timespec="seconds"),
                 "aimfair": aimfair.__version__,
@@ -57,15 +56,34 @@ class Records:
         """Digest of the inputs and of the contents of the outputs of a finished step.
 
         Raises:
-            AimfairError: it is not finished.
+            AimfairError: it is not finished, has lost a file, or a step that it followed from was done again since.
         """
         record = self._read(step)
         if record is None:
-            verb = step.split("/")[0]
-            raise AimfairError(
-                f"{self._run}: step {step!r} is not finished; do it first: aimfair {verb} --run {self._run}"
-            )
-        return str(record["digest"])
+            fault = "is not finished"
+        elif not self._is_whole(record):
+            fault = "has lost files that it made"
+        elif not self._is_fresh(record, self._by_digest()):
+            fault = "is out of date, as what it followed from was made again"
+        else:
+            return str(record["digest"])
+        verb = step.split("/")[0]
+        raise AimfairError(f"{self._run}: step {step!r} {fault}; do it first: aimfair {verb} --run {self._run}")
+
+    def _is_whole(self, record: dict[str, Any]) -> bool:
+        sizes = record["outputs"]
+        return all((file := self._run / name).is_file() and file.stat().st_size == sizes[name] for name in sizes)
+
+    def _is_fresh(self, record: dict[str, Any], by_digest: dict[str, dict[str, Any]]) -> bool:
+        """Whether every step that it followed from, near or far, is still the one it read."""
+        return all(
+            digest in by_digest and self._is_fresh(by_digest[digest], by_digest) for digest in record["upstream"]
+        )
+
+    def _by_digest(self) -> dict[str, dict[str, Any]]:
+        folder = self._run / "stages"
+        steps = (path.relative_to(folder).with_suffix("").as_posix() for path in folder.rglob("*.json"))
+        return {record["digest"]: record for step in steps if (record := self._read(step))}
 
     def _path(self, step: str) -> Path:
         return self._run / "stages" / f"{step}.json"
@@ -75,6 +93,7 @@ class Records:
         try:
             record = json.loads(self._path(step).read_text(encoding="utf-8"))
             whole = isinstance(record["outputs"], dict) and isinstance(record["digest"], str)
+            whole = whole and isinstance(record["upstream"], list)
             return record if whole and isinstance(record["inputs_digest"], str) else None
         except (FileNotFoundError, ValueError, KeyError, TypeError):
             return None
@@ -94,6 +113,12 @@ def _files(output: Path) -> list[Path]:
     if not output.is_file():
         raise FileNotFoundError(f"{output}: a step that is finished has made it")
     return [output]
+
+
+def _upstream(inputs: object) -> list[str]:
+    """The digests of other steps among the inputs: under the key ``upstream``, one or several."""
+    found = inputs.get("upstream", []) if isinstance(inputs, dict) else []
+    return [found] if isinstance(found, str) else list(found)
 
 
 def _digest_of_inputs(inputs: object) -> str:

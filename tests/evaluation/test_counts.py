@@ -41,19 +41,24 @@ def test_pairs_keep_every_image_and_who_said_what() -> None:
     predicted = generator.integers(3, size=(4, 300))
     paired = PairedPredictions.of(target, protected, predicted, 3, 2)
     for model in range(4):
-        counts = np.stack(
-            [
-                np.bincount(cells[:, model], weights=sizes, minlength=3)
-                for sizes, cells in zip(paired.sizes, paired.predicted, strict=True)
-            ]
-        )
+        counts = np.zeros((6, 3))
+        for stratum in paired.strata:
+            counts[stratum.groups[0]] = np.bincount(stratum.predicted[:, 0, model], stratum.sizes, minlength=3)
         assert np.array_equal(counts.reshape(2, 3, 3), count_predictions(target, protected, predicted[model], 3, 2))
     agreeing = PairedPredictions.of(target, protected, predicted[[0, 0, 0]], 3, 2)
-    assert all(len(sizes) <= 3 for sizes in agreeing.sizes), "models that agree make no more cells than one"
+    assert all(len(stratum.sizes) <= 3 for stratum in agreeing.strata), "models that agree make no more cells than one"
 
 
 def test_pairs_of_an_empty_group() -> None:
     target, protected = np.array([0, 1, 0]), np.array([0, 0, 1])
     paired = PairedPredictions.of(target, protected, np.array([[0, 1, 1], [1, 1, 1]]), 2, 2)
-    assert [sizes.sum() for sizes in paired.sizes] == [1, 1, 1, 0]
-    assert paired.predicted[3].shape == (0, 2)
+    assert [stratum.groups.tolist() for stratum in paired.strata] == [[0], [1], [2]]
+    assert [stratum.sizes.tolist() for stratum in paired.strata] == [[1], [1], [1]]
+
+
+def test_images_of_one_original_stay_together() -> None:
+    target, protected = np.array([0, 0, 1, 1, 0]), np.array([0, 1, 0, 1, 0])
+    predicted = np.array([[0, 1, 1, 1, 0]])
+    paired = PairedPredictions.of(target, protected, predicted, 2, 2, ["p", "p", "q", "q", "r"])
+    found = {tuple(stratum.groups.tolist()): stratum.predicted[..., 0].tolist() for stratum in paired.strata}
+    assert found == {(0,): [[0]], (0, 2): [[0, 1]], (1, 3): [[1, 1]]}

@@ -44,6 +44,22 @@ def test_replicates_keep_the_groups_and_centre_on_the_counts() -> None:
     assert draws.std(axis=-1) == pytest.approx(spread, rel=0.15, abs=0.05)
 
 
+def test_images_of_one_original_are_drawn_together() -> None:
+    """Every original twice: half the information, so the standard error is that of half as many images."""
+    generator = np.random.default_rng(0)
+    target, protected = generator.integers(2, size=400), generator.integers(2, size=400)
+    predicted = np.where(generator.random(400) < 0.8, target, 1 - target)
+    twice = [np.repeat(array, 2) for array in (target, protected, predicted)]
+    ids = [str(number) for number in np.repeat(np.arange(400), 2)]
+
+    def standard_error(target, protected, predicted, ids=None) -> float:
+        draws = resampled(PairedPredictions.of(target, protected, predicted[None], 2, 2, ids), 4000)
+        return float(fairness.accuracy(draws).std())
+
+    assert standard_error(*twice, ids) == pytest.approx(standard_error(target, protected, predicted), rel=0.05)
+    assert standard_error(*twice) == pytest.approx(standard_error(target, protected, predicted) / 2**0.5, rel=0.05)
+
+
 def test_models_see_the_same_replicates() -> None:
     """The difference of two models that agree is 0 in every replicate; drawn apart it would not be."""
     generator = np.random.default_rng(0)

@@ -241,3 +241,26 @@ def test_killed_at_every_point(tmp_path):
     result = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[2])
     assert result.returncode == 0, result.stderr
     assert int(result.stdout) > 40
+
+
+def test_a_result_of_what_was_made_again_is_refused(tmp_path, config):
+    run = Run.open(tmp_path, config)
+    made = [tmp_path / name for name in ("first.txt", "second.txt", "third.txt")]
+
+    def do(step: str, path: Path, text: str, *upstream: str) -> None:
+        path.write_text(text)
+        run.finish(step, {"upstream": [run.digest_of(name) for name in upstream]}, [path])
+
+    do("train/1", made[0], "a")
+    do("sensitivity/1", made[1], "b", "train/1")
+    do("select/1/x", made[2], "c", "sensitivity/1")
+    assert run.digest_of("select/1/x")
+    do("train/1", made[0], "another")
+    for step, verb in (("sensitivity/1", "sensitivity"), ("select/1/x", "select")):
+        with pytest.raises(AimfairError, match=rf"step '{step}' is out of date, .*; do it first: aimfair {verb} "):
+            run.digest_of(step)
+    do("sensitivity/1", made[1], "b", "train/1")
+    made[1].unlink()
+    with pytest.raises(AimfairError, match="step 'sensitivity/1' has lost files"):
+        run.digest_of("sensitivity/1")
+    run.close()

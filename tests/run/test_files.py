@@ -5,6 +5,7 @@ import json
 import os
 import resource
 import signal
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -21,15 +22,17 @@ def file(tmp_path: Path) -> Path:
     return path
 
 
-@pytest.fixture
+@contextmanager
 def small_disk():
-    """Files can grow to 1000 bytes, then writing fails as on a full disk."""
+    """Files can grow to 1000 bytes, then writing fails as on a full disk: pytest's own output, too, so not for long."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     previous = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-    signal.signal(signal.SIGXFSZ, previous)
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        signal.signal(signal.SIGXFSZ, previous)
 
 
 def only(file: Path, text: str) -> bool:
@@ -74,14 +77,14 @@ def test_a_full_disk_leaves_the_old_file(file, monkeypatch, function):
     assert only(file, "old")
 
 
-def test_a_write_that_fails_leaves_the_old_file(file, small_disk):
-    with pytest.raises(OSError, match="too large"):
+def test_a_write_that_fails_leaves_the_old_file(file):
+    with pytest.raises(OSError, match="too large"), small_disk():
         write_text(file, "new" * 1000)
     assert only(file, "old")
 
 
-def test_tensors_that_do_not_fit_leave_the_old_file(file, small_disk):
-    with pytest.raises(OSError, match=r"some\.txt"):
+def test_tensors_that_do_not_fit_leave_the_old_file(file):
+    with pytest.raises(OSError, match=r"some\.txt"), small_disk():
         storage.save(file, "test", 1, {"weights": torch.zeros(10_000)})
     assert only(file, "old")
 
