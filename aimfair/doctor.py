@@ -69,12 +69,11 @@ def packages(requirements: list[str]) -> Iterator[Check]:
         try:
             yield Check(name, "fine", importlib.metadata.version(name))
         except importlib.metadata.PackageNotFoundError:
+            remedy = f"pip install '{requirement.split(';')[0].strip()}'"
             if extra is None:
-                yield Check(name, "broken", "not installed", f"pip install '{requirement}'")
+                yield Check(name, "broken", "not installed", remedy)
             else:
-                yield Check(
-                    name, "missing", f"not installed, needed for {extra[1]}", f"pip install 'aimfair[{extra[1]}]'"
-                )
+                yield Check(name, "missing", f"not installed, needed for {extra[1]}", remedy)
 
 
 def disk(folder: Path) -> Check:

@@ -29,7 +29,7 @@ def test_packages_that_are_not_there():
     )
     assert (fine.name, fine.state) == ("torch", "fine")
     assert (core.state, core.remedy) == ("broken", "pip install 'no-such-package>=1'")
-    assert (extra.state, extra.remedy) == ("missing", "pip install 'aimfair[report]'")
+    assert (extra.state, extra.remedy) == ("missing", "pip install 'no_other'")
     assert "report" in extra.found
 
 

@@ -14,7 +14,7 @@ from aimfair.config import DataSettings
 from aimfair.data.bias import biased_indices, check_majority
 from aimfair.data.images import ImageSet, Splits
 from aimfair.data.render import INKS, SIZE, random_style, render
-from aimfair.errors import ConfigError
+from aimfair.errors import AimfairError, ConfigError
 from aimfair.seeds import generator
 
 Part = Literal["generator", "train", "validation", "test"]
@@ -88,7 +88,10 @@ def balanced(settings: DataSettings, part: Part) -> ImageSet:
 
 def originals(part: Part) -> tuple[npt.NDArray[np.float64], Integers, Integers]:
     """``(digits [N, 8, 8] of 0 to 16, labels [N] of 0 to 9, numbers [N] in scikit-learn's order)`` of one part."""
-    from sklearn.datasets import load_digits
+    try:
+        from sklearn.datasets import load_digits
+    except ModuleNotFoundError as error:
+        raise AimfairError("the digits come with scikit-learn, which is missing: pip install scikit-learn") from error
 
     bundle = load_digits()
     order = generator(PART_SEED, "digits", "parts").permutation(len(bundle.target))

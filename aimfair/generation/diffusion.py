@@ -16,6 +16,7 @@ from aimfair.errors import AimfairError
 from aimfair.generation.model import COMPONENTS, missing_libraries
 from aimfair.generation.sampler import Samples
 from aimfair.memory import MicroBatch, pieces
+from aimfair.selective.storage import refuse_repeated_keys
 
 Pipeline = Any
 """A diffusers.StableDiffusionPipeline; diffusers has no types."""
@@ -125,6 +126,7 @@ class Diffusion:
 
 def _load(folder: Path, settings: GenerateSettings, device: torch.device) -> Pipeline:
     _refuse_other_families(folder)
+    _refuse_repeated_tensors(folder)
     diffusers = _diffusers()
     try:
         pipeline = diffusers.StableDiffusionPipeline.from_pretrained(
@@ -177,6 +179,15 @@ def _refuse_other_families(folder: Path) -> None:
         raise AimfairError(f"{index}: a {family}, expected a {_PIPELINE} (Stable Diffusion 1.x or 2.x)")
     if missing := [part for part in COMPONENTS if not (folder / part).is_dir()]:
         raise AimfairError(f"{folder}: incomplete: {', '.join(missing)} missing; fetch or copy it again")
+
+
+def _refuse_repeated_tensors(folder: Path) -> None:
+    """Of two tensors with one name the format's reader keeps the last without a word."""
+    for path in sorted(path for part in COMPONENTS for path in (folder / part).glob("*.safetensors")):
+        try:
+            refuse_repeated_keys(path)
+        except ValueError as error:
+            raise AimfairError(f"{path}: not a usable {_PIPELINE}: {error}") from error
 
 
 def _refuse_broken_weights(folder: Path, pipeline: Pipeline) -> None:

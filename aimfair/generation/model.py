@@ -79,4 +79,6 @@ def _from_hub(model: str, allow_download: bool) -> Path:
 
 
 def missing_libraries(error: ModuleNotFoundError) -> AimfairError:
-    return AimfairError(f"{error.name} is not installed; generating images needs: pip install 'aimfair[generate]'")
+    return AimfairError(
+        f"{error.name} is not installed; generating images needs: pip install accelerate diffusers transformers"
+    )

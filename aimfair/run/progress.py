@@ -1,4 +1,4 @@
-"""How far the work is: bars with the time left on a terminal, a few plain lines elsewhere."""
+"""How far the work is: bars with the time left on a terminal; elsewhere quiet but for a line a minute."""
 
 import time
 from collections.abc import Iterator
@@ -41,13 +41,12 @@ class _Bar:
 
 
 class _Lines:
-    """A line at the start, one a minute, and one at the end."""
+    """A line a minute, and for tasks that took as long as one, a line at the end."""
 
     def __init__(self, console: Console, name: str, total: int, done: int):
         self._console, self._name, self._total = console, name, total
         self._first, self._done, self._note = done, done, ""
         self._start = self._last = time.monotonic()
-        self._line(f"{name}: {total - done} of {total} to do" if done else f"{name}: {total} to do")
 
     def advance(self, steps: int = 1, note: str = "") -> None:
         self._done += steps
@@ -60,7 +59,8 @@ class _Lines:
 
     def end(self) -> None:
         seconds = time.monotonic() - self._start
-        self._line(f"{self._name}: {self._done}/{self._total} in {duration(seconds)}{self._comment()}")
+        if seconds >= _SECONDS_BETWEEN_LINES:
+            self._line(f"{self._name}: {self._done}/{self._total} in {duration(seconds)}{self._comment()}")
 
     def _comment(self) -> str:
         return f", {self._note}" if self._note else ""

@@ -1,6 +1,7 @@
 """A small Stable Diffusion: each image its own, whole models only, memory that runs out."""
 
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -196,6 +197,16 @@ def truncated(folder: Path) -> None:
     (folder / UNET).write_bytes((folder / UNET).read_bytes()[:-100])
 
 
+def one_name_twice(folder: Path) -> None:
+    whole = (folder / UNET).read_bytes()
+    length = int.from_bytes(whole[:8], "little")
+    header = whole[8 : 8 + length].rstrip()
+    first = re.match(rb'\{("[^"]+":\{[^}]*\})', header.replace(b'{"__metadata__":{"format":"pt"},', b"{"))
+    assert first is not None
+    header = header[:-1] + b"," + first[1] + b"}"
+    (folder / UNET).write_bytes(len(header).to_bytes(8, "little") + header + whole[8 + length :])
+
+
 def other_shape(folder: Path) -> None:
     weights = load_file(folder / UNET)
     weights["conv_in.bias"] = weights["conv_in.bias"][:3].clone()
@@ -225,6 +236,7 @@ def no_index(folder: Path) -> None:
     [
         (nan_weights, r"unet: conv_in\.bias holds NaN or infinite weights"),
         (truncated, "not a usable StableDiffusionPipeline: "),
+        (one_name_twice, "the header holds '.*' twice"),
         (other_shape, "not a usable StableDiffusionPipeline: "),
         (pickled, "not a usable StableDiffusionPipeline: "),
         (other_family, "a FluxPipeline, expected a StableDiffusionPipeline"),

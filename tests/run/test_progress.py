@@ -1,7 +1,6 @@
 """Bars on a terminal, plain lines elsewhere, nothing when quiet."""
 
 import io
-import re
 
 import pytest
 from rich.console import Console
@@ -15,13 +14,11 @@ def plain(terminal: bool = False) -> tuple[Console, io.StringIO]:
     return Console(file=stream, force_terminal=terminal, width=100), stream
 
 
-def test_lines_without_a_terminal():
+def test_a_short_task_says_nothing_without_a_terminal():
     console, stream = plain()
     with Progress(console=console).task("train 100", total=10, done=4) as task:
         task.advance(6, note="loss 0.31")
-    first, last = stream.getvalue().splitlines()
-    assert first == "train 100: 6 of 10 to do"
-    assert re.fullmatch(r"train 100: 10/10 in \d\.\d s, loss 0\.31", last)
+    assert stream.getvalue() == ""
 
 
 def test_a_line_a_minute_with_the_time_left(monkeypatch):
@@ -33,8 +30,8 @@ def test_a_line_a_minute_with_the_time_left(monkeypatch):
             now += 10
             task.advance()
     lines = stream.getvalue().splitlines()
-    assert len(lines) == 2 + 13
-    assert lines[1] == "generate: 26/100, about 12 min 20 s left"
+    assert len(lines) == 13 + 1
+    assert lines[0] == "generate: 26/100, about 12 min 20 s left"
     assert lines[-1] == "generate: 100/100 in 13 min 20 s"
 
 
