@@ -119,10 +119,10 @@ def test_a_full_disk_is_an_error_that_says_so(root: Path, monkeypatch: pytest.Mo
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(AimfairError, match=r"No space left.* GB free"):
-        load(root)
-    monkeypatch.undo()
+    with monkeypatch.context() as disk:
+        disk.setattr(os, "fsync", full)
+        with pytest.raises(AimfairError, match=r"No space left.* GB free"):
+            load(root)
     assert not list(default_folder().glob("*.rgb"))
 
 
