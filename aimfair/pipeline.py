@@ -28,7 +28,7 @@ def run_stages(run: Run, stages: Sequence[str] = STAGES) -> None:
         import torch
 
         torch.set_num_threads(run.config.threads)
-    if {"generate", "train"} <= set(stages):
+    if {"generate", "train"} <= set(stages) and not run.has_record("generate"):
         _refuse_early(run)
     for name in stages:
         run.interrupt.check()

@@ -89,6 +89,17 @@ def test_settings_are_read_without_torch():
 # -- verbs -------------------------------------------------------------------------------------------------------------
 
 
+def test_data_that_cannot_be_used_are_refused_before_anything_is_generated(stages, capsys):
+    command = ["run", "--config", "demo", "--quiet", "--data.image_size", "64"]
+    assert cli.main(command) == 2
+    assert stages.ran == []
+    assert "data.image_size: found 64" in capsys.readouterr().err
+    run = Run.open(Path("runs/demo"), Run.config_of(Path("runs/demo")))
+    run.finish("generate", {}, [])
+    run.close()
+    assert cli.main(command) == 0, "what is generated already needs no early look"
+
+
 def test_run_does_every_stage_in_order(stages, capsys):
     assert cli.main(["run", "--config", "demo", "--quiet"]) == 0
     assert tuple(stages.ran) == STAGES

@@ -112,6 +112,10 @@ class Run:
         """
         return self._records.matches(step, inputs)
 
+    def has_record(self, step: str) -> bool:
+        """Whether the step was finished, whatever its inputs were."""
+        return self._records.exists(step)
+
     def finish(self, step: str, inputs: object, outputs: Sequence[Path]) -> None:
         """Records that the step made ``outputs``, files or folders. Its last act."""
         self._records.write(step, inputs, outputs)

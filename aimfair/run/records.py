@@ -34,6 +34,10 @@ class Records:
         self._path(step).unlink()
         return False
 
+    def exists(self, step: str) -> bool:
+        """Whether the step has a record that can be believed."""
+        return self._read(step) is not None
+
     def write(self, step: str, inputs: object, outputs: Sequence[Path]) -> None:
         """Vouches for the files in ``outputs``, of folders for all within."""
         files = sorted(file for output in outputs for file in _files(output))
