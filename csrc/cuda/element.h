@@ -1,0 +1,65 @@
+#pragma once
+
+#include <cuda_runtime.h>
+
+#include <cstdint>
+
+#include "aimfair/dtype.h"
+
+// Elements of the three types in device memory, one at a time or four at once.
+
+namespace aimfair::cuda {
+
+struct Four {
+  float v[4];
+};
+
+// Four elements from an address that four_aligned accepts.
+__device__ __forceinline__ bool four_aligned(const void* at, int64_t size_of_four) {
+  return reinterpret_cast<uintptr_t>(at) % static_cast<uintptr_t>(size_of_four) == 0;
+}
+
+// What the 16-bit types share.
+struct HalfElement {
+  using type = uint16_t;
+  using four = ushort4;
+};
+
+template <DType>
+struct Element;
+
+template <>
+struct Element<DType::float32> {
+  using type = float;
+  using four = float4;
+  static __device__ __forceinline__ float decode(float x) { return x; }
+  static __device__ __forceinline__ float encode(float x) { return x; }
+};
+
+template <>
+struct Element<DType::bfloat16> : HalfElement {
+  static __device__ __forceinline__ float decode(uint16_t x) { return bfloat16_to_float(x); }
+  static __device__ __forceinline__ uint16_t encode(float x) { return float_to_bfloat16(x); }
+};
+
+template <>
+struct Element<DType::float16> : HalfElement {
+  static __device__ __forceinline__ float decode(uint16_t x) { return float16_to_float(x); }
+  static __device__ __forceinline__ uint16_t encode(float x) { return float_to_float16(x); }
+};
+
+template <DType kDType>
+__device__ __forceinline__ Four load_four(const typename Element<kDType>::type* at) {
+  const auto x = *reinterpret_cast<const typename Element<kDType>::four*>(at);
+  using E = Element<kDType>;
+  return {{E::decode(x.x), E::decode(x.y), E::decode(x.z), E::decode(x.w)}};
+}
+
+template <DType kDType>
+__device__ __forceinline__ void store_four(typename Element<kDType>::type* at, const Four& x) {
+  using E = Element<kDType>;
+  *reinterpret_cast<typename E::four*>(at) = {E::encode(x.v[0]), E::encode(x.v[1]), E::encode(x.v[2]),
+                                              E::encode(x.v[3])};
+}
+
+}  // namespace aimfair::cuda

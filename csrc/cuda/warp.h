@@ -1,0 +1,80 @@
+#pragma once
+
+#include <cuda_runtime.h>
+
+#include <cstdint>
+
+// What the threads of a warp, and of a thread block, do together. All of them must call, at the same place.
+
+namespace aimfair::cuda {
+
+constexpr int kWarp = 32;
+constexpr unsigned kAllLanes = 0xffffffffu;
+
+__device__ __forceinline__ int lane_id() { return static_cast<int>(threadIdx.x) % kWarp; }
+__device__ __forceinline__ int warp_id() { return static_cast<int>(threadIdx.x) / kWarp; }
+
+// Sum of the values of the lanes before this one, and in *total that of all lanes.
+__device__ __forceinline__ int exclusive_sum(int value, int* total) {
+  int sum = value;
+#pragma unroll
+  for (int distance = 1; distance < kWarp; distance *= 2) {
+    const int other = __shfl_up_sync(kAllLanes, sum, distance);
+    if (lane_id() >= distance) sum += other;
+  }
+  *total = __shfl_sync(kAllLanes, sum, kWarp - 1);
+  return sum - value;
+}
+
+// Sum over the lanes, for each of them, in an order that never changes.
+template <class T>
+__device__ __forceinline__ T warp_sum(T value) {
+#pragma unroll
+  for (int distance = kWarp / 2; distance > 0; distance /= 2) value += __shfl_xor_sync(kAllLanes, value, distance);
+  return value;
+}
+
+// Sum over a thread block of kThreads threads, for each of them, in an order that never changes.
+template <int kThreads, class T>
+__device__ __forceinline__ T block_sum(T value) {
+  __shared__ T sums[kThreads / kWarp];
+  value = warp_sum(value);
+  __syncthreads();  // the sums of a call before have been read
+  if (lane_id() == 0) sums[warp_id()] = value;
+  __syncthreads();
+  T total = sums[0];
+#pragma unroll
+  for (int warp = 1; warp < kThreads / kWarp; warp++) total += sums[warp];
+  return total;
+}
+
+// The owner of unit i, where tensor t owns units firsts[t] <= i < firsts[t + 1] and firsts[0] <= i < firsts[count].
+// A search in which the lanes of a warp look at 32 places at once.
+__device__ __forceinline__ int64_t owner_of(const int64_t* firsts, int64_t count, int64_t i) {
+  int64_t low = 0, size = count;  // the owner is one of these
+  while (size > 1) {
+    const int64_t stride = (size + kWarp - 1) / kWarp, offset = lane_id() * stride;
+    const bool reached = offset < size && firsts[low + offset] <= i;  // of the first lanes only
+    const int64_t last = __popc(__ballot_sync(kAllLanes, reached)) - 1;
+    low += last * stride;
+    size = size - last * stride < stride ? size - last * stride : stride;
+  }
+  return low;
+}
+
+// True in all threads of the thread block that comes last of `parties` to this place; what the others wrote before is
+// visible to it. *arrived must be 0 at first and is 0 again afterwards.
+__device__ __forceinline__ bool last_to_arrive(unsigned* arrived, unsigned parties) {
+  __shared__ bool is_last;
+  __syncthreads();  // all threads of this one have written, and read is_last of a call before
+  if (threadIdx.x == 0) {
+    __threadfence();
+    is_last = atomicAdd(arrived, 1u) == parties - 1;
+    if (is_last) *arrived = 0;
+    __threadfence();
+  }
+  __syncthreads();
+  return is_last;
+}
+
+}  // namespace aimfair::cuda
