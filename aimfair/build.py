@@ -17,6 +17,8 @@ class BuildInfo(TypedDict):
     cuda: str
     """CUDA version of the compiled kernels; empty without them."""
     cuda_architectures: str
+    emulated: bool
+    """Whether CPU tensors are given to the CUDA kernels, run by the emulator of the tests."""
     cpu_paths: list[str]
     """Instruction sets that were compiled and that this processor has."""
     cpu_path: str

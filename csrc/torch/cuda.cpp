@@ -1,6 +1,4 @@
 #include <cuda_runtime_api.h>
-#include <dlfcn.h>
-#include <torch/csrc/stable/accelerator.h>
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 
@@ -8,6 +6,7 @@
 
 #include "aimfair/mask.h"
 #include "checks.h"
+#include "cuda_device.h"
 
 // The operators on CUDA tensors.
 
@@ -17,24 +16,6 @@ namespace {
 void check(const char* op, cudaError_t error) {
   if (error == cudaSuccess) return;
   throw std::runtime_error(std::string("aimfair::") + op + ": CUDA: " + cudaGetErrorString(error));
-}
-
-// aoti_torch_get_current_cuda_stream, looked up in torch's CUDA library if that is loaded: the module must load with a
-// CPU-only torch too, which lacks it, and a weak symbol would not be found, since Python loads torch privately.
-using GetCurrentStream = AOTITorchError (*)(int32_t device_index, void** stream);
-
-GetCurrentStream find_get_current_stream() {
-  void* library = dlopen("libtorch_cuda.so", RTLD_LAZY | RTLD_NOLOAD);
-  void* symbol = library ? dlsym(library, "aoti_torch_get_current_cuda_stream") : nullptr;
-  return reinterpret_cast<GetCurrentStream>(symbol);
-}
-
-void* current_stream(int32_t device_index) {
-  static const GetCurrentStream get_current_stream = find_get_current_stream();
-  if (!get_current_stream) throw std::runtime_error("aimfair: this torch was built without CUDA");
-  void* stream = nullptr;
-  STABLE_TORCH_ERROR_CODE_CHECK(get_current_stream(device_index, &stream));
-  return stream;
 }
 
 // Scratch of `bytes` bytes in torch's memory, reused safely in stream order.
@@ -63,7 +44,7 @@ void accumulate(const TensorList& grads, const TensorList& sums, const TensorLis
   }
   const int64_t blocks = first_blocks.back();
   if (blocks == 0) return;
-  const torch::stable::accelerator::DeviceGuard guard(square_norms.get_device_index());
+  const DeviceGuard guard(square_norms.get_device_index());
   void* stream = current_stream(square_norms.get_device_index());
   const Tensor tensors = upload(square_norms, call.tensors, stream);
   const Tensor firsts = upload(square_norms, first_blocks, stream);
@@ -77,6 +58,6 @@ void accumulate(const TensorList& grads, const TensorList& sums, const TensorLis
 
 }  // namespace
 
-STABLE_TORCH_LIBRARY_IMPL(aimfair, CUDA, m) { m.impl("accumulate_", TORCH_BOX(&accumulate)); }
+STABLE_TORCH_LIBRARY_IMPL(aimfair, AIMFAIR_CUDA_KEY, m) { m.impl("accumulate_", TORCH_BOX(&accumulate)); }
 
 }  // namespace aimfair::ops

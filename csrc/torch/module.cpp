@@ -42,6 +42,11 @@ pybind11::dict build_info() {
   info["torch_abi"] = "2.11";                               // TORCH_TARGET_VERSION: this and later
   info["cuda"] = AIMFAIR_CUDA_VERSION;                      // "" without CUDA sources
   info["cuda_architectures"] = AIMFAIR_CUDA_ARCHITECTURES;  // "" without CUDA sources
+#ifdef AIMFAIR_EMULATED
+  info["emulated"] = true;
+#else
+  info["emulated"] = false;
+#endif
   info["cpu_paths"] = cpu_paths();
   info["cpu_path"] = aimfair::cpu::path_name(aimfair::cpu::path());
   return info;
