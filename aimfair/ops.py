@@ -18,12 +18,14 @@ it refuses with a ``RuntimeError`` that names the entry, as in ``grads[3]``, bef
 Sizes are 64-bit; empty lists, empty tensors and any storage offset are fine.
 """
 
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
 from torch import Tensor
 
 import aimfair._C  # noqa: F401 (registers the operators)
+from aimfair.layout import first_blocks as first_blocks_of
 
 Criterion = Literal["value", "magnitude", "difference", "relative_difference", "norm_ratio"]
 
@@ -264,3 +266,111 @@ def masked_sgd_(
         lr, momentum, dampening, weight_decay, nesterov, maximize, compact, stochastic_rounding, seed,
         grad_scale, found_inf,
     )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class StepPlan:
+    """The lists of a masked step, checked once and put where the kernel reads them, for the steps that follow.
+
+    It holds addresses. The tensors it was made of must live, and stay where they are, for as long as it is used.
+    """
+
+    memory: Tensor
+    tensors: int
+    blocks: int
+    bits: Tensor | None
+    rank: Tensor | None
+    compact: bool
+    stochastic_rounding: bool
+    amsgrad: bool = False
+
+
+def plan_adamw(
+    params: list[Tensor],
+    grads: list[Tensor],
+    exp_avgs: list[Tensor],
+    exp_avg_sqs: list[Tensor],
+    steps: list[Tensor],
+    *,
+    bits: Tensor | None = None,
+    rank: Tensor | None = None,
+    first_blocks: list[int] | None = None,
+    max_exp_avg_sqs: list[Tensor] | None = None,
+    masters: list[Tensor] | None = None,
+    compact: bool = False,
+    stochastic_rounding: bool = False,
+) -> StepPlan:
+    """A plan for :func:`planned_adamw_`, of at least one tensor. Args as in :func:`masked_adamw_`."""
+    memory = _ops.plan_adamw.default(
+        params, grads, exp_avgs, exp_avg_sqs, max_exp_avg_sqs or [], masters or [], steps,
+        bits, rank, first_blocks or [], compact, stochastic_rounding,
+    )  # fmt: skip
+    return StepPlan(
+        memory, len(params), _blocks(params), bits, rank, compact, stochastic_rounding, bool(max_exp_avg_sqs)
+    )
+
+
+def plan_sgd(
+    params: list[Tensor],
+    grads: list[Tensor],
+    momentum_buffers: list[Tensor],
+    steps: list[Tensor],
+    *,
+    bits: Tensor | None = None,
+    rank: Tensor | None = None,
+    first_blocks: list[int] | None = None,
+    masters: list[Tensor] | None = None,
+    compact: bool = False,
+    stochastic_rounding: bool = False,
+) -> StepPlan:
+    """A plan for :func:`planned_sgd_`, of at least one tensor. Args as in :func:`masked_sgd_`."""
+    memory = _ops.plan_sgd.default(
+        params, grads, momentum_buffers, masters or [], steps,
+        bits, rank, first_blocks or [], compact, stochastic_rounding,
+    )  # fmt: skip
+    return StepPlan(memory, len(params), _blocks(params), bits, rank, compact, stochastic_rounding)
+
+
+def planned_adamw_(
+    plan: StepPlan,
+    *,
+    lr: Tensor,
+    beta1: float,
+    beta2: float,
+    eps: float,
+    weight_decay: float,
+    maximize: bool = False,
+    seed: int = 0,
+    grad_scale: Tensor | None = None,
+    found_inf: Tensor | None = None,
+) -> None:
+    """:func:`masked_adamw_` on the lists of a plan."""
+    _ops.planned_adamw_.default(
+        plan.memory, plan.tensors, plan.blocks, plan.amsgrad,
+        plan.bits, plan.rank, plan.compact, plan.stochastic_rounding,
+        lr, beta1, beta2, eps, weight_decay, maximize, seed, grad_scale, found_inf,
+    )  # fmt: skip
+
+
+def planned_sgd_(
+    plan: StepPlan,
+    *,
+    lr: Tensor,
+    momentum: float,
+    weight_decay: float,
+    dampening: float = 0.0,
+    nesterov: bool = False,
+    maximize: bool = False,
+    seed: int = 0,
+    grad_scale: Tensor | None = None,
+    found_inf: Tensor | None = None,
+) -> None:
+    """:func:`masked_sgd_` on the lists of a plan, which was made with momentum buffers if there is momentum."""
+    _ops.planned_sgd_.default(
+        plan.memory, plan.tensors, plan.blocks, plan.bits, plan.rank, plan.compact, plan.stochastic_rounding,
+        lr, momentum, dampening, weight_decay, nesterov, maximize, seed, grad_scale, found_inf,
+    )  # fmt: skip
+
+
+def _blocks(tensors: list[Tensor]) -> int:
+    return first_blocks_of([tensor.numel() for tensor in tensors])[-1]

@@ -9,7 +9,6 @@ per fp32 rounding, in the order of the specification, and none of the functions 
 Input is trusted: the checks belong to the kernels.
 """
 
-import math
 from collections.abc import Sequence
 
 import torch
@@ -91,7 +90,7 @@ def _sqrt(x: Tensor) -> Tensor:
 def _gradient(grad: Tensor, grad_scale: Tensor | None) -> Tensor:
     """fp32 gradient, flat, multiplied by the fp32 reciprocal of ``grad_scale``."""
     flat = grad.view(-1).float()
-    return flat if grad_scale is None else flat * grad_scale.view(()).double().reciprocal().float()
+    return flat if grad_scale is None else flat * (_fp32(1.0, flat.device) / grad_scale.view(()))
 
 
 @torch.no_grad()
@@ -288,6 +287,17 @@ class _Selected:
         self.param[self.elements] = rounded
 
 
+def _power(base: float, exponent: int) -> float:
+    """``base**exponent`` by squaring, each product rounded: the same on every device, unlike that of C libraries."""
+    result = 1.0
+    while exponent:
+        if exponent & 1:
+            result *= base
+        base *= base
+        exponent >>= 1
+    return result
+
+
 def _blocks_of(params: list[Tensor], first_blocks: list[int] | None) -> list[int]:
     return first_blocks or layout.first_blocks([param.numel() for param in params])
 
@@ -327,10 +337,10 @@ def masked_adamw_(
             return _fp32(value, device)
 
         steps[t] += 1
-        step, rate = steps[t].item(), lr.item()
+        step, rate = int(steps[t].item()), lr.item()
         decay = fp32(1.0 - rate * weight_decay)
-        step_size = fp32(rate / (1.0 - beta1**step))
-        inverse_bias_correction2 = fp32(1.0 / math.sqrt(1.0 - beta2**step))
+        step_size = fp32(rate) / fp32(1.0 - _power(beta1, step))
+        inverse_bias_correction2 = fp32(1.0) / _sqrt(fp32(1.0 - _power(beta2, step)))
 
         g = _gradient(grads[t], grad_scale)[selected.elements]
         if maximize:
@@ -347,7 +357,7 @@ def masked_adamw_(
 
         selected.write_state(exp_avgs[t], m)
         selected.write_state(exp_avg_sqs[t], v)
-        selected.write_weights(p, (seed, int(step)) if stochastic_rounding else None)
+        selected.write_weights(p, (seed, step) if stochastic_rounding else None)
 
 
 @torch.no_grad()

@@ -32,7 +32,10 @@ if(CMAKE_SYSTEM_PROCESSOR MATCHES "x86_64|AMD64")
   aimfair_add_simd(avx512 -mavx512f -mavx512bw -mavx512dq -mavx512vl -mavx2 -mbmi -mbmi2 -mpopcnt -mf16c)
 endif()
 
-set(aimfair_cuda_sources csrc/cuda/accumulate.cu)
+set(aimfair_cuda_sources
+    csrc/cuda/accumulate.cu
+    csrc/cuda/masked_step.cu
+    csrc/cuda/upload.cu)
 if(AIMFAIR_WITH_CUDA)
   target_sources(aimfair PRIVATE ${aimfair_cuda_sources})
   target_link_libraries(aimfair PUBLIC CUDA::cudart_static)

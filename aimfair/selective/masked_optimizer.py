@@ -1,7 +1,7 @@
 """What the masked optimizers share: matching, state, and the loop that hands lists of tensors to an operator."""
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import chain
 from typing import Any, ClassVar, Literal
 
@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from aimfair.layout import BLOCK
+from aimfair.ops import StepPlan
 from aimfair.selective import state_layout
 from aimfair.selective.mask import ParameterMask
 from aimfair.selective.matching import Slot, match
@@ -21,7 +22,20 @@ State = Literal["dense", "compact"]
 Params = Iterable[Tensor] | Iterable[tuple[str, Tensor]] | Iterable[dict[str, Any]]
 
 
+Lists = dict[str, list[Tensor]]
+"""The lists of an operator by the names of its arguments."""
+
+
 @dataclass(frozen=True)
+class Operator:
+    """The operator of an optimizer: on lists, and the same in two parts, which goes through the lists only once."""
+
+    masked: Callable[..., None]
+    plan: Callable[..., StepPlan]
+    planned: Callable[..., None]
+
+
+@dataclass
 class Launch:
     """Parameters that go to one operator call: of one group, on one device, under one mask.
 
@@ -29,6 +43,7 @@ class Launch:
         indices: their places in the plan's list.
         states: their entries of ``Optimizer.state``.
         arguments: mask and first blocks, as the operators take them.
+        plan: for tensors at ``addresses``.
     """
 
     device: torch.device
@@ -36,8 +51,11 @@ class Launch:
     parameters: list[Tensor]
     names: list[str]
     states: list[dict[str, Tensor]]
+    state_names: tuple[str, ...]
     has_masters: bool
     arguments: dict[str, Any]
+    plan: StepPlan | None = None
+    addresses: list[int] = field(default_factory=list)
 
     def grads(self, grads: list[Tensor | None]) -> list[Tensor]:
         """Those of the plan's gradients that belong to this launch."""
@@ -45,6 +63,18 @@ class Launch:
 
     def state(self, name: str) -> list[Tensor]:
         return [state[name] for state in self.states]
+
+    def plan_of(self, operator: Operator, lists: Lists, *, stochastic_rounding: bool) -> StepPlan:
+        """The plan of these lists; the one there is, if nothing has moved."""
+        addresses = list(map(Tensor.data_ptr, chain.from_iterable(lists.values())))
+        as_planned = self.plan is not None and self.plan.stochastic_rounding == stochastic_rounding
+        # Gradients are new at every step and may come to lie where others lay, in another order of memory.
+        contiguous = all(map(Tensor.is_contiguous, chain(lists["params"], lists["grads"])))
+        if not as_planned or not contiguous or addresses != self.addresses:
+            self.plan = operator.plan(**lists, **self.arguments, stochastic_rounding=stochastic_rounding)
+            self.addresses = addresses
+        assert self.plan is not None
+        return self.plan
 
 
 @dataclass
@@ -90,6 +120,8 @@ class MaskedOptimizer(Optimizer):
 
     required: ClassVar[tuple[str, ...]] = ()
     """Those of :attr:`moments` without which loaded state makes no sense."""
+
+    operator: ClassVar[Operator]
 
     _step_supports_amp_scaling = True  # torch.amp.GradScaler hands grad_scale and found_inf to step()
 
@@ -174,22 +206,36 @@ class MaskedOptimizer(Optimizer):
                 with named_errors(launch.names):
                     self._launch(
                         launch,
-                        launch.grads(grads),
-                        group,
+                        self._lists(launch, launch.grads(grads)),
+                        stochastic_rounding=group["stochastic_rounding"],
                         lr=_on(launch.device, plan.lr_of(group)),
                         weight_decay=group["weight_decay"],
                         maximize=group["maximize"],
-                        masters=launch.state("master") if launch.has_masters else None,
-                        stochastic_rounding=group["stochastic_rounding"],
                         seed=group["seed"],
                         grad_scale=_on(launch.device, grad_scale),
                         found_inf=_on(launch.device, found_inf),
-                        **launch.arguments,
+                        **self._settings(group),
                     )
         return loss
 
-    def _launch(self, launch: Launch, grads: list[Tensor], group: dict[str, Any], **arguments: Any) -> None:
-        """Calls the operator."""
+    def _launch(self, launch: Launch, lists: Lists, *, stochastic_rounding: bool, **settings: Any) -> None:
+        if launch.device.type == "cuda" and torch.cuda.is_current_stream_capturing():
+            # The graph gets a plan of its own: it may be replayed when this optimizer has long made another.
+            self.operator.masked(**lists, **launch.arguments, stochastic_rounding=stochastic_rounding, **settings)
+        else:
+            plan = launch.plan_of(self.operator, lists, stochastic_rounding=stochastic_rounding)
+            self.operator.planned(plan, **settings)
+
+    def _lists(self, launch: Launch, grads: list[Tensor]) -> Lists:
+        lists = {"params": launch.parameters, "grads": grads, "steps": launch.state("step")}
+        for name in self.moments:
+            lists[f"{name}s"] = launch.state(name) if name in launch.state_names else []
+        if launch.has_masters:
+            lists["masters"] = launch.state("master")
+        return lists
+
+    def _settings(self, group: dict[str, Any]) -> dict[str, Any]:
+        """The options of a group that only this operator takes."""
         raise NotImplementedError
 
     def _state_names(self, group: dict[str, Any]) -> tuple[str, ...]:
@@ -227,12 +273,17 @@ class MaskedOptimizer(Optimizer):
             bucket = (parameter.device, id(self._slots[parameter].mask), has_master)
             buckets.setdefault(bucket, []).append(index)
         return tuple(
-            self._make_launch(device, indices, [parameters[index] for index in indices], has_masters)
+            self._make_launch(device, indices, [parameters[index] for index in indices], state_names, has_masters)
             for (device, _, has_masters), indices in buckets.items()
         )
 
     def _make_launch(
-        self, device: torch.device, indices: list[int], parameters: list[Tensor], has_masters: bool
+        self,
+        device: torch.device,
+        indices: list[int],
+        parameters: list[Tensor],
+        state_names: tuple[str, ...],
+        has_masters: bool,
     ) -> Launch:
         slots = [self._slots[parameter] for parameter in parameters]
         arguments: dict[str, Any] = {"first_blocks": [slot.first_block for slot in slots], "compact": False}
@@ -240,7 +291,8 @@ class MaskedOptimizer(Optimizer):
             mask = self._masks.setdefault((id(mask), device), mask.to(device))
             arguments.update(bits=mask.bits, rank=mask.rank, compact=self.compact)
         states = [self.state[parameter] for parameter in parameters]
-        return Launch(device, indices, parameters, [slot.name for slot in slots], states, has_masters, arguments)
+        names = [slot.name for slot in slots]
+        return Launch(device, indices, parameters, names, states, state_names, has_masters, arguments)
 
     def _reset_plans(self) -> None:
         self._plans: dict[int, Plan] = {}

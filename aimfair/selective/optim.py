@@ -6,7 +6,7 @@ from torch import Tensor
 
 from aimfair import ops
 from aimfair.selective.mask import ParameterMask
-from aimfair.selective.masked_optimizer import Launch, MaskedOptimizer, Params, State
+from aimfair.selective.masked_optimizer import MaskedOptimizer, Operator, Params, State
 
 
 class MaskedAdamW(MaskedOptimizer):
@@ -36,6 +36,7 @@ class MaskedAdamW(MaskedOptimizer):
 
     moments = ("exp_avg", "exp_avg_sq", "max_exp_avg_sq")
     required = ("exp_avg", "exp_avg_sq")
+    operator = Operator(ops.masked_adamw_, ops.plan_adamw, ops.planned_adamw_)
 
     def __init__(
         self,
@@ -72,19 +73,8 @@ class MaskedAdamW(MaskedOptimizer):
     def _state_names(self, group: dict[str, Any]) -> tuple[str, ...]:
         return self.moments if group["amsgrad"] else self.required
 
-    def _launch(self, launch: Launch, grads: list[Tensor], group: dict[str, Any], **arguments: Any) -> None:
-        ops.masked_adamw_(
-            launch.parameters,
-            grads,
-            launch.state("exp_avg"),
-            launch.state("exp_avg_sq"),
-            launch.state("step"),
-            beta1=group["betas"][0],
-            beta2=group["betas"][1],
-            eps=group["eps"],
-            max_exp_avg_sqs=launch.state("max_exp_avg_sq") if group["amsgrad"] else None,
-            **arguments,
-        )
+    def _settings(self, group: dict[str, Any]) -> dict[str, Any]:
+        return {"beta1": group["betas"][0], "beta2": group["betas"][1], "eps": group["eps"]}
 
 
 class MaskedSGD(MaskedOptimizer):
@@ -95,6 +85,7 @@ class MaskedSGD(MaskedOptimizer):
     """
 
     moments = ("momentum_buffer",)
+    operator = Operator(ops.masked_sgd_, ops.plan_sgd, ops.planned_sgd_)
 
     def __init__(
         self,
@@ -132,17 +123,8 @@ class MaskedSGD(MaskedOptimizer):
     def _state_names(self, group: dict[str, Any]) -> tuple[str, ...]:
         return self.moments if group["momentum"] else ()
 
-    def _launch(self, launch: Launch, grads: list[Tensor], group: dict[str, Any], **arguments: Any) -> None:
-        ops.masked_sgd_(
-            launch.parameters,
-            grads,
-            launch.state("momentum_buffer") if group["momentum"] else [],
-            launch.state("step"),
-            momentum=group["momentum"],
-            dampening=group["dampening"],
-            nesterov=group["nesterov"],
-            **arguments,
-        )
+    def _settings(self, group: dict[str, Any]) -> dict[str, Any]:
+        return {name: group[name] for name in ("momentum", "dampening", "nesterov")}
 
 
 def _require(name: str, value: object, valid: bool | Tensor) -> None:

@@ -2,6 +2,7 @@
 
 #include <vector>
 
+#include "aimfair/scalar.h"
 #include "cpu/chunks.h"
 #include "cpu/kernels.h"
 
@@ -11,6 +12,7 @@ void accumulate(const AccumulateTensor* tensors, int64_t count, const Accumulate
                 int64_t* nonfinite, int threads) {
   constexpr int64_t kChunk = 16 * kBlock;
   const Kernels& kernel = kernels();
+  const float grad_factor = gradient_factor(options.grad_scale);
   const Chunks chunks(count, kChunk, [&](int64_t t) { return tensors[t].numel; });
   // Partial results are kept per chunk and added in order, so that the sums do not depend on the threads.
   std::vector<double> square_norm(static_cast<size_t>(chunks.count()));
@@ -18,8 +20,8 @@ void accumulate(const AccumulateTensor* tensors, int64_t count, const Accumulate
 
   parallel_for(chunks.count(), threads, [&](int64_t i) {
     const Chunk chunk = chunks[i];
-    kernel.accumulate(tensors[chunk.tensor], options, chunk.begin, chunk.end, &square_norm[static_cast<size_t>(i)],
-                      &bad[static_cast<size_t>(i)]);
+    kernel.accumulate(tensors[chunk.tensor], options, grad_factor, chunk.begin, chunk.end,
+                      &square_norm[static_cast<size_t>(i)], &bad[static_cast<size_t>(i)]);
   });
 
   for (int64_t t = 0; t < count; t++) {

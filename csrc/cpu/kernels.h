@@ -11,10 +11,20 @@
 
 namespace aimfair::cpu {
 
+// What a step has read from memory besides the tensors.
+struct StepValues {
+  float grad_factor;  // gradients are multiplied by it
+  uint64_t step;      // number of this step of the tensor, from 1
+};
+
+template <class Update>
+using StepKernel = void (*)(const StepTensor& tensor, const StepOptions& options, const StepValues& values,
+                            const Update& update, int64_t begin, int64_t end);
+
 struct Kernels {
-  // Adds elements [begin, end) into the statistics; *square_norm and *nonfinite are set.
-  void (*accumulate)(const AccumulateTensor& tensor, const AccumulateOptions& options, int64_t begin, int64_t end,
-                     double* square_norm, int64_t* nonfinite);
+  // Adds elements [begin, end), times grad_factor, into the statistics; *square_norm and *nonfinite are set.
+  void (*accumulate)(const AccumulateTensor& tensor, const AccumulateOptions& options, float grad_factor, int64_t begin,
+                     int64_t end, double* square_norm, int64_t* nonfinite);
 
   // Scores of the n <= kBlock elements from `begin`; true if one is NaN. `begin` needs no alignment.
   bool (*scores)(const ScoreTensor& tensor, const ScoreSpec& spec, int64_t begin, int n, float* out);
@@ -38,10 +48,10 @@ struct Kernels {
                  int32_t* candidate_keys, uint32_t* candidate_places);
 
   // One step on the selected elements among [begin, end).
-  void (*adamw)(const StepTensor& tensor, const StepOptions& options, const AdamWScalars& scalars, bool amsgrad,
-                int64_t begin, int64_t end);
-  void (*sgd)(const StepTensor& tensor, const StepOptions& options, const SgdScalars& scalars, int64_t begin,
-              int64_t end);
+  StepKernel<AdamW<false>> adamw;
+  StepKernel<AdamW<true>> amsgrad;
+  StepKernel<Sgd<false>> sgd;
+  StepKernel<Sgd<true>> momentum;
 };
 
 namespace scalar {

@@ -8,15 +8,20 @@
 namespace aimfair::cpu {
 namespace {
 
-// Calls step(tensor, its scalars, begin, end) over chunks of all tensors that have something selected.
-template <class Scalars, class MakeScalars, class Step>
-void step_tensors(const StepTensor* tensors, int64_t count, const StepOptions& options, int threads,
-                  const MakeScalars& make_scalars, const Step& step) {
+// Counts the step of every tensor, then runs the kernel over chunks of all tensors that have something selected.
+template <class Update>
+void step_tensors(const StepTensor* tensors, int64_t count, const typename Update::Config& config,
+                  const StepOptions& options, int threads, StepKernel<Update> kernel) {
+  if (options.found_inf && *options.found_inf != 0) return;
   constexpr int64_t kChunk = 64 * kBlock;
-  std::vector<Scalars> scalars(static_cast<size_t>(count));
-  for (int64_t t = 0; t < count; t++) {  // tensors mostly share the step, and pow is slow
-    const bool same = t > 0 && tensors[t].step == tensors[t - 1].step;
-    scalars[t] = same ? scalars[t - 1] : make_scalars(tensors[t].step);
+  const float grad_factor = gradient_factor(options.grad_scale);
+  const double lr = learning_rate(options, config.lr);
+  std::vector<StepValues> values(static_cast<size_t>(count));
+  std::vector<Update> updates(static_cast<size_t>(count), Update{constants_of(config), {}});
+  for (int64_t t = 0; t < count; t++) {
+    values[t] = {grad_factor, static_cast<uint64_t>(*tensors[t].step += 1)};
+    const bool same = t > 0 && values[t].step == values[t - 1].step;  // as it mostly is
+    updates[t].scalars = same ? updates[t - 1].scalars : scalars_of(config, lr, values[t].step);
   }
   const int64_t* rank = options.mask.rank;
   const Chunks chunks(count, kChunk, [&](int64_t t) {
@@ -26,7 +31,7 @@ void step_tensors(const StepTensor* tensors, int64_t count, const StepOptions& o
   });
   parallel_for(chunks.count(), threads, [&](int64_t i) {
     const Chunk chunk = chunks[i];
-    step(tensors[chunk.tensor], scalars[static_cast<size_t>(chunk.tensor)], chunk.begin, chunk.end);
+    kernel(tensors[chunk.tensor], options, values[chunk.tensor], updates[chunk.tensor], chunk.begin, chunk.end);
   });
 }
 
@@ -34,22 +39,14 @@ void step_tensors(const StepTensor* tensors, int64_t count, const StepOptions& o
 
 void masked_adamw(const StepTensor* tensors, int64_t count, const AdamWConfig& config, bool amsgrad,
                   const StepOptions& options, int threads) {
-  const Kernels& kernel = kernels();
-  step_tensors<AdamWScalars>(
-      tensors, count, options, threads, [&](double step) { return adamw_scalars(config, step); },
-      [&](const StepTensor& tensor, const AdamWScalars& scalars, int64_t begin, int64_t end) {
-        kernel.adamw(tensor, options, scalars, amsgrad, begin, end);
-      });
+  return amsgrad ? step_tensors<AdamW<true>>(tensors, count, config, options, threads, kernels().amsgrad)
+                 : step_tensors<AdamW<false>>(tensors, count, config, options, threads, kernels().adamw);
 }
 
 void masked_sgd(const StepTensor* tensors, int64_t count, const SgdConfig& config, const StepOptions& options,
                 int threads) {
-  const Kernels& kernel = kernels();
-  step_tensors<SgdScalars>(
-      tensors, count, options, threads, [&](double step) { return sgd_scalars(config, step); },
-      [&](const StepTensor& tensor, const SgdScalars& scalars, int64_t begin, int64_t end) {
-        kernel.sgd(tensor, options, scalars, begin, end);
-      });
+  return config.momentum != 0 ? step_tensors<Sgd<true>>(tensors, count, config, options, threads, kernels().momentum)
+                              : step_tensors<Sgd<false>>(tensors, count, config, options, threads, kernels().sgd);
 }
 
 }  // namespace aimfair::cpu

@@ -1,126 +1,198 @@
 #include "aimfair/accumulate.h"
 
-#include <cuda_bf16.h>
-#include <cuda_fp16.h>
-#include <cuda_runtime.h>
-
 #include "aimfair/mask.h"
+#include "aimfair/scalar.h"
+#include "cuda/element.h"
+#include "cuda/launch.h"
+#include "cuda/upload.h"
+#include "cuda/warp.h"
 
-// accumulate on the device: one thread block for each block of 1024 elements of all tensors, in a grid-stride loop.
-// Partial norms are kept per block and added in order by a second kernel, so that repeated runs give the same bits.
+// accumulate: every tensor is cut into chunks, and thread blocks take one chunk after another. The norm of a chunk is
+// kept apart; the thread block that ends the last chunk of a tensor adds them in order, so that repeated runs and other
+// devices give the same bits.
 
 namespace aimfair::cuda {
 namespace {
 
-constexpr int kThreads = 256;
-constexpr int kPerThread = kBlock / kThreads;
+constexpr int kThreads = 128;
+constexpr int kResident = 7;            // thread blocks on a multiprocessor, which leaves 72 registers for each thread
+constexpr int64_t kChunk = 8 * kBlock;  // elements
 
-__device__ float load_grad(const AccumulateTensor& tensor, int64_t at) {
-  switch (tensor.dtype) {
-    case DType::bfloat16:
-      return __bfloat162float(static_cast<const __nv_bfloat16*>(tensor.grad)[at]);
-    case DType::float16:
-      return __half2float(static_cast<const __half*>(tensor.grad)[at]);
-    case DType::float32:
-      break;
-  }
-  return static_cast<const float*>(tensor.grad)[at];
-}
+// The list in device memory.
+struct AccumulateTable {
+  const AccumulateTensor* tensors;
+  const int64_t* first_chunks;  // count + 1 entries
+  unsigned* arrived;            // chunks done, of each tensor
+  double* chunk_norms;
+  int64_t count;
+  int64_t chunks;
+};
 
-__device__ void zero_grad(const AccumulateTensor& tensor, int64_t at) {
-  if (tensor.dtype == DType::float32) {
-    static_cast<float*>(tensor.grad)[at] = 0.0f;
+// Calls use(place, values) with the place of every element of [begin, end) that is this thread's: four at once where
+// `four` says that all addresses allow it.
+template <class UseFour, class UseOne>
+__device__ __forceinline__ void for_each_element(int64_t begin, int64_t end, bool four, const UseFour& use_four,
+                                                 const UseOne& use_one) {
+  if (four) {
+    int64_t at = begin + int64_t{threadIdx.x} * 4;
+#pragma unroll 1
+    for (; at + 4 <= end; at += kThreads * 4) use_four(at);
+    for (; at < end; at++) use_one(at);  // of one thread: fewer than four are left
   } else {
-    static_cast<uint16_t*>(tensor.grad)[at] = 0;
+    for (int64_t at = begin + threadIdx.x; at < end; at += kThreads) use_one(at);
   }
 }
 
-// The tensor that owns a block: the last one whose first block is not past it and that is not empty.
-__device__ int64_t tensor_of(const int64_t* first_blocks, int64_t count, int64_t block) {
-  int64_t low = 0, high = count;  // first_blocks[low] <= block < first_blocks[high]
-  while (high - low > 1) {
-    const int64_t middle = (low + high) / 2;
-    if (first_blocks[middle] <= block) {
-      low = middle;
-    } else {
-      high = middle;
+template <DType kDType>
+struct Accumulate {
+  using E = Element<kDType>;
+  using T = typename E::type;
+  const AccumulateTensor& tensor;
+  const AccumulateOptions& options;
+  const float& factor;
+  double norm = 0;
+  int bad = 0;
+
+  __device__ __forceinline__ bool four_allowed() const {
+    return four_aligned(tensor.grad, sizeof(typename E::four)) && four_aligned(tensor.sum, sizeof(float4)) &&
+           four_aligned(tensor.square, sizeof(float4)) && four_aligned(tensor.second_sum, sizeof(float4));
+  }
+
+  // What a gradient value adds: nothing, if it is not finite.
+  __device__ __forceinline__ float counted(float scaled) {
+    const bool finite = (float_bits(scaled) & 0x7fffffffu) < 0x7f800000u;
+    bad += !finite;
+    return finite ? scaled : 0.0f;
+  }
+
+  __device__ __forceinline__ void four(int64_t at) {
+    T* grad = static_cast<T*>(tensor.grad) + at;
+    Four g = load_four<kDType>(grad), old_sum, old_square, old_second;
+    if (tensor.sum) old_sum = load_four<DType::float32>(tensor.sum + at);
+    if (tensor.square) old_square = load_four<DType::float32>(tensor.square + at);
+    if (tensor.second_sum) old_second = load_four<DType::float32>(tensor.second_sum + at);
+    float squares = 0.0f;
+#pragma unroll
+    for (int i = 0; i < 4; i++) {
+      g.v[i] = counted(g.v[i] * factor);
+      const float square = g.v[i] * g.v[i];
+      squares += square;
+      if (tensor.sum) old_sum.v[i] += options.weight * g.v[i];
+      if (tensor.square) old_square.v[i] += square;
+      if (tensor.second_sum) old_second.v[i] += options.second_weight * g.v[i];
     }
+    if (tensor.sum) store_four<DType::float32>(tensor.sum + at, old_sum);
+    if (tensor.square) store_four<DType::float32>(tensor.square + at, old_square);
+    if (tensor.second_sum) store_four<DType::float32>(tensor.second_sum + at, old_second);
+    if (options.zero_grads) store_four<kDType>(grad, Four{});
+    norm += static_cast<double>(squares);
   }
-  return low;
+
+  __device__ __forceinline__ void one(int64_t at) {
+    T* grad = static_cast<T*>(tensor.grad) + at;
+    const float g = counted(E::decode(*grad) * factor), square = g * g;
+    if (tensor.sum) tensor.sum[at] += options.weight * g;
+    if (tensor.square) tensor.square[at] += square;
+    if (tensor.second_sum) tensor.second_sum[at] += options.second_weight * g;
+    if (options.zero_grads) *grad = T{};
+    norm += static_cast<double>(square);
+  }
+
+  __device__ __forceinline__ void range(int64_t begin, int64_t end) {
+    for_each_element(begin, end, four_allowed(), [&](int64_t at) { four(at); }, [&](int64_t at) { one(at); });
+  }
+};
+
+// Adds elements [begin, end); the norm and the number of values that are not finite are this thread's share.
+template <DType kDType>
+__device__ __forceinline__ void accumulate_range(const AccumulateTensor& tensor, const AccumulateOptions& options,
+                                                 const float& factor, int64_t begin, int64_t end, double* norm, int* bad) {
+  Accumulate<kDType> work{tensor, options, factor};
+  work.range(begin, end);
+  *norm = work.norm;
+  *bad = work.bad;
 }
 
-// Sum over the thread block, in a fixed order; the result is thread 0's.
-__device__ double block_sum(double value) {
-  __shared__ double shared[kThreads];
-  shared[threadIdx.x] = value;
-  __syncthreads();
-  for (int width = kThreads / 2; width > 0; width /= 2) {
-    if (threadIdx.x < width) shared[threadIdx.x] += shared[threadIdx.x + width];
+// What a thread block works on, in shared memory: registers are for the elements.
+struct Chunk {
+  AccumulateTensor tensor;
+  int64_t owner;      // the tensor's place in the list
+  int64_t first;      // chunk of the tensor
+  int64_t of_tensor;  // chunks
+};
+
+// Finds the owner of a chunk. By warp 0.
+__device__ __forceinline__ void take_chunk(const AccumulateTable& table, int64_t i, Chunk* chunk) {
+  const int64_t t = owner_of(table.first_chunks, table.count, i);
+  if (lane_id() != 0) return;
+  chunk->tensor = table.tensors[t];
+  chunk->owner = t;
+  chunk->first = table.first_chunks[t];
+  chunk->of_tensor = table.first_chunks[t + 1] - chunk->first;
+}
+
+__global__ void __launch_bounds__(kThreads, kResident)
+    accumulate_chunks(AccumulateTable table, AccumulateOptions options, double* square_norms, int64_t* nonfinite) {
+  __shared__ Chunk chunk;
+  __shared__ float factor;
+  if (threadIdx.x == 0) factor = gradient_factor(options.grad_scale);
+  for (int64_t i = blockIdx.x; i < table.chunks; i += gridDim.x) {
+    __syncthreads();  // all threads are done with the chunk before
+    if (warp_id() == 0) take_chunk(table, i, &chunk);
     __syncthreads();
-  }
-  const double total = shared[0];
-  __syncthreads();
-  return total;
-}
-
-__global__ void __launch_bounds__(kThreads)
-    accumulate_blocks(const AccumulateTensor* tensors, const int64_t* first_blocks, int64_t count, int64_t blocks,
-                      AccumulateOptions options, const float* grad_scale, double* partials, int64_t* nonfinite) {
-  const float inverse_scale =
-      grad_scale ? static_cast<float>(1.0 / static_cast<double>(*grad_scale)) : options.inverse_scale;
-  for (int64_t block = blockIdx.x; block < blocks; block += gridDim.x) {
-    const int64_t t = tensor_of(first_blocks, count, block);
-    const AccumulateTensor tensor = tensors[t];
-    const int64_t begin = (block - first_blocks[t]) * kBlock;
-    double squares = 0;
+    const int64_t begin = (i - chunk.first) * kChunk;
+    const int64_t end = chunk.tensor.numel - begin < kChunk ? chunk.tensor.numel : begin + kChunk;
+    double norm = 0;
     int bad = 0;
-    for (int i = 0; i < kPerThread; i++) {
-      const int64_t at = begin + i * kThreads + threadIdx.x;
-      if (at >= tensor.numel) break;
-      const float g = load_grad(tensor, at) * inverse_scale;
-      if (isfinite(g)) {
-        const float square = g * g;
-        if (tensor.sum) tensor.sum[at] += options.weight * g;
-        if (tensor.square) tensor.square[at] += square;
-        if (tensor.second_sum) tensor.second_sum[at] += options.second_weight * g;
-        squares += square;
-      } else {
-        bad++;
+    switch (chunk.tensor.dtype) {
+      case DType::float32:
+        accumulate_range<DType::float32>(chunk.tensor, options, factor, begin, end, &norm, &bad);
+        break;
+      case DType::bfloat16:
+        accumulate_range<DType::bfloat16>(chunk.tensor, options, factor, begin, end, &norm, &bad);
+        break;
+      case DType::float16:
+        accumulate_range<DType::float16>(chunk.tensor, options, factor, begin, end, &norm, &bad);
+        break;
+    }
+    if (bad) {
+      atomicAdd(reinterpret_cast<unsigned long long*>(nonfinite + chunk.owner), static_cast<unsigned long long>(bad));
+    }
+    norm = block_sum<kThreads>(norm);
+    if (chunk.of_tensor > 1) {
+      if (threadIdx.x == 0) table.chunk_norms[i] = norm;
+      if (!last_to_arrive(table.arrived + chunk.owner, static_cast<unsigned>(chunk.of_tensor))) continue;
+      double total = 0;
+      for (int64_t j = threadIdx.x; j < chunk.of_tensor; j += kThreads) {
+        total += __ldcg(table.chunk_norms + chunk.first + j);
       }
-      if (options.zero_grads) zero_grad(tensor, at);
+      norm = block_sum<kThreads>(total);
     }
-    if (bad) atomicAdd(reinterpret_cast<unsigned long long*>(nonfinite + t), static_cast<unsigned long long>(bad));
-    const double total = block_sum(squares);
-    if (threadIdx.x == 0) partials[block] = total;
-  }
-}
-
-__global__ void __launch_bounds__(kThreads)
-    add_partials(const int64_t* first_blocks, int64_t count, const double* partials, double* square_norms) {
-  for (int64_t t = blockIdx.x; t < count; t += gridDim.x) {
-    double total = 0;
-    for (int64_t block = first_blocks[t] + threadIdx.x; block < first_blocks[t + 1]; block += kThreads) {
-      total += partials[block];
-    }
-    total = block_sum(total);
-    if (threadIdx.x == 0) square_norms[t] += total;
+    if (threadIdx.x == 0) square_norms[chunk.owner] += norm;
   }
 }
 
 }  // namespace
 
-int accumulate(const AccumulateTensor* tensors, const int64_t* first_blocks, int64_t count, int64_t blocks,
-               const AccumulateOptions& options, const float* grad_scale, double* partials, double* square_norms,
-               int64_t* nonfinite, void* stream) {
-  if (blocks == 0) return cudaSuccess;
-  constexpr int64_t kMaxGrid = 1 << 16;
-  const auto grid = [](int64_t wanted) { return static_cast<unsigned>(wanted < kMaxGrid ? wanted : kMaxGrid); };
-  const auto on = static_cast<cudaStream_t>(stream);
-  accumulate_blocks<<<grid(blocks), kThreads, 0, on>>>(tensors, first_blocks, count, blocks, options, grad_scale,
-                                                       partials, nonfinite);
-  if (const cudaError_t error = cudaGetLastError()) return error;
-  add_partials<<<grid(count), kThreads, 0, on>>>(first_blocks, count, partials, square_norms);
-  return cudaGetLastError();
+int accumulate(const AccumulateTensor* tensors, int64_t count, const AccumulateOptions& options, double* square_norms,
+               int64_t* nonfinite, const Allocate& allocate, void* stream) {
+  const auto first_chunks =
+      first_units(count, [&](int64_t t) { return tensors[t].numel / kChunk + (tensors[t].numel % kChunk != 0); });
+  const int64_t chunks = first_chunks.back();
+  if (chunks == 0) return cudaSuccess;
+  Upload upload;
+  const int64_t tensors_at = upload.add(tensors, count), firsts_at = upload.add(first_chunks),
+                arrived_at = upload.add_zeros<unsigned>(count);
+  void* memory = allocate(upload.bytes() + chunks * static_cast<int64_t>(sizeof(double)));
+  if (!memory) return cudaErrorMemoryAllocation;
+  if (const cudaError_t error = upload.copy(memory, stream)) return error;
+  const AccumulateTable table{array_at<AccumulateTensor>(memory, tensors_at),
+                              array_at<int64_t>(memory, firsts_at),
+                              array_at<unsigned>(memory, arrived_at),
+                              array_at<double>(memory, upload.bytes()),
+                              count,
+                              chunks};
+  return launch_persistent(accumulate_chunks, chunks, kThreads, stream, table, options, square_norms, nonfinite);
 }
 
 }  // namespace aimfair::cuda

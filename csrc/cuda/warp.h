@@ -36,7 +36,7 @@ __device__ __forceinline__ T warp_sum(T value) {
 
 // Sum over a thread block of kThreads threads, for each of them, in an order that never changes.
 template <int kThreads, class T>
-__device__ __forceinline__ T block_sum(T value) {
+static __device__ __forceinline__ T block_sum(T value) {
   __shared__ T sums[kThreads / kWarp];
   value = warp_sum(value);
   __syncthreads();  // the sums of a call before have been read
@@ -64,7 +64,7 @@ __device__ __forceinline__ int64_t owner_of(const int64_t* firsts, int64_t count
 
 // True in all threads of the thread block that comes last of `parties` to this place; what the others wrote before is
 // visible to it. *arrived must be 0 at first and is 0 again afterwards.
-__device__ __forceinline__ bool last_to_arrive(unsigned* arrived, unsigned parties) {
+static __device__ __forceinline__ bool last_to_arrive(unsigned* arrived, unsigned parties) {
   __shared__ bool is_last;
   __syncthreads();  // all threads of this one have written, and read is_last of a call before
   if (threadIdx.x == 0) {

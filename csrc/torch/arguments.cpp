@@ -22,6 +22,8 @@ const char* type_name(ScalarType type) {
       return "int64";
     case ScalarType::Bool:
       return "bool";
+    case ScalarType::Byte:
+      return "uint8";
     default:
       return "another dtype";
   }
@@ -43,6 +45,8 @@ const char* expected_name(Types types) {
       return "int64";
     case Types::boolean:
       return "bool";
+    case Types::bytes:
+      return "uint8";
   }
   return "";
 }
@@ -63,6 +67,8 @@ bool allowed(Types types, ScalarType type) {
       return type == ScalarType::Long;
     case Types::boolean:
       return type == ScalarType::Bool;
+    case Types::bytes:
+      return type == ScalarType::Byte;
   }
   return false;
 }
@@ -146,11 +152,6 @@ DType dtype_of(const Tensor& tensor) {
     default:
       return DType::float32;
   }
-}
-
-double scalar_of(const Tensor& tensor) {
-  if (tensor.scalar_type() == ScalarType::Double) return *static_cast<const double*>(tensor.data_ptr());
-  return static_cast<double>(*static_cast<const float*>(tensor.data_ptr()));
 }
 
 }  // namespace aimfair::ops

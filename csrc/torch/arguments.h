@@ -29,7 +29,8 @@ enum class Types {
   float64,
   int32,
   int64,
-  boolean
+  boolean,
+  bytes
 };
 
 class Arguments {
@@ -71,8 +72,5 @@ class Arguments {
 
 // Of a tensor that `Types::floating` let pass.
 DType dtype_of(const Tensor& tensor);
-
-// The one value of a CPU tensor of float32 or float64.
-double scalar_of(const Tensor& tensor);
 
 }  // namespace aimfair::ops

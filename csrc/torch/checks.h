@@ -14,10 +14,9 @@ using OptionalTensor = std::optional<Tensor>;
 
 struct AccumulateCall {
   std::vector<AccumulateTensor> tensors;
-  AccumulateOptions options;  // inverse_scale is left to the backend: grad_scale is on the device
+  AccumulateOptions options;
   double* square_norms;
   int64_t* nonfinite;
-  const float* grad_scale;  // may be null
 };
 
 AccumulateCall check_accumulate(const TensorList& grads, const TensorList& sums, const TensorList& squares,
@@ -74,29 +73,47 @@ BoolsCall check_pack_bits(const Tensor& bits, const Tensor& rank, const TensorLi
 BoolsCall check_unpack_bits(const TensorList& bools, const Tensor& bits);
 MaskCall check_rank(const Tensor& rank, const Tensor& bits);
 
-// What the two optimizers share.
-struct StepArguments {
+// What the two optimizers share: the lists that a plan is made of,
+struct StepLists {
   const TensorList &params, &grads, &masters, &steps;
   const OptionalTensor &bits, &rank;
   const std::vector<int64_t>& first_blocks;
+  bool compact, stochastic_rounding;
+};
+
+// and what may differ from step to step.
+struct StepSettings {
   const Tensor& lr;
   double weight_decay;
-  bool maximize, compact, stochastic_rounding;
+  bool maximize;
   int64_t seed;
   const OptionalTensor &grad_scale, &found_inf;
 };
 
-struct StepCall {
-  std::vector<StepTensor> tensors;  // `step` is left to the backend: it is on the device
-  StepOptions options;              // so is inverse_scale
-  std::vector<float*> steps;
-  const float* grad_scale;  // may be null
-  const float* found_inf;   // may be null
+// A plan, as the operators hand it on: its memory and what it was made for.
+struct PlanArguments {
+  const Tensor& memory;
+  int64_t tensors, blocks;
+  int64_t bytes;  // of memory, as the backend wants it
+  const OptionalTensor &bits, &rank;
+  bool compact, stochastic_rounding;
 };
 
-StepCall check_masked_adamw(const StepArguments& step, const TensorList& exp_avgs, const TensorList& exp_avg_sqs,
-                            const TensorList& max_exp_avg_sqs, double beta1, double beta2, double eps);
-StepCall check_masked_sgd(const StepArguments& step, const TensorList& momentum_buffers, double momentum,
-                          double dampening, bool nesterov);
+struct StepCall {
+  std::vector<StepTensor> tensors;  // empty where there is a plan
+  StepOptions options;
+};
+
+StepCall check_plan_adamw(const StepLists& lists, const TensorList& exp_avgs, const TensorList& exp_avg_sqs,
+                          const TensorList& max_exp_avg_sqs);
+StepCall check_plan_sgd(const StepLists& lists, const TensorList& momentum_buffers);
+
+StepCall check_planned_adamw(const PlanArguments& plan, const StepSettings& settings, const AdamWConfig& config);
+StepCall check_planned_sgd(const PlanArguments& plan, const StepSettings& settings, const SgdConfig& config);
+
+StepCall check_masked_adamw(const StepLists& lists, const TensorList& exp_avgs, const TensorList& exp_avg_sqs,
+                            const TensorList& max_exp_avg_sqs, const StepSettings& settings, const AdamWConfig& config);
+StepCall check_masked_sgd(const StepLists& lists, const TensorList& momentum_buffers, const StepSettings& settings,
+                          const SgdConfig& config);
 
 }  // namespace aimfair::ops

@@ -1,6 +1,8 @@
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 
+#include <cstring>
+
 #include "aimfair/mask_ops.h"
 #include "checks.h"
 
@@ -11,14 +13,11 @@ namespace {
 
 int torch_threads() { return static_cast<int>(torch::stable::get_num_threads()); }
 
-float inverse_of(const float* grad_scale) { return grad_scale ? static_cast<float>(1.0 / *grad_scale) : 1.0f; }
-
 void accumulate(const TensorList& grads, const TensorList& sums, const TensorList& squares,
                 const TensorList& second_sums, const Tensor& square_norms, const Tensor& nonfinite, double weight,
                 double second_weight, const OptionalTensor& grad_scale, bool zero_grads) {
-  AccumulateCall call = check_accumulate(grads, sums, squares, second_sums, square_norms, nonfinite, weight,
-                                         second_weight, grad_scale, zero_grads);
-  call.options.inverse_scale = inverse_of(call.grad_scale);
+  const AccumulateCall call = check_accumulate(grads, sums, squares, second_sums, square_norms, nonfinite, weight,
+                                               second_weight, grad_scale, zero_grads);
   cpu::accumulate(call.tensors.data(), static_cast<int64_t>(call.tensors.size()), call.options, call.square_norms,
                   call.nonfinite, torch_threads());
 }
@@ -68,27 +67,18 @@ void rank(const Tensor& rank, const Tensor& bits) {
   cpu::rank(call.bits, call.blocks, call.rank, torch_threads());
 }
 
-// Reads the scalars that live on the device and counts the step; false if there is nothing to do.
-bool begin_step(StepCall& call) {
-  if (call.found_inf && *call.found_inf != 0) return false;
-  call.options.inverse_scale = inverse_of(call.grad_scale);
-  for (size_t t = 0; t < call.tensors.size(); t++) call.tensors[t].step = *call.steps[t] += 1;
-  return true;
-}
-
 void masked_adamw(const TensorList& params, const TensorList& grads, const TensorList& exp_avgs,
                   const TensorList& exp_avg_sqs, const TensorList& max_exp_avg_sqs, const TensorList& masters,
                   const TensorList& steps, const OptionalTensor& bits, const OptionalTensor& rank,
                   const std::vector<int64_t>& first_blocks, const Tensor& lr, double beta1, double beta2, double eps,
                   double weight_decay, bool maximize, bool compact, bool stochastic_rounding, int64_t seed,
                   const OptionalTensor& grad_scale, const OptionalTensor& found_inf) {
-  StepCall call = check_masked_adamw({params, grads, masters, steps, bits, rank, first_blocks, lr, weight_decay,
-                                      maximize, compact, stochastic_rounding, seed, grad_scale, found_inf},
-                                     exp_avgs, exp_avg_sqs, max_exp_avg_sqs, beta1, beta2, eps);
-  if (!begin_step(call)) return;
-  cpu::masked_adamw(call.tensors.data(), static_cast<int64_t>(call.tensors.size()),
-                    {scalar_of(lr), beta1, beta2, eps, weight_decay}, !max_exp_avg_sqs.empty(), call.options,
-                    torch_threads());
+  const AdamWConfig config{0.0, beta1, beta2, eps, weight_decay};
+  const StepCall call = check_masked_adamw(
+      {params, grads, masters, steps, bits, rank, first_blocks, compact, stochastic_rounding}, exp_avgs, exp_avg_sqs,
+      max_exp_avg_sqs, {lr, weight_decay, maximize, seed, grad_scale, found_inf}, config);
+  cpu::masked_adamw(call.tensors.data(), static_cast<int64_t>(call.tensors.size()), config, !max_exp_avg_sqs.empty(),
+                    call.options, torch_threads());
 }
 
 void masked_sgd(const TensorList& params, const TensorList& grads, const TensorList& momentum_buffers,
@@ -97,12 +87,63 @@ void masked_sgd(const TensorList& params, const TensorList& grads, const TensorL
                 double dampening, double weight_decay, bool nesterov, bool maximize, bool compact,
                 bool stochastic_rounding, int64_t seed, const OptionalTensor& grad_scale,
                 const OptionalTensor& found_inf) {
-  StepCall call = check_masked_sgd({params, grads, masters, steps, bits, rank, first_blocks, lr, weight_decay, maximize,
-                                    compact, stochastic_rounding, seed, grad_scale, found_inf},
-                                   momentum_buffers, momentum, dampening, nesterov);
-  if (!begin_step(call)) return;
-  cpu::masked_sgd(call.tensors.data(), static_cast<int64_t>(call.tensors.size()),
-                  {scalar_of(lr), momentum, dampening, weight_decay, nesterov}, call.options, torch_threads());
+  const SgdConfig config{0.0, momentum, dampening, weight_decay, nesterov};
+  const StepCall call =
+      check_masked_sgd({params, grads, masters, steps, bits, rank, first_blocks, compact, stochastic_rounding},
+                       momentum_buffers, {lr, weight_decay, maximize, seed, grad_scale, found_inf}, config);
+  cpu::masked_sgd(call.tensors.data(), static_cast<int64_t>(call.tensors.size()), config, call.options,
+                  torch_threads());
+}
+
+// On the CPU a plan is the list itself.
+int64_t plan_bytes(int64_t tensors) { return tensors * static_cast<int64_t>(sizeof(StepTensor)); }
+
+Tensor plan_of(const TensorList& params, const StepCall& call) {
+  const int64_t bytes = plan_bytes(static_cast<int64_t>(call.tensors.size()));
+  Tensor plan = torch::stable::new_empty(params.at(0), {bytes}, ScalarType::Byte);
+  memcpy(plan.data_ptr(), call.tensors.data(), static_cast<size_t>(bytes));
+  return plan;
+}
+
+Tensor plan_adamw(const TensorList& params, const TensorList& grads, const TensorList& exp_avgs,
+                  const TensorList& exp_avg_sqs, const TensorList& max_exp_avg_sqs, const TensorList& masters,
+                  const TensorList& steps, const OptionalTensor& bits, const OptionalTensor& rank,
+                  const std::vector<int64_t>& first_blocks, bool compact, bool stochastic_rounding) {
+  return plan_of(
+      params, check_plan_adamw({params, grads, masters, steps, bits, rank, first_blocks, compact, stochastic_rounding},
+                               exp_avgs, exp_avg_sqs, max_exp_avg_sqs));
+}
+
+Tensor plan_sgd(const TensorList& params, const TensorList& grads, const TensorList& momentum_buffers,
+                const TensorList& masters, const TensorList& steps, const OptionalTensor& bits,
+                const OptionalTensor& rank, const std::vector<int64_t>& first_blocks, bool compact,
+                bool stochastic_rounding) {
+  return plan_of(params,
+                 check_plan_sgd({params, grads, masters, steps, bits, rank, first_blocks, compact, stochastic_rounding},
+                                momentum_buffers));
+}
+
+void planned_adamw(const Tensor& plan, int64_t tensors, int64_t blocks, bool amsgrad, const OptionalTensor& bits,
+                   const OptionalTensor& rank, bool compact, bool stochastic_rounding, const Tensor& lr, double beta1,
+                   double beta2, double eps, double weight_decay, bool maximize, int64_t seed,
+                   const OptionalTensor& grad_scale, const OptionalTensor& found_inf) {
+  const AdamWConfig config{0.0, beta1, beta2, eps, weight_decay};
+  const StepCall call =
+      check_planned_adamw({plan, tensors, blocks, plan_bytes(tensors), bits, rank, compact, stochastic_rounding},
+                          {lr, weight_decay, maximize, seed, grad_scale, found_inf}, config);
+  cpu::masked_adamw(static_cast<const StepTensor*>(plan.data_ptr()), tensors, config, amsgrad, call.options,
+                    torch_threads());
+}
+
+void planned_sgd(const Tensor& plan, int64_t tensors, int64_t blocks, const OptionalTensor& bits,
+                 const OptionalTensor& rank, bool compact, bool stochastic_rounding, const Tensor& lr, double momentum,
+                 double dampening, double weight_decay, bool nesterov, bool maximize, int64_t seed,
+                 const OptionalTensor& grad_scale, const OptionalTensor& found_inf) {
+  const SgdConfig config{0.0, momentum, dampening, weight_decay, nesterov};
+  const StepCall call =
+      check_planned_sgd({plan, tensors, blocks, plan_bytes(tensors), bits, rank, compact, stochastic_rounding},
+                        {lr, weight_decay, maximize, seed, grad_scale, found_inf}, config);
+  cpu::masked_sgd(static_cast<const StepTensor*>(plan.data_ptr()), tensors, config, call.options, torch_threads());
 }
 
 }  // namespace
@@ -117,6 +158,10 @@ STABLE_TORCH_LIBRARY_IMPL(aimfair, CPU, m) {
   m.impl("rank_", TORCH_BOX(&rank));
   m.impl("masked_adamw_", TORCH_BOX(&masked_adamw));
   m.impl("masked_sgd_", TORCH_BOX(&masked_sgd));
+  m.impl("plan_adamw", TORCH_BOX(&plan_adamw));
+  m.impl("plan_sgd", TORCH_BOX(&plan_sgd));
+  m.impl("planned_adamw_", TORCH_BOX(&planned_adamw));
+  m.impl("planned_sgd_", TORCH_BOX(&planned_sgd));
 }
 
 }  // namespace aimfair::ops

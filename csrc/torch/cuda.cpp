@@ -2,9 +2,10 @@
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 
+#include <algorithm>
 #include <stdexcept>
 
-#include "aimfair/mask.h"
+#include "aimfair/mask_ops.h"
 #include "checks.h"
 #include "cuda_device.h"
 
@@ -13,51 +14,151 @@
 namespace aimfair::ops {
 namespace {
 
-void check(const char* op, cudaError_t error) {
-  if (error == cudaSuccess) return;
-  throw std::runtime_error(std::string("aimfair::") + op + ": CUDA: " + cudaGetErrorString(error));
-}
+// One call of an operator: on the device of a tensor, its current stream, and with scratch from torch's allocator,
+// which may be given back when the call returns, as it is then only used again in the order of the stream.
+class Call {
+ public:
+  Call(const char* op, const Tensor& on)
+      : op_(op), on_(on), guard_(on.get_device_index()), stream_(current_stream(on.get_device_index())) {}
 
-// Scratch of `bytes` bytes in torch's memory, reused safely in stream order.
-Tensor scratch(const Tensor& like, size_t bytes) {
-  return torch::stable::new_empty(like, {static_cast<int64_t>(bytes)}, ScalarType::Byte);
-}
+  void* stream() const { return stream_; }
 
-// Host memory to new device memory. Pageable host memory has been read when the call returns.
-template <class T>
-Tensor upload(const Tensor& like, const std::vector<T>& values, void* stream) {
-  const size_t bytes = values.size() * sizeof(T);
-  Tensor device = scratch(like, bytes);
-  check("upload", cudaMemcpyAsync(device.data_ptr(), values.data(), bytes, cudaMemcpyHostToDevice,
-                                  static_cast<cudaStream_t>(stream)));
-  return device;
-}
+  cuda::Allocate allocate() {
+    return [this](int64_t bytes) {
+      scratch_.push_back(memory(bytes));
+      return scratch_.back().data_ptr();
+    };
+  }
+
+  Tensor memory(int64_t bytes) const {
+    return torch::stable::new_empty(on_, {std::max<int64_t>(bytes, 1)}, ScalarType::Byte);
+  }
+
+  void check(int error) const {
+    if (error == cudaSuccess) return;
+    throw std::runtime_error(std::string("aimfair::") + op_ +
+                             ": CUDA: " + cudaGetErrorString(static_cast<cudaError_t>(error)));
+  }
+
+ private:
+  const char* op_;
+  const Tensor& on_;
+  DeviceGuard guard_;
+  void* stream_;
+  std::vector<Tensor> scratch_;
+};
 
 void accumulate(const TensorList& grads, const TensorList& sums, const TensorList& squares,
                 const TensorList& second_sums, const Tensor& square_norms, const Tensor& nonfinite, double weight,
                 double second_weight, const OptionalTensor& grad_scale, bool zero_grads) {
-  const AccumulateCall call = check_accumulate(grads, sums, squares, second_sums, square_norms, nonfinite, weight,
-                                               second_weight, grad_scale, zero_grads);
-  std::vector<int64_t> first_blocks{0};
-  for (const AccumulateTensor& tensor : call.tensors) {
-    first_blocks.push_back(first_blocks.back() + block_count(tensor.numel));
-  }
-  const int64_t blocks = first_blocks.back();
-  if (blocks == 0) return;
-  const DeviceGuard guard(square_norms.get_device_index());
-  void* stream = current_stream(square_norms.get_device_index());
-  const Tensor tensors = upload(square_norms, call.tensors, stream);
-  const Tensor firsts = upload(square_norms, first_blocks, stream);
-  const Tensor partials = scratch(square_norms, static_cast<size_t>(blocks) * sizeof(double));
-  check("accumulate_",
-        static_cast<cudaError_t>(cuda::accumulate(
-            static_cast<const AccumulateTensor*>(tensors.data_ptr()), static_cast<const int64_t*>(firsts.data_ptr()),
-            static_cast<int64_t>(call.tensors.size()), blocks, call.options, call.grad_scale,
-            static_cast<double*>(partials.data_ptr()), call.square_norms, call.nonfinite, stream)));
+  const AccumulateCall checked = check_accumulate(grads, sums, squares, second_sums, square_norms, nonfinite, weight,
+                                                  second_weight, grad_scale, zero_grads);
+  Call call("accumulate_", square_norms);
+  call.check(cuda::accumulate(checked.tensors.data(), static_cast<int64_t>(checked.tensors.size()), checked.options,
+                              checked.square_norms, checked.nonfinite, call.allocate(), call.stream()));
+}
+
+// A plan of checked tensors.
+Tensor make_plan(Call& call, const StepCall& checked, cuda::StepPlan* plan) {
+  const auto count = static_cast<int64_t>(checked.tensors.size());
+  Tensor memory = call.memory(cuda::step_plan_bytes(count));
+  call.check(cuda::make_step_plan(checked.tensors.data(), count, memory.data_ptr(), call.stream(), plan));
+  return memory;
+}
+
+void masked_adamw(const TensorList& params, const TensorList& grads, const TensorList& exp_avgs,
+                  const TensorList& exp_avg_sqs, const TensorList& max_exp_avg_sqs, const TensorList& masters,
+                  const TensorList& steps, const OptionalTensor& bits, const OptionalTensor& rank,
+                  const std::vector<int64_t>& first_blocks, const Tensor& lr, double beta1, double beta2, double eps,
+                  double weight_decay, bool maximize, bool compact, bool stochastic_rounding, int64_t seed,
+                  const OptionalTensor& grad_scale, const OptionalTensor& found_inf) {
+  const AdamWConfig config{0.0, beta1, beta2, eps, weight_decay};
+  const StepCall checked = check_masked_adamw(
+      {params, grads, masters, steps, bits, rank, first_blocks, compact, stochastic_rounding}, exp_avgs, exp_avg_sqs,
+      max_exp_avg_sqs, {lr, weight_decay, maximize, seed, grad_scale, found_inf}, config);
+  if (params.empty()) return;
+  Call call("masked_adamw_", params.front());
+  cuda::StepPlan plan;
+  const Tensor memory = make_plan(call, checked, &plan);
+  call.check(cuda::masked_adamw(plan, config, !max_exp_avg_sqs.empty(), checked.options, call.stream()));
+}
+
+void masked_sgd(const TensorList& params, const TensorList& grads, const TensorList& momentum_buffers,
+                const TensorList& masters, const TensorList& steps, const OptionalTensor& bits,
+                const OptionalTensor& rank, const std::vector<int64_t>& first_blocks, const Tensor& lr, double momentum,
+                double dampening, double weight_decay, bool nesterov, bool maximize, bool compact,
+                bool stochastic_rounding, int64_t seed, const OptionalTensor& grad_scale,
+                const OptionalTensor& found_inf) {
+  const SgdConfig config{0.0, momentum, dampening, weight_decay, nesterov};
+  const StepCall checked =
+      check_masked_sgd({params, grads, masters, steps, bits, rank, first_blocks, compact, stochastic_rounding},
+                       momentum_buffers, {lr, weight_decay, maximize, seed, grad_scale, found_inf}, config);
+  if (params.empty()) return;
+  Call call("masked_sgd_", params.front());
+  cuda::StepPlan plan;
+  const Tensor memory = make_plan(call, checked, &plan);
+  call.check(cuda::masked_sgd(plan, config, checked.options, call.stream()));
+}
+
+Tensor plan_of(const char* op, const TensorList& params, const StepCall& checked) {
+  Call call(op, params.at(0));
+  cuda::StepPlan plan;
+  return make_plan(call, checked, &plan);
+}
+
+Tensor plan_adamw(const TensorList& params, const TensorList& grads, const TensorList& exp_avgs,
+                  const TensorList& exp_avg_sqs, const TensorList& max_exp_avg_sqs, const TensorList& masters,
+                  const TensorList& steps, const OptionalTensor& bits, const OptionalTensor& rank,
+                  const std::vector<int64_t>& first_blocks, bool compact, bool stochastic_rounding) {
+  return plan_of(
+      "plan_adamw", params,
+      check_plan_adamw({params, grads, masters, steps, bits, rank, first_blocks, compact, stochastic_rounding},
+                       exp_avgs, exp_avg_sqs, max_exp_avg_sqs));
+}
+
+Tensor plan_sgd(const TensorList& params, const TensorList& grads, const TensorList& momentum_buffers,
+                const TensorList& masters, const TensorList& steps, const OptionalTensor& bits,
+                const OptionalTensor& rank, const std::vector<int64_t>& first_blocks, bool compact,
+                bool stochastic_rounding) {
+  return plan_of("plan_sgd", params,
+                 check_plan_sgd({params, grads, masters, steps, bits, rank, first_blocks, compact, stochastic_rounding},
+                                momentum_buffers));
+}
+
+void planned_adamw(const Tensor& plan, int64_t tensors, int64_t blocks, bool amsgrad, const OptionalTensor& bits,
+                   const OptionalTensor& rank, bool compact, bool stochastic_rounding, const Tensor& lr, double beta1,
+                   double beta2, double eps, double weight_decay, bool maximize, int64_t seed,
+                   const OptionalTensor& grad_scale, const OptionalTensor& found_inf) {
+  const AdamWConfig config{0.0, beta1, beta2, eps, weight_decay};
+  const StepCall checked = check_planned_adamw(
+      {plan, tensors, blocks, cuda::step_plan_bytes(tensors), bits, rank, compact, stochastic_rounding},
+      {lr, weight_decay, maximize, seed, grad_scale, found_inf}, config);
+  Call call("planned_adamw_", plan);
+  call.check(cuda::masked_adamw({plan.data_ptr(), tensors, blocks}, config, amsgrad, checked.options, call.stream()));
+}
+
+void planned_sgd(const Tensor& plan, int64_t tensors, int64_t blocks, const OptionalTensor& bits,
+                 const OptionalTensor& rank, bool compact, bool stochastic_rounding, const Tensor& lr, double momentum,
+                 double dampening, double weight_decay, bool nesterov, bool maximize, int64_t seed,
+                 const OptionalTensor& grad_scale, const OptionalTensor& found_inf) {
+  const SgdConfig config{0.0, momentum, dampening, weight_decay, nesterov};
+  const StepCall checked = check_planned_sgd(
+      {plan, tensors, blocks, cuda::step_plan_bytes(tensors), bits, rank, compact, stochastic_rounding},
+      {lr, weight_decay, maximize, seed, grad_scale, found_inf}, config);
+  Call call("planned_sgd_", plan);
+  call.check(cuda::masked_sgd({plan.data_ptr(), tensors, blocks}, config, checked.options, call.stream()));
 }
 
 }  // namespace
 
-STABLE_TORCH_LIBRARY_IMPL(aimfair, AIMFAIR_CUDA_KEY, m) { m.impl("accumulate_", TORCH_BOX(&accumulate)); }
+STABLE_TORCH_LIBRARY_IMPL(aimfair, AIMFAIR_CUDA_KEY, m) {
+  m.impl("accumulate_", TORCH_BOX(&accumulate));
+  m.impl("masked_adamw_", TORCH_BOX(&masked_adamw));
+  m.impl("masked_sgd_", TORCH_BOX(&masked_sgd));
+  m.impl("plan_adamw", TORCH_BOX(&plan_adamw));
+  m.impl("plan_sgd", TORCH_BOX(&plan_sgd));
+  m.impl("planned_adamw_", TORCH_BOX(&planned_adamw));
+  m.impl("planned_sgd_", TORCH_BOX(&planned_sgd));
+}
 
 }  // namespace aimfair::ops

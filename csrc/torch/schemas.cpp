@@ -28,4 +28,21 @@ STABLE_TORCH_LIBRARY(aimfair, m) {
       " Tensor(d!)[] steps, Tensor? bits, Tensor? rank, int[] first_blocks, Tensor lr, float momentum,"
       " float dampening, float weight_decay, bool nesterov, bool maximize, bool compact, bool stochastic_rounding,"
       " int seed, Tensor? grad_scale, Tensor? found_inf) -> ()");
+  // The same in two parts, so that the lists are gone through once and not at every step.
+  m.def(
+      "plan_adamw(Tensor(a!)[] params, Tensor[] grads, Tensor(b!)[] exp_avgs, Tensor(c!)[] exp_avg_sqs,"
+      " Tensor(d!)[] max_exp_avg_sqs, Tensor(e!)[] masters, Tensor(f!)[] steps, Tensor? bits, Tensor? rank,"
+      " int[] first_blocks, bool compact, bool stochastic_rounding) -> Tensor");
+  m.def(
+      "plan_sgd(Tensor(a!)[] params, Tensor[] grads, Tensor(b!)[] momentum_buffers, Tensor(c!)[] masters,"
+      " Tensor(d!)[] steps, Tensor? bits, Tensor? rank, int[] first_blocks, bool compact, bool stochastic_rounding)"
+      " -> Tensor");
+  m.def(
+      "planned_adamw_(Tensor(a!) plan, int tensors, int blocks, bool amsgrad, Tensor? bits, Tensor? rank, bool compact,"
+      " bool stochastic_rounding, Tensor lr, float beta1, float beta2, float eps, float weight_decay, bool maximize,"
+      " int seed, Tensor? grad_scale, Tensor? found_inf) -> ()");
+  m.def(
+      "planned_sgd_(Tensor(a!) plan, int tensors, int blocks, Tensor? bits, Tensor? rank, bool compact,"
+      " bool stochastic_rounding, Tensor lr, float momentum, float dampening, float weight_decay, bool nesterov,"
+      " bool maximize, int seed, Tensor? grad_scale, Tensor? found_inf) -> ()");
 }

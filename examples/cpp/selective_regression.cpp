@@ -89,13 +89,14 @@ int main() {
   config.lr = 0.02;
   config.weight_decay = 0;
   const float before = loss_and_gradient(data, weights, gradient);
-  for (int step = 1; step <= 200; step++) {
+  float steps = 0;
+  for (int i = 0; i < 200; i++) {
     loss_and_gradient(data, weights, gradient);
     aimfair::StepTensor tensor;
     tensor.param = weights.data();
     tensor.grad = gradient.data();
     tensor.numel = kFeatures;
-    tensor.step = step;
+    tensor.step = &steps;
     tensor.state[0] = exp_avg.data();
     tensor.state[1] = exp_avg_sq.data();
     aimfair::cpu::masked_adamw(&tensor, 1, config, false, options);

@@ -14,8 +14,9 @@ from .cases import Inputs
 OPERATORS = sorted(
     name
     for name, function in vars(ops).items()
-    if inspect.isfunction(function) and name.endswith("_") and not name.startswith("_")
+    if inspect.isfunction(function) and name.endswith("_") and not name.startswith(("_", "planned_"))
 )
+"""Those on lists; test_plan.py has the others."""
 
 
 def positional(name: str, inputs: Inputs) -> tuple[Any, ...]:

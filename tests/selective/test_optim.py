@@ -2,6 +2,7 @@
 
 import copy
 import itertools
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -202,15 +203,68 @@ def test_param_groups_have_their_own_options(model):
         torch.testing.assert_close(actual[name][chosen], expected[name][chosen], rtol=2e-6, atol=2e-6)
 
 
+def counted_operator(monkeypatch, masked: type[MaskedOptimizer]) -> dict[str, list[int]]:
+    """Sizes of the plans that are made, and of those that are stepped, from now on."""
+    calls: dict[str, list[int]] = {"plan": [], "planned": []}
+    operator = masked.operator
+
+    def plan(params: list[Tensor], **lists: Any) -> ops.StepPlan:
+        calls["plan"].append(len(params))
+        return operator.plan(params, **lists)
+
+    def planned(plan: ops.StepPlan, **settings: Any) -> None:
+        calls["planned"].append(plan.tensors)
+        operator.planned(plan, **settings)
+
+    monkeypatch.setattr(masked, "operator", replace(operator, plan=plan, planned=planned))
+    return calls
+
+
 def test_one_operator_call_per_group(model, monkeypatch):
     model.body.to(torch.bfloat16)
-    calls = []
-    monkeypatch.setattr(ops, "masked_adamw_", lambda params, *_, **__: calls.append(len(params)))
+    calls = counted_operator(monkeypatch, aimfair.MaskedAdamW)
     mask = aimfair.ParameterMask.full(model)
     named = list(model.named_parameters())
     optimizer = aimfair.MaskedAdamW([{"params": named[:5]}, {"params": named[5:]}], mask)
     run(optimizer, model, [random_gradients(model)])
-    assert calls == [4, len(named) - 5]  # the empty tensor has no element to step
+    assert calls["planned"] == [4, len(named) - 5]  # the empty tensor has no element to step
+
+
+@both
+def test_plan_is_made_again_only_when_something_moved(masked, model, monkeypatch):
+    calls = counted_operator(monkeypatch, masked)
+    optimizer = masked(model.named_parameters(), **options_of(masked))
+    gradients = random_gradients(model)
+    set_gradients(model, gradients)
+    for _ in range(3):
+        optimizer.step()
+    assert len(calls["plan"]) == 1
+    moved = next(p for p in model.parameters() if p.numel())
+    kept = moved.grad  # held, so that the copy lies elsewhere
+    moved.grad = moved.grad.clone()
+    optimizer.step()
+    assert len(calls["plan"]) == 2
+    name = optimizer.moments[0]
+    kept_state = optimizer.state[moved][name]
+    optimizer.state[moved][name] = torch.zeros_like(kept_state)
+    optimizer.step()
+    assert len(calls["plan"]) == 3
+    assert optimizer.state[moved][name].any()
+    assert len(calls["planned"]) == 5
+    assert kept is not moved.grad
+
+
+def test_gradient_in_another_order_of_memory_at_the_same_place_is_refused(device):
+    weight = nn.Parameter(torch.ones(2, 3, 4, 4, device=device))
+    optimizer = aimfair.MaskedAdamW([("weight", weight)])
+    memory = torch.ones(weight.numel(), device=device)
+    weight.grad = memory.view(weight.shape)
+    optimizer.step()
+    weight.grad = memory.view(2, 4, 4, 3).permute(0, 3, 1, 2)
+    before = weight.detach().clone()
+    with pytest.raises(RuntimeError, match=r"grads\[0\] is not contiguous \(parameter 'weight'\)"):
+        optimizer.step()
+    assert torch.equal(weight, before)
 
 
 # -- from one step to the next ----------------------------------------------------------------------------------------

@@ -17,13 +17,13 @@ template <DType kDType, bool kSum, bool kSquare, bool kSecond>
 struct Accumulate {
   using Element = typename Storage<kDType>::type;
   const AccumulateTensor& tensor;
-  Floats weight, second_weight, inverse_scale;
+  Floats weight, second_weight, grad_factor;
   bool zero_grads;
 
   // Adds up to 16 elements; returns their squares, and the lanes that were not finite.
   AIMFAIR_INLINE Floats group(int64_t at, int count, Lanes* bad) const {
     Element* grad = static_cast<Element*>(tensor.grad) + at;
-    const Floats scaled = Storage<kDType>::get(grad, count) * inverse_scale;
+    const Floats scaled = Storage<kDType>::get(grad, count) * grad_factor;
     const Lanes finite = finite_lanes(scaled);
     *bad = static_cast<Lanes>(~finite);
     const Floats g = blend(finite, scaled, Floats(0.0f));
@@ -63,31 +63,31 @@ struct Accumulate {
 };
 
 template <DType kDType, bool... kKept>
-void accumulate_as(const AccumulateTensor& tensor, const AccumulateOptions& options, int64_t begin, int64_t end,
-                   double* square_norm, int64_t* nonfinite) {
+void accumulate_as(const AccumulateTensor& tensor, const AccumulateOptions& options, float grad_factor, int64_t begin,
+                   int64_t end, double* square_norm, int64_t* nonfinite) {
   if constexpr (sizeof...(kKept) < 3) {
     float* const lists[] = {tensor.sum, tensor.square, tensor.second_sum};
     if (lists[sizeof...(kKept)]) {
-      accumulate_as<kDType, kKept..., true>(tensor, options, begin, end, square_norm, nonfinite);
+      accumulate_as<kDType, kKept..., true>(tensor, options, grad_factor, begin, end, square_norm, nonfinite);
     } else {
-      accumulate_as<kDType, kKept..., false>(tensor, options, begin, end, square_norm, nonfinite);
+      accumulate_as<kDType, kKept..., false>(tensor, options, grad_factor, begin, end, square_norm, nonfinite);
     }
   } else {
     const Accumulate<kDType, kKept...> kernel{tensor, Floats(options.weight), Floats(options.second_weight),
-                                              Floats(options.inverse_scale), options.zero_grads};
+                                              Floats(grad_factor), options.zero_grads};
     kernel.range(begin, end, square_norm, nonfinite);
   }
 }
 
-void accumulate_range(const AccumulateTensor& tensor, const AccumulateOptions& options, int64_t begin, int64_t end,
-                      double* square_norm, int64_t* nonfinite) {
+void accumulate_range(const AccumulateTensor& tensor, const AccumulateOptions& options, float grad_factor,
+                      int64_t begin, int64_t end, double* square_norm, int64_t* nonfinite) {
   switch (tensor.dtype) {
     case DType::float32:
-      return accumulate_as<DType::float32>(tensor, options, begin, end, square_norm, nonfinite);
+      return accumulate_as<DType::float32>(tensor, options, grad_factor, begin, end, square_norm, nonfinite);
     case DType::bfloat16:
-      return accumulate_as<DType::bfloat16>(tensor, options, begin, end, square_norm, nonfinite);
+      return accumulate_as<DType::bfloat16>(tensor, options, grad_factor, begin, end, square_norm, nonfinite);
     case DType::float16:
-      return accumulate_as<DType::float16>(tensor, options, begin, end, square_norm, nonfinite);
+      return accumulate_as<DType::float16>(tensor, options, grad_factor, begin, end, square_norm, nonfinite);
   }
 }
 

@@ -31,6 +31,16 @@
 namespace aimfair::cpu::AIMFAIR_SIMD {
 
 extern const Kernels kernels;
-const Kernels kernels = {accumulate_range, scores, score_keys, count_bits, sum, above, bracket, adamw_range, sgd_range};
+const Kernels kernels = {accumulate_range,
+                         scores,
+                         score_keys,
+                         count_bits,
+                         sum,
+                         above,
+                         bracket,
+                         step_range<AdamW<false>>,
+                         step_range<AdamW<true>>,
+                         step_range<Sgd<false>>,
+                         step_range<Sgd<true>>};
 
 }  // namespace aimfair::cpu::AIMFAIR_SIMD

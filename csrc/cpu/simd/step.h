@@ -46,14 +46,14 @@ struct Step {
   const float grad_factor;  // negative to maximize
   const uint64_t random_key;
 
-  Step(const Update& update_, const StepTensor& tensor_, const StepOptions& options_)
+  Step(const Update& update_, const StepTensor& tensor_, const StepOptions& options_, const StepValues& values)
       : update(update_),
         tensor(tensor_),
         options(options_),
         param(static_cast<Element*>(tensor_.param)),
         grad(static_cast<const Element*>(tensor_.grad)),
-        grad_factor(options_.maximize ? -options_.inverse_scale : options_.inverse_scale),
-        random_key(kStochastic ? step_key(options_.seed, static_cast<uint64_t>(tensor_.step)) : 0) {}
+        grad_factor(options_.maximize ? -values.grad_factor : values.grad_factor),
+        random_key(kStochastic ? step_key(options_.seed, values.step) : 0) {}
 
   AIMFAIR_INLINE Floats read_grad(int64_t at, int count) const {
     return Param::get(grad + at, count) * Floats(grad_factor);
@@ -218,40 +218,22 @@ struct Step {
 
 // Chooses the instance for the element type, the master weights and the rounding.
 template <class Update>
-void step_range(const Update& update, const StepTensor& tensor, const StepOptions& options, int64_t begin,
-                int64_t end) {
+void step_range(const StepTensor& tensor, const StepOptions& options, const StepValues& values, const Update& update,
+                int64_t begin, int64_t end) {
   const bool master = tensor.master != nullptr;
   switch (tensor.dtype) {
     case DType::float32:
-      return master ? Step<Update, DType::float32, true, false>(update, tensor, options).range(begin, end)
-                    : Step<Update, DType::float32, false, false>(update, tensor, options).range(begin, end);
+      return master ? Step<Update, DType::float32, true, false>(update, tensor, options, values).range(begin, end)
+                    : Step<Update, DType::float32, false, false>(update, tensor, options, values).range(begin, end);
     case DType::float16:
-      return master ? Step<Update, DType::float16, true, false>(update, tensor, options).range(begin, end)
-                    : Step<Update, DType::float16, false, false>(update, tensor, options).range(begin, end);
+      return master ? Step<Update, DType::float16, true, false>(update, tensor, options, values).range(begin, end)
+                    : Step<Update, DType::float16, false, false>(update, tensor, options, values).range(begin, end);
     case DType::bfloat16:
       if (options.stochastic_rounding) {
-        return Step<Update, DType::bfloat16, false, true>(update, tensor, options).range(begin, end);
+        return Step<Update, DType::bfloat16, false, true>(update, tensor, options, values).range(begin, end);
       }
-      return master ? Step<Update, DType::bfloat16, true, false>(update, tensor, options).range(begin, end)
-                    : Step<Update, DType::bfloat16, false, false>(update, tensor, options).range(begin, end);
-  }
-}
-
-void adamw_range(const StepTensor& tensor, const StepOptions& options, const AdamWScalars& scalars, bool amsgrad,
-                 int64_t begin, int64_t end) {
-  if (amsgrad) {
-    step_range(AdamW<true>{scalars}, tensor, options, begin, end);
-  } else {
-    step_range(AdamW<false>{scalars}, tensor, options, begin, end);
-  }
-}
-
-void sgd_range(const StepTensor& tensor, const StepOptions& options, const SgdScalars& scalars, int64_t begin,
-               int64_t end) {
-  if (tensor.state[0]) {
-    step_range(Sgd<true>{scalars}, tensor, options, begin, end);
-  } else {
-    step_range(Sgd<false>{scalars}, tensor, options, begin, end);
+      return master ? Step<Update, DType::bfloat16, true, false>(update, tensor, options, values).range(begin, end)
+                    : Step<Update, DType::bfloat16, false, false>(update, tensor, options, values).range(begin, end);
   }
 }
 

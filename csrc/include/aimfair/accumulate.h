@@ -2,6 +2,7 @@
 
 #include <cstdint>
 
+#include "aimfair/cuda.h"
 #include "aimfair/dtype.h"
 
 // accumulate: one batch of gradients into the statistics of one source, in one pass over all tensors.
@@ -20,8 +21,8 @@ struct AccumulateTensor {
 struct AccumulateOptions {
   float weight = 1.0f;
   float second_weight = 0.0f;
-  float inverse_scale = 1.0f;  // g = grad * inverse_scale
   bool zero_grads = false;
+  const float* grad_scale = nullptr;  // one value in the memory of the tensors: g = grad / *grad_scale (null: g = grad)
 };
 
 namespace cpu {
@@ -35,12 +36,9 @@ void accumulate(const AccumulateTensor* tensors, int64_t count, const Accumulate
 
 namespace cuda {
 
-// The same on the device: every pointer is device memory, `tensors` included. `grad_scale`: a device scalar that
-// gradients are divided by, in place of options.inverse_scale (null: not used). `first_blocks` has count + 1 entries;
-// `partials` is scratch of one double per block. `stream` is a cudaStream_t. Returns a cudaError_t.
-int accumulate(const AccumulateTensor* tensors, const int64_t* first_blocks, int64_t count, int64_t blocks,
-               const AccumulateOptions& options, const float* grad_scale, double* partials, double* square_norms,
-               int64_t* nonfinite, void* stream);
+// The same on the device, in one launch after the copy of the list. square_norms and nonfinite are device memory.
+int accumulate(const AccumulateTensor* tensors, int64_t count, const AccumulateOptions& options, double* square_norms,
+               int64_t* nonfinite, const Allocate& allocate, void* stream);
 
 }  // namespace cuda
 }  // namespace aimfair

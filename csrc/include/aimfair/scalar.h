@@ -14,4 +14,7 @@ AIMFAIR_HOST_DEVICE float absolute(float x) { return fabsf(x); }
 // a where a >= b, else b (so a NaN in b is kept).
 AIMFAIR_HOST_DEVICE float greater_or_second(float a, float b) { return a >= b ? a : b; }
 
+// Gradients are multiplied by this to divide them by *grad_scale (null: 1).
+AIMFAIR_HOST_DEVICE float gradient_factor(const float* grad_scale) { return grad_scale ? 1.0f / *grad_scale : 1.0f; }
+
 }  // namespace aimfair

@@ -1,6 +1,7 @@
 #pragma once
 
 #include <cmath>
+#include <cstdint>
 
 #include "aimfair/macros.h"
 #include "aimfair/scalar.h"
@@ -21,34 +22,52 @@ struct AdamWConfig {
   double weight_decay = 1e-2;
 };
 
-// What a step needs of the configuration, computed in double and rounded once.
-struct AdamWScalars {
-  float decay;  // 1 - lr * weight_decay
+// What a step needs of the configuration alone, computed in double and rounded once.
+struct AdamWConstants {
   float beta1, one_minus_beta1;
   float beta2, one_minus_beta2;
-  float step_size;                 // lr / (1 - beta1^step)
-  float inverse_bias_correction2;  // 1 / sqrt(1 - beta2^step)
   float eps;
 };
 
-// `step` counts from 1.
-inline AdamWScalars adamw_scalars(const AdamWConfig& config, double step) {
+inline AdamWConstants constants_of(const AdamWConfig& config) {
+  return {static_cast<float>(config.beta1), static_cast<float>(1.0 - config.beta1), static_cast<float>(config.beta2),
+          static_cast<float>(1.0 - config.beta2), static_cast<float>(config.eps)};
+}
+
+// What depends on the learning rate and the number of the step.
+struct AdamWScalars {
+  float decay;                     // 1 - lr * weight_decay
+  float step_size;                 // lr / (1 - beta1^step)
+  float inverse_bias_correction2;  // 1 / sqrt(1 - beta2^step)
+};
+
+// base^exponent by squaring: the same operations on every processor, which std::pow does not promise.
+AIMFAIR_HOST_DEVICE double power(double base, uint64_t exponent) {
+  double result = 1.0;
+  for (; exponent != 0; exponent >>= 1) {
+    if (exponent & 1) result *= base;
+    base *= base;
+  }
+  return result;
+}
+
+// `step` counts from 1; `lr` stands for that of the configuration. Divisions and the root are in float.
+AIMFAIR_HOST_DEVICE AdamWScalars scalars_of(const AdamWConfig& config, double lr, uint64_t step) {
   AdamWScalars scalars;
-  scalars.decay = static_cast<float>(1.0 - config.lr * config.weight_decay);
-  scalars.beta1 = static_cast<float>(config.beta1);
-  scalars.one_minus_beta1 = static_cast<float>(1.0 - config.beta1);
-  scalars.beta2 = static_cast<float>(config.beta2);
-  scalars.one_minus_beta2 = static_cast<float>(1.0 - config.beta2);
-  scalars.step_size = static_cast<float>(config.lr / (1.0 - std::pow(config.beta1, step)));
-  scalars.inverse_bias_correction2 = static_cast<float>(1.0 / std::sqrt(1.0 - std::pow(config.beta2, step)));
-  scalars.eps = static_cast<float>(config.eps);
+  scalars.decay = static_cast<float>(1.0 - lr * config.weight_decay);
+  scalars.step_size = static_cast<float>(lr) / static_cast<float>(1.0 - power(config.beta1, step));
+  scalars.inverse_bias_correction2 = 1.0f / square_root(static_cast<float>(1.0 - power(config.beta2, step)));
   return scalars;
 }
 
 // AdamW (arXiv 1711.05101), with AMSGrad (arXiv 1904.09237) as an option. State: exp_avg, exp_avg_sq, max_exp_avg_sq.
 template <bool kAmsgrad>
 struct AdamW {
+  using Config = AdamWConfig;
+  using Constants = AdamWConstants;
+  using Scalars = AdamWScalars;
   static constexpr int kStates = kAmsgrad ? 3 : 2;
+  AdamWConstants constants;
   AdamWScalars scalars;
 
   template <class F>
@@ -58,11 +77,11 @@ struct AdamW {
 
   template <class F>
   AIMFAIR_HOST_DEVICE F direction(F grad, F* state) const {
-    state[0] = state[0] * F(scalars.beta1) + grad * F(scalars.one_minus_beta1);
-    state[1] = state[1] * F(scalars.beta2) + (grad * grad) * F(scalars.one_minus_beta2);
+    state[0] = state[0] * F(constants.beta1) + grad * F(constants.one_minus_beta1);
+    state[1] = state[1] * F(constants.beta2) + (grad * grad) * F(constants.one_minus_beta2);
     F second_moment = state[1];
     if constexpr (kAmsgrad) second_moment = state[2] = greater_or_second(state[2], state[1]);
-    const F denominator = square_root(second_moment) * F(scalars.inverse_bias_correction2) + F(scalars.eps);
+    const F denominator = square_root(second_moment) * F(scalars.inverse_bias_correction2) + F(constants.eps);
     return (F(scalars.step_size) * state[0]) / denominator;
   }
 
@@ -80,44 +99,48 @@ struct SgdConfig {
   bool nesterov = false;
 };
 
-struct SgdScalars {
-  float lr;
+struct SgdConstants {
   float momentum;
   float one_minus_dampening;
   float weight_decay;
   bool nesterov;
+};
+
+inline SgdConstants constants_of(const SgdConfig& config) {
+  return {static_cast<float>(config.momentum), static_cast<float>(1.0 - config.dampening),
+          static_cast<float>(config.weight_decay), config.nesterov};
+}
+
+struct SgdScalars {
+  float lr;
   bool first_step;
 };
 
-// `step` counts from 1.
-inline SgdScalars sgd_scalars(const SgdConfig& config, double step) {
-  SgdScalars scalars;
-  scalars.lr = static_cast<float>(config.lr);
-  scalars.momentum = static_cast<float>(config.momentum);
-  scalars.one_minus_dampening = static_cast<float>(1.0 - config.dampening);
-  scalars.weight_decay = static_cast<float>(config.weight_decay);
-  scalars.nesterov = config.nesterov;
-  scalars.first_step = step <= 1;
-  return scalars;
+AIMFAIR_HOST_DEVICE SgdScalars scalars_of(const SgdConfig&, double lr, uint64_t step) {
+  return {static_cast<float>(lr), step <= 1};
 }
 
 // SGD as in torch.optim.SGD: coupled weight decay, and the first step takes the gradient itself as momentum, so that
 // dampening does not apply to it. State: momentum_buffer, if there is momentum.
 template <bool kMomentum>
 struct Sgd {
+  using Config = SgdConfig;
+  using Constants = SgdConstants;
+  using Scalars = SgdScalars;
   static constexpr int kStates = kMomentum ? 1 : 0;
+  SgdConstants constants;
   SgdScalars scalars;
 
   template <class F>
   AIMFAIR_HOST_DEVICE F prepare(F param, F grad) const {
-    return scalars.weight_decay != 0.0f ? grad + F(scalars.weight_decay) * param : grad;
+    return constants.weight_decay != 0.0f ? grad + F(constants.weight_decay) * param : grad;
   }
 
   template <class F>
   AIMFAIR_HOST_DEVICE F direction(F grad, F* state) const {
     if constexpr (kMomentum) {
-      state[0] = scalars.first_step ? grad : F(scalars.momentum) * state[0] + F(scalars.one_minus_dampening) * grad;
-      grad = scalars.nesterov ? grad + F(scalars.momentum) * state[0] : state[0];
+      state[0] = scalars.first_step ? grad : F(constants.momentum) * state[0] + F(constants.one_minus_dampening) * grad;
+      grad = constants.nesterov ? grad + F(constants.momentum) * state[0] : state[0];
     }
     return F(scalars.lr) * grad;
   }

@@ -1,0 +1,133 @@
+"""Steps in two parts: a plan of the lists, made once, and the steps that use it."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+
+from aimfair import ops, reference
+
+from . import cases
+from .cases import MIXED, Inputs
+
+LISTS = {
+    "params", "grads", "exp_avgs", "exp_avg_sqs", "max_exp_avg_sqs", "momentum_buffers", "masters", "steps",
+    "bits", "rank", "first_blocks", "compact", "stochastic_rounding",
+}  # fmt: skip
+"""Arguments that belong to the plan; the others come with every step."""
+
+
+def split(inputs: Inputs) -> tuple[Inputs, Inputs]:
+    lists = {name: value for name, value in inputs.items() if name in LISTS}
+    return lists, {name: value for name, value in inputs.items() if name not in LISTS}
+
+
+class Case(NamedTuple):
+    plan: Callable[..., ops.StepPlan]
+    planned: Callable[..., None]
+    specification: Callable[..., None]
+    build: Callable[..., Inputs]
+    options: dict[str, Any]
+
+    def inputs(self, *arguments: Any, **options: Any) -> Inputs:
+        return self.build(*arguments, **self.options, **options)
+
+
+def adamw(**options: Any) -> Case:
+    return Case(ops.plan_adamw, ops.planned_adamw_, reference.masked_adamw_, cases.adamw_inputs, options)
+
+
+def sgd(**options: Any) -> Case:
+    return Case(ops.plan_sgd, ops.planned_sgd_, reference.masked_sgd_, cases.sgd_inputs, options)
+
+
+CASES = {
+    "adamw": adamw(),
+    "amsgrad": adamw(amsgrad=True, masters=True, maximize=True),
+    "adamw_stochastic": adamw(stochastic_rounding=True, seed=7),
+    "sgd": sgd(momentum=0.0),
+    "momentum": sgd(masters=True, nesterov=True),
+}
+every_case = pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+
+
+@every_case
+@pytest.mark.parametrize("compact", [False, True], ids=["dense", "compact"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
+def test_steps_with_one_plan(dtype, compact, case, device):
+    """What lies in memory may change between steps: gradients, the learning rate, the loss scale."""
+    inputs = case.inputs(MIXED, dtype, device, cases.random_bools(MIXED, 0.3, device), compact=compact)
+    inputs |= {"grad_scale": torch.ones((), device=device), "found_inf": torch.zeros((), device=device)}
+    lists, settings = split(inputs)
+    plan = case.plan(**lists)
+    for step in range(3):
+        for grad in inputs["grads"]:
+            grad.copy_(torch.randn_like(grad))
+        inputs["lr"].mul_(0.5)
+        inputs["grad_scale"].fill_(1024.0 if step == 1 else 3.0)
+        inputs["found_inf"].fill_(float(step == 1))
+        expected = cases.clone(inputs)
+        case.specification(**expected)
+        case.planned(plan, **settings)
+        cases.assert_same(inputs, expected)
+
+
+@every_case
+def test_without_mask(case, device):
+    inputs = case.inputs([(33,), (0,), (4, 500)], torch.bfloat16, device)
+    expected = cases.clone(inputs)
+    case.specification(**expected)
+    lists, settings = split(inputs)
+    case.planned(case.plan(**lists), **settings)
+    cases.assert_same(inputs, expected)
+
+
+@every_case
+@pytest.mark.parametrize("other", [-1, 2])
+def test_plan_of_other_lists_is_refused(other, case, device):
+    inputs = case.inputs([(33,), (4, 5)], torch.bfloat16, device)
+    lists, settings = split(inputs)
+    plan = case.plan(**lists)
+    before = cases.clone(inputs)
+    with pytest.raises(RuntimeError, match=r"aimfair::planned_\w+_: plan has \d+ elements, expected \d+"):
+        case.planned(replace(plan, tensors=plan.tensors + other), **settings)
+    with pytest.raises(RuntimeError, match="plan is float32, expected uint8"):
+        case.planned(replace(plan, memory=plan.memory.float()), **settings)
+    cases.assert_same(inputs, before)
+
+
+@every_case
+def test_settings_are_checked_at_every_step(case, device):
+    inputs = case.inputs([(33,)], torch.bfloat16, device)
+    lists, settings = split(inputs)
+    plan = case.plan(**lists)
+    before = cases.clone(inputs)
+    for change, message in [
+        ({"weight_decay": -1.0}, "weight_decay is negative or NaN"),
+        ({"lr": torch.zeros(2, device=device)}, "lr has 2 elements, expected 1"),
+        ({"grad_scale": torch.zeros(1, device=device).double()}, "grad_scale is float64, expected float32"),
+    ]:
+        with pytest.raises(RuntimeError, match=message):
+            case.planned(plan, **settings | change)
+    cases.assert_same(inputs, before)
+
+
+@every_case
+def test_lists_are_checked_when_the_plan_is_made(case, device):
+    lists, _ = split(case.inputs([(33,), (4, 5)], torch.bfloat16, device))
+    with pytest.raises(RuntimeError, match=r"aimfair::plan_\w+: grads\[1\] has 3 elements, expected 20"):
+        case.plan(**lists | {"grads": [lists["grads"][0], lists["grads"][1][0, :3]]})
+
+
+@every_case
+def test_opcheck(case, device):
+    inputs = case.inputs([(33,)], torch.bfloat16, device, cases.random_bools([(33,)], 0.5, device))
+    lists, settings = split(inputs)
+    plan = case.plan(**lists)
+    operator = getattr(torch.ops.aimfair, case.planned.__name__).default
+    known = vars(plan) | settings | {"plan": plan.memory}
+    defaults = {"dampening": 0.0, "nesterov": False, "maximize": False, "seed": 0}
+    arguments = [known.get(a.name, defaults.get(a.name)) for a in operator._schema.arguments]
+    torch.library.opcheck(operator, tuple(arguments), test_utils=("test_schema", "test_autograd_registration"))
