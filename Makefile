@@ -13,10 +13,18 @@ export GOMP_SPINCOUNT := 0
 MEASURED := env -u OMP_WAIT_POLICY -u GOMP_SPINCOUNT
 
 SOURCES := setup.py pyproject.toml CMakeLists.txt $(shell find cmake csrc -type f)
-CXX_FILES := $(shell find csrc examples -name '*.h' -o -name '*.cpp' -o -name '*.cu')
+CXX_FILES := $(shell find csrc examples tests -name '*.h' -o -name '*.cpp' -o -name '*.cu')
 SANITIZED := build/sanitized
+EMULATED := build/emulated
+# What a Python whose extension is built with AddressSanitizer needs, and the checks that are wanted of it.
+SANITIZERS := LD_PRELOAD="$$($${CXX:-g++} -print-file-name=libasan.so) $$($${CXX:-g++} -print-file-name=libstdc++.so)" \
+    ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1
+# The operators that have CUDA kernels, and the tests that are repeated under other orders.
+EMULATED_TESTS ?= tests/kernels/test_accumulate.py
+SCRAMBLED := shapes or misaligned or special
+IN_EMULATED = cd $(EMULATED) && $(SANITIZERS) $(CURDIR)/$(BIN)/python -m pytest $(EMULATED_TESTS) -p no:cacheprovider
 
-.PHONY: build demo demo-model test test-slow test-sanitized bench bench-quick lint format clean
+.PHONY: build demo demo-model test test-slow test-sanitized test-emulated bench bench-quick lint format clean
 
 build: $(VENV)/.built
 
@@ -50,9 +58,23 @@ test-sanitized: build
 	PATH="$(CURDIR)/$(BIN):$$PATH" AIMFAIR_CUDA=off AIMFAIR_SANITIZE=address,undefined \
 	    $(BIN)/pip install --quiet --no-build-isolation --no-deps --target $(SANITIZED) .
 	cp -r tests conftest.py pyproject.toml $(SANITIZED)
-	cd $(SANITIZED) && LD_PRELOAD="$$($${CXX:-g++} -print-file-name=libasan.so) $$($${CXX:-g++} -print-file-name=libstdc++.so)" \
-	    ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 \
-	    $(CURDIR)/$(BIN)/python -m pytest tests/kernels -p no:cacheprovider
+	cd $(SANITIZED) && $(SANITIZERS) $(CURDIR)/$(BIN)/python -m pytest tests/kernels -p no:cacheprovider
+
+# The kernel tests on the CUDA kernels, run by the emulator (docs/development.md) under both sanitizers: all of them, and
+# a selection with the blocks and threads in other orders. Built anew only where something changed.
+test-emulated: build
+	PATH="$(CURDIR)/$(BIN):$$PATH" && cmake -S . -B $(EMULATED)/cmake -G Ninja --log-level=WARNING \
+	    -DCMAKE_INSTALL_MESSAGE=NEVER -DAIMFAIR_PYTHON=ON -DAIMFAIR_EMULATE_CUDA=ON -DAIMFAIR_SANITIZE=address,undefined \
+	    -DPython_EXECUTABLE="$(CURDIR)/$(BIN)/python" -Dpybind11_DIR="$$(python -m pybind11 --cmakedir)" && \
+	    cmake --build $(EMULATED)/cmake
+	rm -rf $(EMULATED)/aimfair $(EMULATED)/tests
+	cp -r aimfair tests conftest.py pyproject.toml $(EMULATED)
+	rm -f $(EMULATED)/aimfair/_C*.so
+	PATH="$(CURDIR)/$(BIN):$$PATH" && cmake --install $(EMULATED)/cmake --prefix $(EMULATED)
+	$(IN_EMULATED)
+	for order in backward 1; do \
+	    (export AIMFAIR_EMULATOR_ORDER=$$order; $(IN_EMULATED) -k "$(SCRAMBLED)") || exit; \
+	done
 
 bench: build
 	$(MEASURED) $(BIN)/python -m pytest bench --save-results $(BENCH)

@@ -128,19 +128,34 @@ __global__ void atomics(int* out) {
   atomicAnd(out + 7, value);
 }
 
+__global__ void bits(int64_t* out) {
+  for (const int64_t value :
+       {int64_t{__popc(0xf0f0u)}, int64_t{__popcll(0x0000f00000000000ull)}, int64_t{__ffs(0)}, int64_t{__ffs(0x50)},
+        int64_t{__ffsll(1ll << 40)}, int64_t{__clz(0)}, int64_t{__clz(0x00ff0000)}, int64_t{__clzll(1)},
+        int64_t{__brev(0x00000013u)}, int64_t{__funnelshift_l(0x80000001u, 2, 33)},
+        int64_t{__funnelshift_r(0x80000001u, 3, 1)}, int64_t{__float_as_int(-0.0f)}, int64_t{__float_as_uint(1.0f)}}) {
+    *out++ = value;
+  }
+}
+__global__ void floats(double* out) {
+  out[0] = __uint_as_float(0x40000000u);
+  out[1] = min(NAN, 1.0f);
+  out[2] = max(2.0, 3.0);
+  out[3] = __fsqrt_rn(9.0f);
+}
+
+__global__ void nothing(int) {}
+
 void values() {
   print_result("atomics", atomics, 1, 64, 8);
-  const unsigned long long wide = 0x0000f00000000000ull;
-  print<int64_t>("bits", {__popc(0xf0f0u), __popcll(wide), __ffs(0), __ffs(0x50), __ffsll(1ll << 40), __clz(0),
-                          __clz(0x00ff0000), __clzll(1), __brev(0x00000013u), __funnelshift_l(0x80000001u, 2, 33),
-                          __funnelshift_r(0x80000001u, 3, 1), __float_as_int(-0.0f), __float_as_uint(1.0f)});
-  print<double>("floats", {__uint_as_float(0x40000000u), min(NAN, 1.0f), max(2.0, 3.0), __fsqrt_rn(9.0f)});
+  print_result("bits", bits, 1, 1, 13);
+  print_result("floats", floats, 1, 1, 4);
   std::vector<int> errors;
   for (const dim3 shape : {dim3(0, 32), dim3(1u << 31, 32), dim3(1, 0), dim3(1, 1025), dim3(1, 1024)}) {
     cudaLaunchConfig_t config = {};
     config.gridDim = dim3(shape.x);
     config.blockDim = dim3(shape.y);
-    errors.push_back(cudaLaunchKernelEx(&config, +[](int) {}, 0));
+    errors.push_back(cudaLaunchKernelEx(&config, nothing, 0));
     errors.push_back(cudaGetLastError());
     errors.push_back(cudaGetLastError());
   }
@@ -152,10 +167,11 @@ void values() {
 __global__ void place(unsigned* out) {
   out[blockIdx.x * blockDim.x + threadIdx.x] += 1000 * blockIdx.x + threadIdx.x + 100000 * gridDim.x;
 }
-__global__ void sequence(unsigned* out) { out[atomicInc(out, ~0u) + 1] = blockIdx.x * blockDim.x + threadIdx.x; }
+__device__ void note(unsigned* out) { out[atomicInc(out, ~0u) + 1] = blockIdx.x * blockDim.x + threadIdx.x; }
+__global__ void sequence(unsigned* out) { note(out); }
 __global__ void sequence_after_barrier(unsigned* out) {
   __syncthreads();
-  sequence(out);
+  note(out);
 }
 
 void grid() {
