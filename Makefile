@@ -22,7 +22,7 @@ SANITIZERS := LD_PRELOAD="$$($${CXX:-g++} -print-file-name=libasan.so) $$($${CXX
 # The operators that have CUDA kernels, and the tests that are repeated under other orders.
 EMULATED_TESTS ?= tests/kernels/test_accumulate.py
 SCRAMBLED := shapes or misaligned or special
-IN_EMULATED = cd $(EMULATED) && $(SANITIZERS) $(CURDIR)/$(BIN)/python -m pytest $(EMULATED_TESTS) -p no:cacheprovider
+IN_EMULATED = cd $(EMULATED) && $(SANITIZERS) $(CURDIR)/$(BIN)/python -m pytest $(EMULATED_TESTS) -p no:cacheprovider --capture=sys
 
 .PHONY: build demo demo-model test test-slow test-sanitized test-emulated bench bench-quick lint format clean
 
@@ -58,7 +58,7 @@ test-sanitized: build
 	PATH="$(CURDIR)/$(BIN):$$PATH" AIMFAIR_CUDA=off AIMFAIR_SANITIZE=address,undefined \
 	    $(BIN)/pip install --quiet --no-build-isolation --no-deps --target $(SANITIZED) .
 	cp -r tests conftest.py pyproject.toml $(SANITIZED)
-	cd $(SANITIZED) && $(SANITIZERS) $(CURDIR)/$(BIN)/python -m pytest tests/kernels -p no:cacheprovider
+	cd $(SANITIZED) && $(SANITIZERS) $(CURDIR)/$(BIN)/python -m pytest tests/kernels -p no:cacheprovider --capture=sys
 
 # The kernel tests on the CUDA kernels, run by the emulator (docs/development.md) under both sanitizers: all of them, and
 # a selection with the blocks and threads in other orders. Built anew only where something changed.
