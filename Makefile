@@ -48,6 +48,7 @@ demo-model: build
 
 test: build
 	$(BIN)/python -m pytest tests
+	$(MAKE) test-emulated
 
 test-slow: build
 	$(BIN)/python -m pytest tests -m slow
