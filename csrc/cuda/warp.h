@@ -15,11 +15,12 @@ __device__ __forceinline__ int lane_id() { return static_cast<int>(threadIdx.x) 
 __device__ __forceinline__ int warp_id() { return static_cast<int>(threadIdx.x) / kWarp; }
 
 // Sum of the values of the lanes before this one, and in *total that of all lanes.
-__device__ __forceinline__ int exclusive_sum(int value, int* total) {
-  int sum = value;
+template <class T>
+__device__ __forceinline__ T exclusive_sum(T value, T* total) {
+  T sum = value;
 #pragma unroll
   for (int distance = 1; distance < kWarp; distance *= 2) {
-    const int other = __shfl_up_sync(kAllLanes, sum, distance);
+    const T other = __shfl_up_sync(kAllLanes, sum, distance);
     if (lane_id() >= distance) sum += other;
   }
   *total = __shfl_sync(kAllLanes, sum, kWarp - 1);
@@ -46,6 +47,24 @@ static __device__ __forceinline__ T block_sum(T value) {
 #pragma unroll
   for (int warp = 1; warp < kThreads / kWarp; warp++) total += sums[warp];
   return total;
+}
+
+// Like exclusive_sum, over the threads of a thread block of kThreads.
+template <int kThreads, class T>
+__device__ __forceinline__ T block_exclusive_sum(T value, T* total) {
+  __shared__ T sums[kThreads / kWarp];
+  T sum_of_warp;
+  T before = exclusive_sum(value, &sum_of_warp);
+  __syncthreads();  // the sums of a call before have been read
+  if (lane_id() == 0) sums[warp_id()] = sum_of_warp;
+  __syncthreads();
+  *total = 0;
+#pragma unroll
+  for (int warp = 0; warp < kThreads / kWarp; warp++) {
+    if (warp < warp_id()) before += sums[warp];
+    *total += sums[warp];
+  }
+  return before;
 }
 
 // The owner of unit i, where tensor t owns units firsts[t] <= i < firsts[t + 1] and firsts[0] <= i < firsts[count].

@@ -2,11 +2,13 @@
 
 #include <cstdint>
 
+#include "aimfair/cuda.h"
 #include "aimfair/mask.h"
 
 // Building and reading masks. `numels` lists the sizes of the tensors of a mask; see mask.h for the layout.
 
-namespace aimfair::cpu {
+namespace aimfair {
+namespace cpu {
 
 // Fills the rank directory of `blocks` blocks: blocks + 1 entries.
 void rank(const uint32_t* bits, int64_t blocks, int64_t* rank, int threads = 0);
@@ -19,4 +21,12 @@ void unpack_bits(const uint32_t* bits, const int64_t* numels, int64_t count, uin
 void expand_units(const uint32_t* unit_bits, const int64_t* numels, const int64_t* units, int64_t count, uint32_t* bits,
                   int threads = 0);
 
-}  // namespace aimfair::cpu
+}  // namespace cpu
+
+// The same on the device; see cuda.h.
+namespace cuda {
+
+int rank(const uint32_t* bits, int64_t blocks, int64_t* rank, const Allocate& allocate, void* stream);
+
+}  // namespace cuda
+}  // namespace aimfair
