@@ -34,7 +34,10 @@ endif()
 
 set(aimfair_cuda_sources
     csrc/cuda/accumulate.cu
+    csrc/cuda/mask_ops.cu
     csrc/cuda/masked_step.cu
+    csrc/cuda/rank.cu
+    csrc/cuda/scan.cu
     csrc/cuda/upload.cu)
 if(AIMFAIR_WITH_CUDA)
   target_sources(aimfair PRIVATE ${aimfair_cuda_sources})

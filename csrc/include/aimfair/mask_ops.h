@@ -27,6 +27,12 @@ void expand_units(const uint32_t* unit_bits, const int64_t* numels, const int64_
 namespace cuda {
 
 int rank(const uint32_t* bits, int64_t blocks, int64_t* rank, const Allocate& allocate, void* stream);
+int pack_bits(const uint8_t* const* bools, const int64_t* numels, int64_t count, uint32_t* bits,
+              const Allocate& allocate, void* stream);
+int unpack_bits(const uint32_t* bits, const int64_t* numels, int64_t count, uint8_t* const* bools,
+                const Allocate& allocate, void* stream);
+int expand_units(const uint32_t* unit_bits, const int64_t* numels, const int64_t* units, int64_t count, uint32_t* bits,
+                 const Allocate& allocate, void* stream);
 
 }  // namespace cuda
 }  // namespace aimfair
