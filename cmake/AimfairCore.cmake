@@ -38,6 +38,7 @@ set(aimfair_cuda_sources
     csrc/cuda/masked_step.cu
     csrc/cuda/rank.cu
     csrc/cuda/scan.cu
+    csrc/cuda/unit_scores.cu
     csrc/cuda/upload.cu)
 if(AIMFAIR_WITH_CUDA)
   target_sources(aimfair PRIVATE ${aimfair_cuda_sources})

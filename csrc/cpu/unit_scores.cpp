@@ -3,13 +3,14 @@
 #include <vector>
 
 #include "aimfair/select.h"
+#include "aimfair/unit_sum.h"
 #include "cpu/chunks.h"
 #include "cpu/kernels.h"
 
 namespace aimfair::cpu {
 namespace {
 
-// One unit's blocks are summed apart and added in order, so that the mean does not depend on the threads.
+// Sums are taken in the order of unit_sum.h, so that the mean does not depend on the threads.
 struct UnitScores {
   const ScoreTensor* tensors;
   const ScoreSpec& spec;
@@ -22,9 +23,30 @@ struct UnitScores {
     return !nan;
   }
 
-  double block_sum(int64_t tensor, int64_t begin, int n) {
+  double block_sum(int64_t tensor, int64_t begin, int64_t n) {
     alignas(64) float values[kBlock];
-    return scores(tensor, begin, n, values) ? kernel.sum(values, n) : 0.0;
+    const int count = static_cast<int>(n);
+    return scores(tensor, begin, count, values) ? kernel.sum(values, count) : 0.0;
+  }
+
+  // Span `span` of the unit that begins at `begin`.
+  double span_sum(int64_t tensor, int64_t begin, int64_t length, int64_t span) {
+    double blocks[kBlocksPerSpan] = {};
+    const int64_t first = span * kSpan, end = std::min(length, first + kSpan);
+    for (int64_t at = first; at < end; at += kBlock) {
+      blocks[(at - first) / kBlock] = block_sum(tensor, begin + at, std::min(kBlock, end - at));
+    }
+    return tree_sum<kBlocksPerSpan>(blocks);
+  }
+
+  double unit_sum(int64_t tensor, int64_t begin, int64_t length) {
+    if (length <= kBlock) return block_sum(tensor, begin, length);
+    if (length <= kSpan) return span_sum(tensor, begin, length, 0);
+    double lanes[kSpanLanes] = {};
+    for (int64_t span = 0; span < span_count(length); span++) {
+      lanes[span % kSpanLanes] += span_sum(tensor, begin, length, span);
+    }
+    return tree_sum<kSpanLanes>(lanes);
   }
 
   // Units [begin, end) of `length` elements each.
@@ -36,30 +58,20 @@ struct UnitScores {
       return;
     }
     for (int64_t unit = begin; unit < end; unit++) {
-      double total = 0;
-      for (int64_t at = 0; at < length; at += kBlock) {
-        total += block_sum(tensor, unit * length + at, static_cast<int>(std::min(kBlock, length - at)));
-      }
-      out[unit] = static_cast<float>(total / static_cast<double>(length));
+      out[unit] = static_cast<float>(unit_sum(tensor, unit * length, length) / static_cast<double>(length));
     }
   }
 
-  // A tensor of few long units: their blocks are spread over the threads.
+  // A tensor of few long units: their spans are spread over the threads.
   void long_units(int64_t tensor, int64_t units, int64_t length, float* out, int threads) {
-    const int64_t blocks = block_count(length);
-    std::vector<double> partial(static_cast<size_t>(blocks));
+    std::vector<double> spans(static_cast<size_t>(span_count(length)));
     for (int64_t unit = 0; unit < units; unit++) {
-      constexpr int64_t kBlocksPerTask = 32;
-      parallel_for((blocks + kBlocksPerTask - 1) / kBlocksPerTask, threads, [&](int64_t task) {
-        const int64_t end = std::min(blocks, (task + 1) * kBlocksPerTask);
-        for (int64_t block = task * kBlocksPerTask; block < end; block++) {
-          const int n = static_cast<int>(std::min(kBlock, length - block * kBlock));
-          partial[static_cast<size_t>(block)] = block_sum(tensor, unit * length + block * kBlock, n);
-        }
+      parallel_for(span_count(length), threads, [&](int64_t span) {
+        spans[static_cast<size_t>(span)] = span_sum(tensor, unit * length, length, span);
       });
-      double total = 0;
-      for (const double sum : partial) total += sum;
-      out[unit] = static_cast<float>(total / static_cast<double>(length));
+      double lanes[kSpanLanes] = {};
+      for (size_t span = 0; span < spans.size(); span++) lanes[span % kSpanLanes] += spans[span];
+      out[unit] = static_cast<float>(tree_sum<kSpanLanes>(lanes) / static_cast<double>(length));
     }
   }
 };

@@ -2,6 +2,7 @@
 
 #include <cstdint>
 
+#include "aimfair/cuda.h"
 #include "aimfair/mask.h"
 #include "aimfair/score.h"
 
@@ -32,9 +33,18 @@ SelectResult select(const ScoreTensor* tensors, int64_t count, const ScoreSpec& 
                     uint32_t* bits, int64_t* rank, int threads = 0);
 
 // Mean score of every unit: tensor t is cut into units[t] runs of equal length (its rows, or 1 for the whole tensor)
-// and out[t] gets units[t] floats.
+// and out[t] gets units[t] floats, which mean nothing if a score is NaN. unit_sum.h gives the order of the sums.
 SelectResult unit_scores(const ScoreTensor* tensors, int64_t count, const ScoreSpec& spec, const int64_t* units,
                          float* const* out, int threads = 0);
 
 }  // namespace cpu
+
+// The same on the device; see cuda.h.
+namespace cuda {
+
+// Waits for the stream, to tell whether a score is NaN. Extra memory: under 0.1% of the inputs.
+int unit_scores(const ScoreTensor* tensors, int64_t count, const ScoreSpec& spec, const int64_t* units,
+                float* const* out, const Allocate& allocate, void* stream, SelectResult* result);
+
+}  // namespace cuda
 }  // namespace aimfair
