@@ -51,7 +51,7 @@ static __device__ __forceinline__ T block_sum(T value) {
 
 // Like exclusive_sum, over the threads of a thread block of kThreads.
 template <int kThreads, class T>
-__device__ __forceinline__ T block_exclusive_sum(T value, T* total) {
+static __device__ __forceinline__ T block_exclusive_sum(T value, T* total) {
   __shared__ T sums[kThreads / kWarp];
   T sum_of_warp;
   T before = exclusive_sum(value, &sum_of_warp);
