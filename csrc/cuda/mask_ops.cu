@@ -27,8 +27,8 @@ struct BoolTensor : Tensor {
 };
 
 struct UnitTensor : Tensor {
-  int64_t length;  // of a unit
-  int64_t first_unit_word, unit_words;
+  int64_t length;            // of a unit
+  int64_t first_unit_block;  // in the mask over units
 };
 
 // Calls use(tensor, first element, one past the last) for every tile of this thread block.
@@ -119,10 +119,10 @@ __global__ void __launch_bounds__(kThreads) unpack_tiles(const BoolTensor* tenso
 __device__ __forceinline__ uint32_t expanded_word(const UnitTensor& tensor, const uint32_t* unit_bits, int64_t begin) {
   if (begin >= tensor.numel) return 0;
   const int count = tensor.numel - begin < 32 ? static_cast<int>(tensor.numel - begin) : 32;
-  const int64_t unit = begin / tensor.length, word = unit / 32;
-  // The bits of this unit and the 31 after it, as many as the word may touch.
-  const uint64_t low = unit_bits[word], high = word + 1 < tensor.unit_words ? unit_bits[word + 1] : 0;
-  uint32_t selected = static_cast<uint32_t>((high << 32 | low) >> (unit % 32));
+  const int64_t unit = begin / tensor.length;
+  // All units that reach into this word have their bits in one word: where a word of units begins, one of elements
+  // does.
+  uint32_t selected = unit_bits[unit / 32] >> (unit % 32);
   uint32_t result = 0;
   int64_t left = (unit + 1) * tensor.length - begin;  // elements of the unit from here on
   for (int bit = 0; bit < count; selected >>= 1, left = tensor.length) {
@@ -137,7 +137,7 @@ __global__ void __launch_bounds__(kThreads)
     expand_tiles(const UnitTensor* tensors, const int64_t* first_tiles, int64_t count, int64_t tiles,
                  const uint32_t* unit_bits, uint32_t* bits) {
   for_each_tile(tensors, first_tiles, count, tiles, [&](const UnitTensor& tensor, int64_t begin, int64_t end) {
-    const uint32_t* from = unit_bits + tensor.first_unit_word;
+    const uint32_t* from = unit_bits + tensor.first_unit_block * kWordsPerBlock;
     uint32_t* words = bits + tensor.first_block * kWordsPerBlock;
     for (int64_t word = begin / 32 + threadIdx.x; word < end / 32; word += kThreads) {
       words[word] = expanded_word(tensor, from, word * 32);
@@ -171,13 +171,11 @@ int unpack_bits(const uint32_t* bits, const int64_t* numels, int64_t count, uint
 int expand_units(const uint32_t* unit_bits, const int64_t* numels, const int64_t* units, int64_t count, uint32_t* bits,
                  const Allocate& allocate, void* stream) {
   std::vector<UnitTensor> tensors;
-  int64_t first_block = 0, first_unit_word = 0;
+  int64_t first_block = 0, first_unit_block = 0;
   for (int64_t t = 0; t < count; t++) {
-    const int64_t unit_words = block_count(units[t]) * kWordsPerBlock;
-    tensors.push_back(
-        {{numels[t], first_block}, units[t] == 0 ? 0 : numels[t] / units[t], first_unit_word, unit_words});
+    tensors.push_back({{numels[t], first_block}, units[t] == 0 ? 0 : numels[t] / units[t], first_unit_block});
     first_block += block_count(numels[t]);
-    first_unit_word += unit_words;
+    first_unit_block += block_count(units[t]);
   }
   return launch_tiles(expand_tiles, tensors, allocate, stream, unit_bits, bits);
 }

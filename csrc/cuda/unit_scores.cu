@@ -38,8 +38,8 @@ struct UnitTensor {
 __device__ __forceinline__ int thread() { return static_cast<int>(threadIdx.x); }
 __device__ __forceinline__ bool is_nan(float x) { return x != x; }
 
-// Sum over each run of `width` neighbouring threads of a warp, a power of two.
-__device__ __forceinline__ double tree_sum(double value, int width) {
+// Sum over each run of `width` neighbouring threads, at most 16 and a power of two, as the tree of unit_sum.h.
+__device__ __forceinline__ double sum_of_neighbours(double value, int width) {
   for (int distance = width / 2; distance > 0; distance /= 2) value += __shfl_xor_sync(kAllLanes, value, distance);
   return value;
 }
@@ -78,7 +78,7 @@ __device__ __forceinline__ bool tiny_units(const Tile& tile, const ScoreSpec& sp
         nan |= is_nan(scores.v[i]);
         sum += scores.v[i];
       }
-      sum = tree_sum(sum, tile.threads);
+      sum = sum_of_neighbours(sum, tile.threads);
       if (has(i) && lane == 0) {
         tile.out[unit + i * stride] = tile.length == 1 ? scores.v[i] : mean(sum, tile.length);
       }
@@ -106,7 +106,7 @@ __device__ __forceinline__ double block_sum(const ScoreTensor& inputs, const Sco
       }
     }
   }
-  return tree_sum(sum, kBlockLanes);
+  return sum_of_neighbours(sum, kBlockLanes);
 }
 
 // Sum of the n scores from `begin` over `groups` neighbouring groups, a power of two; for each of their threads.
@@ -120,7 +120,7 @@ __device__ __forceinline__ double span_sum(const ScoreTensor& inputs, const Scor
   __syncthreads();  // the sums of a call before have been read
   if (thread() % kBlockLanes == 0) blocks[group] = sum;
   __syncthreads();
-  return tree_sum(blocks[group / groups * groups + thread() % groups], groups);
+  return sum_of_neighbours(blocks[group / groups * groups + thread() % groups], groups);
 }
 
 // Units of 17 elements to one span.
