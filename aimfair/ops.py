@@ -113,6 +113,112 @@ def select_(
     )  # fmt: skip
 
 
+def count_keys_(
+    counts: Tensor,
+    first: int,
+    bits: int,
+    criterion: Criterion,
+    a: list[Tensor],
+    b: list[Tensor] | None = None,
+    *,
+    scale_a: float = 1.0,
+    scale_b: float = 1.0,
+    largest: bool = True,
+    divisor_criterion: Criterion | None = None,
+    c: list[Tensor] | None = None,
+    d: list[Tensor] | None = None,
+    scale_c: float = 1.0,
+    scale_d: float = 1.0,
+    eps: float = 1e-12,
+) -> None:
+    """Adds the histogram of the keys of all scores to ``counts``: one round of a selection over several processes.
+
+    The key of a score is an integer from 0 to 2^32 - 1 in the order of :func:`select_`: the greatest key is the best
+    score, equal scores have equal keys, and so do -0.0 and 0.0. From the 32 bits of the fp32 score, 0 in place of
+    -0.0: all are flipped if the sign is set, else only the sign; then, unless ``largest``, all are flipped once more.
+
+    For every key in [first, first + 2^bits), ``counts[(key - first) >> max(0, bits - 11)]`` is raised by 1. NaN scores
+    have no key: their number is added to ``counts[2048]``, and they are no error here, so that processes can agree on
+    what to do.
+
+    Args:
+        counts: int64 [2049].
+        first, bits: the range of keys, 0 <= bits <= 32; ``first`` is a multiple of 2^bits, below 2^32.
+        others: as in :func:`select_`.
+    """
+    _ops.count_keys_.default(
+        counts, first, bits, largest, criterion, a, b or [], scale_a, scale_b,
+        divisor_criterion or "", c or [], d or [], scale_c, scale_d, eps,
+    )  # fmt: skip
+
+
+def count_equal_(
+    counts: Tensor,
+    key: int,
+    criterion: Criterion,
+    a: list[Tensor],
+    b: list[Tensor] | None = None,
+    *,
+    scale_a: float = 1.0,
+    scale_b: float = 1.0,
+    largest: bool = True,
+    divisor_criterion: Criterion | None = None,
+    c: list[Tensor] | None = None,
+    d: list[Tensor] | None = None,
+    scale_c: float = 1.0,
+    scale_d: float = 1.0,
+    eps: float = 1e-12,
+) -> None:
+    """Adds to ``counts[t]`` the number of elements of tensor t whose key (:func:`count_keys_`) is ``key``.
+
+    Args:
+        counts: int64 [T].
+        key: 0 <= key < 2^32.
+        others: as in :func:`select_`.
+    """
+    _ops.count_equal_.default(
+        counts, key, largest, criterion, a, b or [], scale_a, scale_b,
+        divisor_criterion or "", c or [], d or [], scale_c, scale_d, eps,
+    )  # fmt: skip
+
+
+def select_above_(
+    bits: Tensor,
+    rank: Tensor,
+    key: int,
+    ties: Tensor,
+    criterion: Criterion,
+    a: list[Tensor],
+    b: list[Tensor] | None = None,
+    *,
+    scale_a: float = 1.0,
+    scale_b: float = 1.0,
+    largest: bool = True,
+    divisor_criterion: Criterion | None = None,
+    c: list[Tensor] | None = None,
+    d: list[Tensor] | None = None,
+    scale_c: float = 1.0,
+    scale_d: float = 1.0,
+    eps: float = 1e-12,
+) -> None:
+    """Writes the mask of all elements with a greater key (:func:`count_keys_`) than ``key``, and of some with that key.
+
+    Of tensor t, the first ``ties[t]`` elements whose key is ``key`` are selected, in index order: all of them if there
+    are no more, none if ``ties[t]`` is negative. A NaN score is an error that names the tensor, and leaves the mask as
+    it was.
+
+    Args:
+        bits, rank: the mask to write, over tensors with the sizes of ``a``.
+        key: 0 <= key < 2^32.
+        ties: int64 [T].
+        others: as in :func:`select_`.
+    """
+    _ops.select_above_.default(
+        bits, rank, key, ties, largest, criterion, a, b or [], scale_a, scale_b,
+        divisor_criterion or "", c or [], d or [], scale_c, scale_d, eps,
+    )  # fmt: skip
+
+
 def unit_scores_(
     out: list[Tensor],
     criterion: Criterion,

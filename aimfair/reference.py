@@ -149,7 +149,7 @@ def _scores(
     divisor_criterion: str | None, c: list[Tensor] | None, d: list[Tensor] | None, scale_c: float, scale_d: float,
     eps: float,
 ) -> list[Tensor]:  # fmt: skip
-    """fp32 [n[t]] scores of every tensor, none of them NaN."""
+    """fp32 [n[t]] scores of every tensor."""
     result = []
     for t, tensor in enumerate(a):
         eps_t = _fp32(eps, tensor.device)
@@ -157,10 +157,14 @@ def _scores(
         if divisor_criterion and c:
             divisor = _criterion_scores(divisor_criterion, c[t], d[t] if d else None, scale_c, scale_d, eps_t)
             score = score / (divisor + eps_t)
-        if score.isnan().any():
-            raise RuntimeError(f"a[{t}]: the score of element {int(score.isnan().nonzero()[0])} is NaN")
         result.append(score)
     return result
+
+
+def _require_no_nan(scores: list[Tensor]) -> None:
+    for t, score in enumerate(scores):
+        if score.isnan().any():
+            raise RuntimeError(f"a[{t}]: the score of element {int(score.isnan().nonzero()[0])} is NaN")
 
 
 @torch.no_grad()
@@ -183,6 +187,7 @@ def select_(
     eps: float = 1e-12,
 ) -> None:
     scores = _scores(criterion, a, b, scale_a, scale_b, divisor_criterion, c, d, scale_c, scale_d, eps)
+    _require_no_nan(scores)
     numels = [score.numel() for score in scores]
     if not scores:
         _write_mask(bits, rank, [])
@@ -191,6 +196,93 @@ def select_(
     selected = torch.zeros_like(flat, dtype=torch.bool)
     selected[flat.sort(stable=True, descending=largest).indices[:k]] = True
     _write_mask(bits, rank, torch.split(selected, numels))
+
+
+def _keys(score: Tensor, largest: bool) -> Tensor:
+    """int64 [n] keys from 0 to 2^32 - 1 in the order of the scores, the best ones greatest."""
+    bits = (score + 0.0).view(torch.int32).long()  # -0.0 becomes 0.0
+    key = torch.where(bits < 0, bits ^ 0x7FFFFFFF, bits)
+    return (key if largest else ~key) + 2**31
+
+
+@torch.no_grad()
+def count_keys_(
+    counts: Tensor,
+    first: int,
+    bits: int,
+    criterion: str,
+    a: list[Tensor],
+    b: list[Tensor] | None = None,
+    *,
+    scale_a: float = 1.0,
+    scale_b: float = 1.0,
+    largest: bool = True,
+    divisor_criterion: str | None = None,
+    c: list[Tensor] | None = None,
+    d: list[Tensor] | None = None,
+    scale_c: float = 1.0,
+    scale_d: float = 1.0,
+    eps: float = 1e-12,
+) -> None:
+    scores = _scores(criterion, a, b, scale_a, scale_b, divisor_criterion, c, d, scale_c, scale_d, eps)
+    for score in scores:
+        keys = _keys(score[~score.isnan()], largest)
+        bins = (keys[(keys >= first) & (keys < first + 2**bits)] - first) >> max(0, bits - 11)
+        counts[:2048] += torch.bincount(bins, minlength=2048)
+        counts[2048] += score.isnan().sum()
+
+
+@torch.no_grad()
+def count_equal_(
+    counts: Tensor,
+    key: int,
+    criterion: str,
+    a: list[Tensor],
+    b: list[Tensor] | None = None,
+    *,
+    scale_a: float = 1.0,
+    scale_b: float = 1.0,
+    largest: bool = True,
+    divisor_criterion: str | None = None,
+    c: list[Tensor] | None = None,
+    d: list[Tensor] | None = None,
+    scale_c: float = 1.0,
+    scale_d: float = 1.0,
+    eps: float = 1e-12,
+) -> None:
+    scores = _scores(criterion, a, b, scale_a, scale_b, divisor_criterion, c, d, scale_c, scale_d, eps)
+    for t, score in enumerate(scores):
+        counts[t] += (_keys(score[~score.isnan()], largest) == key).sum()
+
+
+@torch.no_grad()
+def select_above_(
+    bits: Tensor,
+    rank: Tensor,
+    key: int,
+    ties: Tensor,
+    criterion: str,
+    a: list[Tensor],
+    b: list[Tensor] | None = None,
+    *,
+    scale_a: float = 1.0,
+    scale_b: float = 1.0,
+    largest: bool = True,
+    divisor_criterion: str | None = None,
+    c: list[Tensor] | None = None,
+    d: list[Tensor] | None = None,
+    scale_c: float = 1.0,
+    scale_d: float = 1.0,
+    eps: float = 1e-12,
+) -> None:
+    scores = _scores(criterion, a, b, scale_a, scale_b, divisor_criterion, c, d, scale_c, scale_d, eps)
+    _require_no_nan(scores)
+    selected = []
+    for score, wanted in zip(scores, ties, strict=True):
+        keys = _keys(score, largest)
+        equal = keys == key
+        selected.append((keys > key) | (equal & (equal.cumsum(0) <= wanted)))
+    _write_mask(bits, rank, selected)
 
 
 @torch.no_grad()
@@ -210,6 +302,7 @@ def unit_scores_(
     eps: float = 1e-12,
 ) -> None:
     scores = _scores(criterion, a, b, scale_a, scale_b, divisor_criterion, c, d, scale_c, scale_d, eps)
+    _require_no_nan(scores)
     for units, score in zip(out, scores, strict=True):
         if units.numel():
             rows = score.double().view(units.numel(), -1)

@@ -12,10 +12,12 @@ endfunction()
 add_library(
   aimfair STATIC
   csrc/cpu/accumulate.cpp
+  csrc/cpu/counting.cpp
   csrc/cpu/mask_ops.cpp
   csrc/cpu/masked_step.cpp
   csrc/cpu/path.cpp
   csrc/cpu/select.cpp
+  csrc/cpu/selection.cpp
   csrc/cpu/unit_scores.cpp)
 add_library(aimfair::aimfair ALIAS aimfair)
 target_include_directories(

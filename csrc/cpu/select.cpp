@@ -6,11 +6,8 @@
 #include <memory>
 #include <vector>
 
-#include "aimfair/mask_ops.h"
 #include "aimfair/random.h"
-#include "cpu/chunks.h"
-#include "cpu/kernels.h"
-#include "cpu/threshold.h"
+#include "cpu/selection.h"
 
 // How the k best keys are found without sorting or storing scores:
 //   1. A sample of the keys brackets the k-th best one.
@@ -23,117 +20,18 @@
 namespace aimfair::cpu {
 namespace {
 
-constexpr int64_t kChunk = 16 * kBlock;           // elements
 constexpr int64_t kSmall = int64_t{1} << 18;      // up to here sampling does not pay
 constexpr int64_t kMaxSample = int64_t{1} << 19;  // keys
 constexpr int kSampleLanes = 4;                   // keys taken from one group of 16
 constexpr int64_t kCandidateShare = 160;  // room for 1/160 of the elements: 8 bytes each, 1.3% of one fp32 input
 constexpr int64_t kCandidateRoom = int64_t{1} << 15;  // and some more, for small inputs
 
-// The inputs, and the bits as they are being made.
-struct Selection {
-  const ScoreTensor* tensors;
-  int64_t count;
-  const ScoreSpec& spec;
-  bool largest;
-  int threads;
-  const Kernels& kernel;
-  Chunks chunks;
-  int64_t total;
-  std::vector<int64_t> first_block;
-  std::unique_ptr<uint32_t[]> bits;  // apart from the caller's, which stay as they are if a score is NaN
-  std::atomic<int64_t> nan_tensor;
-
-  Selection(const ScoreTensor* tensors_, int64_t count_, const ScoreSpec& spec_, bool largest_, int threads_)
-      : tensors(tensors_),
-        count(count_),
-        spec(spec_),
-        largest(largest_),
-        threads(thread_count(threads_)),
-        kernel(kernels()),
-        chunks(count_, kChunk, [&](int64_t t) { return tensors_[t].numel; }),
-        total(0),
-        first_block(static_cast<size_t>(count_) + 1),
-        nan_tensor(count_) {
-    for (int64_t t = 0; t < count; t++) {
-      total += tensors[t].numel;
-      first_block[t + 1] = first_block[t] + block_count(tensors[t].numel);
-    }
-    bits = std::make_unique_for_overwrite<uint32_t[]>(static_cast<size_t>(words()));
-  }
-
-  int64_t words() const { return first_block.back() * kWordsPerBlock; }
-
-  bool has_nan() const { return nan_tensor.load() < count; }
-
-  // Calls use(keys, n, block's bits, place of its first element in the chunk) for every block of a chunk.
-  template <class Use>
-  void for_each_block(const Chunk& chunk, const Use& use) {
-    alignas(64) int32_t keys[kBlock];
-    const ScoreTensor& tensor = tensors[chunk.tensor];
-    uint32_t* words = bits.get() + first_block[chunk.tensor] * kWordsPerBlock;
-    for (int64_t at = chunk.begin; at < chunk.end; at += kBlock) {
-      const int n = static_cast<int>(std::min(kBlock, chunk.end - at));
-      if (kernel.score_keys(tensor, spec, largest, at, n, keys)) lower_to(nan_tensor, chunk.tensor);
-      use(keys, n, reinterpret_cast<uint16_t*>(words + at / 32), static_cast<uint32_t>(at - chunk.begin));
-    }
-  }
-
-  void set_bit(const Chunk& chunk, uint32_t place) {
-    const int64_t at = chunk.begin + place;
-    bits[static_cast<size_t>(first_block[chunk.tensor] * kWordsPerBlock + at / 32)] |= 1u << (at % 32);
-  }
-};
-
-// Gives each chunk its part of `ties`: as many as it has, in index order.
-std::vector<int64_t> share_ties(const std::vector<int64_t>& equal, int64_t ties) {
-  std::vector<int64_t> share(equal.size());
-  for (size_t i = 0; i < equal.size(); i++) {
-    share[i] = std::min(equal[i], ties);
-    ties -= share[i];
-  }
-  return share;
-}
-
 // Writes all bits, given the k-th best key and how many elements with exactly that key are to be taken.
 void write_bits(Selection& s, const Threshold& threshold) {
-  std::vector<int64_t> equal(static_cast<size_t>(s.chunks.count()));
-  parallel_for(s.chunks.count(), s.threads, [&](int64_t i) {
-    s.for_each_block(s.chunks[i], [&](const int32_t* keys, int n, uint16_t* bits, uint32_t) {
-      equal[static_cast<size_t>(i)] += s.kernel.above(keys, n, threshold.key, bits);
-    });
-  });
-  const auto share = share_ties(equal, threshold.ties);
-  parallel_for(s.chunks.count(), s.threads, [&](int64_t i) {
-    int64_t left = share[static_cast<size_t>(i)];
-    if (left == 0) return;
-    const Chunk chunk = s.chunks[i];
-    s.for_each_block(chunk, [&](const int32_t* keys, int n, uint16_t*, uint32_t place) {
-      for (int e = 0; e < n && left > 0; e++) {
-        if (keys[e] == threshold.key) {
-          s.set_bit(chunk, place + static_cast<uint32_t>(e));
-          left--;
-        }
-      }
-    });
-  });
-}
-
-// Histograms of all keys. One per thread, added up: counts do not depend on the order.
-void count_all(Selection& s, const KeyRange& range, int64_t* histogram) {
-  std::vector<int64_t> counts(static_cast<size_t>(s.threads * kBins));
-  const int64_t per_thread = (s.chunks.count() + s.threads - 1) / s.threads;
-  parallel_for(s.threads, s.threads, [&](int64_t thread) {
-    int64_t* own = counts.data() + thread * kBins;
-    const int64_t end = std::min(s.chunks.count(), (thread + 1) * per_thread);
-    for (int64_t i = thread * per_thread; i < end; i++) {
-      s.for_each_block(s.chunks[i], [&](const int32_t* keys, int n, uint16_t*, uint32_t) {
-        // The bits of this block are written later; counting reads the inputs only.
-        count_keys(keys, n, range, own);
-      });
-    }
-  });
-  for (int64_t i = 0; i < s.threads * kBins; i++) histogram[i % kBins] += counts[static_cast<size_t>(i)];
+  const auto equal = write_above(s, threshold.key);
+  std::vector<int64_t> share(equal.size());
+  share_ties(equal, 0, s.chunks.count(), threshold.ties, share);
+  write_ties(s, threshold.key, share);
 }
 
 // Keys at evenly spread places with a jitter that depends on nothing but the place.
@@ -165,7 +63,7 @@ std::vector<int32_t> sample_keys(const Selection& s) {
 
 Threshold threshold_of(const int32_t* keys, int64_t n, const KeyRange& range, int64_t k) {
   return find_threshold(k, range,
-                        [&](const KeyRange& part, int64_t* histogram) { count_keys(keys, n, part, histogram); });
+                        [&](const KeyRange& part, int64_t* histogram) { add_to_histogram(keys, n, part, histogram); });
 }
 
 // Keys between which the k-th best one very likely lies: six standard deviations of a sample quantile to either side,
@@ -218,8 +116,8 @@ struct Candidates {
 void collect(Selection& s, const Bracket& bracket, Candidates& found) {
   parallel_for(s.chunks.count(), s.threads, [&](int64_t i) {
     if (found.overflow.load(std::memory_order_relaxed)) return;
-    int32_t keys_inside[kChunk + 16];
-    uint32_t places_inside[kChunk + 16];
+    int32_t keys_inside[kSelectionChunk + 16];
+    uint32_t places_inside[kSelectionChunk + 16];
     int64_t inside = 0, above = 0;
     s.for_each_block(s.chunks[i], [&](const int32_t* keys, int n, uint16_t* bits, uint32_t place) {
       int block_above = 0;
@@ -248,7 +146,8 @@ void choose(Selection& s, const Bracket& bracket, const Candidates& found, int64
   parallel_for(s.chunks.count(), s.threads, [&](int64_t i) {
     found.for_each(i, [&](int32_t key, uint32_t) { equal[static_cast<size_t>(i)] += key == threshold.key; });
   });
-  const auto ties = share_ties(equal, threshold.ties);
+  std::vector<int64_t> ties(equal.size());
+  share_ties(equal, 0, s.chunks.count(), threshold.ties, ties);
   parallel_for(s.chunks.count(), s.threads, [&](int64_t i) {
     const Chunk chunk = s.chunks[i];
     int64_t left = ties[static_cast<size_t>(i)];
@@ -284,10 +183,7 @@ SelectResult select(const ScoreTensor* tensors, int64_t count, const ScoreSpec& 
     write_bits(s, find_threshold(k, KeyRange{},
                                  [&](const KeyRange& range, int64_t* histogram) { count_all(s, range, histogram); }));
   }
-  if (s.has_nan()) return {s.nan_tensor.load()};
-  if (s.words() > 0) memcpy(bits, s.bits.get(), static_cast<size_t>(s.words()) * sizeof(uint32_t));
-  cpu::rank(bits, s.first_block.back(), rank, threads);
-  return {};
+  return s.finish(bits, rank);
 }
 
 }  // namespace aimfair::cpu

@@ -4,13 +4,16 @@
 #include <cstdint>
 #include <vector>
 
+#include "aimfair/select.h"
+
 // Exact search for the k-th best key by counting: each round histograms the keys of one range into bins and goes on
 // with the bin that holds the k-th. The counts of several machines may be added before each decision.
 
 namespace aimfair::cpu {
 
 constexpr int kBinBits = 11;
-constexpr int64_t kBins = int64_t{1} << kBinBits;
+constexpr int64_t kBins = kKeyBins;
+static_assert(kBins == int64_t{1} << kBinBits);
 
 inline uint32_t unsigned_key(int32_t key) { return static_cast<uint32_t>(key) ^ 0x80000000u; }
 inline int32_t signed_key(uint32_t key) { return static_cast<int32_t>(key ^ 0x80000000u); }
@@ -37,7 +40,7 @@ struct Threshold {
 };
 
 // Adds the keys of the range to their bins.
-inline void count_keys(const int32_t* keys, int64_t n, const KeyRange& range, int64_t* histogram) {
+inline void add_to_histogram(const int32_t* keys, int64_t n, const KeyRange& range, int64_t* histogram) {
   const uint64_t size = uint64_t{1} << range.bits;
   const int shift = range.shift();
   for (int64_t i = 0; i < n; i++) {

@@ -84,6 +84,19 @@ void check_score(Arguments& arguments, ScoreCall& call, const std::string& crite
   }
 }
 
+// The mask over the scored tensors.
+void take_mask(Arguments& arguments, SelectCall& call, const Tensor& bits, const Tensor& rank) {
+  int64_t blocks = 0;
+  for (const ScoreTensor& tensor : call.tensors) blocks += block_count(tensor.numel);
+  call.bits = take_bits(arguments, "bits", bits, Access::write, blocks);
+  call.rank = take_rank(arguments, rank, Access::write, blocks);
+}
+
+void require_key(Arguments& arguments, const char* name, int64_t key) {
+  arguments.require(0 <= key && key < int64_t{1} << 32, name,
+                    "is " + std::to_string(key) + ", expected 0 to 4294967295");
+}
+
 // One kind of state: its name in the schema and its list.
 struct StateList {
   const char* name;
@@ -254,14 +267,55 @@ SelectCall check_select(const Tensor& bits, const Tensor& rank, int64_t k, const
   Arguments arguments("select_", &bits);
   SelectCall call;
   check_score(arguments, call, criterion, a, b, scale_a, scale_b, divisor_criterion, c, d, scale_c, scale_d, eps);
-  int64_t total = 0, blocks = 0;
-  for (const ScoreTensor& tensor : call.tensors) {
-    total += tensor.numel;
-    blocks += block_count(tensor.numel);
-  }
+  int64_t total = 0;
+  for (const ScoreTensor& tensor : call.tensors) total += tensor.numel;
   arguments.require(0 <= k && k <= total, "k", "is " + std::to_string(k) + ", expected 0 to " + std::to_string(total));
-  call.bits = take_bits(arguments, "bits", bits, Access::write, blocks);
-  call.rank = take_rank(arguments, rank, Access::write, blocks);
+  take_mask(arguments, call, bits, rank);
+  arguments.refuse_overlap();
+  return call;
+}
+
+CountCall check_count_keys(const Tensor& counts, int64_t first, int64_t bits, const std::string& criterion,
+                           const TensorList& a, const TensorList& b, double scale_a, double scale_b,
+                           const std::string& divisor_criterion, const TensorList& c, const TensorList& d,
+                           double scale_c, double scale_d, double eps) {
+  Arguments arguments("count_keys_", &counts);
+  CountCall call;
+  check_score(arguments, call, criterion, a, b, scale_a, scale_b, divisor_criterion, c, d, scale_c, scale_d, eps);
+  arguments.require(0 <= bits && bits <= 32, "bits", "is " + std::to_string(bits) + ", expected 0 to 32");
+  require_key(arguments, "first", first);
+  arguments.require(first % (int64_t{1} << bits) == 0, "first",
+                    "is " + std::to_string(first) + ", expected a multiple of 2^" + std::to_string(bits));
+  call.counts = static_cast<int64_t*>(arguments.take("counts", counts, Types::int64, Access::write, kKeyBins + 1));
+  arguments.refuse_overlap();
+  return call;
+}
+
+CountCall check_count_equal(const Tensor& counts, int64_t key, const std::string& criterion, const TensorList& a,
+                            const TensorList& b, double scale_a, double scale_b, const std::string& divisor_criterion,
+                            const TensorList& c, const TensorList& d, double scale_c, double scale_d, double eps) {
+  Arguments arguments("count_equal_", &counts);
+  CountCall call;
+  check_score(arguments, call, criterion, a, b, scale_a, scale_b, divisor_criterion, c, d, scale_c, scale_d, eps);
+  require_key(arguments, "key", key);
+  const auto per_tensor = static_cast<int64_t>(a.size());
+  call.counts = static_cast<int64_t*>(arguments.take("counts", counts, Types::int64, Access::write, per_tensor));
+  arguments.refuse_overlap();
+  return call;
+}
+
+SelectAboveCall check_select_above(const Tensor& bits, const Tensor& rank, int64_t key, const Tensor& ties,
+                                   const std::string& criterion, const TensorList& a, const TensorList& b,
+                                   double scale_a, double scale_b, const std::string& divisor_criterion,
+                                   const TensorList& c, const TensorList& d, double scale_c, double scale_d,
+                                   double eps) {
+  Arguments arguments("select_above_", &bits);
+  SelectAboveCall call;
+  check_score(arguments, call, criterion, a, b, scale_a, scale_b, divisor_criterion, c, d, scale_c, scale_d, eps);
+  require_key(arguments, "key", key);
+  const auto per_tensor = static_cast<int64_t>(a.size());
+  call.ties = static_cast<const int64_t*>(arguments.take("ties", ties, Types::int64, Access::read, per_tensor));
+  take_mask(arguments, call, bits, rank);
   arguments.refuse_overlap();
   return call;
 }

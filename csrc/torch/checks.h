@@ -38,6 +38,28 @@ SelectCall check_select(const Tensor& bits, const Tensor& rank, int64_t k, const
                         const std::string& divisor_criterion, const TensorList& c, const TensorList& d, double scale_c,
                         double scale_d, double eps);
 
+struct CountCall : ScoreCall {
+  int64_t* counts;
+};
+
+CountCall check_count_keys(const Tensor& counts, int64_t first, int64_t bits, const std::string& criterion,
+                           const TensorList& a, const TensorList& b, double scale_a, double scale_b,
+                           const std::string& divisor_criterion, const TensorList& c, const TensorList& d,
+                           double scale_c, double scale_d, double eps);
+CountCall check_count_equal(const Tensor& counts, int64_t key, const std::string& criterion, const TensorList& a,
+                            const TensorList& b, double scale_a, double scale_b, const std::string& divisor_criterion,
+                            const TensorList& c, const TensorList& d, double scale_c, double scale_d, double eps);
+
+struct SelectAboveCall : SelectCall {
+  const int64_t* ties;
+};
+
+SelectAboveCall check_select_above(const Tensor& bits, const Tensor& rank, int64_t key, const Tensor& ties,
+                                   const std::string& criterion, const TensorList& a, const TensorList& b,
+                                   double scale_a, double scale_b, const std::string& divisor_criterion,
+                                   const TensorList& c, const TensorList& d, double scale_c, double scale_d,
+                                   double eps);
+
 struct UnitScoresCall : ScoreCall {
   std::vector<int64_t> units;
   std::vector<float*> out;

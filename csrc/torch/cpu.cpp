@@ -32,6 +32,36 @@ void select(const Tensor& bits, const Tensor& rank, int64_t k, bool largest, con
                                     largest, call.bits, call.rank, torch_threads()));
 }
 
+void count_keys(const Tensor& counts, int64_t first, int64_t bits, bool largest, const std::string& criterion,
+                const TensorList& a, const TensorList& b, double scale_a, double scale_b,
+                const std::string& divisor_criterion, const TensorList& c, const TensorList& d, double scale_c,
+                double scale_d, double eps) {
+  const CountCall call = check_count_keys(counts, first, bits, criterion, a, b, scale_a, scale_b, divisor_criterion, c,
+                                          d, scale_c, scale_d, eps);
+  cpu::count_keys(call.tensors.data(), static_cast<int64_t>(call.tensors.size()), call.spec,
+                  static_cast<uint32_t>(first), static_cast<int>(bits), largest, call.counts, torch_threads());
+}
+
+void count_equal(const Tensor& counts, int64_t key, bool largest, const std::string& criterion, const TensorList& a,
+                 const TensorList& b, double scale_a, double scale_b, const std::string& divisor_criterion,
+                 const TensorList& c, const TensorList& d, double scale_c, double scale_d, double eps) {
+  const CountCall call =
+      check_count_equal(counts, key, criterion, a, b, scale_a, scale_b, divisor_criterion, c, d, scale_c, scale_d, eps);
+  cpu::count_equal(call.tensors.data(), static_cast<int64_t>(call.tensors.size()), call.spec,
+                   static_cast<uint32_t>(key), largest, call.counts, torch_threads());
+}
+
+void select_above(const Tensor& bits, const Tensor& rank, int64_t key, const Tensor& ties, bool largest,
+                  const std::string& criterion, const TensorList& a, const TensorList& b, double scale_a,
+                  double scale_b, const std::string& divisor_criterion, const TensorList& c, const TensorList& d,
+                  double scale_c, double scale_d, double eps) {
+  const SelectAboveCall call = check_select_above(bits, rank, key, ties, criterion, a, b, scale_a, scale_b,
+                                                  divisor_criterion, c, d, scale_c, scale_d, eps);
+  refuse_nan("select_above_",
+             cpu::select_above(call.tensors.data(), static_cast<int64_t>(call.tensors.size()), call.spec,
+                               static_cast<uint32_t>(key), call.ties, largest, call.bits, call.rank, torch_threads()));
+}
+
 void unit_scores(const TensorList& out, const std::string& criterion, const TensorList& a, const TensorList& b,
                  double scale_a, double scale_b, const std::string& divisor_criterion, const TensorList& c,
                  const TensorList& d, double scale_c, double scale_d, double eps) {
@@ -151,6 +181,9 @@ void planned_sgd(const Tensor& plan, int64_t tensors, int64_t blocks, const Opti
 STABLE_TORCH_LIBRARY_IMPL(aimfair, CPU, m) {
   m.impl("accumulate_", TORCH_BOX(&accumulate));
   m.impl("select_", TORCH_BOX(&select));
+  m.impl("count_keys_", TORCH_BOX(&count_keys));
+  m.impl("count_equal_", TORCH_BOX(&count_equal));
+  m.impl("select_above_", TORCH_BOX(&select_above));
   m.impl("unit_scores_", TORCH_BOX(&unit_scores));
   m.impl("expand_units_", TORCH_BOX(&expand_units));
   m.impl("pack_bits_", TORCH_BOX(&pack_bits));

@@ -12,6 +12,17 @@ STABLE_TORCH_LIBRARY(aimfair, m) {
       " float scale_a, float scale_b, str divisor_criterion, Tensor[] c, Tensor[] d, float scale_c, float scale_d,"
       " float eps) -> ()");
   m.def(
+      "count_keys_(Tensor(a!) counts, int first, int bits, bool largest, str criterion, Tensor[] a, Tensor[] b,"
+      " float scale_a, float scale_b, str divisor_criterion, Tensor[] c, Tensor[] d, float scale_c, float scale_d,"
+      " float eps) -> ()");
+  m.def(
+      "count_equal_(Tensor(a!) counts, int key, bool largest, str criterion, Tensor[] a, Tensor[] b, float scale_a,"
+      " float scale_b, str divisor_criterion, Tensor[] c, Tensor[] d, float scale_c, float scale_d, float eps) -> ()");
+  m.def(
+      "select_above_(Tensor(a!) bits, Tensor(b!) rank, int key, Tensor ties, bool largest, str criterion, Tensor[] a,"
+      " Tensor[] b, float scale_a, float scale_b, str divisor_criterion, Tensor[] c, Tensor[] d, float scale_c,"
+      " float scale_d, float eps) -> ()");
+  m.def(
       "unit_scores_(Tensor(a!)[] out, str criterion, Tensor[] a, Tensor[] b, float scale_a, float scale_b,"
       " str divisor_criterion, Tensor[] c, Tensor[] d, float scale_c, float scale_d, float eps) -> ()");
   m.def("expand_units_(Tensor(a!) bits, Tensor(b!) rank, Tensor unit_bits, int[] numels, int[] units) -> ()");

@@ -18,11 +18,14 @@ from .valid_calls import (
     adamw,
     compact_adamw,
     compact_sgd,
+    count_equal,
+    count_keys,
     expand_units,
     mask,
     pack_bits,
     refused,
     select,
+    select_above,
     sgd,
     unit_scores,
     unpack_bits,
@@ -189,7 +192,7 @@ def test_reading_twice_is_fine(device):
 
 # -- masks ------------------------------------------------------------------------------------------------------------
 
-MASKED = [select, expand_units, pack_bits, adamw, compact_adamw, sgd, compact_sgd]
+MASKED = [select, select_above, expand_units, pack_bits, adamw, compact_adamw, sgd, compact_sgd]
 each_masked = pytest.mark.parametrize("build", MASKED, ids=lambda build: build.__name__)
 
 
@@ -332,7 +335,29 @@ def test_k_out_of_range(k, device):
     refused(select, device, r"\bk\b", k=k)
 
 
-@pytest.mark.parametrize("build", [select, unit_scores])
+@pytest.mark.parametrize(("build", "name"), [(count_keys, "first"), (count_equal, "key"), (select_above, "key")])
+def test_keys_out_of_range(build, name, device):
+    for key in (-1, 2**32, 2**62, -(2**62)):
+        refused(build, device, rf"\b{name}\b", **{name: key})
+
+
+def test_range_of_keys(device):
+    for bits in (-1, 33, 2**40):
+        refused(count_keys, device, r"\bbits\b", bits=bits)
+    for first, bits in ((1, 1), (1 << 31, 32), (3 << 29, 30)):
+        refused(count_keys, device, r"\bfirst\b", first=first, bits=bits)
+
+
+@pytest.mark.parametrize(("build", "name"), [(count_keys, "counts"), (count_equal, "counts"), (select_above, "ties")])
+def test_counts(build, name, device):
+    value = build(device)[name]
+    wrongs = (value[:-1].clone(), torch.cat([value, value[:1]]), value.double(), value.repeat_interleave(2)[::2])
+    for wrong in wrongs:
+        refused(build, device, name, **{name: wrong})
+    refused(build, device, ELSEWHERE, **{name: value.to("meta")})
+
+
+@pytest.mark.parametrize("build", [select, count_keys, count_equal, select_above, unit_scores])
 def test_criteria(build, device):
     refused(build, device, "criterion", criterion="nonsense")
     refused(build, device, "criterion", criterion="")
@@ -382,6 +407,11 @@ def test_empty_lists_are_fine(device):
     ops.accumulate_([], [], [], square_norms, nonfinite)
     bits, rank = layout.empty_mask([], device)
     ops.select_(bits, rank, 0, "value", [])
+    counts = torch.zeros(2049, dtype=torch.int64, device=device)
+    ops.count_keys_(counts, 0, 32, "value", [])
+    ops.count_equal_(nonfinite, 0, "value", [])
+    ops.select_above_(bits, rank, 0, nonfinite, "value", [])
+    assert not counts.any()
     ops.pack_bits_(bits, rank, [])
     ops.unpack_bits_([], bits)
     ops.unit_scores_([], "value", [])

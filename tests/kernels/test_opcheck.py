@@ -34,6 +34,9 @@ def positional(name: str, inputs: Inputs) -> tuple[Any, ...]:
 BUILDERS = {
     "accumulate": valid_calls.accumulate,
     "select": valid_calls.select,
+    "count_keys": valid_calls.count_keys,
+    "count_equal": valid_calls.count_equal,
+    "select_above": valid_calls.select_above,
     "unit_scores": valid_calls.unit_scores,
     "expand_units": valid_calls.expand_units,
     "pack_bits": valid_calls.pack_bits,

@@ -47,6 +47,23 @@ def select_kind(kind: str) -> tuple[Callable[..., None], Inputs]:
     return ops.select_, {"bits": bits, "rank": rank, "k": 300_000, "criterion": "value", "a": scores}
 
 
+def count_keys(criterion: str) -> tuple[Callable[..., None], Inputs]:
+    counts = torch.zeros(2049, dtype=torch.int64)
+    return ops.count_keys_, cases.score_inputs(SHAPES, criterion, CPU, 1) | {"counts": counts, "first": 0, "bits": 32}
+
+
+def count_equal(criterion: str) -> tuple[Callable[..., None], Inputs]:
+    inputs = cases.score_inputs(SHAPES, criterion, CPU, 1)
+    return ops.count_equal_, inputs | {"counts": torch.zeros(len(SHAPES), dtype=torch.int64), "key": 1 << 31}
+
+
+def select_above(criterion: str) -> tuple[Callable[..., None], Inputs]:
+    inputs = cases.score_inputs(SHAPES, criterion, CPU, 1)
+    bits, rank = layout.empty_mask([a.numel() for a in inputs["a"]])
+    ties = torch.tensor([a.numel() // 20 for a in inputs["a"]])
+    return ops.select_above_, inputs | {"bits": bits, "rank": rank, "key": 1 << 31, "ties": ties}
+
+
 def unit_scores(criterion: str) -> tuple[Callable[..., None], Inputs]:
     inputs = cases.score_inputs(SHAPES, criterion, CPU, 1)
     out = [torch.zeros(shape[0] if len(shape) > 1 else min(cases.numel_of(shape), 1)) for shape in SHAPES]
@@ -102,6 +119,9 @@ CALLS: dict[str, Callable[[], tuple[Callable[..., None], Inputs]]] = {
     **{f"select-{name}": lambda name=name: select(name) for name in cases.CRITERIA},
     **{f"select-{kind}": lambda kind=kind: select_kind(kind) for kind in KINDS},
     "select-ratio": lambda: select("difference", "relative_difference"),
+    **{f"count_keys-{name}": lambda name=name: count_keys(name) for name in cases.CRITERIA},
+    **{f"count_equal-{name}": lambda name=name: count_equal(name) for name in cases.CRITERIA},
+    **{f"select_above-{name}": lambda name=name: select_above(name) for name in cases.CRITERIA},
     **{f"unit_scores-{name}": lambda name=name: unit_scores(name) for name in cases.CRITERIA},
     "expand_units": expand_units,
     "pack_bits": pack_bits,

@@ -30,14 +30,30 @@ def mask(device: torch.device) -> Inputs:
     return {"bits": bits, "rank": rank}
 
 
+def scores(device: torch.device) -> Inputs:
+    return cases.score_inputs(SHAPES, "difference", device, divisor_criterion="relative_difference")
+
+
 def select(device: torch.device) -> Inputs:
-    scores = cases.score_inputs(SHAPES, "difference", device, divisor_criterion="relative_difference")
-    return mask(device) | {"k": 7} | scores
+    return mask(device) | {"k": 7} | scores(device)
+
+
+def count_keys(device: torch.device) -> Inputs:
+    return {"counts": torch.ones(2049, dtype=torch.int64, device=device), "first": 3 << 30, "bits": 30} | scores(device)
+
+
+def count_equal(device: torch.device) -> Inputs:
+    return {"counts": torch.ones(len(SHAPES), dtype=torch.int64, device=device), "key": 1 << 31} | scores(device)
+
+
+def select_above(device: torch.device) -> Inputs:
+    ties = torch.arange(len(SHAPES), device=device)
+    return mask(device) | {"key": 1 << 31, "ties": ties} | scores(device)
 
 
 def unit_scores(device: torch.device) -> Inputs:
     out = [torch.zeros(units, device=device) for units in (5, 10, 3, 40, 1)]
-    return {"out": out} | cases.score_inputs(SHAPES, "difference", device, divisor_criterion="relative_difference")
+    return {"out": out} | scores(device)
 
 
 def expand_units(device: torch.device) -> Inputs:
@@ -78,6 +94,9 @@ def compact_sgd(device: torch.device) -> Inputs:
 OPERATORS: dict[Callable[[torch.device], Inputs], Callable[..., None]] = {
     accumulate: ops.accumulate_,
     select: ops.select_,
+    count_keys: ops.count_keys_,
+    count_equal: ops.count_equal_,
+    select_above: ops.select_above_,
     unit_scores: ops.unit_scores_,
     expand_units: ops.expand_units_,
     pack_bits: ops.pack_bits_,
@@ -91,6 +110,9 @@ OPERATORS: dict[Callable[[torch.device], Inputs], Callable[..., None]] = {
 LISTS = {
     accumulate: ["grads", "sums", "squares", "second_sums"],
     select: ["a", "b", "c", "d"],
+    count_keys: ["a", "b", "c", "d"],
+    count_equal: ["a", "b", "c", "d"],
+    select_above: ["a", "b", "c", "d"],
     unit_scores: ["a", "b", "c", "d", "out"],
     pack_bits: ["bools"],
     unpack_bits: ["bools"],
