@@ -36,10 +36,14 @@ endif()
 
 set(aimfair_cuda_sources
     csrc/cuda/accumulate.cu
+    csrc/cuda/counting.cu
     csrc/cuda/mask_ops.cu
     csrc/cuda/masked_step.cu
     csrc/cuda/rank.cu
     csrc/cuda/scan.cu
+    csrc/cuda/search.cu
+    csrc/cuda/select.cu
+    csrc/cuda/selection.cu
     csrc/cuda/unit_scores.cu
     csrc/cuda/upload.cu)
 if(AIMFAIR_WITH_CUDA)

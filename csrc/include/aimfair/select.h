@@ -59,10 +59,23 @@ SelectResult select_above(const ScoreTensor* tensors, int64_t count, const Score
 
 }  // namespace cpu
 
-// The same on the device; see cuda.h.
+// The same on the device; see cuda.h. What writes a mask waits for the device once or, where many scores are equal,
+// twice: it must know whether there is a NaN. It cannot be captured in a CUDA graph.
 namespace cuda {
 
-// Waits for the stream, to tell whether a score is NaN. Extra memory: under 0.1% of the inputs.
+int select(const ScoreTensor* tensors, int64_t count, const ScoreSpec& spec, int64_t k, bool largest, uint32_t* bits,
+           int64_t* rank, const Allocate& allocate, void* stream, SelectResult* result);
+
+// `counts` and `ties` are device memory.
+int count_keys(const ScoreTensor* tensors, int64_t count, const ScoreSpec& spec, uint32_t first, int bits, bool largest,
+               int64_t* counts, const Allocate& allocate, void* stream);
+int count_equal(const ScoreTensor* tensors, int64_t count, const ScoreSpec& spec, uint32_t key, bool largest,
+                int64_t* counts, const Allocate& allocate, void* stream);
+int select_above(const ScoreTensor* tensors, int64_t count, const ScoreSpec& spec, uint32_t key, const int64_t* ties,
+                 bool largest, uint32_t* bits, int64_t* rank, const Allocate& allocate, void* stream,
+                 SelectResult* result);
+
+// As the others, it waits for the stream. Extra memory: under 0.1% of the inputs.
 int unit_scores(const ScoreTensor* tensors, int64_t count, const ScoreSpec& spec, const int64_t* units,
                 float* const* out, const Allocate& allocate, void* stream, SelectResult* result);
 

@@ -1,0 +1,167 @@
+#pragma once
+
+#include <cuda_runtime.h>
+
+#include <cstdint>
+#include <type_traits>
+
+#include "aimfair/dtype.h"
+#include "aimfair/mask.h"
+#include "aimfair/select.h"
+#include "cuda/element.h"
+#include "cuda/score.h"
+#include "cuda/warp.h"
+
+// Scores and keys of whole mask blocks, one warp for each. Kernels are compiled for every number of inputs that the
+// term and the divisor can have, so that loads go ahead of the arithmetic; which criterion it is, they find out as they
+// run.
+
+namespace aimfair::cuda {
+
+// What kernels over scores take. The arrays are device memory.
+struct ScoreInputs {
+  const ScoreTensor* tensors;
+  const int64_t* first_blocks;  // count + 1 entries
+  int64_t count;
+  int64_t blocks;
+  ScoreSpec spec;
+  bool largest;
+};
+
+// Calls use(inputs of the term, inputs of the divisor), both as std::integral_constant.
+template <class Use>
+cudaError_t with_input_counts(const ScoreSpec& spec, const Use& use) {
+  const auto inputs = [](Criterion criterion) {
+    return criterion == Criterion::none ? 0 : has_second_input(criterion) ? 2 : 1;
+  };
+  const auto with_divisor = [&](auto term) {
+    switch (inputs(spec.divisor.criterion)) {
+      case 0:
+        return use(term, std::integral_constant<int, 0>{});
+      case 1:
+        return use(term, std::integral_constant<int, 1>{});
+      default:
+        return use(term, std::integral_constant<int, 2>{});
+    }
+  };
+  if (inputs(spec.term.criterion) == 2) return with_divisor(std::integral_constant<int, 2>{});
+  return with_divisor(std::integral_constant<int, 1>{});
+}
+
+// A term of one input is chosen without a branch.
+template <int kInputs>
+__device__ __forceinline__ Four term_of(const ScoreTerm& term, float eps, const Four& a, const Four& b) {
+  if constexpr (kInputs == 2) {
+    return term_score(term, eps, a, b);
+  } else {
+    const Four magnitude = score_magnitude(a, all_lanes<Four>(term.scale_a));
+    return term.criterion == Criterion::value ? a : magnitude;
+  }
+}
+
+template <int kTerm, int kDivisor>
+__device__ __forceinline__ Four scores_of(const ScoreSpec& spec, const Four (&inputs)[kTerm + kDivisor]) {
+  const Four score = term_of<kTerm>(spec.term, spec.eps, inputs[0], inputs[kTerm - 1]);
+  if constexpr (kDivisor == 0) {
+    return score;
+  } else {
+    const Four divisor = term_of<kDivisor>(spec.divisor, spec.eps, inputs[kTerm], inputs[kTerm + kDivisor - 1]);
+    return score / (divisor + all_lanes<Four>(spec.eps));
+  }
+}
+
+// Input i of those that a score is made of: a, perhaps b, perhaps c and d.
+template <int kTerm>
+__device__ __forceinline__ const float* input_of(const ScoreTensor& tensor, int i) {
+  if (i < kTerm) return i == 0 ? tensor.a : tensor.b;
+  return i == kTerm ? tensor.c : tensor.d;
+}
+
+// Keys that compare unsigned: score_key with the sign bit flipped. No number has the key 0 or the greatest one.
+__device__ __forceinline__ uint32_t unsigned_key(float score, bool largest) {
+  return static_cast<uint32_t>(score_key(float_bits(score), largest)) ^ 0x80000000u;
+}
+
+// A mask block is 8 groups of 128 elements, of which a lane has 4 consecutive ones in each.
+constexpr int kGroup = 4 * kWarp;
+constexpr int kGroups = static_cast<int>(kBlock) / kGroup;
+
+// One mask block and the tensor it belongs to.
+struct ScoreBlock {
+  ScoreTensor tensor;
+  int64_t index;  // of the tensor
+  int64_t begin;  // its first element in the tensor
+  int size;       // elements
+};
+
+// All lanes must call.
+__device__ __forceinline__ ScoreBlock score_block(const ScoreInputs& inputs, int64_t block) {
+  ScoreBlock found;
+  found.index = owner_of(inputs.first_blocks, inputs.count, block);
+  found.tensor = inputs.tensors[found.index];
+  found.begin = (block - inputs.first_blocks[found.index]) * kBlock;
+  const int64_t left = found.tensor.numel - found.begin;
+  found.size = static_cast<int>(left < kBlock ? left : kBlock);
+  return found;
+}
+
+// Calls use(group, the lane's four scores) for all groups. What lies past the end repeats the last element.
+template <int kTerm, int kDivisor, class Use>
+__device__ __forceinline__ void for_each_group(const ScoreSpec& spec, const ScoreBlock& block, const Use& use) {
+  constexpr int kInputs = kTerm + kDivisor;
+  constexpr int kBatch = kInputs == 1 ? 8 : kInputs == 2 ? 4 : 2;  // groups that are loaded at once
+  const int64_t at = block.begin + lane_id() * 4;
+  if (block.size == kBlock && fours_aligned(block.tensor)) {
+#pragma unroll 1
+    for (int first = 0; first < kGroups; first += kBatch) {
+      Four inputs[kBatch][kInputs];
+#pragma unroll
+      for (int g = 0; g < kBatch; g++) {
+#pragma unroll
+        for (int i = 0; i < kInputs; i++) {
+          inputs[g][i] = load_four<DType::float32>(input_of<kTerm>(block.tensor, i) + at + (first + g) * kGroup);
+        }
+      }
+#pragma unroll
+      for (int g = 0; g < kBatch; g++) use(first + g, scores_of<kTerm, kDivisor>(spec, inputs[g]));
+    }
+  } else {
+    const int64_t last = block.tensor.numel - 1;
+#pragma unroll 1
+    for (int group = 0; group < kGroups; group++) {
+      Four inputs[kInputs];
+#pragma unroll
+      for (int i = 0; i < kInputs; i++) {
+#pragma unroll
+        for (int e = 0; e < 4; e++) {
+          const int64_t element = at + group * kGroup + e;
+          inputs[i].v[e] = input_of<kTerm>(block.tensor, i)[element < last ? element : last];
+        }
+      }
+      use(group, scores_of<kTerm, kDivisor>(spec, inputs));
+    }
+  }
+}
+
+// Four bits of each lane for every group, group g's from bit 4 g up, to the words of the mask block: lane i's is word
+// i. Lane 8 w + i has bits 4 i to 4 i + 3 of the words 4 g + w, so eight lanes transpose a matrix of eight by eight.
+__device__ __forceinline__ uint32_t words_of(uint32_t bits) {
+  const int lane = lane_id();
+  uint32_t other = __shfl_xor_sync(kAllLanes, bits, 4);
+  bits = lane & 4 ? (bits & 0xffff0000u) | other >> 16 : (bits & 0x0000ffffu) | other << 16;
+  other = __shfl_xor_sync(kAllLanes, bits, 2);
+  bits =
+      lane & 2 ? (bits & 0xff00ff00u) | (other >> 8 & 0x00ff00ffu) : (bits & 0x00ff00ffu) | (other << 8 & 0xff00ff00u);
+  other = __shfl_xor_sync(kAllLanes, bits, 1);
+  bits =
+      lane & 1 ? (bits & 0xf0f0f0f0u) | (other >> 4 & 0x0f0f0f0fu) : (bits & 0x0f0f0f0fu) | (other << 4 & 0xf0f0f0f0u);
+  return __shfl_sync(kAllLanes, bits, 8 * (lane % 4) + lane / 4);
+}
+
+// The bits of the lane's word that are elements of a block of `size`.
+__device__ __forceinline__ uint32_t bits_inside(int size) {
+  const int left = size - lane_id() * 32;
+  return left >= 32 ? ~0u : left > 0 ? (1u << left) - 1 : 0u;
+}
+
+}  // namespace aimfair::cuda

@@ -1,0 +1,221 @@
+#include "cuda/selection.h"
+
+#include "aimfair/mask_ops.h"
+#include "cuda/launch.h"
+#include "cuda/scan.h"
+
+namespace aimfair::cuda {
+namespace {
+
+constexpr int kThreads = kSearchThreads;
+constexpr int kWarps = kThreads / kWarp;
+constexpr int kResident = 3;  // thread blocks on a multiprocessor, at least: leaves registers for what is loaded ahead
+
+// Counts the keys in the range of a search; NaN go to histogram[kBins]. With `arrived`, the range is then narrowed and
+// the histogram zero again.
+template <int kTerm, int kDivisor>
+__global__ void __launch_bounds__(kThreads, kResident)
+    count_round(ScoreInputs inputs, Search* search, Count* histogram, unsigned* arrived) {
+  __shared__ unsigned bins[kBins];
+  const Search range = *search;
+  if (arrived && range.bits == 0) return;
+  for (int i = static_cast<int>(threadIdx.x); i < kBins; i += kThreads) bins[i] = 0;
+  __syncthreads();
+  int64_t nans = 0;
+  for (int64_t at = int64_t{blockIdx.x} * kWarps + warp_id(); at < inputs.blocks; at += int64_t{gridDim.x} * kWarps) {
+    const ScoreBlock block = score_block(inputs, at);
+    for_each_group<kTerm, kDivisor>(inputs.spec, block, [&](int group, const Four& scores) {
+      int bin[4];
+      bool same = true;
+#pragma unroll
+      for (int e = 0; e < 4; e++) {
+        const bool inside = group * kGroup + lane_id() * 4 + e < block.size, nan = scores.v[e] != scores.v[e];
+        nans += inside && nan;
+        bin[e] = inside && !nan ? bin_of(unsigned_key(scores.v[e], inputs.largest), range) : -1;
+        same &= bin[e] == bin[0];
+      }
+      // Many equal scores would queue up for one bin.
+      const int first = __shfl_sync(kAllLanes, bin[0], 0);
+      if (__all_sync(kAllLanes, same && bin[0] == first)) {
+        if (lane_id() == 0 && first >= 0) atomicAdd(&bins[first], unsigned{kGroup});
+        return;
+      }
+#pragma unroll
+      for (int e = 0; e < 4; e++) {
+        if (bin[e] >= 0) atomicAdd(&bins[bin[e]], 1u);
+      }
+    });
+  }
+  __syncthreads();
+  add_bins(bins, histogram);
+  if (arrived) {
+    if (last_to_arrive(arrived, gridDim.x)) narrow(search, histogram);
+  } else {
+    nans = block_sum<kThreads>(nans);
+    if (threadIdx.x == 0 && nans > 0) atomicAdd(histogram + kBins, static_cast<Count>(nans));
+  }
+}
+
+template <int kTerm, int kDivisor>
+__global__ void __launch_bounds__(kThreads, kResident)
+    compare_keys(ScoreInputs inputs, SelectState* state, uint32_t* bits, int64_t* equal) {
+  const uint32_t threshold = state->threshold.first;
+  for (int64_t at = int64_t{blockIdx.x} * kWarps + warp_id(); at < inputs.blocks; at += int64_t{gridDim.x} * kWarps) {
+    const ScoreBlock block = score_block(inputs, at);
+    uint32_t greater = 0, same = 0;
+    bool nan = false;
+    for_each_group<kTerm, kDivisor>(inputs.spec, block, [&](int group, const Four& scores) {
+      uint32_t greater_four = 0, same_four = 0;
+#pragma unroll
+      for (int e = 0; e < 4; e++) {
+        const bool number = scores.v[e] == scores.v[e];
+        const uint32_t key = unsigned_key(scores.v[e], inputs.largest);
+        nan |= !number;
+        greater_four |= static_cast<uint32_t>(key > threshold) << e;
+        same_four |= static_cast<uint32_t>(number && key == threshold) << e;
+      }
+      greater |= greater_four << (4 * group);
+      same |= same_four << (4 * group);
+    });
+    if (__any_sync(kAllLanes, nan) && lane_id() == 0) {
+      atomicMin(&state->nan_tensor, static_cast<unsigned>(block.index));
+    }
+    greater = words_of(greater) & bits_inside(block.size);
+    if (bits) bits[at * kWordsPerBlock + lane_id()] = greater;
+    const int found = warp_sum(__popc(words_of(same) & bits_inside(block.size)));
+    if (lane_id() == 0) equal[at] = found;
+  }
+}
+
+template <int kTerm, int kDivisor>
+__global__ void __launch_bounds__(kThreads, kResident)
+    set_ties(ScoreInputs inputs, const SelectState* state, uint32_t* bits, const int64_t* equal_until,
+             const int64_t* ties) {
+  const Search threshold = state->threshold;
+  for (int64_t at = int64_t{blockIdx.x} * kWarps + warp_id(); at < inputs.blocks; at += int64_t{gridDim.x} * kWarps) {
+    const int64_t before = at == 0 ? 0 : equal_until[at - 1];
+    if (equal_until[at] == before) continue;
+    const ScoreBlock block = score_block(inputs, at);
+    int64_t left = threshold.k - before;
+    if (ties) {
+      const int64_t first_block = inputs.first_blocks[block.index], wanted = ties[block.index];
+      left = (wanted > 0 ? wanted : 0) - (before - (first_block == 0 ? 0 : equal_until[first_block - 1]));
+    }
+    if (left <= 0) continue;
+    uint32_t same = 0;
+    for_each_group<kTerm, kDivisor>(inputs.spec, block, [&](int group, const Four& scores) {
+#pragma unroll
+      for (int e = 0; e < 4; e++) {
+        const bool is_same = unsigned_key(scores.v[e], inputs.largest) == threshold.first;
+        same |= static_cast<uint32_t>(is_same) << (4 * group + e);
+      }
+    });
+    same = words_of(same) & bits_inside(block.size);
+    int total;
+    left -= exclusive_sum(__popc(same), &total);
+    while (__popc(same) > left && same != 0) same &= ~(0x80000000u >> __clz(static_cast<int>(same)));
+    bits[at * kWordsPerBlock + lane_id()] |= same;
+  }
+}
+
+}  // namespace
+
+Selection::Selection(const ScoreTensor* tensors, int64_t count, const ScoreSpec& spec, bool largest,
+                     const Allocate& allocate, void* stream)
+    : tensors_(tensors),
+      inputs_{nullptr, nullptr, count, 0, spec, largest},
+      allocate_(allocate),
+      stream_(stream),
+      total_(0) {
+  for (int64_t t = 0; t < count; t++) {
+    total_ += tensors[t].numel;
+    inputs_.blocks += block_count(tensors[t].numel);
+  }
+}
+
+cudaError_t Selection::begin() {
+  Upload upload;
+  const int64_t tensors = upload.add(tensors_, inputs_.count);
+  const int64_t first_blocks =
+      upload.add(first_units(inputs_.count, [&](int64_t t) { return block_count(tensors_[t].numel); }));
+  const int64_t first_elements = upload.add(first_units(inputs_.count, [&](int64_t t) { return tensors_[t].numel; }));
+  void* table = allocate<char>(upload.bytes());
+  state_ = allocate<SelectState>(1);
+  histograms_ = allocate<Count>(2 * kBins);
+  if (!table || !state_ || !histograms_) return cudaErrorMemoryAllocation;
+  inputs_.tensors = array_at<const ScoreTensor>(table, tensors);
+  inputs_.first_blocks = array_at<const int64_t>(table, first_blocks);
+  first_elements_ = array_at<const int64_t>(table, first_elements);
+  const cudaError_t error = upload.copy(table, stream_);
+  if (error != cudaSuccess) return error;
+  return cudaMemsetAsync(histograms_, 0, 2 * kBins * sizeof(Count), static_cast<cudaStream_t>(stream_));
+}
+
+cudaError_t Selection::reset(const SelectState& initial) const {
+  Upload upload;
+  upload.add(&initial, 1);
+  return upload.copy(state_, stream_);
+}
+
+cudaError_t Selection::read(SelectState* state) const {
+  const auto stream = static_cast<cudaStream_t>(stream_);
+  const cudaError_t error = cudaMemcpyAsync(state, state_, sizeof *state, cudaMemcpyDeviceToHost, stream);
+  if (error != cudaSuccess) return error;
+  return cudaStreamSynchronize(stream);
+}
+
+cudaError_t Selection::search_all() const {
+  return with_input_counts(inputs_.spec, [&](auto term, auto divisor) {
+    cudaError_t error = cudaSuccess;
+    for (int round = 0; round < kRounds && error == cudaSuccess; round++) {
+      error = launch_persistent(count_round<term.value, divisor.value>, (blocks() + kWarps - 1) / kWarps, kThreads,
+                                stream_, inputs_, &state_->threshold, histograms_, &state_->arrived);
+    }
+    return error;
+  });
+}
+
+cudaError_t Selection::count_keys(int64_t* counts) const {
+  return with_input_counts(inputs_.spec, [&](auto term, auto divisor) {
+    return launch_persistent(count_round<term.value, divisor.value>, (blocks() + kWarps - 1) / kWarps, kThreads,
+                             stream_, inputs_, &state_->threshold, reinterpret_cast<Count*>(counts), nullptr);
+  });
+}
+
+cudaError_t Selection::compare(uint32_t* bits, int64_t* equal) const {
+  return with_input_counts(inputs_.spec, [&](auto term, auto divisor) {
+    return launch_persistent(compare_keys<term.value, divisor.value>, (blocks() + kWarps - 1) / kWarps, kThreads,
+                             stream_, inputs_, state_, bits, equal);
+  });
+}
+
+cudaError_t Selection::add_ties(uint32_t* bits, const int64_t* equal_until, const int64_t* ties) const {
+  return with_input_counts(inputs_.spec, [&](auto term, auto divisor) {
+    return launch_persistent(set_ties<term.value, divisor.value>, (blocks() + kWarps - 1) / kWarps, kThreads, stream_,
+                             inputs_, state_, bits, equal_until, ties);
+  });
+}
+
+cudaError_t Selection::write_mask(const int64_t* ties, uint32_t* bits, int64_t* rank, SelectResult* result) const {
+  const int64_t words = blocks() * kWordsPerBlock;
+  auto* made = allocate<uint32_t>(words);  // apart from the caller's, which stay as they are if a score is NaN
+  auto* equal = allocate<int64_t>(blocks());
+  if (!made || !equal) return cudaErrorMemoryAllocation;
+  cudaError_t error = compare(made, equal);
+  if (error == cudaSuccess) error = inclusive_scan(equal, blocks(), allocate_, stream_);
+  if (error == cudaSuccess) error = add_ties(made, equal, ties);
+  SelectState state;
+  if (error == cudaSuccess) error = read(&state);
+  if (error != cudaSuccess) return error;
+  if (state.nan_tensor != kNoTensor) {
+    *result = {state.nan_tensor};
+    return cudaSuccess;
+  }
+  error = cudaMemcpyAsync(bits, made, static_cast<size_t>(words) * sizeof(uint32_t), cudaMemcpyDeviceToDevice,
+                          static_cast<cudaStream_t>(stream_));
+  if (error != cudaSuccess) return error;
+  *result = {};
+  return static_cast<cudaError_t>(cuda::rank(bits, blocks(), rank, allocate_, stream_));
+}
+
+}  // namespace aimfair::cuda
