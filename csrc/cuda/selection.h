@@ -14,8 +14,8 @@
 
 namespace aimfair::cuda {
 
-// What the kernels of a selection find, in device memory.
-struct SelectState {
+// What the kernels of a selection find, in device memory. As large as its upload.
+struct alignas(Upload::kAlignment) SelectState {
   Search bracket[2];  // its lowest and its highest key
   Search threshold;   // the k-th best key
   Count above;        // keys better than the bracket
