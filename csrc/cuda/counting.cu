@@ -1,7 +1,6 @@
 #include "aimfair/mask_ops.h"
 #include "aimfair/select.h"
 #include "cuda/launch.h"
-#include "cuda/scan.h"
 #include "cuda/selection.h"
 
 // The parts of a selection over the scores of several processes, each of which sees its own only.
@@ -41,7 +40,6 @@ int count_equal(const ScoreTensor* tensors, int64_t count, const ScoreSpec& spec
   cudaError_t error = s.begin();
   if (error == cudaSuccess) error = s.reset({{}, {key, 0, 0}, 0, 0, kNoTensor, 0});
   if (error == cudaSuccess) error = s.compare(nullptr, equal);
-  if (error == cudaSuccess) error = inclusive_scan(equal, s.blocks(), allocate, stream);
   if (error != cudaSuccess) return error;
   return launch(add_per_tensor, (count + kThreads - 1) / kThreads, kThreads, stream, equal, s.inputs().first_blocks,
                 count, counts);
@@ -54,6 +52,7 @@ int select_above(const ScoreTensor* tensors, int64_t count, const ScoreSpec& spe
   Selection s(tensors, count, spec, largest, allocate, stream);
   if (s.blocks() == 0) return cuda::rank(bits, 0, rank, allocate, stream);
   cudaError_t error = s.begin();
+  if (error == cudaSuccess) error = s.begin_mask();
   if (error == cudaSuccess) error = s.reset({{}, {key, 0, 0}, 0, 0, kNoTensor, 0});
   return error == cudaSuccess ? s.write_mask(ties, bits, rank, result) : error;
 }

@@ -151,6 +151,12 @@ cudaError_t Selection::begin() {
   return cudaMemsetAsync(histograms_, 0, 2 * kBins * sizeof(Count), static_cast<cudaStream_t>(stream_));
 }
 
+cudaError_t Selection::begin_mask() {
+  bits_ = allocate<uint32_t>(blocks() * kWordsPerBlock);
+  per_block_ = allocate<int64_t>(blocks());
+  return bits_ && per_block_ ? cudaSuccess : cudaErrorMemoryAllocation;
+}
+
 cudaError_t Selection::reset(const SelectState& initial) const {
   Upload upload;
   upload.add(&initial, 1);
@@ -182,28 +188,22 @@ cudaError_t Selection::count_keys(int64_t* counts) const {
   });
 }
 
-cudaError_t Selection::compare(uint32_t* bits, int64_t* equal) const {
-  return with_input_counts(inputs_.spec, [&](auto term, auto divisor) {
+cudaError_t Selection::compare(uint32_t* bits, int64_t* equal_until) const {
+  const cudaError_t error = with_input_counts(inputs_.spec, [&](auto term, auto divisor) {
     return launch_persistent(compare_keys<term.value, divisor.value>, (blocks() + kWarps - 1) / kWarps, kThreads,
-                             stream_, inputs_, state_, bits, equal);
+                             stream_, inputs_, state_, bits, equal_until);
   });
-}
-
-cudaError_t Selection::add_ties(uint32_t* bits, const int64_t* equal_until, const int64_t* ties) const {
-  return with_input_counts(inputs_.spec, [&](auto term, auto divisor) {
-    return launch_persistent(set_ties<term.value, divisor.value>, (blocks() + kWarps - 1) / kWarps, kThreads, stream_,
-                             inputs_, state_, bits, equal_until, ties);
-  });
+  return error == cudaSuccess ? inclusive_scan(equal_until, blocks(), allocate_, stream_) : error;
 }
 
 cudaError_t Selection::write_mask(const int64_t* ties, uint32_t* bits, int64_t* rank, SelectResult* result) const {
-  const int64_t words = blocks() * kWordsPerBlock;
-  auto* made = allocate<uint32_t>(words);  // apart from the caller's, which stay as they are if a score is NaN
-  auto* equal = allocate<int64_t>(blocks());
-  if (!made || !equal) return cudaErrorMemoryAllocation;
-  cudaError_t error = compare(made, equal);
-  if (error == cudaSuccess) error = inclusive_scan(equal, blocks(), allocate_, stream_);
-  if (error == cudaSuccess) error = add_ties(made, equal, ties);
+  cudaError_t error = compare(bits_, per_block_);
+  if (error == cudaSuccess) {
+    error = with_input_counts(inputs_.spec, [&](auto term, auto divisor) {
+      return launch_persistent(set_ties<term.value, divisor.value>, (blocks() + kWarps - 1) / kWarps, kThreads, stream_,
+                               inputs_, state_, bits_, per_block_, ties);
+    });
+  }
   SelectState state;
   if (error == cudaSuccess) error = read(&state);
   if (error != cudaSuccess) return error;
@@ -211,10 +211,9 @@ cudaError_t Selection::write_mask(const int64_t* ties, uint32_t* bits, int64_t* 
     *result = {state.nan_tensor};
     return cudaSuccess;
   }
-  error = cudaMemcpyAsync(bits, made, static_cast<size_t>(words) * sizeof(uint32_t), cudaMemcpyDeviceToDevice,
-                          static_cast<cudaStream_t>(stream_));
+  error = cudaMemcpyAsync(bits, bits_, static_cast<size_t>(blocks() * kWordsPerBlock) * sizeof(uint32_t),
+                          cudaMemcpyDeviceToDevice, static_cast<cudaStream_t>(stream_));
   if (error != cudaSuccess) return error;
-  *result = {};
   return static_cast<cudaError_t>(cuda::rank(bits, blocks(), rank, allocate_, stream_));
 }
 

@@ -49,6 +49,11 @@ class Selection {
   // Queues the copy of the list; the first to be called.
   cudaError_t begin();
 
+  // Makes room for bits() and per_block(); before a mask is made.
+  cudaError_t begin_mask();
+  uint32_t* bits() const { return bits_; }  // apart from the caller's, which stay as they are if a score is NaN
+  int64_t* per_block() const { return per_block_; }  // a count for every block
+
   // Queues `initial` into the state.
   cudaError_t reset(const SelectState& initial) const;
 
@@ -83,6 +88,8 @@ class Selection {
   const int64_t* first_elements_ = nullptr;
   SelectState* state_ = nullptr;
   Count* histograms_ = nullptr;
+  uint32_t* bits_ = nullptr;
+  int64_t* per_block_ = nullptr;
 };
 
 }  // namespace aimfair::cuda
