@@ -58,6 +58,98 @@ void accumulate(const TensorList& grads, const TensorList& sums, const TensorLis
                               checked.square_norms, checked.nonfinite, call.allocate(), call.stream()));
 }
 
+void select(const Tensor& bits, const Tensor& rank, int64_t k, bool largest, const std::string& criterion,
+            const TensorList& a, const TensorList& b, double scale_a, double scale_b,
+            const std::string& divisor_criterion, const TensorList& c, const TensorList& d, double scale_c,
+            double scale_d, double eps) {
+  const SelectCall checked =
+      check_select(bits, rank, k, criterion, a, b, scale_a, scale_b, divisor_criterion, c, d, scale_c, scale_d, eps);
+  Call call("select_", bits);
+  SelectResult result;
+  call.check(cuda::select(checked.tensors.data(), static_cast<int64_t>(checked.tensors.size()), checked.spec, k,
+                          largest, checked.bits, checked.rank, call.allocate(), call.stream(), &result));
+  refuse_nan("select_", result);
+}
+
+void count_keys(const Tensor& counts, int64_t first, int64_t bits, bool largest, const std::string& criterion,
+                const TensorList& a, const TensorList& b, double scale_a, double scale_b,
+                const std::string& divisor_criterion, const TensorList& c, const TensorList& d, double scale_c,
+                double scale_d, double eps) {
+  const CountCall checked = check_count_keys(counts, first, bits, criterion, a, b, scale_a, scale_b, divisor_criterion,
+                                             c, d, scale_c, scale_d, eps);
+  Call call("count_keys_", counts);
+  call.check(cuda::count_keys(checked.tensors.data(), static_cast<int64_t>(checked.tensors.size()), checked.spec,
+                              static_cast<uint32_t>(first), static_cast<int>(bits), largest, checked.counts,
+                              call.allocate(), call.stream()));
+}
+
+void count_equal(const Tensor& counts, int64_t key, bool largest, const std::string& criterion, const TensorList& a,
+                 const TensorList& b, double scale_a, double scale_b, const std::string& divisor_criterion,
+                 const TensorList& c, const TensorList& d, double scale_c, double scale_d, double eps) {
+  const CountCall checked =
+      check_count_equal(counts, key, criterion, a, b, scale_a, scale_b, divisor_criterion, c, d, scale_c, scale_d, eps);
+  Call call("count_equal_", counts);
+  call.check(cuda::count_equal(checked.tensors.data(), static_cast<int64_t>(checked.tensors.size()), checked.spec,
+                               static_cast<uint32_t>(key), largest, checked.counts, call.allocate(), call.stream()));
+}
+
+void select_above(const Tensor& bits, const Tensor& rank, int64_t key, const Tensor& ties, bool largest,
+                  const std::string& criterion, const TensorList& a, const TensorList& b, double scale_a,
+                  double scale_b, const std::string& divisor_criterion, const TensorList& c, const TensorList& d,
+                  double scale_c, double scale_d, double eps) {
+  const SelectAboveCall checked = check_select_above(bits, rank, key, ties, criterion, a, b, scale_a, scale_b,
+                                                     divisor_criterion, c, d, scale_c, scale_d, eps);
+  Call call("select_above_", bits);
+  SelectResult result;
+  call.check(cuda::select_above(checked.tensors.data(), static_cast<int64_t>(checked.tensors.size()), checked.spec,
+                                static_cast<uint32_t>(key), checked.ties, largest, checked.bits, checked.rank,
+                                call.allocate(), call.stream(), &result));
+  refuse_nan("select_above_", result);
+}
+
+void unit_scores(const TensorList& out, const std::string& criterion, const TensorList& a, const TensorList& b,
+                 double scale_a, double scale_b, const std::string& divisor_criterion, const TensorList& c,
+                 const TensorList& d, double scale_c, double scale_d, double eps) {
+  const UnitScoresCall checked =
+      check_unit_scores(out, criterion, a, b, scale_a, scale_b, divisor_criterion, c, d, scale_c, scale_d, eps);
+  if (out.empty()) return;
+  Call call("unit_scores_", out.front());
+  SelectResult result;
+  call.check(cuda::unit_scores(checked.tensors.data(), static_cast<int64_t>(checked.tensors.size()), checked.spec,
+                               checked.units.data(), checked.out.data(), call.allocate(), call.stream(), &result));
+  refuse_nan("unit_scores_", result);
+}
+
+void expand_units(const Tensor& bits, const Tensor& rank, const Tensor& unit_bits, const std::vector<int64_t>& numels,
+                  const std::vector<int64_t>& units) {
+  const ExpandUnitsCall checked = check_expand_units(bits, rank, unit_bits, numels, units);
+  Call call("expand_units_", bits);
+  call.check(cuda::expand_units(checked.unit_bits, numels.data(), units.data(), static_cast<int64_t>(numels.size()),
+                                checked.bits, call.allocate(), call.stream()));
+  call.check(cuda::rank(checked.bits, checked.blocks, checked.rank, call.allocate(), call.stream()));
+}
+
+void pack_bits(const Tensor& bits, const Tensor& rank, const TensorList& bools) {
+  const BoolsCall checked = check_pack_bits(bits, rank, bools);
+  Call call("pack_bits_", bits);
+  call.check(cuda::pack_bits(checked.bools.data(), checked.numels.data(), static_cast<int64_t>(checked.numels.size()),
+                             checked.bits, call.allocate(), call.stream()));
+  call.check(cuda::rank(checked.bits, checked.blocks, checked.rank, call.allocate(), call.stream()));
+}
+
+void unpack_bits(const TensorList& bools, const Tensor& bits) {
+  const BoolsCall checked = check_unpack_bits(bools, bits);
+  Call call("unpack_bits_", bits);
+  call.check(cuda::unpack_bits(checked.bits, checked.numels.data(), static_cast<int64_t>(checked.numels.size()),
+                               checked.bools.data(), call.allocate(), call.stream()));
+}
+
+void rank(const Tensor& rank, const Tensor& bits) {
+  const MaskCall checked = check_rank(rank, bits);
+  Call call("rank_", bits);
+  call.check(cuda::rank(checked.bits, checked.blocks, checked.rank, call.allocate(), call.stream()));
+}
+
 // A plan of checked tensors.
 Tensor make_plan(Call& call, const StepCall& checked, cuda::StepPlan* plan) {
   const auto count = static_cast<int64_t>(checked.tensors.size());
@@ -153,6 +245,15 @@ void planned_sgd(const Tensor& plan, int64_t tensors, int64_t blocks, const Opti
 
 STABLE_TORCH_LIBRARY_IMPL(aimfair, AIMFAIR_CUDA_KEY, m) {
   m.impl("accumulate_", TORCH_BOX(&accumulate));
+  m.impl("select_", TORCH_BOX(&select));
+  m.impl("count_keys_", TORCH_BOX(&count_keys));
+  m.impl("count_equal_", TORCH_BOX(&count_equal));
+  m.impl("select_above_", TORCH_BOX(&select_above));
+  m.impl("unit_scores_", TORCH_BOX(&unit_scores));
+  m.impl("expand_units_", TORCH_BOX(&expand_units));
+  m.impl("pack_bits_", TORCH_BOX(&pack_bits));
+  m.impl("unpack_bits_", TORCH_BOX(&unpack_bits));
+  m.impl("rank_", TORCH_BOX(&rank));
   m.impl("masked_adamw_", TORCH_BOX(&masked_adamw));
   m.impl("masked_sgd_", TORCH_BOX(&masked_sgd));
   m.impl("plan_adamw", TORCH_BOX(&plan_adamw));
