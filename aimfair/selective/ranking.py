@@ -3,15 +3,15 @@
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from aimfair import ops
-from aimfair.layout import empty_mask
 from aimfair.selective.choices import Granularity
 from aimfair.selective.mask import ParameterMask
 from aimfair.selective.parameters import Shape, named_errors
-from aimfair.selective.units import select_units, unit_counts
+from aimfair.selective.recipe import by_value
+from aimfair.selective.sharding import Whole
+from aimfair.selective.units import expand_units, unit_counts
 
 
 @dataclass(frozen=True)
@@ -54,6 +54,8 @@ class Ranking:
     ``top(k)`` and ``bottom(k)`` are exact and nested, ties go to the lowest index.
 
     Args:
+        shapes: of the whole parameters.
+        holding: how this process holds them, and so the accumulators.
         divisor: rank by ``score / (divisor + eps)`` of each element instead.
         eps: see ``ops.select_``.
     """
@@ -63,16 +65,17 @@ class Ranking:
         names: tuple[str, ...],
         shapes: tuple[Shape, ...],
         granularity: Granularity,
+        holding: Whole,
         score: Score,
         divisor: Score | None = None,
         *,
         eps: float = 1e-12,
     ):
-        self.names, self.shapes, self.granularity = names, shapes, granularity
+        self.names, self.shapes, self.granularity, self._holding = names, shapes, granularity, holding
         self._counts = unit_counts(shapes, granularity)
         self._recipe = {**score.numerator(), **(divisor.divisor() if divisor else {}), "eps": eps}
         # Elements are scored inside the selection and their scores never stored.
-        self._scores = None if granularity == "element" else self.unit_scores()
+        self._scores = None if granularity == "element" else self._held_scores()
 
     @property
     def units(self) -> int:
@@ -80,11 +83,11 @@ class Ranking:
 
     def unit_scores(self) -> list[Tensor]:
         """float32 scores of the units, one tensor per parameter."""
-        accumulators = self._recipe["a"]
-        scores = [torch.empty(n, device=a.device) for n, a in zip(self._counts, accumulators, strict=True)]
+        return self._holding.all_scores(self._held_scores(), self.granularity)
+
+    def _held_scores(self) -> list[Tensor]:
         with named_errors(self.names):
-            ops.unit_scores_(scores, **self._recipe)
-        return scores
+            return self._holding.unit_scores(self._recipe, self.granularity)
 
     def top(self, k: int) -> ParameterMask:
         return self._select(k, largest=True)
@@ -93,11 +96,8 @@ class Ranking:
         return self._select(k, largest=False)
 
     def _select(self, k: int, largest: bool) -> ParameterMask:
+        recipe = self._recipe if self._scores is None else by_value(self._scores)
         with named_errors(self.names):
-            if self._scores is not None:
-                bits, rank = select_units(self._scores, k, self.shapes, self.granularity, largest=largest)
-            else:
-                accumulators = self._recipe["a"]
-                bits, rank = empty_mask([a.numel() for a in accumulators], accumulators[0].device)
-                ops.select_(bits, rank, k, largest=largest, **self._recipe)
+            bits, rank = self._holding.top_k(recipe, k, self.granularity, largest=largest)
+        bits, rank = expand_units(bits, rank, self.shapes, self.granularity)
         return ParameterMask(self.names, self.shapes, bits, rank)

@@ -10,6 +10,7 @@ from torch import Tensor
 from aimfair.selective import storage
 from aimfair.selective.capture import GradientCapture
 from aimfair.selective.choices import SIZES, Criterion, Granularity, Rule
+from aimfair.selective.collectives import several_processes
 from aimfair.selective.mask import ParameterMask
 from aimfair.selective.parameters import (
     Parameters,
@@ -21,6 +22,7 @@ from aimfair.selective.parameters import (
 )
 from aimfair.selective.ranking import Ranking, Score
 from aimfair.selective.rules import budget, head_names, intersection
+from aimfair.selective.sharding import holding_of, is_dtensor, local_grad
 from aimfair.selective.statistics import CONTRAST_CRITERIA, SOURCE_CRITERIA, Contrasts, GradientStatistics, Statistics
 from aimfair.selective.summary import SensitivitySummary
 from aimfair.selective.units import density_or_k
@@ -55,7 +57,12 @@ class Sensitivity:
         contrasts: name -> (A, B), the pairs of sources that criteria compare. Of three sources (s0, s1, s2) the default
             is ``domain: (s0, s1)`` and ``bias: (s1, s2)``; of two ``bias: (s0, s1)``; else none.
         nonfinite: what a NaN or infinite gradient value does. It never enters the statistics; it is counted, and
-            ``raise`` refuses to go on: at once on the CPU, in :meth:`select` on any device. ``ignore`` goes on.
+            ``raise`` refuses to go on: at once on the CPU in a single process, in :meth:`select` on any device and in
+            all processes. ``ignore`` goes on.
+
+    Several processes: with parameters that ``fully_shard`` made (FSDP2), each keeps the statistics of its shards, and
+    :meth:`select`, :meth:`unit_scores`, :meth:`square_norm` and :meth:`summary` are for all of them to call together;
+    every one gets the mask over the whole parameters. For replicas see :meth:`reduce`.
 
     Raises:
         TypeError, ValueError: naming the parameter or the argument.
@@ -82,8 +89,10 @@ class Sensitivity:
         if contrasts is None:
             contrasts = _default_contrasts(sources)
         self._named, self._parameters, self._nonfinite = named, list(named.values()), nonfinite
+        self._holding = holding_of(named)
+        self._has_dtensors = any(is_dtensor(parameter) for parameter in self._parameters)
         self._statistics = GradientStatistics(
-            tuple(named), shapes_of(named.values()), device, sources, statistics, contrasts, batches
+            tuple(named), self._holding, device, sources, statistics, contrasts, batches
         )
 
     # -- accumulating ----------------------------------------------------------------------------------
@@ -103,13 +112,16 @@ class Sensitivity:
             zero_grads: set the gradients to zero in the same pass.
 
         Raises:
-            RuntimeError: no parameter has a gradient. TypeError: a sparse gradient.
-            FloatingPointError: NaN or infinite gradients, by parameter (CPU, ``nonfinite="raise"``).
+            RuntimeError: no parameter has a gradient, or :meth:`reduce` was called. TypeError: a sparse gradient, or
+                one that is sharded otherwise than its parameter.
+            FloatingPointError: NaN or infinite gradients, by parameter (CPU, one process, ``nonfinite="raise"``).
         """
-        self._require_source(source)
+        self._require_open(source)
         grads = {i: grad for i, parameter in enumerate(self._parameters) if (grad := parameter.grad) is not None}
         if not grads:
             raise RuntimeError(f"update({source!r}): no parameter has a gradient; call backward() first")
+        if self._has_dtensors:
+            grads = {i: local_grad(self._statistics.names[i], self._parameters[i], grad) for i, grad in grads.items()}
         scale = self._scale_tensor(grad_scale)
         self._statistics.add(source, list(grads), list(grads.values()), scale, zero_grads=zero_grads)
         self._statistics.batches[source] += 1
@@ -123,10 +135,16 @@ class Sensitivity:
             grad_scale: as in :meth:`update`; a scaler is asked for its scale at every backward pass.
 
         Raises:
-            RuntimeError: on leaving in the middle of a batch; that part is not counted.
+            RuntimeError: on leaving in the middle of a batch; that part is not counted. Or :meth:`reduce` was called.
+            TypeError: parameters of ``fully_shard``, whose gradients are summed over the processes after backward.
             FloatingPointError: from ``backward()``, as in :meth:`update`.
         """
-        self._require_source(source)
+        self._require_open(source)
+        if self._has_dtensors:
+            raise TypeError(
+                f"capture({source!r}): these are parameters of several processes (DTensor), whose gradients are"
+                " complete only after the backward pass; use update()"
+            )
         if accumulate_steps < 1:
             raise ValueError(f"accumulate_steps={accumulate_steps}: expected at least 1")
         return GradientCapture(
@@ -143,6 +161,38 @@ class Sensitivity:
         if source is not None:
             self._require_known(source)
         self._statistics.reset(source)
+
+    def reduce(self, group: torch.distributed.ProcessGroup | None = None) -> None:
+        """Sums the statistics over processes that each counted batches of their own: everything, batches included.
+
+        Once, at the end, by all processes of the group together. Every process then holds the same bits, :meth:`select`
+        gives all the same mask, and no further batch is taken until :meth:`reset` forgets everything. With ``signed``
+        statistics the declared ``batches`` are those of all processes together.
+
+        For replicas whose gradients are *not* averaged: plain copies of a model, or DistributedDataParallel under
+        ``no_sync()``. Gradients that DistributedDataParallel has averaged are the same in every process, so that one
+        ``update`` in each already counts the batch of all processes as one; summing would count it once per process.
+        Nothing here can tell the two apart.
+
+        Args:
+            group: default all processes.
+
+        Raises:
+            TypeError: parameters of ``fully_shard``: their gradients are sums over the processes already.
+            RuntimeError: called a second time, or a source holds a part of a batch.
+            ValueError: on every process, if they do not keep the same statistics of the same parameters.
+        """
+        if self._has_dtensors:
+            raise TypeError(
+                "reduce(): these are parameters of several processes (DTensor), whose gradients are sums over the"
+                " processes already"
+            )
+        self._statistics.reduce(group)
+
+    def _require_open(self, source: str) -> None:
+        self._require_source(source)
+        if self._statistics.reduced:
+            raise RuntimeError("reduce() has summed the statistics over the processes; reset() before a new batch")
 
     def _require_known(self, source: str) -> None:
         if source not in self._statistics.sources:
@@ -162,7 +212,9 @@ class Sensitivity:
         return torch.as_tensor(grad_scale, dtype=torch.float32, device=device)
 
     def _require_finite_on_cpu(self, source: str) -> None:
-        if self._statistics.device.type == "cpu":  # elsewhere the question would wait for the device
+        # On another device the question would wait for the device, and of several processes one that stopped here alone
+        # would leave the others waiting.
+        if self._statistics.device.type == "cpu" and not several_processes():
             self._require_finite((source,))
 
     def _require_finite(self, sources: Sequence[str]) -> None:
@@ -292,17 +344,19 @@ class Sensitivity:
         return self._statistics.source_score(criterion, source)
 
     def _ranking(self, granularity: Granularity, score: Score, divisor: Score | None = None, *, eps: float) -> Ranking:
-        return Ranking(self._statistics.names, self._statistics.shapes, granularity, score, divisor, eps=eps)
+        shapes = shapes_of(self._parameters)
+        return Ranking(self._statistics.names, shapes, granularity, self._holding, score, divisor, eps=eps)
 
     # -- reading ---------------------------------------------------------------------------------------
 
     def mean(self, source: str) -> dict[str, Tensor]:
-        """Parameter -> mean gradient over the batches of a source, float32."""
+        """Parameter -> mean gradient over the batches of a source, float32; of a DTensor, of the part held here."""
         self._require_source(source)
         return self._statistics.means("sum", source)
 
     def mean_square(self, source: str) -> dict[str, Tensor]:
-        """Parameter -> mean squared gradient over the batches of a source (diagonal empirical Fisher), float32."""
+        """Parameter -> mean squared gradient over the batches of a source (diagonal empirical Fisher), float32; of a
+        DTensor, of the part held here."""
         self._require_source(source)
         return self._statistics.means("square", source)
 
@@ -324,10 +378,19 @@ class Sensitivity:
     # -- disk ------------------------------------------------------------------------------------------
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Writes a safetensors file in one step, from which a run can go on; OSError leaves what was there before."""
+        """Writes a safetensors file in one step, from which a run can go on; OSError leaves what was there before.
+
+        With parameters of ``fully_shard`` every process saves its own part, to a file of its own.
+        """
         for source in self._statistics.sources:
             self._require_source(source)
-        metadata = {**self._statistics.config(), "batches": self.batches, "nonfinite_policy": self._nonfinite}
+        metadata = {
+            **self._statistics.config(),
+            "batches": self.batches,
+            "nonfinite_policy": self._nonfinite,
+            "reduced": self._statistics.reduced,
+            "place": self._holding.place,
+        }
         storage.save(path, KIND, VERSION, self._statistics.tensors(), **metadata)
 
     @classmethod
@@ -336,7 +399,8 @@ class Sensitivity:
 
         Raises:
             FileNotFoundError: there is no such file.
-            ValueError: one line naming the file: not a sensitivity file, damaged, or for another model.
+            ValueError: one line naming the file: not a sensitivity file, damaged, for another model, or of another
+                process.
         """
         tensors, metadata = storage.load(path, KIND, VERSION)
         try:
@@ -348,7 +412,11 @@ class Sensitivity:
     def _restored(cls, tensors: dict[str, Tensor], metadata: dict[str, Any], parameters: Parameters) -> Self:
         named = named_parameters(parameters)
         saved = {name: tuple(shape) for name, shape in zip(metadata["names"], metadata["shapes"], strict=True)}
-        own = dict(zip(named, shapes_of(named.values()), strict=True))
+        holding = holding_of(named)
+        place, own_place = tuple(metadata.get("place", (0, 1))), holding.place
+        if place != own_place:
+            raise ValueError("the statistics are part {} of {}, this process holds {} of {}".format(*place, *own_place))
+        own = dict(zip(named, holding.shapes, strict=True))
         if list(saved.items()) != list(own.items()):
             differing = sorted(name for name in saved.keys() | own.keys() if saved.get(name) != own.get(name))
             raise ValueError(f"the statistics are for another model: {listing(differing) or 'another order'}")
@@ -362,6 +430,7 @@ class Sensitivity:
         )
         probe._statistics.load_tensors(tensors)
         probe._statistics.batches = {source: int(metadata["batches"][source]) for source in probe._statistics.sources}
+        probe._statistics.reduced = metadata.get("reduced", False)
         return probe
 
 

@@ -5,11 +5,14 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal, get_args
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 from aimfair import ops
-from aimfair.selective.parameters import Shape, listing, named_errors
+from aimfair.selective.collectives import sum_in_place
+from aimfair.selective.parameters import listing, named_errors
 from aimfair.selective.ranking import Score
+from aimfair.selective.sharding import Whole
 
 Statistics = Literal["all", "sum", "square", "signed"]
 """What is kept per element, in float32: sum of g and of g^2 for every source (``all``), one of them, or for every
@@ -37,24 +40,26 @@ class GradientStatistics:
     Attributes:
         batches: batches counted per source.
         interrupted: sources that hold a part of a batch, of no use until :meth:`reset`.
+        reduced: these are sums over several processes (:meth:`reduce`).
     """
 
     def __init__(
         self,
         names: Sequence[str],
-        shapes: Sequence[Shape],
+        holding: Whole,
         device: torch.device,
         sources: Sequence[str],
         statistics: Statistics,
         contrasts: Contrasts,
         declared: Mapping[str, int] | None,
     ):
-        self.names, self.shapes, self.device = tuple(names), tuple(shapes), device
+        self.names, self.shapes, self.device, self._holding = tuple(names), holding.shapes, device, holding
         self.sources, self.statistics, self.contrasts = tuple(sources), statistics, dict(contrasts)
         self.declared = dict(declared) if declared is not None else None
         self._check_arguments()
         self.batches = dict.fromkeys(self.sources, 0)
         self.interrupted: set[str] = set()
+        self.reduced = False
 
         self._square_norms = torch.zeros(len(self.sources), len(self.names), dtype=torch.float64, device=device)
         self._nonfinite = torch.zeros(len(self.sources), len(self.names), dtype=torch.int64, device=device)
@@ -165,19 +170,42 @@ class GradientStatistics:
                 row.zero_()
             self.batches[name] = 0
             self.interrupted.discard(name)
+        if source is None:
+            self.reduced = False
         for key, buffer in self._buffers.items():
             if source is None or key.partition("/")[2] == source:
                 buffer.zero_()
+
+    def reduce(self, group: dist.ProcessGroup | None) -> None:
+        """Sums everything over the processes of a group, see ``Sensitivity.reduce``."""
+        configs: list[Any] = [None] * dist.get_world_size(group)
+        dist.all_gather_object(configs, (self.config(), self.reduced, sorted(self.interrupted)), group=group)
+        for place, (config, reduced, interrupted) in enumerate(configs):
+            if config != configs[0][0]:
+                differing = [key for key in config if config[key] != configs[0][0][key]]
+                raise ValueError(f"reduce(): processes 0 and {place} differ in {', '.join(differing)}")
+            if reduced:
+                raise RuntimeError("reduce() has summed the statistics already; reset() and accumulate again")
+            if interrupted:
+                raise RuntimeError(
+                    f"reduce(): source {interrupted[0]!r} holds a part of a batch in process {place};"
+                    " reset() and accumulate again"
+                )
+        batches = torch.tensor([self.batches[source] for source in self.sources], device=self.device)
+        for tensor in (*self.tensors().values(), batches):
+            sum_in_place(tensor, group)
+        self.batches = dict(zip(self.sources, batches.tolist(), strict=True))
+        self.reduced = True
 
     # -- reading ---------------------------------------------------------------------------------------
 
     def square_norms(self, source: str) -> list[float]:
         """Sum over batches of |g|^2, per parameter."""
-        return [float(norm) for norm in self._rows[source][0].tolist()]
+        return [float(norm) for norm in self._holding.total(self._rows[source][0]).tolist()]
 
     def nonfinite(self, source: str) -> dict[str, int]:
         """Parameter -> NaN and infinite gradient values left out so far, where there were any."""
-        counts = self._rows[source][1]
+        counts = self._holding.total(self._rows[source][1])
         if not counts.any():
             return {}
         return {name: count for name, count in zip(self.names, counts.tolist(), strict=True) if count}
@@ -233,7 +261,7 @@ class GradientStatistics:
                 raise ValueError(
                     f"source {source!r} has {self.batches[source]} batches, {self.declared[source]} were declared"
                 )
-            if not self._rows[source][0].any():
+            if not self._holding.total(self._rows[source][0]).any():
                 raise ValueError(f"every gradient of source {source!r} was zero: there is nothing to rank")
 
     # -- disk ------------------------------------------------------------------------------------------

@@ -58,20 +58,25 @@ def density_or_k(density: float | None, k: int | None, total: int) -> int:
 
 
 def select_units(
-    scores: list[Tensor], k: int, shapes: Sequence[Shape], granularity: Granularity, *, largest: bool = True
+    scores: list[Tensor], k: int, shapes: Sequence[Shape], granularity: Granularity
 ) -> tuple[Tensor, Tensor]:
     """``(bits, rank)`` over tensors of these shapes: the elements of the ``k`` best-scored units.
 
     Args:
         scores: one float32 tensor per shape, with as many elements as it has units.
     """
-    counts = [score.numel() for score in scores]
-    device = scores[0].device
-    unit_bits, unit_rank = empty_mask(counts, device)
-    ops.select_(unit_bits, unit_rank, k, "value", scores, largest=largest)
+    bits, rank = empty_mask([score.numel() for score in scores], scores[0].device)
+    ops.select_(bits, rank, k, "value", scores)
+    return expand_units(bits, rank, shapes, granularity)
+
+
+def expand_units(
+    bits: Tensor, rank: Tensor, shapes: Sequence[Shape], granularity: Granularity
+) -> tuple[Tensor, Tensor]:
+    """``(bits, rank)`` over the elements of tensors of these shapes, given those over their units."""
     if granularity == "element":
-        return unit_bits, unit_rank
+        return bits, rank
     numels = [math.prod(shape) for shape in shapes]
-    bits, rank = empty_mask(numels, device)
-    ops.expand_units_(bits, rank, unit_bits, numels, counts)
-    return bits, rank
+    element_bits, element_rank = empty_mask(numels, bits.device)
+    ops.expand_units_(element_bits, element_rank, bits, numels, unit_counts(shapes, granularity))
+    return element_bits, element_rank

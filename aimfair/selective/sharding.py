@@ -1,0 +1,234 @@
+"""Parameters that several processes hold together: DTensors, as ``torch.distributed.fsdp.fully_shard`` makes them.
+
+Masks are always over the whole parameters. What is kept per element, statistics and optimizer state, lies where the
+elements lie. Dimension 0 of a parameter may be sharded over one dimension of its device mesh (FSDP), the others must
+hold replicas (HSDP): their processes hold the same bits and do not count twice.
+"""
+
+import math
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, TypeGuard
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from aimfair import ops
+from aimfair.layout import WORDS_PER_BLOCK, empty_mask, first_blocks
+from aimfair.selective import counting
+from aimfair.selective.choices import Granularity
+from aimfair.selective.collectives import concatenated, total
+from aimfair.selective.mask import ParameterMask
+from aimfair.selective.parameters import Shape, shapes_of
+from aimfair.selective.recipe import Recipe, entry, mapped
+from aimfair.selective.units import unit_counts
+
+if TYPE_CHECKING:
+    from torch.distributed.tensor import DTensor
+
+
+def is_dtensor(tensor: Tensor) -> "TypeGuard[DTensor]":
+    module = sys.modules.get("torch.distributed.tensor")  # without it there are none, and loading it takes a while
+    return module is not None and isinstance(tensor, module.DTensor)
+
+
+@torch.no_grad()
+def local(tensor: Tensor) -> Tensor:
+    """The part of a tensor that this process holds: a view of the same memory."""
+    return tensor.to_local() if is_dtensor(tensor) else tensor
+
+
+def local_grad(name: str, parameter: Tensor, grad: Tensor) -> Tensor:
+    """The part of a gradient that belongs to the part of its parameter held here.
+
+    Raises:
+        TypeError: the gradient is placed otherwise than the parameter.
+    """
+    placements = [tensor.placements if is_dtensor(tensor) else () for tensor in (parameter, grad)]
+    if placements[0] != placements[1]:
+        raise TypeError(
+            f"the gradient of {name!r} is placed {tuple(placements[1])}, its parameter {tuple(placements[0])}"
+        )
+    return local(grad)
+
+
+@dataclass(frozen=True)
+class Shard:
+    """The part of a parameter that this process holds.
+
+    Attributes:
+        group: the processes that hold the parameter together, in the order of the rows; None: it is whole here.
+        place: (rank, number) of this process among them.
+        begin, end: its elements of the whole parameter.
+    """
+
+    group: dist.ProcessGroup | None
+    place: tuple[int, int]
+    begin: int
+    end: int
+
+
+def shard_of(name: str, parameter: Tensor) -> Shard:
+    """Where the part of a parameter lies that this process holds.
+
+    Raises:
+        ValueError: naming the parameter, if it is sharded otherwise than over dimension 0, once, as torch.chunk cuts.
+    """
+    placements = parameter.placements if is_dtensor(parameter) else ()
+    sharded = [dim for dim, placement in enumerate(placements) if not placement.is_replicate()]
+    if not is_dtensor(parameter) or not sharded:
+        return Shard(None, (0, 1), 0, parameter.numel())
+    from torch.distributed.tensor import Shard as OnDim  # and none of its subclasses, which order rows differently
+
+    dim = sharded[0]
+    if len(sharded) > 1 or type(placements[dim]) is not OnDim or placements[dim] != OnDim(0):
+        raise ValueError(
+            f"parameter {name!r} is placed {tuple(placements)}, expected Shard(0) over one dimension of the device"
+            " mesh and Replicate over the others"
+        )
+    rank, size, rows = parameter.device_mesh.get_local_rank(dim), parameter.device_mesh.size(dim), parameter.shape[0]
+    begin, end = (min(place * -(-rows // size), rows) for place in (rank, rank + 1))
+    held = local(parameter)
+    if held.shape != (end - begin, *parameter.shape[1:]):
+        raise ValueError(
+            f"parameter {name!r}: shard {rank} of {size} is {tuple(held.shape)}, expected {end - begin} of the {rows}"
+            " rows, as torch.chunk cuts them"
+        )
+    row = parameter.numel() // max(rows, 1)
+    return Shard(parameter.device_mesh.get_group(dim), (rank, size), begin * row, end * row)
+
+
+@torch.no_grad()
+def placed_like(parameter: Tensor, name: str, values: Tensor) -> Tensor:
+    """``values`` of the elements of the whole parameter, sharded as it is."""
+    if not is_dtensor(parameter):
+        return values.reshape(parameter.shape)
+    from torch.distributed.tensor import DTensor
+
+    mesh, placements = parameter.device_mesh, parameter.placements
+    if is_dtensor(values):
+        return values.redistribute(mesh, placements)
+    shard = shard_of(name, parameter)
+    part = values.reshape(-1)[shard.begin : shard.end].view(local(parameter).shape)
+    shape, stride = parameter.shape, parameter.stride()
+    return DTensor.from_local(part, mesh, placements, run_check=False, shape=shape, stride=stride)
+
+
+class Whole:
+    """Parameters that are whole in this process: the usual case.
+
+    Attributes:
+        shapes: of what this process keeps of each parameter.
+        place: (rank, number) of this process among those that hold the parameters together.
+    """
+
+    place = (0, 1)
+
+    def __init__(self, shapes: Sequence[Shape]):
+        self.shapes = tuple(shapes)
+
+    def unit_scores(self, recipe: Recipe, granularity: Granularity) -> list[Tensor]:
+        """float32 scores of the units of each parameter that this process ranks."""
+        return _unit_scores(recipe, unit_counts(self.shapes, granularity))
+
+    def top_k(self, recipe: Recipe, k: int, granularity: Granularity, *, largest: bool) -> tuple[Tensor, Tensor]:
+        """``(bits, rank)`` over all units: the best k of the elements scored by ``recipe``, or of the units whose
+        scores it holds by value."""
+        held = recipe["a"]
+        bits, rank = empty_mask([run.numel() for run in held], held[0].device)
+        ops.select_(bits, rank, k, **recipe, largest=largest)
+        return bits, rank
+
+    def all_scores(self, scores: list[Tensor], granularity: Granularity) -> list[Tensor]:
+        """Those of all units, given what :meth:`unit_scores` returned."""
+        return scores
+
+    def total(self, values: Tensor) -> Tensor:
+        """[T] sums over the whole parameters, given those over what this process keeps."""
+        return values
+
+
+class Sharded(Whole):
+    """Parameters that the processes of a group hold together; they call each method together.
+
+    Elements and rows are scored where they lie. Whole tensors are scored in every process, from accumulators gathered
+    one tensor at a time: sums over shards would round differently than the sum over the tensor.
+    """
+
+    def __init__(self, shapes: Sequence[Shape], shards: Sequence[Shard], group: dist.ProcessGroup):
+        super().__init__(shapes)
+        self._group = group
+        self.place = (dist.get_rank(group), dist.get_world_size(group))
+        # What is whole in every process belongs to the first.
+        self._owned = [shard.group is not None or self.place[0] == 0 for shard in shards]
+
+    def unit_scores(self, recipe: Recipe, granularity: Granularity) -> list[Tensor]:
+        recipe = self._of_owned(recipe)
+        counting.refuse_nan(recipe, self._group)
+        if granularity == "tensor":
+            return [self._tensor_score(entry(recipe, t)) for t in range(len(self.shapes))]
+        shapes = [shape if owned else (0, *shape[1:]) for shape, owned in zip(self.shapes, self._owned, strict=True)]
+        return _unit_scores(recipe, unit_counts(shapes, granularity))
+
+    def _tensor_score(self, recipe: Recipe) -> Tensor:
+        recipe = mapped(recipe, lambda _, run: concatenated(run, self._group))
+        return _unit_scores(recipe, [min(recipe["a"][0].numel(), 1)])[0]
+
+    def top_k(self, recipe: Recipe, k: int, granularity: Granularity, *, largest: bool) -> tuple[Tensor, Tensor]:
+        if granularity == "tensor":
+            return super().top_k(recipe, k, granularity, largest=largest)
+        return counting.top_k(self._of_owned(recipe), k, self._group, largest=largest)
+
+    def all_scores(self, scores: list[Tensor], granularity: Granularity) -> list[Tensor]:
+        return scores if granularity == "tensor" else [concatenated(score, self._group) for score in scores]
+
+    def total(self, values: Tensor) -> Tensor:
+        owned = torch.tensor(self._owned, device=values.device)
+        return total(torch.where(owned, values, 0), self._group)
+
+    def _of_owned(self, recipe: Recipe) -> Recipe:
+        return mapped(recipe, lambda t, run: run if self._owned[t] else run[:0])
+
+
+def _unit_scores(recipe: Recipe, counts: Sequence[int]) -> list[Tensor]:
+    scores = [torch.empty(n, device=a.device) for n, a in zip(counts, recipe["a"], strict=True)]
+    ops.unit_scores_(scores, **recipe)
+    return scores
+
+
+def holding_of(named: Mapping[str, Tensor]) -> Whole:
+    """How this process holds the parameters.
+
+    Raises:
+        ValueError: naming the parameters, if one is sharded otherwise than :func:`shard_of` says, or two over different
+            processes.
+    """
+    shapes = shapes_of(local(parameter) for parameter in named.values())
+    shards = {name: shard_of(name, parameter) for name, parameter in named.items()}
+    groups = {name: shard.group for name, shard in shards.items() if shard.group is not None}
+    if not groups:
+        return Whole(shapes)
+    (first, group), *others = groups.items()
+    for name, other in others:
+        if dist.get_process_group_ranks(other) != dist.get_process_group_ranks(group):
+            raise ValueError(
+                f"parameters {first!r} and {name!r} are sharded over different processes:"
+                f" {dist.get_process_group_ranks(group)} and {dist.get_process_group_ranks(other)}"
+            )
+    return Sharded(shapes, list(shards.values()), group)
+
+
+def part_of_mask(mask: ParameterMask, parameters: Mapping[str, Tensor]) -> ParameterMask:
+    """The mask over what this process holds of the parameters, which may be some of the mask's."""
+    shapes = shapes_of(local(parameter) for parameter in parameters.values())
+    numels = [math.prod(shape) for shape in shapes]
+    bits, _ = empty_mask(numels, mask.device)
+    for (name, parameter), first, numel in zip(parameters.items(), first_blocks(numels), numels, strict=False):
+        shard = shard_of(name, parameter)
+        selected = mask.bool_of(name).view(-1)[shard.begin : shard.end]
+        packed, packed_rank = empty_mask([numel], mask.device)
+        ops.pack_bits_(packed, packed_rank, [selected])
+        bits[first * WORDS_PER_BLOCK :][: packed.numel()] = packed
+    return ParameterMask.from_bits(tuple(parameters), shapes, bits)
