@@ -15,6 +15,7 @@ from aimfair.selective import state_layout
 from aimfair.selective.mask import ParameterMask
 from aimfair.selective.matching import Slot, match
 from aimfair.selective.parameters import named_errors
+from aimfair.selective.sharding import is_dtensor, local, local_grad
 
 State = Literal["dense", "compact"]
 """Optimizer state of a parameter: in its shape, or only for its selected elements."""
@@ -39,30 +40,43 @@ class Operator:
 class Launch:
     """Parameters that go to one operator call: of one group, on one device, under one mask.
 
+    What it hands out is what the operators take: of DTensors the part that this process holds.
+
     Attributes:
         indices: their places in the plan's list.
+        dtensors: whether the parameters are DTensors.
         states: their entries of ``Optimizer.state``.
+        place: as in :class:`Slot`.
         arguments: mask and first blocks, as the operators take them.
         plan: for tensors at ``addresses``.
     """
 
     device: torch.device
     indices: list[int]
-    parameters: list[Tensor]
+    whole_parameters: list[Tensor]
+    dtensors: bool
     names: list[str]
     states: list[dict[str, Tensor]]
     state_names: tuple[str, ...]
     has_masters: bool
+    place: tuple[int, int]
     arguments: dict[str, Any]
     plan: StepPlan | None = None
     addresses: list[int] = field(default_factory=list)
 
+    @property
+    def parameters(self) -> list[Tensor]:
+        return self._held(self.whole_parameters)
+
     def grads(self, grads: list[Tensor | None]) -> list[Tensor]:
         """Those of the plan's gradients that belong to this launch."""
-        return [grads[index] for index in self.indices]  # type: ignore[misc] # present, by the making of the plan
+        return self._held([grads[index] for index in self.indices])  # type: ignore[misc] # present, as planned
 
     def state(self, name: str) -> list[Tensor]:
-        return [state[name] for state in self.states]
+        return self._held([state[name] for state in self.states])
+
+    def _held(self, tensors: list[Tensor]) -> list[Tensor]:
+        return [local(tensor) for tensor in tensors] if self.dtensors else tensors
 
     def plan_of(self, operator: Operator, lists: Lists, *, stochastic_rounding: bool) -> StepPlan:
         """The plan of these lists; the one there is, if nothing has moved."""
@@ -175,12 +189,19 @@ class MaskedOptimizer(Optimizer):
 
     def _adopt(self, groups: list[dict[str, Any]], mask: ParameterMask | None) -> None:
         """Matches the parameters of groups that share a mask."""
-        free = [slot for slot in self._slots.values() if slot.mask is None]
-        first_block = max((slot.first_block + -(-slot.nnz // BLOCK) for slot in free), default=0)
+        free = [(parameter, slot) for parameter, slot in self._slots.items() if slot.mask is None]
+        first_block = max((slot.first_block + -(-parameter.numel() // BLOCK) for parameter, slot in free), default=0)
         self._slots.update(match(groups, mask, first_block))
         for group in groups:
             group["mask_digest"] = None if mask is None else mask.digest
+            if self.compact and (place := self._place_of(group)) != (0, 1):
+                group["place"] = place
         self._reset_plans()
+
+    def _place_of(self, group: dict[str, Any]) -> tuple[int, int]:
+        """(rank, number) of this process among those that hold parameters of the group together."""
+        places = (self._slots[parameter].place for parameter in group["params"] if parameter in self._slots)
+        return max(places, key=lambda place: place[1], default=(0, 1))
 
     # -- stepping --------------------------------------------------------------------------------------
 
@@ -211,7 +232,7 @@ class MaskedOptimizer(Optimizer):
                         lr=_on(launch.device, plan.lr_of(group)),
                         weight_decay=group["weight_decay"],
                         maximize=group["maximize"],
-                        seed=group["seed"],
+                        seed=group["seed"] ^ launch.place[0] << 32,  # every shard draws its own random numbers
                         grad_scale=_on(launch.device, grad_scale),
                         found_inf=_on(launch.device, found_inf),
                         **self._settings(group),
@@ -246,7 +267,7 @@ class MaskedOptimizer(Optimizer):
         """The group's plan, made anew if it no longer holds, and the gradients of its parameters."""
         plan = self._plans.get(number)
         if plan is None:
-            selected = [p for p in group["params"] if p in self._slots and self._slots[p].nnz]
+            selected = [p for p in group["params"] if p in self._slots and self._slots[p].tuned]
             plan = self._plans[number] = Plan(selected)
         grads = [parameter.grad for parameter in plan.parameters]
         present = [grad is not None for grad in grads]
@@ -261,20 +282,24 @@ class MaskedOptimizer(Optimizer):
     def _launches(
         self, parameters: list[Tensor], grads: list[Tensor | None], state_names: tuple[str, ...]
     ) -> tuple[Launch, ...]:
-        buckets: dict[tuple[torch.device, int, bool], list[int]] = {}
+        buckets: dict[tuple[torch.device, int, bool, bool, tuple[int, int]], list[int]] = {}
         for index, (parameter, grad) in enumerate(zip(parameters, grads, strict=True)):
             if grad is None:
                 continue
             if grad.layout is not torch.strided:
                 name = self._slots[parameter].name
                 raise TypeError(f"the gradient of {name!r} has layout {grad.layout}; make it dense (sparse=False)")
+            slot, dtensor = self._slots[parameter], is_dtensor(parameter)
+            local_grad(slot.name, parameter, grad)  # for what it refuses
             has_master = self.master_weights and parameter.dtype != torch.float32
             self._init_state(parameter, state_names, has_master)
-            bucket = (parameter.device, id(self._slots[parameter].mask), has_master)
+            bucket = (parameter.device, id(slot.mask), has_master, dtensor, slot.place)
             buckets.setdefault(bucket, []).append(index)
         return tuple(
-            self._make_launch(device, indices, [parameters[index] for index in indices], state_names, has_masters)
-            for (device, _, has_masters), indices in buckets.items()
+            self._make_launch(
+                device, indices, [parameters[index] for index in indices], state_names, has_masters, dtensors
+            )
+            for (device, _, has_masters, dtensors, _), indices in buckets.items()
         )
 
     def _make_launch(
@@ -284,15 +309,25 @@ class MaskedOptimizer(Optimizer):
         parameters: list[Tensor],
         state_names: tuple[str, ...],
         has_masters: bool,
+        dtensors: bool,
     ) -> Launch:
         slots = [self._slots[parameter] for parameter in parameters]
         arguments: dict[str, Any] = {"first_blocks": [slot.first_block for slot in slots], "compact": False}
         if (mask := slots[0].mask) is not None:
             mask = self._masks.setdefault((id(mask), device), mask.to(device))
             arguments.update(bits=mask.bits, rank=mask.rank, compact=self.compact)
-        states = [self.state[parameter] for parameter in parameters]
-        names = [slot.name for slot in slots]
-        return Launch(device, indices, parameters, names, states, state_names, has_masters, arguments)
+        return Launch(
+            device=device,
+            indices=indices,
+            whole_parameters=parameters,
+            dtensors=dtensors,
+            names=[slot.name for slot in slots],
+            states=[self.state[parameter] for parameter in parameters],
+            state_names=state_names,
+            has_masters=has_masters,
+            place=slots[0].place,
+            arguments=arguments,
+        )
 
     def _reset_plans(self) -> None:
         self._plans: dict[int, Plan] = {}
@@ -338,16 +373,27 @@ class MaskedOptimizer(Optimizer):
             if digest not in (None, group["mask_digest"]):
                 own = group["mask_digest"] or "no mask"
                 raise ValueError(f"param group {number}: the state is for mask {digest[:12]}, not for {own[:12]}")
+            place, own_place = saved.get("place"), self._place_of(group)
+            if place is not None and tuple(place) != own_place:
+                raise ValueError(
+                    "param group {}: the compact state is part {} of {}, this process holds {} of {}".format(
+                        number, *place, *own_place
+                    )
+                )
         ids = chain.from_iterable(group["params"] for group in saved_groups)
         parameters = dict(zip(ids, chain.from_iterable(group["params"] for group in self.param_groups), strict=True))
         state = {}
         for key, entry in state_dict["state"].items():
             if (parameter := parameters.get(key)) is None:
                 state[key] = entry
-            elif parameter in self._slots and self._slots[parameter].nnz and entry:
+            elif parameter in self._slots and self._slots[parameter].tuned and entry:
                 state[key] = _Converted(self._convert(parameter, entry))
+        own_keys = ("mask_digest", "place")
         groups = [
-            {**saved, "mask_digest": group["mask_digest"]}
+            {
+                **{key: value for key, value in saved.items() if key not in own_keys},
+                **{key: group[key] for key in own_keys if key in group},
+            }
             for saved, group in zip(saved_groups, self.param_groups, strict=True)
         ]
         return {**state_dict, "state": state, "param_groups": groups}
@@ -377,7 +423,10 @@ class MaskedOptimizer(Optimizer):
                 self.state[parameter] = entry.state
         for group in self.param_groups:
             for option, default in self.defaults.items():
-                group.setdefault(option, default)
+                # Torch has put "differentiable" among the defaults here, which the groups of a new optimizer lack, and
+                # torch.distributed.checkpoint loads only between groups of the same options.
+                if option != "differentiable":
+                    group.setdefault(option, default)
         self._reset_plans()
 
 

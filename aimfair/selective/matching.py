@@ -1,7 +1,7 @@
 """Which part of which mask governs each parameter of an optimizer."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
 from typing import Any
 
@@ -10,6 +10,7 @@ from torch import Tensor
 from aimfair.layout import first_blocks
 from aimfair.selective.mask import ParameterMask
 from aimfair.selective.parameters import canonical_name, listing, require_tunable
+from aimfair.selective.sharding import is_dtensor, part_of_mask, shard_of
 
 ParamGroup = Mapping[str, Any]
 
@@ -20,19 +21,23 @@ class Slot:
 
     Attributes:
         name: of the parameter, or its position where it has none.
-        mask: None selects every element.
+        mask: None selects every element. Of a DTensor, over the part of the parameter that this process holds.
         first_block: index of the parameter's first block in the mask; without a mask, in the list of all parameters
             that have none, which keeps the random numbers of stochastic rounding apart.
-        nnz: selected elements.
+        nnz: selected elements in this process.
+        tuned: whether any element of the parameter is selected, in any process.
+        place: (rank, number) of this process among those that hold the parameter together.
     """
 
     name: str
     mask: ParameterMask | None
     first_block: int
     nnz: int
+    tuned: bool
+    place: tuple[int, int] = (0, 1)
 
     def selected(self) -> Tensor | None:
-        """bool tensor of the selected elements, None for all."""
+        """bool tensor of the selected elements held here, None for all."""
         return self.mask.bool_of(self.name) if self.mask is not None else None
 
 
@@ -55,7 +60,7 @@ def match(groups: Sequence[ParamGroup], mask: ParameterMask | None, first_block:
         names = [canonical_name(name) for name in names] or [f"parameter {i}" for i in range(len(parameters))]
         blocks = first_blocks([parameter.numel() for parameter in parameters])
         slots = {
-            parameter: Slot(name, None, first_block + block, parameter.numel())
+            parameter: Slot(name, None, first_block + block, parameter.numel(), parameter.numel() > 0)
             for name, parameter, block in zip(names, parameters, blocks, strict=False)
         }
     elif names:
@@ -63,6 +68,21 @@ def match(groups: Sequence[ParamGroup], mask: ParameterMask | None, first_block:
     else:
         slots = _match_order(parameters, mask)
     require_tunable((slot.name, parameter) for parameter, slot in slots.items())
+    return _held_here(slots, mask)
+
+
+def _held_here(slots: dict[Tensor, Slot], mask: ParameterMask | None) -> dict[Tensor, Slot]:
+    """The slots, those of sharded parameters over the part that this process holds."""
+    shards = {parameter: shard_of(slot.name, parameter) for parameter, slot in slots.items() if is_dtensor(parameter)}
+    shards = {parameter: shard for parameter, shard in shards.items() if shard.group}
+    if not shards:
+        return slots
+    part = None if mask is None else part_of_mask(mask, {slots[parameter].name: parameter for parameter in shards})
+    for number, (parameter, shard) in enumerate(shards.items()):
+        first_block, nnz = slots[parameter].first_block, shard.end - shard.begin
+        if part is not None:
+            first_block, nnz = part.first_blocks[number], part.nnz_per_tensor[number]
+        slots[parameter] = replace(slots[parameter], mask=part, first_block=first_block, nnz=nnz, place=shard.place)
     return slots
 
 
@@ -105,4 +125,5 @@ def _match_order(parameters: Sequence[Tensor], mask: ParameterMask) -> dict[Tens
 
 
 def _slot(mask: ParameterMask, index: int) -> Slot:
-    return Slot(mask.names[index], mask, mask.first_blocks[index], mask.nnz_per_tensor[index])
+    nnz = mask.nnz_per_tensor[index]
+    return Slot(mask.names[index], mask, mask.first_blocks[index], nnz, nnz > 0)
