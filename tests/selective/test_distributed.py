@@ -1,0 +1,560 @@
+"""Two processes: what they select, sum and step is what one process would, to the last bit unless said otherwise.
+
+Starting processes takes seconds, so that one test checks several things in the same two.
+"""
+
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+import aimfair
+from aimfair import layout, ops
+from aimfair.selective import counting
+
+from . import processes
+from .models import same_bits, weights
+
+pytestmark = pytest.mark.skipif("config.getoption('--device') != 'cpu'", reason="Gloo processes on the CPU")
+
+SOURCES = ("real", "biased", "fair")
+OPTIMIZERS: dict[str, tuple[type, dict[str, Any]]] = {
+    "adamw": (aimfair.MaskedAdamW, {"lr": 1e-2, "weight_decay": 0.1, "amsgrad": True}),
+    "sgd": (aimfair.MaskedSGD, {"lr": 1e-2, "momentum": 0.9, "nesterov": True, "weight_decay": 0.1}),
+}
+
+
+def fails_everywhere(kind: type[Exception], fragment: str, call: Any) -> None:
+    """Every process must raise, and none may wait for another."""
+    with pytest.raises(kind, match=fragment):
+        call()
+    dist.barrier()
+
+
+# -- counting ---------------------------------------------------------------------------------------------------------
+
+NUMELS = [3000, 0, 1, 77, 2048, 33]
+SPLITS = [[1000, 0, 0, 77, 1024, 1], [3000, 0, 1, 0, 1, 32], [0, 0, 0, 0, 0, 0], [1537, 0, 1, 31, 2047, 33]]
+"""Elements of each tensor that process 0 holds."""
+
+
+def tensors(kind: str) -> list[Tensor]:
+    if kind == "constant":
+        return [torch.full((n,), 0.25) for n in NUMELS]
+    if kind == "ties":
+        return [torch.randint(-2, 3, (n,)) * 1.0 for n in NUMELS]
+    return [torch.randn(n).abs() for n in NUMELS]
+
+
+def recipes(kind: str) -> Iterator[dict[str, Any]]:
+    a, b, c, d = (tensors(kind) for _ in range(4))
+    squares = [x.square() for x in a], [x.square() for x in b]
+    yield {"criterion": "value", "a": a}
+    yield {"criterion": "magnitude", "a": a, "b": None, "scale_a": 1 / 3}
+    yield {"criterion": "difference", "a": a, "b": b, "scale_a": 1 / 3, "scale_b": 0.7}
+    yield {"criterion": "relative_difference", "a": a, "b": b, "eps": 1e-3}
+    yield {"criterion": "norm_ratio", "a": squares[0], "b": squares[1], "eps": 1e-3}
+    yield {
+        "criterion": "difference", "a": a, "b": b, "divisor_criterion": "difference", "c": c, "d": d, "scale_c": 0.1,
+        "eps": 1e-3,
+    }  # fmt: skip
+
+
+def held(recipe: dict[str, Any], split: list[int], rank: int) -> dict[str, Any]:
+    def part(x: Tensor, n: int) -> Tensor:
+        return x[n:] if rank else x[:n]
+
+    lists = {name: recipe[name] for name in "abcd" if recipe.get(name)}
+    return recipe | {name: [part(x, n) for x, n in zip(xs, split, strict=True)] for name, xs in lists.items()}
+
+
+def check_counting(rank: int, _: Path) -> None:
+    torch.manual_seed(0)
+    group = dist.group.WORLD
+    total = sum(NUMELS)
+    for kind in ("normal", "ties", "constant"):
+        for recipe in recipes(kind):
+            for split in SPLITS if recipe["criterion"] in ("value", "norm_ratio") else SPLITS[:1]:
+                for k in (0, 30, total // 3, total):
+                    for largest in (True, False):
+                        expected = layout.empty_mask(NUMELS)
+                        ops.select_(*expected, k, **recipe, largest=largest)
+                        found = counting.top_k(held(recipe, split, rank), k, group, largest=largest)
+                        for x, y in zip(found, expected, strict=True):
+                            assert torch.equal(x, y), (kind, recipe["criterion"], split, k, largest)
+    check_counting_nan(rank, group)
+
+
+def check_counting_nan(rank: int, group: dist.ProcessGroup) -> None:
+    recipe = {"criterion": "value", "a": tensors("normal")}
+    recipe["a"][3][76] = recipe["a"][4][5] = math.nan  # each in one process only
+    part = held(recipe, [1000, 0, 0, 60, 1024, 1], rank)
+    fails_everywhere(RuntimeError, r"a\[3\].*NaN", lambda: counting.top_k(part, 7, group, largest=True))
+    fails_everywhere(RuntimeError, r"a\[3\].*NaN", lambda: counting.refuse_nan(part, group))
+
+
+def test_counting_over_processes_is_a_selection(tmp_path):
+    processes.run(check_counting, tmp_path)
+
+
+# -- replicas ---------------------------------------------------------------------------------------------------------
+
+
+class Net(nn.Module):
+    """Rows that two processes cannot share evenly, a tensor of one row, and one of more than a block."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 7, 3)
+        self.body = nn.ModuleList([nn.Linear(63, 41), nn.Linear(41, 33)])
+        self.head = nn.Linear(33, 1)
+
+    def forward(self, images: Tensor) -> Tensor:
+        x = self.conv(images).relu().flatten(1)
+        for layer in self.body:
+            x = layer(x).relu()
+        return self.head(x)
+
+
+def net() -> Net:
+    torch.manual_seed(1)
+    return Net()
+
+
+def gradients(seed: int, model: nn.Module) -> dict[str, Tensor]:
+    """The same in every process; rounded, so that scores tie."""
+    generator = torch.Generator().manual_seed(seed)
+    return {name: torch.randn(p.shape, generator=generator).round(decimals=1) for name, p in model.named_parameters()}
+
+
+def feed(probe: aimfair.Sensitivity, model: nn.Module, source: str, grads: dict[str, Tensor]) -> None:
+    for name, parameter in model.named_parameters():
+        parameter.grad = grads[name].clone()
+    probe.update(source)
+
+
+def assert_same_in_all(tensors: dict[str, Tensor]) -> None:
+    for name, tensor in tensors.items():
+        parts = [torch.empty_like(tensor) for _ in range(dist.get_world_size())]
+        dist.all_gather(parts, tensor.contiguous())
+        assert all(same_bits(part, parts[0]) for part in parts), name
+
+
+def check_reduce(rank: int, directory: Path) -> None:
+    model = net()
+    for statistics in ("all", "signed"):
+        for batches in (1, 3):
+            declared = dict.fromkeys(SOURCES, 2 * batches) if statistics == "signed" else None
+            own, whole = (
+                aimfair.Sensitivity(model, SOURCES, statistics=statistics, batches=declared) for _ in range(2)
+            )
+            for s, source in enumerate(SOURCES):
+                for batch in range(2 * batches):
+                    grads = gradients(100 * s + batch, model)
+                    feed(whole, model, source, grads)
+                    if batch % 2 == rank:
+                        feed(own, model, source, grads)
+            own.reduce()
+            assert own.batches == whole.batches
+            found, expected = own._statistics.tensors(), whole._statistics.tensors()
+            assert_same_in_all(found)
+            for key in expected:
+                # One batch each: the order of adding is that of one process, and signed sums mix sources.
+                if batches == 1 and not key.startswith(("square_norms", "signed")):
+                    assert same_bits(found[key], expected[key]), key
+                torch.testing.assert_close(found[key], expected[key], rtol=1e-5, atol=1e-6)
+            mask = own.select("intersection", bias=0.5, domain=0.5)
+            assert_same_in_all({"bits": mask.bits})
+            if batches == 1 and statistics == "all":
+                assert mask == whole.select("intersection", bias=0.5, domain=0.5)
+    check_reduce_once(own, model, directory / f"probe{rank}")
+
+
+def check_reduce_once(probe: aimfair.Sensitivity, model: nn.Module, path: Path) -> None:
+    before = {name: tensor.clone() for name, tensor in probe._statistics.tensors().items()}
+    probe.save(path)
+    for again in (probe, aimfair.Sensitivity.load(path, model)):
+        fails_everywhere(RuntimeError, "already", again.reduce)
+        fails_everywhere(RuntimeError, "reset", lambda again=again: feed(again, model, "fair", gradients(0, model)))
+        fails_everywhere(RuntimeError, "reset", lambda again=again: again.capture("fair"))
+        for name, tensor in again._statistics.tensors().items():
+            assert same_bits(tensor, before[name]), name
+    groups = [dist.new_group([rank]) for rank in range(dist.get_world_size())]
+    for group, processes_in in ((None, dist.get_world_size()), (groups[dist.get_rank()], 1)):
+        probe.reset()
+        feed(probe, model, "fair", gradients(0, model))
+        probe.reduce(group)
+        assert probe.batches["fair"] == processes_in
+
+
+def check_reduce_refuses(rank: int) -> None:
+    model = net()
+    other = aimfair.Sensitivity(model, SOURCES, statistics="sum" if rank else "square")
+    fails_everywhere(ValueError, "differ in statistics", other.reduce)
+    probe = aimfair.Sensitivity(model, SOURCES)
+    for source in SOURCES:
+        grads = gradients(5, model)
+        if rank and source == "biased":
+            grads["body.0.weight"][3, 4] = math.nan
+        feed(probe, model, source, grads)  # alone, rank 1 would stop here
+    probe.reduce()
+    fails_everywhere(FloatingPointError, r"'biased': body\.0\.weight \(1\)", lambda: probe.select("top_k", k=5))
+
+
+def check_ddp(rank: int) -> None:
+    """Replicas that see different batches, stepped under a mask, stay the same to the bit."""
+    for kind, options in OPTIMIZERS.values():
+        model = nn.parallel.DistributedDataParallel(net())
+        before = weights(model.module)
+        mask = aimfair.ParameterMask.random(model, 0.2, seed=3)
+        optimizer = kind(model.named_parameters(), mask, state="compact", **options)
+        torch.manual_seed(100 + rank)
+        for _ in range(3):
+            optimizer.zero_grad()
+            model(torch.randn(4, 3, 5, 5)).square().mean().backward()
+            optimizer.step()
+        after = weights(model.module)
+        assert_same_in_all(after)
+        assert not same_bits(after["body.0.weight"], before["body.0.weight"])
+
+
+def check_replicas(rank: int, directory: Path) -> None:
+    check_reduce(rank, directory)
+    check_reduce_refuses(rank)
+    check_ddp(rank)
+
+
+def test_replicas(tmp_path):
+    processes.run(check_replicas, tmp_path)
+
+
+# -- shards -----------------------------------------------------------------------------------------------------------
+
+
+def sharded(mesh: Any, dtype: torch.dtype = torch.float32) -> Net:
+    from torch.distributed.fsdp import fully_shard
+
+    model = net().to(dtype)
+    for layer in model.body:
+        fully_shard(layer, mesh=mesh)
+    return fully_shard(model, mesh=mesh)
+
+
+def full(tensor: Tensor) -> Tensor:
+    return tensor.detach().full_tensor()
+
+
+def full_gradients(model: nn.Module) -> dict[str, Tensor]:
+    return {name: full(parameter.grad) for name, parameter in model.named_parameters()}
+
+
+def set_shards(model: nn.Module, grads: dict[str, Tensor]) -> None:
+    from torch.distributed.tensor import distribute_tensor
+
+    for name, p in model.named_parameters():
+        p.grad = distribute_tensor(grads[name].to(p.dtype), p.device_mesh, p.placements)
+
+
+def check_shards_lie_as_expected(model: nn.Module, rank: int) -> None:
+    rows = {name: parameter.to_local().shape[0] for name, parameter in model.named_parameters()}
+    assert rows["body.0.weight"] == (20 if rank else 21)
+    assert rows["head.weight"] == (0 if rank else 1)
+
+
+SELECTIONS: list[dict[str, Any]] = [
+    {"rule": "top_k", "density": 0.3},
+    {"rule": "top_k", "k": 1},
+    {"rule": "top_k", "density": 1.0, "criterion": "norm_ratio"},
+    {"rule": "top_k", "density": 0.2, "criterion": "fisher", "source": "fair"},
+    {"rule": "top_k", "density": 0.2, "criterion": "magnitude", "source": "fair"},
+    {"rule": "ratio", "density": 0.3, "criterion": "relative_difference"},
+    {"rule": "intersection", "bias": 0.6, "domain": 0.6},
+    {"rule": "budget", "density": 0.1},
+    {"rule": "random", "density": 0.3, "seed": 4},
+    {"rule": "all"},
+    {"rule": "head_only"},
+]
+
+
+def check_sensitivity(mesh: Any, rank: int, path: Path, replicas: bool = False) -> None:
+    model, plain = sharded(mesh), net()
+    probe, whole = aimfair.Sensitivity(model, SOURCES), aimfair.Sensitivity(plain, SOURCES)
+    torch.manual_seed(10 + rank)
+    for s, source in enumerate(SOURCES):
+        for _ in range(2):
+            model(torch.randn(4, 3, 5, 5)).square().mean().backward()
+            feed(whole, plain, source, full_gradients(model))
+            probe.update(source)
+            assert not any(p.grad.to_local().any() for p in model.parameters())
+        grads = gradients(s, plain)  # with ties
+        set_shards(model, grads)
+        probe.update(source)
+        feed(whole, plain, source, grads)
+    for granularity in ("element", "row", "tensor"):
+        for selection in SELECTIONS:
+            arguments = (
+                selection if selection["rule"] in ("all", "head_only") else {"granularity": granularity} | selection
+            )
+            mask, expected = probe.select(**arguments), whole.select(**arguments)
+            assert mask == expected, arguments
+            assert mask.digest == expected.digest
+            assert torch.equal(mask.rank, expected.rank)
+            mask.check(model)
+        scores, expected_scores = (x.unit_scores(granularity=granularity) for x in (probe, whole))
+        assert all(same_bits(scores[name], expected_scores[name]) for name in scores)
+    for source in SOURCES:
+        torch.testing.assert_close(probe.square_norm(source), whole.square_norm(source), rtol=1e-6, atol=0)
+    assert str(probe.summary()) == str(whole.summary())
+    with pytest.raises(TypeError, match="update"):
+        probe.capture("fair")
+    fails_everywhere(TypeError, "sums over the", probe.reduce)
+    probe.save(path / f"shard{rank}")
+    dist.barrier()
+    again = aimfair.Sensitivity.load(path / f"shard{rank}", model)
+    assert again.select("top_k", k=99) == whole.select("top_k", k=99)
+    if not replicas:
+        with pytest.raises(ValueError, match=rf"part {1 - rank} of 2, this process holds {rank} of 2"):
+            aimfair.Sensitivity.load(path / f"shard{1 - rank}", model)
+        with pytest.raises(ValueError, match=rf"part {rank} of 2, this process holds 0 of 1"):
+            aimfair.Sensitivity.load(path / f"shard{rank}", plain)
+
+
+def check_sensitivity_refuses(mesh: Any) -> None:
+    model = sharded(mesh)
+    probe = aimfair.Sensitivity(model, SOURCES)
+    for source in SOURCES:
+        grads = gradients(5, model)
+        if source == "biased":
+            grads["body.0.weight"][3, 4] = math.nan  # a row of process 0
+        set_shards(model, grads)
+        probe.update(source)
+    fails_everywhere(FloatingPointError, r"'biased': body\.0\.weight \(1\)", lambda: probe.select("top_k", k=5))
+    for granularity in ("element", "row", "tensor"):  # a NaN score in process 0, made by inf - inf
+        probe = aimfair.Sensitivity(model, SOURCES)
+        for source in SOURCES:
+            set_shards(model, gradients(6, model))
+            probe.update(source)
+        for source in ("biased", "fair"):
+            view = probe._statistics._views[f"sum/{source}"][4]
+            view[:1] = math.inf
+        name = list(dict(model.named_parameters()))[4]
+        fails_everywhere(
+            RuntimeError, rf"NaN.*{name}", lambda g=granularity, p=probe: p.select("top_k", k=2, granularity=g)
+        )
+    probe.reset()
+    fails_everywhere(ValueError, "no batches", lambda: probe.select("top_k", k=2))
+    for source in SOURCES:
+        set_shards(model, {name: torch.zeros(p.shape) for name, p in model.named_parameters()})
+        probe.update(source)
+    fails_everywhere(ValueError, "was zero", lambda: probe.select("top_k", k=2))
+
+
+def check_placements(mesh: Any) -> None:
+    from torch.distributed.tensor import Replicate, Shard, distribute_tensor
+
+    weight = nn.Parameter(distribute_tensor(torch.randn(6, 4), mesh, [Shard(1)]))
+    with pytest.raises(ValueError, match=r"'w' is placed .*Shard\(dim=1\).*expected Shard\(0\)"):
+        aimfair.Sensitivity({"w": weight})
+    mask = aimfair.ParameterMask.full({"w": weight})
+    with pytest.raises(ValueError, match="'w' is placed"):
+        aimfair.MaskedAdamW([("w", weight)], mask)
+    weight = nn.Parameter(distribute_tensor(torch.randn(6, 4), mesh, [Shard(0)]))
+    weight.grad = distribute_tensor(torch.randn(6, 4), mesh, [Replicate()])
+    probe = aimfair.Sensitivity({"w": weight}, ("a", "b"))
+    with pytest.raises(TypeError, match="gradient of 'w' is placed"):
+        probe.update("a")
+    with pytest.raises(TypeError, match="gradient of 'w' is placed"):
+        aimfair.MaskedAdamW([("w", weight)], mask).step()
+
+
+def check_mixed(mesh: Any) -> None:
+    """A sharded, a replicated and a plain parameter: what is whole everywhere counts once."""
+    from torch.distributed.tensor import Replicate, Shard, distribute_tensor
+
+    torch.manual_seed(3)
+    shapes, kinds = {"s": (5, 40), "r": (6, 300), "p": (31,)}, {"s": [Shard(0)], "r": [Replicate()], "p": None}
+
+    def placed(tensor: Tensor, placements: Any) -> Tensor:
+        return tensor.clone() if placements is None else distribute_tensor(tensor, mesh, placements)
+
+    values = {name: torch.randn(shape) for name, shape in shapes.items()}
+    plain = {name: nn.Parameter(value.clone()) for name, value in values.items()}
+    mixed = {name: nn.Parameter(placed(value, kinds[name])) for name, value in values.items()}
+    probe, whole = aimfair.Sensitivity(mixed, ("a", "b")), aimfair.Sensitivity(plain, ("a", "b"))
+    for source in ("a", "b"):
+        for name, shape in shapes.items():
+            grad = torch.randn(shape).round(decimals=1)
+            plain[name].grad, mixed[name].grad = grad, placed(grad, kinds[name])
+        probe.update(source, zero_grads=False)
+        whole.update(source, zero_grads=False)
+    assert probe.square_norm("a")["r"] == whole.square_norm("a")["r"]
+    for granularity in ("element", "row", "tensor"):
+        assert probe.select("top_k", density=0.5, granularity=granularity) == whole.select(
+            "top_k", density=0.5, granularity=granularity
+        )
+    mask = whole.select("top_k", density=0.3)
+    for state in ("dense", "compact"):
+        optimizers = [aimfair.MaskedAdamW(named.items(), mask, state=state) for named in (mixed, plain)]
+        for optimizer in optimizers:
+            optimizer.step()
+        for name in shapes:
+            assert same_bits(full(mixed[name]) if kinds[name] else mixed[name].detach(), plain[name].detach()), name
+
+
+def check_steps(mesh: Any, rank: int, directory: Path) -> None:
+    for name, (kind, options) in OPTIMIZERS.items():
+        for state in ("dense", "compact"):
+            for dtype in (torch.float32, torch.bfloat16):
+                more = options | {"state": state, "master_weights": dtype != torch.float32}
+                check_step(mesh, rank, directory / f"{name}-{state}-{dtype}", kind, more, dtype)
+    check_step(
+        mesh, rank, directory / "no mask", aimfair.MaskedAdamW, {"state": "compact"}, torch.float32, masked=False
+    )
+
+
+def check_step(
+    mesh: Any, rank: int, directory: Path, kind: type, options: dict[str, Any], dtype: torch.dtype, masked: bool = True
+) -> None:
+    model, plain = sharded(mesh, dtype), net().to(dtype)
+    mask = aimfair.ParameterMask.random(plain, 0.3, seed=3) if masked else None
+    if mask is not None:  # nothing of one tensor, and nothing in one process of another
+        bools = mask.to_bool()
+        bools["body.1.bias"][:] = False
+        bools["body.1.weight"][17:] = False
+        mask = aimfair.ParameterMask.from_bool(bools)
+    optimizer, single = kind(model.named_parameters(), mask, **options), kind(plain.named_parameters(), mask, **options)
+
+    def step(*optimizers: torch.optim.Optimizer) -> None:
+        grads = gradients(step.calls, plain)
+        step.calls += 1
+        for chosen in optimizers:
+            if chosen is single:
+                for name, p in plain.named_parameters():
+                    p.grad = grads[name].to(dtype)
+            else:
+                set_shards(model, grads)
+            chosen.step()
+
+    step.calls = 0
+    for _ in range(2):
+        step(optimizer, single)
+    assert_equals_single(model, plain)
+    checkpoint = optimizer.state_dict()
+    fresh = kind(model.named_parameters(), mask, **options)
+    fresh.load_state_dict(checkpoint)
+    step(fresh, single)
+    assert_equals_single(model, plain)
+    if options["state"] == "dense":
+        check_dense_state(model, fresh, single)
+        if dtype == torch.float32:
+            check_checkpoint(model, fresh, kind, mask, options, directory)
+        other = kind(model.named_parameters(), mask, **options | {"state": "compact"})
+        other.load_state_dict(single.state_dict())  # of whole tensors, dense
+        step(other, single)
+        assert_equals_single(model, plain)
+    elif masked:
+        place = checkpoint["param_groups"][0]["place"]
+        assert tuple(place) == (rank, 2)
+        checkpoint["param_groups"][0]["place"] = (1 - rank, 2)
+        with pytest.raises(ValueError, match=rf"part {1 - rank} of 2, this process holds {rank} of 2"):
+            kind(model.named_parameters(), mask, **options).load_state_dict(checkpoint)
+
+
+def assert_equals_single(model: nn.Module, plain: nn.Module) -> None:
+    for (name, parameter), expected in zip(model.named_parameters(), plain.parameters(), strict=True):
+        assert same_bits(full(parameter), expected.detach()), name
+
+
+def check_dense_state(
+    model: nn.Module, optimizer: torch.optim.Optimizer, single: torch.optim.Optimizer, where: str = "state"
+) -> None:
+    """Sharded as the parameter is, and together the state of a single process; every process has entries for all."""
+    parameters = dict(model.named_parameters())
+    for (name, parameter), expected in zip(parameters.items(), single.param_groups[0]["params"], strict=True):
+        assert optimizer.state[parameter].keys() == single.state[expected].keys(), name
+        for key, value in optimizer.state[parameter].items():
+            if key != "step":
+                assert value.placements == parameter.placements
+                value = full(value)
+            assert same_bits(value, single.state[expected][key]), (where, name, key)
+
+
+def check_checkpoint(
+    model: nn.Module, optimizer: torch.optim.Optimizer, kind: type, mask: Any, options: Any, directory: Path
+) -> None:
+    """torch.distributed.checkpoint writes and reads dense state, sharded and gathered."""
+    import torch.distributed.checkpoint as dcp
+    from torch.distributed.checkpoint.state_dict import (
+        StateDictOptions,
+        get_optimizer_state_dict,
+        set_optimizer_state_dict,
+    )
+
+    lenient = StateDictOptions(strict=False)  # nothing is selected in one tensor: it has no state
+    dcp.save({"optimizer": get_optimizer_state_dict(model, optimizer)}, checkpoint_id=directory)
+    fresh = kind(model.named_parameters(), mask, **options)
+    for parameter in model.parameters():
+        parameter.grad = None
+    loaded = {"optimizer": get_optimizer_state_dict(model, fresh)}
+    dcp.load(loaded, checkpoint_id=directory)
+    set_optimizer_state_dict(model, fresh, loaded["optimizer"], options=lenient)
+    assert_same_state(model, fresh, optimizer)
+
+    gathered = get_optimizer_state_dict(model, optimizer, options=StateDictOptions(full_state_dict=True))
+    fresh = kind(model.named_parameters(), mask, **options)
+    set_optimizer_state_dict(model, fresh, gathered, options=StateDictOptions(full_state_dict=True, strict=False))
+    assert_same_state(model, fresh, optimizer)
+
+
+def assert_same_state(model: nn.Module, x: torch.optim.Optimizer, y: torch.optim.Optimizer) -> None:
+    for name, parameter in model.named_parameters():
+        assert x.state.get(parameter, {}).keys() == y.state.get(parameter, {}).keys(), name
+        for key, value in y.state.get(parameter, {}).items():
+            found = x.state[parameter][key]
+            if key != "step":
+                value, found = full(value), full(found)
+            assert same_bits(found, value), (name, key)
+
+
+def check_rounding(mesh: Any) -> None:
+    """Stochastic rounding draws other numbers in each shard, and the same in replicas and in a second run."""
+
+    def run(of: Any) -> dict[str, Tensor]:
+        model = sharded(of, torch.bfloat16)
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.fill_(1.0)
+        optimizer = aimfair.MaskedSGD(model.named_parameters(), lr=1e-3, stochastic_rounding=True)
+        set_shards(model, {name: torch.ones(p.shape) for name, p in model.named_parameters()})
+        optimizer.step()
+        return {name: full(parameter) for name, parameter in model.named_parameters()}
+
+    first, second = run(mesh), run(mesh)
+    assert all(same_bits(first[name], second[name]) for name in first)
+    weight = first["body.0.weight"]
+    assert 0.1 < float((weight < 1).float().mean()) < 0.4  # a quarter of an ulp of 2^-8 below 1
+    assert not torch.equal(weight[:20], weight[21:41])
+
+
+def check_sharded(rank: int, directory: Path) -> None:
+    from torch.distributed.device_mesh import init_device_mesh
+
+    mesh = init_device_mesh("cpu", (2,))
+    check_shards_lie_as_expected(sharded(mesh), rank)
+    check_sensitivity(mesh, rank, directory)
+    check_sensitivity_refuses(mesh)
+    check_placements(mesh)
+    check_mixed(mesh)
+    check_rounding(mesh)
+    check_steps(mesh, rank, directory)
+    replicated = init_device_mesh("cpu", (2, 1), mesh_dim_names=("replicas", "shards"))  # HSDP
+    check_sensitivity(replicated, rank, directory, replicas=True)
+
+
+def test_sharded_parameters(tmp_path):
+    processes.run(check_sharded, tmp_path)
