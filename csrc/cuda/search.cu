@@ -8,7 +8,7 @@ namespace {
 template <int kSearches>
 __global__ void __launch_bounds__(kSearchThreads) search_round(const uint32_t* keys, int64_t n, const Count* used,
                                                                Search* searches, Count* histograms, unsigned* arrived) {
-  __shared__ unsigned bins[kSearches][kBins];
+  __shared__ unsigned bins[kSearches * kBins];
   Search search[kSearches];
   bool done = true;
 #pragma unroll
@@ -17,7 +17,7 @@ __global__ void __launch_bounds__(kSearchThreads) search_round(const uint32_t* k
     done &= search[s].bits == 0;
   }
   if (done) return;
-  for (int i = static_cast<int>(threadIdx.x); i < kSearches * kBins; i += kSearchThreads) bins[0][i] = 0;
+  for (int i = static_cast<int>(threadIdx.x); i < kSearches * kBins; i += kSearchThreads) bins[i] = 0;
   __syncthreads();
   if (used) n = *used <= static_cast<Count>(n) ? static_cast<int64_t>(*used) : 0;
   const int64_t stride = int64_t{gridDim.x} * kSearchThreads;
@@ -26,13 +26,13 @@ __global__ void __launch_bounds__(kSearchThreads) search_round(const uint32_t* k
 #pragma unroll
     for (int s = 0; s < kSearches; s++) {
       const int bin = bin_of(key, search[s]);
-      if (bin >= 0) atomicAdd(&bins[s][bin], 1u);
+      if (bin >= 0) atomicAdd(&bins[s * kBins + bin], 1u);
     }
   }
   __syncthreads();
 #pragma unroll
   for (int s = 0; s < kSearches; s++) {
-    if (search[s].bits != 0) add_bins(bins[s], histograms + s * kBins);
+    if (search[s].bits != 0) add_bins(bins + s * kBins, histograms + s * kBins);
   }
   if (!last_to_arrive(arrived, gridDim.x)) return;
 #pragma unroll
