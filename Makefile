@@ -20,7 +20,7 @@ EMULATED := build/emulated
 SANITIZERS := LD_PRELOAD="$$($${CXX:-g++} -print-file-name=libasan.so) $$($${CXX:-g++} -print-file-name=libstdc++.so)" \
     ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1
 # The operators that have CUDA kernels, and the tests that are repeated under other orders.
-EMULATED_TESTS ?= tests/kernels/test_accumulate.py
+EMULATED_TESTS ?= tests/kernels
 SCRAMBLED := shapes or misaligned or special
 IN_EMULATED = cd $(EMULATED) && $(SANITIZERS) $(CURDIR)/$(BIN)/python -m pytest $(EMULATED_TESTS) -p no:cacheprovider --capture=sys
 

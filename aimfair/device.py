@@ -25,7 +25,7 @@ def choose_device(name: str) -> torch.device:
 def tuning_device(name: str) -> torch.device:
     """The device of ``config.device`` for what runs this package's operators: training, sensitivity, selection.
 
-    ``auto`` is the CPU for as long as the operators have no CUDA kernels.
+    ``auto`` is the CPU where they were built without CUDA kernels.
 
     Raises:
         ConfigError: a GPU that is not there, or that the operators cannot use.
@@ -36,11 +36,10 @@ def tuning_device(name: str) -> torch.device:
     if name == "auto":
         return torch.device("cpu")
     raise ConfigError(
-        f"device: found {name}, but the masked optimizers have no CUDA kernels yet; generate with it, then go on with"
-        " --device cpu --overwrite"
+        f"device: found {name}, but this aimfair was built without CUDA kernels, as there was no nvcc; build it with"
+        " AIMFAIR_CUDA=on, or generate on the GPU and go on with --device cpu --overwrite"
     )
 
 
 def _has_cuda_kernels() -> bool:
-
     return torch._C._dispatch_has_kernel_for_dispatch_key("aimfair::masked_adamw_", "CUDA")

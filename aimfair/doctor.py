@@ -8,7 +8,6 @@ import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
 from typing import Literal
 
 import aimfair
@@ -127,51 +126,26 @@ def _gpu() -> Check:
 
 
 def kernels() -> Check:
-    """Whether every CPU path of the kernels does what the specification does, on a small problem."""
-    from aimfair import ops, reference
-    from aimfair.build import build_info, cpu_paths, set_cpu_path
+    """Whether every CPU path of the kernels does what the specification does, on a small problem; and the GPU."""
+    import torch
 
-    expected = _exercise(reference)
+    from aimfair.build import build_info, cpu_paths, set_cpu_path
+    from aimfair.device import tuning_device
+    from aimfair.self_check import wrong_kernels
+
     current = build_info()["cpu_path"]
+    found = {}
     try:
         for path in cpu_paths():
             set_cpu_path(path)
-            wrong = [name for name, value in _exercise(ops).items() if value != expected[name]]
-            if wrong:
-                return Check("kernels", "broken", f"{path}: {', '.join(wrong)} differ from the reference", _REINSTALL)
+            found[path] = wrong_kernels(torch.device("cpu"))
     finally:
         set_cpu_path(current)
-    return Check("kernels", "fine", f"equal to the reference, bit for bit: {', '.join(cpu_paths())}")
-
-
-def _exercise(operators: ModuleType) -> dict[str, list[list[float]]]:
-    """Kernel -> every value that it writes, for three steps of a small problem."""
-    import torch
-
-    from aimfair import layout
-
-    generator = torch.Generator().manual_seed(0)
-    sizes = (1500, 77)
-
-    def draw() -> list[torch.Tensor]:
-        return [torch.randn(size, generator=generator) for size in sizes]
-
-    def zeros() -> list[torch.Tensor]:
-        return [torch.zeros(size) for size in sizes]
-
-    params, grads, others = draw(), draw(), draw()
-    sums, squares, exp_avgs, exp_avg_sqs = zeros(), zeros(), zeros(), zeros()
-    bits, rank = layout.empty_mask(sizes)
-    operators.accumulate_(
-        grads, sums, squares, torch.zeros(2, dtype=torch.float64), torch.zeros(2, dtype=torch.int64), weight=0.5
-    )
-    operators.select_(bits, rank, 500, "relative_difference", sums, others)
-    operators.masked_adamw_(
-        params, grads, exp_avgs, exp_avg_sqs, [torch.zeros(1), torch.zeros(1)], lr=torch.tensor(0.01), beta1=0.9,
-        beta2=0.999, eps=1e-8, weight_decay=0.1, bits=bits, rank=rank, first_blocks=layout.first_blocks(sizes)[:-1],
-    )  # fmt: skip
-    written = {"accumulate": sums + squares, "select": [bits, rank], "masked step": params + exp_avgs + exp_avg_sqs}
-    return {name: [tensor.tolist() for tensor in tensors] for name, tensors in written.items()}
+    if (device := tuning_device("auto")).type == "cuda":
+        found["CUDA"] = wrong_kernels(device)
+    if wrong := [f"{name}: {', '.join(kernels)}" for name, kernels in found.items() if kernels]:
+        return Check("kernels", "broken", f"{'; '.join(wrong)} differ from the reference", _REINSTALL)
+    return Check("kernels", "fine", f"equal to the reference, bit for bit: {', '.join(found)}")
 
 
 _HARDWARE = {"compiled kernels": _extension, "CPU path": _cpu_path, "GPU": _gpu, "kernels": kernels}
