@@ -12,7 +12,7 @@ namespace aimfair::cuda {
 namespace {
 
 constexpr int kThreads = 256;
-constexpr int64_t kMaxRuns = 1024;
+constexpr int64_t kMaxRuns = 256;
 
 __global__ void __launch_bounds__(kThreads) sum_runs(const int64_t* values, int64_t n, int64_t run, int64_t* sums) {
   const int64_t begin = blockIdx.x * run, end = begin + run < n ? begin + run : n;

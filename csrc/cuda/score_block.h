@@ -105,6 +105,13 @@ __device__ __forceinline__ ScoreBlock score_block(const ScoreInputs& inputs, int
   return found;
 }
 
+// Four elements from an aligned address. The compiler is told that they are in global memory, which no kernel here
+// writes: it cannot know for pointers that come from a table.
+__device__ __forceinline__ Four load_input(const float* from) {
+  const float4 x = __ldg(reinterpret_cast<const float4*>(from));
+  return {{x.x, x.y, x.z, x.w}};
+}
+
 // Calls use(group, the lane's four scores) for all groups. What lies past the end repeats the last element.
 template <int kTerm, int kDivisor, class Use>
 __device__ __forceinline__ void for_each_group(const ScoreSpec& spec, const ScoreBlock& block, const Use& use) {
@@ -119,7 +126,7 @@ __device__ __forceinline__ void for_each_group(const ScoreSpec& spec, const Scor
       for (int g = 0; g < kBatch; g++) {
 #pragma unroll
         for (int i = 0; i < kInputs; i++) {
-          inputs[g][i] = load_four<DType::float32>(input_of<kTerm>(block.tensor, i) + at + (first + g) * kGroup);
+          inputs[g][i] = load_input(input_of<kTerm>(block.tensor, i) + at + (first + g) * kGroup);
         }
       }
 #pragma unroll
@@ -135,7 +142,7 @@ __device__ __forceinline__ void for_each_group(const ScoreSpec& spec, const Scor
 #pragma unroll
         for (int e = 0; e < 4; e++) {
           const int64_t element = at + group * kGroup + e;
-          inputs[i].v[e] = input_of<kTerm>(block.tensor, i)[element < last ? element : last];
+          inputs[i].v[e] = __ldg(input_of<kTerm>(block.tensor, i) + (element < last ? element : last));
         }
       }
       use(group, scores_of<kTerm, kDivisor>(spec, inputs));

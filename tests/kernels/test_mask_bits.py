@@ -63,6 +63,17 @@ def test_pack_unpack_rank(shapes, density, device):
     cases.assert_same(rank, expected[1], "rank")
 
 
+@pytest.mark.parametrize("blocks", [65_537, 131_200])
+def test_rank_of_many_blocks(blocks, device):
+    """A running sum cut into more pieces than there are threads to hold them."""
+    bits = (torch.rand(blocks * 32, device=device) < 0.5).int()
+    rank = torch.full((blocks + 1,), -7, device=device)
+    ops.rank_(rank, bits)
+    expected = torch.zeros_like(rank)
+    expected[1:] = bits.view(-1, 32).sum(1).cumsum(0)
+    cases.assert_same(rank, expected, "rank")
+
+
 @pytest.mark.parametrize("offset", OFFSETS[1:])
 def test_misaligned_storage(offset, device):
     shapes = cases.MIXED
