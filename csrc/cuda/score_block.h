@@ -116,7 +116,8 @@ __device__ __forceinline__ Four load_input(const float* from) {
 template <int kTerm, int kDivisor, class Use>
 __device__ __forceinline__ void for_each_group(const ScoreSpec& spec, const ScoreBlock& block, const Use& use) {
   constexpr int kInputs = kTerm + kDivisor;
-  constexpr int kBatch = kInputs == 1 ? 8 : kInputs == 2 ? 4 : 2;  // groups that are loaded at once
+  // Groups that are loaded at once: 64 bytes or more in each lane, in few enough registers.
+  constexpr int kBatch = kInputs == 1 ? 8 : kTerm == 2 && kDivisor == 0 ? 4 : 2;
   const int64_t at = block.begin + lane_id() * 4;
   if (block.size == kBlock && fours_aligned(block.tensor)) {
 #pragma unroll 1

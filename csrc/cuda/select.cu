@@ -69,10 +69,14 @@ struct Candidates {
   uint16_t* size;
 };
 
-// A warp's candidates on their way, so that not every block asks for a place. The lanes know one block each.
+// Candidates on their way, so that not every mask block asks for a place: in shared memory, a row for each warp.
+struct Stage {
+  uint32_t keys[kWarps][kStaged];
+  uint16_t places[kWarps][kStaged];
+};
+
+// What a warp has staged. Each lane knows one mask block of those.
 struct Staged {
-  uint32_t* keys;
-  uint16_t* places;
   int size = 0, blocks = 0;
   int64_t block = 0;  // of the lane
   int offset = 0;     // of its candidates among the staged ones
@@ -87,15 +91,16 @@ __device__ __forceinline__ int64_t reserve(const Candidates& found, SelectState*
 }
 
 // False if there was no room.
-__device__ __forceinline__ bool put_away(Staged& staged, const Candidates& found, SelectState* state) {
+__device__ __forceinline__ bool put_away(const Stage& stage, Staged& staged, const Candidates& found,
+                                         SelectState* state) {
   if (staged.blocks == 0) return true;
   const int64_t place = reserve(found, state, staged.size);
   __syncwarp();  // other lanes have written theirs
   if (place >= 0) {
     if (lane_id() < staged.blocks) found.first[staged.block] = place + staged.offset;
     for (int i = lane_id(); i < staged.size; i += kWarp) {
-      found.keys[place + i] = staged.keys[i];
-      found.places[place + i] = staged.places[i];
+      found.keys[place + i] = stage.keys[warp_id()][i];
+      found.places[place + i] = stage.places[warp_id()][i];
     }
   }
   __syncwarp();  // before they are written again
@@ -108,10 +113,9 @@ __device__ __forceinline__ bool put_away(Staged& staged, const Candidates& found
 template <int kTerm, int kDivisor>
 __global__ void __launch_bounds__(kThreads, 3)
     collect(ScoreInputs inputs, int64_t k, Candidates found, uint32_t* bits, SelectState* state) {
-  __shared__ uint32_t staged_keys[kWarps][kStaged];
-  __shared__ uint16_t staged_places[kWarps][kStaged];
-  Staged staged{staged_keys[warp_id()], staged_places[warp_id()]};
-  const uint32_t low = state->bracket[0].first, high = state->bracket[1].first;
+  __shared__ Stage stage;
+  Staged staged;
+  const uint32_t low = state->bracket[0].first, high = state->bracket[1].first, width = high - low;
   int64_t above_bracket = 0;
   for (int64_t at = int64_t{blockIdx.x} * kWarps + warp_id(); at < inputs.blocks; at += int64_t{gridDim.x} * kWarps) {
     const ScoreBlock block = score_block(inputs, at);
@@ -124,7 +128,7 @@ __global__ void __launch_bounds__(kThreads, 3)
         const uint32_t key = unsigned_key(scores.v[e], inputs.largest);
         nan |= scores.v[e] != scores.v[e];
         above_four |= static_cast<uint32_t>(key > high) << e;
-        inside_four |= static_cast<uint32_t>(key - low <= high - low) << e;
+        inside_four |= static_cast<uint32_t>(key - low <= width) << e;
       }
       above |= above_four << (4 * group);
       inside |= inside_four << (4 * group);
@@ -143,9 +147,9 @@ __global__ void __launch_bounds__(kThreads, 3)
     uint32_t* keys;
     uint16_t* places;
     if (size <= kStaged) {
-      if ((staged.size + size > kStaged || staged.blocks == kWarp) && !put_away(staged, found, state)) break;
-      keys = staged.keys + staged.size;
-      places = staged.places + staged.size;
+      if ((staged.size + size > kStaged || staged.blocks == kWarp) && !put_away(stage, staged, found, state)) break;
+      keys = stage.keys[warp_id()] + staged.size;
+      places = stage.places[warp_id()] + staged.size;
       if (lane_id() == staged.blocks) {
         staged.block = at;
         staged.offset = staged.size;
@@ -166,7 +170,7 @@ __global__ void __launch_bounds__(kThreads, 3)
       places[place++] = static_cast<uint16_t>(element);
     }
   }
-  put_away(staged, found, state);
+  put_away(stage, staged, found, state);
   above_bracket = block_sum<kThreads>(above_bracket);
   if (threadIdx.x == 0) atomicAdd(&state->above, static_cast<Count>(above_bracket));
   if (!last_to_arrive(&state->arrived, gridDim.x) || threadIdx.x != 0) return;
