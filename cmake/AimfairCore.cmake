@@ -37,6 +37,7 @@ endif()
 set(aimfair_cuda_sources
     csrc/cuda/accumulate.cu
     csrc/cuda/counting.cu
+    csrc/cuda/launch.cu
     csrc/cuda/mask_ops.cu
     csrc/cuda/masked_step.cu
     csrc/cuda/rank.cu

@@ -20,16 +20,9 @@ cudaError_t launch(void (*kernel)(Parameters...), int64_t blocks, int threads, v
   return cudaLaunchKernelEx(&config, kernel, static_cast<Parameters>(arguments)...);
 }
 
-// Thread blocks that the current device holds at once, for kernels that loop over their work.
-template <class... Parameters>
-cudaError_t resident_blocks(void (*kernel)(Parameters...), int threads, int64_t* blocks) {
-  int device = 0, processors = 0, per_processor = 0;
-  cudaError_t error = cudaGetDevice(&device);
-  if (error == cudaSuccess) error = cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, device);
-  if (error == cudaSuccess) error = cudaOccupancyMaxActiveBlocksPerMultiprocessor(&per_processor, kernel, threads, 0);
-  *blocks = std::max(int64_t{1}, int64_t{processors} * per_processor);
-  return error;
-}
+// Thread blocks of a kernel that the current device holds at once. CUDA is asked once for each kernel and device, as
+// that takes as long as a launch.
+cudaError_t resident_blocks(const void* kernel, int threads, int64_t* blocks);
 
 // Queues a kernel that loops over `work` units, one at a time in each thread block.
 template <class... Parameters, class... Arguments>
@@ -37,7 +30,7 @@ cudaError_t launch_persistent(void (*kernel)(Parameters...), int64_t work, int t
                               const Arguments&... arguments) {
   if (work == 0) return cudaSuccess;
   int64_t resident = 0;
-  const cudaError_t error = resident_blocks(kernel, threads, &resident);
+  const cudaError_t error = resident_blocks(reinterpret_cast<const void*>(kernel), threads, &resident);
   if (error != cudaSuccess) return error;
   return launch(kernel, std::min(work, resident), threads, stream, arguments...);
 }

@@ -273,7 +273,9 @@ cudaError_t launch_step(const StepPlan& plan, const typename Update::Config& con
                         void* stream) {
   if (plan.count == 0) return cudaSuccess;
   int64_t resident = 0;
-  if (const cudaError_t error = resident_blocks(masked_step<Update>, kThreads, &resident)) return error;
+  if (const cudaError_t error =
+          resident_blocks(reinterpret_cast<const void*>(&masked_step<Update>), kThreads, &resident))
+    return error;
   // Long runs save searches, short ones keep all warps busy.
   const int64_t warps = resident * kWarps;
   const int64_t run = std::clamp<int64_t>(plan.blocks / (4 * warps), 1, kLongestRun);
