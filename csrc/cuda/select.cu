@@ -188,13 +188,13 @@ constexpr int kBlocksPerThreadBlock = kWarps * kBlocksPerWarp;
 // Counts the candidates of every mask block that are the k-th best key.
 __global__ void __launch_bounds__(kThreads)
     count_ties(Candidates found, int64_t blocks, const SelectState* state, int64_t* equal) {
-  if (state->used > static_cast<Count>(found.capacity)) return;  // some were not written
+  const bool complete = state->used <= static_cast<Count>(found.capacity);  // else some were not written
   const uint32_t threshold = state->threshold.first;
   const int64_t stride = int64_t{gridDim.x} * kBlocksPerThreadBlock;
   for (int64_t begin = int64_t{blockIdx.x} * kBlocksPerThreadBlock; begin < blocks; begin += stride) {
     const int64_t block = begin + threadIdx.x / kShare;
     int same = 0;
-    if (block < blocks) {
+    if (block < blocks && complete) {
       const int size = found.size[block];
       const int64_t first = size > 0 ? found.first[block] : 0;
       for (int i = lane_id() % kShare; i < size; i += kShare) same += found.keys[first + i] == threshold;
