@@ -211,7 +211,7 @@ __global__ void __launch_bounds__(kThreads) choose(Candidates found, int64_t blo
                                                    const int64_t* equal_until, const uint32_t* above, uint32_t* bits) {
   __shared__ uint32_t chosen[kWarps][kBlocksPerWarp][kWordsPerBlock];
   const Search threshold = state->threshold;
-  uint32_t(&own)[kBlocksPerWarp][kWordsPerBlock] = chosen[warp_id()];
+  auto& own = chosen[warp_id()];
   const int64_t stride = int64_t{gridDim.x} * kBlocksPerThreadBlock;
   for (int64_t begin = int64_t{blockIdx.x} * kBlocksPerThreadBlock + warp_id() * kBlocksPerWarp; begin < blocks;
        begin += stride) {
