@@ -1,0 +1,119 @@
+"""What nvcc makes of every CUDA kernel: no spills, the documented registers, wide memory accesses, exact arithmetic.
+
+Compiles csrc/cuda for all architectures, which takes a minute of two processors and no GPU.
+"""
+
+import re
+import shutil
+
+import pytest
+
+from tools import cuda_kernels
+from tools.cuda_kernels import Kernel, Usage
+
+needs_nvcc = pytest.mark.skipif(shutil.which("nvcc") is None, reason="needs nvcc on the PATH")
+
+
+@pytest.fixture(scope="module")
+def kernels() -> list[Kernel]:
+    return cuda_kernels.compile_kernels(cuda_kernels.SOURCES)
+
+
+@needs_nvcc
+def test_nothing_spills(kernels):
+    assert {kernel.source for kernel in kernels} >= {"accumulate.cu", "masked_step.cu", "upload.cu"}
+    for kernel in kernels:
+        assert list(kernel.usage) == cuda_kernels.architectures(), kernel.name
+        for architecture, usage in kernel.usage.items():
+            used = (usage.stack_bytes, usage.spill_bytes)
+            assert used == (0, 0), f"{kernel.name} on {architecture}: {used} bytes of stack and spills"
+
+
+@needs_nvcc
+def test_as_many_thread_blocks_fit_as_the_launch_bounds_ask_for(kernels):
+    for kernel in kernels:
+        for architecture, usage in kernel.usage.items():
+            resident = usage.resident(kernel.threads, architecture)
+            assert resident >= kernel.least_resident, f"{kernel.name} on {architecture}"
+
+
+@needs_nvcc
+def test_table_of_the_documentation(kernels):
+    version, table = cuda_kernels.documented()
+    if cuda_kernels.nvcc_version() != version:
+        pytest.skip(f"the table is of nvcc {version}; others give out registers differently")
+    assert table == cuda_kernels.table(kernels), "python -m tools.cuda_kernels --write"
+
+
+@needs_nvcc
+def test_local_memory_is_not_used(kernels):
+    for kernel in kernels:
+        assert ".local" not in kernel.ptx, kernel.name
+
+
+@needs_nvcc
+def test_nothing_is_fused(kernels):
+    """Neither written as a fused multiply-add nor left for ptxas to fuse: that is what .rn forbids."""
+    for kernel in kernels:
+        fused = re.findall(r"\b(?:fma|mad)\.\S*f(?:32|64)\b|\b(?:add|sub|mul)\.f(?:32|64)\b", kernel.ptx)
+        assert not fused, f"{kernel.name}: {set(fused)}"
+        approximate = re.findall(r"\b\w+\.(?:approx|full)\S*", kernel.ptx)
+        assert not approximate, f"{kernel.name}: {set(approximate)}"
+        flushed = re.findall(r"\S+\.ftz\S*", kernel.ptx)
+        assert not flushed, f"{kernel.name}: {set(flushed)}"
+
+
+@needs_nvcc
+@pytest.mark.parametrize("source", ["accumulate.cu", "masked_step.cu"])
+def test_aligned_fp32_is_moved_in_128_bits(source, kernels):
+    own = [kernel for kernel in kernels if kernel.source == source]
+    assert own
+    for kernel in own:
+        for access in ("ld", "st"):
+            wide = re.findall(rf"\b{access}\.(?:global\.)?(?:\w+\.)*v4\.[fub]32\b", kernel.ptx)
+            assert wide, f"{kernel.name}: no {access} of 128 bits"
+
+
+# -- the reading of what nvcc writes, which needs no nvcc --------------------------------------------------------------
+
+SYMBOL = "_ZN7aimfair4cuda46_GLOBAL__N__75e83ae1_13_accumulate_cu_02f57bd14stepINS_5AdamWILb1EEEEEvPdPl"
+LOG = f"""
+ptxas info    : 0 bytes gmem
+ptxas info    : Compiling entry function '{SYMBOL}' for 'sm_80'
+ptxas info    : Function properties for {SYMBOL}
+    8 bytes stack frame, 12 bytes spill stores, 16 bytes spill loads
+ptxas info    : Used 72 registers, used 1 barriers, 120 bytes smem, 440 bytes cmem[0]
+ptxas info    : Compiling entry function '{SYMBOL}' for 'sm_90'
+ptxas info    : Function properties for {SYMBOL}
+    0 bytes stack frame, 0 bytes spill stores, 0 bytes spill loads
+ptxas info    : Used 26 registers, used 0 barriers
+"""
+PTX = f"""
+.entry {SYMBOL}(
+\t.param .u64 first
+)
+.maxntid 128, 1, 1
+.minnctapersm 7
+{{
+\tld.global.v4.f32 \t{{%f1, %f2, %f3, %f4}}, [%rd1];
+\tret;
+}}
+"""
+
+
+@pytest.mark.skipif(shutil.which("c++filt") is None, reason="needs c++filt, of the binutils")
+def test_reading():
+    (kernel,) = cuda_kernels.kernels_of("step.cu", LOG, PTX)
+    assert (kernel.name, kernel.threads, kernel.least_resident) == ("step<AdamW<true>>", 128, 7)
+    assert kernel.usage == {"sm_80": Usage(72, 120, 8, 28), "sm_90": Usage(26, 0, 0, 0)}
+    assert "ld.global.v4.f32" in kernel.ptx
+    assert cuda_kernels.kernels_of("empty.cu", "ptxas info    : 0 bytes gmem\n", "") == []
+
+
+@pytest.mark.parametrize(("registers", "shared", "threads", "resident"), [
+    (72, 0, 128, 7), (73, 0, 128, 6), (64, 0, 128, 8), (32, 0, 128, 16), (16, 0, 32, 32), (16, 0, 1024, 2),
+    (32, 48 * 1024, 128, 3), (255, 0, 256, 1),
+])  # fmt: skip
+def test_resident_blocks(registers, shared, threads, resident):
+    """As the occupancy calculator of CUDA has them, for sm_80."""
+    assert Usage(registers, shared, 0, 0).resident(threads, "sm_80") == resident
