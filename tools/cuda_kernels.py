@@ -128,7 +128,7 @@ def kernels_of(source: str, log: str, ptx: str) -> list[Kernel]:
             stack_bytes=stack,
             spill_bytes=stores + loads,
         )
-    bodies = dict(match.groups() for match in _BODY.finditer(ptx))
+    bodies = {match[1]: match[2] for match in _BODY.finditer(ptx)}
     kernels = []
     for symbol, name in zip(usage, demangled(list(usage)), strict=True):
         body = bodies[symbol]
