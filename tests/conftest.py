@@ -8,7 +8,11 @@ import torch
 
 @pytest.fixture(scope="session")
 def device(request: pytest.FixtureRequest) -> torch.device:
-    return torch.device(request.config.getoption("--device"))
+    device = torch.device(request.config.getoption("--device"))
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise pytest.UsageError("--device cuda: torch sees no CUDA device")
+    torch.backends.cudnn.deterministic = True  # tests compare the gradients of two backward passes
+    return device
 
 
 @pytest.fixture(autouse=True)

@@ -111,7 +111,8 @@ class Plan:
             return lr
         if self.lr_tensor is None or self.lr != lr:
             device = self.launches[0].device
-            self.lr, self.lr_tensor = lr, torch.tensor(lr, dtype=torch.float64, device=device)
+            # Filled on the device: a copy of the number would wait until the device has done all that is queued.
+            self.lr, self.lr_tensor = lr, torch.full((), lr, dtype=torch.float64, device=device)
         return self.lr_tensor
 
 

@@ -1,7 +1,8 @@
 """Inputs and comparisons shared by the kernel tests.
 
 Inputs of an operator are kept as the dict of its arguments. A test clones the dict, gives one to the kernel and one to
-the reference, and compares every tensor in it: what must change, and what must not.
+the reference, and compares every tensor in it: what must change, and what must not. The reference always runs on the
+CPU, so that kernels on a GPU are held against the arithmetic of another device.
 """
 
 import math
@@ -67,14 +68,14 @@ def guards_intact(tensor: Tensor) -> bool:
     return bool((whole[:begin] == _GUARD).all() and (whole[end:] == _GUARD).all())
 
 
-def clone(value: Any) -> Any:
-    """A copy of an argument or a dict of arguments; tensors keep their offset and their guards."""
+def clone(value: Any, device: torch.device | str | None = None) -> Any:
+    """A copy of an argument or a dict of arguments, here or there; tensors keep their offset and their guards."""
     if isinstance(value, Tensor):
-        storage = _storage_bytes(value).clone().view(value.dtype)
+        storage = _storage_bytes(value).to(device or value.device, copy=True).view(value.dtype)
         return storage.as_strided(value.shape, value.stride(), value.storage_offset())
     if isinstance(value, dict):
-        return {name: clone(item) for name, item in value.items()}
-    return [clone(item) for item in value] if isinstance(value, list) else value
+        return {name: clone(item, device) for name, item in value.items()}
+    return [clone(item, device) for item in value] if isinstance(value, list) else value
 
 
 # -- comparisons ------------------------------------------------------------------------------------------------------
@@ -83,7 +84,11 @@ _INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
 def same_bits(actual: Tensor, expected: Tensor) -> Tensor:
-    """bool per element: equal to the last bit, or both NaN (whose payloads are not part of any contract)."""
+    """bool per element: equal to the last bit, or both NaN (whose payloads are not part of any contract).
+
+    Where the tensors are on two devices, that of ``expected`` compares.
+    """
+    actual = actual.to(expected.device)
     integer = _INTEGERS[actual.element_size()]
     equal = actual.reshape(-1).view(integer) == expected.reshape(-1).view(integer)
     if actual.is_floating_point():
@@ -334,7 +339,7 @@ def assert_matches_reference(
     kernel: Callable[..., None], specification: Callable[..., None], inputs: Inputs, calls: int = 1
 ) -> None:
     """Calls both ``calls`` times on copies of ``inputs``: every tensor must end with the same bits."""
-    expected = clone(inputs)
+    expected = clone(inputs, "cpu")
     for _ in range(calls):
         specification(**expected)
         kernel(**inputs)

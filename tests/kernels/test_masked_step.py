@@ -175,7 +175,7 @@ def test_parameters_of_a_module(optimizer, device):
     inputs = optimizer.inputs(shapes, torch.float32, device, cases.random_bools(shapes, 0.3, device))
     for parameter, value in zip(linear.parameters(), inputs["params"], strict=True):
         parameter.data.copy_(value)
-    expected = cases.clone(inputs)
+    expected = cases.clone(inputs, "cpu")
     optimizer.specification(**expected)
     optimizer.kernel(**inputs | {"params": list(linear.parameters())})
     cases.assert_same([parameter.detach() for parameter in linear.parameters()], expected["params"])

@@ -13,6 +13,8 @@ from .cases import DTYPES, MIXED, Inputs
 from .test_select import KINDS
 
 CPU = torch.device("cpu")
+
+pytestmark = pytest.mark.skipif("config.getoption('--device') == 'cuda'", reason="a GPU has neither paths nor threads")
 THREADS = [1, 2, 3]
 
 SHAPES = [*MIXED, (300_000,), (5,), (150, 1001)]

@@ -68,7 +68,7 @@ def test_steps_with_one_plan(dtype, compact, case, device):
         inputs["lr"].mul_(0.5)
         inputs["grad_scale"].fill_(1024.0 if step == 1 else 3.0)
         inputs["found_inf"].fill_(float(step == 1))
-        expected = cases.clone(inputs)
+        expected = cases.clone(inputs, "cpu")
         case.specification(**expected)
         case.planned(plan, **settings)
         cases.assert_same(inputs, expected)
@@ -77,7 +77,7 @@ def test_steps_with_one_plan(dtype, compact, case, device):
 @every_case
 def test_without_mask(case, device):
     inputs = case.inputs([(33,), (0,), (4, 500)], torch.bfloat16, device)
-    expected = cases.clone(inputs)
+    expected = cases.clone(inputs, "cpu")
     case.specification(**expected)
     lists, settings = split(inputs)
     case.planned(case.plan(**lists), **settings)

@@ -32,6 +32,14 @@ def toy(device: torch.device | str = "cpu") -> Toy:
     return Toy().to(device)
 
 
+def data_parallel(model: nn.Module) -> nn.DataParallel:
+    """A wrapper around a model that stays where it is; the constructor would move it to a GPU that is there."""
+    wrapper = nn.DataParallel.__new__(nn.DataParallel)
+    nn.Module.__init__(wrapper)
+    wrapper.module = model
+    return wrapper
+
+
 def batch(device: torch.device | str = "cpu", size: int = 6) -> tuple[Tensor, Tensor]:
     return torch.randn(size, 3, 5, 5, device=device), torch.randint(CLASSES, (size,), device=device)
 

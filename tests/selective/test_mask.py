@@ -14,7 +14,7 @@ from torch import Tensor, nn
 import aimfair
 from aimfair.selective.mask import KIND, VERSION
 
-from .models import Toy, toy
+from .models import Toy, data_parallel, toy
 
 
 def random_bools(model: nn.Module, density: float = 0.3) -> dict[str, Tensor]:
@@ -144,7 +144,7 @@ def test_compiled_and_wrapped_models_have_the_names_of_the_plain_one(model):
     assert aimfair.ParameterMask.full(nn.Sequential(torch.compile(model, backend="eager"))).names == tuple(
         f"0.{name}" for name in plain
     )
-    assert aimfair.ParameterMask.full(nn.DataParallel(model, device_ids=[])).names == plain
+    assert aimfair.ParameterMask.full(data_parallel(model)).names == plain
 
 
 def test_parameters_without_names_are_refused(model):

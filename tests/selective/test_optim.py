@@ -16,6 +16,7 @@ from aimfair.selective.masked_optimizer import MaskedOptimizer
 from .models import (
     Toy,
     assert_unselected_unchanged,
+    data_parallel,
     random_gradients,
     same_bits,
     set_gradients,
@@ -358,8 +359,8 @@ def test_frozen_parameters_are_passed_over(model):
 
 def test_names_of_compiled_and_wrapped_models_match(model):
     mask = aimfair.ParameterMask.random(model, 0.5)
-    compiled, parallel = torch.compile(model, backend="eager"), nn.DataParallel(model, device_ids=[])
-    for wrapped in (compiled, parallel, nn.DataParallel(compiled, device_ids=[])):
+    compiled = torch.compile(model, backend="eager")
+    for wrapped in (compiled, data_parallel(model), data_parallel(compiled)):
         before = weights(model)
         run(aimfair.MaskedAdamW(wrapped.named_parameters(), mask, lr=0.1), model, [random_gradients(model)])
         assert_unselected_unchanged(model, before, mask.to_bool())

@@ -239,6 +239,7 @@ def test_compiled_training_step(model, mask, device):
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:TensorFloat32 tensor cores:UserWarning")
 def test_inductor(model, mask, device):
     data = batch(device, 16)
     compiled = torch.compile(model)

@@ -87,7 +87,7 @@ def unit_means(scores: Scores, granularity: str) -> Scores:
     for name, score in scores.items():
         rows = score.shape[0] if granularity == "row" and score.dim() >= 2 else score.numel()
         count = min(1, score.numel()) if granularity == "tensor" else rows
-        units[name] = score.double().reshape(count, -1).mean(1).float() if score.numel() else torch.zeros(0)
+        units[name] = score.double().reshape(count, -1).mean(1).float() if score.numel() else score.flatten()
     return units
 
 

@@ -1,0 +1,57 @@
+"""Device memory that calls take beyond their arguments."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+
+from aimfair import layout, ops
+from tests.kernels import cases
+
+from .device import CUDA, needs_cuda
+
+pytestmark = needs_cuda
+
+SHAPES = [(30_000_000,), (1000,), (4000, 5000)]
+NUMEL = sum(map(cases.numel_of, SHAPES))
+
+
+def extra_bytes(call: Callable[[], None]) -> int:
+    """Of the second call: the first one may load what stays."""
+    call()
+    torch.cuda.synchronize()
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    call()
+    torch.cuda.synchronize()
+    return torch.cuda.max_memory_allocated() - before
+
+
+@pytest.mark.parametrize("k", [1000, NUMEL // 10, NUMEL // 2])
+@pytest.mark.parametrize("kind", ["normal", "few_values"])
+def test_select_takes_less_than_a_twentieth_of_its_input(kind, k):
+    scores = [torch.randn(shape, device=CUDA) for shape in SHAPES]
+    if kind == "few_values":  # the bracket fails, and all scores are counted
+        scores = [score.round() for score in scores]
+    bits, rank = layout.empty_mask([score.numel() for score in scores], CUDA)
+    assert extra_bytes(lambda: ops.select_(bits, rank, k, "value", scores)) < 0.05 * 4 * NUMEL
+
+
+def test_the_others_take_less_than_a_hundredth():
+    """Of what they work on: a step of all that it updates, statistics of their accumulators, and so on."""
+    bools = cases.random_bools(SHAPES, 0.1, CUDA)
+    step = cases.adamw_inputs(SHAPES, torch.float32, CUDA, bools)
+    assert extra_bytes(lambda: ops.masked_adamw_(**step)) < 0.01 * 16 * NUMEL
+    statistics = {
+        "grads": step["grads"],
+        "sums": step["exp_avgs"],
+        "squares": step["exp_avg_sqs"],
+        "square_norms": torch.zeros(len(SHAPES), dtype=torch.float64, device=CUDA),
+        "nonfinite": torch.zeros(len(SHAPES), dtype=torch.int64, device=CUDA),
+    }
+    assert extra_bytes(lambda: ops.accumulate_(**statistics)) < 0.01 * 12 * NUMEL
+    bits, rank = step["bits"], step["rank"]
+    assert extra_bytes(lambda: ops.pack_bits_(bits, rank, bools)) < 0.01 * NUMEL
+    assert extra_bytes(lambda: ops.unpack_bits_(bools, bits)) < 0.01 * NUMEL
+    rows = [torch.zeros(shape[0], device=CUDA) for shape in SHAPES]
+    assert extra_bytes(lambda: ops.unit_scores_(rows, "value", step["params"])) < 0.01 * 4 * NUMEL
