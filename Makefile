@@ -4,6 +4,7 @@ TORCH ?= torch==2.13.0
 VENV := .venv
 BIN := $(VENV)/bin
 BENCH ?=
+GPU_CHECK ?=
 
 # Idle OpenMP threads sleep instead of spinning: this matters on machines with few cores.
 export OMP_WAIT_POLICY := PASSIVE
@@ -24,7 +25,7 @@ EMULATED_TESTS ?= tests/kernels
 SCRAMBLED := shapes or misaligned or special
 IN_EMULATED = cd $(EMULATED) && $(SANITIZERS) $(CURDIR)/$(BIN)/python -m pytest $(EMULATED_TESTS) -p no:cacheprovider --capture=sys
 
-.PHONY: build demo demo-model test test-slow test-sanitized test-emulated bench bench-quick lint format clean
+.PHONY: build demo demo-model test test-slow test-sanitized test-emulated gpu-check bench bench-quick lint format clean
 
 build: $(VENV)/.built
 
@@ -76,6 +77,10 @@ test-emulated: build
 	for order in backward 1; do \
 	    (export AIMFAIR_EMULATOR_ORDER=$$order; $(IN_EMULATED) -k "$(SCRAMBLED)") || exit; \
 	done
+
+# On a machine with a GPU, with the Python that has torch for it; see docs/development.md.
+gpu-check:
+	$(PYTHON) -m tools.gpu_check $(GPU_CHECK)
 
 bench: build
 	$(MEASURED) $(BIN)/python -m pytest bench --save-results $(BENCH)

@@ -1,0 +1,104 @@
+"""gpu_check without a GPU: what it makes of the steps' results, its table, and its exit status."""
+
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from tools import gpu_check
+from tools.gpu_check import Outcome, Step, judge, run_step
+
+PYTEST_GOOD = "....\n12 passed, 3 skipped in 4.21s\n"
+
+
+def step(kind: gpu_check.Kind = "command", name: str = "one", log: str = "a.log", limit: float = 10) -> Step:
+    return Step(name, [["true"]], limit, log, kind)
+
+
+@pytest.mark.parametrize(("kind", "outcome", "result", "note"), [
+    ("command", Outcome(0, 1, "built\n"), "ok", "built"),
+    ("command", Outcome(0, 1, ""), "ok", ""),
+    ("command", Outcome(1, 1, "error: no\n"), "FAILED", "error: no"),
+    ("command", Outcome(None, 10, "half"), "OUT OF TIME", "limit 10 s"),
+    ("tests", Outcome(0, 1, PYTEST_GOOD), "ok", "12 passed, 3 skipped in 4.21s"),
+    ("tests", Outcome(0, 1, "== 12 passed in 61.10s (0:01:01) ==\n\nsaved"), "ok", "12 passed in 61.10s (0:01:01)"),
+    ("tests", Outcome(0, 1, "ss\n30 skipped in 1.00s\n"), "FAILED", "30 skipped in 1.00s"),
+    ("tests", Outcome(1, 1, "1 failed, 12 passed in 4.21s\n"), "FAILED", "1 failed, 12 passed in 4.21s"),
+    ("tests", Outcome(0, 1, "nothing"), "FAILED", "nothing"),
+    ("tests", Outcome(-11, 1, "....Segmentation fault\n"), "FAILED", "....Segmentation fault"),
+    ("sanitizer", Outcome(0, 1, PYTEST_GOOD + "========= ERROR SUMMARY: 0 errors\n"), "ok",
+     "12 passed, 3 skipped in 4.21s; ERROR SUMMARY: 0 errors"),
+    ("sanitizer", Outcome(9, 1, PYTEST_GOOD + "========= ERROR SUMMARY: 2 errors\n"), "FAILED",
+     "12 passed, 3 skipped in 4.21s; ERROR SUMMARY: 2 errors"),
+    ("sanitizer", Outcome(127, 0, "compute-sanitizer is not there\n"), "NOT THERE", "compute-sanitizer is not there"),
+])  # fmt: skip
+def test_judgement(kind, outcome, result, note):
+    row = judge(step(kind), outcome)
+    assert (row.result, row.note) == (result, note)
+    assert row.good == (result == "ok")
+
+
+def test_a_failure_does_not_end_the_check(tmp_path, capsys):
+    outcomes = {"one": Outcome(1, 2, "bad"), "two": Outcome(0, 3, "good"), "three": Outcome(0, 4, PYTEST_GOOD)}
+    phases = [[step(name="one"), step(name="two")], [step("tests", "three", "b.log")]]
+    assert not gpu_check.check(phases, tmp_path, "- GPU: none", lambda s: outcomes[s.name])
+    assert capsys.readouterr().out.endswith((tmp_path / "summary.md").read_text() + "\n")
+    assert (tmp_path / "summary.md").read_text().splitlines() == [
+        "- GPU: none",
+        "",
+        "| step  | result | seconds | note                          |",
+        "| ----- | ------ | ------- | ----------------------------- |",
+        "| one   | FAILED | 2       | bad                           |",
+        "| two   | ok     | 3       | good                          |",
+        "| three | ok     | 4       | 12 passed, 3 skipped in 4.21s |",
+    ]
+    assert "##### one: FAILED\n\nbad\n\n##### two: ok" in (tmp_path / "a.log").read_text()
+    assert PYTEST_GOOD in (tmp_path / "b.log").read_text()
+
+
+def test_all_is_well(tmp_path):
+    for _ in range(2):  # the second check begins its logs anew
+        assert gpu_check.check([[step()]], tmp_path, "", lambda s: Outcome(0, 1, "fine"))
+    assert (tmp_path / "a.log").read_text().count("fine") == 1
+
+
+def test_running():
+    python = sys.executable
+    done = run_step(Step("s", [[python, "-c", "print(1)"], [python, "-c", "print(2); exit(3)"], ["no"]], 60, "a"))
+    assert (done.status, done.output) == (3, "1\n2\n")
+    missing = run_step(Step("s", [[python, "-c", "print(1)"], ["no-such-program"]], 60, "a"))
+    assert (missing.status, missing.output) == (127, "1\nno-such-program is not there\n")
+    waiting = "import subprocess; print(1, flush=True); subprocess.run(['sleep', '60'])"
+    late = run_step(Step("s", [[python, "-c", waiting]], 2, "a"))
+    assert (late.status, late.output) == (None, "1\n")
+    assert late.seconds < 30
+
+
+def test_every_step_fits_into_the_time(tmp_path):
+    """Were every phase to take all that it may, and each log to be as long as it may."""
+    found = gpu_check.phases(tmp_path, "90")
+    assert sum(max(step.limit for step in phase) for phase in found) <= 540
+    steps = [step for phase in found for step in phase]
+    assert len({step.name for step in steps}) == len(steps)
+    assert len({step.log for step in steps}) <= 4
+
+
+def test_what_is_sanitized_is_there():
+    """Tests get other names; the selection must still reach every operator."""
+    command = [sys.executable, "-m", "pytest", "tests/kernels", "-q", "--collect-only", "-k", gpu_check.SANITIZED]
+    done = subprocess.run(
+        [*command, "-p", "no:cacheprovider"], cwd=gpu_check.ROOT, capture_output=True, text=True, check=True
+    )
+    collected = [line for line in done.stdout.splitlines() if "::" in line]
+    assert 30 <= len(collected) <= 120
+    for name in ("accumulate", "masked_step", "plan", "select", "units", "mask_bits", "stochastic_rounding"):
+        assert any(f"test_{name}.py" in line for line in collected), name
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_without_a_gpu(tmp_path):
+    command = [sys.executable, "-m", "tools.gpu_check", "--out", tmp_path / "out"]
+    done = subprocess.run(command, cwd=gpu_check.ROOT, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (2, "gpu-check: torch sees no CUDA device\n")
+    assert not (tmp_path / "out").exists()

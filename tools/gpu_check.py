@@ -1,0 +1,275 @@
+"""Everything that only a GPU can tell, in under ten minutes: make gpu-check.
+
+    python -m tools.gpu_check [--out build/gpu-check]
+
+Builds the extension for this machine's GPU with the Python that runs this, tests it on the GPU, looks for bad memory
+accesses and races with compute-sanitizer, runs the C++ example and a selection of the benches. Nothing is downloaded;
+the extension goes into aimfair/, as in any build from the sources. A step that fails does not keep the others from
+running. The folder gets summary.md, one log for each kind of step, and the table of the benches.
+
+Exit status: 0 all is well, 1 a step failed, 2 there is no GPU.
+"""
+
+import argparse
+import os
+import platform
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+ROOT = Path(__file__).parent.parent
+BUILD = ROOT / "build" / "gpu"
+
+SANITIZED = (
+    "arguments_are_valid or subset or without_mask or test_ratio_rule or (test_rows and 512)"
+    " or (test_misaligned and not float16) or (test_shapes and larger) or (test_expand_units and 50)"
+    " or (on_millions and (normal or few_values) and smallest)"
+)
+"""A few dozen tests that reach every kernel, as an expression for ``pytest -k``."""
+
+BENCHES = "(resnet-18 or flat-1e8) and (adamw or accumulate or value or difference) and not bf16"
+
+SANITIZER_FOUND = 9
+"""Exit status of compute-sanitizer if it found something."""
+
+LOG_CHARACTERS = 200_000
+"""Of each step, the last ones are kept."""
+
+Kind = Literal["command", "tests", "sanitizer"]
+
+
+@dataclass(frozen=True)
+class Step:
+    """One command after another, until one fails.
+
+    Attributes:
+        limit: seconds for all of them.
+        log: name of the file that takes what they print.
+        kind: what else is asked of them than the exit status 0: of tests, that some ran and passed.
+    """
+
+    name: str
+    commands: Sequence[Sequence[str]]
+    limit: float
+    log: str
+    kind: Kind = "command"
+    environment: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a step: ``status`` is its exit status, or None if it ran out of time."""
+
+    status: int | None
+    seconds: float
+    output: str
+
+
+Run = Callable[[Step], Outcome]
+
+
+@dataclass(frozen=True)
+class Row:
+    """A line of the closing table."""
+
+    step: str
+    result: str
+    seconds: float
+    note: str
+
+    @property
+    def good(self) -> bool:
+        return self.result == "ok"
+
+
+def judge(step: Step, outcome: Outcome) -> Row:
+    last = outcome.output.strip().splitlines()[-1:] or [""]
+    note = last[0].strip(" =")[:100]
+    if outcome.status is None:
+        return Row(step.name, "OUT OF TIME", outcome.seconds, f"limit {step.limit:.0f} s")
+    if outcome.status == 127:
+        return Row(step.name, "NOT THERE", outcome.seconds, note)
+    if step.kind == "command":
+        return Row(step.name, "ok" if outcome.status == 0 else "FAILED", outcome.seconds, note)
+    summary = re.findall(
+        r"^=* ?(\d+ (?:passed|failed|skipped|error|deselected).*? in [\d.]+s.*?) ?=*$", outcome.output, re.M
+    )
+    note = summary[-1] if summary else note
+    if step.kind == "sanitizer":
+        found = re.findall(r"ERROR SUMMARY: .*|RACECHECK SUMMARY: .*", outcome.output)
+        note = "; ".join([note, *found[-1:]])
+    passed = bool(summary) and " passed" in f" {summary[-1]}"
+    return Row(step.name, "ok" if outcome.status == 0 and passed else "FAILED", outcome.seconds, note)
+
+
+def table(rows: Sequence[Row]) -> str:
+    cells = [("step", "result", "seconds", "note"), *((r.step, r.result, f"{r.seconds:.0f}", r.note) for r in rows)]
+    widths = [max(len(row[column]) for row in cells) for column in range(4)]
+    cells.insert(1, tuple("-" * width for width in widths))  # type: ignore[arg-type]
+    return "\n".join(
+        "| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) + " |" for row in cells
+    )
+
+
+def check(phases: Sequence[Sequence[Step]], out: Path, facts: str, run: Run) -> bool:
+    """Runs the steps of a phase side by side and one phase after the other; writes and prints what came of them."""
+    out.mkdir(parents=True, exist_ok=True)
+    for step in (step for phase in phases for step in phase):
+        (out / step.log).unlink(missing_ok=True)
+    rows: list[Row] = []
+    for phase in phases:
+        with ThreadPoolExecutor(max_workers=len(phase)) as pool:
+            outcomes = list(pool.map(run, phase))
+        for step, outcome in zip(phase, outcomes, strict=True):
+            row = judge(step, outcome)
+            rows.append(row)
+            print(f"{row.step}: {row.result}, {row.seconds:.0f} s, {row.note}", flush=True)
+            with (out / step.log).open("a") as log:
+                log.write(f"\n##### {step.name}: {row.result}\n\n{outcome.output[-LOG_CHARACTERS:]}\n")
+        text = f"{facts}\n\n{table(rows)}\n"  # after every phase: what is there stays if this is ended from outside
+        (out / "summary.md").write_text(text)
+    print(f"\n{text}")
+    return all(row.good for row in rows)
+
+
+def run_step(step: Step) -> Outcome:
+    """Runs the commands of a step; one that is not there has the exit status 127, as in a shell."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "4", **step.environment}
+    begin = time.monotonic()
+    output, status = "", 0
+    for command in step.commands:
+        left = step.limit - (time.monotonic() - begin)
+        try:
+            process = subprocess.Popen(
+                command, cwd=ROOT, env=environment, start_new_session=True,
+                stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace",
+            )  # fmt: skip
+        except FileNotFoundError:
+            return Outcome(127, time.monotonic() - begin, f"{output}{command[0]} is not there\n")
+        try:
+            printed, _ = process.communicate(timeout=max(left, 0.1))
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)  # with what it started, which would hold the pipe open
+            printed, _ = process.communicate()
+            return Outcome(None, time.monotonic() - begin, output + printed)
+        output, status = output + printed, process.returncode
+        if status != 0:
+            break
+    return Outcome(status, time.monotonic() - begin, output)
+
+
+def phases(out: Path, architecture: str) -> list[list[Step]]:
+    """``architecture``: of the GPU, as in ``90``."""
+    python = sys.executable
+    cuda = ("-DAIMFAIR_CUDA=on", f"-DCMAKE_CUDA_ARCHITECTURES={architecture}-real")
+
+    def cmake(source: Path, folder: str, *settings: str) -> list[Sequence[str]]:
+        configure = ("cmake", "-S", str(source), "-B", str(BUILD / folder), "-G", "Ninja", *settings)
+        return [configure, ("cmake", "--build", str(BUILD / folder))]
+
+    def pytest(*arguments: str) -> list[str]:
+        # torch of some versions warns of a package of the same machine when it is imported.
+        ignored = ("-W", "ignore:The pynvml package:FutureWarning")
+        return [python, "-m", "pytest", "-q", "-p", "no:cacheprovider", *ignored, *arguments]
+
+    def on_cuda(*arguments: str) -> list[str]:
+        return pytest("--device", "cuda", *arguments)
+
+    def sanitizer(tool: str, *options: str) -> Step:
+        command = ["compute-sanitizer", "--tool", tool, "--error-exitcode", str(SANITIZER_FOUND), *options]
+        # Every tensor is an allocation of its own, so that the memory around it belongs to nobody.
+        separate = {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
+        tests = on_cuda("tests/kernels", "-k", SANITIZED)
+        return Step(f"compute-sanitizer {tool}", [[*command, *tests]], 200, "sanitizer.log", "sanitizer", separate)
+
+    only_ours = ("--kernel-regex", "kns=7aimfair4cuda")  # a part of the mangled name
+    extension = [
+        *cmake(ROOT, "python", "-DAIMFAIR_PYTHON=ON", f"-DPython_EXECUTABLE={python}", *pybind11(), *cuda),
+        ("cmake", "--install", str(BUILD / "python"), "--prefix", str(ROOT)),
+    ]
+    example = [
+        *cmake(ROOT, "package", "-DAIMFAIR_PYTHON=OFF", *cuda),
+        ("cmake", "--install", str(BUILD / "package"), "--prefix", str(BUILD / "installed")),
+        *cmake(ROOT / "examples" / "cpp", "example", f"-DCMAKE_PREFIX_PATH={BUILD / 'installed'}", *cuda[1:]),
+        (str(BUILD / "example" / "selective_regression_cuda"),),
+    ]
+    return [
+        [
+            Step("build the extension", extension, 150, "build.log"),
+            Step("C++ example", example, 150, "build.log"),
+        ],
+        [
+            Step("kernel tests", [on_cuda("tests/kernels")], 200, "tests.log", "tests"),
+            Step("optimizers and statistics", [on_cuda("tests/selective")], 200, "tests.log", "tests"),
+            Step("graphs, streams, memory, same bits", [pytest("tests/cuda")], 200, "tests.log", "tests"),
+            sanitizer("memcheck", "--report-api-errors", "no", *only_ours),
+            sanitizer("racecheck", *only_ours),
+            sanitizer("initcheck"),  # of all kernels: it must see who writes what ours read
+        ],
+        [Step("2^31 elements", [on_cuda("tests/kernels/test_large.py", "-m", "slow")], 60, "tests.log", "tests")],
+        [
+            Step(
+                "benches",
+                [on_cuda("bench", "-k", BENCHES, "--budget", "0.1", "--save-results", "--results", str(out))],
+                120,
+                "bench.log",
+                "tests",
+            )
+        ],
+    ]
+
+
+def pybind11() -> list[str]:
+    """The setting with which CMake finds it, if Python has it; else CMake says that it is missing."""
+    found = subprocess.run(
+        [sys.executable, "-m", "pybind11", "--cmakedir"], capture_output=True, text=True, check=False
+    )
+    return [f"-Dpybind11_DIR={found.stdout.strip()}"] if found.returncode == 0 else []
+
+
+def facts_of_the_machine() -> str:
+    import torch
+
+    def said(*command: str, line: int = 0) -> str:
+        if shutil.which(command[0]) is None:
+            return f"{command[0]} is not there"
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        lines = done.stdout.strip().splitlines()
+        return lines[line] if lines else f"{command[0]} says nothing"
+
+    gpu = said("nvidia-smi", "--query-gpu=name,driver_version,memory.total", "--format=csv,noheader")
+    facts = [
+        f"date: {time.strftime('%Y-%m-%d %H:%M')}",
+        f"GPU, driver, memory: {gpu}",
+        f"torch: {torch.__version__}, its CUDA {torch.version.cuda}",
+        f"nvcc: {said('nvcc', '--version', line=-1)}",
+        f"cmake: {said('cmake', '--version')}",
+        f"python: {platform.python_version()}, {os.cpu_count()} processors",
+        f"commit: {said('git', '-C', str(ROOT), 'describe', '--always', '--dirty=+')}",
+    ]
+    return "\n".join(f"- {fact}" for fact in facts)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m tools.gpu_check", description="Checks everything on a GPU.")
+    parser.add_argument("--out", type=Path, default=ROOT / "build" / "gpu-check", help="folder for the results")
+    out = parser.parse_args().out.resolve()
+    import torch
+
+    if not torch.cuda.is_available():
+        print("gpu-check: torch sees no CUDA device")
+        return 2
+    major, minor = torch.cuda.get_device_capability()
+    return 0 if check(phases(out, f"{major}{minor}"), out, facts_of_the_machine(), run_step) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
