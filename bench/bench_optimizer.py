@@ -31,7 +31,7 @@ class Kind:
 def adamw() -> Kind:
     return Kind(
         "AdamW",
-        lambda params: torch.optim.AdamW(params, fused=True, **ADAMW),
+        lambda params: torch.optim.AdamW(params, fused=True, capturable=params[0].is_cuda, **ADAMW),
         lambda params, **options: aimfair.MaskedAdamW(params, **ADAMW, **options),
         2,
     )

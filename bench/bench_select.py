@@ -63,6 +63,7 @@ def test_select(
         pattern="top-k",
         floor_bytes=floors.select_bytes(tensors.numel, accumulators=accumulators),
         accumulator_bytes=4 * accumulators * tensors.numel,
+        capturable=False,  # it waits, to say whether a score is NaN
         ours=lambda: ops.select_(bits, rank, k, criterion, a, b or None),
         check=lambda: check_top_k(
             mask_of(tensors, bits), exact_norm_ratio(a, b) if criterion == "norm_ratio" else scores(), k
@@ -142,12 +143,22 @@ def test_select_rows(
              for shape, count in zip(tensors.shapes, units, strict=True)]  # fmt: skip
     scores = score_function(tensors, "difference", a, b)
 
-    def kthvalue() -> None:
+    def row_means() -> Tensor:
         rows = zip(scores().split(tensors.numels), units, strict=True)
-        row_means = torch.cat([row.view(count, -1).mean(1) for row, count in rows])
-        selected = row_means >= row_means.kthvalue(sum(units) - k + 1).values
+        return torch.cat([row.view(count, -1).mean(1) for row, count in rows])
+
+    def expand(selected: Tensor) -> None:
         for out, row in zip(bools, selected.split(units), strict=True):
             out.copy_(row.unsqueeze(1).expand_as(out))
+
+    def kthvalue() -> None:
+        values = row_means()
+        expand(values >= values.kthvalue(sum(units) - k + 1).values)
+
+    def topk() -> None:
+        values = row_means()
+        selected = torch.zeros_like(values, dtype=torch.bool)
+        expand(selected.index_fill_(0, values.topk(k, sorted=False).indices, True))
 
     def check() -> None:
         rows = zip(scores().split(tensors.numels), units, strict=True)
@@ -166,9 +177,10 @@ def test_select_rows(
         pattern="top-k rows",
         floor_bytes=floors.select_bytes(tensors.numel, accumulators=2),
         accumulator_bytes=8 * tensors.numel,
+        capturable=False,
         ours=ours,
         check=check,
-        rivals=[Rival("row means + kthvalue + compare", kthvalue)],
+        rivals=[Rival("row means + kthvalue + compare", kthvalue), Rival("row means + topk + scatter", topk)],
     )
     runner.run(case, benchmark)
 

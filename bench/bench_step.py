@@ -204,7 +204,8 @@ def unmasked_rivals(step: Step, workload: Workload) -> list[Rival]:
     if mode.dtype == torch.float32:
         rivals = [Rival("fused", optimizer.fused(workload.dense(optimizer)))]
         if step.pattern == "all":
-            rivals.append(Rival("foreach", optimizer.foreach(workload.dense(optimizer))))
+            call = optimizer.foreach(workload.dense(optimizer))
+            rivals.append(Rival("foreach", call, capturable=False))  # it counts its steps on the CPU
         return rivals
     rivals = [Rival("fused, bf16 state", optimizer.fused(workload.narrow(optimizer)))]
     if mode.masters:

@@ -27,7 +27,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         metavar="FACTOR",
         help="scale the first dimension of every tensor, as in 0.001 to try the benches out; such figures mean nothing",
     )
-    group.addoption("--save-results", action="store_true", help="write the report to bench/results/")
+    group.addoption("--save-results", action="store_true", help="write the report, with the date in its name")
+    group.addoption("--results", type=Path, default=report.RESULTS, metavar="FOLDER", help="where to [bench/results]")
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -94,4 +95,4 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
         if failed := sum(len(terminalreporter.stats.get(outcome, [])) for outcome in ("failed", "error")):
             terminalreporter.write_line(f"not saved: {failed} benches failed", red=True)
         else:
-            terminalreporter.write_line(f"saved to {report.save(runner, chosen)}")
+            terminalreporter.write_line(f"saved to {report.save(runner, chosen, config.option.results)}")

@@ -10,6 +10,9 @@ Protocol of a case:
 
 On CUDA a call is timed by events on the current stream, on a CPU by ``time.perf_counter``. How much of the processors
 others took meanwhile is recorded with each case: rivals with a barrier per tensor suffer most from company.
+
+On small lists a GPU waits for the host. There every call that can be captured is timed a second time as a CUDA graph,
+in the same rounds: what a training loop in a graph sees, and the kernels alone.
 """
 
 import ctypes
@@ -42,11 +45,15 @@ Call = Callable[[], object]
 
 @dataclass
 class Rival:
-    """A public way to do the same work. ``masked`` says that it leaves unselected elements alone, as ours does."""
+    """A public way to do the same work. ``masked`` says that it leaves unselected elements alone, as ours does.
+
+    ``capturable``: into a CUDA graph, without another meaning of its replays.
+    """
 
     name: str
     call: Call
     masked: bool = False
+    capturable: bool = True
 
 
 @dataclass
@@ -59,6 +66,8 @@ class Case:
     check: Call
     """Raises unless the first call of ``ours`` left the right result."""
     rivals: list[Rival]
+    capturable: bool = True
+    """Whether ``ours`` can be captured into a CUDA graph; if not, its rivals are not captured either."""
     density: float | None = None
     pattern: str = ""
     state: str = ""
@@ -75,6 +84,10 @@ class RivalResult:
     """Median over rounds of this rival's time over ours."""
     rounds: int
     extra_bytes: int | None
+    graph_seconds: float | None = None
+    """Of a replay as a CUDA graph; None if that was not timed."""
+    graph_ratio: float | None = None
+    """Median over rounds of its replay's time over that of ours."""
 
 
 @dataclass
@@ -96,6 +109,8 @@ class Result:
     extra_bytes: int | None
     others_share: float | None
     """Of all processors, taken by other processes and other guests of the host while this case ran."""
+    graph_seconds: float | None = None
+    """Of a replay as a CUDA graph; None if that was not timed."""
     rivals: list[RivalResult] = field(default_factory=list)
 
     def fastest(self, *, masked: bool = False) -> RivalResult | None:
@@ -141,6 +156,14 @@ class Clock:
         end.record()
         end.synchronize()
         return start.elapsed_time(end) / 1e3
+
+
+def captured(call: Call) -> Call:
+    """A replay of ``call``, which has run before, as a CUDA graph."""
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        call()
+    return graph.replay
 
 
 def peak_extra_bytes(call: Call, device: torch.device) -> int | None:
@@ -209,6 +232,7 @@ class Runner:
         self.device = device
         self.clock = Clock(device)
         self.results: list[Result] = []
+        self._capture = captured if device.type == "cuda" else None
         self._budget = budget
         self._copy_elements = copy_elements
 
@@ -227,17 +251,24 @@ class Runner:
         rounds = self._rounds(min(estimates) + self.clock.time(case.ours), MIN_ROUNDS)
         rival_rounds = [min(rounds, self._rounds(estimate, MIN_RIVAL_ROUNDS)) for estimate in estimates]
         self._copy()
+        replay, rival_replays = self._replays(case)
 
         ours: list[float] = []
         copies: list[float] = []
         times: list[list[float]] = [[] for _ in case.rivals]
+        graph_ours: list[float] = []
+        graph_times: list[list[float]] = [[] for _ in case.rivals]
 
         def time_others() -> None:
+            # Ours twice, but not one right after the other: the second would find its data in the cache.
+            if replay:
+                graph_ours.append(self.clock.time(replay))
             if len(copies) < COPY_ROUNDS:
                 copies.append(self.clock.time(self._copy))
-            for rival, wanted, seconds in zip(case.rivals, rival_rounds, times, strict=True):
-                if len(seconds) < wanted:
-                    seconds.append(self.clock.time(rival.call))
+            for calls, all_seconds in (([rival.call for rival in case.rivals], times), (rival_replays, graph_times)):
+                for call, wanted, seconds in zip(calls, rival_rounds, all_seconds, strict=True):
+                    if call and len(seconds) < wanted:
+                        seconds.append(self.clock.time(call))
 
         load = OthersLoad()
         benchmark.pedantic(lambda: ours.append(self.clock.time(case.ours)), setup=time_others, rounds=rounds)
@@ -261,6 +292,7 @@ class Runner:
             accumulator_bytes=case.accumulator_bytes,
             extra_bytes=extra,
             others_share=others,
+            graph_seconds=statistics.median(graph_ours) if graph_ours else None,
             rivals=[
                 RivalResult(
                     name=rival.name,
@@ -269,13 +301,22 @@ class Runner:
                     ratio=median_ratio(taken, ours),
                     rounds=len(taken),
                     extra_bytes=rival_extra,
+                    graph_seconds=statistics.median(graph_taken) if graph_taken else None,
+                    graph_ratio=median_ratio(graph_taken, graph_ours) if graph_taken else None,
                 )
-                for rival, taken, rival_extra in zip(case.rivals, times, extras, strict=True)
+                for rival, taken, graph_taken, rival_extra in zip(case.rivals, times, graph_times, extras, strict=True)
             ],
         )
         self.results.append(result)
         benchmark.extra_info.update(as_record(result))
         return result
+
+    def _replays(self, case: Case) -> tuple[Call | None, list[Call | None]]:
+        """Those of our call and of each rival's, where they can be had."""
+        capture = self._capture
+        if capture is None or not case.capturable:
+            return None, [None] * len(case.rivals)
+        return capture(case.ours), [capture(rival.call) if rival.capturable else None for rival in case.rivals]
 
     def _warm_up(self, call: Call) -> tuple[int | None, float]:
         """Peak extra memory of the first call, and an estimate of the seconds of a later one."""
@@ -296,8 +337,9 @@ def median_ratio(theirs: list[float], ours: list[float]) -> float:
 
 def as_record(result: Result) -> dict[str, Any]:
     """``result`` for JSON, times in milliseconds."""
-    record = dict(vars(result), ms=result.seconds * 1e3)
-    record["rivals"] = [dict(vars(rival), ms=rival.seconds * 1e3) for rival in result.rivals]
+    record = vars(result) | {"rivals": [dict(vars(rival)) for rival in result.rivals]}
     for entry in (record, *record["rivals"]):
-        del entry["seconds"]
+        for name in ("seconds", "graph_seconds"):
+            seconds = entry.pop(name)
+            entry[name.replace("seconds", "ms")] = None if seconds is None else seconds * 1e3
     return record

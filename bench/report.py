@@ -25,6 +25,11 @@ BUSY_SHARE = 0.10
 
 REFERENCE = {"ratio": "fastest unmasked rival", "copy share": "copy bandwidth", "extra memory": "accumulators"}
 
+GRAPH_NOTE = (
+    "Times are of calls, host included; graph ms is of replays as CUDA graphs, of the ways that can be captured. Cache:"
+    " the case moves less than the {megabytes:.0f} MB that the second-level cache holds and may get a part from there."
+)
+
 Table = list[list[str]]
 """Rows of cells; the first holds the headings."""
 
@@ -37,6 +42,12 @@ class Verdict:
     bar: Bar
     result: Result
     value: float
+
+    @property
+    def graph_value(self) -> float | None:
+        """The ratio of replays as CUDA graphs, where ours and the rival's were timed."""
+        rival = self.result.rival(self.target.rival)
+        return rival.graph_ratio if rival and self.target.metric == "ratio" else None
 
     @property
     def busy(self) -> bool:
@@ -81,10 +92,12 @@ def _fields(result: Result) -> tuple[str, str, float | None, str, str]:
     return result.work, result.tensors, result.density, result.pattern, result.state
 
 
-def results_table(results: Sequence[Result], judged: Sequence[Verdict]) -> Table:
+def results_table(results: Sequence[Result], judged: Sequence[Verdict], cache_bytes: int | None = None) -> Table:
+    """``cache_bytes``: size of a GPU's second-level cache; None without a GPU."""
     table = [[
         "work", "tensors", "density", "pattern", "state", "ours ms", "rival ms", "ratio", "masked rival ms", "ratio",
         "must", "aim", "GB/s", "% copy", "extra MB", "others",
+        *([] if cache_bytes is None else ["graph ms", "rival graph ms", "ratio", "cache"]),
     ]]  # fmt: skip
     for result in results:
         own = [verdict for verdict in judged if verdict.result is result]
@@ -103,8 +116,21 @@ def results_table(results: Sequence[Result], judged: Sequence[Verdict]) -> Table
             f"{result.copy_share:.0%}",
             "" if result.extra_bytes is None else f"{result.extra_bytes / 1e6:.1f}",
             "" if result.others_share is None else f"{result.others_share:.0%}",
+            *([] if cache_bytes is None else _graph_cells(result, cache_bytes)),
         ])  # fmt: skip
     return table
+
+
+def _graph_cells(result: Result, cache_bytes: int) -> list[str]:
+    """Replays of ours and of the rival whose replays are the fastest of those that touch every element."""
+    timed = [(r.graph_seconds, r.graph_ratio, r.name) for r in result.rivals if r.graph_seconds and not r.masked]
+    seconds, ratio, name = min(timed, default=(None, None, ""))
+    return [
+        "" if result.graph_seconds is None else f"{result.graph_seconds * 1e3:.3g}",
+        "" if seconds is None else f"{seconds * 1e3:.3g} ({name})",
+        "" if ratio is None else f"{ratio:.2f}",
+        "yes" if result.floor_bytes < cache_bytes else "",
+    ]
 
 
 def _rival_cells(rival: RivalResult | None) -> list[str]:
@@ -121,7 +147,8 @@ def _bar_cell(target: Target, limit: float, met: bool) -> str:
 
 def targets_table(judged: Sequence[Verdict]) -> Table:
     """One line per target: the worst list of tensors decides."""
-    table = [["target", "against", "must", "aim", "worst", "on", "met"]]
+    graphs = any(verdict.graph_value is not None for verdict in judged)
+    table = [["target", "against", "must", "aim", "worst", "on", "met", *(["in a graph"] if graphs else [])]]
     for target in TARGETS:
         own = [verdict for verdict in judged if verdict.target is target]
         if not own:
@@ -138,6 +165,7 @@ def targets_table(judged: Sequence[Verdict]) -> Table:
             _amount(target, worst.value),
             f"{worst.result.tensors}, {worst.result.state}".removesuffix(", "),
             ("aim" if worst.aim else "must" if worst.must else "NO") + ", on a busy machine" * worst.busy,
+            *(["" if worst.graph_value is None else _amount(target, worst.graph_value)] if graphs else []),
         ])  # fmt: skip
     return table
 
@@ -209,6 +237,9 @@ def file_stem(device: torch.device, selection: str) -> str:
 def text(runner: Runner, selection: str) -> str:
     """The whole report in Markdown."""
     judged = verdicts(runner.results, runner.device.type)
+    cache_bytes = None
+    if runner.device.type == "cuda":
+        cache_bytes = torch.cuda.get_device_properties(runner.device).L2_cache_size
     described = environment(runner, selection)
     facts = [f"- {name}: {_plain(value)}" for name, value in described.items()]
     targets = targets_table(judged)
@@ -221,7 +252,8 @@ def text(runner: Runner, selection: str) -> str:
         " figures of that case are worth little.",
         *(["## Targets", "\n".join(lines(targets))] if len(targets) > 1 else []),
         "## Cases",
-        "\n".join(lines(results_table(runner.results, judged))),
+        *([] if cache_bytes is None else [GRAPH_NOTE.format(megabytes=cache_bytes / 1e6)]),
+        "\n".join(lines(results_table(runner.results, judged, cache_bytes))),
     ]
     return "\n\n".join(parts) + "\n"
 
@@ -232,10 +264,10 @@ def _plain(value: object) -> str:
     return " ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
 
 
-def save(runner: Runner, selection: str) -> Path:
-    """Writes ``bench/results/<stem>.md`` and ``.json``; returns the former."""
-    RESULTS.mkdir(exist_ok=True)
-    path = RESULTS / f"{file_stem(runner.device, selection)}.md"
+def save(runner: Runner, selection: str, folder: Path) -> Path:
+    """Writes ``<stem>.md`` and ``.json`` to ``folder``; returns the former."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{file_stem(runner.device, selection)}.md"
     path.write_text(text(runner, selection))
     record = {"environment": environment(runner, selection), "cases": [as_record(result) for result in runner.results]}
     path.with_suffix(".json").write_text(json.dumps(record, indent=1) + "\n")
