@@ -65,13 +65,24 @@ def test_nothing_is_fused(kernels):
 
 @needs_nvcc
 @pytest.mark.parametrize("source", ["accumulate.cu", "masked_step.cu"])
-def test_aligned_fp32_is_moved_in_128_bits(source, kernels):
+def test_four_aligned_elements_are_one_access(source, kernels):
+    """Gradients, parameters and state, each way: 128 bits of fp32, 64 bits of the other types."""
     own = [kernel for kernel in kernels if kernel.source == source]
     assert own
     for kernel in own:
         for access in ("ld", "st"):
-            wide = re.findall(rf"\b{access}\.(?:global\.)?(?:\w+\.)*v4\.[fub]32\b", kernel.ptx)
-            assert wide, f"{kernel.name}: no {access} of 128 bits"
+            assert re.search(rf"\b{access}\.global\.(?:\w+\.)*v4\.[fub]32\b", kernel.ptx), f"{kernel.name}: {access}"
+            apart = in_fours(kernel.ptx, access)
+            assert not apart, f"{kernel.name}: {access} of one at a time from {apart}"
+
+
+def in_fours(ptx: str, access: str) -> list[str]:
+    """Addresses from which four neighbours are read or written one at a time."""
+    offsets: dict[tuple[str, int], set[int]] = {}
+    single = rf"\b{access}\.(?:global\.)?[fub](16|32)\s+(?:%\w+, )?\[(%rd\d+)(?:\+(-?\d+))?\]"
+    for bits, base, offset in re.findall(single, ptx):
+        offsets.setdefault((base, int(bits) // 8), set()).add(int(offset or 0))
+    return [base for (base, size), found in offsets.items() for o in found if {o + i * size for i in range(4)} <= found]
 
 
 # -- the reading of what nvcc writes, which needs no nvcc --------------------------------------------------------------
@@ -108,6 +119,17 @@ def test_reading():
     assert kernel.usage == {"sm_80": Usage(72, 120, 8, 28), "sm_90": Usage(26, 0, 0, 0)}
     assert "ld.global.v4.f32" in kernel.ptx
     assert cuda_kernels.kernels_of("empty.cu", "ptxas info    : 0 bytes gmem\n", "") == []
+
+
+def test_four_at_a_time_are_told_from_one_at_a_time():
+    stores = "\n".join(f"\tst.global.f32 \t[%rd9+{4 * i}], %f{i};" for i in range(1, 5))
+    assert in_fours(stores, "st") == ["%rd9"]
+    assert in_fours(stores.replace("+8]", "+80]"), "st") == []
+    assert in_fours(stores.replace("%rd9+4]", "%rd8+4]"), "st") == []
+    assert in_fours(stores, "ld") == []
+    halves = "\n".join(f"\tld.u16 \t%rs{i}, [%rd9{f'+{2 * i}' if i else ''}];" for i in range(4))
+    assert in_fours(halves, "ld") == ["%rd9"]
+    assert in_fours(PTX, "ld") == []
 
 
 @pytest.mark.parametrize(("registers", "shared", "threads", "resident"), [

@@ -48,18 +48,20 @@ struct Element<DType::float16> : HalfElement {
   static __device__ __forceinline__ uint16_t encode(float x) { return float_to_float16(x); }
 };
 
+// Accesses of 128 or 64 bits. They are spelled out, as the addresses come from a table: nvcc does not know that they
+// are in global memory, and made four stores of one.
 template <DType kDType>
 __device__ __forceinline__ Four load_four(const typename Element<kDType>::type* at) {
-  const auto x = *reinterpret_cast<const typename Element<kDType>::four*>(at);
   using E = Element<kDType>;
+  const auto x = __ldca(reinterpret_cast<const typename E::four*>(at));
   return {{E::decode(x.x), E::decode(x.y), E::decode(x.z), E::decode(x.w)}};
 }
 
 template <DType kDType>
 __device__ __forceinline__ void store_four(typename Element<kDType>::type* at, const Four& x) {
   using E = Element<kDType>;
-  *reinterpret_cast<typename E::four*>(at) = {E::encode(x.v[0]), E::encode(x.v[1]), E::encode(x.v[2]),
-                                              E::encode(x.v[3])};
+  const typename E::four values = {E::encode(x.v[0]), E::encode(x.v[1]), E::encode(x.v[2]), E::encode(x.v[3])};
+  __stwb(reinterpret_cast<typename E::four*>(at), values);
 }
 
 }  // namespace aimfair::cuda

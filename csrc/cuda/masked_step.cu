@@ -121,8 +121,9 @@ struct BlockStep {
 #pragma unroll
     for (int s = 0; s < Update::kStates; s++) store_four<DType::float32>(state(s) + i, states[s]);
     if constexpr (kMaster) store_four<DType::float32>(master() + i, p);
-    const T values[4] = {encoded(p.v[0], i), encoded(p.v[1], i + 1), encoded(p.v[2], i + 2), encoded(p.v[3], i + 3)};
-    *reinterpret_cast<typename P::four*>(param() + i) = {values[0], values[1], values[2], values[3]};
+    const typename P::four values = {encoded(p.v[0], i), encoded(p.v[1], i + 1), encoded(p.v[2], i + 2),
+                                     encoded(p.v[3], i + 3)};
+    __stwb(reinterpret_cast<typename P::four*>(param() + i), values);
   }
 
   __device__ __forceinline__ void all(int n) const {

@@ -172,12 +172,20 @@ T __ldg(const T* address) {
   return *address;
 }
 template <class T>
+T __ldca(const T* address) {
+  return *address;
+}
+template <class T>
 T __ldcs(const T* address) {
   return *address;
 }
 template <class T>
 T __ldcg(const T* address) {
   return *address;
+}
+template <class T>
+void __stwb(T* address, std::type_identity_t<T> value) {
+  *address = value;
 }
 template <class T>
 void __stcs(T* address, std::type_identity_t<T> value) {
