@@ -85,10 +85,8 @@ class AdamW:
 
     def ours(self, buffers: Buffers, selection: Selection | None, **options: Any) -> Call:
         exp_avgs, exp_avg_sqs = buffers.states
-        steps, options = buffers.steps(), _arguments(buffers, selection, options)
-        return lambda: ops.masked_adamw_(
-            buffers.params, buffers.grads, exp_avgs, exp_avg_sqs, steps, **ADAMW, **options
-        )  # fmt: skip
+        lists = {"exp_avgs": exp_avgs, "exp_avg_sqs": exp_avg_sqs, **_lists(buffers, selection), **options}
+        return _planned(ops.plan_adamw, ops.planned_adamw_, lists, {**ADAMW, **_settings(buffers)})
 
 
 class SGD:
@@ -111,18 +109,37 @@ class SGD:
 
     def ours(self, buffers: Buffers, selection: Selection | None, **options: Any) -> Call:
         (momentum_buffers,) = buffers.states
-        steps, options = buffers.steps(), _arguments(buffers, selection, options)
-        return lambda: ops.masked_sgd_(
-            buffers.params, buffers.grads, momentum_buffers, steps, momentum=MOMENTUM, weight_decay=WEIGHT_DECAY,
-            **options,
-        )  # fmt: skip
+        lists = {"momentum_buffers": momentum_buffers, **_lists(buffers, selection), **options}
+        settings = {"momentum": MOMENTUM, "weight_decay": WEIGHT_DECAY, **_settings(buffers)}
+        return _planned(ops.plan_sgd, ops.planned_sgd_, lists, settings)
 
 
-def _arguments(buffers: Buffers, selection: Selection | None, options: dict[str, Any]) -> dict[str, Any]:
-    arguments = {"lr": torch.tensor(LR, dtype=torch.float64, device=buffers.device), "seed": 1, **options}
+def _planned(
+    plan_of: Callable[..., ops.StepPlan], planned: Callable[..., None], lists: dict[str, Any], settings: dict[str, Any]
+) -> Call:
+    """A step as the masked optimizers take it: on a plan, after looking whether an address has changed."""
+    plan = plan_of(**lists)
+    tensors = [
+        tensor for value in lists.values() if isinstance(value, list) for tensor in value if torch.is_tensor(tensor)
+    ]
+    addresses = list(map(Tensor.data_ptr, tensors))
+
+    def call() -> None:
+        assert list(map(Tensor.data_ptr, tensors)) == addresses
+        planned(plan, **settings)
+
+    return call
+
+
+def _lists(buffers: Buffers, selection: Selection | None) -> dict[str, Any]:
+    lists: dict[str, Any] = {"params": buffers.params, "grads": buffers.grads, "steps": buffers.steps()}
     if selection is not None:
-        arguments |= {"bits": selection.bits, "rank": selection.rank, "first_blocks": selection.first_blocks}
-    return arguments
+        lists |= {"bits": selection.bits, "rank": selection.rank, "first_blocks": selection.first_blocks}
+    return lists
+
+
+def _settings(buffers: Buffers) -> dict[str, Any]:
+    return {"lr": torch.tensor(LR, dtype=torch.float64, device=buffers.device), "seed": 1}
 
 
 def fused_on_masters(optimizer: Optimizer, buffers: Buffers, masters: list[Tensor]) -> Call:
