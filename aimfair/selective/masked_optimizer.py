@@ -48,7 +48,7 @@ class Launch:
         states: their entries of ``Optimizer.state``.
         place: as in :class:`Slot`.
         arguments: mask and first blocks, as the operators take them.
-        plan: for tensors at ``addresses``.
+        plan: for tensors at ``addresses``, and for the stream that comes first among them.
     """
 
     device: torch.device
@@ -80,7 +80,7 @@ class Launch:
 
     def plan_of(self, operator: Operator, lists: Lists, *, stochastic_rounding: bool) -> StepPlan:
         """The plan of these lists; the one there is, if nothing has moved."""
-        addresses = list(map(Tensor.data_ptr, chain.from_iterable(lists.values())))
+        addresses = [_stream(self.device), *map(Tensor.data_ptr, chain.from_iterable(lists.values()))]
         as_planned = self.plan is not None and self.plan.stochastic_rounding == stochastic_rounding
         # Gradients are new at every step and may come to lie where others lay, in another order of memory.
         contiguous = all(map(Tensor.is_contiguous, chain(lists["params"], lists["grads"])))
@@ -101,18 +101,24 @@ class Plan:
     entries: int = 0
     state_names: tuple[str, ...] = ()
     launches: tuple[Launch, ...] = ()
-    lr: float | None = None
+    lr: tuple[float, int] | None = None
     lr_tensor: Tensor | None = None
 
     def lr_of(self, group: dict[str, Any]) -> Tensor:
-        """The learning rate as the operators take it; the tensor of a number is kept until the number changes."""
-        lr = group["lr"]
+        """The learning rate as the operators take it; the tensor of a number is kept until the number changes.
+
+        A CUDA graph that is being captured gets a tensor of its own, so that its number never changes.
+        """
+        lr, device = group["lr"], self.launches[0].device
         if isinstance(lr, Tensor):
             return lr
-        if self.lr_tensor is None or self.lr != lr:
-            device = self.launches[0].device
+        kept = (lr, _stream(device))
+        if self.lr_tensor is None or self.lr != kept or _is_capturing(device):
             # Filled on the device: a copy of the number would wait until the device has done all that is queued.
-            self.lr, self.lr_tensor = lr, torch.full((), lr, dtype=torch.float64, device=device)
+            tensor = torch.full((), lr, dtype=torch.float64, device=device)
+            if _is_capturing(device):
+                return tensor
+            self.lr, self.lr_tensor = kept, tensor
         return self.lr_tensor
 
 
@@ -155,6 +161,7 @@ class MaskedOptimizer(Optimizer):
             raise ValueError("stochastic_rounding has no meaning with master_weights")
         self.mask, self.compact, self.master_weights = mask, state == "compact", master_weights
         self._slots: dict[Tensor, Slot] = {}
+        self._masks: dict[tuple[int, torch.device], ParameterMask] = {}
         self._reset_plans()
         self._unmatched: list[dict[str, Any]] | None = []  # groups whose matching waits for the last one
         super().__init__(params, defaults)
@@ -241,7 +248,7 @@ class MaskedOptimizer(Optimizer):
         return loss
 
     def _launch(self, launch: Launch, lists: Lists, *, stochastic_rounding: bool, **settings: Any) -> None:
-        if launch.device.type == "cuda" and torch.cuda.is_current_stream_capturing():
+        if _is_capturing(launch.device):
             # The graph gets a plan of its own: it may be replayed when this optimizer has long made another.
             self.operator.masked(**lists, **launch.arguments, stochastic_rounding=stochastic_rounding, **settings)
         else:
@@ -332,7 +339,6 @@ class MaskedOptimizer(Optimizer):
 
     def _reset_plans(self) -> None:
         self._plans: dict[int, Plan] = {}
-        self._masks: dict[tuple[int, torch.device], ParameterMask] = {}
 
     # -- state -----------------------------------------------------------------------------------------
 
@@ -428,7 +434,21 @@ class MaskedOptimizer(Optimizer):
                 # torch.distributed.checkpoint loads only between groups of the same options.
                 if option != "differentiable":
                     group.setdefault(option, default)
+        self._masks = {}
         self._reset_plans()
+
+
+def _is_capturing(device: torch.device) -> bool:
+    """Whether a CUDA graph is being captured on the current stream of a device."""
+    if device.type != "cuda":
+        return False
+    with torch.cuda.device(device):
+        return torch.cuda.is_current_stream_capturing()
+
+
+def _stream(device: torch.device) -> int:
+    """The current stream. Memory that it reads must be its own, as freed memory is reused in the order of its stream."""
+    return torch.cuda.current_stream(device).cuda_stream if device.type == "cuda" else 0
 
 
 def _on(device: torch.device, value: Any) -> Tensor | None:

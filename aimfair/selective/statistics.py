@@ -71,6 +71,7 @@ class GradientStatistics:
         if statistics == "signed":
             keys = [f"signed/{contrast}" for contrast in self.contrasts]
         self._numels = [math.prod(shape) for shape in self.shapes]
+        self._places: dict[tuple[int, ...], Tensor] = {}
         self._buffers: dict[str, Tensor] = {}
         self._views: dict[str, list[Tensor]] = {}
         for key in keys:
@@ -133,9 +134,15 @@ class GradientStatistics:
             if zero_grads and grad is not copy:
                 grad.detach().zero_()
         if not whole:
-            where = torch.tensor(indices, device=self.device)
+            where = self._place_of(tuple(indices))
             all_norms.index_add_(0, where, norms)
             all_nonfinite.index_add_(0, where, nonfinite)
+
+    def _place_of(self, indices: tuple[int, ...]) -> Tensor:
+        """The indices on the device; kept, as a copy to it would wait for the device."""
+        if indices not in self._places:
+            self._places[indices] = torch.tensor(indices, device=self.device)
+        return self._places[indices]
 
     def _dense(self, index: int, grad: Tensor) -> Tensor:
         if grad.layout is not torch.strided:

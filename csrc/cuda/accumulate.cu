@@ -16,7 +16,7 @@ namespace {
 
 constexpr int kThreads = 128;
 constexpr int kResident = 7;            // thread blocks on a multiprocessor, which leaves 72 registers for each thread
-constexpr int64_t kChunk = 8 * kBlock;  // elements
+constexpr int64_t kChunk = 4 * kBlock;  // elements
 
 // The list in device memory.
 struct AccumulateTable {
@@ -106,7 +106,8 @@ struct Accumulate {
 // Adds elements [begin, end); the norm and the number of values that are not finite are this thread's share.
 template <DType kDType>
 __device__ __forceinline__ void accumulate_range(const AccumulateTensor& tensor, const AccumulateOptions& options,
-                                                 const float& factor, int64_t begin, int64_t end, double* norm, int* bad) {
+                                                 const float& factor, int64_t begin, int64_t end, double* norm,
+                                                 int* bad) {
   Accumulate<kDType> work{tensor, options, factor};
   work.range(begin, end);
   *norm = work.norm;

@@ -279,7 +279,7 @@ cudaError_t launch_step(const StepPlan& plan, const typename Update::Config& con
     return error;
   // Long runs save searches, short ones keep all warps busy.
   const int64_t warps = resident * kWarps;
-  const int64_t run = std::clamp<int64_t>(plan.blocks / (4 * warps), 1, kLongestRun);
+  const int64_t run = std::clamp<int64_t>(plan.blocks / (8 * warps), 1, kLongestRun);
   const int64_t runs = (plan.blocks + run - 1) / run;
   const int64_t thread_blocks = std::clamp<int64_t>((runs + kWarps - 1) / kWarps, 1, resident);
   const StepTable table{array_at<unsigned>(plan.memory, 0), array_at<StepTensor>(plan.memory, tensors_place()),

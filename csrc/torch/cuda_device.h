@@ -45,7 +45,7 @@ inline void* current_stream(int32_t device_index) {
   static const GetCurrentStream get_current_stream = find_get_current_stream();
   if (!get_current_stream) throw std::runtime_error("aimfair: this torch was built without CUDA");
   void* stream = nullptr;
-  STABLE_TORCH_ERROR_CODE_CHECK(get_current_stream(device_index, &stream));
+  TORCH_ERROR_CODE_CHECK(get_current_stream(device_index, &stream));
   return stream;
 }
 
