@@ -29,7 +29,8 @@ ROOT = Path(__file__).parent.parent
 BUILD = ROOT / "build" / "gpu"
 
 SANITIZED = (
-    "arguments_are_valid or subset or without_mask or test_ratio_rule or (test_rows and 512)"
+    "arguments_are_valid or subset or without_mask or mean_of_a_million or (test_ratio_rule and norm_ratio)"
+    " or (test_rows and 512)"
     " or (test_misaligned and not float16) or (test_shapes and larger) or (test_expand_units and 50)"
     " or (on_millions and (normal or few_values) and smallest)"
 )
