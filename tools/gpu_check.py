@@ -27,6 +27,7 @@ from typing import Literal
 
 ROOT = Path(__file__).parent.parent
 BUILD = ROOT / "build" / "gpu"
+GRAPHS = ROOT / "tests" / "cuda" / "test_graphs.py"
 
 SANITIZED = (
     "arguments_are_valid or subset or without_mask or mean_of_a_million or (test_ratio_rule and norm_ratio)"
@@ -191,6 +192,7 @@ def phases(out: Path, architecture: str) -> list[list[Step]]:
         tests = on_cuda("tests/kernels", "-k", SANITIZED)
         return Step(f"compute-sanitizer {tool}", [[*command, *tests]], 200, "sanitizer.log", "sanitizer", separate)
 
+    not_graphs = [str(path) for path in sorted(GRAPHS.parent.glob("test_*.py")) if path != GRAPHS]
     only_ours = ("--kernel-regex", "kns=7aimfair4cuda")  # a part of the mangled name
     extension = [
         *cmake(ROOT, "python", "-DAIMFAIR_PYTHON=ON", f"-DPython_EXECUTABLE={python}", *pybind11(), *cuda),
@@ -210,11 +212,13 @@ def phases(out: Path, architecture: str) -> list[list[Step]]:
         [
             Step("kernel tests", [on_cuda("tests/kernels")], 200, "tests.log", "tests"),
             Step("optimizers and statistics", [on_cuda("tests/selective")], 200, "tests.log", "tests"),
-            Step("graphs, streams, memory, same bits", [pytest("tests/cuda")], 200, "tests.log", "tests"),
             sanitizer("memcheck", "--report-api-errors", "no", *only_ours),
             sanitizer("racecheck", *only_ours),
             sanitizer("initcheck"),  # of all kernels: it must see who writes what ours read
         ],
+        # By themselves: one measures what the host does, and a graph that ends the process takes nothing else with it.
+        [Step("streams, memory, same bits", [pytest(*not_graphs)], 120, "tests.log", "tests")],
+        [Step("graphs", [pytest(str(GRAPHS))], 60, "tests.log", "tests")],
         [Step("2^31 elements", [on_cuda("tests/kernels/test_large.py", "-m", "slow")], 60, "tests.log", "tests")],
         [
             Step(

@@ -447,7 +447,7 @@ def _is_capturing(device: torch.device) -> bool:
 
 
 def _stream(device: torch.device) -> int:
-    """The current stream. Memory that it reads must be its own, as freed memory is reused in the order of its stream."""
+    """The current stream. What it reads must be its own: freed memory is reused in the order of one stream."""
     return torch.cuda.current_stream(device).cuda_stream if device.type == "cuda" else 0
 
 
