@@ -29,6 +29,9 @@ from aimfair.layout import first_blocks as first_blocks_of
 
 Criterion = Literal["value", "magnitude", "difference", "relative_difference", "norm_ratio"]
 
+ADAMW_STATES = ("exp_avgs", "exp_avg_sqs", "max_exp_avg_sqs")
+SGD_STATES = ("momentum_buffers",)
+
 _ops = torch.ops.aimfair
 
 
@@ -388,7 +391,8 @@ class StepPlan:
     rank: Tensor | None
     compact: bool
     stochastic_rounding: bool
-    amsgrad: bool = False
+    states: tuple[str, ...]
+    """The kinds of state it was made with."""
 
 
 def plan_adamw(
@@ -411,9 +415,8 @@ def plan_adamw(
         params, grads, exp_avgs, exp_avg_sqs, max_exp_avg_sqs or [], masters or [], steps,
         bits, rank, first_blocks or [], compact, stochastic_rounding,
     )  # fmt: skip
-    return StepPlan(
-        memory, len(params), _blocks(params), bits, rank, compact, stochastic_rounding, bool(max_exp_avg_sqs)
-    )
+    states = ADAMW_STATES if max_exp_avg_sqs else ADAMW_STATES[:2]
+    return StepPlan(memory, len(params), _blocks(params), bits, rank, compact, stochastic_rounding, states)
 
 
 def plan_sgd(
@@ -434,7 +437,8 @@ def plan_sgd(
         params, grads, momentum_buffers, masters or [], steps,
         bits, rank, first_blocks or [], compact, stochastic_rounding,
     )  # fmt: skip
-    return StepPlan(memory, len(params), _blocks(params), bits, rank, compact, stochastic_rounding)
+    states = SGD_STATES if momentum_buffers else ()
+    return StepPlan(memory, len(params), _blocks(params), bits, rank, compact, stochastic_rounding, states)
 
 
 def planned_adamw_(
@@ -450,10 +454,11 @@ def planned_adamw_(
     grad_scale: Tensor | None = None,
     found_inf: Tensor | None = None,
 ) -> None:
-    """:func:`masked_adamw_` on the lists of a plan."""
+    """:func:`masked_adamw_` on the lists of a plan, with ``amsgrad`` if it was made with ``max_exp_avg_sqs``."""
+    amsgrad = plan.states == ADAMW_STATES
+    _refuse_other_plan("planned_adamw_", plan, ADAMW_STATES if amsgrad else ADAMW_STATES[:2])
     _ops.planned_adamw_.default(
-        plan.memory, plan.tensors, plan.blocks, plan.amsgrad,
-        plan.bits, plan.rank, plan.compact, plan.stochastic_rounding,
+        plan.memory, plan.tensors, plan.blocks, amsgrad, plan.bits, plan.rank, plan.compact, plan.stochastic_rounding,
         lr, beta1, beta2, eps, weight_decay, maximize, seed, grad_scale, found_inf,
     )  # fmt: skip
 
@@ -472,10 +477,17 @@ def planned_sgd_(
     found_inf: Tensor | None = None,
 ) -> None:
     """:func:`masked_sgd_` on the lists of a plan, which was made with momentum buffers if there is momentum."""
+    _refuse_other_plan("planned_sgd_", plan, SGD_STATES if momentum else ())
     _ops.planned_sgd_.default(
         plan.memory, plan.tensors, plan.blocks, plan.bits, plan.rank, plan.compact, plan.stochastic_rounding,
         lr, momentum, dampening, weight_decay, nesterov, maximize, seed, grad_scale, found_inf,
     )  # fmt: skip
+
+
+def _refuse_other_plan(operator: str, plan: StepPlan, states: tuple[str, ...]) -> None:
+    if plan.states != states:
+        found, expected = (", ".join(names) or "no state" for names in (plan.states, states))
+        raise RuntimeError(f"aimfair::{operator}: plan was made with {found}, expected {expected}")
 
 
 def _blocks(tensors: list[Tensor]) -> int:

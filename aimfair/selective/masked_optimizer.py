@@ -1,8 +1,9 @@
 """What the masked optimizers share: matching, state, and the loop that hands lists of tensors to an operator."""
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import chain
+from operator import is_
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -10,12 +11,12 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from aimfair.layout import BLOCK
-from aimfair.ops import StepPlan
 from aimfair.selective import state_layout
+from aimfair.selective.launch import Launch, Lists, Operator, is_capturing, stream_of
 from aimfair.selective.mask import ParameterMask
 from aimfair.selective.matching import Slot, match
 from aimfair.selective.parameters import named_errors
-from aimfair.selective.sharding import is_dtensor, local, local_grad
+from aimfair.selective.sharding import is_dtensor
 
 State = Literal["dense", "compact"]
 """Optimizer state of a parameter: in its shape, or only for its selected elements."""
@@ -23,82 +24,19 @@ State = Literal["dense", "compact"]
 Params = Iterable[Tensor] | Iterable[tuple[str, Tensor]] | Iterable[dict[str, Any]]
 
 
-Lists = dict[str, list[Tensor]]
-"""The lists of an operator by the names of its arguments."""
-
-
-@dataclass(frozen=True)
-class Operator:
-    """The operator of an optimizer: on lists, and the same in two parts, which goes through the lists only once."""
-
-    masked: Callable[..., None]
-    plan: Callable[..., StepPlan]
-    planned: Callable[..., None]
-
-
-@dataclass
-class Launch:
-    """Parameters that go to one operator call: of one group, on one device, under one mask.
-
-    What it hands out is what the operators take: of DTensors the part that this process holds.
-
-    Attributes:
-        indices: their places in the plan's list.
-        dtensors: whether the parameters are DTensors.
-        states: their entries of ``Optimizer.state``.
-        place: as in :class:`Slot`.
-        arguments: mask and first blocks, as the operators take them.
-        plan: for tensors at ``addresses``, and for the stream that comes first among them.
-    """
-
-    device: torch.device
-    indices: list[int]
-    whole_parameters: list[Tensor]
-    dtensors: bool
-    names: list[str]
-    states: list[dict[str, Tensor]]
-    state_names: tuple[str, ...]
-    has_masters: bool
-    place: tuple[int, int]
-    arguments: dict[str, Any]
-    plan: StepPlan | None = None
-    addresses: list[int] = field(default_factory=list)
-
-    @property
-    def parameters(self) -> list[Tensor]:
-        return self._held(self.whole_parameters)
-
-    def grads(self, grads: list[Tensor | None]) -> list[Tensor]:
-        """Those of the plan's gradients that belong to this launch."""
-        return self._held([grads[index] for index in self.indices])  # type: ignore[misc] # present, as planned
-
-    def state(self, name: str) -> list[Tensor]:
-        return self._held([state[name] for state in self.states])
-
-    def _held(self, tensors: list[Tensor]) -> list[Tensor]:
-        return [local(tensor) for tensor in tensors] if self.dtensors else tensors
-
-    def plan_of(self, operator: Operator, lists: Lists, *, stochastic_rounding: bool) -> StepPlan:
-        """The plan of these lists; the one there is, if nothing has moved."""
-        addresses = [_stream(self.device), *map(Tensor.data_ptr, chain.from_iterable(lists.values()))]
-        as_planned = self.plan is not None and self.plan.stochastic_rounding == stochastic_rounding
-        # Gradients are new at every step and may come to lie where others lay, in another order of memory.
-        contiguous = all(map(Tensor.is_contiguous, chain(lists["params"], lists["grads"])))
-        if not as_planned or not contiguous or addresses != self.addresses:
-            self.plan = operator.plan(**lists, **self.arguments, stochastic_rounding=stochastic_rounding)
-            self.addresses = addresses
-        assert self.plan is not None
-        return self.plan
-
-
 @dataclass
 class Plan:
-    """The launches of a param group; they hold for the gradients, the state and the options they were made for."""
+    """The launches of a param group; they hold for its parameters, their gradients and state, and its options.
 
-    parameters: list[Tensor]
+    Attributes:
+        members: the group's parameters.
+        tuned: those in which something is selected.
+        present: which of those have a gradient.
+    """
+
+    members: list[Tensor]
+    tuned: list[Tensor]
     present: list[bool] | None = None
-    state: object = None
-    entries: int = 0
     state_names: tuple[str, ...] = ()
     launches: tuple[Launch, ...] = ()
     lr: tuple[float, int] | None = None
@@ -112,11 +50,11 @@ class Plan:
         lr, device = group["lr"], self.launches[0].device
         if isinstance(lr, Tensor):
             return lr
-        kept = (lr, _stream(device))
-        if self.lr_tensor is None or self.lr != kept or _is_capturing(device):
+        kept = (lr, stream_of(device))
+        if self.lr_tensor is None or self.lr != kept or is_capturing(device):
             # Filled on the device: a copy of the number would wait until the device has done all that is queued.
             tensor = torch.full((), lr, dtype=torch.float64, device=device)
-            if _is_capturing(device):
+            if is_capturing(device):
                 return tensor
             self.lr, self.lr_tensor = kept, tensor
         return self.lr_tensor
@@ -233,8 +171,8 @@ class MaskedOptimizer(Optimizer):
             plan, grads = self._plan(number, group)
             for launch in plan.launches:
                 with named_errors(launch.names):
-                    self._launch(
-                        launch,
+                    launch.step(
+                        self.operator,
                         self._lists(launch, launch.grads(grads)),
                         stochastic_rounding=group["stochastic_rounding"],
                         lr=_on(launch.device, plan.lr_of(group)),
@@ -246,14 +184,6 @@ class MaskedOptimizer(Optimizer):
                         **self._settings(group),
                     )
         return loss
-
-    def _launch(self, launch: Launch, lists: Lists, *, stochastic_rounding: bool, **settings: Any) -> None:
-        if _is_capturing(launch.device):
-            # The graph gets a plan of its own: it may be replayed when this optimizer has long made another.
-            self.operator.masked(**lists, **launch.arguments, stochastic_rounding=stochastic_rounding, **settings)
-        else:
-            plan = launch.plan_of(self.operator, lists, stochastic_rounding=stochastic_rounding)
-            self.operator.planned(plan, **settings)
 
     def _lists(self, launch: Launch, grads: list[Tensor]) -> Lists:
         lists = {"params": launch.parameters, "grads": grads, "steps": launch.state("step")}
@@ -272,20 +202,27 @@ class MaskedOptimizer(Optimizer):
         raise NotImplementedError
 
     def _plan(self, number: int, group: dict[str, Any]) -> tuple[Plan, list[Tensor | None]]:
-        """The group's plan, made anew if it no longer holds, and the gradients of its parameters."""
-        plan = self._plans.get(number)
-        if plan is None:
-            selected = [p for p in group["params"] if p in self._slots and self._slots[p].tuned]
-            plan = self._plans[number] = Plan(selected)
-        grads = [parameter.grad for parameter in plan.parameters]
+        """The group's plan, made anew if it no longer holds, and the gradients of its tuned parameters."""
+        plan, members = self._plans.get(number), group["params"]
+        if plan is None or len(plan.members) != len(members) or not all(map(is_, plan.members, members)):
+            plan = self._plans[number] = Plan(list(members), self._tuned(number, members))
+        grads = [parameter.grad for parameter in plan.tuned]
         present = [grad is not None for grad in grads]
         state_names = self._state_names(group)
         holds = plan.present == present and plan.state_names == state_names
-        if not (holds and plan.state is self.state and plan.entries == len(self.state)):
-            plan.launches = self._launches(plan.parameters, grads, state_names)
+        if not holds or not all(launch.holds(self.state) for launch in plan.launches):
+            plan.launches = self._launches(plan.tuned, grads, state_names)
             plan.present, plan.state_names = present, state_names
-            plan.state, plan.entries = self.state, len(self.state)
         return plan, grads
+
+    def _tuned(self, number: int, parameters: list[Tensor]) -> list[Tensor]:
+        for place, parameter in enumerate(parameters):
+            if parameter.requires_grad and parameter not in self._slots:
+                raise ValueError(
+                    f"parameter {place} of param group {number} requires a gradient and has no place in the mask:"
+                    " it was put into the group, or unfrozen, after the optimizer was made; use add_param_group"
+                )
+        return [p for p in parameters if p in self._slots and self._slots[p].tuned]
 
     def _launches(
         self, parameters: list[Tensor], grads: list[Tensor | None], state_names: tuple[str, ...]
@@ -294,11 +231,7 @@ class MaskedOptimizer(Optimizer):
         for index, (parameter, grad) in enumerate(zip(parameters, grads, strict=True)):
             if grad is None:
                 continue
-            if grad.layout is not torch.strided:
-                name = self._slots[parameter].name
-                raise TypeError(f"the gradient of {name!r} has layout {grad.layout}; make it dense (sparse=False)")
             slot, dtensor = self._slots[parameter], is_dtensor(parameter)
-            local_grad(slot.name, parameter, grad)  # for what it refuses
             has_master = self.master_weights and parameter.dtype != torch.float32
             self._init_state(parameter, state_names, has_master)
             bucket = (parameter.device, id(slot.mask), has_master, dtensor, slot.place)
@@ -322,7 +255,10 @@ class MaskedOptimizer(Optimizer):
         slots = [self._slots[parameter] for parameter in parameters]
         arguments: dict[str, Any] = {"first_blocks": [slot.first_block for slot in slots], "compact": False}
         if (mask := slots[0].mask) is not None:
-            mask = self._masks.setdefault((id(mask), device), mask.to(device))
+            key = id(mask), device
+            if key not in self._masks:
+                self._masks[key] = mask.to(device)
+            mask = self._masks[key]
             arguments.update(bits=mask.bits, rank=mask.rank, compact=self.compact)
         return Launch(
             device=device,
@@ -436,19 +372,6 @@ class MaskedOptimizer(Optimizer):
                     group.setdefault(option, default)
         self._masks = {}
         self._reset_plans()
-
-
-def _is_capturing(device: torch.device) -> bool:
-    """Whether a CUDA graph is being captured on the current stream of a device."""
-    if device.type != "cuda":
-        return False
-    with torch.cuda.device(device):
-        return torch.cuda.is_current_stream_capturing()
-
-
-def _stream(device: torch.device) -> int:
-    """The current stream. What it reads must be its own: freed memory is reused in the order of one stream."""
-    return torch.cuda.current_stream(device).cuda_stream if device.type == "cuda" else 0
 
 
 def _on(device: torch.device, value: Any) -> Tensor | None:

@@ -98,6 +98,22 @@ def test_plan_of_other_lists_is_refused(other, case, device):
     cases.assert_same(inputs, before)
 
 
+def test_plan_of_another_optimizer_is_refused(device):
+    plans = {}
+    for name, case in CASES.items():
+        lists, settings = split(case.inputs([(33,)], torch.bfloat16, device))
+        plans[name] = case.plan(**lists), case.planned, settings
+    for own, other, message in [
+        ("momentum", "sgd", "planned_sgd_: plan was made with no state, expected momentum_buffers"),
+        ("sgd", "momentum", "planned_sgd_: plan was made with momentum_buffers, expected no state"),
+        ("adamw", "momentum", "planned_adamw_: plan was made with momentum_buffers, expected exp_avgs, exp_avg_sqs"),
+        ("momentum", "amsgrad", "planned_sgd_: plan was made with exp_avgs, exp_avg_sqs, max_exp_avg_sqs, expected"),
+    ]:
+        _, planned, settings = plans[own]
+        with pytest.raises(RuntimeError, match=message):
+            planned(plans[other][0], **settings)
+
+
 @every_case
 def test_settings_are_checked_at_every_step(case, device):
     inputs = case.inputs([(33,)], torch.bfloat16, device)
@@ -127,7 +143,7 @@ def test_opcheck(case, device):
     lists, settings = split(inputs)
     plan = case.plan(**lists)
     operator = getattr(torch.ops.aimfair, case.planned.__name__).default
-    known = vars(plan) | settings | {"plan": plan.memory}
+    known = vars(plan) | settings | {"plan": plan.memory, "amsgrad": plan.states == ops.ADAMW_STATES}
     defaults = {"dampening": 0.0, "nesterov": False, "maximize": False, "seed": 0}
     arguments = [known.get(a.name, defaults.get(a.name)) for a in operator._schema.arguments]
     torch.library.opcheck(operator, tuple(arguments), test_utils=("test_schema", "test_autograd_registration"))

@@ -2,7 +2,6 @@
 
 import copy
 import itertools
-from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -10,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 import aimfair
-from aimfair import ops
+from aimfair.selective.launch import Operator
 from aimfair.selective.masked_optimizer import MaskedOptimizer
 
 from .models import (
@@ -204,55 +203,148 @@ def test_param_groups_have_their_own_options(model):
         torch.testing.assert_close(actual[name][chosen], expected[name][chosen], rtol=2e-6, atol=2e-6)
 
 
-def counted_operator(monkeypatch, masked: type[MaskedOptimizer]) -> dict[str, list[int]]:
-    """Sizes of the plans that are made, and of those that are stepped, from now on."""
-    calls: dict[str, list[int]] = {"plan": [], "planned": []}
+def counted_operator(monkeypatch, masked: type[MaskedOptimizer]) -> list[str]:
+    """What is called from now on, in order: on lists, the making of a plan, on a plan."""
+    calls: list[str] = []
     operator = masked.operator
 
-    def plan(params: list[Tensor], **lists: Any) -> ops.StepPlan:
-        calls["plan"].append(len(params))
-        return operator.plan(params, **lists)
+    def counted(name: str) -> Any:
+        def call(*arguments: Any, **options: Any) -> Any:
+            calls.append(name)
+            return getattr(operator, name)(*arguments, **options)
 
-    def planned(plan: ops.StepPlan, **settings: Any) -> None:
-        calls["planned"].append(plan.tensors)
-        operator.planned(plan, **settings)
+        return call
 
-    monkeypatch.setattr(masked, "operator", replace(operator, plan=plan, planned=planned))
+    monkeypatch.setattr(masked, "operator", Operator(*map(counted, ("masked", "plan", "planned"))))
     return calls
 
 
 def test_one_operator_call_per_group(model, monkeypatch):
     model.body.to(torch.bfloat16)
     calls = counted_operator(monkeypatch, aimfair.MaskedAdamW)
-    mask = aimfair.ParameterMask.full(model)
     named = list(model.named_parameters())
-    optimizer = aimfair.MaskedAdamW([{"params": named[:5]}, {"params": named[5:]}], mask)
+    optimizer = aimfair.MaskedAdamW([{"params": named[:5]}, {"params": named[5:]}], aimfair.ParameterMask.full(model))
     run(optimizer, model, [random_gradients(model)])
-    assert calls["planned"] == [4, len(named) - 5]  # the empty tensor has no element to step
+    assert calls == ["masked", "masked"]
 
 
 @both
-def test_plan_is_made_again_only_when_something_moved(masked, model, monkeypatch):
+def test_plan_is_for_the_same_lists_again(masked, model, monkeypatch):
     calls = counted_operator(monkeypatch, masked)
     optimizer = masked(model.named_parameters(), **options_of(masked))
-    gradients = random_gradients(model)
-    set_gradients(model, gradients)
+    set_gradients(model, random_gradients(model))
+
+    def steps(number: int) -> list[str]:
+        calls.clear()
+        for _ in range(number):
+            optimizer.step()
+        return calls
+
+    assert steps(3) == ["masked", "plan", "planned", "planned"]
+    parameter = next(p for p in model.parameters() if p.numel())
+    kept = [parameter.grad]  # held, so that what comes in its place lies elsewhere
+    parameter.grad = parameter.grad.clone()
+    assert steps(2) == ["masked", "plan", "planned"]
+    for name in ["step", *optimizer.moments]:
+        if name in optimizer.state[parameter]:
+            kept.append(optimizer.state[parameter][name])
+            optimizer.state[parameter][name] = kept[-1].clone()
+            assert steps(2) == ["masked", "plan", "planned"]
+    optimizer.param_groups[0]["seed"] += 1
+    assert steps(1) == ["planned"]
+    optimizer.param_groups[0]["stochastic_rounding"] = True
+    assert steps(2) == ["masked", "plan", "planned"]
+
+
+@both
+@pytest.mark.parametrize("edit", ["delete", "reverse"])
+def test_edited_groups_step_as_in_torch(edit, masked, device):
+    """Code of others takes groups away, or puts them into another order."""
+    plain = {aimfair.MaskedAdamW: torch.optim.AdamW, aimfair.MaskedSGD: torch.optim.SGD}[masked]
+    final = []
+    for optimizer_of in (masked, plain):
+        parameters = [nn.Parameter(torch.arange(1.0, 4.0, device=device)) for _ in range(3)]
+        groups = [{"params": [parameter], "lr": 0.1 * number} for number, parameter in enumerate(parameters, 1)]
+        optimizer = optimizer_of(groups)
+        for step in range(4):
+            if step == 2:
+                optimizer.param_groups.pop(0) if edit == "delete" else optimizer.param_groups.reverse()
+            for parameter in parameters:
+                parameter.grad = torch.full_like(parameter, step + 1.0)
+            optimizer.step()
+        final.append(torch.stack([parameter.detach() for parameter in parameters]))
+    torch.testing.assert_close(*final, rtol=1e-6, atol=1e-6)
+
+
+@both
+def test_parameter_put_into_a_group_is_refused(masked, device):
+    weight, other = (nn.Parameter(torch.ones(3, device=device)) for _ in range(2))
+    optimizer = masked([weight])
+    weight.grad, other.grad = torch.ones(3, device=device), torch.ones(3, device=device)
+    optimizer.step()
+    optimizer.param_groups[0]["params"].append(other)
+    with pytest.raises(
+        ValueError, match="parameter 1 of param group 0 requires a gradient and has no place in the mask"
+    ):
+        optimizer.step()
+
+
+@both
+def test_replaced_state_is_that_of_the_next_step(masked, model):
+    optimizer = masked(model.named_parameters(), **options_of(masked))
+    set_gradients(model, random_gradients(model))
     for _ in range(3):
         optimizer.step()
-    assert len(calls["plan"]) == 1
-    moved = next(p for p in model.parameters() if p.numel())
-    kept = moved.grad  # held, so that the copy lies elsewhere
-    moved.grad = moved.grad.clone()
+    parameter = next(p for p in model.parameters() if p.numel())
+    optimizer.state[parameter] = {}
     optimizer.step()
-    assert len(calls["plan"]) == 2
-    name = optimizer.moments[0]
-    kept_state = optimizer.state[moved][name]
-    optimizer.state[moved][name] = torch.zeros_like(kept_state)
+    assert optimizer.state[parameter]["step"] == 1
+    del optimizer.state[parameter]
     optimizer.step()
-    assert len(calls["plan"]) == 3
-    assert optimizer.state[moved][name].any()
-    assert len(calls["planned"]) == 5
-    assert kept is not moved.grad
+    optimizer.step()
+    assert optimizer.state[parameter]["step"] == 2
+
+
+@both
+def test_parameter_that_became_shorter_is_refused(masked, device):
+    weight = nn.Parameter(torch.ones(20, device=device))
+    memory = weight.data
+    optimizer = masked([("weight", weight)], **options_of(masked))
+    gradient = torch.ones(20, device=device)
+    weight.grad = gradient
+    for _ in range(3):
+        optimizer.step()
+    before = memory.clone()
+    weight.grad = None
+    weight.data = memory[:10]
+    weight.grad = gradient[:10]
+    with pytest.raises(RuntimeError, match=r"has 20 elements, expected 10 \(parameter 'weight'\)"):
+        optimizer.step()
+    assert torch.equal(memory, before)
+
+
+@both
+def test_sparse_gradient_at_a_later_step_is_refused_by_name(masked, device):
+    weight = nn.Parameter(torch.ones(4, 3, device=device))
+    optimizer = masked([("weight", weight)], **options_of(masked))
+    weight.grad = torch.ones(4, 3, device=device)
+    for _ in range(2):
+        optimizer.step()
+    weight.grad = torch.ones(4, 3, device=device).to_sparse()
+    with pytest.raises(TypeError, match=r"the gradient of 'weight' has layout torch\.sparse_coo"):
+        optimizer.step()
+
+
+@both
+def test_autograd_sees_the_change(masked, device):
+    weight = nn.Parameter(torch.ones(3, device=device))
+    optimizer = masked([weight], **options_of(masked))
+    weight.grad = torch.ones(3, device=device)
+    for _ in range(3):  # on lists and on a plan
+        loss = weight.square().sum()
+        optimizer.step()
+        with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+            loss.backward()
 
 
 def test_gradient_in_another_order_of_memory_at_the_same_place_is_refused(device):
