@@ -1,5 +1,7 @@
 """Where tensors live."""
 
+from functools import cache
+
 import torch
 
 from aimfair.errors import ConfigError
@@ -28,10 +30,14 @@ def tuning_device(name: str) -> torch.device:
     ``auto`` is the CPU where they were built without CUDA kernels.
 
     Raises:
-        ConfigError: a GPU that is not there, or that the operators cannot use.
+        ConfigError: a GPU that is not there, that the operators cannot use, or on which they compute other values than
+            their reference.
     """
     device = choose_device(name)
-    if device.type == "cpu" or _has_cuda_kernels():
+    if device.type == "cpu":
+        return device
+    if _has_cuda_kernels():
+        _refuse_wrong_kernels(device)
         return device
     if name == "auto":
         return torch.device("cpu")
@@ -39,6 +45,19 @@ def tuning_device(name: str) -> torch.device:
         f"device: found {name}, but this aimfair was built without CUDA kernels, as there was no nvcc; build it with"
         " AIMFAIR_CUDA=on, or generate on the GPU and go on with --device cpu --overwrite"
     )
+
+
+@cache
+def _refuse_wrong_kernels(device: torch.device) -> None:
+    """Once in a process; it takes less than a second."""
+    from aimfair.self_check import wrong_kernels
+
+    try:
+        wrong = wrong_kernels(device)
+    except RuntimeError as error:
+        raise ConfigError(f"device: the kernels do not run on {device}: {error}") from error
+    if wrong:
+        raise ConfigError(f"device: {', '.join(wrong)} on {device} differ from their reference; see aimfair doctor")
 
 
 def _has_cuda_kernels() -> bool:

@@ -1,9 +1,12 @@
 """Where tensors live."""
 
+from typing import Any
+
 import pytest
 import torch
 
 from aimfair import device as module
+from aimfair import ops, self_check
 from aimfair.device import choose_device, tuning_device
 from aimfair.errors import ConfigError
 
@@ -30,4 +33,32 @@ def test_tuning_stays_on_the_cpu_without_cuda_kernels(monkeypatch):
     with pytest.raises(ConfigError, match=r"device: found cuda, .* built without CUDA kernels, .* --device cpu"):
         tuning_device("cuda")
     monkeypatch.setattr(module, "_has_cuda_kernels", lambda: True)
+    monkeypatch.setattr(module, "_refuse_wrong_kernels", lambda device: None)
     assert tuning_device("auto") == torch.device("cuda")
+
+
+def test_a_gpu_on_which_the_kernels_compute_wrongly_is_refused(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(module, "_has_cuda_kernels", lambda: True)
+    module._refuse_wrong_kernels.cache_clear()
+    monkeypatch.setattr(self_check, "wrong_kernels", lambda device: ["select", "AdamW, bfloat16"])
+    with pytest.raises(ConfigError, match="device: select, AdamW, bfloat16 on cuda differ from their reference"):
+        tuning_device("cuda")
+
+    def fails(device: torch.device) -> list[str]:
+        raise RuntimeError("no kernel image is available")
+
+    monkeypatch.setattr(self_check, "wrong_kernels", fails)
+    with pytest.raises(ConfigError, match="device: the kernels do not run on cuda: no kernel image"):
+        tuning_device("cuda")
+
+
+def test_kernels_are_right_on_the_cpu(monkeypatch):
+    assert self_check.wrong_kernels(torch.device("cpu")) == []
+    real = ops.planned_sgd_
+
+    def wrong(plan: ops.StepPlan, **settings: Any) -> None:
+        real(plan, **settings | {"weight_decay": 0.2})
+
+    monkeypatch.setattr(ops, "planned_sgd_", wrong)
+    assert self_check.wrong_kernels(torch.device("cpu")) == ["SGD, float32", "SGD, bfloat16"]
