@@ -5,7 +5,8 @@ find_package(pybind11 CONFIG REQUIRED)
 include(AimfairTorch)
 
 pybind11_add_module(
-  _C MODULE csrc/torch/module.cpp csrc/torch/schemas.cpp csrc/torch/arguments.cpp csrc/torch/checks.cpp)
+  _C MODULE csrc/torch/module.cpp csrc/torch/schemas.cpp csrc/torch/arguments.cpp csrc/torch/checks.cpp
+  csrc/torch/step_checks.cpp)
 target_link_libraries(_C PRIVATE aimfair aimfair_options aimfair_torch ${CMAKE_DL_LIBS})
 if(AIMFAIR_EMULATE_CUDA)
   target_sources(_C PRIVATE csrc/torch/cuda.cpp)  # for CPU tensors, in place of cpu.cpp

@@ -190,7 +190,7 @@ def phases(out: Path, architecture: str) -> list[list[Step]]:
         # Every tensor is an allocation of its own, so that the memory around it belongs to nobody.
         separate = {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
         tests = on_cuda("tests/kernels", "-k", SANITIZED)
-        return Step(f"compute-sanitizer {tool}", [[*command, *tests]], 200, "sanitizer.log", "sanitizer", separate)
+        return Step(f"compute-sanitizer {tool}", [[*command, *tests]], 170, "sanitizer.log", "sanitizer", separate)
 
     not_graphs = [str(path) for path in sorted(GRAPHS.parent.glob("test_*.py")) if path != GRAPHS]
     only_ours = ("--kernel-regex", "kns=7aimfair4cuda")  # a part of the mangled name
@@ -206,25 +206,25 @@ def phases(out: Path, architecture: str) -> list[list[Step]]:
     ]
     return [
         [
-            Step("build the extension", extension, 150, "build.log"),
-            Step("C++ example", example, 150, "build.log"),
+            Step("build the extension", extension, 110, "build.log"),
+            Step("C++ example", example, 110, "build.log"),
         ],
         [
-            Step("kernel tests", [on_cuda("tests/kernels")], 200, "tests.log", "tests"),
-            Step("optimizers and statistics", [on_cuda("tests/selective")], 200, "tests.log", "tests"),
+            Step("kernel tests", [on_cuda("tests/kernels")], 170, "tests.log", "tests"),
+            Step("optimizers and statistics", [on_cuda("tests/selective")], 170, "tests.log", "tests"),
             sanitizer("memcheck", "--report-api-errors", "no", *only_ours),
             sanitizer("racecheck", *only_ours),
             sanitizer("initcheck"),  # of all kernels: it must see who writes what ours read
         ],
         # By themselves: one measures what the host does, and a graph that ends the process takes nothing else with it.
-        [Step("streams, memory, same bits", [pytest(*not_graphs)], 120, "tests.log", "tests")],
-        [Step("graphs", [pytest(str(GRAPHS))], 60, "tests.log", "tests")],
-        [Step("2^31 elements", [on_cuda("tests/kernels/test_large.py", "-m", "slow")], 60, "tests.log", "tests")],
+        [Step("streams, memory, same bits", [pytest(*not_graphs)], 60, "tests.log", "tests")],
+        [Step("graphs", [pytest(str(GRAPHS))], 40, "tests.log", "tests")],
+        [Step("2^31 elements", [on_cuda("tests/kernels/test_large.py", "-m", "slow")], 50, "tests.log", "tests")],
         [
             Step(
                 "benches",
                 [on_cuda("bench", "-k", BENCHES, "--budget", "0.1", "--save-results", "--results", str(out))],
-                120,
+                110,
                 "bench.log",
                 "tests",
             )
