@@ -209,7 +209,9 @@ class Sensitivity:
             return None
         if isinstance(grad_scale, torch.amp.GradScaler):
             return grad_scale.scale(torch.ones((), device=device))  # no wait for the device, unlike get_scale()
-        return torch.as_tensor(grad_scale, dtype=torch.float32, device=device)
+        if isinstance(grad_scale, Tensor):
+            return grad_scale.to(device, torch.float32)
+        return torch.full((), grad_scale, dtype=torch.float32, device=device)  # a copy to the device would wait for it
 
     def _require_finite_on_cpu(self, source: str) -> None:
         # On another device the question would wait for the device, and of several processes one that stopped here alone

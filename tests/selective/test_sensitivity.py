@@ -6,6 +6,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import aimfair
 
@@ -188,6 +189,28 @@ def test_scaled_gradients_are_divided(model, device, as_):
     set_gradients(model, {name: gradient * 1024.0 for name, gradient in gradients.items()})
     probe.update("only", grad_scale=1024.0 if as_ == "number" else torch.tensor(1024.0, device=device))
     assert all(torch.equal(mean, gradients[name]) for name, mean in probe.mean("only").items())
+
+
+class _Seen(TorchDispatchMode):
+    """Names of the operators that were called."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: set[str] = set()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.names.add(func.name())
+        return func(*args, **(kwargs or {}))
+
+
+def test_a_scale_that_is_a_number_is_made_on_the_device(model):
+    """A tensor of the host that is copied there would wait for all that the device has queued."""
+    probe = aimfair.Sensitivity(model, ("only",))
+    set_gradients(model, random_gradients(model))
+    with _Seen() as seen:
+        probe.update("only", grad_scale=1024.0)
+    assert "aten::full" in seen.names
+    assert not seen.names & {"aten::lift_fresh", "aten::_to_copy", "aten::copy_"}
 
 
 def test_grad_scaler_and_autocast(model, device):
