@@ -91,11 +91,13 @@ def check_counting(rank: int, _: Path) -> None:
 
 
 def check_counting_nan(rank: int, group: dist.ProcessGroup) -> None:
-    recipe = {"criterion": "value", "a": tensors("normal")}
-    recipe["a"][3][76] = recipe["a"][4][5] = math.nan  # each in one process only
-    part = held(recipe, [1000, 0, 0, 60, 1024, 1], rank)
-    fails_everywhere(RuntimeError, r"a\[3\].*NaN", lambda: counting.top_k(part, 7, group, largest=True))
-    fails_everywhere(RuntimeError, r"a\[3\].*NaN", lambda: counting.refuse_nan(part, group))
+    for places in ([(3, 76), (4, 5)], [(4, 5)], [(3, 76)]):  # in both processes, in the first, in the second
+        recipe = {"criterion": "value", "a": tensors("normal")}
+        for t, element in places:
+            recipe["a"][t][element] = math.nan
+        part, found = held(recipe, [1000, 0, 0, 60, 1024, 1], rank), rf"a\[{places[0][0]}\].*NaN"
+        fails_everywhere(RuntimeError, found, lambda part=part: counting.top_k(part, 7, group, largest=True))
+        fails_everywhere(RuntimeError, found, lambda part=part: counting.refuse_nan(part, group))
 
 
 def test_counting_over_processes_is_a_selection(tmp_path):
@@ -196,6 +198,17 @@ def check_reduce_refuses(rank: int) -> None:
     model = net()
     other = aimfair.Sensitivity(model, SOURCES, statistics="sum" if rank else "square")
     fails_everywhere(ValueError, "differ in statistics", other.reduce)
+    interrupted = aimfair.Sensitivity(model, SOURCES)
+    if rank:
+
+        def fail(_: Tensor) -> None:
+            raise MemoryError
+
+        handle = model.conv.weight.register_hook(fail)  # the last gradient of the backward pass
+        with pytest.raises(MemoryError), interrupted.capture("fair"):
+            model(torch.randn(2, 3, 5, 5)).sum().backward()
+        handle.remove()
+    fails_everywhere(RuntimeError, "'fair' holds a part of a batch in process 1", interrupted.reduce)
     probe = aimfair.Sensitivity(model, SOURCES)
     for source in SOURCES:
         grads = gradients(5, model)
@@ -324,7 +337,7 @@ def check_sensitivity(mesh: Any, rank: int, path: Path, replicas: bool = False) 
             aimfair.Sensitivity.load(path / f"shard{rank}", plain)
 
 
-def check_sensitivity_refuses(mesh: Any) -> None:
+def check_sensitivity_refuses(mesh: Any, rank: int) -> None:
     model = sharded(mesh)
     probe = aimfair.Sensitivity(model, SOURCES)
     for source in SOURCES:
@@ -340,8 +353,8 @@ def check_sensitivity_refuses(mesh: Any) -> None:
             set_shards(model, gradients(6, model))
             probe.update(source)
         for source in ("biased", "fair"):
-            view = probe._statistics._views[f"sum/{source}"][4]
-            view[:1] = math.inf
+            if rank == 0:
+                probe._statistics._views[f"sum/{source}"][4][:1] = math.inf
         name = list(dict(model.named_parameters()))[4]
         fails_everywhere(
             RuntimeError, rf"NaN.*{name}", lambda g=granularity, p=probe: p.select("top_k", k=2, granularity=g)
@@ -354,8 +367,9 @@ def check_sensitivity_refuses(mesh: Any) -> None:
     fails_everywhere(ValueError, "was zero", lambda: probe.select("top_k", k=2))
 
 
-def check_placements(mesh: Any) -> None:
-    from torch.distributed.tensor import Replicate, Shard, distribute_tensor
+def check_placements(mesh: Any, replicated: Any, rank: int) -> None:
+    from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
+    from torch.distributed.tensor.placement_types import _StridedShard
 
     weight = nn.Parameter(distribute_tensor(torch.randn(6, 4), mesh, [Shard(1)]))
     with pytest.raises(ValueError, match=r"'w' is placed .*Shard\(dim=1\).*expected Shard\(0\)"):
@@ -370,6 +384,21 @@ def check_placements(mesh: Any) -> None:
         probe.update("a")
     with pytest.raises(TypeError, match="gradient of 'w' is placed"):
         aimfair.MaskedAdamW([("w", weight)], mask).step()
+
+    class Interleaved(Shard):
+        """Equal to Shard(0), but its rows lie in another order."""
+
+    for placement in (_StridedShard(0, split_factor=2), Interleaved(0)):
+        rows = DTensor.from_local(torch.randn(3, 4), mesh, [placement], run_check=False).requires_grad_()
+        with pytest.raises(ValueError, match=r"'w' is placed .*expected Shard"):
+            aimfair.Sensitivity({"w": rows})
+    uneven = torch.randn(4 if rank else 2, 4)
+    rows = nn.Parameter(DTensor.from_local(uneven, mesh, [Shard(0)], run_check=False, shape=(6, 4), stride=(4, 1)))
+    with pytest.raises(ValueError, match=rf"shard {rank} of 2 is \({len(uneven)}, 4\), expected 3 of the 6 rows"):
+        aimfair.Sensitivity({"w": rows})
+    other = nn.Parameter(distribute_tensor(torch.randn(6, 4), replicated, [Replicate(), Shard(0)]))
+    with pytest.raises(ValueError, match=rf"'w' and 'v' are sharded over different processes: \[0, 1\] and \[{rank}\]"):
+        aimfair.Sensitivity({"w": weight, "v": other})
 
 
 def check_mixed(mesh: Any) -> None:
@@ -547,13 +576,13 @@ def check_sharded(rank: int, directory: Path) -> None:
     mesh = init_device_mesh("cpu", (2,))
     check_shards_lie_as_expected(sharded(mesh), rank)
     check_sensitivity(mesh, rank, directory)
-    check_sensitivity_refuses(mesh)
-    check_placements(mesh)
+    check_sensitivity_refuses(mesh, rank)
     check_mixed(mesh)
     check_rounding(mesh)
     check_steps(mesh, rank, directory)
     replicated = init_device_mesh("cpu", (2, 1), mesh_dim_names=("replicas", "shards"))  # HSDP
     check_sensitivity(replicated, rank, directory, replicas=True)
+    check_placements(mesh, replicated, rank)
 
 
 def test_sharded_parameters(tmp_path):
