@@ -10,7 +10,7 @@ from torch import Tensor
 from aimfair.selective import storage
 from aimfair.selective.capture import GradientCapture
 from aimfair.selective.choices import SIZES, Criterion, Granularity, Rule
-from aimfair.selective.collectives import several_processes
+from aimfair.selective.collectives import require_same, several_processes
 from aimfair.selective.mask import ParameterMask
 from aimfair.selective.parameters import (
     Parameters,
@@ -180,13 +180,15 @@ class Sensitivity:
         Raises:
             TypeError: parameters of ``fully_shard``: their gradients are sums over the processes already.
             RuntimeError: called a second time, or a source holds a part of a batch.
-            ValueError: on every process, if they do not keep the same statistics of the same parameters.
+            ValueError: on every process, if they do not keep the same statistics of the same parameters, or differ in
+                ``nonfinite``.
         """
         if self._has_dtensors:
             raise TypeError(
                 "reduce(): these are parameters of several processes (DTensor), whose gradients are sums over the"
                 " processes already"
             )
+        require_same("reduce()", self._described(), (group,))
         self._statistics.reduce(group)
 
     def _require_open(self, source: str) -> None:
@@ -212,6 +214,14 @@ class Sensitivity:
         if isinstance(grad_scale, Tensor):
             return grad_scale.to(device, torch.float32)
         return torch.full((), grad_scale, dtype=torch.float32, device=device)  # a copy to the device would wait for it
+
+    def _described(self) -> dict[str, Any]:
+        """What processes that work together must have alike."""
+        return {
+            **self._statistics.config(),
+            "shapes": shapes_of(self._parameters),  # the whole ones; of shards each process has its own
+            "nonfinite": self._nonfinite,
+        }
 
     def _require_finite_on_cpu(self, source: str) -> None:
         # On another device the question would wait for the device, and of several processes one that stopped here alone

@@ -9,7 +9,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from aimfair import ops
-from aimfair.selective.collectives import sum_in_place
+from aimfair.selective.collectives import sum_in_place, told_by_all
 from aimfair.selective.parameters import listing, named_errors
 from aimfair.selective.ranking import Score
 from aimfair.selective.sharding import Whole
@@ -184,23 +184,21 @@ class GradientStatistics:
                 buffer.zero_()
 
     def reduce(self, group: dist.ProcessGroup | None) -> None:
-        """Sums everything over the processes of a group, see ``Sensitivity.reduce``."""
-        configs: list[Any] = [None] * dist.get_world_size(group)
-        dist.all_gather_object(configs, (self.config(), self.reduced, sorted(self.interrupted)), group=group)
-        for place, (config, reduced, interrupted) in enumerate(configs):
-            if config != configs[0][0]:
-                differing = [key for key in config if config[key] != configs[0][0][key]]
-                raise ValueError(f"reduce(): processes 0 and {place} differ in {', '.join(differing)}")
+        """Sums everything over processes of the same :meth:`config`, see ``Sensitivity.reduce``."""
+        told = told_by_all((self.reduced, sorted(self.interrupted)), (group,))
+        for rank, (reduced, interrupted) in told.items():
             if reduced:
                 raise RuntimeError("reduce() has summed the statistics already; reset() and accumulate again")
             if interrupted:
                 raise RuntimeError(
-                    f"reduce(): source {interrupted[0]!r} holds a part of a batch in process {place};"
+                    f"reduce(): source {interrupted[0]!r} holds a part of a batch in process {rank};"
                     " reset() and accumulate again"
                 )
         batches = torch.tensor([self.batches[source] for source in self.sources], device=self.device)
-        for tensor in (*self.tensors().values(), batches):
+        # In sorted order: contrasts may have been named in another order in another process.
+        for _, tensor in sorted(self.tensors().items()):
             sum_in_place(tensor, group)
+        sum_in_place(batches, group)
         self.batches = dict(zip(self.sources, batches.tolist(), strict=True))
         self.reduced = True
 

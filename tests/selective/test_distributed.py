@@ -192,12 +192,35 @@ def check_reduce_once(probe: aimfair.Sensitivity, model: nn.Module, path: Path) 
         feed(probe, model, "fair", gradients(0, model))
         probe.reduce(group)
         assert probe.batches["fair"] == processes_in
+    fails_everywhere(ValueError, "not in the group", lambda: probe.reduce(groups[1 - dist.get_rank()]))
+
+
+def check_reduce_in_any_order(rank: int) -> None:
+    """The same contrasts, named in another order in every process."""
+    model, grads = net(), {source: gradients(s, net()) for s, source in enumerate(SOURCES)}
+    contrasts = {"domain": ("real", "biased"), "bias": ("biased", "fair")}
+    own, whole = (
+        aimfair.Sensitivity(
+            model, SOURCES, statistics="signed", batches=dict.fromkeys(SOURCES, 2), contrasts=dict(named)
+        )
+        for named in (list(contrasts.items())[:: -1 if rank else 1], contrasts)
+    )
+    for source in SOURCES:
+        feed(own, model, source, grads[source])
+        for _ in range(2):
+            feed(whole, model, source, grads[source])
+    own.reduce()
+    found, expected = own._statistics.tensors(), whole._statistics.tensors()
+    for key in expected:
+        torch.testing.assert_close(found[key], expected[key], rtol=1e-5, atol=1e-6)
 
 
 def check_reduce_refuses(rank: int) -> None:
     model = net()
     other = aimfair.Sensitivity(model, SOURCES, statistics="sum" if rank else "square")
-    fails_everywhere(ValueError, "differ in statistics", other.reduce)
+    fails_everywhere(ValueError, 'differ in statistics: rank 0 has "square", rank 1 has "sum"', other.reduce)
+    other = aimfair.Sensitivity(model, SOURCES, nonfinite="ignore" if rank else "raise")
+    fails_everywhere(ValueError, 'differ in nonfinite: rank 0 has "raise", rank 1 has "ignore"', other.reduce)
     interrupted = aimfair.Sensitivity(model, SOURCES)
     if rank:
 
@@ -238,6 +261,7 @@ def check_ddp(rank: int) -> None:
 
 def check_replicas(rank: int, directory: Path) -> None:
     check_reduce(rank, directory)
+    check_reduce_in_any_order(rank)
     check_reduce_refuses(rank)
     check_ddp(rank)
 
