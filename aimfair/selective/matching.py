@@ -8,9 +8,10 @@ from typing import Any
 from torch import Tensor
 
 from aimfair.layout import first_blocks
+from aimfair.selective.collectives import require_same
 from aimfair.selective.mask import ParameterMask
 from aimfair.selective.parameters import canonical_name, listing, require_tunable
-from aimfair.selective.sharding import is_dtensor, part_of_mask, shard_of
+from aimfair.selective.sharding import groups_of, is_dtensor, part_of_mask, shard_of
 
 ParamGroup = Mapping[str, Any]
 
@@ -52,9 +53,13 @@ def match(groups: Sequence[ParamGroup], mask: ParameterMask | None, first_block:
         first_block: where to begin counting blocks without a mask.
 
     Raises:
-        TypeError, ValueError: naming the parameters that do not match, or that the kernels cannot tune.
+        TypeError, ValueError: naming the parameters that do not match, or that the kernels cannot tune; on every
+            process, if those that hold DTensors together have different masks.
     """
     parameters = list(chain.from_iterable(group["params"] for group in groups))
+    if meshes := groups_of(parameters):
+        # First of all: of two masks only one may be refused below, and the other process would wait.
+        require_same("masked optimizer", {"the mask": None if mask is None else mask.digest}, meshes)
     names = list(chain.from_iterable(group.get("param_names", ()) for group in groups))
     if mask is None:
         names = [canonical_name(name) for name in names] or [f"parameter {i}" for i in range(len(parameters))]

@@ -62,7 +62,8 @@ class Sensitivity:
 
     Several processes: with parameters that ``fully_shard`` made (FSDP2), each keeps the statistics of its shards, and
     :meth:`select`, :meth:`unit_scores`, :meth:`square_norm` and :meth:`summary` are for all of them to call together;
-    every one gets the mask over the whole parameters. For replicas see :meth:`reduce`.
+    every one gets the mask over the whole parameters. They pass the same arguments after the same numbers of batches; a
+    difference is refused in all of them, by name. For replicas see :meth:`reduce`.
 
     Raises:
         TypeError, ValueError: naming the parameter or the argument.
@@ -223,6 +224,11 @@ class Sensitivity:
             "nonfinite": self._nonfinite,
         }
 
+    def _require_same(self, call: str, **arguments: Any) -> None:
+        """Before anything else in what the processes of shards call together: who raised alone would be waited for."""
+        batches = {f"the batches of {source!r}": count for source, count in self._statistics.batches.items()}
+        self._holding.require_same(call, {**self._described(), **batches, **arguments})
+
     def _require_finite_on_cpu(self, source: str) -> None:
         # On another device the question would wait for the device, and of several processes one that stopped here alone
         # would leave the others waiting.
@@ -293,9 +299,13 @@ class Sensitivity:
 
         Raises:
             ValueError: arguments that the rule does not take or that select nothing, statistics that were not kept,
-                sources without batches.
+                sources without batches; on shards, arguments or batches that are not the same in all processes.
             FloatingPointError: non-finite gradients (``nonfinite="raise"``).
         """
+        self._require_same(
+            "select()", rule=rule, criterion=criterion, domain_criterion=domain_criterion, granularity=granularity,
+            density=density, k=k, bias=bias, domain=domain, eps=eps, seed=seed, source=source, head=head,
+        )  # fmt: skip
         _require_arguments(rule, density=density, k=k, bias=bias, domain=domain, head=head)
         if rule == "all":
             return ParameterMask.full(self._named)
@@ -336,6 +346,9 @@ class Sensitivity:
         eps: float = 1e-12,
     ) -> dict[str, Tensor]:
         """Parameter -> float32 scores of its units, as :meth:`select` ranks them at this granularity."""
+        self._require_same(
+            "unit_scores()", criterion=criterion, contrast=contrast, source=source, granularity=granularity, eps=eps
+        )
         ranking = self._ranking(granularity, self._score(criterion, contrast, source), eps=eps)
         return dict(zip(self._statistics.names, ranking.unit_scores(), strict=True))
 
@@ -374,11 +387,13 @@ class Sensitivity:
 
     def square_norm(self, source: str) -> dict[str, float]:
         """Parameter -> squared gradient norm, summed over the batches of a source."""
+        self._require_same("square_norm()", source=source)
         self._require_source(source)
         return dict(zip(self._statistics.names, self._statistics.square_norms(source), strict=True))
 
     def summary(self) -> SensitivitySummary:
         """Per source: batches, root-mean-square gradient norm of each tensor, non-finite values. Prints as a table."""
+        self._require_same("summary()")
         statistics = self._statistics
         norms = {
             source: [(square / max(count, 1)) ** 0.5 for square in statistics.square_norms(source)]

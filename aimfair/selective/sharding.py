@@ -7,9 +7,9 @@ hold replicas (HSDP): their processes hold the same bits and do not count twice.
 
 import math
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypeGuard
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 import torch
 import torch.distributed as dist
@@ -19,7 +19,7 @@ from aimfair import ops
 from aimfair.layout import WORDS_PER_BLOCK, empty_mask, first_blocks
 from aimfair.selective import counting
 from aimfair.selective.choices import Granularity
-from aimfair.selective.collectives import concatenated, total
+from aimfair.selective.collectives import concatenated, require_same, total
 from aimfair.selective.mask import ParameterMask
 from aimfair.selective.parameters import Shape, shapes_of
 from aimfair.selective.recipe import Recipe, entry, mapped
@@ -100,6 +100,12 @@ def shard_of(name: str, parameter: Tensor) -> Shard:
     return Shard(parameter.device_mesh.get_group(dim), (rank, size), begin * row, end * row)
 
 
+def groups_of(parameters: Iterable[Tensor]) -> list[dist.ProcessGroup]:
+    """The groups of the device meshes of the DTensors among the parameters, one per dimension."""
+    meshes = dict.fromkeys(parameter.device_mesh for parameter in parameters if is_dtensor(parameter))
+    return list(dict.fromkeys(group for mesh in meshes for group in mesh.get_all_groups()))
+
+
 @torch.no_grad()
 def placed_like(parameter: Tensor, name: str, values: Tensor) -> Tensor:
     """``values`` of the elements of the whole parameter, sharded as it is."""
@@ -149,6 +155,9 @@ class Whole:
         """[T] sums over the whole parameters, given those over what this process keeps."""
         return values
 
+    def require_same(self, call: str, described: Mapping[str, Any]) -> None:
+        """ValueError on all processes that hold parts or replicas, unless they describe a call alike."""
+
 
 class Sharded(Whole):
     """Parameters that the processes of a group hold together; they call each method together.
@@ -157,9 +166,15 @@ class Sharded(Whole):
     one tensor at a time: sums over shards would round differently than the sum over the tensor.
     """
 
-    def __init__(self, shapes: Sequence[Shape], shards: Sequence[Shard], group: dist.ProcessGroup):
+    def __init__(
+        self,
+        shapes: Sequence[Shape],
+        shards: Sequence[Shard],
+        group: dist.ProcessGroup,
+        groups: Sequence[dist.ProcessGroup],
+    ):
         super().__init__(shapes)
-        self._group = group
+        self._group, self._groups = group, groups
         self.place = (dist.get_rank(group), dist.get_world_size(group))
         # What is whole in every process belongs to the first.
         self._owned = [shard.group is not None or self.place[0] == 0 for shard in shards]
@@ -187,6 +202,9 @@ class Sharded(Whole):
     def total(self, values: Tensor) -> Tensor:
         owned = torch.tensor(self._owned, device=values.device)
         return total(torch.where(owned, values, 0), self._group)
+
+    def require_same(self, call: str, described: Mapping[str, Any]) -> None:
+        require_same(call, described, self._groups)
 
     def _of_owned(self, recipe: Recipe) -> Recipe:
         return mapped(recipe, lambda t, run: run if self._owned[t] else run[:0])
@@ -217,7 +235,7 @@ def holding_of(named: Mapping[str, Tensor]) -> Whole:
                 f"parameters {first!r} and {name!r} are sharded over different processes:"
                 f" {dist.get_process_group_ranks(group)} and {dist.get_process_group_ranks(other)}"
             )
-    return Sharded(shapes, list(shards.values()), group)
+    return Sharded(shapes, list(shards.values()), group, groups_of(named.values()))
 
 
 def part_of_mask(mask: ParameterMask, parameters: Mapping[str, Tensor]) -> ParameterMask:

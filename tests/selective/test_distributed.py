@@ -3,8 +3,10 @@
 Starting processes takes seconds, so that one test checks several things in the same two.
 """
 
+import inspect
 import math
-from collections.abc import Iterator
+import re
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -361,6 +363,56 @@ def check_sensitivity(mesh: Any, rank: int, path: Path, replicas: bool = False) 
             aimfair.Sensitivity.load(path / f"shard{rank}", plain)
 
 
+def check_calls_are_the_same(mesh: Any, rank: int) -> None:
+    """Other arguments, batches or calls than in another process are refused in all, replicas of shards included."""
+    model = sharded(mesh)
+    probe = aimfair.Sensitivity(model, SOURCES)
+    for source in SOURCES:
+        set_shards(model, gradients(5, model))
+        probe.update(source)
+
+    def differs(key: str, values: tuple[object, object], call: Callable[[], object]) -> None:
+        fragment = re.escape(f"differ in {key}: rank 0 has {values[0]}, rank 1 has {values[1]}")
+        fails_everywhere(ValueError, fragment, call)
+
+    for method in (probe.select, probe.unit_scores, probe.square_norm):
+        for name in inspect.signature(method).parameters:
+            differs(name, ('"0"', '"1"'), lambda method=method, name=name: method(**{name: str(rank)}))
+    differs("the call", ("select()", "summary()"), probe.summary if rank else lambda: probe.select("all"))
+    differs("density", (0.25, 0.5), lambda: probe.select("random", density=(0.25, 0.5)[rank]))
+    for made in ({"sources": SOURCES[rank:]}, {"contrasts": {"bias": SOURCES[rank : rank + 2]}}):
+        other = aimfair.Sensitivity(model, **{"sources": SOURCES} | made)
+        fails_everywhere(ValueError, f"differ in {next(iter(made))}", other.summary)
+    other = aimfair.Sensitivity(dict(list(model.named_parameters())[rank:]), SOURCES)
+    fails_everywhere(ValueError, "differ in names", other.summary)
+    other = aimfair.Sensitivity(model, SOURCES, nonfinite="ignore" if rank else "raise")
+    differs("nonfinite", ('"raise"', '"ignore"'), lambda: other.select("top_k", k=5))
+    if not rank:
+        probe.reset("fair")
+    for call in (
+        lambda: probe.select("top_k", k=5),
+        probe.unit_scores,
+        lambda: probe.square_norm("fair"),
+        probe.summary,
+    ):
+        differs("the batches of 'fair'", (0, 1), call)
+
+
+def check_masks_are_the_same(mesh: Any, rank: int) -> None:
+    model = sharded(mesh)
+    mask, own = (aimfair.ParameterMask.random(net(), 0.3, seed=seed) for seed in (3, 3 + rank))
+    part = aimfair.ParameterMask.random(dict(list(net().named_parameters())[rank:]), 0.3, seed=3)
+    for differing in (own, part, None if rank else mask):
+        fails_everywhere(
+            ValueError, "differ in the mask", lambda m=differing: aimfair.MaskedAdamW(model.named_parameters(), m)
+        )
+    head, *rest = list(model.named_parameters())[::-1]
+    optimizer = aimfair.MaskedSGD(rest, mask, lr=0.1)
+    group = {"params": [head], "mask": own}
+    fails_everywhere(ValueError, "differ in the mask", lambda: optimizer.add_param_group(group))
+    optimizer.add_param_group(group | {"mask": mask})
+
+
 def check_sensitivity_refuses(mesh: Any, rank: int) -> None:
     model = sharded(mesh)
     probe = aimfair.Sensitivity(model, SOURCES)
@@ -600,12 +652,16 @@ def check_sharded(rank: int, directory: Path) -> None:
     mesh = init_device_mesh("cpu", (2,))
     check_shards_lie_as_expected(sharded(mesh), rank)
     check_sensitivity(mesh, rank, directory)
+    check_calls_are_the_same(mesh, rank)
+    check_masks_are_the_same(mesh, rank)
     check_sensitivity_refuses(mesh, rank)
     check_mixed(mesh)
     check_rounding(mesh)
     check_steps(mesh, rank, directory)
     replicated = init_device_mesh("cpu", (2, 1), mesh_dim_names=("replicas", "shards"))  # HSDP
     check_sensitivity(replicated, rank, directory, replicas=True)
+    check_calls_are_the_same(replicated, rank)
+    check_masks_are_the_same(replicated, rank)
     check_placements(mesh, replicated, rank)
 
 
