@@ -103,10 +103,40 @@ class DataSettings(Settings):
         return (10 if self.kind == "digits" and self.target == "digit" else 2), 2
 
 
+class LanguageModelSettings(Settings):
+    """The language model that writes prompts; base URL and key of an endpoint come from the environment alone."""
+
+    model: FolderOrName = Field(
+        "",
+        description="openai: its name at the endpoint; transformers: a folder (beginning with /, ./, ../ or ~/)",
+    )
+    per_request: int = Field(10, ge=1, le=200, description="prompts asked for at a time")
+    temperature: float | None = Field(None, ge=0, le=2, description="of sampling; null: the model's own")
+    max_tokens: int | None = Field(
+        None, ge=1, description="of one reply; null: what the endpoint gives, 2048 for transformers"
+    )
+    json_mode: bool = Field(True, description="openai: ask for JSON by response_format; false where that is unknown")
+    max_words: int = Field(40, ge=1, description="of one prompt; more are refused")
+    avoid: list[str] = Field(
+        [], description="words that would give a group away, such as he or beard; targets and protected always are"
+    )
+    similarity: float = Field(
+        0.7, gt=0, le=1, description="share of common word triples (Jaccard) from which two prompts count as one"
+    )
+    max_fruitless: int = Field(5, ge=1, description="replies in a row without a usable prompt before giving up")
+    timeout: float = Field(120.0, gt=0, description="openai: seconds without an answer")
+    retries: int = Field(5, ge=0, description="openai: of a request that met a timeout, 429 or 5xx")
+    max_wait: float = Field(300.0, gt=0, description="openai: longest Retry-After, in seconds, that is waited for")
+
+
 class PromptSettings(Settings):
     """Contextual prompts: the same contexts in every group (y, a)."""
 
-    provider: Literal["grammar"] = Field("grammar", description="who writes the prompts; grammar: these settings alone")
+    provider: Literal["grammar", "openai", "transformers"] = Field(
+        "grammar",
+        description="who writes the prompts; grammar: these settings alone; openai: an endpoint that speaks its"
+        " protocol; transformers: a local chat model",
+    )
     per_group: int = Field(50, ge=1, description="prompts of each group")
     template: str = Field(
         "a handwritten {target} in {protected} ink, {contexts}",
@@ -117,6 +147,7 @@ class PromptSettings(Settings):
     contexts: dict[str, list[str]] = Field(description="contextual attribute -> its values")
     contexts_per_prompt: int = Field(3, ge=0, description="contextual attributes in one prompt")
     seed: int = Field(0, ge=0, description="of the choice of contexts")
+    llm: LanguageModelSettings = LanguageModelSettings()
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -135,6 +166,15 @@ class PromptSettings(Settings):
                 f"found {self.contexts_per_prompt}, expected at most {len(self.contexts)}, the number of contexts",
             )
         self._check_template()
+        if self.provider == "openai" and not self.llm.model:
+            raise Problem(("llm", "model"), "missing; openai needs the name of a model at the endpoint")
+        if self.provider == "transformers" and not Path(self.llm.model).is_absolute():
+            raise Problem(
+                ("llm", "model"),
+                f"found {self.llm.model!r}, expected the folder of a chat model, beginning with /, ./, ../ or ~/",
+            )
+        if self.llm.avoid:
+            _require_words(("llm", "avoid"), self.llm.avoid)
         return self
 
     def _check_template(self) -> None:

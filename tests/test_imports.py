@@ -45,6 +45,7 @@ def test_selective_tuning_knows_nothing_of_the_rest():
     ("library", "where"),
     [
         ("diffusers", {"generation/diffusion.py"}),
+        ("openai", {"generation/providers/endpoint.py"}),
         ("sklearn", {"data/digits.py"}),
         ("jinja2", {"report/page.py"}),
         ("scipy", {"evaluation/intervals.py"}),

@@ -15,7 +15,8 @@ from aimfair.files import write_text
 from aimfair.generation.contexts import count_contexts, draw_contexts
 from aimfair.generation.lines import Line, as_lines, read_lines
 
-_MAX_CHARACTERS = 1000
+MAX_CHARACTERS = 1000
+"""Of one prompt."""
 
 
 class Prompt(Line):
@@ -49,7 +50,6 @@ def write_prompts(settings: PromptSettings) -> list[Prompt]:
     n = settings.per_group
     distinct = count_contexts(settings.contexts, settings.contexts_per_prompt)
     contexts = draw_contexts(settings.contexts, settings.contexts_per_prompt, min(n, distinct), settings.seed)
-    prompts: list[Prompt] = []
     for y, targets in enumerate(settings.targets):
         for a, protecteds in enumerate(settings.protected):
             wordings = len(targets) * len(protecteds)
@@ -59,12 +59,28 @@ def write_prompts(settings: PromptSettings) -> list[Prompt]:
                     f"prompts ({distinct} contexts of {settings.contexts_per_prompt} attributes, {wordings} wordings); "
                     "add values to prompts.contexts, add words, or ask for fewer"
                 )
-            for i in range(n):
-                # A context that returns in a later round meets another wording there.
-                again, which = divmod(i, len(contexts))
-                late, early = divmod((which + again) % wordings, len(targets))
-                words = (targets[early], protecteds[late])
-                prompts.append(_prompt(settings.template, len(prompts), y, a, contexts[which], *words))
+    return fill_templates(settings, [(settings.template, context) for context in contexts])
+
+
+def fill_templates(settings: PromptSettings, templates: Sequence[tuple[str, dict[str, str]]]) -> list[Prompt]:
+    """``settings.per_group`` prompts for each group, the templates in turn, in every group the same.
+
+    Args:
+        templates: texts with {target} and {protected} where a group's words go, and the contexts of each, which go
+            where {contexts} stands, if it does.
+
+    Raises:
+        AimfairError: two prompts are the same, or one cannot be used as a text.
+    """
+    prompts: list[Prompt] = []
+    for y, targets in enumerate(settings.targets):
+        for a, protecteds in enumerate(settings.protected):
+            for i in range(settings.per_group):
+                # A template that returns in a later round meets another wording there.
+                again, which = divmod(i, len(templates))
+                late, early = divmod((which + again) % (len(targets) * len(protecteds)), len(targets))
+                template, contexts = templates[which]
+                prompts.append(_prompt(template, len(prompts), y, a, contexts, targets[early], protecteds[late]))
     _refuse_repeats(prompts)
     return prompts
 
@@ -112,10 +128,10 @@ def _prompt(template: str, index: int, y: int, a: int, contexts: dict[str, str],
     parts = {"target": target, "protected": protected, "contexts": ", ".join(contexts.values())}
     # One pass over the template: braces within words are left alone.
     text = re.sub(r"\{(target|protected|contexts)\}", lambda match: parts[match[1]], template).strip(" ,")
-    if not text.isprintable() or not 0 < len(text) <= _MAX_CHARACTERS:
+    if not text.isprintable() or not 0 < len(text) <= MAX_CHARACTERS:
         raise AimfairError(
             f"prompts: group (y={y}, a={a}): {text[:80]!r} ({len(text)} characters), expected a text of 1 to "
-            f"{_MAX_CHARACTERS} printable characters in one line; mend prompts.template or the words"
+            f"{MAX_CHARACTERS} printable characters in one line; mend prompts.template or the words"
         )
     name = f"{index:04d}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
     return Prompt(id=name, y=y, a=a, text=text, contexts=contexts, target=target, protected=protected)

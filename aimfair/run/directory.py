@@ -33,8 +33,9 @@ class Run:
         config: its settings.
         log, progress, interrupt: for stages to hand to the functions they call.
 
-    Files: ``config.yaml prompts.jsonl synthetic/ seeds/<seed>/{baseline/, sensitivity.safetensors,
-    masks/<method>.safetensors, finetuned/<method>/} results.json report.html log.jsonl stages/``.
+    Files: ``config.yaml templates.jsonl prompts.jsonl synthetic/ seeds/<seed>/{baseline/, sensitivity.safetensors,
+    masks/<method>.safetensors, finetuned/<method>/} results.json report.html log.jsonl stages/``; templates.jsonl only
+    where a language model writes the prompts.
     """
 
     def __init__(self, path: Path, config: Config, lock: int, *, quiet: bool):
@@ -134,6 +135,11 @@ class Run:
     @property
     def prompts(self) -> Path:
         return self.path / "prompts.jsonl"
+
+    @property
+    def templates(self) -> Path:
+        """What a language model has written so far, for the prompts."""
+        return self.path / "templates.jsonl"
 
     @property
     def synthetic(self) -> Path:

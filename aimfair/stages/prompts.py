@@ -1,14 +1,60 @@
 """The prompts of every group."""
 
-from aimfair.generation.prompts import diversity, save_prompts, write_prompts
+from typing import TYPE_CHECKING, Any
+
+from aimfair.generation.prompts import Prompt, diversity, fill_templates, save_prompts, write_prompts
 from aimfair.run.directory import Run
+
+if TYPE_CHECKING:
+    from aimfair.generation.providers.chat import ChatModel
+
+_PATIENCE = {"timeout", "retries", "max_wait", "max_fruitless"}
+"""Settings that decide whether there will be prompts, not which."""
 
 
 def run(run: Run) -> None:
-    inputs = {"prompts": run.config.prompts}
+    inputs = _inputs(run)
     if run.is_done("prompts", inputs):
         return
-    prompts = write_prompts(run.config.prompts)
+    settings = run.config.prompts
+    prompts = write_prompts(settings) if settings.provider == "grammar" else _ask(run)
     save_prompts(run.prompts, prompts)
     run.log("prompts", diversity=diversity(prompts))
     run.finish("prompts", inputs, [run.prompts])
+
+
+def _inputs(run: Run) -> dict[str, Any]:
+    settings, data = run.config.prompts, run.config.data
+    if settings.provider == "grammar":
+        return {"prompts": settings.model_dump(mode="json", exclude={"llm"})}
+    values = settings.model_dump(mode="json", exclude={"llm": _PATIENCE})
+    return {"prompts": values, "target": data.target, "protected": data.protected}
+
+
+def _ask(run: Run) -> list[Prompt]:
+    from aimfair.generation.providers.templates import ask_for_templates
+
+    settings, data = run.config.prompts, run.config.data
+    templates = ask_for_templates(
+        _chat_model(run),
+        settings,
+        data.target,
+        data.protected,
+        run.templates,
+        log=run.log,
+        progress=run.progress,
+        interrupt=run.interrupt,
+    )
+    return fill_templates(settings, [(template.text, template.contexts) for template in templates])
+
+
+def _chat_model(run: Run) -> "ChatModel":
+    settings = run.config.prompts
+    if settings.provider == "openai":
+        from aimfair.generation.providers.endpoint import Endpoint
+
+        return Endpoint(settings.llm, log=run.log, interrupt=run.interrupt)
+    from aimfair.device import choose_device
+    from aimfair.generation.providers.local import LocalModel
+
+    return LocalModel(settings.llm, settings.seed, choose_device(run.config.device), interrupt=run.interrupt)

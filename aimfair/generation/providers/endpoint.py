@@ -1,0 +1,160 @@
+"""A model behind an endpoint that speaks OpenAI's protocol; the only importer of its client.
+
+Address and key come from the environment, OPENAI_BASE_URL and OPENAI_API_KEY, and stay there: no error, log or reply
+that leaves this file holds the key.
+"""
+
+import os
+import random
+import time
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from typing import TYPE_CHECKING, Any
+
+from aimfair.config import LanguageModelSettings
+from aimfair.errors import AimfairError
+from aimfair.generation.providers.chat import Reply
+from aimfair.run.interrupt import NEVER, Interrupt
+from aimfair.run.log import NOWHERE, Log
+
+if TYPE_CHECKING:
+    import openai
+
+_NO_KEY = "none"  # the client wants one; servers of one's own seldom do
+_SHORTEST_SECRET = 8  # a shorter key is a placeholder, and may be a word of a reply
+_FIRST_WAIT, _LONGEST_WAIT = 1.0, 60.0  # seconds
+_AGAIN = (408, 409, 429)  # and 5xx
+_TICK = 0.1  # seconds between looks at the interrupt
+
+
+class Endpoint:
+    """Answers through an endpoint; waits and asks again where that may help.
+
+    Args:
+        settings: ``prompts.llm``.
+
+    Raises:
+        AimfairError: the client is not installed, or there is no key for OpenAI itself.
+    """
+
+    def __init__(self, settings: LanguageModelSettings, *, log: Log = NOWHERE, interrupt: Interrupt = NEVER):
+        try:
+            import openai
+        except ModuleNotFoundError as error:
+            raise AimfairError(
+                f"{error.name} is not installed; prompts.provider openai needs: pip install openai"
+            ) from error
+        self._openai, self._settings, self._log, self._interrupt = openai, settings, log, interrupt
+        self._key = os.environ.get("OPENAI_API_KEY", "").strip()
+        address = os.environ.get("OPENAI_BASE_URL", "").strip()
+        if not self._key and not address:
+            raise AimfairError(
+                "prompts.provider openai: neither OPENAI_API_KEY nor OPENAI_BASE_URL is set in the environment; set "
+                "the key, or the address of a server of your own, such as http://localhost:8000/v1"
+            )
+        if not (self._key.isascii() and self._key.isprintable()):
+            raise AimfairError("OPENAI_API_KEY: found characters that no key has, expected printable ASCII")
+        try:
+            self._client = openai.OpenAI(
+                api_key=self._key or _NO_KEY, base_url=address or None, timeout=settings.timeout, max_retries=0
+            )
+        except Exception:  # of the client or of its HTTP client, with the whole address, which may hold a password
+            raise AimfairError("OPENAI_BASE_URL: expected an address such as http://localhost:8000/v1") from None
+
+    def ask(self, message: str) -> Reply:
+        """See :class:`ChatModel`."""
+        wait = _FIRST_WAIT
+        for attempt in range(self._settings.retries + 1):
+            self._interrupt.check()
+            try:
+                return self._reply(self._send(message))
+            except self._openai.OpenAIError as error:
+                fault = self._fault(error)
+                told = self._told_to_wait(error)
+                if not self._may_pass(error):
+                    raise AimfairError(f"prompts.llm: {fault}") from None  # the cause may hold the key
+                if told is not None and told > self._settings.max_wait:
+                    raise AimfairError(
+                        f"prompts.llm: {fault}; it asks to wait {told:.0f} s, prompts.llm.max_wait is "
+                        f"{self._settings.max_wait:g}; what was accepted is kept, so the same command continues later"
+                    ) from None
+            if attempt < self._settings.retries:
+                seconds = told if told is not None else wait * random.uniform(0.75, 1.25)
+                self._log("prompts waiting", fault=fault, seconds=round(seconds, 3), attempt=attempt + 1)
+                self._sleep(seconds)
+                wait = min(2 * wait, _LONGEST_WAIT)
+        raise AimfairError(
+            f"prompts.llm: {fault}, {self._settings.retries + 1} times (prompts.llm.retries); what was accepted is "
+            "kept, so the same command continues later"
+        )
+
+    def _send(self, message: str) -> Any:
+        """What the client returns; it does not check that this is what its types say."""
+        given: dict[str, Any] = {}
+        if self._settings.temperature is not None:
+            given["temperature"] = self._settings.temperature
+        if self._settings.max_tokens is not None:
+            given["max_tokens"] = self._settings.max_tokens
+        if self._settings.json_mode:
+            given["response_format"] = {"type": "json_object"}
+        try:
+            return self._client.chat.completions.create(
+                model=self._settings.model, messages=[{"role": "user", "content": message}], **given
+            )
+        except (ValueError, RecursionError):  # a body that calls itself JSON and is not
+            return None
+
+    def _reply(self, completion: Any) -> Reply:
+        usage = getattr(completion, "usage", None)
+        tokens = [getattr(usage, name, None) for name in ("prompt_tokens", "completion_tokens")]
+        tokens_in, tokens_out = (count if isinstance(count, int) else 0 for count in tokens)
+        choices = getattr(completion, "choices", None) or [None]
+        said = getattr(choices[0], "message", None)
+        text = getattr(said, "content", None)
+        finish = getattr(choices[0], "finish_reason", None)
+        refused = bool(getattr(said, "refusal", None)) or finish == "content_filter"
+        return Reply(
+            text=self._without_key(text) if isinstance(text, str) else "",
+            end="refusal" if refused else "cut off" if finish == "length" else "done",
+            tokens_in=tokens_in,
+            tokens_out=tokens_out,
+        )
+
+    def _may_pass(self, error: "openai.OpenAIError") -> bool:
+        """Whether the same request may succeed a little later."""
+        if isinstance(error, self._openai.APIStatusError):
+            spent = error.code == "insufficient_quota"  # a 429 that no waiting mends
+            return not spent and (error.status_code in _AGAIN or error.status_code >= 500)
+        return isinstance(error, self._openai.APIConnectionError)  # timeouts among them
+
+    def _fault(self, error: "openai.OpenAIError") -> str:
+        if isinstance(error, self._openai.APITimeoutError):
+            return f"no answer within {self._settings.timeout:g} s (prompts.llm.timeout)"
+        if isinstance(error, self._openai.APIStatusError):
+            said = " ".join(self._without_key(error.message).split())
+            return f"the endpoint answers {error.status_code}: {said[:300]}"
+        if isinstance(error, self._openai.APIConnectionError):
+            return "the endpoint cannot be reached; check OPENAI_BASE_URL and that the server runs"
+        return f"the endpoint's answer cannot be read ({type(error).__name__})"
+
+    def _told_to_wait(self, error: "openai.OpenAIError") -> float | None:
+        """Seconds, of the header Retry-After: a number, or a date."""
+        if not isinstance(error, self._openai.APIStatusError):
+            return None
+        header = error.response.headers.get("retry-after", "").strip()
+        if header.isascii() and header.isdigit():
+            return float(header)
+        try:
+            when = parsedate_to_datetime(header)
+        except (ValueError, TypeError, OverflowError):
+            return None
+        return max((when.replace(tzinfo=when.tzinfo or UTC) - datetime.now(UTC)).total_seconds(), 0.0)
+
+    def _sleep(self, seconds: float) -> None:
+        end = time.monotonic() + seconds
+        while (left := end - time.monotonic()) > 0:
+            self._interrupt.check()
+            time.sleep(min(left, _TICK))
+
+    def _without_key(self, text: str) -> str:
+        return text.replace(self._key, "[key]") if len(self._key) >= _SHORTEST_SECRET else text
