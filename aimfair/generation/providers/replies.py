@@ -60,12 +60,11 @@ class Desk:
         self._grams: list[set[tuple[str, ...]]] = []
         self.taken: dict[int, Template] = {}
 
-    def read(self, reply: Reply, asked: Sequence[Brief]) -> tuple[list[Template], Counter[str]]:
+    def read(self, reply: Reply) -> tuple[list[Template], Counter[str]]:
         """The templates that were taken in, and the reasons why others were not, or the reply as a whole."""
         items = _items(reply)
         if isinstance(items, str):
             return [], Counter([items])
-        numbers = {brief.number for brief in asked}
         taken, faults = [], Counter[str]()
         for item in items:
             try:
@@ -73,7 +72,7 @@ class Desk:
             except ValidationError:
                 faults["not a template by the schema"] += 1
                 continue
-            fault = self.take(template) if template.number in numbers else "not the number asked for"
+            fault = self.take(template)
             if fault:
                 faults[fault] += 1
             else:
@@ -86,7 +85,7 @@ class Desk:
         """Takes it in, or says why not."""
         brief = self._briefs.get(template.number)
         if brief is None or template.number in self.taken:
-            return "not the number asked for"
+            return "a number that is not wanted"
         pieces = (template.text, *template.contexts.values())
         if not all(piece.isprintable() and piece.strip() for piece in pieces):
             return "blank, or control characters"

@@ -60,7 +60,7 @@ def ask_for_templates(
             interrupt.check()
             asked = open_briefs[: settings.llm.per_request]
             reply = model.ask(make_message(settings, target, protected, asked, last))
-            taken, last = desk.read(reply, asked)
+            taken, last = desk.read(reply)
             store.append(taken)
             task.advance(len(taken))
             log("prompts reply", accepted=len(taken), refused=dict(last),
