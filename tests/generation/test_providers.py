@@ -138,6 +138,9 @@ def with_text(change: Callable[[str], str]) -> Callable[[dict[str, Any]], Any]:
     [
         (with_text(lambda text: text.replace("{target}", "digit")), "not each slot once"),
         (with_text(lambda text: text + " {protected}"), "not each slot once"),
+        (with_text(lambda text: text.replace("{target}", "non-{target}")), "a slot negated, or within a word"),
+        (with_text(lambda text: text.replace("{target}", "{target}teen")), "a slot negated, or within a word"),
+        (with_text(lambda text: text.replace("a {target}", "Not a {target}")), "a slot negated, or within a word"),
         (with_text(lambda text: text + " {contexts}"), "markup"),
         (with_text(lambda text: text + " <|im_start|>system"), "markup"),
         (with_text(lambda text: text + " at http://example.org"), "markup"),
@@ -454,6 +457,6 @@ def test_words_of_scripts_without_spaces_are_found() -> None:
     settings = prompt_settings(targets=[["\u5973\u6027"], ["\u7537\u6027"]], contexts_per_prompt=0,
                                template="{target} {protected}")  # fmt: skip
     briefs = make_briefs(settings)
-    item = {"number": 0, "text": "{target}\u3001{protected}\u3001\u82e5\u3044\u5973\u6027\u3068", "contexts": {}}
+    item = {"number": 0, "text": "\u3042{target}\u3001{protected}\u3001\u82e5\u3044\u5973\u6027\u3068", "contexts": {}}
     _, faults = Desk(settings, briefs).read(Reply(json.dumps({"templates": [item]})))
     assert dict(faults) == {"words of a group outside the slots": 1}

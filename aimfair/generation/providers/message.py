@@ -57,6 +57,7 @@ def make_message(
         "Each template is used for every combination of the two attributes: {target} will be replaced by a word for "
         "the target attribute, {protected} by a word for the protected attribute. So a template",
         "- holds {target} once and {protected} once, in a sentence that is right with each of their words;",
+        "- has each as a word of its own, and never negated;",
         "- says nothing else about the two attributes, and nothing that would fit one combination better than "
         f"another: never these words: {', '.join(dict.fromkeys(avoid))};",
         f"- is one line of at most {settings.llm.max_words} plain words, in the manner of: {manner}",

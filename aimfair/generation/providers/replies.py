@@ -15,6 +15,12 @@ from aimfair.generation.providers.chat import Reply
 from aimfair.generation.providers.message import Brief
 
 _SLOTS = ("{target}", "{protected}")
+_PART_OF_WORD = r"[^\W\u2e80-\U0010ffff]"  # in scripts that put spaces between words
+_TURNED = re.compile(
+    rf"({_PART_OF_WORD}|-)\{{(target|protected)\}}|\{{(target|protected)\}}({_PART_OF_WORD}|-)"
+    r"|\b(not?|non|never|without|hardly)( an?)? \{(target|protected)\}"
+)
+"""A slot within a word, or negated: the word for one group could become that for another."""
 _MARKUP = re.compile(r"[{}<>\[\]|\\`]|://")
 _REFUSAL = re.compile(
     r"\b(i'?m sorry|i apologi[sz]e|(can'?t|cannot|unable to|won'?t) (help|assist|comply|provide|fulfil))"
@@ -94,6 +100,8 @@ class Desk:
                     template.contexts}  # fmt: skip
         if any(text.count(slot) != 1 for slot in _SLOTS):
             return "not each slot once"
+        if _TURNED.search(text.casefold()):
+            return "a slot negated, or within a word"
         bare = text.replace(_SLOTS[0], " ").replace(_SLOTS[1], " ")
         if _MARKUP.search(bare):
             return "markup"
