@@ -46,6 +46,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return _doctor(options, overrides)
         if options.verb == "config":
             return _show_config(options, overrides)
+        if options.verb == "engine":
+            return _engine(options, overrides)
         return _stages(options, overrides)
     except (Exception, KeyboardInterrupt) as error:
         if options.debug:
@@ -113,6 +115,14 @@ def _doctor(options: argparse.Namespace, overrides: dict[str, str]) -> int:
     return examine(options.run or Path("runs"))
 
 
+def _engine(options: argparse.Namespace, overrides: dict[str, str]) -> int:
+    from aimfair.engine_verb import build_or_check, list_engines
+
+    if options.action == "list":
+        return list_engines()
+    return build_or_check(options.action, _config_and_directory(options, overrides)[0])
+
+
 def _config_and_directory(options: argparse.Namespace, overrides: dict[str, str]) -> "tuple[Config, Path]":
     """The settings, of --config or else of the run in --run, and the directory of the run."""
     from aimfair import config_file
@@ -175,6 +185,10 @@ def _parser() -> argparse.ArgumentParser:
         add(verb, help, *([work] if verb == "demo" else [config, work]), epilog=settings)
     show = add("config", "print the settings that a command line results in", config, epilog=settings)
     show.add_argument("--keys", action="store_true", help="list every setting with type, default and meaning")
+    engine = add("engine", "build, list or check the engines that make images", config, epilog=settings)
+    engine.add_argument(
+        "action", choices=("build", "list", "check"), help="build: for these settings; list: all that are kept"
+    )
     add("doctor", "check the installation and say what mends it")
     parser.set_defaults(config=None)
     return parser

@@ -198,6 +198,10 @@ class GenerateSettings(Settings):
         description="'digits' (shipped), a folder in the layout of diffusers (beginning with /, ./, ../ or ~/), or"
         " an id on the hub",
     )
+    engine: Literal["eager", "onnxruntime"] = Field(
+        "eager",
+        description="what runs denoiser and decoder; eager: PyTorch; onnxruntime: an exported copy of the model",
+    )
     steps: int = Field(20, ge=1, description="denoising steps")
     guidance_scale: float = Field(3.0, ge=0, description="classifier-free guidance; 1 or less: none")
     scheduler: Literal["as_saved", "ddim", "dpmpp_2m", "unipc"] = Field(
@@ -217,6 +221,12 @@ class GenerateSettings(Settings):
     max_rejections: float = Field(
         0.2, ge=0, le=1, description="share of rejected images above which generation is given up"
     )
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.engine == "onnxruntime" and self.dtype == "bfloat16":
+            raise Problem(("dtype",), "found 'bfloat16', expected float32 or float16, which engine onnxruntime can run")
+        return self
 
 
 class ModelSettings(Settings):

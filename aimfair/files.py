@@ -26,9 +26,9 @@ def replace_file(path: str | os.PathLike[str]) -> Iterator[Path]:
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         yield temporary
-        _sync(temporary)
+        sync(temporary)
         os.replace(temporary, path)
-        _sync(path.parent)
+        sync(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -61,8 +61,8 @@ def remove_temporaries(folder: Path) -> int:
     return len(stray)
 
 
-def _sync(path: Path) -> None:
-    """Flushes a file, or the entries of a folder, to the disk."""
+def sync(path: Path) -> None:
+    """Flushes a file, or the names in a folder, to the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -46,6 +46,9 @@ def test_selective_tuning_knows_nothing_of_the_rest():
     [
         ("diffusers", {"generation/diffusion.py"}),
         ("openai", {"generation/providers/endpoint.py"}),
+        ("onnxruntime", {"generation/engines/onnx_runtime.py"}),
+        ("onnx", set()),
+        ("onnxscript", set()),
         ("sklearn", {"data/digits.py"}),
         ("jinja2", {"report/page.py"}),
         ("scipy", {"evaluation/intervals.py"}),

@@ -6,13 +6,11 @@ deleted at any time.
 """
 
 import contextlib
-import fcntl
 import hashlib
 import json
 import os
-import time
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +20,7 @@ import numpy as np
 import numpy.typing as npt
 import PIL
 
+from aimfair.cache import cache_folder, locked
 from aimfair.data import decode
 from aimfair.data.catalogue import Rejected
 from aimfair.errors import AimfairError
@@ -54,8 +53,7 @@ class Decoded:
 
 def default_folder() -> Path:
     """``$XDG_CACHE_HOME/aimfair/images``, or ``~/.cache/aimfair/images``."""
-    home = Path(os.environ.get("XDG_CACHE_HOME", ""))
-    return (home if home.is_absolute() else Path.home() / ".cache") / "aimfair" / "images"
+    return cache_folder("images")
 
 
 def decode_files(
@@ -86,7 +84,7 @@ def decode_files(
         return found
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with _locked(folder / "lock", interrupt):
+        with locked(folder / "lock", interrupt):
             found = _read(folder, key, files, size)  # by whoever held the lock until now
             if found is None:
                 remove_temporaries(folder)
@@ -187,17 +185,3 @@ def _map_in_order(function: Callable[[_Item], _Result], items: Iterable[_Item]) 
             yield waiting.popleft().result()
     finally:
         pool.shutdown(cancel_futures=True)
-
-
-@contextlib.contextmanager
-def _locked(path: Path, interrupt: Interrupt) -> Iterator[None]:
-    """Holds a lock on ``path``, once others have let go of it. The kernel frees it when its holder dies."""
-    with path.open("a") as file:
-        while True:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                interrupt.check()
-                time.sleep(0.1)
-        yield

@@ -13,9 +13,14 @@ from torch import Tensor
 
 from aimfair.config import GenerateSettings
 from aimfair.errors import AimfairError
+from aimfair.generation.engines.choose import load_engine
+from aimfair.generation.engines.eager import Eager
+from aimfair.generation.engines.interface import Engine, Shapes, Source
 from aimfair.generation.model import COMPONENTS, missing_libraries
 from aimfair.generation.sampler import Samples
 from aimfair.memory import MicroBatch, pieces
+from aimfair.run.interrupt import NEVER, Interrupt
+from aimfair.run.log import NOWHERE, Log
 from aimfair.selective.storage import refuse_repeated_keys
 
 Pipeline = Any
@@ -34,24 +39,36 @@ class Diffusion:
 
     Args:
         folder: a model in diffusers' layout.
-        settings: scheduler, steps, guidance, dtype, size; ``batch_size`` is halved whenever memory runs out.
+        settings: engine, scheduler, steps, guidance, dtype, size; ``batch_size`` is halved whenever memory runs out.
         device: where the model runs.
+        log, interrupt: for the making of an engine.
 
     Raises:
-        AimfairError: the model is damaged, of another family, or cannot make images of ``settings.render_size``.
+        AimfairError: the model is damaged, of another family, cannot make images of ``settings.render_size``, or
+            cannot run in ``settings.engine``.
+        Interrupted: while an engine was made.
     """
 
-    def __init__(self, folder: Path, settings: GenerateSettings, device: torch.device):
+    def __init__(
+        self,
+        folder: Path,
+        settings: GenerateSettings,
+        device: torch.device,
+        log: Log = NOWHERE,
+        interrupt: Interrupt = NEVER,
+    ):
         self._settings = settings
         self._device = device
         self._pipeline = _load(folder, settings, device)
         self._guided = settings.guidance_scale > 1  # below, the pipeline leaves guidance out
         self._fitting = MicroBatch(settings.batch_size)
-        self._latents = self._latents_of(settings.render_size)
-        self.size: int = self._latents[1] * self._pipeline.vae_scale_factor
+        source = _source(folder, self._pipeline, settings, device)
+        self._latents = source.shapes.latents
+        self.size: int = source.shapes.image[1]
         """Pixels along each side of an image."""
-        if self.size >= _SLICED_FROM:
-            self._pipeline.vae.enable_slicing()
+        self._engine = load_engine(settings.engine, source, log, interrupt)
+        if not isinstance(self._engine, Eager):
+            self._pipeline.unet = _Denoiser(self._pipeline.unet, self._engine)
         self._embed = lru_cache(_CACHED_PROMPTS)(self._embed_text)
 
     @torch.inference_mode()
@@ -82,8 +99,9 @@ class Diffusion:
             width=self.size,
             output_type="latent",  # the pipeline's own decoding hides values that are not finite
         ).images
-        vae = self._pipeline.vae
-        images: Tensor = vae.decode(latents / vae.config.scaling_factor, return_dict=False)[0].float()
+        latents = latents / self._pipeline.vae.config.scaling_factor
+        at_once = 1 if self.size >= _SLICED_FROM else len(latents)
+        images = torch.cat([self._engine.decode(part) for part in torch.split(latents, at_once)]).float()
         finite = images.isfinite().flatten(1).all(1)
         pixels = images.nan_to_num(-1).add(1).mul(127.5).round().clamp(0, 255).to(torch.uint8)  # -1 is black, 1 white
         return Samples(pixels.permute(0, 2, 3, 1).contiguous().cpu().numpy(), finite.cpu().numpy())
@@ -109,19 +127,59 @@ class Diffusion:
                 f"prompt {text!r}: generate.model does not know the words {', '.join(map(repr, unknown))}; use others"
             )
 
-    def _latents_of(self, render_size: int | None) -> tuple[int, int, int]:
-        """Shape [C, h, w] of one image's latents."""
-        unet, factor = self._pipeline.unet.config, self._pipeline.vae_scale_factor
-        if not isinstance(unet.sample_size, int):
-            raise AimfairError(f"generate.model: makes images of {unet.sample_size} latents, expected squares")
-        size = render_size or unet.sample_size * factor
-        multiple = math.lcm(8, factor * 2 ** (len(unet.block_out_channels) - 1))
-        if size % multiple:
-            raise AimfairError(
-                f"generate.render_size: found {size}, expected a multiple of {multiple} for generate.model (its own is "
-                f"{unet.sample_size * factor})"
-            )
-        return unet.in_channels, size // factor, size // factor
+
+class _Denoiser(torch.nn.Module):
+    """What the pipeline calls in the place of its UNet, whose weights it does not keep."""
+
+    def __init__(self, unet: Any, engine: Engine):
+        super().__init__()
+        self.config, self.dtype, self.device = unet.config, unet.dtype, unet.device
+        self._engine = engine
+
+    def forward(self, sample: Tensor, timestep: Tensor, encoder_hidden_states: Tensor, **others: Any) -> tuple[Tensor]:
+        if unknown := [name for name, value in others.items() if name != "return_dict" and value is not None]:
+            raise AimfairError(f"generate.model needs {', '.join(unknown)}, which only --generate.engine eager takes")
+        timesteps = timestep.to(self.device, torch.float32).expand(len(sample))
+        return (self._engine.denoise(sample, timesteps, encoder_hidden_states),)
+
+
+def engine_and_source(
+    folder: Path, settings: GenerateSettings, device: torch.device, log: Log = NOWHERE, interrupt: Interrupt = NEVER
+) -> tuple[Engine, Source]:
+    """The engine of a model, made if need be, and the model; raises as :class:`Diffusion`."""
+    source = _source(folder, _load(folder, settings, device), settings, device)
+    return load_engine(settings.engine, source, log, interrupt), source
+
+
+def _source(folder: Path, pipeline: Pipeline, settings: GenerateSettings, device: torch.device) -> Source:
+    latents, factor = _latents_of(pipeline, settings.render_size), pipeline.vae_scale_factor
+    return Source(
+        folder=folder,
+        unet=pipeline.unet,
+        vae=pipeline.vae,
+        shapes=Shapes(
+            latents=latents,
+            embeddings=(pipeline.tokenizer.model_max_length, pipeline.unet.config.cross_attention_dim),
+            image=(pipeline.vae.config.out_channels, latents[1] * factor, latents[2] * factor),
+        ),
+        dtype=pipeline.unet.dtype,
+        device=device,
+    )
+
+
+def _latents_of(pipeline: Pipeline, render_size: int | None) -> tuple[int, int, int]:
+    """Shape [C, h, w] of one image's latents."""
+    unet, factor = pipeline.unet.config, pipeline.vae_scale_factor
+    if not isinstance(unet.sample_size, int):
+        raise AimfairError(f"generate.model: makes images of {unet.sample_size} latents, expected squares")
+    size = render_size or unet.sample_size * factor
+    multiple = math.lcm(8, factor * 2 ** (len(unet.block_out_channels) - 1))
+    if size % multiple:
+        raise AimfairError(
+            f"generate.render_size: found {size}, expected a multiple of {multiple} for generate.model (its own is "
+            f"{unet.sample_size * factor})"
+        )
+    return unet.in_channels, size // factor, size // factor
 
 
 def _load(folder: Path, settings: GenerateSettings, device: torch.device) -> Pipeline:

@@ -178,6 +178,13 @@ class Job:
             )
 
 
+def recipe_of(folder: Path) -> dict[str, Any]:
+    """What the images in a folder depend on; empty if there are none, or nobody knows."""
+    path = folder / _JOB
+    recipe = _read(path) if path.exists() else None
+    return recipe if isinstance(recipe, dict) else {}
+
+
 def _settle(folder: Path, job: dict[str, Any]) -> None:
     """Leaves nothing in the folder that is not of this job."""
     doomed = folder.with_name(f".{folder.name}.removed")

@@ -31,6 +31,7 @@ class Run:
     Attributes:
         path: the directory.
         config: its settings.
+        overwrite: whether results of other settings may be replaced.
         log, progress, interrupt: for stages to hand to the functions they call.
 
     Files: ``config.yaml templates.jsonl prompts.jsonl synthetic/ seeds/<seed>/{baseline/, sensitivity.safetensors,
@@ -38,8 +39,8 @@ class Run:
     where a language model writes the prompts.
     """
 
-    def __init__(self, path: Path, config: Config, lock: int, *, quiet: bool):
-        self.path, self.config = path, config
+    def __init__(self, path: Path, config: Config, lock: int, *, overwrite: bool, quiet: bool):
+        self.path, self.config, self.overwrite = path, config, overwrite
         self._lock = lock
         self._records = Records(path)
         self.progress = Progress(quiet=quiet)
@@ -62,7 +63,7 @@ class Run:
         try:
             remove_temporaries(path)
             config = _settle_config(path, config, overwrite=overwrite)
-            return cls(path, config, lock, quiet=quiet)
+            return cls(path, config, lock, overwrite=overwrite, quiet=quiet)
         except BaseException:
             os.close(lock)
             raise

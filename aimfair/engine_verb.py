@@ -1,0 +1,55 @@
+"""``aimfair engine``: engines made ahead of a run, those that are kept, and how far one is from eager."""
+
+from aimfair.config import Config
+from aimfair.errors import AimfairError, ConfigError
+from aimfair.generation.engines import store
+from aimfair.run.log import Log
+
+
+def list_engines() -> int:
+    """Prints every engine that is kept, and what is damaged."""
+    print(store.folder())
+    for place, entry in store.entries():
+        if isinstance(entry, str):
+            print(f"{place.name[:8]}  unusable: {entry}")
+            continue
+        facts = dict(entry.facts)
+        words = [f"{facts.pop('engine')} of {entry.model}", entry.made]
+        del facts["model"]
+        words += [f"{name} {value}" for name, value in {**facts, **entry.tools}.items()]
+        megabytes = sum((place / name).stat().st_size for name in entry.files) / 1e6
+        print(f"{place.name[:8]}  {', '.join(words)}, {megabytes:.0f} MB; {entry.agreement}")
+    return 0
+
+
+def build_or_check(action: str, config: Config) -> int:
+    """Makes the engine of the settings if it is not there; ``check`` compares it with eager again, here and now.
+
+    Raises:
+        ConfigError: ``generate.engine`` is eager.
+        AimfairError: the engine cannot be made, or differs from eager.
+    """
+    settings = config.generate
+    if settings.engine == "eager":
+        raise ConfigError("generate.engine: eager needs no building; name another: --generate.engine onnxruntime")
+
+    import torch
+
+    from aimfair.device import choose_device
+    from aimfair.generation.diffusion import engine_and_source
+    from aimfair.generation.engines.agreement import compare
+    from aimfair.generation.model import model_folder
+
+    if config.threads is not None:
+        torch.set_num_threads(config.threads)
+    folder = model_folder(settings.model, settings.allow_download)
+    log = Log(None, show=print)
+    engine, source = engine_and_source(folder, settings, choose_device(config.device), log)
+    if action == "build":
+        print(f"{settings.engine} of {folder}: ready, in {store.folder()}")
+        return 0
+    agreement = compare(engine, source)
+    print(f"{settings.engine} of {folder}: {agreement}")
+    if not agreement.good:
+        raise AimfairError(f"generate.engine: {settings.engine} differs from eager; use --generate.engine eager")
+    return 0

@@ -1,0 +1,182 @@
+"""What engines were made from, kept for later runs: a folder for each, made once, under a lock.
+
+An entry is ``<key>/``, with the files of the engine and ``entry.json``, which vouches for them by digest and says how
+far the engine was from eager. It is put in place as a whole. The key is a digest of the facts: the model's weights and
+configuration, dtype, shapes, versions. Any entry may be deleted at any time.
+"""
+
+import hashlib
+import json
+import os
+import re
+import shutil
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from aimfair.cache import cache_folder, locked
+from aimfair.errors import AimfairError
+from aimfair.files import sync, write_json
+from aimfair.generation.engines.agreement import Agreement
+from aimfair.run.interrupt import NEVER, Interrupt
+from aimfair.run.log import NOWHERE, Log
+
+_ENTRY = "entry.json"
+_KEY = re.compile(r"[0-9a-f]{32}")
+
+
+class Entry(BaseModel):
+    """An engine's files.
+
+    Attributes:
+        facts: what they depend on.
+        tools: versions of the packages that made them, and that running them does not need.
+        files: name -> SHA-256.
+        agreement: of the engine with eager, when it was made.
+        model: where the model lay, for people to read.
+        made: when.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    facts: dict[str, Any]
+    tools: dict[str, str]
+    files: dict[str, str]
+    agreement: Agreement
+    model: str
+    made: str
+
+
+class _Unusable(Exception):
+    """Why an entry cannot be believed."""
+
+
+def folder() -> Path:
+    """``$XDG_CACHE_HOME/aimfair/engines``, or ``~/.cache/aimfair/engines``."""
+    return cache_folder("engines")
+
+
+def obtain(
+    facts: dict[str, Any],
+    make: Callable[[Path], Agreement],
+    *,
+    model: str,
+    tools: dict[str, str],
+    log: Log = NOWHERE,
+    interrupt: Interrupt = NEVER,
+) -> Path:
+    """The folder of the entry for these facts; made if there is none that can be believed.
+
+    Args:
+        facts: in JSON's types.
+        make: writes the files into an empty folder and compares the engine with eager.
+        model: as in :class:`Entry`.
+        tools: those that are installed; an entry made with other versions of them is made anew.
+
+    Raises:
+        AimfairError: the new engine does not agree with eager, the entry cannot be written, or as ``make`` raises.
+        Interrupted: as ``interrupt`` says; nothing is left behind.
+    """
+    root = folder()
+    place = root / hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:32]
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        with locked(root / "lock", interrupt):
+            if os.path.lexists(place):
+                try:
+                    _require_fresh(_read(place), facts, tools)
+                    return place
+                except _Unusable as fault:
+                    log.warn(f"{place}: {fault}; it is made anew")
+                    _remove(place)
+            for stray in root.glob(".*.tmp"):  # of killed processes: whoever is at work holds the lock
+                _remove(stray)
+            _build(place, facts, make, model, tools)
+    except OSError as error:
+        raise AimfairError(
+            f"{root}: engines cannot be kept there: {error}; it must be writable, with room for another copy of the"
+            " model (another folder: set XDG_CACHE_HOME)"
+        ) from error
+    return place
+
+
+def entries() -> Iterator[tuple[Path, Entry | str]]:
+    """Each folder of the cache with its entry, or with the reason why it cannot be believed."""
+    root = folder()
+    for place in sorted(root.iterdir()) if root.is_dir() else []:
+        if _KEY.fullmatch(place.name):
+            try:
+                yield place, _read(place)
+            except _Unusable as fault:
+                yield place, str(fault)
+
+
+def _build(
+    place: Path, facts: dict[str, Any], make: Callable[[Path], Agreement], model: str, tools: dict[str, str]
+) -> None:
+    draft = place.with_name(f".{place.name}.{os.getpid()}.tmp")
+    draft.mkdir()
+    try:
+        agreement = make(draft)
+        if not agreement.good:
+            raise AimfairError(
+                f"generate.engine: {facts['engine']} is not to be trusted with generate.model: {agreement}; use"
+                " --generate.engine eager"
+            )
+        files = sorted(path for path in draft.rglob("*") if path.is_file())
+        for path in files:
+            sync(path)
+        entry = Entry(
+            facts=facts,
+            tools=tools,
+            files={path.relative_to(draft).as_posix(): _digest(path) for path in files},
+            agreement=agreement,
+            model=model,
+            made=datetime.now(UTC).isoformat(timespec="seconds"),
+        )
+        write_json(draft / _ENTRY, entry.model_dump(mode="json"))
+        draft.rename(place)
+        sync(place.parent)
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
+
+
+def _read(place: Path) -> Entry:
+    try:
+        entry = Entry.model_validate_json((place / _ENTRY).read_bytes())
+    except FileNotFoundError:
+        raise _Unusable(f"holds no {_ENTRY}, so it is no engine") from None
+    except (OSError, ValidationError) as error:
+        raise _Unusable(f"{_ENTRY} is damaged") from error
+    for name, digest in entry.files.items():
+        path = place / name
+        if not path.is_file():
+            raise _Unusable(f"{name} is missing")
+        if _digest(path) != digest:
+            raise _Unusable(f"{name} is damaged")
+    if not entry.files or not entry.agreement.good:
+        raise _Unusable("the engine was not found to agree with eager")
+    return entry
+
+
+def _require_fresh(entry: Entry, facts: dict[str, Any], tools: dict[str, str]) -> None:
+    if entry.facts != facts:
+        raise _Unusable("is of another model or setting")
+    for name, version in tools.items():
+        if entry.tools.get(name) != version:
+            raise _Unusable(f"was made with {name} {entry.tools.get(name)}, now there is {version}")
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink()
