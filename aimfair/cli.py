@@ -119,6 +119,8 @@ def _engine(options: argparse.Namespace, overrides: dict[str, str]) -> int:
     from aimfair.engine_verb import build_or_check, list_engines
 
     if options.action == "list":
+        if overrides:
+            raise ConfigError(f"--{next(iter(overrides))}: engine list takes no settings")
         return list_engines()
     return build_or_check(options.action, _config_and_directory(options, overrides)[0])
 

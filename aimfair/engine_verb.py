@@ -3,6 +3,7 @@
 from aimfair.config import Config
 from aimfair.errors import AimfairError, ConfigError
 from aimfair.generation.engines import store
+from aimfair.pipeline import prepare_process
 from aimfair.run.log import Log
 
 
@@ -33,15 +34,12 @@ def build_or_check(action: str, config: Config) -> int:
     if settings.engine == "eager":
         raise ConfigError("generate.engine: eager needs no building; name another: --generate.engine onnxruntime")
 
-    import torch
-
     from aimfair.device import choose_device
     from aimfair.generation.diffusion import engine_and_source
     from aimfair.generation.engines.agreement import compare
     from aimfair.generation.model import model_folder
 
-    if config.threads is not None:
-        torch.set_num_threads(config.threads)
+    prepare_process(config)
     folder = model_folder(settings.model, settings.allow_download)
     log = Log(None, show=print)
     engine, source = engine_and_source(folder, settings, choose_device(config.device), log)

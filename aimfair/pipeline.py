@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from importlib import import_module
 
 import aimfair
+from aimfair.config import Config
 from aimfair.errors import AimfairError
 from aimfair.run.directory import Run
 
@@ -22,12 +23,7 @@ def run_stages(run: Run, stages: Sequence[str] = STAGES) -> None:
         Interrupted: SIGINT or SIGTERM came; the run continues when it is opened again.
     """
     run.log("stages", stages=list(stages), aimfair=aimfair.__version__, python=platform.python_version())
-    if not (run.config.generate.allow_download or run.config.model.allow_download):
-        os.environ.setdefault("HF_HUB_OFFLINE", "1")  # its client reads this when imported, and then asks no network
-    if run.config.threads is not None:
-        import torch
-
-        torch.set_num_threads(run.config.threads)
+    prepare_process(run.config)
     if {"generate", "train"} <= set(stages) and not run.has_record("generate"):
         _refuse_early(run)
     for name in stages:
@@ -42,6 +38,16 @@ def run_stages(run: Run, stages: Sequence[str] = STAGES) -> None:
             run.log("stage stopped", stage=name, seconds=_seconds_since(start), error=repr(error), traceback=trace)
             raise
         run.log("stage finished", stage=name, seconds=_seconds_since(start))
+
+
+def prepare_process(config: Config) -> None:
+    """What the settings ask of the whole process: its threads, and to stay offline."""
+    if not (config.generate.allow_download or config.model.allow_download):
+        os.environ.setdefault("HF_HUB_OFFLINE", "1")  # its client reads this when imported, and then asks no network
+    if config.threads is not None:
+        import torch
+
+        torch.set_num_threads(config.threads)
 
 
 def _refuse_early(run: Run) -> None:

@@ -299,6 +299,8 @@ def test_check_fails_when_they_differ(monkeypatch: pytest.MonkeyPatch, capsys: p
     assert "onnxruntime differs from eager; use --generate.engine eager" in captured.err
 
 
-def test_eager_has_nothing_to_build(capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_the_verb_refuses(capsys: pytest.CaptureFixture[str]) -> None:
+    assert verb("list", "--generate.engine", "onnxruntime") == 2
+    assert "engine list takes no settings" in capsys.readouterr().err
     assert verb("build", "--config", "demo") == 2
     assert "eager needs no building" in capsys.readouterr().err
