@@ -17,9 +17,12 @@ def list_engines() -> int:
         facts = dict(entry.facts)
         words = [f"{facts.pop('engine')} of {entry.model}", entry.made]
         del facts["model"]
+        parts = facts.pop("parts")
         words += [f"{name} {value}" for name, value in {**facts, **entry.tools}.items()]
         megabytes = sum((place / name).stat().st_size for name in entry.files) / 1e6
         print(f"{place.name[:8]}  {', '.join(words)}, {megabytes:.0f} MB; {entry.agreement}")
+        for name, signature in parts.items():
+            print(f"{'':8}  {name}: {signature}")
     return 0
 
 

@@ -15,7 +15,8 @@ from aimfair.config import GenerateSettings
 from aimfair.errors import AimfairError
 from aimfair.generation.engines.choose import load_engine
 from aimfair.generation.engines.eager import Eager
-from aimfair.generation.engines.interface import Engine, Shapes, Source
+from aimfair.generation.engines.interface import Engine, Source
+from aimfair.generation.families import stable_diffusion
 from aimfair.generation.model import COMPONENTS, missing_libraries
 from aimfair.generation.sampler import Samples
 from aimfair.memory import MicroBatch, pieces
@@ -63,8 +64,8 @@ class Diffusion:
         self._guided = settings.guidance_scale > 1  # below, the pipeline leaves guidance out
         self._fitting = MicroBatch(settings.batch_size)
         source = _source(folder, self._pipeline, settings, device)
-        self._latents = source.shapes.latents
-        self.size: int = source.shapes.image[1]
+        self._latents = _latents_of(self._pipeline, settings.render_size)
+        self.size: int = self._latents[1] * self._pipeline.vae_scale_factor
         """Pixels along each side of an image."""
         self._engine = load_engine(settings.engine, source, log, interrupt)
         if not isinstance(self._engine, Eager):
@@ -99,9 +100,9 @@ class Diffusion:
             width=self.size,
             output_type="latent",  # the pipeline's own decoding hides values that are not finite
         ).images
-        latents = latents / self._pipeline.vae.config.scaling_factor
         at_once = 1 if self.size >= _SLICED_FROM else len(latents)
-        images = torch.cat([self._engine.decode(part) for part in torch.split(latents, at_once)]).float()
+        decoded = [self._engine.run("decoder", (part,))[0] for part in torch.split(latents, at_once)]
+        images = torch.cat(decoded).float()
         finite = images.isfinite().flatten(1).all(1)
         pixels = images.nan_to_num(-1).add(1).mul(127.5).round().clamp(0, 255).to(torch.uint8)  # -1 is black, 1 white
         return Samples(pixels.permute(0, 2, 3, 1).contiguous().cpu().numpy(), finite.cpu().numpy())
@@ -140,7 +141,8 @@ class _Denoiser(torch.nn.Module):
         if unknown := [name for name, value in others.items() if name != "return_dict" and value is not None]:
             raise AimfairError(f"generate.model needs {', '.join(unknown)}, which only --generate.engine eager takes")
         timesteps = timestep.to(self.device, torch.float32).expand(len(sample))
-        return (self._engine.denoise(sample, timesteps, encoder_hidden_states),)
+        (predicted,) = self._engine.run("denoiser", (sample, timesteps, encoder_hidden_states))
+        return (predicted,)
 
 
 def engine_and_source(
@@ -152,16 +154,9 @@ def engine_and_source(
 
 
 def _source(folder: Path, pipeline: Pipeline, settings: GenerateSettings, device: torch.device) -> Source:
-    latents, factor = _latents_of(pipeline, settings.render_size), pipeline.vae_scale_factor
     return Source(
         folder=folder,
-        unet=pipeline.unet,
-        vae=pipeline.vae,
-        shapes=Shapes(
-            latents=latents,
-            embeddings=(pipeline.tokenizer.model_max_length, pipeline.unet.config.cross_attention_dim),
-            image=(pipeline.vae.config.out_channels, latents[1] * factor, latents[2] * factor),
-        ),
+        parts=stable_diffusion.parts(pipeline, _latents_of(pipeline, settings.render_size)),
         dtype=pipeline.unet.dtype,
         device=device,
     )

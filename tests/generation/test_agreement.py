@@ -1,6 +1,7 @@
 """What stands between a wrong engine and its use."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,8 @@ from aimfair.generation.engines.agreement import compare
 from aimfair.generation.engines.eager import Eager
 from aimfair.generation.engines.interface import Engine, Source
 
+PARTS = {"denoiser", "decoder"}
+
 
 @pytest.fixture(scope="module")
 def source(model: Path) -> Source:
@@ -20,17 +23,20 @@ def source(model: Path) -> Source:
 
 
 class Wrong(Eager):
-    """Eager with a change of one of its two results."""
+    """Eager with a change of one part's result."""
 
     def __init__(self, source: Source, part: str, change: Callable[[Tensor], Tensor]):
         super().__init__(source)
-        right = getattr(self, part)
-        setattr(self, part, lambda *inputs: change(right(*inputs)))
+        self._wrong, self._change = part, change
+
+    def run(self, part: str, inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        first, *others = super().run(part, inputs)
+        return (self._change(first) if part == self._wrong else first, *others)
 
 
 def one_value(value: float) -> Callable[[Tensor], Tensor]:
     def change(result: Tensor) -> Tensor:
-        result[1, 0, 0, 0] += value
+        result[(1, *(0,) * (result.ndim - 1))] += value
         return result
 
     return change
@@ -39,23 +45,34 @@ def one_value(value: float) -> Callable[[Tensor], Tensor]:
 def test_eager_agrees_with_itself(source: Source) -> None:
     engine: Engine = Eager(source)
     agreement = compare(engine, source)
-    assert (agreement.denoise, agreement.decode, agreement.good) == (0.0, 0.0, True)
+    assert set(agreement.differences) == {part.name for part in source.parts} >= PARTS
+    assert set(agreement.differences.values()) == {0.0}
+    assert agreement.good
 
 
-@pytest.mark.parametrize("part", ["denoise", "decode"])
-@pytest.mark.parametrize("value", [0.01, torch.nan, torch.inf])
+@pytest.mark.parametrize("part", sorted(PARTS))
+@pytest.mark.parametrize("value", [0.1, torch.nan, torch.inf])
 def test_one_wrong_value_is_seen(source: Source, part: str, value: float) -> None:
     agreement = compare(Wrong(source, part, one_value(value)), source)
     assert not agreement.good
-    assert getattr(agreement, part) > agreement.tolerance
-    assert f"{part} {getattr(agreement, part):.1e}" in str(agreement)
-    other = "decode" if part == "denoise" else "denoise"
-    assert getattr(agreement, other) == 0
+    assert agreement.differences[part] > agreement.tolerance
+    assert f"{part} {agreement.differences[part]:.1e}" in str(agreement)
+    assert {name for name, difference in agreement.differences.items() if difference} == {part}
 
 
-def test_a_timestep_that_is_ignored_is_seen(source: Source) -> None:
+def test_nothing_compared_is_no_agreement(source: Source) -> None:
+    nothing = replace(source, parts=())
+    assert not compare(Eager(nothing), nothing).good
+
+
+@pytest.mark.parametrize("name", ["timestep", "embeddings"])
+def test_an_input_of_which_only_the_first_image_s_counts_is_seen(source: Source, name: str) -> None:
     class Deaf(Eager):
-        def denoise(self, sample: Tensor, timestep: Tensor, embeddings: Tensor) -> Tensor:
-            return super().denoise(sample, timestep[:1].expand(len(timestep)), embeddings)
+        def run(self, part: str, inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
+            if part == "denoiser":
+                place = list(source.parts[0].inputs).index(name)
+                inputs = list(inputs)
+                inputs[place] = inputs[place][:1].expand_as(inputs[place])
+            return super().run(part, inputs)
 
     assert not compare(Deaf(source), source).good

@@ -18,7 +18,7 @@ from aimfair.run.interrupt import Interrupt, Interrupted
 
 FACTS = {"engine": "some", "model": "0123", "opset": 20}
 TOOLS = {"exporter": "1.0"}
-GOOD = Agreement(denoise=1e-6, decode=2e-6, tolerance=1e-4)
+GOOD = Agreement(differences={"denoiser": 1e-6, "decoder": 2e-6}, tolerance=1e-4)
 
 
 @pytest.fixture(autouse=True)
@@ -89,7 +89,7 @@ def a_file(place: Path) -> None:
 
 
 def never_agreed(place: Path) -> None:
-    change_entry(place, agreement={"denoise": 0.5, "decode": 0.0, "tolerance": 1e-4})
+    change_entry(place, agreement={"differences": {"denoiser": 0.5, "decoder": 0.0}, "tolerance": 1e-4})
 
 
 def of_another_model(place: Path) -> None:
@@ -138,7 +138,7 @@ def test_other_exporters_make_it_anew_but_absent_ones_do_not() -> None:
 
 @pytest.mark.parametrize("differences", [(1e-3, 0.0), (0.0, 1e-3), (1e30, 0.0)])
 def test_an_engine_that_differs_is_refused_and_not_kept(cache_home: Path, differences: tuple[float, float]) -> None:
-    bad = Agreement(denoise=differences[0], decode=differences[1], tolerance=1e-4)
+    bad = Agreement(differences=dict(zip(("denoiser", "decoder"), differences, strict=True)), tolerance=1e-4)
     with pytest.raises(AimfairError, match=r"some is not to be trusted .*; use --generate\.engine eager"):
         obtain(Maker(bad))
     assert [path.name for path in cache_home.iterdir()] == ["lock"]

@@ -84,7 +84,7 @@ def test_the_unet_s_weights_are_not_kept() -> None:
 def test_sessions_have_torch_s_threads_and_do_not_spin() -> None:
     engine = load(engine="onnxruntime")._engine
     assert isinstance(engine, onnx_runtime.OnnxRuntime)
-    for session in (engine._denoiser, engine._decoder):
+    for session in engine._sessions.values():
         options = session.get_session_options()
         assert options.intra_op_num_threads == torch.get_num_threads()
         assert options.get_session_config_entry("session.intra_op.allow_spinning") == "0"
@@ -94,8 +94,10 @@ def test_sessions_have_torch_s_threads_and_do_not_spin() -> None:
 def test_inputs_that_are_not_contiguous() -> None:
     settings = GenerateSettings(engine="onnxruntime")
     engine, source = engine_and_source(SHIPPED["digits"], settings, CPU)
-    latents = torch.randn(4, *source.shapes.latents[::-1]).permute(0, 3, 2, 1)
-    assert torch.equal(engine.decode(latents), engine.decode(latents.contiguous()))
+    latents = torch.randn(4, 8, 8, 4).permute(0, 3, 2, 1)
+    assert source.parts[1].inputs["latents"].shape == latents.shape[1:]
+    (found,), (expected,) = (engine.run("decoder", [values]) for values in (latents, latents.contiguous()))
+    assert torch.equal(found, expected)
 
 
 def test_full_memory_is_told_as_torch_s_and_halves_the_batch() -> None:
@@ -114,7 +116,7 @@ def test_full_memory_is_told_as_torch_s_and_halves_the_batch() -> None:
                 raise RuntimeError("Failed to allocate memory for requested buffer of size 4096")
             self._run(binding)
 
-    engine._denoiser = Full(engine._denoiser)
+    engine._sessions["denoiser"] = Full(engine._sessions["denoiser"])
     assert levels(diffusion.sample(TEXTS[:4], SEEDS[:4]).images, expected) <= 1
     assert (sizes[0], set(sizes[1:])) == (8, {4})
 
@@ -158,7 +160,7 @@ def test_an_engine_that_differs_is_not_used(cache_home: Path, monkeypatch: pytes
 
     def copy(source: Any, folder: Path, _: Any) -> None:
         shutil.copytree(place, folder, dirs_exist_ok=True)
-        source.vae.decoder.conv_out.bias.data[1] += 0.01  # now the files are those of another model
+        source.parts[1].module.vae.decoder.conv_out.bias.data[1] += 0.01  # now the files are those of another model
 
     monkeypatch.setattr(onnx_runtime, "export", copy)
     with pytest.raises(
@@ -173,7 +175,7 @@ def test_a_gpu_that_the_package_cannot_use(cache_home: Path) -> None:
     if "CUDAExecutionProvider" in onnx_runtime._library().get_available_providers():
         pytest.skip("this onnxruntime has CUDA")
     with pytest.raises(AimfairError, match=r"has no CUDAExecutionProvider; use --device cpu, or: .*onnxruntime-gpu"):
-        onnx_runtime._session(place / export.DENOISER, torch.device("cuda"))
+        onnx_runtime._session(export.path_of(place, "denoiser"), torch.device("cuda"))
 
 
 def test_sizes_that_the_model_cannot_make_are_refused_before_anything_is_exported() -> None:
@@ -287,15 +289,23 @@ def test_build_list_and_check(cache_home: Path, capsys: pytest.CaptureFixture[st
     assert "largest difference from eager" in (out := capsys.readouterr().out)
     assert "at most 1e-04" in out
     assert verb("list") == 0
-    assert "dtype float32, latents [4, 8, 8], embeddings [24, 64], device cpu, onnxruntime " in capsys.readouterr().out
+    assert "dtype float32, device cpu, onnxruntime " in (out := capsys.readouterr().out)
+    assert (
+        "denoiser: sample float32[B, 4, 8, 8], timestep float32[B], embeddings float32[B, 24, 64] -> predicted"
+        " float32[B, 4, 8, 8]\n"
+    ) in out
 
 
 def test_check_fails_when_they_differ(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    right = onnx_runtime.OnnxRuntime.decode
-    monkeypatch.setattr(onnx_runtime.OnnxRuntime, "decode", lambda self, latents: right(self, latents) + 0.01)
+    right = onnx_runtime.OnnxRuntime.run
+
+    def wrong(self: onnx_runtime.OnnxRuntime, part: str, inputs: Any) -> Any:
+        return tuple(output + 0.01 for output in right(self, part, inputs))
+
+    monkeypatch.setattr(onnx_runtime.OnnxRuntime, "run", wrong)
     assert verb("check", *ONNX) == 1
     captured = capsys.readouterr()
-    assert "decode" in captured.out
+    assert "decoder" in captured.out
     assert "onnxruntime differs from eager; use --generate.engine eager" in captured.err
 
 

@@ -1,4 +1,4 @@
-"""Denoiser and decoder as ONNX files. torch's exporter needs onnx and onnxscript; running the files needs neither."""
+"""The parts of a model as ONNX files. torch's exporter needs onnx and onnxscript; running the files needs neither."""
 
 import importlib.metadata
 import logging
@@ -8,21 +8,13 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from aimfair.errors import AimfairError
-from aimfair.generation.engines.eager import Decoder, Denoiser
-from aimfair.generation.engines.interface import Source
+from aimfair.generation.engines.interface import Part, Source, Tensors
 from aimfair.run.interrupt import Interrupt
 
 OPSET = 20
-
-DENOISER, DECODER = "denoiser.onnx", "decoder.onnx"
-"""Names of the files; their weights lie beside them, under the same name and ``.data``."""
-
-INPUTS = {DENOISER: ("sample", "timestep", "embeddings"), DECODER: ("latents",)}
-OUTPUT = "output"
-"""Of both. The first dimension of every tensor is the batch, and free; the others are those of ``Source.shapes``."""
 
 _EXPORTERS = ("onnx", "onnxscript")
 _BATCH = 2  # of the example: torch takes sizes 0 and 1 for fixed ones
@@ -39,13 +31,20 @@ def exporters() -> dict[str, str]:
     return found
 
 
+def path_of(folder: Path, part: str) -> Path:
+    """The file of a part; its weights lie beside it, under the same name and ``.data``."""
+    return folder / f"{part}.onnx"
+
+
 @torch.no_grad()  # the exporter cannot trace in inference mode
 def export(source: Source, folder: Path, interrupt: Interrupt) -> None:
-    """Writes both files into ``folder``, which is there.
+    """Writes a file for each part into ``folder``, which is there.
+
+    The first dimension of every tensor is the batch, and free; the others are those of the part.
 
     Raises:
         AimfairError: a package is missing, or the model has something that the exporter cannot express.
-        Interrupted: between the two.
+        Interrupted: between two parts.
         OSError: the files cannot be written.
     """
     if missing := [name for name in _EXPORTERS if name not in exporters()]:
@@ -53,39 +52,35 @@ def export(source: Source, folder: Path, interrupt: Interrupt) -> None:
             f"{' and '.join(missing)} not installed; exporting generate.model needs: pip install {' '.join(missing)}"
         )
 
-    def example(shape: tuple[int, ...]) -> Tensor:
-        return torch.zeros(_BATCH, *shape, dtype=source.dtype, device=source.device)
+    def example(tensors: Tensors) -> Tensor:
+        return torch.zeros(_BATCH, *tensors.shape, dtype=tensors.dtype, device=source.device)
 
-    latents, embeddings = example(source.shapes.latents), example(source.shapes.embeddings)
-    timestep = torch.zeros(_BATCH, device=source.device)
-    _export(Denoiser(source.unet), (latents, timestep, embeddings), folder / DENOISER)
-    interrupt.check()
-    _export(Decoder(source.vae), (latents,), folder / DECODER)
-    interrupt.check()
+    for part in source.parts:
+        _export(part, tuple(map(example, part.inputs.values())), path_of(folder, part.name))
+        interrupt.check()
 
 
-def _export(module: nn.Module, example: tuple[Tensor, ...], path: Path) -> None:
-    names = INPUTS[path.name]
+def _export(part: Part, example: tuple[Tensor, ...], path: Path) -> None:
     try:
         with _silent():
             torch.onnx.export(
-                module.eval(),
+                part.module,
                 example,
                 path,
                 dynamo=True,
                 opset_version=OPSET,
                 external_data=True,
                 verbose=False,
-                input_names=names,
-                output_names=[OUTPUT],
-                dynamic_shapes={name: {0: "batch"} for name in names},
+                input_names=list(part.inputs),
+                output_names=list(part.outputs),
+                dynamic_shapes=tuple({0: "batch"} for _ in example),
             )
     except OSError:
         raise
     except Exception as error:  # exporter, its optimizer and its checker each have errors of their own
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise AimfairError(
-            f"generate.model cannot be exported to ONNX: {path.stem}: {reason}; use --generate.engine eager, or other"
+            f"generate.model cannot be exported to ONNX: {part.name}: {reason}; use --generate.engine eager, or other"
             f" versions: pip install --upgrade {' '.join(_EXPORTERS)}"
         ) from error
 

@@ -1,5 +1,6 @@
 """The engine of ONNX Runtime, on the CPU or with its CUDA provider. The only importer of onnxruntime."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,15 +11,14 @@ from torch import Tensor
 from aimfair.errors import AimfairError
 from aimfair.generation.engines import store
 from aimfair.generation.engines.agreement import Agreement, compare
-from aimfair.generation.engines.export import DECODER, DENOISER, INPUTS, OPSET, OUTPUT, export, exporters
-from aimfair.generation.engines.interface import Shapes, Source
-from aimfair.generation.model import fingerprint
+from aimfair.generation.engines.export import OPSET, export, exporters, path_of
+from aimfair.generation.engines.interface import Part, Source
 from aimfair.run.interrupt import NEVER, Interrupt
 from aimfair.run.log import NOWHERE, Log
 
 NAME = "onnxruntime"
 _PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
-_ELEMENTS = {torch.float32: np.float32, torch.float16: np.float16}
+_ELEMENTS = {torch.float32: np.float32, torch.float16: np.float16, torch.int64: np.int64}
 
 
 class OnnxRuntime:
@@ -26,41 +26,41 @@ class OnnxRuntime:
 
     Args:
         folder: what :func:`aimfair.generation.engines.export.export` wrote.
-        shapes, device: of the model that was exported.
+        parts: that were exported; their modules are not kept.
+        device: of the model.
 
     Raises:
         AimfairError: onnxruntime is missing, cannot use the device, or cannot read the files.
     """
 
-    def __init__(self, folder: Path, shapes: Shapes, device: torch.device):
-        self._shapes, self._device = shapes, device
-        self._denoiser, self._decoder = (_session(folder / name, device) for name in (DENOISER, DECODER))
+    def __init__(self, folder: Path, parts: Sequence[Part], device: torch.device):
+        self._device = device
+        self._tensors = {part.name: (part.inputs, part.outputs) for part in parts}
+        self._sessions = {part.name: _session(path_of(folder, part.name), device) for part in parts}
 
-    def denoise(self, sample: Tensor, timestep: Tensor, embeddings: Tensor) -> Tensor:
-        inputs = dict(zip(INPUTS[DENOISER], (sample, timestep, embeddings), strict=True))
-        return self._run(self._denoiser, inputs, torch.empty_like(sample, memory_format=torch.contiguous_format))
-
-    def decode(self, latents: Tensor) -> Tensor:
-        images = latents.new_empty(len(latents), *self._shapes.image)
-        return self._run(self._decoder, dict(zip(INPUTS[DECODER], (latents,), strict=True)), images)
-
-    def _run(self, session: Any, inputs: dict[str, Tensor], output: Tensor) -> Tensor:
-        """Fills ``output``. The session reads and writes torch's memory: nothing is copied."""
-        binding = session.io_binding()
-        inputs = {name: tensor.contiguous() for name, tensor in inputs.items()}
-        for name, tensor in inputs.items():
+    def run(self, part: str, inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        """As :meth:`Engine.run`. The session reads and writes torch's memory: nothing is copied."""
+        names, results = self._tensors[part]
+        inputs = [tensor.contiguous() for tensor in inputs]
+        outputs = [
+            torch.empty(len(inputs[0]), *tensors.shape, dtype=tensors.dtype, device=self._device)
+            for tensors in results.values()
+        ]
+        binding = self._sessions[part].io_binding()
+        for name, tensor in zip(names, inputs, strict=True):
             binding.bind_input(name, *_memory(tensor))
-        binding.bind_output(OUTPUT, *_memory(output))
+        for name, tensor in zip(results, outputs, strict=True):
+            binding.bind_output(name, *_memory(tensor))
         if self._device.type == "cuda":
             torch.cuda.current_stream(self._device).synchronize()  # the session has a stream of its own
         try:
-            session.run_with_iobinding(binding)
+            self._sessions[part].run_with_iobinding(binding)
         except Exception as error:  # onnxruntime has one class for all that can go wrong while it runs
             if "allocate memory" in str(error):
                 raise torch.OutOfMemoryError(str(error)) from error
             raise
         binding.synchronize_outputs()
-        return output
+        return tuple(outputs)
 
 
 def load(source: Source, log: Log = NOWHERE, interrupt: Interrupt = NEVER) -> OnnxRuntime:
@@ -74,19 +74,11 @@ def load(source: Source, log: Log = NOWHERE, interrupt: Interrupt = NEVER) -> On
 
     def make(folder: Path) -> Agreement:
         export(source, folder, interrupt)
-        return compare(OnnxRuntime(folder, source.shapes, source.device), source)
+        return compare(OnnxRuntime(folder, source.parts, source.device), source)
 
-    facts = {
-        "engine": NAME,
-        "model": fingerprint(source.folder),
-        "dtype": str(source.dtype).removeprefix("torch."),
-        "latents": list(source.shapes.latents),
-        "embeddings": list(source.shapes.embeddings),
-        "device": source.device.type,
-        **versions(),
-    }
+    facts = {"engine": NAME, **source.facts(), **versions()}
     folder = store.obtain(facts, make, model=str(source.folder), tools=exporters(), log=log, interrupt=interrupt)
-    return OnnxRuntime(folder, source.shapes, source.device)
+    return OnnxRuntime(folder, source.parts, source.device)
 
 
 def versions() -> dict[str, Any]:
