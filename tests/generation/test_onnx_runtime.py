@@ -4,6 +4,7 @@ import json
 import shutil
 import signal
 import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,8 @@ from aimfair import cli
 from aimfair.config import Config, GenerateSettings
 from aimfair.errors import AimfairError
 from aimfair.generation.diffusion import Diffusion, engine_and_source
-from aimfair.generation.engines import export, onnx_runtime, store
+from aimfair.generation.engines import agreement, export, onnx_runtime, store
+from aimfair.generation.engines.eager import Eager
 from aimfair.generation.manifest import Manifest
 from aimfair.generation.model import SHIPPED
 from aimfair.run.directory import Run
@@ -50,6 +52,13 @@ def no_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(onnx_runtime, "export", export.export)
 
 
+@pytest.fixture
+def threads() -> Iterator[Callable[[int], None]]:
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)
+
+
 def load(**settings: Any) -> Diffusion:
     return Diffusion(SHIPPED["digits"], GenerateSettings(**{"steps": 4, **settings}), CPU)
 
@@ -81,14 +90,39 @@ def test_the_unet_s_weights_are_not_kept() -> None:
     assert list(load(engine="onnxruntime")._pipeline.unet.parameters()) == []
 
 
-def test_sessions_have_torch_s_threads_and_do_not_spin() -> None:
+def test_sessions_have_torch_s_threads_and_do_not_spin(threads: Callable[[int], None]) -> None:
+    threads(2)
     engine = load(engine="onnxruntime")._engine
     assert isinstance(engine, onnx_runtime.OnnxRuntime)
-    for session in engine._sessions.values():
+    for count in (1, 2):
+        session = engine._session("denoiser", count)
         options = session.get_session_options()
-        assert options.intra_op_num_threads == torch.get_num_threads()
+        assert options.intra_op_num_threads == count
         assert options.get_session_config_entry("session.intra_op.allow_spinning") == "0"
         assert session.get_providers() == ["CPUExecutionProvider"]
+
+
+@pytest.mark.parametrize("count", [1, 2, 3])
+@pytest.mark.parametrize("batch", [1, 2, 3, 37])
+def test_pieces_of_a_batch_are_put_together(count: int, batch: int, threads: Callable[[int], None]) -> None:
+    threads(count)
+    engine, source = engine_and_source(SHIPPED["digits"], GenerateSettings(engine="onnxruntime"), CPU)
+    generator = torch.Generator().manual_seed(batch)
+    denoiser = next(part for part in source.parts if part.name == "denoiser")
+    inputs = [agreement.example(tensors, batch, generator) for tensors in denoiser.inputs.values()]
+    with torch.inference_mode():
+        (found,), (expected,) = (one.run("denoiser", inputs) for one in (engine, Eager(source)))
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize(("batch", "count"), [(2, 2), (3, 2), (128, 2), (33, 2), (128, 16), (17, 16), (5, 4)])
+def test_pieces_are_small_and_keep_every_thread_busy(batch: int, count: int) -> None:
+    pieces = onnx_runtime._pieces(batch, count)
+    sizes = [len(range(batch)[piece]) for piece in pieces]
+    assert [k for piece in pieces for k in range(batch)[piece]] == list(range(batch))
+    assert len(pieces) % count == 0
+    assert max(sizes) <= 16
+    assert max(sizes) - min(sizes) <= 1
 
 
 def test_inputs_that_are_not_contiguous() -> None:
@@ -100,25 +134,49 @@ def test_inputs_that_are_not_contiguous() -> None:
     assert torch.equal(found, expected)
 
 
-def test_full_memory_is_told_as_torch_s_and_halves_the_batch() -> None:
+def test_full_memory_halves_the_batch(monkeypatch: pytest.MonkeyPatch, threads: Callable[[int], None]) -> None:
+    threads(2)
     diffusion = load(engine="onnxruntime", batch_size=4)
     expected = diffusion.sample(TEXTS[:4], SEEDS[:4]).images
     engine, sizes = diffusion._engine, []
     assert isinstance(engine, onnx_runtime.OnnxRuntime)
 
-    class Full:
-        def __init__(self, session: Any):
-            self.io_binding, self._run = session.io_binding, session.run_with_iobinding
+    right = engine._run
 
-        def run_with_iobinding(self, binding: Any) -> None:
-            sizes.append(binding.get_outputs()[0].shape()[0])
-            if sizes[-1] > 4:
-                raise RuntimeError("Failed to allocate memory for requested buffer of size 4096")
-            self._run(binding)
+    def full(session: Any, inputs: Any, outputs: Any) -> None:
+        sizes.append(len(inputs["sample"]) if "sample" in inputs else 0)
+        if sizes[-1] > 2:
+            raise torch.OutOfMemoryError("Failed to allocate memory")
+        right(session, inputs, outputs)
 
-    engine._sessions["denoiser"] = Full(engine._sessions["denoiser"])
+    monkeypatch.setattr(engine, "_run", full)
     assert levels(diffusion.sample(TEXTS[:4], SEEDS[:4]).images, expected) <= 1
-    assert (sizes[0], set(sizes[1:])) == (8, {4})
+    assert set(sizes) == {4, 2, 0}
+
+
+def test_full_memory_is_known_by_its_message(threads: Callable[[int], None]) -> None:
+    class Full:
+        def io_binding(self) -> Any:
+            return self
+
+        def bind_input(self, *_: Any) -> None: ...
+
+        bind_output = bind_input
+
+        def run_with_iobinding(self, _: Any) -> None:
+            raise RuntimeError(message)
+
+    threads(2)
+    engine, source = engine_and_source(SHIPPED["digits"], GenerateSettings(engine="onnxruntime"), CPU)
+    assert isinstance(engine, onnx_runtime.OnnxRuntime)
+    engine._session = lambda *_: Full()
+    latents = torch.zeros(2, *source.parts[1].inputs["latents"].shape)
+    for message, error in (
+        ("Failed to allocate memory for requested buffer of size 4096", torch.OutOfMemoryError),
+        ("Invalid argument", RuntimeError),
+    ):
+        with pytest.raises(error, match=message):
+            engine.run("decoder", [latents])
 
 
 # -- refusals ----------------------------------------------------------------------------------------------------------
@@ -175,7 +233,7 @@ def test_a_gpu_that_the_package_cannot_use(cache_home: Path) -> None:
     if "CUDAExecutionProvider" in onnx_runtime._library().get_available_providers():
         pytest.skip("this onnxruntime has CUDA")
     with pytest.raises(AimfairError, match=r"has no CUDAExecutionProvider; use --device cpu, or: .*onnxruntime-gpu"):
-        onnx_runtime._session(export.path_of(place, "denoiser"), torch.device("cuda"))
+        onnx_runtime.OnnxRuntime(place, (), torch.device("cuda"))
 
 
 def test_sizes_that_the_model_cannot_make_are_refused_before_anything_is_exported() -> None:
