@@ -62,6 +62,7 @@ class Case:
     tensors: str
     numel: int
     floor_bytes: int
+    """That any way must read and write; 0 where arithmetic decides."""
     ours: Call
     check: Call
     """Raises unless the first call of ``ours`` left the right result."""
@@ -73,6 +74,8 @@ class Case:
     state: str = ""
     accumulator_bytes: int = 0
     """What ``ours`` reads, where the bar on extra memory is relative to it."""
+    items: int | None = None
+    """Images or prompts that a call makes, where their rate is of interest."""
 
 
 @dataclass
@@ -111,6 +114,7 @@ class Result:
     """Of all processors, taken by other processes and other guests of the host while this case ran."""
     graph_seconds: float | None = None
     """Of a replay as a CUDA graph; None if that was not timed."""
+    items: int | None = None
     rivals: list[RivalResult] = field(default_factory=list)
 
     def fastest(self, *, masked: bool = False) -> RivalResult | None:
@@ -293,6 +297,7 @@ class Runner:
             extra_bytes=extra,
             others_share=others,
             graph_seconds=statistics.median(graph_ours) if graph_ours else None,
+            items=case.items,
             rivals=[
                 RivalResult(
                     name=rival.name,

@@ -96,7 +96,7 @@ def results_table(results: Sequence[Result], judged: Sequence[Verdict], cache_by
     """``cache_bytes``: size of a GPU's second-level cache; None without a GPU."""
     table = [[
         "work", "tensors", "density", "pattern", "state", "ours ms", "rival ms", "ratio", "masked rival ms", "ratio",
-        "must", "aim", "GB/s", "% copy", "extra MB", "others",
+        "must", "aim", "GB/s", "% copy", "items/s", "extra MB", "others",
         *([] if cache_bytes is None else ["graph ms", "rival graph ms", "ratio", "cache"]),
     ]]  # fmt: skip
     for result in results:
@@ -112,8 +112,9 @@ def results_table(results: Sequence[Result], judged: Sequence[Verdict], cache_by
             *_rival_cells(result.fastest(masked=True)),
             ", ".join(_bar_cell(v.target, v.bar.must, v.must) for v in own),
             ", ".join(_bar_cell(v.target, v.bar.aim, v.aim) for v in own),
-            f"{result.gb_per_s:.1f}",
-            f"{result.copy_share:.0%}",
+            f"{result.gb_per_s:.1f}" if result.floor_bytes else "",
+            f"{result.copy_share:.0%}" if result.floor_bytes else "",
+            "" if result.items is None else f"{result.items / result.seconds:.3g}",
             "" if result.extra_bytes is None else f"{result.extra_bytes / 1e6:.1f}",
             "" if result.others_share is None else f"{result.others_share:.0%}",
             *([] if cache_bytes is None else _graph_cells(result, cache_bytes)),

@@ -52,9 +52,11 @@ ADAMW = "adamw fp32"
 STATISTICS = "accumulate sum + square"
 SELECT = "select value"
 SELECT_DIFFERENCE = "select difference"
+GENERATE = "generate"
 
 CLONE_FUSED_WHERE = "clone + fused + where"
 FOUR_FOREACH = "four foreach ops"
+PLAIN_DIFFUSERS = "plain diffusers"
 KTHVALUE = "kthvalue + compare"
 TOPK = "topk + scatter"
 
@@ -73,4 +75,5 @@ TARGETS = (
     Target("select within 2x of one read", None, Bar(0.5, 0.5), SELECT, tensors="flat 1e8", metric="copy share"),
     Target("select, extra memory", Bar(0.05, 0.05), Bar(0.05, 0.05), SELECT, metric="extra memory"),
     Target("select, extra memory", Bar(0.05, 0.05), Bar(0.05, 0.05), SELECT_DIFFERENCE, metric="extra memory"),
+    Target("demo's images", Bar(1.5, 2), Bar(1.6, 2), GENERATE, tensors="digits, 64 images", rival=PLAIN_DIFFUSERS),
 )
