@@ -1,6 +1,5 @@
-"""Images from texts with a latent diffusion model of Stable Diffusion's family. The only importer of diffusers."""
+"""Images from texts with a latent diffusion model. The only importer of diffusers."""
 
-import json
 import math
 from collections.abc import Sequence
 from functools import lru_cache
@@ -15,8 +14,9 @@ from aimfair.config import GenerateSettings
 from aimfair.errors import AimfairError
 from aimfair.generation.engines.choose import load_engine
 from aimfair.generation.engines.eager import Eager
-from aimfair.generation.engines.interface import Engine, Source
-from aimfair.generation.families import stable_diffusion
+from aimfair.generation.engines.interface import Engine, Part, Source
+from aimfair.generation.families.choose import family_of
+from aimfair.generation.families.family import Family, Pipeline
 from aimfair.generation.model import COMPONENTS, missing_libraries
 from aimfair.generation.sampler import Samples
 from aimfair.memory import MicroBatch, pieces
@@ -24,11 +24,7 @@ from aimfair.run.interrupt import NEVER, Interrupt
 from aimfair.run.log import NOWHERE, Log
 from aimfair.selective.storage import refuse_repeated_keys
 
-Pipeline = Any
-"""A diffusers.StableDiffusionPipeline; diffusers has no types."""
-
-_PIPELINE = "StableDiffusionPipeline"
-_CACHED_PROMPTS = 1024  # 160 MB for Stable Diffusion 2.1 in half precision
+_CACHED_BYTES = 1 << 30  # of embedded texts: thousands of Stable Diffusion's, 250 of Flux's
 _SLICED_FROM = 256  # pixels: from here on one image keeps the decoder busy, and a batch would only take memory
 
 
@@ -45,8 +41,8 @@ class Diffusion:
         log, interrupt: for the making of an engine.
 
     Raises:
-        AimfairError: the model is damaged, of another family, cannot make images of ``settings.render_size``, or
-            cannot run in ``settings.engine``.
+        AimfairError: the model is damaged, of a family that is not known, cannot make images as ``settings`` ask for
+            them, or cannot run in ``settings.engine``.
         Interrupted: while an engine was made.
     """
 
@@ -60,17 +56,19 @@ class Diffusion:
     ):
         self._settings = settings
         self._device = device
-        self._pipeline = _load(folder, settings, device)
-        self._guided = settings.guidance_scale > 1  # below, the pipeline leaves guidance out
         self._fitting = MicroBatch(settings.batch_size)
-        source = _source(folder, self._pipeline, settings, device)
-        self._latents = _latents_of(self._pipeline, settings.render_size)
+        self._family = family_of(folder)
+        self._pipeline = _load(folder, self._family, settings, device)
+        self._guided = self._family.guided(self._pipeline, settings.guidance_scale)
+        self._latents = self._family.latents(self._pipeline, settings.render_size)
         self.size: int = self._latents[1] * self._pipeline.vae_scale_factor
         """Pixels along each side of an image."""
+        source = _source(folder, self._family, self._pipeline, settings, device)
+        self._dtype = source.dtype
+        self._embed = lru_cache(max(1, _CACHED_BYTES // _bytes(source.parts[0])))(self._embed_text)
         self._engine = load_engine(settings.engine, source, log, interrupt)
         if not isinstance(self._engine, Eager):
-            self._pipeline.unet = _Denoiser(self._pipeline.unet, self._engine)
-        self._embed = lru_cache(_CACHED_PROMPTS)(self._embed_text)
+            self._family.replace(self._pipeline, self._engine)
 
     @torch.inference_mode()
     def sample(self, texts: Sequence[str], seeds: Sequence[int]) -> Samples:
@@ -85,14 +83,11 @@ class Diffusion:
         )
 
     def _sample(self, texts: Sequence[str], seeds: Sequence[int]) -> Samples:
-        prompts = torch.cat([self._embed(text) for text in texts])
-        without = self._embed(self._settings.negative_prompt).expand_as(prompts) if self._guided else None
         generators = [torch.Generator("cpu").manual_seed(seed) for seed in seeds]
         noise = torch.stack([torch.randn(self._latents, generator=generator) for generator in generators])
         latents: Tensor = self._pipeline(
-            prompt_embeds=prompts,
-            negative_prompt_embeds=without,
-            latents=noise.to(self._device, self._pipeline.unet.dtype),
+            **self._embeddings(texts),
+            latents=self._family.arrange(noise).to(self._device, self._dtype),
             generator=generators,  # schedulers that add noise at every step draw it here
             num_inference_steps=self._settings.steps,
             guidance_scale=self._settings.guidance_scale,
@@ -107,94 +102,84 @@ class Diffusion:
         pixels = images.nan_to_num(-1).add(1).mul(127.5).round().clamp(0, 255).to(torch.uint8)  # -1 is black, 1 white
         return Samples(pixels.permute(0, 2, 3, 1).contiguous().cpu().numpy(), finite.cpu().numpy())
 
-    def _embed_text(self, text: str) -> Tensor:
-        """[1, L, D]. One text at a time: in a batch its last bits would depend on the others."""
+    def _embeddings(self, texts: Sequence[str]) -> dict[str, Tensor]:
+        """As arguments of the pipeline, each [B, ...]."""
+        names, embedded = self._family.embeddings, [self._embed(text) for text in texts]
+        arguments = {name: torch.cat(tensors) for name, *tensors in zip(names, *embedded, strict=True)}
+        if self._guided:
+            text = self._settings.negative_prompt
+            away = self._family.negative(self._pipeline, text, self._embed(text))
+            for name, tensor in zip(names, away, strict=True):
+                arguments[f"negative_{name}"] = tensor.expand_as(arguments[name])
+        return arguments
+
+    def _embed_text(self, text: str) -> tuple[Tensor, ...]:
+        """Each [1, ...]. One text at a time: in a batch its last bits would depend on the others."""
         self._refuse_unreadable(text)
-        embedding: Tensor = self._pipeline.encode_prompt(text, self._device, 1, False)[0]
-        return embedding
+        return self._family.embed(self._pipeline, text)
 
     def _refuse_unreadable(self, text: str) -> None:
-        """The tokenizer itself would cut the text, or put a mark in place of an unknown word, without an error."""
-        tokenizer = self._pipeline.tokenizer
-        tokens = tokenizer.tokenize(text)
-        if len(tokens) > (most := tokenizer.model_max_length - 2):  # beside the marks of beginning and end
-            raise AimfairError(
-                f"prompt {text!r} has {len(tokens)} tokens, the text encoder of generate.model takes {most}; shorten "
-                "prompts.template or lower prompts.contexts_per_prompt"
-            )
-        unknown = [word for word in text.split() if tokenizer.unk_token in tokenizer.tokenize(word)]
-        if unknown:
-            raise AimfairError(
-                f"prompt {text!r}: generate.model does not know the words {', '.join(map(repr, unknown))}; use others"
-            )
-
-
-class _Denoiser(torch.nn.Module):
-    """What the pipeline calls in the place of its UNet, whose weights it does not keep."""
-
-    def __init__(self, unet: Any, engine: Engine):
-        super().__init__()
-        self.config, self.dtype, self.device = unet.config, unet.dtype, unet.device
-        self._engine = engine
-
-    def forward(self, sample: Tensor, timestep: Tensor, encoder_hidden_states: Tensor, **others: Any) -> tuple[Tensor]:
-        if unknown := [name for name, value in others.items() if name != "return_dict" and value is not None]:
-            raise AimfairError(f"generate.model needs {', '.join(unknown)}, which only --generate.engine eager takes")
-        timesteps = timestep.to(self.device, torch.float32).expand(len(sample))
-        (predicted,) = self._engine.run("denoiser", (sample, timesteps, encoder_hidden_states))
-        return (predicted,)
+        """A tokenizer itself would cut the text, or put a mark in place of an unknown word, without an error."""
+        for name, (tokenizer, length) in self._family.vocabularies(self._pipeline).items():
+            most = length - tokenizer.num_special_tokens_to_add()  # marks of beginning and end
+            if (tokens := len(tokenizer.tokenize(text))) > most:
+                raise AimfairError(
+                    f"prompt {text!r} has {tokens} tokens, the {name} of generate.model takes {most}; shorten "
+                    "prompts.template or lower prompts.contexts_per_prompt"
+                )
+            unknown = [word for word in text.split() if tokenizer.unk_token in tokenizer.tokenize(word)]
+            if unknown:
+                raise AimfairError(
+                    f"prompt {text!r}: the {name} of generate.model does not know the words"
+                    f" {', '.join(map(repr, unknown))}; use others"
+                )
 
 
 def engine_and_source(
     folder: Path, settings: GenerateSettings, device: torch.device, log: Log = NOWHERE, interrupt: Interrupt = NEVER
 ) -> tuple[Engine, Source]:
     """The engine of a model, made if need be, and the model; raises as :class:`Diffusion`."""
-    source = _source(folder, _load(folder, settings, device), settings, device)
+    family = family_of(folder)
+    source = _source(folder, family, _load(folder, family, settings, device), settings, device)
     return load_engine(settings.engine, source, log, interrupt), source
 
 
-def _source(folder: Path, pipeline: Pipeline, settings: GenerateSettings, device: torch.device) -> Source:
-    return Source(
-        folder=folder,
-        parts=stable_diffusion.parts(pipeline, _latents_of(pipeline, settings.render_size)),
-        dtype=pipeline.unet.dtype,
-        device=device,
-    )
+def _source(
+    folder: Path, family: Family, pipeline: Pipeline, settings: GenerateSettings, device: torch.device
+) -> Source:
+    parts = family.parts(pipeline, family.latents(pipeline, settings.render_size))
+    return Source(folder, parts, getattr(torch, settings.dtype), device)
 
 
-def _latents_of(pipeline: Pipeline, render_size: int | None) -> tuple[int, int, int]:
-    """Shape [C, h, w] of one image's latents."""
-    unet, factor = pipeline.unet.config, pipeline.vae_scale_factor
-    if not isinstance(unet.sample_size, int):
-        raise AimfairError(f"generate.model: makes images of {unet.sample_size} latents, expected squares")
-    size = render_size or unet.sample_size * factor
-    multiple = math.lcm(8, factor * 2 ** (len(unet.block_out_channels) - 1))
-    if size % multiple:
+def _bytes(part: Part) -> int:
+    """That the inputs of one image take."""
+    return sum(math.prod(tensors.shape) * tensors.dtype.itemsize for tensors in part.inputs.values())
+
+
+def _load(folder: Path, family: Family, settings: GenerateSettings, device: torch.device) -> Pipeline:
+    if family.own_scheduler and settings.scheduler != "as_saved":
         raise AimfairError(
-            f"generate.render_size: found {size}, expected a multiple of {multiple} for generate.model (its own is "
-            f"{unet.sample_size * factor})"
+            f"generate.scheduler: found {settings.scheduler!r}, expected as_saved: a {family.pipeline} was trained for"
+            " flow matching, and works with its own scheduler alone"
         )
-    return unet.in_channels, size // factor, size // factor
-
-
-def _load(folder: Path, settings: GenerateSettings, device: torch.device) -> Pipeline:
-    _refuse_other_families(folder)
-    _refuse_repeated_tensors(folder)
+    if settings.negative_prompt and not family.steers_away:
+        raise AimfairError(
+            f"generate.negative_prompt: found {settings.negative_prompt!r}, expected none: a {family.pipeline} cannot"
+            " be steered away from a text"
+        )
+    _refuse_repeated_tensors(folder, family)
     diffusers = _diffusers()
     try:
-        pipeline = diffusers.StableDiffusionPipeline.from_pretrained(
+        pipeline = getattr(diffusers, family.pipeline).from_pretrained(
             str(folder),
             dtype=getattr(torch, settings.dtype),
             use_safetensors=True,  # pickled weights can run code
             local_files_only=True,
-            safety_checker=None,
-            feature_extractor=None,
-            image_encoder=None,
-            requires_safety_checker=False,
+            **family.without,
         )
     except Exception as error:  # anything can be wrong with a user's folder, and each part of it has its own errors
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise AimfairError(f"{folder}: not a usable {_PIPELINE}: {reason}") from error
+        raise AimfairError(f"{folder}: not a usable {family.pipeline}: {reason}") from error
     _refuse_broken_weights(folder, pipeline)
     pipeline.set_progress_bar_config(disable=True)
     match settings.scheduler:  # each with the noise schedule of the saved one
@@ -222,33 +207,22 @@ def _diffusers() -> Any:
     return diffusers
 
 
-def _refuse_other_families(folder: Path) -> None:
-    index = folder / "model_index.json"
-    try:
-        family = json.loads(index.read_text(encoding="utf-8"))["_class_name"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise AimfairError(f"{index}: not the index of a model in diffusers' layout: {error}") from error
-    if family != _PIPELINE:
-        raise AimfairError(f"{index}: a {family}, expected a {_PIPELINE} (Stable Diffusion 1.x or 2.x)")
-    if missing := [part for part in COMPONENTS if not (folder / part).is_dir()]:
-        raise AimfairError(f"{folder}: incomplete: {', '.join(missing)} missing; fetch or copy it again")
-
-
-def _refuse_repeated_tensors(folder: Path) -> None:
+def _refuse_repeated_tensors(folder: Path, family: Family) -> None:
     """Of two tensors with one name the format's reader keeps the last without a word."""
     for path in sorted(path for part in COMPONENTS for path in (folder / part).glob("*.safetensors")):
         try:
             refuse_repeated_keys(path)
         except ValueError as error:
-            raise AimfairError(f"{path}: not a usable {_PIPELINE}: {error}") from error
+            raise AimfairError(f"{path}: not a usable {family.pipeline}: {error}") from error
 
 
 def _refuse_broken_weights(folder: Path, pipeline: Pipeline) -> None:
     """NaN loads without a word and gives black images."""
-    for part in ("text_encoder", "unet", "vae"):
-        for name, weights in getattr(pipeline, part).state_dict().items():
-            if not weights.isfinite().all():
-                raise AimfairError(f"{folder / part}: {name} holds NaN or infinite weights; fetch or copy it again")
+    for part, module in pipeline.components.items():
+        if isinstance(module, torch.nn.Module):
+            for name, weights in module.state_dict().items():
+                if not weights.isfinite().all():
+                    raise AimfairError(f"{folder / part}: {name} holds NaN or infinite weights; fetch or copy it again")
 
 
 def _join(parts: Sequence[Samples]) -> Samples:

@@ -9,11 +9,19 @@ from aimfair.errors import AimfairError
 SHIPPED = {"digits": Path(__file__).parent.parent / "assets" / "digits-diffusion"}
 """Models that come with this package."""
 
-COMPONENTS = ("scheduler", "text_encoder", "tokenizer", "unet", "vae")
-"""Folders of a model in diffusers' layout that are read; a safety checker is not."""
+COMPONENTS = (
+    "scheduler",
+    *("text_encoder", "text_encoder_2", "text_encoder_3"),
+    *("tokenizer", "tokenizer_2", "tokenizer_3"),
+    "transformer",
+    "unet",
+    "vae",
+)
+"""Folders that are read of a model in diffusers' layout, whichever its family has; a safety checker is not."""
 
-_READ = ("model_index.json", *(f"{part}/*.{end}" for part in COMPONENTS for end in ("json", "txt", "safetensors")))
-_NOT_READ = ("*.fp16.*", "*.non_ema.*")  # other versions of the same weights
+_ENDS = ("json", "txt", "model", "safetensors")
+_READ = ("model_index.json", *(f"{part}/*.{end}" for part in COMPONENTS for end in _ENDS))
+_NOT_READ = ("*.fp16.*", "*.fp16-*", "*.non_ema.*")  # other versions of the same weights
 
 
 def model_folder(model: str, allow_download: bool) -> Path:
