@@ -204,6 +204,9 @@ class GenerateSettings(Settings):
     )
     steps: int = Field(20, ge=1, description="denoising steps")
     guidance_scale: float = Field(3.0, ge=0, description="classifier-free guidance; 1 or less: none")
+    guidance_interval: tuple[float, float] = Field(
+        (0.0, 1.0), description="shares of the steps between which there is guidance; the others take half the time"
+    )
     scheduler: Literal["as_saved", "ddim", "dpmpp_2m", "unipc"] = Field(
         "as_saved", description="as_saved: the one in the model's folder"
     )
@@ -224,6 +227,9 @@ class GenerateSettings(Settings):
 
     @model_validator(mode="after")
     def _check(self) -> Self:
+        start, stop = self.guidance_interval
+        if not 0 <= start < stop <= 1:
+            raise Problem(("guidance_interval",), f"found [{start}, {stop}], expected 0 <= first < last <= 1")
         if self.engine == "onnxruntime" and self.dtype == "bfloat16":
             raise Problem(("dtype",), "found 'bfloat16', expected float32 or float16, which engine onnxruntime can run")
         return self

@@ -17,6 +17,7 @@ from aimfair.generation.engines.eager import Eager
 from aimfair.generation.engines.interface import Engine, Part, Source
 from aimfair.generation.families.choose import family_of
 from aimfair.generation.families.family import Family, Pipeline
+from aimfair.generation.guidance import GuidanceInterval
 from aimfair.generation.model import COMPONENTS, missing_libraries
 from aimfair.generation.sampler import Samples
 from aimfair.memory import MicroBatch, pieces
@@ -67,8 +68,9 @@ class Diffusion:
         self._dtype = source.dtype
         self._embed = lru_cache(max(1, _CACHED_BYTES // _bytes(source.parts[0])))(self._embed_text)
         self._engine = load_engine(settings.engine, source, log, interrupt)
-        if not isinstance(self._engine, Eager):
-            self._family.replace(self._pipeline, self._engine)
+        self._interval = self._guidance_interval()
+        if self._interval or not isinstance(self._engine, Eager):
+            self._family.replace(self._pipeline, self._interval or self._engine)
 
     @torch.inference_mode()
     def sample(self, texts: Sequence[str], seeds: Sequence[int]) -> Samples:
@@ -85,6 +87,8 @@ class Diffusion:
     def _sample(self, texts: Sequence[str], seeds: Sequence[int]) -> Samples:
         generators = [torch.Generator("cpu").manual_seed(seed) for seed in seeds]
         noise = torch.stack([torch.randn(self._latents, generator=generator) for generator in generators])
+        if self._interval:
+            self._interval.begin()
         latents: Tensor = self._pipeline(
             **self._embeddings(texts),
             latents=self._family.arrange(noise).to(self._device, self._dtype),
@@ -101,6 +105,17 @@ class Diffusion:
         finite = images.isfinite().flatten(1).all(1)
         pixels = images.nan_to_num(-1).add(1).mul(127.5).round().clamp(0, 255).to(torch.uint8)  # -1 is black, 1 white
         return Samples(pixels.permute(0, 2, 3, 1).contiguous().cpu().numpy(), finite.cpu().numpy())
+
+    def _guidance_interval(self) -> GuidanceInterval | None:
+        """None with guidance in every step, or in none."""
+        if (interval := self._settings.guidance_interval) == (0, 1):
+            return None
+        if not self._guided:
+            raise AimfairError(
+                f"generate.guidance_interval: found {list(interval)}, expected [0, 1]: with this generate.model and"
+                f" guidance_scale {self._settings.guidance_scale} no step is run for two texts"
+            )
+        return GuidanceInterval(self._engine, interval, lambda: len(self._pipeline.scheduler.timesteps))
 
     def _embeddings(self, texts: Sequence[str]) -> dict[str, Tensor]:
         """As arguments of the pipeline, each [B, ...]."""
