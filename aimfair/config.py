@@ -198,9 +198,9 @@ class GenerateSettings(Settings):
         description="'digits' (shipped), a folder in the layout of diffusers (beginning with /, ./, ../ or ~/), or"
         " an id on the hub",
     )
-    engine: Literal["eager", "onnxruntime"] = Field(
+    engine: Literal["eager", "compile", "onnxruntime"] = Field(
         "eager",
-        description="what runs denoiser and decoder; eager: PyTorch; onnxruntime: an exported copy of the model",
+        description="what runs the model; eager: PyTorch; compile: torch.compile; onnxruntime: an exported copy",
     )
     steps: int = Field(20, ge=1, description="denoising steps")
     guidance_scale: float = Field(3.0, ge=0, description="classifier-free guidance; 1 or less: none")

@@ -30,12 +30,14 @@ def build_or_check(action: str, config: Config) -> int:
     """Makes the engine of the settings if it is not there; ``check`` compares it with eager again, here and now.
 
     Raises:
-        ConfigError: ``generate.engine`` is eager.
+        ConfigError: ``generate.engine`` is eager, or keeps nothing to build.
         AimfairError: the engine cannot be made, or differs from eager.
     """
     settings = config.generate
     if settings.engine == "eager":
         raise ConfigError("generate.engine: eager needs no building; name another: --generate.engine onnxruntime")
+    if settings.engine == "compile" and action == "build":
+        raise ConfigError("generate.engine: compile is built in each run; aimfair engine check compares it with eager")
 
     from aimfair.device import choose_device
     from aimfair.generation.diffusion import engine_and_source

@@ -15,7 +15,7 @@ from aimfair.errors import AimfairError
 from aimfair.generation.engines.choose import load_engine
 from aimfair.generation.engines.eager import Eager
 from aimfair.generation.engines.interface import Engine, Part, Source
-from aimfair.generation.families.choose import family_of
+from aimfair.generation.families.choose import absent, family_of
 from aimfair.generation.families.family import Family, Pipeline
 from aimfair.generation.guidance import GuidanceInterval
 from aimfair.generation.model import COMPONENTS, missing_libraries
@@ -142,7 +142,7 @@ class Diffusion:
                     f"prompt {text!r} has {tokens} tokens, the {name} of generate.model takes {most}; shorten "
                     "prompts.template or lower prompts.contexts_per_prompt"
                 )
-            unknown = [word for word in text.split() if tokenizer.unk_token in tokenizer.tokenize(word)]
+            unknown = [word for word in text.split() if tokenizer.unk_token_id in _numbers(tokenizer, word)]
             if unknown:
                 raise AimfairError(
                     f"prompt {text!r}: the {name} of generate.model does not know the words"
@@ -164,6 +164,12 @@ def _source(
 ) -> Source:
     parts = family.parts(pipeline, family.latents(pipeline, settings.render_size))
     return Source(folder, parts, getattr(torch, settings.dtype), device)
+
+
+def _numbers(tokenizer: Any, word: str) -> list[int]:
+    """Of its tokens, without marks. T5's tokenizer shows the word itself where the model sees the unknown one."""
+    numbers: list[int] = tokenizer.convert_tokens_to_ids(tokenizer.tokenize(word))
+    return numbers
 
 
 def _bytes(part: Part) -> int:
@@ -191,6 +197,7 @@ def _load(folder: Path, family: Family, settings: GenerateSettings, device: torc
             use_safetensors=True,  # pickled weights can run code
             local_files_only=True,
             **family.without,
+            **absent(folder, family),
         )
     except Exception as error:  # anything can be wrong with a user's folder, and each part of it has its own errors
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -73,3 +73,15 @@ def test_any_change_gives_another_fingerprint(copy: Path, model: Path, name: str
     data[-3] ^= 1
     (copy / name).write_bytes(data)
     assert fingerprint(copy) != fingerprint(model)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["transformer/diffusion_pytorch_model.safetensors", "text_encoder_2/config.json", "tokenizer_3/tokenizer.json"],
+)
+def test_the_fingerprint_is_of_every_part_that_a_family_has(models: dict[str, Path], tmp_path: Path, name: str) -> None:
+    folder = Path(shutil.copytree(models["sd3"], tmp_path / "copy"))
+    data = bytearray((folder / name).read_bytes())
+    data[-3] ^= 1
+    (folder / name).write_bytes(data)
+    assert fingerprint(folder) != fingerprint(models["sd3"])

@@ -7,7 +7,7 @@ from torch import Tensor
 from aimfair.generation.engines.eager import Eager
 from aimfair.generation.engines.interface import Engine, Source, Tensors
 
-_TOLERANCES = {torch.float32: 1e-4, torch.bfloat16: 1e-1, torch.float16: 3e-2}
+TOLERANCES = {torch.float32: 1e-4, torch.bfloat16: 1e-1, torch.float16: 3e-2}
 """A grey level is 4e-3 of the range. Sums in another order change 1e-6 to 1e-5 in single precision and 2e-3 to 2e-2 in
 half; a wrong graph changes more than 1e-1."""
 
@@ -32,7 +32,7 @@ class Agreement(BaseModel):
         return bool(self.differences) and max(self.differences.values()) <= self.tolerance
 
     def __str__(self) -> str:
-        found = ", ".join(f"{part} {difference:.1e}" for part, difference in self.differences.items())
+        found = ", ".join(f"{part} {share:.1e}" for part, share in self.differences.items())
         return f"largest difference from eager, of its largest value: {found}; at most {self.tolerance:.0e}"
 
 
@@ -45,8 +45,8 @@ def compare(engine: Engine, source: Source) -> Agreement:
         inputs = [example(tensors, _BATCH, generator).to(source.device) for tensors in part.inputs.values()]
         found = engine.run(part.name, inputs)
         pairs = zip(found, eager.run(part.name, inputs), strict=True)
-        differences[part.name] = max(_difference(*pair) for pair in pairs)
-    return Agreement(differences=differences, tolerance=_TOLERANCES[source.dtype])
+        differences[part.name] = max(difference(*pair) for pair in pairs)
+    return Agreement(differences=differences, tolerance=TOLERANCES[source.dtype])
 
 
 def example(tensors: Tensors, batch: int, generator: torch.Generator) -> Tensor:
@@ -58,6 +58,7 @@ def example(tensors: Tensors, batch: int, generator: torch.Generator) -> Tensor:
     return (torch.rand(shape, generator=generator).mul(0.99) * tensors.below).to(tensors.dtype)
 
 
-def _difference(found: Tensor, expected: Tensor) -> float:
-    difference = (found.double() - expected.double()).abs().max() / expected.double().abs().max()
-    return min(float(difference.nan_to_num(1e30)), 1e30)
+def difference(found: Tensor, expected: Tensor) -> float:
+    """The largest one, as a share of the largest expected value; infinite values and NaN count as 1e30."""
+    share = (found.double() - expected.double()).abs().max() / expected.double().abs().max()
+    return min(float(share.nan_to_num(1e30)), 1e30)

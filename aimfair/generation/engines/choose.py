@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from aimfair.generation.engines import onnx_runtime
+from aimfair.generation.engines import compiled, onnx_runtime
 from aimfair.generation.engines.eager import Eager
 from aimfair.generation.engines.interface import Engine, Source
 from aimfair.run.interrupt import NEVER, Interrupt
@@ -18,6 +18,8 @@ def load_engine(name: str, source: Source, log: Log = NOWHERE, interrupt: Interr
     """
     if name == onnx_runtime.NAME:
         return onnx_runtime.load(source, log, interrupt)
+    if name == compiled.NAME:
+        return compiled.Compiled(source, log, interrupt)
     return Eager(source)
 
 
@@ -27,4 +29,5 @@ def engine_facts(name: str) -> dict[str, Any] | None:
     Raises:
         AimfairError: a package is missing.
     """
-    return {"name": name, **onnx_runtime.versions()} if name == onnx_runtime.NAME else None
+    versions = {onnx_runtime.NAME: onnx_runtime.versions, compiled.NAME: compiled.versions}
+    return {"name": name, **versions[name]()} if name in versions else None

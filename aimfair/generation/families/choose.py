@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 from aimfair.errors import AimfairError
 from aimfair.generation.families.family import Family
@@ -9,6 +10,8 @@ from aimfair.generation.families.flux import Flux
 from aimfair.generation.families.sd3 import StableDiffusion3
 from aimfair.generation.families.sdxl import StableDiffusionXL
 from aimfair.generation.families.stable_diffusion import StableDiffusion
+
+_INDEX = "model_index.json"
 
 _FAMILIES: tuple[Family, ...] = (StableDiffusion(), StableDiffusionXL(), StableDiffusion3(), Flux())
 
@@ -19,17 +22,30 @@ def family_of(folder: Path) -> Family:
     Raises:
         AimfairError: it is none of ours, or a part of it is missing.
     """
-    index = folder / "model_index.json"
-    try:
-        found = json.loads(index.read_text(encoding="utf-8"))["_class_name"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise AimfairError(f"{index}: not the index of a model in diffusers' layout: {error}") from error
+    index = _index(folder)
     for family in _FAMILIES:
-        if family.pipeline == found:
+        if family.pipeline == index["_class_name"]:
             break
     else:
         known = "; ".join(f"{family.pipeline} ({family.models})" for family in _FAMILIES)
-        raise AimfairError(f"{index}: a {found}, expected one of: {known}")
-    if missing := [part for part in family.components if not (folder / part).is_dir()]:
+        raise AimfairError(f"{folder / _INDEX}: a {index['_class_name']}, expected one of: {known}")
+    wanted = (*family.components, *(set(family.optional) - set(absent(folder, family))))
+    if missing := [part for part in wanted if not (folder / part).is_dir()]:
         raise AimfairError(f"{folder}: incomplete: {', '.join(missing)} missing; fetch or copy it again")
     return family
+
+
+def absent(folder: Path, family: Family) -> dict[str, None]:
+    """The optional components without which, by its index, the model was made; as diffusers wants to be told."""
+    index = _index(folder)
+    return {name: None for name in family.optional if index.get(name, [None])[0] is None}
+
+
+def _index(folder: Path) -> dict[str, Any]:
+    path = folder / _INDEX
+    try:
+        index: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        index["_class_name"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise AimfairError(f"{path}: not the index of a model in diffusers' layout: {error}") from error
+    return index

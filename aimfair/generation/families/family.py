@@ -36,6 +36,7 @@ class Family(ABC):
         pipeline: the class in diffusers, and in a model's ``model_index.json``.
         models: which ones these are, for people.
         components: the folders of a model that must be there.
+        optional: those that it may have been made without.
         without: arguments that keep diffusers from loading what generating needs not.
         denoiser: the component that is run at every step.
         stand_in: what takes its place.
@@ -49,6 +50,7 @@ class Family(ABC):
     pipeline: ClassVar[str]
     models: ClassVar[str]
     components: ClassVar[tuple[str, ...]]
+    optional: ClassVar[tuple[str, ...]] = ()
     without: ClassVar[dict[str, Any]]
     denoiser: ClassVar[str]
     stand_in: ClassVar[type[StandIn]]

@@ -55,6 +55,7 @@ class StableDiffusion3(Family):
     pipeline = "StableDiffusion3Pipeline"
     models = "Stable Diffusion 3.x"
     components = ("scheduler", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2", "transformer", "vae")
+    optional = ("text_encoder_3", "tokenizer_3")
     without: ClassVar = {"feature_extractor": None, "image_encoder": None}
     denoiser = "transformer"
     stand_in = DenoiserStandIn
