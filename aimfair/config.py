@@ -137,6 +137,11 @@ class PromptSettings(Settings):
         description="who writes the prompts; grammar: these settings alone; openai: an endpoint that speaks its"
         " protocol; transformers: a local chat model",
     )
+    vocabulary: FolderOrName | None = Field(
+        None,
+        description="whence the words that are not given here: a vocabulary that comes with aimfair, or a .yaml file"
+        " (beginning with /, ./, ../ or ~/)",
+    )
     per_group: int = Field(50, ge=1, description="prompts of each group")
     template: str = Field(
         "a handwritten {target} in {protected} ink, {contexts}",
@@ -155,9 +160,9 @@ class PromptSettings(Settings):
             if len(classes) < 2:
                 raise Problem((name,), f"found {len(classes)} lists of words, expected at least 2")
             for index, words in enumerate(classes):
-                _require_words((name, index), words)
+                require_words((name, index), words)
         for attribute, values in self.contexts.items():
-            _require_words(("contexts", attribute), values)
+            require_words(("contexts", attribute), values)
             if len(set(values)) < len(values):
                 raise Problem(("contexts", attribute), "the same value stands there twice")
         if self.contexts_per_prompt > len(self.contexts):
@@ -174,7 +179,7 @@ class PromptSettings(Settings):
                 f"found {self.llm.model!r}, expected the folder of a chat model, beginning with /, ./, ../ or ~/",
             )
         if self.llm.avoid:
-            _require_words(("llm", "avoid"), self.llm.avoid)
+            require_words(("llm", "avoid"), self.llm.avoid)
         return self
 
     def _check_template(self) -> None:
@@ -426,7 +431,8 @@ class Config(Settings):
             )
 
 
-def _require_words(key: tuple[str | int, ...], words: list[str]) -> None:
+def require_words(key: tuple[str | int, ...], words: list[str]) -> None:
+    """Raises Problem unless these can be words of prompts."""
     if not words or any(not word.strip() or not word.isprintable() for word in words):
         raise Problem(
             key, f"found {words!r}, expected at least one text, none of them blank or with control characters"

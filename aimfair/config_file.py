@@ -11,16 +11,16 @@ import yaml
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
-from aimfair import strict_yaml
-from aimfair.config import Config, Problem
+from aimfair import strict_yaml, vocabulary
+from aimfair.config import Config
 from aimfair.errors import ConfigError
-
-Key = tuple[str | int, ...]
-"""A place in the tree, such as ("train", "lr") or ("data", "majority", 0)."""
+from aimfair.faults import Key, explain
 
 
 def load(path: Path | None, overrides: Mapping[str, str] | None = None) -> Config:
-    """The settings of a file under those of flags: defaults < file < flags.
+    """The settings of a file under those of flags: defaults < vocabulary < file < flags.
+
+    A vocabulary (``prompts.vocabulary``) that a flag names takes the place of the words in the file.
 
     Args:
         path: a YAML file; None: defaults and flags alone.
@@ -35,6 +35,7 @@ def load(path: Path | None, overrides: Mapping[str, str] | None = None) -> Confi
     if path is not None:
         tree, lines = strict_yaml.read(path)
         origins = {(): str(path)} | {key: f"{path}:{line}" for key, line in lines.items()}
+    vocabulary.add(tree, origins, (overrides or {}).get("prompts.vocabulary"))
     for name, text in (overrides or {}).items():
         key = tuple(name.split("."))
         _put(tree, key, _value_of_flag(name, _annotation(name), text))
@@ -43,7 +44,7 @@ def load(path: Path | None, overrides: Mapping[str, str] | None = None) -> Confi
         # JSON in strict mode: 1 may be a float and a list a tuple, but "1" is no number, nor true
         return Config.model_validate_json(json.dumps(tree), strict=True)
     except ValidationError as error:
-        raise ConfigError("\n".join(_explain(fault, tree, origins) for fault in error.errors())) from error
+        raise ConfigError("\n".join(explain(fault, tree, origins, _nearest) for fault in error.errors())) from error
 
 
 def require_known(names: Iterable[str]) -> None:
@@ -170,54 +171,6 @@ def _put(tree: dict[str, Any], key: Sequence[str], value: Any) -> None:
 
 
 # -- errors ------------------------------------------------------------------------------------------------------------
-
-
-_EXPECTED = {
-    "model_type": "keys and values",
-    "dict_type": "keys and values",
-    "list_type": "a list",
-    "tuple_type": "a list",
-    "string_type": "a text",
-    "int_type": "a whole number",
-    "float_type": "a number",
-    "bool_type": "true or false",
-    "path_type": "a folder",
-}
-"""Words for pydantic's kinds of fault where its own are those of another language."""
-
-
-def _explain(fault: Any, tree: Any, origins: Mapping[Key, str]) -> str:
-    """One line for a fault that pydantic found: "file:line: key: found, expected"."""
-    problem = fault.get("ctx", {}).get("error")
-    key: Key = fault["loc"]
-    if isinstance(problem, Problem):
-        key += problem.key
-    elif fault["type"] != "missing":
-        key = _without_type_names(key, tree)
-    name = ".".join(str(part) for part in key)
-    near = next((origins[key[:n]] for n in range(len(key), -1, -1) if key[:n] in origins), "")
-    where = ": ".join(part for part in (near, name if near != f"--{name}" else "") if part)
-    if fault["type"] == "extra_forbidden":
-        return f"{where}: unknown key{_nearest(name)}"
-    if fault["type"] == "missing":
-        return f"{where}: missing, and it has no default"
-    if problem is not None:
-        return f"{where}: {problem}"
-    expected = _EXPECTED.get(fault["type"], fault["msg"].removeprefix("Input should be "))
-    found = json.dumps(fault["input"])
-    return f"{where}: found {found if len(found) <= 80 else found[:77] + '...'}, expected {expected}"
-
-
-def _without_type_names(location: Key, tree: Any) -> Key:
-    """pydantic ends a location within a union with the member it tried; that is no key of ours."""
-    key: list[str | int] = []
-    for part in location:
-        inside = (isinstance(tree, dict) and part in tree) or (isinstance(tree, list) and isinstance(part, int))
-        if not inside:
-            break
-        key.append(part)
-        tree = tree[part]
-    return tuple(key)
 
 
 def _nearest(name: str) -> str:

@@ -194,7 +194,10 @@ def test_output_that_nobody_reads_is_no_error():
     [
         (["run"], "give --config FILE for a new run, or --run DIR"),
         (["run", "--run", "none"], "there is no run yet; give --config FILE"),
-        (["run", "--config", "none"], "none of those included: celeba-smiling-male, demo, utkface-gender-white"),
+        (
+            ["run", "--config", "none"],
+            "none of those included: celeba-smiling-male, celeba-smiling-young, celeba-young-male, demo, utkface-",
+        ),
         (["run", "--config", "demo", "--train.lrr", "1"], "--train.lrr: unknown key; did you mean train.lr?"),
         (["run", "--config", "demo", "--train.lr"], "--train.lr: expected a value"),
         (["run", "--config", "demo", "--train.lr", "--seeds", "1"], "--train.lr: expected a value"),

@@ -13,6 +13,7 @@ from aimfair.config import Config, MethodSettings
 from aimfair.errors import ConfigError
 
 BUNDLED = sorted((Path(config_file.__file__).parent / "configs").glob("*.yaml"))
+PAPER = {"celeba-smiling-male", "celeba-smiling-young", "celeba-young-male", "utkface-gender-white"}
 DEMO = next(path for path in BUNDLED if path.stem == "demo")
 
 
@@ -48,7 +49,16 @@ def test_bundled_settings_load_and_round_trip(path, tmp_path):
 
 
 def test_what_is_bundled():
-    assert {path.stem for path in BUNDLED} == {"demo", "celeba-smiling-male", "utkface-gender-white"}
+    assert {path.stem for path in BUNDLED} == {"demo", *PAPER}
+
+
+def test_the_tasks_of_the_paper_differ_in_data_and_words_alone():
+    trees = [config_file.load(path).model_dump() for path in BUNDLED if path.stem in PAPER]
+    for tree in trees:
+        assert (tree["prompts"]["per_group"], tree["data"]["majority"]) == (50, [1, 0])
+        for key in ("title", "data", "prompts"):
+            del tree[key]
+    assert trees[1:] == trees[:-1]
 
 
 def test_flags_over_file_over_defaults():

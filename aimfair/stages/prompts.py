@@ -24,10 +24,11 @@ def run(run: Run) -> None:
 
 
 def _inputs(run: Run) -> dict[str, Any]:
+    """The words themselves, not where they came from."""
     settings, data = run.config.prompts, run.config.data
     if settings.provider == "grammar":
-        return {"prompts": settings.model_dump(mode="json", exclude={"llm"})}
-    values = settings.model_dump(mode="json", exclude={"llm": _PATIENCE})
+        return {"prompts": settings.model_dump(mode="json", exclude={"llm": True, "vocabulary": True})}
+    values = settings.model_dump(mode="json", exclude={"llm": _PATIENCE, "vocabulary": True})
     return {"prompts": values, "target": data.target, "protected": data.protected}
 
 
