@@ -2,12 +2,8 @@
 
 import hashlib
 import re
-from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
-
-import numpy as np
 
 from aimfair.config import PromptSettings
 from aimfair.errors import AimfairError
@@ -99,35 +95,13 @@ def load_prompts(path: Path) -> list[Prompt]:
     return read_lines(path, Prompt)
 
 
-def diversity(prompts: Sequence[Prompt]) -> list[dict[str, Any]]:
-    """How varied the prompts of each group are, group by group in the order of (y, a).
-
-    Keys: ``y``, ``a``, ``prompts`` (their number), ``coverage`` (contextual attribute -> value -> prompts with it),
-    ``distinct_1`` and ``distinct_2`` (share of the words, and of the pairs of neighbouring words, that are different
-    ones; Li et al. 2016) and ``similarity`` (words that two prompts share over all words of both, Jaccard; mean over
-    the pairs, None for a single prompt).
-    """
-    groups: dict[tuple[int, int], list[Prompt]] = {}
-    for prompt in prompts:
-        groups.setdefault((prompt.y, prompt.a), []).append(prompt)
-    return [
-        {
-            "y": y,
-            "a": a,
-            "prompts": len(group),
-            "coverage": _coverage(group),
-            "distinct_1": _distinct(group, 1),
-            "distinct_2": _distinct(group, 2),
-            "similarity": _similarity(group),
-        }
-        for (y, a), group in sorted(groups.items())
-    ]
+def without_contexts(settings: PromptSettings, prompts: Sequence[Prompt]) -> list[str]:
+    """For each prompt the text that says the two attributes alone, in the same words."""
+    return [_fill(settings.template, prompt.target, prompt.protected, {}) for prompt in prompts]
 
 
 def _prompt(template: str, index: int, y: int, a: int, contexts: dict[str, str], target: str, protected: str) -> Prompt:
-    parts = {"target": target, "protected": protected, "contexts": ", ".join(contexts.values())}
-    # One pass over the template: braces within words are left alone.
-    text = re.sub(r"\{(target|protected|contexts)\}", lambda match: parts[match[1]], template).strip(" ,")
+    text = _fill(template, target, protected, contexts)
     if not text.isprintable() or not 0 < len(text) <= MAX_CHARACTERS:
         raise AimfairError(
             f"prompts: group (y={y}, a={a}): {text[:80]!r} ({len(text)} characters), expected a text of 1 to "
@@ -135,6 +109,12 @@ def _prompt(template: str, index: int, y: int, a: int, contexts: dict[str, str],
         )
     name = f"{index:04d}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
     return Prompt(id=name, y=y, a=a, text=text, contexts=contexts, target=target, protected=protected)
+
+
+def _fill(template: str, target: str, protected: str, contexts: dict[str, str]) -> str:
+    parts = {"target": target, "protected": protected, "contexts": ", ".join(contexts.values())}
+    # One pass over the template: braces within words are left alone.
+    return re.sub(r"\{(target|protected|contexts)\}", lambda match: parts[match[1]], template).strip(" ,")
 
 
 def _refuse_repeats(prompts: Sequence[Prompt]) -> None:
@@ -147,35 +127,3 @@ def _refuse_repeats(prompts: Sequence[Prompt]) -> None:
                 f"prompts: {prompt.text!r} twice, in groups (y={other.y}, a={other.a}) and (y={prompt.y}, "
                 f"a={prompt.a}), expected once; check prompts.template, and that no word or value is listed twice"
             )
-
-
-def _coverage(prompts: Sequence[Prompt]) -> dict[str, dict[str, int]]:
-    counts: dict[str, Counter[str]] = {}
-    for prompt in prompts:
-        for name, value in prompt.contexts.items():
-            counts.setdefault(name, Counter())[value] += 1
-    return {name: dict(sorted(counts[name].items())) for name in sorted(counts)}
-
-
-def _words(prompt: Prompt) -> list[str]:
-    return re.findall(r"\w+", prompt.text.casefold())
-
-
-def _distinct(prompts: Sequence[Prompt], n: int) -> float | None:
-    """None where no text has n words."""
-    texts = [_words(prompt) for prompt in prompts]
-    grams = [gram for words in texts for gram in zip(*(words[k:] for k in range(n)), strict=False)]
-    return len(set(grams)) / len(grams) if grams else None
-
-
-def _similarity(prompts: Sequence[Prompt]) -> float | None:
-    sets = [set(_words(prompt)) for prompt in prompts]
-    column = {word: k for k, word in enumerate(sorted(set().union(*sets)))}
-    has = np.zeros((len(sets), len(column)), dtype=np.float32)  # [prompts, words], 1 where the prompt has the word
-    for row, words in zip(has, sets, strict=True):
-        row[[column[word] for word in words]] = 1
-    shared = has @ has.T
-    sizes = has.sum(axis=1)
-    together = sizes[:, None] + sizes[None, :] - shared
-    pairs = np.triu_indices(len(sets), 1)
-    return float(np.mean(shared[pairs] / np.maximum(together[pairs], 1))) if len(sets) > 1 else None

@@ -1,7 +1,7 @@
 """Charts as SVG without a script: sizes in percent, so that they fit any width and their text keeps its size.
 
-Colours come from the classes before, after, train and validation of the page's style. Every chart stands
-beside its numbers in text and is hidden from screen readers.
+Colours come from the classes before, after, train, validation and part0 to part3 of the page's style. Every chart
+stands beside its numbers in text and is hidden from screen readers.
 """
 
 import math
@@ -9,6 +9,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from markupsafe import Markup
+
+_SHADES = 4
 
 Scale = tuple[float, ...]
 """The values of the grid lines, the ends of the scale among them, in rising order."""
@@ -74,6 +76,24 @@ def strip(values: Sequence[float], mean: float, scale: Scale) -> Markup:
     return _svg("strip", 20, _grid(scale) + line + Markup("").join(dots))
 
 
+def stacks(rows: Sequence[Sequence[float]], others: Sequence[float]) -> Markup:
+    """A bar for each row, of parts side by side.
+
+    Args:
+        rows: the parts, shares of the whole width; the first of every row has one meaning, the second another, ...
+        others: for each row a pale part at the end.
+    """
+    height = 14 if len(rows) <= 8 else 5
+    drawn = []
+    for row, (shares, other) in enumerate(zip(rows, others, strict=True)):
+        left = 0.0
+        drawn.append(_bar("rest", 0.0, 1.0, height * row, height))
+        for kind, share in [*((f"part{i % _SHADES}", share) for i, share in enumerate(shares)), ("others", other)]:
+            drawn.append(_bar(kind, left, share, height * row, height))
+            left += share
+    return _svg("stacks", height * len(rows), Markup("").join(drawn))
+
+
 def curves(lines: Sequence[tuple[str, Sequence[float]]], top: float, bottom: float) -> Markup:
     """Lines over epochs.
 
@@ -99,6 +119,12 @@ def curves(lines: Sequence[tuple[str, Sequence[float]]], top: float, bottom: flo
 
 def _svg(kind: str, height: int, content: Markup) -> Markup:
     return Markup('<svg class="{}" width="100%" height="{}" aria-hidden="true">{}</svg>').format(kind, height, content)
+
+
+def _bar(kind: str, left: float, share: float, top: int, height: int) -> Markup:
+    return Markup('<rect class="{}" x="{:.2f}%" y="{}" width="{:.2f}%" height="{}"/>').format(
+        kind, 100 * left, top + 1, 100 * share, height - 2
+    )
 
 
 def _grid(scale: Scale) -> Markup:

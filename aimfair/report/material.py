@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from aimfair.config import Config
 from aimfair.data.images import Splits
 from aimfair.evaluation.results import Results
-from aimfair.generation.prompts import Prompt
+from aimfair.generation.diversity import Diversity
 from aimfair.report.samples import Picture
 from aimfair.selective.mask import ParameterMask
 from aimfair.training.history import History
@@ -21,11 +21,30 @@ class Synthetic:
 
 
 @dataclass(frozen=True)
+class Replies:
+    """What a language model was asked for in the whole life of a run, prompts that were replaced since among it.
+
+    Attributes:
+        number: of replies.
+        accepted: templates.
+        refused: reason -> templates, or replies as a whole.
+        tokens_in, tokens_out: as the endpoint or the model counts them; 0 where nobody did.
+    """
+
+    number: int
+    accepted: int
+    refused: Mapping[str, int]
+    tokens_in: int
+    tokens_out: int
+
+
+@dataclass(frozen=True)
 class Material:
     """
     Attributes:
         settings: the text of config.yaml.
-        prompts: every prompt of the run.
+        diversity: how varied the prompts are; None if the run holds none.
+        replies: of the language model that wrote the prompts; None where none was asked.
         synthetic: group (y, a) -> a few images of the balanced set.
         synthetic_images: images in the balanced set.
         histories: method ("biased" is the first training) -> seed -> how the training went.
@@ -37,7 +56,8 @@ class Material:
     settings: str
     results: Results
     splits: Splits
-    prompts: Sequence[Prompt]
+    diversity: Diversity | None
+    replies: Replies | None
     synthetic: Mapping[tuple[int, int], Sequence[Synthetic]]
     synthetic_images: int
     histories: Mapping[str, Mapping[int, History]]

@@ -10,8 +10,7 @@ from markupsafe import Markup
 import aimfair
 from aimfair.config import BIASED
 from aimfair.evaluation.results import Results
-from aimfair.generation.prompts import diversity
-from aimfair.report import charts, environment, masks, samples, training, wording
+from aimfair.report import charts, environment, masks, prompts, samples, training, wording
 from aimfair.report.material import Material
 from aimfair.run.progress import duration
 
@@ -49,7 +48,7 @@ def render(material: Material) -> str:
         **_methods(material),
         **_masks(material),
         trainings=training.trainings(material.histories, material.results.default_method),
-        **_prompts(material),
+        prompts=prompts.section(material.diversity) if material.diversity is not None else None,
     )
 
 
@@ -125,8 +124,3 @@ def _masks(material: Material) -> dict[str, Any]:
         "tensors": masks.tensors(default) if default else [],
         "agreement": masks.agreement(default) if default else None,
     }
-
-
-def _prompts(material: Material) -> dict[str, Any]:
-    groups = diversity(material.prompts)
-    return {"diversity": groups, "same_contexts": all(group["coverage"] == groups[0]["coverage"] for group in groups)}

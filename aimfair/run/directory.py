@@ -34,9 +34,9 @@ class Run:
         overwrite: whether results of other settings may be replaced.
         log, progress, interrupt: for stages to hand to the functions they call.
 
-    Files: ``config.yaml templates.jsonl prompts.jsonl synthetic/ seeds/<seed>/{baseline/, sensitivity.safetensors,
-    masks/<method>.safetensors, finetuned/<method>/} results.json report.html log.jsonl stages/``; templates.jsonl only
-    where a language model writes the prompts.
+    Files: ``config.yaml templates.jsonl prompts.jsonl diversity.json synthetic/ seeds/<seed>/{baseline/,
+    sensitivity.safetensors, masks/<method>.safetensors, finetuned/<method>/} results.json report.html log.jsonl
+    stages/``; templates.jsonl only where a language model writes the prompts.
     """
 
     def __init__(self, path: Path, config: Config, lock: int, *, overwrite: bool, quiet: bool):
@@ -141,6 +141,11 @@ class Run:
     def templates(self) -> Path:
         """What a language model has written so far, for the prompts."""
         return self.path / "templates.jsonl"
+
+    @property
+    def diversity(self) -> Path:
+        """How varied the prompts are."""
+        return self.path / "diversity.json"
 
     @property
     def synthetic(self) -> Path:

@@ -1,8 +1,9 @@
-"""The prompts of every group."""
+"""The prompts of every group, and how varied they are."""
 
 from typing import TYPE_CHECKING, Any
 
-from aimfair.generation.prompts import Prompt, diversity, fill_templates, save_prompts, write_prompts
+from aimfair.generation import diversity
+from aimfair.generation.prompts import Prompt, fill_templates, save_prompts, write_prompts
 from aimfair.run.directory import Run
 
 if TYPE_CHECKING:
@@ -19,8 +20,11 @@ def run(run: Run) -> None:
     settings = run.config.prompts
     prompts = write_prompts(settings) if settings.provider == "grammar" else _ask(run)
     save_prompts(run.prompts, prompts)
-    run.log("prompts", diversity=diversity(prompts))
-    run.finish("prompts", inputs, [run.prompts])
+    found = diversity.measure(prompts, settings)
+    found.save(run.diversity)
+    farthest = found.greatest_difference
+    run.log("prompts", prompts=len(prompts), greatest_difference=farthest and [farthest.name, farthest.difference])
+    run.finish("prompts", inputs, [run.prompts, run.diversity])
 
 
 def _inputs(run: Run) -> dict[str, Any]:

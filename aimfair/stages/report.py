@@ -1,9 +1,10 @@
 """report.html from what the run holds; what is missing, the report says."""
 
 import json
-from collections import defaultdict
+from collections import Counter, defaultdict
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 from PIL import Image
@@ -12,10 +13,11 @@ import aimfair
 from aimfair.config import BIASED
 from aimfair.evaluation.results import Results
 from aimfair.files import write_text
+from aimfair.generation.diversity import Diversity, measure
 from aimfair.generation.manifest import ImageRecord, Manifest
 from aimfair.generation.prompts import load_prompts
 from aimfair.report import page, samples
-from aimfair.report.material import Material, Synthetic
+from aimfair.report.material import Material, Replies, Synthetic
 from aimfair.run.directory import Run
 from aimfair.selective.mask import ParameterMask
 from aimfair.training.history import HISTORY, History
@@ -52,17 +54,19 @@ def gather(run: Run) -> Material:
         for name in config.methods
     }
     count, synthetic = _synthetic(run.synthetic)
+    events = [json.loads(line) for line in (run.path / "log.jsonl").read_text(encoding="utf-8").splitlines()]
     return Material(
         config=config,
         settings=(run.path / "config.yaml").read_text(encoding="utf-8"),
         results=Results.load(run.results),
         splits=run.splits(),
-        prompts=load_prompts(run.prompts) if run.prompts.exists() else [],
+        diversity=_diversity(run),
+        replies=_replies(events),
         synthetic=synthetic,
         synthetic_images=count,
         histories=_without_empty(histories),
         masks=_without_empty(masks),
-        stage_seconds=_stage_seconds(run.path / "log.jsonl"),
+        stage_seconds=_stage_seconds(events),
     )
 
 
@@ -86,11 +90,29 @@ def _picture(path: Path) -> samples.Picture:
         return np.asarray(image.convert("RGB"))
 
 
-def _stage_seconds(log: Path) -> dict[str, float]:
+def _diversity(run: Run) -> Diversity | None:
+    """Of the stage, or measured now for a run of an aimfair that did not."""
+    if run.diversity.exists():
+        return Diversity.load(run.diversity)
+    return measure(load_prompts(run.prompts), run.config.prompts) if run.prompts.exists() else None
+
+
+def _replies(events: Sequence[dict[str, Any]]) -> Replies | None:
+    replies = [event for event in events if event["event"] == "prompts reply"]
+    if not replies:
+        return None
+    refused = sum((Counter(event["refused"]) for event in replies), Counter[str]())
+    return Replies(
+        len(replies),
+        refused=dict(refused.most_common()),
+        **{key: sum(event[key] for event in replies) for key in ("accepted", "tokens_in", "tokens_out")},
+    )
+
+
+def _stage_seconds(events: Sequence[dict[str, Any]]) -> dict[str, float]:
     """Stage -> time it took, in all the runs that it was done in."""
     seconds: dict[str, float] = defaultdict(float)
-    for line in log.read_text(encoding="utf-8").splitlines():
-        event = json.loads(line)
+    for event in events:
         if event["event"] in ("stage finished", "stage stopped"):
             seconds[event["stage"]] += event["seconds"]
     return dict(seconds)

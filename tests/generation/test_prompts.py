@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from aimfair.errors import AimfairError
-from aimfair.generation.prompts import Prompt, diversity, load_prompts, save_prompts, write_prompts
+from aimfair.generation.prompts import Prompt, load_prompts, save_prompts, without_contexts, write_prompts
 from tests.generation.samples import prompt_settings
 
 
@@ -58,6 +58,12 @@ def test_without_contexts() -> None:
     assert [prompt.text for prompt in prompts[:2]] == ["a one in green", "a two in green"]
 
 
+def test_the_same_words_alone() -> None:
+    settings = prompt_settings(per_group=2)
+    plain = without_contexts(settings, write_prompts(settings))
+    assert plain[:4] == ["a one in green", "a two in green", "a one in red", "a two in red"]
+
+
 def test_ids_are_stable_distinct_and_safe_in_paths() -> None:
     prompts = write_prompts(prompt_settings())
     assert prompts == write_prompts(prompt_settings())
@@ -103,32 +109,3 @@ def test_round_trip_and_damage(tmp_path: Path) -> None:
         load_prompts(path)
     with pytest.raises(AimfairError, match="there is no such file"):
         load_prompts(tmp_path / "other.jsonl")
-
-
-def prompt(y: int, text: str, **contexts: str) -> Prompt:
-    return Prompt(id=text, y=y, a=0, text=text, contexts=contexts, target="", protected="")
-
-
-def test_diversity_by_hand() -> None:
-    prompts = [
-        prompt(1, "a b"),
-        prompt(0, "a red dog", tilt="left"),
-        prompt(0, "a red cat", tilt="left", size="big"),
-        prompt(0, "A dog", tilt="right"),
-    ]
-    first, second = diversity(prompts)
-    assert (first["y"], first["a"], first["prompts"]) == (0, 0, 3)
-    assert first["coverage"] == {"size": {"big": 1}, "tilt": {"left": 2, "right": 1}}
-    assert first["distinct_1"] == pytest.approx(4 / 8)  # a red dog cat
-    assert first["distinct_2"] == pytest.approx(4 / 5)  # a red, red dog, red cat, a dog; "a red" twice
-    assert first["similarity"] == pytest.approx((2 / 4 + 2 / 3 + 1 / 4) / 3)
-    assert second == {
-        "y": 1,
-        "a": 0,
-        "prompts": 1,
-        "coverage": {},
-        "distinct_1": 1.0,
-        "distinct_2": 1.0,
-        "similarity": None,
-    }
-    assert diversity([prompt(0, "one"), prompt(0, "one")])[0]["distinct_2"] is None

@@ -9,6 +9,7 @@ import torch
 from PIL import Image
 
 from aimfair.evaluation.compare import compare
+from aimfair.generation.diversity import measure
 from aimfair.generation.manifest import ImageRecord, Manifest, file_name
 from aimfair.generation.prompts import save_prompts, write_prompts
 from aimfair.run.directory import Run
@@ -54,7 +55,9 @@ def open_run(path: Path) -> Run:
 def fill(run: Run) -> None:
     config, splits = run.config, made_up_splits()
     predicted = made_up_predictions(splits, config)
-    save_prompts(run.prompts, write_prompts(config.prompts))
+    prompts = write_prompts(config.prompts)
+    save_prompts(run.prompts, prompts)
+    measure(prompts, config.prompts).save(run.diversity)
     _synthetic(run)
     for seed in config.seeds:
         generator = np.random.default_rng(seed)

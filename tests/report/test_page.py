@@ -1,16 +1,20 @@
 """The page as text: what it says, what it leaves out, and that it needs nothing beside it."""
 
 import itertools
+import re
 import shutil
 from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
 
+from aimfair.errors import AimfairError
 from aimfair.evaluation.compare import compare
+from aimfair.generation.diversity import measure
 from aimfair.generation.manifest import Manifest
+from aimfair.generation.prompts import load_prompts
 from aimfair.report import page
-from aimfair.report.material import Material
+from aimfair.report.material import Material, Replies
 from aimfair.run.directory import Run
 from aimfair.stages import report
 from tests.report.conftest import open_run
@@ -119,8 +123,11 @@ def test_texts_of_the_run_are_escaped(run: Run) -> None:
     finally:
         Manifest(run.synthetic).keep(records)
     results = material.results.model_copy(update={"title": EVIL, "target_names": [EVIL, "b"], "cautions": [EVIL]})
-    prompts = [prompt.model_copy(update={"contexts": {EVIL: EVIL}}) for prompt in material.prompts]
-    html = page.render(changed(material, results=results, prompts=prompts, settings=EVIL))
+    prompts = [prompt.model_copy(update={"contexts": {EVIL: EVIL}}) for prompt in load_prompts(run.prompts)]
+    prompts[0] = prompts[0].model_copy(update={"contexts": {}})  # so that groups differ, in what is evil
+    diversity = measure(prompts, material.config.prompts)
+    replies = Replies(1, 1, {EVIL: 1}, 1, 1)
+    html = page.render(changed(material, results=results, diversity=diversity, replies=replies, settings=EVIL))
     seen = Page(html)
     assert not any(tag == "script" or "onerror" in attributes for tag, attributes in seen.tags)
     assert seen.text.count("alert(1)") >= 30
@@ -132,7 +139,7 @@ def test_texts_of_the_run_are_escaped(run: Run) -> None:
     [
         ("masks", "The run holds no masks."),
         ("history.json", "The run holds no training history."),
-        ("prompts.jsonl", "The run holds no prompts."),
+        ("prompts.jsonl diversity.json", "The run holds no prompts."),
         ("images", "There are no synthetic images of this group in the run."),
         ("manifest.jsonl", "There are no synthetic images of this group in the run."),
     ],
@@ -140,7 +147,7 @@ def test_texts_of_the_run_are_escaped(run: Run) -> None:
 def test_what_is_missing_is_said(finished: Path, tmp_path: Path, gone: str, said: str) -> None:
     path = tmp_path / "run"
     shutil.copytree(finished, path)
-    found = list(path.rglob(gone))
+    found = [part for name in gone.split() for part in path.rglob(name)]
     assert found
     for part in found:
         shutil.rmtree(part) if part.is_dir() else part.unlink()
@@ -148,6 +155,78 @@ def test_what_is_missing_is_said(finished: Path, tmp_path: Path, gone: str, said
         text = Page(page.render(report.gather(run))).text
     assert said in text
     assert "Worst-group accuracy rose" in text
+
+
+def test_prompts_of_older_runs_are_measured_for_the_report(finished: Path, tmp_path: Path) -> None:
+    path = tmp_path / "run"
+    shutil.copytree(finished, path)
+    with open_run(path) as run:
+        expected = report.gather(run).diversity
+        run.diversity.unlink()
+        assert report.gather(run).diversity == expected
+        assert expected is not None
+        run.diversity.write_text("{}")
+        with pytest.raises(AimfairError, match=r"diversity\.json: provider: .*remove the file"):
+            report.gather(run)
+
+
+def section(html: str, name: str) -> str:
+    start = html.index(f'<section id="{name}">')
+    return html[start : html.index("</section>", start) + len("</section>")]
+
+
+def test_how_varied_the_prompts_are(material: Material) -> None:
+    part = section(page.render(material), "prompts")
+    seen = Page(part)
+    assert material.diversity is not None
+    for wording, name in ((material.diversity.plain, "plain"), (material.diversity.contextual, "contextual")):
+        for key in ("distinct_1", "distinct_2", "similarity"):
+            mean = sum(getattr(one, key) for one in wording) / 4
+            assert re.search(rf"{name} {100 * mean:.1f}%", seen.text), (name, key)
+    assert "Contexts are the same in every group." in seen.text
+    assert "tilt" in seen.text
+    assert "3 of 3" in seen.text
+    assert part.count('<svg class="dots"') == 3
+    stacks = re.findall(r'<svg class="stacks".*?</svg>', part, re.DOTALL)
+    assert len(stacks) == 3
+    tilt = stacks[1]  # four prompts of six, in three values, in each of four groups
+    for kind in range(3):
+        widths = re.findall(rf'class="part{kind}" x="([0-9.]+)%" y="\d+" width="([0-9.]+)%"', tilt)
+        assert len(set(widths)) == 1
+        assert len(widths) == 4
+    assert "tokens" not in seen.text
+
+
+def test_groups_that_differ_are_named_with_the_attribute(run: Run, material: Material) -> None:
+    prompts = load_prompts(run.prompts)
+    contexts = [f"on blue paper {number}" for number in range(20)]
+    changed_ones = [
+        prompt.model_copy(update={"contexts": {"paper": contexts[i % 20], "ink_pot": "full"}})
+        if (prompt.y, prompt.a) == (1, 0)
+        else prompt
+        for i, prompt in enumerate(prompts)
+    ]
+    settings = material.config.prompts.model_copy(update={"provider": "openai"})
+    replies = Replies(3, 6, {"not JSON": 2, "too like another": 1}, 1234, 56)
+    diversity = measure(changed_ones, settings)
+    text = Page(section(page.render(changed(material, diversity=diversity, replies=replies)), "prompts")).text
+    assert "Contexts differ between groups , most in paper: 100.0% between below five · green and five or more" in text
+    assert "ink pot" in text
+    assert "different values the language model found" in text
+    assert "asked 3 times in this run: 1,234 tokens in, 56 out, 6 templates accepted." in text
+    assert "Refused: not JSON (2), too like another (1)." in text
+
+
+def test_replies_are_counted_over_all_that_a_run_asked(run: Run) -> None:
+    assert report.gather(run).replies is None
+    log = run.path / "log.jsonl"
+    before = log.read_bytes()
+    run.log("prompts reply", accepted=4, refused={"markup": 1}, tokens_in=100, tokens_out=20)
+    run.log("prompts reply", accepted=2, refused={"markup": 1, "refusal": 1}, tokens_in=50, tokens_out=10)
+    try:
+        assert report.gather(run).replies == Replies(2, 6, {"markup": 2, "refusal": 1}, 150, 30)
+    finally:
+        log.write_bytes(before)
 
 
 def test_undefined_numbers_are_dashes(material: Material) -> None:
@@ -178,7 +257,7 @@ def test_ten_classes(material: Material) -> None:
         for name in ("biased", *config.methods)
     }
     results = compare(config, splits, predicted, {})
-    text = Page(page.render(changed(material, results=results, splits=splits, prompts=[]))).text
+    text = Page(page.render(changed(material, results=results, splits=splits, diversity=None))).text
     assert all(f"digit {y} · {ink}" in text for y in range(10) for ink in ("green", "red"))
     assert "No clear change of worst-group accuracy" in text
 
