@@ -1,5 +1,7 @@
 """The prompts of every group, and how varied they are."""
 
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from typing import TYPE_CHECKING, Any
 
 from aimfair.generation import diversity
@@ -40,26 +42,30 @@ def _ask(run: Run) -> list[Prompt]:
     from aimfair.generation.providers.templates import ask_for_templates
 
     settings, data = run.config.prompts, run.config.data
-    templates = ask_for_templates(
-        _chat_model(run),
-        settings,
-        data.target,
-        data.protected,
-        run.templates,
-        log=run.log,
-        progress=run.progress,
-        interrupt=run.interrupt,
-    )
+    with _chat_model(run) as model:
+        templates = ask_for_templates(
+            model,
+            settings,
+            data.target,
+            data.protected,
+            run.templates,
+            log=run.log,
+            progress=run.progress,
+            interrupt=run.interrupt,
+        )
     return fill_templates(settings, [(template.text, template.contexts) for template in templates])
 
 
-def _chat_model(run: Run) -> "ChatModel":
+@contextmanager
+def _chat_model(run: Run) -> Iterator["ChatModel"]:
     settings = run.config.prompts
     if settings.provider == "openai":
         from aimfair.generation.providers.endpoint import Endpoint
 
-        return Endpoint(settings.llm, log=run.log, interrupt=run.interrupt)
-    from aimfair.device import choose_device
-    from aimfair.generation.providers.local import LocalModel
+        with closing(Endpoint(settings.llm, log=run.log, interrupt=run.interrupt)) as endpoint:
+            yield endpoint
+    else:
+        from aimfair.device import choose_device
+        from aimfair.generation.providers.local import LocalModel
 
-    return LocalModel(settings.llm, settings.seed, choose_device(run.config.device), interrupt=run.interrupt)
+        yield LocalModel(settings.llm, settings.seed, choose_device(run.config.device), interrupt=run.interrupt)

@@ -36,6 +36,7 @@ class ChatServer(ThreadingHTTPServer):
 
     Attributes:
         requests: bodies; keys: headers "Authorization"; times: of every request.
+        connections: that are open.
     """
 
     daemon_threads = True
@@ -46,6 +47,7 @@ class ChatServer(ThreadingHTTPServer):
         self.requests: list[dict[str, Any]] = []
         self.keys: list[str] = []
         self.times: list[float] = []
+        self.connections = 0
 
     @property
     def address(self) -> str:
@@ -86,6 +88,15 @@ def template(brief: dict[str, Any], text: str = "") -> dict[str, Any]:
 
 class _Handler(BaseHTTPRequestHandler):
     server: ChatServer
+    protocol_version = "HTTP/1.1"  # connections are kept, as most servers do
+
+    def setup(self) -> None:
+        super().setup()
+        self.server.connections += 1
+
+    def finish(self) -> None:
+        super().finish()
+        self.server.connections -= 1
 
     def do_POST(self) -> None:
         server = self.server

@@ -1,8 +1,12 @@
-"""Small models."""
+"""Small models: of each family of text-to-image models, and one that chats."""
 
 from pathlib import Path
 
 import pytest
+import torch
+
+POSITIONS = 8192
+"""Tokens that the chat model takes."""
 
 
 @pytest.fixture(scope="session")
@@ -18,3 +22,41 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
     folder = tmp_path_factory.mktemp("models")
     return {name: save(build, folder / name) for name, build in FAMILIES.items()}
+
+
+@pytest.fixture(scope="session")
+def chat_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A chat model of a few thousand random weights; every byte is a token."""
+    import tokenizers
+    import transformers
+
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    symbols = sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet())
+    bytes_alone = tokenizers.Tokenizer(
+        tokenizers.models.BPE(vocab={symbol: number for number, symbol in enumerate(symbols)}, merges=[])
+    )
+    bytes_alone.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    bytes_alone.decoder = tokenizers.decoders.ByteLevel()
+    tokenizer = transformers.PreTrainedTokenizerFast(tokenizer_object=bytes_alone, eos_token="<end>")
+    tokenizer.chat_template = (
+        "{% for message in messages %}<{{ message.role }}>{{ message.content }}{% endfor %}"
+        "{% if add_generation_prompt %}<assistant>{% endif %}"
+    )
+    folder = tmp_path_factory.mktemp("chat") / "tiny"
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        transformers.LlamaForCausalLM(
+            transformers.LlamaConfig(
+                vocab_size=len(tokenizer),
+                hidden_size=16,
+                intermediate_size=16,
+                num_hidden_layers=1,
+                num_attention_heads=2,
+                max_position_embeddings=POSITIONS,
+                bos_token_id=None,
+                eos_token_id=tokenizer.eos_token_id,
+            )
+        ).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder

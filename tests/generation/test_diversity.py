@@ -114,7 +114,7 @@ def test_twenty_thousand_prompts_take_little_time_and_memory() -> None:
     rng = np.random.default_rng(0)
     words = [f"w{i}" for i in range(5000)]
     many = [
-        prompt(i % 4, " ".join(words[int(k)] for k in 5000 * rng.random(8) ** 3), tilt=words[int(rng.integers(5000))])
+        prompt(i % 4, " ".join(words[int(k)] for k in 5000 * rng.random(4) ** 3), tilt=words[int(rng.integers(5000))])
         for i in range(20_000)
     ]
     start = time.monotonic()

@@ -18,48 +18,10 @@ from aimfair.run.directory import Run
 from aimfair.run.interrupt import Interrupt, Interrupted
 from aimfair.stages import prompts
 from tests.generation.chat_server import briefs_in, good
+from tests.generation.conftest import POSITIONS
 from tests.generation.test_providers import events, tree
 
 CPU = torch.device("cpu")
-POSITIONS = 8192
-
-
-@pytest.fixture(scope="session")
-def chat_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Every byte is a token."""
-    import tokenizers
-    import transformers
-
-    transformers.utils.logging.set_verbosity_error()
-    transformers.utils.logging.disable_progress_bar()
-    symbols = sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet())
-    bytes_alone = tokenizers.Tokenizer(
-        tokenizers.models.BPE(vocab={symbol: number for number, symbol in enumerate(symbols)}, merges=[])
-    )
-    bytes_alone.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
-    bytes_alone.decoder = tokenizers.decoders.ByteLevel()
-    tokenizer = transformers.PreTrainedTokenizerFast(tokenizer_object=bytes_alone, eos_token="<end>")
-    tokenizer.chat_template = (
-        "{% for message in messages %}<{{ message.role }}>{{ message.content }}{% endfor %}"
-        "{% if add_generation_prompt %}<assistant>{% endif %}"
-    )
-    folder = tmp_path_factory.mktemp("chat") / "tiny"
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        transformers.LlamaForCausalLM(
-            transformers.LlamaConfig(
-                vocab_size=len(tokenizer),
-                hidden_size=16,
-                intermediate_size=16,
-                num_hidden_layers=1,
-                num_attention_heads=2,
-                max_position_embeddings=POSITIONS,
-                bos_token_id=None,
-                eos_token_id=tokenizer.eos_token_id,
-            )
-        ).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return folder
 
 
 def settings(folder: Path, **changes: object) -> LanguageModelSettings:

@@ -7,6 +7,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from email.utils import formatdate
 from pathlib import Path
 from typing import Any
@@ -89,6 +90,18 @@ def test_groups_differ_in_the_two_attributes_alone(server: ChatServer, tmp_path:
         (1, "tiny", {"type": "json_object"})
     ] * 2
     assert [event["tokens_in"] for event in events(tmp_path, "prompts model")] == [200]
+
+
+@pytest.mark.parametrize("act", [Act(good), Act("no"), Act("gone", status=400)], ids=["good", "junk", "refused"])
+def test_connections_are_closed(server: ChatServer, tmp_path: Path, act: Act) -> None:
+    server.acts = [act]
+    with nullcontext() if act.content is good else pytest.raises(AimfairError):
+        write(tmp_path, tree())
+    end = time.monotonic() + 5
+    while server.connections and time.monotonic() < end:
+        time.sleep(0.01)
+    assert server.requests
+    assert server.connections == 0
 
 
 def test_a_finished_stage_asks_nothing(server: ChatServer, tmp_path: Path) -> None:
@@ -324,6 +337,40 @@ def test_errors_that_stay_are_met_once_and_never_show_the_key(
     assert failed.value.__suppress_context__
     assert server.keys == [f"Bearer {KEY}"]
     assert KEY not in all_text(tmp_path) + str(failed.value)
+
+
+@pytest.mark.parametrize(
+    ("body", "said"),
+    [
+        (b'{"detail": "Unexpected fields in the request: {\'response_format\'}"}',
+         "'response_format'}; --prompts.llm.json_mode false leaves it out"),
+        (b'{"detail": [{"loc": ["body", "max_tokens"]}]}', '"max_tokens"]}]; --prompts.llm.max_tokens null leaves it'),
+        (b'{"error": {"message": "Unsupported value: temperature"}}', "temperature; --prompts.llm.temperature null"),
+        (b'{"error": "no such model"}', "answers 422: no such model"),
+        (b"<h1>Bad\nGateway</h1> \x1b[31mred", "answers 422: <h1>Bad Gateway</h1> ?[31mred"),
+        (b"", "answers 422: "),
+        (b"[1]", "answers 422: [1]"),
+    ],
+)  # fmt: skip
+def test_the_reason_of_a_refusal_is_told_with_what_mends_it(
+    server: ChatServer, tmp_path: Path, body: bytes, said: str
+) -> None:
+    server.acts = [Act(status=422, body=body)]
+    with pytest.raises(AimfairError) as failed:
+        write(tmp_path, tree())
+    assert said in str(failed.value)
+    assert str(failed.value).isprintable()
+
+
+def test_no_field_is_sent_that_is_not_asked_for(server: ChatServer, tmp_path: Path) -> None:
+    server.acts = [Act(good)]
+    write(tmp_path / "all", tree(temperature=0.5, max_tokens=99))
+    write(tmp_path / "few", tree(json_mode=False))
+    sent = [set(request) for request in server.requests]
+    assert (
+        sent
+        == [{"model", "messages", "response_format", "temperature", "max_tokens"}] * 2 + [{"model", "messages"}] * 2
+    )
 
 
 def test_a_reply_cannot_carry_the_key_into_the_run(server: ChatServer, tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ Address and key come from the environment, OPENAI_BASE_URL and OPENAI_API_KEY, a
 that leaves this file holds the key.
 """
 
+import json
 import os
 import random
 import time
@@ -24,6 +25,12 @@ _NO_KEY = "none"  # the client wants one; servers of one's own seldom do
 _SHORTEST_SECRET = 8  # a shorter key is a placeholder, and may be a word of a reply
 _FIRST_WAIT, _LONGEST_WAIT = 1.0, 60.0  # seconds
 _AGAIN = (408, 409, 429)  # and 5xx
+_LEAVE_OUT = {
+    "response_format": "--prompts.llm.json_mode false",
+    "max_tokens": "--prompts.llm.max_tokens null",
+    "temperature": "--prompts.llm.temperature null",
+}
+"""Field of a request -> what keeps it from being sent; no other fields are sent but the model and the message."""
 _TICK = 0.1  # seconds between looks at the interrupt
 
 
@@ -88,6 +95,10 @@ class Endpoint:
             "kept, so the same command continues later"
         )
 
+    def close(self) -> None:
+        """Ends the connections that are kept for further requests."""
+        self._client.close()
+
     def _send(self, message: str) -> Any:
         """What the client returns; it does not check that this is what its types say."""
         given: dict[str, Any] = {}
@@ -131,11 +142,26 @@ class Endpoint:
         if isinstance(error, self._openai.APITimeoutError):
             return f"no answer within {self._settings.timeout:g} s (prompts.llm.timeout)"
         if isinstance(error, self._openai.APIStatusError):
-            said = " ".join(self._without_key(error.message).split())
-            return f"the endpoint answers {error.status_code}: {said[:300]}"
+            said = self._said(error)
+            return f"the endpoint answers {error.status_code}: {said[:300]}{self._remedy(said)}"
         if isinstance(error, self._openai.APIConnectionError):
             return "the endpoint cannot be reached; check OPENAI_BASE_URL and that the server runs"
         return f"the endpoint's answer cannot be read ({type(error).__name__})"
+
+    def _said(self, error: "openai.APIStatusError") -> str:
+        """The reason that the server gives, in one line: under "message" as OpenAI has it, or "detail" as FastAPI."""
+        body: Any = error.body
+        if isinstance(body, dict):
+            body = body.get("message") or body.get("detail") or body
+        text = " ".join(self._without_key(body if isinstance(body, str) else json.dumps(body)).split())
+        return "".join(c if c.isprintable() else "?" for c in text)
+
+    def _remedy(self, said: str) -> str:
+        """Which setting leaves out the field of the request that the server names."""
+        for field, setting in _LEAVE_OUT.items():
+            if field in said:
+                return f"; {setting} leaves it out"
+        return ""
 
     def _told_to_wait(self, error: "openai.OpenAIError") -> float | None:
         """Seconds, of the header Retry-After: a number, or a date."""
