@@ -1,6 +1,7 @@
 """Vocabularies: those that come with aimfair give nothing away; one's own are found, joined, and refused by line."""
 
 import re
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ from aimfair import cli, config_file, vocabulary
 from aimfair.config import Config
 from aimfair.errors import ConfigError
 from aimfair.generation.prompts import write_prompts
+from aimfair.generation.providers.message import make_briefs, make_message
 from aimfair.run.directory import Run
 from aimfair.stages import prompts
 
@@ -101,6 +103,23 @@ def test_prompts_of_every_group_read_well(name: str) -> None:
         assert len(prompt.contexts) == 4
 
 
+@pytest.mark.parametrize("name", PAPER)
+def test_a_language_model_is_told_the_contexts_and_what_to_avoid(name: str) -> None:
+    config = config_file.load(Path(config_file.__file__).parent / "configs" / f"{name}.yaml")
+    settings, briefs = config.prompts, make_briefs(config.prompts)
+    message = make_message(settings, config.data.target, config.data.protected, briefs[:10], Counter())
+    (names,) = re.findall(r"^Contexts vary over: (.*?)\.", message, re.MULTILINE)
+    assert names.split(", ") == list(settings.contexts)
+    (avoided,) = re.findall(r"never these words: (.*);$", message, re.MULTILINE)
+    words = [word for of in (*settings.targets, *settings.protected) for word in of]
+    assert set(avoided.split(", ")) == {*words, *settings.llm.avoid}
+    assert f"target attribute: {config.data.target}" in message
+    assert f"protected attribute {config.data.protected}" in message
+    used = Counter(name for brief in briefs for name in brief.contexts)
+    assert max(used.values()) - min(used.values()) <= 2, "every context about as often as the others"
+    assert set(used) == set(settings.contexts)
+
+
 def test_no_value_is_written_down_twice() -> None:
     """Shared words stand in files that are included."""
     found = [vocabulary.strict_yaml.read(path)[0] for path in vocabulary.BUNDLED.glob("*.yaml")]
@@ -182,6 +201,16 @@ def test_where_the_words_came_from_changes_no_prompt() -> None:
         write(config.model_copy(update={"prompts": config.prompts.model_copy(update={"vocabulary": None})})) == record
     )
     assert write(load(seed="1")) != record
+
+
+def test_the_example_of_the_documentation(folder: Path) -> None:
+    text = (Path(__file__).parents[1] / "docs" / "prompts.md").read_text()
+    (example,) = re.findall(r"```yaml\n(.*?)```", text, re.DOTALL)
+    (folder / "words" / "pets.yaml").write_text(example)
+    (folder / "words" / "light.yaml").write_text("contexts: {light: [at noon, at midnight]}\n")
+    settings = load().prompts
+    assert list(settings.contexts) == ["fur", "pose", "light"]
+    assert len(write_prompts(settings)) == 16
 
 
 # -- refusals ----------------------------------------------------------------------------------------------------------

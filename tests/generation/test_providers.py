@@ -1,5 +1,6 @@
 """Prompts from language models: an endpoint on loopback, and a small local model that knows nothing."""
 
+import io
 import json
 import signal
 import subprocess
@@ -14,6 +15,7 @@ from typing import Any
 
 import pytest
 from pydantic import ValidationError
+from rich.console import Console
 
 from aimfair import cli
 from aimfair.config import Config
@@ -24,6 +26,7 @@ from aimfair.generation.providers.message import make_briefs
 from aimfair.generation.providers.replies import Desk
 from aimfair.run.directory import Run
 from aimfair.run.interrupt import Interrupted
+from aimfair.run.progress import Progress
 from aimfair.stages import prompts
 from tests.generation.chat_server import Act, ChatServer, briefs_in, good, serving, template
 from tests.generation.samples import prompt_settings
@@ -213,6 +216,34 @@ def test_what_was_refused_is_asked_for_again(server: ChatServer, tmp_path: Path)
     for word in ("rm -rf", "im_start", "Ignore"):  # nothing of a reply goes into another request, or into the run
         assert word not in json.dumps(server.requests) + all_text(tmp_path)
     assert len(load_prompts(tmp_path / "prompts.jsonl")) == 24
+
+
+def test_fewer_templates_than_asked_for_are_taken_and_the_rest_asked_again(server: ChatServer, tmp_path: Path) -> None:
+    server.acts = [Act(lambda briefs: good(briefs[:1]))]
+    write(tmp_path, tree())
+    assert len(server.requests) == 6
+    assert events(tmp_path, "prompts model")[0]["refused"] == {}
+    assert len(load_prompts(tmp_path / "prompts.jsonl")) == 24
+
+
+def test_the_same_template_again_and_again_is_taken_once(server: ChatServer, tmp_path: Path) -> None:
+    server.acts = [Act(lambda briefs: json.dumps({"templates": [template(briefs[0])] * 3})), Act(good)]
+    write(tmp_path, tree())
+    assert events(tmp_path, "prompts model")[0]["refused"] == {"a number that is not wanted": 2}
+
+
+def test_tokens_are_told_while_it_works_and_at_the_end(
+    server: ChatServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("aimfair.run.progress._SECONDS_BETWEEN_LINES", 0.0)
+    shown = io.StringIO()
+    server.acts = [Act(good)]
+    with Run.open(tmp_path, Config.model_validate(tree()), quiet=True) as run:
+        run.progress = Progress(console=Console(file=shown, width=200))
+        prompts.run(run)
+    assert [line.partition(", ")[2] for line in shown.getvalue().splitlines() if "left" not in line] == [
+        "200 tokens in, 40 out"
+    ]
 
 
 def test_a_brief_that_is_never_met_does_not_hold_up_the_others(server: ChatServer, tmp_path: Path) -> None:

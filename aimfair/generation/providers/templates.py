@@ -62,11 +62,11 @@ def ask_for_templates(
             reply = model.ask(make_message(settings, target, protected, asked, last))
             taken, last = desk.read(reply)
             store.append(taken)
-            task.advance(len(taken))
             log("prompts reply", accepted=len(taken), refused=dict(last),
                 tokens_in=reply.tokens_in, tokens_out=reply.tokens_out)  # fmt: skip
             every += last
             replies, tokens_in, tokens_out = replies + 1, tokens_in + reply.tokens_in, tokens_out + reply.tokens_out
+            task.advance(len(taken), f"{tokens_in:,} tokens in, {tokens_out:,} out")
             fruitless = 0 if taken else fruitless + 1
             if fruitless == settings.llm.max_fruitless:
                 reasons = ", ".join(f"{reason} {count}" for reason, count in every.most_common())
