@@ -124,7 +124,7 @@ class LanguageModelSettings(Settings):
         0.7, gt=0, le=1, description="share of common word triples (Jaccard) from which two prompts count as one"
     )
     max_fruitless: int = Field(5, ge=1, description="replies in a row without a usable prompt before giving up")
-    timeout: float = Field(120.0, gt=0, description="openai: seconds without an answer")
+    timeout: float = Field(120.0, gt=0, description="openai: seconds within which an answer must be there, to its end")
     retries: int = Field(5, ge=0, description="openai: of a request that met a timeout, 429 or 5xx")
     max_wait: float = Field(300.0, gt=0, description="openai: longest Retry-After, in seconds, that is waited for")
 

@@ -19,6 +19,8 @@ class Act:
     Attributes:
         content: text of the reply, or what makes it of the briefs in the request.
         body: instead of a completion: these bytes.
+        delay: seconds before the answer; trickle: between its bytes.
+        cut: ends the connection before the last byte.
         message: more of the completion's message.
     """
 
@@ -26,6 +28,8 @@ class Act:
     status: int = 200
     headers: dict[str, str] = field(default_factory=dict)
     delay: float = 0.0
+    trickle: float = 0.0
+    cut: bool = False
     finish: str = "stop"
     message: dict[str, Any] = field(default_factory=dict)
     body: bytes | None = None
@@ -130,7 +134,10 @@ class _Handler(BaseHTTPRequestHandler):
                 self.send_header(name, value)
             self.send_header("Content-Length", str(len(data)))
             self.end_headers()
-            self.wfile.write(data)
+            for piece in [bytes([byte]) for byte in data] if act.trickle else [data[:-1] if act.cut else data]:
+                time.sleep(act.trickle)
+                self.wfile.write(piece)
+            self.close_connection |= act.cut
         except (BrokenPipeError, ConnectionResetError):  # who asked has gone
             pass
 

@@ -290,6 +290,10 @@ def test_near_repeats_are_refused(server: ChatServer, tmp_path: Path) -> None:
         (Act(body=b"<html>busy</html>"), "not JSON 2"),
         (Act(body=b"<html>busy</html>", headers={"Content-Type": "text/html"}), "not JSON 2"),
         (Act(body=b'{"choices": []}'), "not JSON 2"),
+        (Act(body=b'{"choices": [3], "usage": "none"}'), "not JSON 2"),
+        (Act(body=b'{"choices": {"0": {}}}'), "not JSON 2"),
+        (Act(body=b"[" * 100_000), "not JSON 2"),
+        (Act(body=b"\xff\xfe"), "not JSON 2"),
     ],
 )
 def test_a_model_that_never_answers_well_is_given_up_with_counts(
@@ -353,6 +357,40 @@ def test_a_slow_server(server: ChatServer, tmp_path: Path) -> None:
     write(tmp_path, tree(timeout=0.3))
     assert len(server.requests) == 3
     assert "no answer within 0.3 s" in events(tmp_path, "prompts waiting")[0]["fault"]
+
+
+@pytest.mark.usefixtures("hasty")
+def test_a_server_that_never_comes_to_an_end(server: ChatServer, tmp_path: Path) -> None:
+    server.acts = [Act(good, trickle=0.02), Act(good)]
+    start = time.monotonic()
+    write(tmp_path, tree(timeout=0.5))
+    assert time.monotonic() - start < 5  # to its end it would take half a minute
+    assert "no answer within 0.5 s" in events(tmp_path, "prompts waiting")[0]["fault"]
+
+
+@pytest.mark.usefixtures("hasty")
+def test_a_line_that_is_cut_in_the_middle(server: ChatServer, tmp_path: Path) -> None:
+    server.acts = [Act(good, cut=True), Act(good)]
+    write(tmp_path, tree())
+    assert len(server.requests) == 3
+    assert "cannot be reached" in events(tmp_path, "prompts waiting")[0]["fault"]
+
+
+def test_an_answer_without_end_is_not_read(server: ChatServer, tmp_path: Path) -> None:
+    server.acts = [Act(lambda briefs: good(briefs) + " " * 9_000_000), Act(good)]
+    write(tmp_path, tree())
+    assert events(tmp_path, "prompts model")[0]["refused"] == {"not JSON": 1}
+
+
+def test_a_signal_while_an_answer_comes_in(server: ChatServer, tmp_path: Path) -> None:
+    server.acts = [Act(good, trickle=0.02)]
+    start = time.monotonic()
+    timer = threading.Timer(0.5, lambda: signal.raise_signal(signal.SIGTERM))
+    timer.start()
+    with pytest.raises(Interrupted), Run.open(tmp_path, Config.model_validate(tree()), quiet=True) as run:
+        prompts.run(run)
+    timer.join()
+    assert time.monotonic() - start < 5
 
 
 @pytest.mark.parametrize(

@@ -31,6 +31,7 @@ _LEAVE_OUT = {
     "temperature": "--prompts.llm.temperature null",
 }
 """Field of a request -> what keeps it from being sent; no other fields are sent but the model and the message."""
+_LONGEST_ANSWER = 8_000_000  # bytes
 _TICK = 0.1  # seconds between looks at the interrupt
 
 
@@ -100,7 +101,7 @@ class Endpoint:
         self._client.close()
 
     def _send(self, message: str) -> Any:
-        """What the client returns; it does not check that this is what its types say."""
+        """The body of the answer as JSON has it; None where it is no JSON, or longer than any answer."""
         given: dict[str, Any] = {}
         if self._settings.temperature is not None:
             given["temperature"] = self._settings.temperature
@@ -108,22 +109,41 @@ class Endpoint:
             given["max_tokens"] = self._settings.max_tokens
         if self._settings.json_mode:
             given["response_format"] = {"type": "json_object"}
+        end = time.monotonic() + self._settings.timeout
+        with self._client.chat.completions.with_streaming_response.create(
+            model=self._settings.model, messages=[{"role": "user", "content": message}], **given
+        ) as response:
+            body = self._read(response, end)
         try:
-            return self._client.chat.completions.create(
-                model=self._settings.model, messages=[{"role": "user", "content": message}], **given
-            )
-        except (ValueError, RecursionError):  # a body that calls itself JSON and is not
+            return None if body is None else json.loads(body)
+        except (ValueError, RecursionError):
             return None
 
-    def _reply(self, completion: Any) -> Reply:
-        usage = getattr(completion, "usage", None)
-        tokens = [getattr(usage, name, None) for name in ("prompt_tokens", "completion_tokens")]
+    def _read(self, response: Any, end: float) -> bytes | None:
+        """What the server sends until ``end``: the client's own limit is for each piece of it, and starts anew."""
+        body, pieces = bytearray(), response.iter_bytes()
+        while True:
+            self._interrupt.check()
+            try:
+                piece = next(pieces, None)
+            except Exception:  # of the HTTP client, which is not this file's to know
+                late = time.monotonic() >= end
+                kind = self._openai.APITimeoutError if late else self._openai.APIConnectionError
+                raise kind(request=response.http_request) from None
+            if piece is None:
+                return bytes(body)
+            body += piece
+            if time.monotonic() >= end:
+                raise self._openai.APITimeoutError(request=response.http_request)
+            if len(body) > _LONGEST_ANSWER:
+                return None
+
+    def _reply(self, body: Any) -> Reply:
+        tokens = [_within(body, "usage", name) for name in ("prompt_tokens", "completion_tokens")]
         tokens_in, tokens_out = (count if isinstance(count, int) else 0 for count in tokens)
-        choices = getattr(completion, "choices", None) or [None]
-        said = getattr(choices[0], "message", None)
-        text = getattr(said, "content", None)
-        finish = getattr(choices[0], "finish_reason", None)
-        refused = bool(getattr(said, "refusal", None)) or finish == "content_filter"
+        text = _within(body, "choices", 0, "message", "content")
+        finish = _within(body, "choices", 0, "finish_reason")
+        refused = bool(_within(body, "choices", 0, "message", "refusal")) or finish == "content_filter"
         return Reply(
             text=self._without_key(text) if isinstance(text, str) else "",
             end="refusal" if refused else "cut off" if finish == "length" else "done",
@@ -184,3 +204,15 @@ class Endpoint:
 
     def _without_key(self, text: str) -> str:
         return text.replace(self._key, "[key]") if len(self._key) >= _SHORTEST_SECRET else text
+
+
+def _within(value: Any, *path: str | int) -> Any:
+    """What is at the end of a path of keys and indices; None if it does not lead there."""
+    for part in path:
+        if isinstance(value, dict):
+            value = value.get(part)
+        elif isinstance(value, list) and isinstance(part, int) and part < len(value):
+            value = value[part]
+        else:
+            return None
+    return value
