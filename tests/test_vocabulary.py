@@ -164,6 +164,21 @@ def test_flags_stand_over_all_and_a_vocabulary_by_flag_over_the_words_of_the_fil
     assert "fur" not in other.contexts
     assert "leash" not in other.llm.avoid
     assert "beard" in other.llm.avoid
+    Path("my.yaml").write_text(
+        Path("my.yaml")
+        .read_text()
+        .replace(
+            "  per_group: 4",
+            "  targets: [[p], [q]]\n"
+            "  contexts: {sky: [blue]}\n  contexts_per_prompt: 1\n  llm: {avoid: [x], max_words: 9}",
+        )
+    )
+    assert load().prompts.targets == [["p"], ["q"]]
+    other = load(vocabulary="celeba-young-male").prompts
+    assert other.targets == [["middle-aged", "senior"], ["young", "youthful"]]
+    assert "sky" not in other.contexts
+    assert (other.contexts_per_prompt, other.llm.max_words) == (4, 9)
+    assert "x" not in other.llm.avoid
     assert load(vocabulary="null", targets="[[x], [y]]", protected="[[v], [w]]", contexts="{a: [b, c], d: [e], f: [g]}",
                 template="{target} {protected} {contexts}").prompts.vocabulary is None  # fmt: skip
 

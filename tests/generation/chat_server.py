@@ -21,6 +21,7 @@ class Act:
         body: instead of a completion: these bytes.
         delay: seconds before the answer; trickle: between its bytes.
         cut: ends the connection before the last byte.
+        padding: spaces after the answer.
         message: more of the completion's message.
     """
 
@@ -30,6 +31,7 @@ class Act:
     delay: float = 0.0
     trickle: float = 0.0
     cut: bool = False
+    padding: int = 0
     finish: str = "stop"
     message: dict[str, Any] = field(default_factory=dict)
     body: bytes | None = None
@@ -127,7 +129,7 @@ class _Handler(BaseHTTPRequestHandler):
         }
         if act.status != 200:
             completion = {"error": {"message": content, "type": "test", "code": act.message.get("code")}}
-        data = act.body if act.body is not None else json.dumps(completion).encode()
+        data = (act.body if act.body is not None else json.dumps(completion).encode()) + b" " * act.padding
         try:
             self.send_response(act.status)
             for name, value in {"Content-Type": "application/json", **act.headers}.items():

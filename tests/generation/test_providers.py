@@ -377,20 +377,21 @@ def test_a_line_that_is_cut_in_the_middle(server: ChatServer, tmp_path: Path) ->
 
 
 def test_an_answer_without_end_is_not_read(server: ChatServer, tmp_path: Path) -> None:
-    server.acts = [Act(lambda briefs: good(briefs) + " " * 9_000_000), Act(good)]
+    server.acts = [Act(good, padding=9_000_000), Act(good)]
     write(tmp_path, tree())
     assert events(tmp_path, "prompts model")[0]["refused"] == {"not JSON": 1}
 
 
 def test_a_signal_while_an_answer_comes_in(server: ChatServer, tmp_path: Path) -> None:
-    server.acts = [Act(good, trickle=0.02)]
-    start = time.monotonic()
-    timer = threading.Timer(0.5, lambda: signal.raise_signal(signal.SIGTERM))
-    timer.start()
+    def signalled(briefs: list[dict[str, Any]]) -> str:
+        threading.Timer(0.3, lambda: signal.raise_signal(signal.SIGTERM)).start()
+        return good(briefs)
+
+    server.acts = [Act(signalled, trickle=0.02)]
     with pytest.raises(Interrupted), Run.open(tmp_path, Config.model_validate(tree()), quiet=True) as run:
         prompts.run(run)
-    timer.join()
-    assert time.monotonic() - start < 5
+    assert time.monotonic() - server.times[0] < 5  # to its end it would take half a minute
+    assert not events(tmp_path, "prompts reply")
 
 
 @pytest.mark.parametrize(

@@ -190,10 +190,14 @@ def test_how_varied_the_prompts_are(material: Material) -> None:
     stacks = re.findall(r'<svg class="stacks".*?</svg>', part, re.DOTALL)
     assert len(stacks) == 3
     tilt = stacks[1]  # four prompts of six, in three values, in each of four groups
+    end = 0.0
     for kind in range(3):
         widths = re.findall(rf'class="part{kind}" x="([0-9.]+)%" y="\d+" width="([0-9.]+)%"', tilt)
         assert len(set(widths)) == 1
         assert len(widths) == 4
+        assert float(widths[0][0]) == pytest.approx(end, abs=0.02)  # each part begins where the last one ends
+        end += float(widths[0][1])
+    assert end == pytest.approx(100 * 4 / 6, abs=0.05)
     assert "tokens" not in seen.text
 
 
