@@ -522,6 +522,14 @@ def test_a_stage_that_was_killed_goes_on(server: ChatServer, tmp_path: Path) -> 
         assert (tmp_path / "cut" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
 
 
+def test_a_stage_that_is_killed_anywhere_ends_with_the_same_files(tmp_path: Path) -> None:
+    """kill -9 before each call that touches the disk; see ``prompt_crash_points``."""
+    program = [sys.executable, "-m", "tests.generation.prompt_crash_points", str(tmp_path)]
+    done = subprocess.run(program, capture_output=True, text=True, timeout=100)
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout) > 60
+
+
 def test_what_was_accepted_for_other_settings_is_not_used(server: ChatServer, tmp_path: Path) -> None:
     server.acts = [Act(good), Act("gone", status=400)]
     with pytest.raises(AimfairError, match="answers 400"):
