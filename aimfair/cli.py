@@ -77,14 +77,32 @@ def _report_error(error: BaseException) -> int:
 
 
 def _stages(options: argparse.Namespace, overrides: dict[str, str]) -> int:
+    from aimfair.generation.ranks import processes, rank_here
     from aimfair.pipeline import STAGES, run_stages
     from aimfair.run.directory import Run
 
+    if processes() > 1 and options.verb != "generate":
+        raise ConfigError(
+            f"aimfair {options.verb}: found WORLD_SIZE={processes()}, but only aimfair generate shares its work between"
+            " several processes; start that with torchrun, and this without"
+        )
     config, directory = _config_and_directory(options, overrides)
+    if rank_here() > 0:
+        return _follow(directory)
     with Run.open(directory, config, overwrite=options.overwrite, quiet=options.quiet) as run:
         run_stages(run, STAGES if options.verb in ("run", "demo") else (options.verb,))
         if options.verb in ("run", "demo", "report"):
             _print_headline(run)
+    return 0
+
+
+def _follow(directory: Path) -> int:
+    """In another process than that of rank 0, which has the run and shows how far it is."""
+    from aimfair.run.interrupt import Interrupt
+    from aimfair.stages import generate
+
+    with Interrupt() as interrupt:
+        generate.follow(directory, interrupt)
     return 0
 
 

@@ -17,6 +17,7 @@ BIASED = "biased"
 """The name, beside those of methods, of the model that no method has touched."""
 
 _FILE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
+_HOOK = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*", re.ASCII)
 _DEVICE = re.compile(r"auto|cpu|cuda(:[0-9]+)?")
 
 
@@ -195,6 +196,34 @@ class PromptSettings(Settings):
             raise Problem(("template",), f"found {' '.join(found) or 'no placeholders'}, expected each of {shown} once")
 
 
+class FilterSettings(Settings):
+    """What is not kept beside images that are black, of one colour, not finite or there twice."""
+
+    near_duplicates: int | None = Field(
+        None,
+        ge=0,
+        le=24,
+        description="images of a group whose 64-bit dHash differs in so many bits at most; null: all kept",
+    )
+    clip: FolderOrName | None = Field(
+        None,
+        description="images that this CLIP finds closer to another group: a folder of transformers (beginning with /,"
+        " ./, ../ or ~/) or an id on the hub",
+    )
+    clip_margin: float = Field(
+        0.0, ge=-2, le=2, description="by how much the cosine with the own group must exceed that with any other"
+    )
+    safety: bool = Field(False, description="what the safety checker of generate.model objects to")
+    hooks: list[str] = Field([], description="what functions of yours give a reason for, each as module:function")
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        for index, hook in enumerate(self.hooks):
+            if not _HOOK.fullmatch(hook):
+                raise Problem(("hooks", index), f"found {hook!r}, expected module:function, as in faces:count")
+        return self
+
+
 class GenerateSettings(Settings):
     """Synthetic images."""
 
@@ -227,8 +256,10 @@ class GenerateSettings(Settings):
     allow_download: bool = Field(False, description="may fetch the model from the hub")
     seed: int = Field(0, ge=0, description="each image has its own, derived from this, its prompt and its number")
     max_rejections: float = Field(
-        0.2, ge=0, le=1, description="share of rejected images above which generation is given up"
+        0.2, ge=0, le=10, description="rejected images over wanted ones, above which generation is given up"
     )
+    image_format: Literal["png", "webp"] = Field("webp", description="of the files; both are lossless")
+    filters: FilterSettings = FilterSettings()
 
     @model_validator(mode="after")
     def _check(self) -> Self:

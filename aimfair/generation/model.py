@@ -2,6 +2,7 @@
 
 import hashlib
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 from aimfair.errors import AimfairError
@@ -36,7 +37,7 @@ def model_folder(model: str, allow_download: bool) -> Path:
         AimfairError: there is no such model here.
     """
     if model not in SHIPPED and not Path(model).is_absolute():
-        return _from_hub(model, allow_download)
+        return from_hub("generate.model", model, allow_download)
     folder = SHIPPED.get(model, Path(model))
     if not (folder / "model_index.json").is_file():
         raise AimfairError(f"generate.model: {folder} has no model_index.json, expected a folder in diffusers' layout")
@@ -45,8 +46,13 @@ def model_folder(model: str, allow_download: bool) -> Path:
 
 def fingerprint(folder: Path) -> str:
     """SHA-256 over the names and contents of the files that are read: equal for models that make the same images."""
+    return digest_of_files(folder, _READ)
+
+
+def digest_of_files(folder: Path, patterns: Sequence[str]) -> str:
+    """SHA-256 over names and contents of the files of these patterns, but for other versions of the same weights."""
     digest = hashlib.sha256()
-    for path in sorted(path for pattern in _READ for path in folder.glob(pattern)):
+    for path in sorted({path for pattern in patterns for path in folder.glob(pattern)}):
         if not any(path.match(pattern) for pattern in _NOT_READ):
             digest.update(f"{path.relative_to(folder).as_posix()}\0".encode())
             with path.open("rb") as file:
@@ -54,11 +60,20 @@ def fingerprint(folder: Path) -> str:
     return digest.hexdigest()
 
 
-def _from_hub(model: str, allow_download: bool) -> Path:
+def from_hub(key: str, model: str, allow_download: bool, patterns: Sequence[str] = _READ) -> Path:
+    """The folder of a model of the hub, with the files of these patterns.
+
+    Args:
+        key: the setting that names it, for errors.
+
+    Raises:
+        AimfairError: it is not there, or may not or cannot be fetched.
+    """
     if not re.fullmatch(r"[A-Za-z0-9][\w.-]*/[\w.-]+", model):
+        names = f"{' or '.join(map(repr, SHIPPED))}, " if key == "generate.model" else ""
         raise AimfairError(
-            f"generate.model: found {model!r}, expected {' or '.join(map(repr, SHIPPED))}, a folder (beginning with /, "
-            "./, ../ or ~/) or a hub id such as 'owner/name'"
+            f"{key}: found {model!r}, expected {names}a folder (beginning with /, ./, ../ or ~/) or a hub id such as"
+            " 'owner/name'"
         )
     try:
         from huggingface_hub import snapshot_download
@@ -70,20 +85,20 @@ def _from_hub(model: str, allow_download: bool) -> Path:
             snapshot_download(
                 model,
                 local_files_only=not allow_download,
-                allow_patterns=list(_READ),
+                allow_patterns=list(patterns),
                 ignore_patterns=list(_NOT_READ),
             )
         )
     except LocalEntryNotFoundError as error:
         if not allow_download:
             raise AimfairError(
-                f"generate.model: {model!r} is not in the hub's cache; give a folder, or have it fetched with "
+                f"{key}: {model!r} is not in the hub's cache; give a folder, or have it fetched with "
                 "--generate.allow_download true"
             ) from error
-        raise AimfairError(f"generate.model: {model!r} could not be fetched; check the network") from error
+        raise AimfairError(f"{key}: {model!r} could not be fetched; check the network") from error
     except Exception as error:  # the hub's client raises errors of its own, of its HTTP client and of the system
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise AimfairError(f"generate.model: {model!r} could not be fetched: {reason}") from error
+        raise AimfairError(f"{key}: {model!r} could not be fetched: {reason}") from error
 
 
 def missing_libraries(error: ModuleNotFoundError) -> AimfairError:

@@ -34,7 +34,7 @@ class Run:
         overwrite: whether results of other settings may be replaced.
         log, progress, interrupt: for stages to hand to the functions they call.
 
-    Files: ``config.yaml templates.jsonl prompts.jsonl diversity.json synthetic/ seeds/<seed>/{baseline/,
+    Files: ``config.yaml templates.jsonl prompts.jsonl diversity.json synthetic/ generation.json seeds/<seed>/{baseline/,
     sensitivity.safetensors, masks/<method>.safetensors, finetuned/<method>/} results.json report.html log.jsonl
     stages/``; templates.jsonl only where a language model writes the prompts.
     """
@@ -162,6 +162,11 @@ class Run:
 
     def finetuned(self, seed: int, method: str) -> Path:
         return self._seed(seed) / "finetuned" / method
+
+    @property
+    def generation(self) -> Path:
+        """How the generation of ``synthetic`` went; it holds times, and nothing follows from it."""
+        return self.path / "generation.json"
 
     @property
     def results(self) -> Path:

@@ -1,60 +1,151 @@
 """The synthetic images: a balanced set and a biased one."""
 
-from typing import Any
+import json
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from aimfair.errors import AimfairError
+from aimfair.config import Config
+from aimfair.errors import AimfairError, ConfigError
 from aimfair.generation.engines.choose import engine_facts
+from aimfair.generation.filters.choose import filter_facts, load_filters
+from aimfair.generation.filters.interface import ImageFilter
 from aimfair.generation.job import Job, recipe_of
 from aimfair.generation.model import fingerprint, model_folder
 from aimfair.generation.plan import make_plan
 from aimfair.generation.prompts import load_prompts
+from aimfair.generation.ranks import Ranks
 from aimfair.generation.sampler import Sampler
+from aimfair.generation.summary import GenerationSummary
 from aimfair.run.directory import Run
+from aimfair.run.interrupt import Interrupt
+from aimfair.run.log import NOWHERE, Log
 
-_NOT_IN_THE_IMAGES = {"model", "engine", "allow_download", "batch_size", "max_rejections"}
-"""Settings that may change while a job goes on, and two for which other things stand: the model's fingerprint and the
-engine's versions. The size of a batch changes no pixel by more than one grey level."""
+if TYPE_CHECKING:
+    import torch
+
+_NOT_IN_THE_IMAGES = {"model", "engine", "filters", "image_format", "allow_download", "batch_size", "max_rejections"}
+"""Settings that may change while a job goes on, and some for which other things stand: the model's fingerprint, the
+engine's versions, the facts of the filters. The size of a batch changes no pixel by more than one grey level."""
 
 
 def run(run: Run) -> None:
-    settings, data = run.config.generate, run.config.data
-    folder = model_folder(settings.model, settings.allow_download)
-    recipe: dict[str, Any] = {
-        "generate": settings.model_dump(mode="json", exclude=_NOT_IN_THE_IMAGES),
-        "model": fingerprint(folder),
-    }
-    if (engine := engine_facts(settings.engine)) is not None:
-        recipe["engine"] = engine
-    _refuse_other_engine(run, engine)
-    inputs = {
-        **recipe,
-        "image_size": data.image_size,
-        "bias": data.bias,
-        "majority": data.majority,
-        "upstream": run.digest_of("prompts"),
-    }
-    if run.is_done("generate", inputs):
-        return
-    job = Job(
-        run.synthetic,
-        make_plan(load_prompts(run.prompts), settings, data),
-        recipe,
-        image_size=data.image_size,
-        batch_size=settings.batch_size,
-        max_rejections=settings.max_rejections,
-    )
+    """The stage; of several processes, in that of rank 0."""
+    with Ranks.join(run.interrupt) as ranks:
+        settings, data = run.config.generate, run.config.data
+        folder = model_folder(settings.model, settings.allow_download)
+        engine = engine_facts(settings.engine)
+        recipe = _recipe(run.config, folder, engine)
+        _refuse_other_engine(run, engine)
+        inputs = {
+            **recipe,
+            "image_format": settings.image_format,
+            "image_size": data.image_size,
+            "bias": data.bias,
+            "majority": data.majority,
+            "upstream": run.digest_of("prompts"),
+        }
+        work = not run.is_done("generate", inputs)
+        settled = {"config": run.config.model_dump(mode="json"), "prompts": run.prompts.name, "to": run.synthetic.name}
+        ranks.gather(json.dumps(settled if work else None))
+        if not work:
+            return
+        job = _open(run.config, run.prompts, run.synthetic, recipe, ranks)
+        models = _Models(run.config, folder, ranks, run.log, run.interrupt)
+        with run.progress.task("generate", job.total, job.done) as task:
+            job.run(models.sampler, models.filters, task=task, interrupt=run.interrupt)
+        if job.speed is not None or not run.generation.exists():
+            GenerationSummary.of(job).save(run.generation)
+        run.log(
+            "images",
+            made=job.done,
+            rejected=dict(job.rejected),
+            engine=engine or settings.engine,
+            speed=job.speed._asdict() if job.speed else None,
+        )
+        run.finish("generate", inputs, job.outputs)
 
-    def load() -> Sampler:
-        # Imported here, for a run whose images are all there: these take seconds.
-        from aimfair.device import choose_device
+
+def follow(path: Path, interrupt: Interrupt) -> None:
+    """The part of another rank in the stage of the run in ``path``: it makes its share of the images.
+
+    Settings are those that rank 0 has settled.
+
+    Raises:
+        AimfairError, Interrupted: as :func:`run`, and if another process failed.
+    """
+    from aimfair.pipeline import prepare_process
+
+    with Ranks.join(interrupt) as ranks:
+        settled = json.loads(ranks.gather("")[0])
+        if settled is None:
+            return
+        config = Config.model_validate_json(json.dumps(settled["config"]))
+        prepare_process(config)
+        folder = model_folder(config.generate.model, config.generate.allow_download)
+        job = _open(config, path / settled["prompts"], path / settled["to"], {}, ranks)
+        models = _Models(config, folder, ranks, NOWHERE, interrupt)
+        job.run(models.sampler, models.filters, interrupt=interrupt)
+
+
+class _Models:
+    """Loads what makes and judges the images, with imports that take seconds, for a run that lacks images."""
+
+    def __init__(self, config: Config, folder: Path, ranks: Ranks, log: Log, interrupt: Interrupt):
+        self._config, self._folder, self._ranks, self._log, self._interrupt = config, folder, ranks, log, interrupt
+
+    def sampler(self) -> Sampler:
         from aimfair.generation.diffusion import Diffusion
 
-        return Diffusion(folder, settings, choose_device(run.config.device), run.log, run.interrupt)
+        return Diffusion(self._folder, self._config.generate, self._device(), self._log, self._interrupt)
 
-    with run.progress.task("generate", job.total, job.done) as task:
-        job.run(load, task=task, interrupt=run.interrupt)
-    run.log("images", made=job.done, rejected=dict(job.rejected), engine=engine or settings.engine)
-    run.finish("generate", inputs, job.outputs)
+    def filters(self) -> list[ImageFilter]:
+        return load_filters(self._config, self._folder, self._device())
+
+    def _device(self) -> "torch.device":
+        """Of several processes, each takes the GPU of its number on its machine."""
+        from aimfair.device import choose_device
+
+        name = self._config.device
+        if self._ranks.size > 1 and ":" in name:
+            raise ConfigError(
+                f"device: found {name}, expected auto, cpu or cuda: each of several processes has its own"
+            )
+        device = choose_device(name)
+        if self._ranks.size > 1 and device.type == "cuda":
+            import torch
+
+            device = choose_device(f"cuda:{os.environ.get('LOCAL_RANK', self._ranks.rank)}")
+            torch.cuda.set_device(device)
+        return device
+
+
+def _recipe(config: Config, folder: Path, engine: dict[str, Any] | None) -> dict[str, Any]:
+    """What the images depend on, beside plan, size and format."""
+    recipe: dict[str, Any] = {
+        "generate": config.generate.model_dump(mode="json", exclude=_NOT_IN_THE_IMAGES),
+        "model": fingerprint(folder),
+    }
+    if engine is not None:
+        recipe["engine"] = engine
+    if filters := filter_facts(config, folder):
+        recipe["filters"] = filters
+    return recipe
+
+
+def _open(config: Config, prompts: Path, synthetic: Path, recipe: dict[str, Any], ranks: Ranks) -> Job:
+    settings = config.generate
+    return Job(
+        synthetic,
+        make_plan(load_prompts(prompts), settings, config.data),
+        recipe,
+        image_size=config.data.image_size,
+        batch_size=settings.batch_size,
+        max_rejections=settings.max_rejections,
+        image_format=settings.image_format,
+        near_duplicates=settings.filters.near_duplicates,
+        ranks=ranks,
+    )
 
 
 def _refuse_other_engine(run: Run, engine: dict[str, Any] | None) -> None:

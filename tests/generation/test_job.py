@@ -173,9 +173,18 @@ def test_duplicates_are_found_across_batches_and_after_a_restart(tmp_path: Path)
 
 def test_a_model_that_always_fails_is_given_up_early(tmp_path: Path) -> None:
     sampler = NoiseSampler(change=lambda _, pixels: pixels * 0)
-    with pytest.raises(AimfairError, match=r"image 0 \('a one in green.*5 times in a row: black, black"):
+    with pytest.raises(AimfairError, match=r"the first 5 images were all rejected \(black 5\); try generate.dtype"):
+        make(tmp_path, sampler, batch_size=1, max_rejections=1)
+    assert len(sampler.batches) <= 5 + 4  # those that wait for their files
+
+
+def test_an_image_that_always_fails_is_given_up(tmp_path: Path) -> None:
+    bad = {seed_of_attempt(PLAN[7], attempt) for attempt in range(6)}
+    sampler = NoiseSampler(change=lambda seed, pixels: pixels * 0 if seed in bad else pixels)
+    with pytest.raises(AimfairError, match=r"image 7 \('a .*5 times in a row: black, black"):
         make(tmp_path, sampler, max_rejections=1)
-    assert len(sampler.batches) == 5
+    assert list(map(len, sampler.batches)) == [8, 8, 8, 8, 1, 1, 1, 1]
+    assert job_in(tmp_path).done == len(PLAN) - 1
 
 
 def test_too_many_rejections_end_the_job_and_leave_what_is_good(tmp_path: Path) -> None:
@@ -183,7 +192,7 @@ def test_too_many_rejections_end_the_job_and_leave_what_is_good(tmp_path: Path) 
     sampler = NoiseSampler(change=lambda seed, pixels: pixels * 0 + 99 if seed in bad else pixels)
     with pytest.raises(AimfairError, match=r"4 images rejected \(constant 4\), more than 10% of the 32 wanted"):
         make(tmp_path, sampler, max_rejections=0.1)
-    assert job_in(tmp_path).done == 8
+    assert job_in(tmp_path).done >= 4
     assert make(tmp_path, sampler, max_rejections=0.2).done == len(PLAN)
 
 
@@ -217,16 +226,25 @@ def test_a_folder_of_something_else_is_left_alone(tmp_path: Path) -> None:
 
 
 def test_stray_images_and_half_a_line_are_removed(tmp_path: Path) -> None:
-    make(tmp_path)
+    with pytest.raises(Interrupted):
+        job_in(tmp_path).run(NoiseSampler, interrupt=Stop(2))
     before = contents(tmp_path)
     (tmp_path / "images" / "000099-0123456789ab.png").write_bytes(b"stray")
-    with (tmp_path / "manifest.jsonl").open("a") as file:
-        file.write('{"image": 99, "y"')
-    job_in(tmp_path)
+    with (tmp_path / "shards" / "0.jsonl").open("a") as file:
+        file.write('{"image":99,"attem')
+    assert job_in(tmp_path).done == 16
     assert contents(tmp_path) == before
 
 
 def test_a_damaged_line_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(Interrupted):
+        job_in(tmp_path).run(NoiseSampler, interrupt=Stop(2))
+    path = tmp_path / "shards" / "0.jsonl"
+    whole = path.read_text()
+    path.write_text(whole.replace('"image":3,', '"image":"3",'))
+    with pytest.raises(AimfairError, match=r"shards/0\.jsonl:4: image: "):
+        job_in(tmp_path)
+    path.write_text(whole)
     make(tmp_path)
     path = tmp_path / "manifest.jsonl"
     lines = path.read_text().splitlines(keepends=True)

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from aimfair.generation.quality import rejection
+from aimfair.generation.filters.pixels import rejection
 
 NOISE = np.random.default_rng(0).integers(0, 256, (4, 4, 3), dtype=np.uint8)
 
@@ -28,15 +28,9 @@ def flat(*colour: int, change: int = 0) -> np.ndarray:
     ],
 )
 def test_pixels(pixels: np.ndarray, reason: str | None) -> None:
-    assert rejection(pixels, True, "d", {}, 3) == reason
+    assert rejection(pixels, True) == reason
 
 
 def test_not_finite_comes_first() -> None:
-    assert rejection(flat(0, 0, 0), False, "d", {}, 3) == "not_finite"
-    assert rejection(NOISE, False, "d", {}, 3) == "not_finite"
-
-
-def test_an_image_is_no_duplicate_of_itself() -> None:
-    assert rejection(NOISE, True, "d", {"d": 3}, 3) is None
-    assert rejection(NOISE, True, "d", {"d": 4}, 3) == "duplicate"
-    assert rejection(NOISE, True, "d", {"e": 4}, 3) is None
+    assert rejection(flat(0, 0, 0), False) == "not_finite"
+    assert rejection(NOISE, False) == "not_finite"

@@ -1,0 +1,162 @@
+"""Images that look like another group than the one they were made for, by CLIP."""
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from aimfair.config import PromptSettings
+from aimfair.errors import AimfairError
+from aimfair.generation.filters.interface import Group
+from aimfair.generation.model import digest_of_files, from_hub, missing_libraries
+from aimfair.memory import MicroBatch, pieces
+
+_READ = ("config.json", "preprocessor_config.json", "*.safetensors", "tokenizer*", "vocab.json", "merges.txt",
+         "special_tokens_map.json")  # fmt: skip
+_MEAN, _STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)  # those CLIP was trained with
+
+
+def clip_folder(model: str, allow_download: bool) -> Path:
+    """The folder of a CLIP in the layout of transformers.
+
+    Args:
+        model: the absolute path of a folder, or a hub id.
+
+    Raises:
+        AimfairError: there is no such model here.
+    """
+    if not Path(model).is_absolute():
+        return from_hub("generate.filters.clip", model, allow_download, _READ)
+    if not (Path(model) / "config.json").is_file():
+        raise AimfairError(f"generate.filters.clip: {model} has no config.json, expected a folder of a CLIPModel")
+    return Path(model)
+
+
+def fingerprint(folder: Path) -> str:
+    """SHA-256 over the files that are read."""
+    return digest_of_files(folder, _READ)
+
+
+def plain_texts(settings: PromptSettings) -> dict[Group, list[str]]:
+    """Group -> its prompts without contexts, one for each pair of its words."""
+    return {
+        (y, a): [_plain(settings.template, target, protected) for target in targets for protected in protecteds]
+        for y, targets in enumerate(settings.targets)
+        for a, protecteds in enumerate(settings.protected)
+    }
+
+
+def _plain(template: str, target: str, protected: str) -> str:
+    bare = re.sub(r"\s*,(\s*,)+", ",", template.replace("{contexts}", "")).strip(" ,")
+    words = {"target": target, "protected": protected}
+    return re.sub(r"\{(target|protected)\}", lambda match: words[match[1]], bare)  # one pass: words may hold braces
+
+
+class ClipAgreement:
+    """Rejects an image whose cosine with its own group's texts is not above that with every other group's by a margin.
+
+    A group's direction is that of the mean of its texts' unit embeddings.
+
+    Args:
+        folder: a CLIPModel with its tokenizer.
+        texts: group -> texts.
+        margin: 0: the own group must be nearest.
+        device: where it runs.
+
+    Raises:
+        AimfairError: the model cannot be used.
+    """
+
+    def __init__(self, folder: Path, texts: Mapping[Group, Sequence[str]], margin: float, device: torch.device):
+        self._model, tokenizer = _load(folder, device)
+        self._device, self._margin = device, margin
+        self._groups = {group: row for row, group in enumerate(texts)}
+        self._view = ClipView(folder, self._model.config.vision_config.image_size, device)
+        self._fitting = MicroBatch(256)
+        with torch.inference_mode():
+            self._directions = torch.stack([self._direction(of_group, tokenizer) for of_group in texts.values()])
+
+    @torch.inference_mode()
+    def reasons(self, images: npt.NDArray[np.uint8], groups: Sequence[Group]) -> list[str | None]:
+        """ "other_group" or None; see :class:`ImageFilter`."""
+        cosines = self._fitting.attempt(
+            lambda size: torch.cat([self._cosines(images[part]) for part in pieces(len(images), size)])
+        )  # [B, groups]
+        own = torch.tensor([self._groups[group] for group in groups])[:, None]
+        others = cosines.scatter(1, own, -torch.inf).amax(1)
+        agree = cosines.gather(1, own)[:, 0] - others > self._margin
+        return [None if yes else "other_group" for yes in agree.tolist()]
+
+    def _cosines(self, images: npt.NDArray[np.uint8]) -> Tensor:
+        features = _features(self._model.get_image_features(pixel_values=self._view(images)))
+        return (_unit(features) @ self._directions.T).cpu()
+
+    def _direction(self, texts: Sequence[str], tokenizer: Any) -> Tensor:
+        words = tokenizer(list(texts), padding=True, truncation=True, return_tensors="pt").to(self._device)
+        return _unit(_unit(_features(self._model.get_text_features(**words))).mean(0))
+
+
+class ClipView:
+    """Images as CLIP was trained to see them.
+
+    Args:
+        folder: where preprocessor_config.json may be.
+        size: pixels along each side.
+    """
+
+    def __init__(self, folder: Path, size: int, device: torch.device):
+        file = folder / "preprocessor_config.json"
+        found = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+        self._mean, self._std = (
+            torch.tensor(found.get(name, usual), device=device)[:, None, None]
+            for name, usual in (("image_mean", _MEAN), ("image_std", _STD))
+        )
+        self._size, self._device = size, device
+
+    def __call__(self, images: npt.NDArray[np.uint8]) -> Tensor:
+        """uint8 [B, S, S, 3] -> float32 [B, 3, size, size]."""
+        pixels = torch.from_numpy(images).to(self._device).permute(0, 3, 1, 2).float() / 255
+        pixels = torch.nn.functional.interpolate(
+            pixels, (self._size, self._size), mode="bicubic", antialias=True, align_corners=False
+        )
+        return (pixels.clamp(0, 1) - self._mean) / self._std
+
+
+def _load(folder: Path, device: torch.device) -> tuple[Any, Any]:
+    try:
+        import transformers as library
+    except ModuleNotFoundError as error:
+        raise missing_libraries(error) from error
+    transformers: Any = library  # its types are not those of what it does
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    try:
+        model, loading = transformers.CLIPModel.from_pretrained(
+            str(folder), use_safetensors=True, local_files_only=True, output_loading_info=True
+        )
+        tokenizer = transformers.AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
+    except Exception as error:  # anything can be wrong with a user's folder, and each part of it has its own errors
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise AimfairError(f"generate.filters.clip: {folder}: not a usable CLIPModel: {reason}") from error
+    if missing := sorted(loading["missing_keys"]):  # they would be random
+        raise AimfairError(f"generate.filters.clip: {folder}: {missing[0]} is missing; fetch or copy it again")
+    for name, weights in model.state_dict().items():
+        if not weights.isfinite().all():
+            raise AimfairError(f"generate.filters.clip: {folder}: {name} holds NaN or infinite weights")
+    return model.float().eval().requires_grad_(False).to(device), tokenizer
+
+
+def _features(output: Any) -> Tensor:
+    """transformers gives a tensor, or since 5.0 an output that holds it."""
+    features: Tensor = output if isinstance(output, Tensor) else output.pooler_output
+    return features
+
+
+def _unit(vectors: Tensor) -> Tensor:
+    return torch.nn.functional.normalize(vectors, dim=-1)

@@ -1,0 +1,85 @@
+"""Images that the safety checker of a Stable Diffusion objects to. Imports diffusers, like ``diffusion.py``."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from aimfair.config import GenerateSettings
+from aimfair.errors import AimfairError
+from aimfair.generation.filters.clip import ClipView
+from aimfair.generation.filters.interface import Group
+from aimfair.generation.model import SHIPPED, digest_of_files, from_hub, missing_libraries
+from aimfair.memory import MicroBatch, pieces
+
+_READ = ("safety_checker/config.json", "safety_checker/*.safetensors", "feature_extractor/preprocessor_config.json")
+
+
+def safety_folder(settings: GenerateSettings, model: Path) -> Path:
+    """The folder of the text-to-image model, with its checker in it.
+
+    Args:
+        model: where the model itself is.
+
+    Raises:
+        AimfairError: the model has no checker.
+    """
+    if settings.model not in SHIPPED and not Path(settings.model).is_absolute():
+        model = from_hub("generate.filters.safety", settings.model, settings.allow_download, _READ)
+    if not (model / "safety_checker" / "config.json").is_file():
+        raise AimfairError(
+            f"generate.filters.safety: {model} has no safety_checker; set it to false, or take a model that has one"
+        )
+    return model
+
+
+def fingerprint(folder: Path) -> str:
+    """SHA-256 over the files that are read."""
+    return digest_of_files(folder, _READ)
+
+
+class SafetyChecker:
+    """The checker of diffusers, on its own terms: no threshold of ours.
+
+    Args:
+        folder: of the text-to-image model.
+
+    Raises:
+        AimfairError: the checker cannot be used.
+    """
+
+    def __init__(self, folder: Path, device: torch.device):
+        try:
+            import diffusers
+            from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionSafetyChecker
+        except ModuleNotFoundError as error:
+            raise missing_libraries(error) from error
+        diffusers.utils.logging.set_verbosity_error()
+        try:
+            checker: Any = StableDiffusionSafetyChecker.from_pretrained(
+                str(folder / "safety_checker"), use_safetensors=True, local_files_only=True
+            )
+        except Exception as error:  # anything can be wrong with a user's folder
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            raise AimfairError(
+                f"generate.filters.safety: {folder / 'safety_checker'}: not a usable checker: {reason}"
+            ) from error
+        self._checker = checker.float().eval().to(device)
+        size = checker.config.vision_config.image_size
+        self._fitting = MicroBatch(256)
+        self._view = ClipView(folder / "feature_extractor", size, device)
+
+    @torch.inference_mode()
+    def reasons(self, images: npt.NDArray[np.uint8], groups: Sequence[Group]) -> list[str | None]:
+        """ "unsafe" or None; see :class:`ImageFilter`."""
+        return self._fitting.attempt(
+            lambda size: [reason for part in pieces(len(images), size) for reason in self._reasons(images[part])]
+        )
+
+    def _reasons(self, images: npt.NDArray[np.uint8]) -> list[str | None]:
+        blackened = [np.zeros((1, 1, 3), dtype=np.float32) for _ in images]  # the checker paints over what it is given
+        _, unsafe = self._checker(images=blackened, clip_input=self._view(images))
+        return ["unsafe" if objection else None for objection in unsafe]
