@@ -15,11 +15,12 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
+from pydantic import BaseModel, ConfigDict
 
 from aimfair.data.decode import ImageError, content_digest, fit, read_rgb
 from aimfair.errors import AimfairError
@@ -55,7 +56,7 @@ _THREADS = 4  # that decode files
 _MAX_PIXELS = 2**24  # of a file of ours
 
 
-class Speed(NamedTuple):
+class Speed(BaseModel):
     """How long the images took that one call of :meth:`Job.run` made.
 
     Attributes:
@@ -65,6 +66,8 @@ class Speed(NamedTuple):
         stalled: seconds that samplers waited for files; mean over the processes.
         processes: their number.
     """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
 
     images: int
     seconds: float
@@ -322,7 +325,14 @@ class Job:
         size = self._ranks.size
         if not sum(made):
             return None
-        return Speed(sum(made), max(seconds), sum(sampling) / size, sum(filters) / size, sum(stalled) / size, size)
+        return Speed(
+            images=sum(made),
+            seconds=max(seconds),
+            sampling=sum(sampling) / size,
+            filters=sum(filters) / size,
+            stalled=sum(stalled) / size,
+            processes=size,
+        )
 
 
 _MEND = (

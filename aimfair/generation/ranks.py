@@ -18,7 +18,7 @@ from aimfair.run.interrupt import NEVER, Interrupt, Interrupted
 _SECONDS_TO_JOIN = 300
 _HOURS_TO_MEET = 48.0  # the slowest process may have so many hours more to do in a round than the fastest
 _SECONDS_BETWEEN_LOOKS = 0.05
-_FAILED, _ADVANCED = "failed", "advanced"
+_FAILED, _LEFT, _ADVANCED = "failed", "left", "advanced"
 
 
 class Ranks:
@@ -64,11 +64,13 @@ class Ranks:
         if self.size == 1:
             return
         if error is not None:
-            with contextlib.suppress(Exception):  # the store may be gone, and the error is what matters
+            with contextlib.suppress(RuntimeError):  # the store may be gone, and the error is what matters
                 said = {"rank": self.rank, "error": str(error), "exit_code": getattr(error, "exit_code", 1)}
                 self._store.set(_FAILED, json.dumps(said))
-        else:
-            self.gather("")  # the store may live in the process of rank 0, which must not leave first
+        elif self.rank > 0:
+            self._store.set(f"{_LEFT}/{self.rank}", "")
+        else:  # the store may live in this process, which must leave last
+            self._wait_for([f"{_LEFT}/{rank}" for rank in range(1, self.size)], lambda: None)
 
     def gather(self, text: str, waiting: Callable[[], None] = lambda: None) -> list[str]:
         """The texts of all processes, by rank, once each has come here.
@@ -85,16 +87,25 @@ class Ranks:
         self._meetings += 1
         self._store.set(f"{self._meetings}/{self.rank}", text)
         keys = [f"{self._meetings}/{rank}" for rank in range(self.size)]
+        self._wait_for(keys, waiting)
+        return [self._store.get(key).decode() for key in keys]
+
+    def _wait_for(self, keys: list[str], waiting: Callable[[], None]) -> None:
         end = time.monotonic() + _HOURS_TO_MEET * 3600
-        while not self._store.check(keys):
+        while not self._has(keys):
             self._interrupt.check()
-            if self._store.check([_FAILED]):
+            if self._has([_FAILED]):
                 _raise_as(json.loads(self._store.get(_FAILED)))
             if time.monotonic() > end:
                 raise AimfairError(f"process {self.rank} of {self.size} waited {_HOURS_TO_MEET:g} hours for the others")
             waiting()
             time.sleep(_SECONDS_BETWEEN_LOOKS)
-        return [self._store.get(key).decode() for key in keys]
+
+    def _has(self, keys: list[str]) -> bool:
+        try:
+            return bool(self._store.check(keys))
+        except RuntimeError as error:  # it was kept by torchrun, or by rank 0, and went with them
+            raise AimfairError(f"process {self.rank} of {self.size} has lost the others") from error
 
     def advance(self, round: int, steps: int) -> int:
         """Adds ``steps``, which may be none, to what all have done in this round; the sum, 0 for a process alone."""

@@ -61,7 +61,7 @@ def run(run: Run) -> None:
             made=job.done,
             rejected=dict(job.rejected),
             engine=engine or settings.engine,
-            speed=job.speed._asdict() if job.speed else None,
+            speed=job.speed.model_dump() if job.speed else None,
         )
         run.finish("generate", inputs, job.outputs)
 
