@@ -17,18 +17,25 @@ from pathlib import Path
 from aimfair.generation.job import Job
 from aimfair.generation.ranks import Ranks
 from aimfair.run.interrupt import Interrupt
-from tests.generation.crash_points import contents, every_third_is_black
+from tests.generation.crash_points import every_third_is_black, lasting
 from tests.generation.samples import NoiseSampler, small_plan
 from tests.run.crash_points import die_at
 
-EVERY = 23  # one of so many points
+EVERY = 29  # one of so many points
 
 
 def share(folder: Path) -> None:
     """The part of one process, as its environment says: twelve images of 8 x 8 pixels in six batches."""
     with Ranks.join(Interrupt()) as ranks:
         job = Job(
-            folder, small_plan()[:12], {}, image_size=8, batch_size=2, max_rejections=2, image_format="webp", ranks=ranks
+            folder,
+            small_plan()[:12],
+            {},
+            image_size=8,
+            batch_size=2,
+            max_rejections=2,
+            image_format="webp",
+            ranks=ranks,
         )
         job.run(lambda: NoiseSampler(8, every_third_is_black))
 
@@ -86,7 +93,7 @@ def main(folder: Path) -> None:
     for size in (2, 3):
         made = folder / f"by-{size}"
         assert together(made, size)
-        assert contents(made) == contents(whole), f"{size} processes make others than one"
+        assert lasting(made) == lasting(whole), f"{size} processes make others than one"
     for victim in (0, 1):
         for step in count():
             made = folder / f"cut-{victim}-{step}"
@@ -94,7 +101,7 @@ def main(folder: Path) -> None:
                 break
             deaths += 1
             assert together(made, 1 + step % 3), f"rank {victim}, point {step * EVERY}: it does not go on"
-            assert contents(made) == contents(whole), f"rank {victim}, point {step * EVERY}: other images"
+            assert lasting(made) == lasting(whole), f"rank {victim}, point {step * EVERY}: other images"
             shutil.rmtree(made)
     print(deaths)
 

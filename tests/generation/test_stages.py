@@ -10,7 +10,6 @@ from aimfair.config import Config
 from aimfair.data import synthetic
 from aimfair.errors import AimfairError
 from aimfair.generation.diffusion import Diffusion
-from aimfair.generation.manifest import Manifest
 from aimfair.generation.prompts import load_prompts
 from aimfair.run.directory import Run
 from aimfair.run.interrupt import Interrupted
