@@ -4,8 +4,9 @@ from collections import Counter
 from pathlib import Path
 from typing import Self
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, ValidationError
 
+from aimfair.errors import AimfairError
 from aimfair.files import write_text
 from aimfair.generation.job import Job, Speed
 
@@ -54,4 +55,14 @@ class GenerationSummary(BaseModel):
 
     @classmethod
     def load(cls, path: Path) -> Self:
-        return cls.model_validate_json(path.read_bytes())
+        """What :meth:`save` wrote.
+
+        Raises:
+            AimfairError: the file is damaged.
+        """
+        try:
+            return cls.model_validate_json(path.read_bytes())
+        except ValidationError as error:
+            raise AimfairError(
+                f"{path}: damaged: {error.errors(include_url=False)[0]['msg']}; remove it, the report will do without"
+            ) from error

@@ -7,6 +7,7 @@ from aimfair.config import Config
 from aimfair.data.images import Splits
 from aimfair.evaluation.results import Results
 from aimfair.generation.diversity import Diversity
+from aimfair.generation.summary import GenerationSummary
 from aimfair.report.samples import Picture
 from aimfair.selective.mask import ParameterMask
 from aimfair.training.history import History
@@ -47,6 +48,7 @@ class Material:
         replies: of the language model that wrote the prompts; None where none was asked.
         synthetic: group (y, a) -> a few images of the balanced set.
         synthetic_images: images in the balanced set.
+        generation: how many were made and rejected, and how fast; None: nobody knows.
         histories: method ("biased" is the first training) -> seed -> how the training went.
         masks: method -> seed -> mask.
         stage_seconds: stage -> seconds it took, in order.
@@ -60,6 +62,7 @@ class Material:
     replies: Replies | None
     synthetic: Mapping[tuple[int, int], Sequence[Synthetic]]
     synthetic_images: int
+    generation: GenerationSummary | None
     histories: Mapping[str, Mapping[int, History]]
     masks: Mapping[str, Mapping[int, ParameterMask]]
     stage_seconds: Mapping[str, float]

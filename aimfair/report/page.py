@@ -10,7 +10,7 @@ from markupsafe import Markup
 import aimfair
 from aimfair.config import BIASED
 from aimfair.evaluation.results import Results
-from aimfair.report import charts, environment, masks, prompts, samples, training, wording
+from aimfair.report import charts, environment, generation, masks, prompts, samples, training, wording
 from aimfair.report.material import Material
 from aimfair.run.progress import duration
 
@@ -49,6 +49,7 @@ def render(material: Material) -> str:
         **_masks(material),
         trainings=training.trainings(material.histories, material.results.default_method),
         prompts=prompts.section(material.diversity) if material.diversity is not None else None,
+        generation=generation.describe(material.generation),
     )
 
 

@@ -16,6 +16,7 @@ from aimfair.files import write_text
 from aimfair.generation.diversity import Diversity, measure
 from aimfair.generation.manifest import ImageRecord, Manifest
 from aimfair.generation.prompts import load_prompts
+from aimfair.generation.summary import GenerationSummary
 from aimfair.report import page, samples
 from aimfair.report.material import Material, Replies, Synthetic
 from aimfair.run.directory import Run
@@ -64,6 +65,7 @@ def gather(run: Run) -> Material:
         replies=_replies(events),
         synthetic=synthetic,
         synthetic_images=count,
+        generation=GenerationSummary.load(run.generation) if run.generation.exists() else None,
         histories=_without_empty(histories),
         masks=_without_empty(masks),
         stage_seconds=_stage_seconds(events),

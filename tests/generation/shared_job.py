@@ -55,7 +55,7 @@ def start(work: Callable[[], None], rank: int, size: int, port: int) -> int:
 
 
 def together(folder: Path, size: int, victim: int | None = None, point: int = 0) -> bool:
-    """Lets so many processes share the job; whether all ended well. When one dies, the others are killed, as by torchrun.
+    """Lets so many processes share the job; whether all ended well. If one dies, the others are killed, as by torchrun.
 
     Args:
         victim: the rank of the one that dies, at the call of number ``point``.

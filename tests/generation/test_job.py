@@ -5,20 +5,27 @@ import json
 import os
 import subprocess
 import sys
+import threading
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from aimfair.data import synthetic
 from aimfair.data.decode import read_rgb
 from aimfair.errors import AimfairError
+from aimfair.generation import job as job_module
 from aimfair.generation.job import Job
 from aimfair.generation.manifest import Manifest, seed_of_attempt
 from aimfair.generation.plan import PlannedImage
+from aimfair.generation.sampler import Samples
+from aimfair.generation.summary import GenerationSummary
+from aimfair.memory import MicroBatch, pieces
 from aimfair.run.interrupt import Interrupt, Interrupted
 from tests.generation.samples import SIZE, NoiseSampler, small_plan
 
@@ -33,6 +40,7 @@ def job_in(
     image_size: int = SIZE,
     batch_size: int = 8,
     max_rejections: float = 0.2,
+    **others: Any,
 ) -> Job:
     return Job(
         folder,
@@ -41,6 +49,7 @@ def job_in(
         image_size=image_size,
         batch_size=batch_size,
         max_rejections=max_rejections,
+        **others,
     )
 
 
@@ -271,3 +280,154 @@ def test_disk_full(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert 0 < job.done < len(PLAN)
     job.run(NoiseSampler)
     assert contents(tmp_path / "full") == contents(tmp_path / "whole")
+
+
+# -- files and filters beside the sampler ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("image_format", ["png", "webp"])
+def test_both_formats_keep_every_pixel(tmp_path: Path, image_format: str) -> None:
+    job = make(tmp_path, image_format=image_format)
+    records = Manifest(tmp_path).records
+    sampler = NoiseSampler()
+    for planned in PLAN:
+        path = tmp_path / records[planned.image].file
+        assert path.suffix == f".{image_format}"
+        assert np.array_equal(
+            np.asarray(read_rgb(path, SIZE**2)), sampler.sample([planned.text], [planned.seed]).images[0]
+        )
+    assert len(synthetic.load(tmp_path, "balanced", SIZE)) == 20
+    assert job_in(tmp_path, image_format=image_format).done == job.done == len(PLAN)
+
+
+def test_the_sampler_goes_on_while_files_are_written_but_not_for_ever(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without a bound all batches would be in memory; without the queue the sampler would wait for every file."""
+    gate, ahead = threading.Event(), threading.Event()
+    original = job_module.write_image
+
+    def slow(*args: Any) -> None:
+        assert gate.wait(20)
+        original(*args)
+
+    class Counting(NoiseSampler):
+        def sample(self, texts: Sequence[str], seeds: Sequence[int]) -> Samples:
+            made = super().sample(texts, seeds)
+            if len(self.batches) == 4:  # the first three wait for their files
+                ahead.set()
+                threading.Timer(0.2, gate.set).start()
+            assert len(self.batches) <= 4 or gate.is_set()
+            return made
+
+    monkeypatch.setattr(job_module, "write_image", slow)
+    sampler = Counting()
+    job = job_in(tmp_path, batch_size=4)
+    job.run(lambda: sampler)
+    assert ahead.is_set()
+    assert len(sampler.batches) == 8
+    assert job.speed is not None
+    assert 0.1 < job.speed.stalled <= job.speed.seconds
+    assert (job.speed.images, job.speed.processes) == (len(PLAN), 1)
+
+
+def test_an_error_of_a_thread_is_that_of_the_job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*args: Any) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(job_module, "write_image", full)
+    sampler = NoiseSampler()
+    with pytest.raises(OSError, match="No space left"):
+        make(tmp_path, sampler, batch_size=1)
+    assert len(sampler.batches) <= 4
+    assert threading.active_count() == 1
+
+
+def test_out_of_memory_halves_and_goes_on(tmp_path: Path) -> None:
+    class Small(NoiseSampler):
+        """Has memory for three images."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.fitting = MicroBatch(8)
+
+        def sample(self, texts: Sequence[str], seeds: Sequence[int]) -> Samples:
+            def work(size: int) -> Samples:
+                parts = [self._part(texts[part], seeds[part]) for part in pieces(len(texts), size)]
+                return Samples(*(np.concatenate(arrays) for arrays in zip(*parts, strict=True)))
+
+            return self.fitting.attempt(work)
+
+        def _part(self, texts: Sequence[str], seeds: Sequence[int]) -> Samples:
+            if len(texts) > 3:
+                raise torch.OutOfMemoryError("CUDA out of memory")
+            return super().sample(texts, seeds)
+
+    make(tmp_path / "whole")
+    sampler = Small()
+    make(tmp_path / "halved", sampler)
+    assert contents(tmp_path / "halved") == contents(tmp_path / "whole")
+    assert max(map(len, sampler.batches)) == 2
+    assert sampler.fitting.size == 2
+
+
+class NotOne:
+    """A filter that has something against even first values in the groups (1, a)."""
+
+    def __init__(self) -> None:
+        self.sizes: list[int] = []
+
+    def reasons(self, images: np.ndarray, groups: Sequence[tuple[int, int]]) -> list[str | None]:
+        self.sizes.append(len(images))
+        return ["even" if y and not image[0, 0, 0] % 2 else None for image, (y, _) in zip(images, groups, strict=True)]
+
+
+def test_a_filter_rejects_within_groups_and_the_summary_counts(tmp_path: Path) -> None:
+    judge = NotOne()
+    bad = {PLAN[1].seed}
+    job = job_in(tmp_path, max_rejections=3)
+    job.run(lambda: NoiseSampler(change=lambda seed, pixels: pixels * 0 if seed in bad else pixels), lambda: [judge])
+    records = Manifest(tmp_path).records
+    assert [(record.y, record.a) for record in records.values()] == [(planned.y, planned.a) for planned in PLAN]
+    assert records[1].rejected == ["black"]
+    for record in records.values():
+        first = np.asarray(read_rgb(tmp_path / record.file, SIZE**2))[0, 0, 0]
+        assert not record.y or first % 2
+        assert record.rejected in ([], ["black"]) if not record.y else set(record.rejected) <= {"even"}
+    summary = GenerationSummary.of(job)
+    assert [(group.y, group.a) for group in summary.groups] == [(0, 0), (0, 1), (1, 0), (1, 1)]
+    assert summary.groups[0].rejected == {"black": 1}
+    even = sum(len(record.rejected) for record in records.values() if record.y)
+    assert even > 3
+    assert sum(group.rejected.get("even", 0) for group in summary.groups[2:]) == even
+    for group in summary.groups:
+        of_group = [record for record in records.values() if (record.y, record.a) == (group.y, group.a)]
+        assert group.kept == len(of_group)
+        assert group.made == len(of_group) + sum(len(record.rejected) for record in of_group)
+    assert sum(judge.sizes) == sum(group.made for group in summary.groups)
+    summary.save(tmp_path / "generation.json")
+    assert GenerationSummary.load(tmp_path / "generation.json") == summary
+
+
+def test_near_duplicates_of_a_group_are_replaced_and_the_first_is_kept(tmp_path: Path) -> None:
+    group = [planned for planned in PLAN if (planned.y, planned.a) == (0, 1)]
+    other = next(planned for planned in PLAN if (planned.y, planned.a) == (1, 1))
+    alike = {group[1].seed: 0, group[3].seed: 1, group[4].seed: 2, other.seed: 3}
+    picture = np.asarray(
+        Image.fromarray(np.random.default_rng(1).integers(0, 256, (4, 4, 3), np.uint8)).resize((SIZE,) * 2)
+    )
+
+    def change(seed: int, pixels: np.ndarray) -> np.ndarray:
+        return np.clip(picture.astype(int) + alike[seed], 0, 255).astype(np.uint8) if seed in alike else pixels
+
+    make(tmp_path / "whole", NoiseSampler(change=change), near_duplicates=3)
+    records = Manifest(tmp_path / "whole").records
+    found = {image: record.rejected for image, record in records.items() if record.rejected}
+    assert found == {group[3].image: ["near_duplicate"], group[4].image: ["near_duplicate"]}
+    make(tmp_path / "off", NoiseSampler(change=change))
+    assert not any(record.rejected for record in Manifest(tmp_path / "off").records.values())
+    (tmp_path / "whole" / records[group[1].image].file).unlink()  # made again, it is still the first
+    before = {name for name in contents(tmp_path / "whole")}
+    make(tmp_path / "whole", NoiseSampler(change=change), near_duplicates=3)
+    assert Manifest(tmp_path / "whole").records == records
+    assert {*contents(tmp_path / "whole")} == before | {records[group[1].image].file}

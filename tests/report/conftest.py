@@ -10,8 +10,10 @@ from PIL import Image
 
 from aimfair.evaluation.compare import compare
 from aimfair.generation.diversity import measure
+from aimfair.generation.job import Speed
 from aimfair.generation.manifest import ImageRecord, Manifest, file_name
 from aimfair.generation.prompts import save_prompts, write_prompts
+from aimfair.generation.summary import GenerationSummary, GroupSummary
 from aimfair.run.directory import Run
 from aimfair.selective.mask import ParameterMask
 from aimfair.training.history import Epoch, History
@@ -97,6 +99,14 @@ def _synthetic(run: Run) -> None:
                 sets=["balanced"], file=file, attempt=0, rejected=[],
             )  # fmt: skip
     Manifest(run.synthetic).keep(records)
+    GenerationSummary(
+        groups=[
+            GroupSummary(y=y, a=a, made=12 + 5 * y, kept=12, rejected={"black": 2, "too_dark": 3} if y else {})
+            for y in (0, 1)
+            for a in (0, 1)
+        ],
+        speed=Speed(images=1058, seconds=100.0, sampling=80.0, filters=2.0, stalled=1.5, processes=2),
+    ).save(run.generation)
 
 
 def _history(generator: np.random.Generator, epochs: int) -> History:

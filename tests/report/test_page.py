@@ -141,6 +141,7 @@ def test_texts_of_the_run_are_escaped(run: Run) -> None:
         ("history.json", "The run holds no training history."),
         ("prompts.jsonl diversity.json", "The run holds no prompts."),
         ("images", "There are no synthetic images of this group in the run."),
+        ("generation.json", "The run does not say how its images were made."),
         ("manifest.jsonl", "There are no synthetic images of this group in the run."),
     ],
 )
@@ -231,6 +232,23 @@ def test_replies_are_counted_over_all_that_a_run_asked(run: Run) -> None:
         assert report.gather(run).replies == Replies(2, 6, {"markup": 2, "refusal": 1}, 150, 30)
     finally:
         log.write_bytes(before)
+
+
+def test_how_the_images_were_made(material: Material) -> None:
+    text = Page(page.render(material)).text
+    assert "58 images were made, 48 kept" in text
+    assert "Made Kept black too_dark" in " ".join(text.split())
+    assert "17 12 2 3" in " ".join(text.split())
+    assert "10.6 images/s (1,058 images in 1 min 40 s)" in text
+    assert "13.2 images/s" in text
+
+
+def test_a_damaged_account_of_the_images(finished: Path, tmp_path: Path) -> None:
+    path = tmp_path / "run"
+    shutil.copytree(finished, path)
+    (path / "generation.json").write_text("{")
+    with open_run(path) as run, pytest.raises(AimfairError, match=r"generation\.json: damaged"):
+        report.gather(run)
 
 
 def test_undefined_numbers_are_dashes(material: Material) -> None:
