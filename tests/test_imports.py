@@ -44,7 +44,7 @@ def test_selective_tuning_knows_nothing_of_the_rest():
 @pytest.mark.parametrize(
     ("library", "where"),
     [
-        ("diffusers", {"generation/diffusion.py"}),
+        ("diffusers", {"generation/diffusion.py", "generation/filters/safety.py"}),
         ("openai", {"generation/providers/endpoint.py"}),
         ("onnxruntime", {"generation/engines/onnx_runtime.py"}),
         ("onnx", set()),

@@ -427,7 +427,7 @@ def test_near_duplicates_of_a_group_are_replaced_and_the_first_is_kept(tmp_path:
     make(tmp_path / "off", NoiseSampler(change=change))
     assert not any(record.rejected for record in Manifest(tmp_path / "off").records.values())
     (tmp_path / "whole" / records[group[1].image].file).unlink()  # made again, it is still the first
-    before = {name for name in contents(tmp_path / "whole")}
+    before = set(contents(tmp_path / "whole"))
     make(tmp_path / "whole", NoiseSampler(change=change), near_duplicates=3)
     assert Manifest(tmp_path / "whole").records == records
     assert {*contents(tmp_path / "whole")} == before | {records[group[1].image].file}
