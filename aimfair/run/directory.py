@@ -34,9 +34,9 @@ class Run:
         overwrite: whether results of other settings may be replaced.
         log, progress, interrupt: for stages to hand to the functions they call.
 
-    Files: ``config.yaml templates.jsonl prompts.jsonl diversity.json synthetic/ generation.json seeds/<seed>/{baseline/,
-    sensitivity.safetensors, masks/<method>.safetensors, finetuned/<method>/} results.json report.html log.jsonl
-    stages/``; templates.jsonl only where a language model writes the prompts.
+    Files: ``config.yaml templates.jsonl prompts.jsonl diversity.json synthetic/ generation.json
+    seeds/<seed>/{baseline/, sensitivity.safetensors, masks/<method>.safetensors, finetuned/<method>/} results.json
+    report.html log.jsonl stages/``; templates.jsonl only where a language model writes the prompts.
     """
 
     def __init__(self, path: Path, config: Config, lock: int, *, overwrite: bool, quiet: bool):
