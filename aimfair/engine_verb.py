@@ -4,6 +4,7 @@ from aimfair.config import Config
 from aimfair.errors import AimfairError, ConfigError
 from aimfair.generation.engines import store
 from aimfair.pipeline import prepare_process
+from aimfair.run.interrupt import Interrupt
 from aimfair.run.log import Log
 
 
@@ -20,7 +21,8 @@ def list_engines() -> int:
         parts = facts.pop("parts")
         words += [f"{name} {value}" for name, value in {**facts, **entry.tools}.items()]
         megabytes = sum((place / name).stat().st_size for name in entry.files) / 1e6
-        print(f"{place.name[:8]}  {', '.join(words)}, {megabytes:.0f} MB; {entry.agreement}")
+        agreement = entry.agreement or "not yet compared with eager: its first run on a GPU will be"
+        print(f"{place.name[:8]}  {', '.join(words)}, {megabytes:.0f} MB; {agreement}")
         for name, signature in parts.items():
             print(f"{'':8}  {name}: {signature}")
     return 0
@@ -29,29 +31,42 @@ def list_engines() -> int:
 def build_or_check(action: str, config: Config) -> int:
     """Makes the engine of the settings if it is not there; ``check`` compares it with eager again, here and now.
 
+    Ctrl-C ends the making of an engine, and leaves nothing of it.
+
     Raises:
-        ConfigError: ``generate.engine`` is eager, or keeps nothing to build.
+        ConfigError: ``generate.engine`` is eager, if only because auto is eager here, or keeps nothing to build.
         AimfairError: the engine cannot be made, or differs from eager.
     """
-    settings = config.generate
-    if settings.engine == "eager":
-        raise ConfigError("generate.engine: eager needs no building; name another: --generate.engine onnxruntime")
-    if settings.engine == "compile" and action == "build":
-        raise ConfigError("generate.engine: compile is built in each run; aimfair engine check compares it with eager")
-
     from aimfair.device import choose_device
-    from aimfair.generation.diffusion import engine_and_source
+    from aimfair.generation.diffusion import engine_and_source, load_source
     from aimfair.generation.engines.agreement import compare
+    from aimfair.generation.engines.auto import choose_engine
+    from aimfair.generation.engines.choose import prepare_engine
     from aimfair.generation.model import model_folder
+
+    device = choose_device(config.device)
+    name, reason = choose_engine(config.generate, lambda: device)
+    settings = config.generate.model_copy(update={"engine": name})
+    if name == "eager":
+        raise ConfigError(
+            f"generate.engine: {config.generate.engine} is eager ({reason}), which needs no building; name another:"
+            " --generate.engine onnxruntime"
+        )
+    if name == "compile" and action == "build":
+        raise ConfigError("generate.engine: compile is built in each run; aimfair engine check compares it with eager")
 
     prepare_process(config)
     folder = model_folder(settings.model, settings.allow_download)
     log = Log(None, show=print)
-    engine, source = engine_and_source(folder, settings, choose_device(config.device), log)
-    if action == "build":
-        print(f"{settings.engine} of {folder}: ready, in {store.folder()}")
-        return 0
-    agreement = compare(engine, source)
+    with Interrupt() as interrupt:
+        if action == "build":
+            source, batches = load_source(folder, settings, device)
+            compared = prepare_engine(settings, source, batches, log, interrupt)
+            state = "ready" if compared else "built; its first run on a GPU will be compared with eager"
+            print(f"{settings.engine} of {folder}: {state}, in {store.folder()}")
+            return 0
+        engine, source = engine_and_source(folder, settings, device, log, interrupt)
+        agreement = compare(engine, source)
     print(f"{settings.engine} of {folder}: {agreement}")
     if not agreement.good:
         raise AimfairError(f"generate.engine: {settings.engine} differs from eager; use --generate.engine eager")

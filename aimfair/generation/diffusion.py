@@ -67,7 +67,8 @@ class Diffusion:
         source = _source(folder, self._family, self._pipeline, settings, device)
         self._dtype = source.dtype
         self._embed = lru_cache(max(1, _CACHED_BYTES // _bytes(source.parts[0])))(self._embed_text)
-        self._engine = load_engine(settings.engine, source, log, interrupt)
+        batches = _batches(source, settings, guided=self._guided)
+        self._engine = load_engine(settings, source, batches, log, interrupt)
         self._interval = self._guidance_interval()
         if self._interval or not isinstance(self._engine, Eager):
             self._family.replace(self._pipeline, self._interval or self._engine)
@@ -99,7 +100,7 @@ class Diffusion:
             width=self.size,
             output_type="latent",  # the pipeline's own decoding hides values that are not finite
         ).images
-        at_once = 1 if self.size >= _SLICED_FROM else len(latents)
+        at_once = _decoded_at_once(self.size, len(latents))
         decoded = [self._engine.run("decoder", (part,))[0] for part in torch.split(latents, at_once)]
         images = torch.cat(decoded).float()
         finite = images.isfinite().flatten(1).all(1)
@@ -154,9 +155,32 @@ def engine_and_source(
     folder: Path, settings: GenerateSettings, device: torch.device, log: Log = NOWHERE, interrupt: Interrupt = NEVER
 ) -> tuple[Engine, Source]:
     """The engine of a model, made if need be, and the model; raises as :class:`Diffusion`."""
+    source, batches = load_source(folder, settings, device)
+    return load_engine(settings, source, batches, log, interrupt), source
+
+
+def load_source(folder: Path, settings: GenerateSettings, device: torch.device) -> tuple[Source, dict[str, int]]:
+    """The model alone, and part -> images that will go through it at a time, at most; raises as :class:`Diffusion`."""
     family = family_of(folder)
-    source = _source(folder, family, _load(folder, family, settings, device), settings, device)
-    return load_engine(settings.engine, source, log, interrupt), source
+    pipeline = _load(folder, family, settings, device)
+    source = _source(folder, family, pipeline, settings, device)
+    return source, _batches(source, settings, guided=family.guided(pipeline, settings.guidance_scale))
+
+
+def _batches(source: Source, settings: GenerateSettings, *, guided: bool) -> dict[str, int]:
+    """Part -> images at a time, at most. Texts are embedded one by one."""
+    batches = {part.name: 1 for part in source.parts}
+    for part in source.parts:
+        if part.name == "denoiser":
+            batches[part.name] = settings.batch_size * (2 if guided else 1)
+        if part.name == "decoder":
+            (pixels,) = part.outputs.values()
+            batches[part.name] = _decoded_at_once(pixels.shape[-1], settings.batch_size)
+    return batches
+
+
+def _decoded_at_once(size: int, batch: int) -> int:
+    return 1 if size >= _SLICED_FROM else batch
 
 
 def _source(

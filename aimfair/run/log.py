@@ -14,7 +14,7 @@ class Log:
 
     Args:
         path: the file; None: events are forgotten, and warnings are Python's own.
-        show: where warnings are shown to a person, too.
+        show: where warnings and notes are shown to a person, too.
     """
 
     def __init__(self, path: Path | None, show: Callable[[str], None] | None = None):
@@ -30,6 +30,12 @@ class Log:
             values = {"time": datetime.now(UTC).isoformat(timespec="milliseconds"), "event": event, **fields}
             self._file.write(json.dumps({key: _plain(value) for key, value in values.items()}, default=str) + "\n")
             self._file.flush()
+
+    def tell(self, message: str) -> None:
+        """An event "note" that a person likes to know of."""
+        self("note", message=message)
+        if self._show is not None:
+            self._show(message)
 
     def warn(self, message: str, **fields: Any) -> None:
         """An event "warning" that a person should know of."""

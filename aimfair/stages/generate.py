@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from aimfair.config import Config
 from aimfair.errors import AimfairError, ConfigError
+from aimfair.generation.engines.auto import choose_engine
 from aimfair.generation.engines.choose import engine_facts
 from aimfair.generation.filters.choose import filter_facts, load_filters
 from aimfair.generation.filters.interface import ImageFilter
@@ -24,7 +25,9 @@ from aimfair.run.log import NOWHERE, Log
 if TYPE_CHECKING:
     import torch
 
-_NOT_IN_THE_IMAGES = {"model", "engine", "filters", "image_format", "allow_download", "batch_size", "max_rejections"}
+_NOT_IN_THE_IMAGES = {
+    "model", "engine", "tensorrt", "filters", "image_format", "allow_download", "batch_size", "max_rejections",
+}  # fmt: skip
 """Settings that may change while a job goes on, and some for which other things stand: the model's fingerprint, the
 engine's versions, the facts of the filters. The size of a batch changes no pixel by more than one grey level."""
 
@@ -32,10 +35,11 @@ engine's versions, the facts of the filters. The size of a batch changes no pixe
 def run(run: Run) -> None:
     """The stage; of several processes, in that of rank 0."""
     with Ranks.join(run.interrupt) as ranks:
-        settings, data = run.config.generate, run.config.data
+        config = _with_engine(run)
+        settings, data = config.generate, config.data
         folder = model_folder(settings.model, settings.allow_download)
         engine = engine_facts(settings.engine)
-        recipe = _recipe(run.config, folder, engine)
+        recipe = _recipe(config, folder, engine)
         _refuse_other_engine(run, engine)
         inputs = {
             **recipe,
@@ -46,12 +50,12 @@ def run(run: Run) -> None:
             "upstream": run.digest_of("prompts"),
         }
         work = not run.is_done("generate", inputs)
-        settled = {"config": run.config.model_dump(mode="json"), "prompts": run.prompts.name, "to": run.synthetic.name}
+        settled = {"config": config.model_dump(mode="json"), "prompts": run.prompts.name, "to": run.synthetic.name}
         ranks.gather(json.dumps(settled if work else None))
         if not work:
             return
-        job = _open(run.config, run.prompts, run.synthetic, recipe, ranks)
-        models = _Models(run.config, folder, ranks, run.log, run.interrupt)
+        job = _open(config, run.prompts, run.synthetic, recipe, ranks)
+        models = _Models(config, folder, ranks, run.log, run.interrupt)
         with run.progress.task("generate", job.total, job.done) as task:
             job.run(models.sampler, models.filters, task=task, interrupt=run.interrupt)
         if job.speed is not None or not run.generation.exists():
@@ -146,6 +150,19 @@ def _open(config: Config, prompts: Path, synthetic: Path, recipe: dict[str, Any]
         near_duplicates=settings.filters.near_duplicates,
         ranks=ranks,
     )
+
+
+def _with_engine(run: Run) -> Config:
+    """The settings, with the engine that ``auto`` is here."""
+    from aimfair.device import choose_device
+
+    recipe = {} if run.overwrite else recipe_of(run.synthetic)
+    made_with = recipe.get("engine", {"name": "eager"})["name"] if recipe else None
+    settings = run.config.generate
+    name, reason = choose_engine(settings, lambda: choose_device(run.config.device), made_with)
+    if name != settings.engine:
+        run.log.tell(f"engine: {name} ({reason})")
+    return run.config.model_copy(update={"generate": settings.model_copy(update={"engine": name})})
 
 
 def _refuse_other_engine(run: Run, engine: dict[str, Any] | None) -> None:

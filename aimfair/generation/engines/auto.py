@@ -19,7 +19,9 @@ class Choice(NamedTuple):
     reason: str
 
 
-def choose_engine(settings: GenerateSettings, device: Callable[[], torch.device], made_with: str | None) -> Choice:
+def choose_engine(
+    settings: GenerateSettings, device: Callable[[], torch.device], made_with: str | None = None
+) -> Choice:
     """What ``settings.engine`` asks for; for ``auto`` what a user would most likely want.
 
     Images that exist decide first: the others of a set are to be made as they were. On a GPU nobody waits minutes for

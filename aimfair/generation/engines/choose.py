@@ -1,26 +1,62 @@
 """The engines by the names that ``generate.engine`` gives them."""
 
+from collections.abc import Mapping
 from typing import Any
 
-from aimfair.generation.engines import compiled, onnx_runtime
+from aimfair.config import GenerateSettings
+from aimfair.generation.engines import compiled, onnx_runtime, tensorrt_library, tensorrt_load
+from aimfair.generation.engines.auto import choose_engine
 from aimfair.generation.engines.eager import Eager
 from aimfair.generation.engines.interface import Engine, Source
 from aimfair.run.interrupt import NEVER, Interrupt
 from aimfair.run.log import NOWHERE, Log
 
 
-def load_engine(name: str, source: Source, log: Log = NOWHERE, interrupt: Interrupt = NEVER) -> Engine:
-    """The engine that was asked for, and never another.
+def load_engine(
+    settings: GenerateSettings,
+    source: Source,
+    batches: Mapping[str, int],
+    log: Log = NOWHERE,
+    interrupt: Interrupt = NEVER,
+) -> Engine:
+    """The engine that was asked for, and never another; of ``auto``, the one that it is here.
+
+    Args:
+        batches: part -> images that will go through it at a time, at most.
 
     Raises:
         AimfairError: it cannot be made here; says what would mend it.
         Interrupted: as ``interrupt`` says.
     """
+    name, reason = choose_engine(settings, lambda: source.device)
+    if name != settings.engine:
+        log.tell(f"engine: {name} ({reason})")
     if name == onnx_runtime.NAME:
         return onnx_runtime.load(source, log, interrupt)
     if name == compiled.NAME:
         return compiled.Compiled(source, log, interrupt)
+    if name in tensorrt_library.NAMES:
+        return tensorrt_load.Maker(name, source, settings.tensorrt, batches, log, interrupt).load()
     return Eager(source)
+
+
+def prepare_engine(
+    settings: GenerateSettings,
+    source: Source,
+    batches: Mapping[str, int],
+    log: Log = NOWHERE,
+    interrupt: Interrupt = NEVER,
+) -> bool:
+    """Makes the engine if it is not there, for a GPU that need not be; raises as :func:`load_engine`.
+
+    Returns:
+        Whether it was found to agree with eager; if not, its first run will tell.
+    """
+    if settings.engine in tensorrt_library.NAMES:
+        maker = tensorrt_load.Maker(settings.engine, source, settings.tensorrt, batches, log, interrupt)
+        return maker.prepare() is not None
+    load_engine(settings, source, batches, log, interrupt)
+    return True
 
 
 def engine_facts(name: str) -> dict[str, Any] | None:
@@ -29,5 +65,7 @@ def engine_facts(name: str) -> dict[str, Any] | None:
     Raises:
         AimfairError: a package is missing.
     """
+    if name in tensorrt_library.NAMES:
+        return {"name": name, **tensorrt_load.versions(name)}
     versions = {onnx_runtime.NAME: onnx_runtime.versions, compiled.NAME: compiled.versions}
     return {"name": name, **versions[name]()} if name in versions else None

@@ -67,8 +67,8 @@ class Compiled:
             lines = [line.strip() for line in str(error).splitlines() if line.strip()]
             reason = next((line for line in lines if not line.endswith("raised:")), type(error).__name__)
             raise AimfairError(
-                f"generate.model cannot be compiled: {part}: {reason}; torch.compile needs a C++ compiler, and triton on"
-                " a GPU; or use --generate.engine eager"
+                f"generate.model cannot be compiled: {part}: {reason}; torch.compile needs a C++ compiler, and on a GPU"
+                " triton; or use --generate.engine eager"
             ) from error
         seconds = time.monotonic() - began
         pairs = zip(outputs, self._eager.run(part, inputs), strict=True)

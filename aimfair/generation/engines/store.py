@@ -35,7 +35,7 @@ class Entry(BaseModel):
         facts: what they depend on.
         tools: versions of the packages that made them, and that running them does not need.
         files: name -> SHA-256.
-        agreement: of the engine with eager, when it was made.
+        agreement: of the engine with eager, from its first run; None: made where it cannot run, and not compared yet.
         model: where the model lay, for people to read.
         made: when.
     """
@@ -45,7 +45,7 @@ class Entry(BaseModel):
     facts: dict[str, Any]
     tools: dict[str, str]
     files: dict[str, str]
-    agreement: Agreement
+    agreement: Agreement | None
     model: str
     made: str
 
@@ -61,7 +61,7 @@ def folder() -> Path:
 
 def obtain(
     facts: dict[str, Any],
-    make: Callable[[Path], Agreement],
+    make: Callable[[Path], Agreement | None],
     *,
     model: str,
     tools: dict[str, str],
@@ -72,7 +72,7 @@ def obtain(
 
     Args:
         facts: in JSON's types.
-        make: writes the files into an empty folder and compares the engine with eager.
+        make: writes the files into an empty folder and compares the engine with eager, where it can.
         model: as in :class:`Entry`.
         tools: those that are installed; an entry made with other versions of them is made anew.
 
@@ -103,6 +103,31 @@ def obtain(
     return place
 
 
+def agreement_of(place: Path) -> Agreement | None:
+    """What is known of an entry that :func:`obtain` has given."""
+    return _entry(place).agreement
+
+
+def record(place: Path, agreement: Agreement, interrupt: Interrupt) -> None:
+    """Writes down how far an engine is from eager that was not compared when it was made.
+
+    Raises:
+        AimfairError: it does not agree; the entry stays as it was.
+        Interrupted: as ``interrupt`` says.
+    """
+    entry = _entry(place)
+    _refuse_difference(entry.facts, agreement)
+    with locked(place.parent / "lock", interrupt):
+        write_json(place / _ENTRY, entry.model_copy(update={"agreement": agreement}).model_dump(mode="json"))
+
+
+def remove(place: Path, interrupt: Interrupt) -> None:
+    """Takes an entry away, if it is still there."""
+    with locked(place.parent / "lock", interrupt):
+        if os.path.lexists(place):
+            _remove(place)
+
+
 def entries() -> Iterator[tuple[Path, Entry | str]]:
     """Each folder of the cache with its entry, or with the reason why it cannot be believed."""
     root = folder()
@@ -115,17 +140,14 @@ def entries() -> Iterator[tuple[Path, Entry | str]]:
 
 
 def _build(
-    place: Path, facts: dict[str, Any], make: Callable[[Path], Agreement], model: str, tools: dict[str, str]
+    place: Path, facts: dict[str, Any], make: Callable[[Path], Agreement | None], model: str, tools: dict[str, str]
 ) -> None:
     draft = place.with_name(f".{place.name}.{os.getpid()}.tmp")
     draft.mkdir()
     try:
         agreement = make(draft)
-        if not agreement.good:
-            raise AimfairError(
-                f"generate.engine: {facts['engine']} is not to be trusted with generate.model: {agreement}; use"
-                " --generate.engine eager"
-            )
+        if agreement is not None:
+            _refuse_difference(facts, agreement)
         files = sorted(path for path in draft.rglob("*") if path.is_file())
         for path in files:
             sync(path)
@@ -144,9 +166,23 @@ def _build(
         shutil.rmtree(draft, ignore_errors=True)
 
 
+def _refuse_difference(facts: dict[str, Any], agreement: Agreement) -> None:
+    if not agreement.good:
+        raise AimfairError(
+            f"generate.engine: {facts['engine']} is not to be trusted with generate.model: {agreement}; use"
+            " --generate.engine eager"
+        )
+
+
+def _entry(place: Path) -> Entry:
+    """What an entry says of itself."""
+    return Entry.model_validate_json((place / _ENTRY).read_bytes())
+
+
 def _read(place: Path) -> Entry:
+    """An entry whose files are as it says."""
     try:
-        entry = Entry.model_validate_json((place / _ENTRY).read_bytes())
+        entry = _entry(place)
     except FileNotFoundError:
         raise _Unusable(f"holds no {_ENTRY}, so it is no engine") from None
     except (OSError, ValidationError) as error:
@@ -157,7 +193,7 @@ def _read(place: Path) -> Entry:
             raise _Unusable(f"{name} is missing")
         if _digest(path) != digest:
             raise _Unusable(f"{name} is damaged")
-    if not entry.files or not entry.agreement.good:
+    if not entry.files or (entry.agreement is not None and not entry.agreement.good):
         raise _Unusable("the engine was not found to agree with eager")
     return entry
 
