@@ -5,6 +5,12 @@ from pathlib import Path
 import pytest
 import torch
 
+from aimfair.config import GenerateSettings
+from aimfair.generation.diffusion import load_source
+from aimfair.generation.engines.export import export
+from aimfair.generation.model import SHIPPED
+from aimfair.run.interrupt import NEVER
+
 POSITIONS = 8192
 """Tokens that the chat model takes."""
 
@@ -59,4 +65,23 @@ def chat_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
             )
         ).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def digits_onnx(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The parts of the shipped model, exported in single precision."""
+    return exported(SHIPPED["digits"], "float32", tmp_path_factory)
+
+
+@pytest.fixture(scope="session")
+def small_onnx(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The parts of :func:`model`, exported in half precision."""
+    return exported(model, "float16", tmp_path_factory)
+
+
+def exported(model: Path, dtype: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("onnx")
+    source, _ = load_source(model, GenerateSettings(dtype=dtype), torch.device("cpu"))
+    export(source, folder, NEVER)
     return folder

@@ -32,8 +32,12 @@ SEEDS = list(range(len(TEXTS)))
 
 
 @pytest.fixture(scope="module")
-def cache_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def cache_home(digits_onnx: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    def copy(_: Any, folder: Path, __: Any) -> None:
+        shutil.copytree(digits_onnx, folder, dirs_exist_ok=True)
+
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(onnx_runtime, "export", copy)
         patch.setenv("XDG_CACHE_HOME", str(home := tmp_path_factory.mktemp("cache")))
         load(engine="onnxruntime")
     return home

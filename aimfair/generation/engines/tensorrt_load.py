@@ -62,9 +62,9 @@ class Maker:
         """The engine, ready to run; raises as :meth:`prepare`, and without a GPU."""
         if self._source.device.type != "cuda":
             raise AimfairError(
-                f"generate.engine: {self._library.name} runs on NVIDIA GPUs, found device {self._source.device} (torch"
-                f" {torch.__version__} sees {torch.cuda.device_count()} GPUs); use --device cuda, or --generate.engine"
-                " onnxruntime"
+                f"generate.engine: {self._library.name} runs on an NVIDIA GPU, found device {self._source.device}"
+                f" (torch {torch.__version__} sees {torch.cuda.device_count()} GPUs); go where there is one, or use"
+                " --generate.engine onnxruntime or eager"
             )
         place = self._obtain()
         try:
@@ -92,6 +92,7 @@ class Maker:
         graphs = folder / "onnx"
         graphs.mkdir()
         export(self._source, graphs, self._interrupt)
+        torch.cuda.empty_cache()  # the builder measures in what torch leaves free
         for part in self._source.parts:
             batch = self._batches[part.name]
             plan = Plan(
@@ -179,24 +180,19 @@ def _targets(library: Library, settings: TensorRtSettings, device: torch.device)
     if here is not None and here not in known:
         raise AimfairError(
             f"generate.engine: {library.name} {library.version} has no code for this GPU"
-            f" ({torch.cuda.get_device_name(device)}, {_dotted(here)}), only for {_list(known)}; use --generate.engine"
+            f" ({torch.cuda.get_device_name(device)}, {here}), only for {_list(known)}; use --generate.engine"
             " tensorrt, which has, or eager"
         )
     if strange := [number for number in wanted if number not in known]:
         raise AimfairError(
-            f"generate.tensorrt.targets: found {_list(strange)}, expected of {_list(known)} (times ten), for which"
-            f" {library.name} {library.version} has code; for an H100 or H200 use --generate.engine tensorrt"
+            f"generate.tensorrt.targets: found {_list(strange)}, expected some of {_list(known)}, for which"
+            f" {library.name} {library.version} has code; for others, such as H100 and H200, use --generate.engine"
+            " tensorrt"
         )
     if here is not None and here not in wanted:
-        raise AimfairError(
-            f"generate.tensorrt.targets: found {_list(wanted)}, but this GPU is {_dotted(here)}; add {here}"
-        )
+        raise AimfairError(f"generate.tensorrt.targets: found {_list(wanted)}, but this GPU is {here}; add it")
     return wanted
 
 
-def _dotted(number: int) -> str:
-    return f"{number // 10}.{number % 10}"
-
-
 def _list(numbers: tuple[int, ...] | list[int]) -> str:
-    return ", ".join(map(_dotted, numbers))
+    return ", ".join(map(str, numbers))

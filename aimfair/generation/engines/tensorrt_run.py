@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -144,6 +145,8 @@ class _LoadedPlan:
         path = folder / f"{part.name}.plan"
         self._engine = self._runtime.deserialize_cuda_engine(path.read_bytes())
         if self._engine is None:
+            if self._messages.out_of_memory:  # not the plan's fault
+                self._fail("the plan cannot be loaded")
             raise PlanRefused(f"{path}: {library.name} {library.version} does not load it: {self._messages.reason()}")
         self._refuse_another_part(path)
         self._kernels = folder / f"{part.name}.kernels"
@@ -178,13 +181,11 @@ class _LoadedPlan:
                 self._fail(str(error))
             if context is None:
                 self._fail("no execution context")
-            if scratch.numel():
-                context.set_device_memory(scratch.data_ptr(), scratch.numel())
             slot = _Slot(context, self._stream, self._captures, self._fail)
             for tensors, bind in ((self._inputs, slot.bind_input), (self._outputs, slot.bind_output)):
                 for name, values in tensors.items():
                     bind(name, _empty(values, batch, self._stream.device).zero_())
-            slot.start()
+            slot.start(scratch)
             self._keep_kernels()
             self._slots[batch] = slot
         return slot
@@ -259,10 +260,19 @@ class _Slot:
         self._bind(name, memory)
         self._outputs.append(memory)
 
-    def start(self) -> None:
+    def start(self, scratch: Tensor) -> None:
         """To be called once, when all is bound. The first run settles what the library leaves open; then it can be
-        recorded."""
-        self._work: Callable[[], None] = lambda: self._stream.launch(self._enqueue)
+        recorded.
+
+        Args:
+            scratch: bytes for intermediate values, as many as the plan says.
+        """
+        if (needed := self._context.update_device_memory_size_for_shapes()) > len(scratch):
+            scratch = torch.empty(needed, dtype=torch.uint8, device=scratch.device)
+        if len(scratch):
+            self._context.set_device_memory(scratch.data_ptr(), len(scratch))
+        self._scratch = scratch
+        self._work: Callable[[], None] = partial(self._stream.launch, self._enqueue)
         self._work()
         if self._captures:
             try:
