@@ -1,5 +1,5 @@
-"""torch.compile as an engine. Tracing and Inductor take a minute: but for the slow tests, the modules themselves stand in
-for what they make."""
+"""torch.compile as an engine. Tracing and Inductor take a minute: but for the slow tests, the modules themselves stand
+in for what they make."""
 
 import json
 from pathlib import Path
@@ -56,12 +56,13 @@ def levels(a: np.ndarray, b: np.ndarray) -> int:
 def test_images_are_eager_s_and_each_size_is_compiled_once_and_logged(
     model: Path, compiled: list[int], tmp_path: Path
 ) -> None:
-    diffusion = load(model, log=Log(tmp_path / "log.jsonl"))
+    diffusion = load(model, log=(log := Log(tmp_path / "log.jsonl")))
     expected = load(model, "eager").sample(TEXTS, SEEDS).images
     for few in (5, 3, 4, 2):
         assert levels(diffusion.sample(TEXTS[:few], SEEDS[:few]).images, expected[:few]) <= 1
     # Twice the images with guidance, then the decoder; more than half of what is there is filled up to it.
     assert compiled == [10, 10, 10, 5] * 3 + [4, 4, 4, 2]
+    log.close()
     events = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
     found = [(event["part"], event["batch"]) for event in events if event["event"] == "compiled"]
     assert found == [("denoiser", 10), ("decoder", 5), ("denoiser", 4), ("decoder", 2)]

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from aimfair.config import GenerateSettings
 from aimfair.errors import AimfairError
 from aimfair.generation.diffusion import Diffusion, engine_and_source
-from aimfair.generation.engines.agreement import example
+from aimfair.generation.engines.agreement import compare, example
 from aimfair.generation.engines.eager import Eager
 from aimfair.generation.engines.interface import Engine, Source
 from aimfair.generation.families import sd3
@@ -352,3 +352,48 @@ def test_damage_of_any_part_is_seen(models: dict[str, Path], tmp_path: Path) -> 
     shutil.rmtree(folder / "tokenizer_2")
     with pytest.raises(AimfairError, match="incomplete: tokenizer_2 missing"):
         load(folder)
+
+
+# -- the real size -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_a_unet_of_the_size_of_stable_diffusion_2(tmp_path: Path) -> None:
+    """866 million random weights in half precision: they can be exported, and the file can be loaded."""
+    import diffusers
+
+    from aimfair.generation.engines.export import export, path_of
+    from aimfair.generation.engines.interface import Part, Tensors
+    from aimfair.generation.engines.onnx_runtime import OnnxRuntime
+    from aimfair.generation.families.stable_diffusion import Denoiser
+    from aimfair.run.interrupt import NEVER
+
+    half = torch.float16
+    config = {
+        "sample_size": 64,
+        "cross_attention_dim": 1024,
+        "attention_head_dim": (5, 10, 20, 20),
+        "use_linear_projection": True,
+    }
+    torch.set_default_dtype(half)
+    try:
+        unet = diffusers.UNet2DConditionModel(**config).eval()
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert round(sum(weights.numel() for weights in unet.parameters()) / 1e6) == 866
+    latents = Tensors((4, 16, 16), half)  # a quarter of the images' width, for a CPU's sake
+    part = Part(
+        "denoiser",
+        Denoiser(unet),
+        inputs={
+            "sample": latents,
+            "timestep": Tensors((), torch.float32, below=1000),
+            "embeddings": Tensors((77, 1024), half),
+        },
+        outputs={"predicted": latents},
+    )
+    source = Source(tmp_path, (part,), half, CPU)
+    export(source, tmp_path, NEVER)
+    assert 1.7e9 < path_of(tmp_path, "denoiser").with_suffix(".onnx.data").stat().st_size < 1.8e9
+    agreement = compare(OnnxRuntime(tmp_path, source.parts, CPU), source)
+    assert agreement.good, agreement
