@@ -54,8 +54,10 @@ def example(tensors: Tensors, batch: int, generator: torch.Generator) -> Tensor:
     shape = (batch, *tensors.shape)
     if tensors.below is None:
         return torch.randn(shape, generator=generator).to(tensors.dtype)
-    # Below 1 also after rounding to half precision
-    return (torch.rand(shape, generator=generator).mul(0.99) * tensors.below).to(tensors.dtype)
+    if not tensors.dtype.is_floating_point:
+        return torch.randint(tensors.below, shape, generator=generator, dtype=tensors.dtype)
+    # Eighths: Flux multiplies them by 1000 in half precision, and ONNX Runtime does so without rounding.
+    return torch.randint(8, shape, generator=generator).mul(tensors.below / 8).to(tensors.dtype)
 
 
 def difference(found: Tensor, expected: Tensor) -> float:

@@ -153,7 +153,7 @@ class Flux(Family):
             "pooled_projections": Tensors((config.pooled_projection_dim,), dtype),
         }
         if config.guidance_embeds:
-            inputs["guidance"] = Tensors((), torch.float32, below=10)
+            inputs["guidance"] = Tensors((), torch.float32, below=8)
         denoiser = Part(
             "denoiser", Denoiser(transformer, latents, length).eval(), inputs=inputs, outputs={"predicted": packed}
         )

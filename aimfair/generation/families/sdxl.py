@@ -32,12 +32,14 @@ class Denoiser(nn.Module):
         time_ids: Tensor,
         timestep_cond: Tensor | None = None,
     ) -> tuple[Tensor, ...]:
+        # The UNet joins these with float32; what torch does itself, ONNX wants to be told.
+        added = {"text_embeds": text_embeds.float(), "time_ids": time_ids}
         predicted: Tensor = self.unet(
             sample,
             timestep,
             encoder_hidden_states=embeddings,
             timestep_cond=timestep_cond,
-            added_cond_kwargs={"text_embeds": text_embeds, "time_ids": time_ids},
+            added_cond_kwargs=added,
             return_dict=False,
         )[0]
         return (predicted,)
@@ -64,7 +66,7 @@ class DenoiserStandIn(StandIn):
         inputs = (added.pop("text_embeds"), added.pop("time_ids").to(self.dtype))
         self.refuse({**others, **added})
         batch = len(sample)
-        scale = scale_of_guidance(timestep_cond, batch)
+        scale = scale_of_guidance(self, timestep_cond, batch)
         return self.run(sample, self.steps(timestep, batch), encoder_hidden_states, *inputs, *scale)
 
 

@@ -45,7 +45,7 @@ class DenoiserStandIn(StandIn):
     ) -> tuple[Tensor, ...]:
         self.refuse(others)
         batch = len(sample)
-        scale = scale_of_guidance(timestep_cond, batch)
+        scale = scale_of_guidance(self, timestep_cond, batch)
         return self.run(sample, self.steps(timestep, batch), encoder_hidden_states, *scale)
 
 

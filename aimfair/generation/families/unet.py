@@ -8,6 +8,7 @@ from torch import Tensor
 from aimfair.errors import AimfairError
 from aimfair.generation.engines.interface import Tensors
 from aimfair.generation.families.family import Latents, Pipeline, require_multiple
+from aimfair.generation.families.stand_in import StandIn
 
 
 def unet_latents(pipeline: Pipeline, render_size: int | None) -> Latents:
@@ -39,6 +40,12 @@ def unet_guided(pipeline: Pipeline, scale: float) -> bool:
     return scale > 1 and pipeline.unet.config.time_cond_proj_dim is None
 
 
-def scale_of_guidance(timestep_cond: Tensor | None, batch: int) -> tuple[Tensor, ...]:
-    """The scale of guidance as an input [B, D], if there is one."""
+def scale_of_guidance(unet: StandIn, timestep_cond: Tensor | None, batch: int) -> tuple[Tensor, ...]:
+    """The scale of guidance as an input [B, D], if there is one.
+
+    Raises:
+        AimfairError: it is given, and the model has no such input.
+    """
+    if unet.config.time_cond_proj_dim is None:
+        unet.refuse({"timestep_cond": timestep_cond})
     return () if timestep_cond is None else (timestep_cond.expand(batch, -1),)
