@@ -18,7 +18,7 @@ from torch import nn
 from aimfair import cli
 from aimfair.config import GenerateSettings, TensorRtSettings
 from aimfair.errors import AimfairError
-from aimfair.generation.diffusion import batches_of, load_source
+from aimfair.generation.diffusion import load_source
 from aimfair.generation.engines import store, tensorrt_build, tensorrt_library, tensorrt_load
 from aimfair.generation.engines.agreement import Agreement
 from aimfair.generation.engines.interface import Part, Source, Tensors
@@ -207,7 +207,7 @@ def copying(graphs: Path) -> Callable[..., None]:
 
 
 def small(model: Path, interrupt: Interrupt = NEVER, device: torch.device = CPU, **settings: Any) -> Maker:
-    source = load_source(model, GenerateSettings(dtype="float16"), CPU)
+    source, _ = load_source(model, GenerateSettings(dtype="float16"), CPU)
     targets = {} if device == GPU else {"targets": [86]}
     return Maker(
         "tensorrt-rtx",
@@ -339,8 +339,8 @@ def test_the_shipped_model_by_the_verb(
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_a_small_stable_diffusion_in_other_dtypes(model: Path, dtype: str) -> None:
     settings = GenerateSettings(dtype=dtype, batch_size=2)
-    source = load_source(model, settings, CPU)
-    maker = Maker("tensorrt-rtx", source, TensorRtSettings(targets=[86]), batches_of(source, settings))
+    source, batches = load_source(model, settings, CPU)
+    maker = Maker("tensorrt-rtx", source, TensorRtSettings(targets=[86]), batches)
     assert maker.prepare() is None
     assert set(only_entry()[1].files) == {"denoiser.plan", "decoder.plan"}
 
@@ -500,7 +500,7 @@ def test_a_package_that_is_too_old(name: str, module: str, version: str, monkeyp
 
 def test_tensorrt_without_a_gpu(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pretend(monkeypatch, "tensorrt", __version__="11.2.0")
-    source = load_source(model, GenerateSettings(), CPU)
+    source, _ = load_source(model, GenerateSettings(), CPU)
     with pytest.raises(AimfairError, match=r"builds on the GPU that is to run the engine, .*tensorrt-rtx, which"):
         Maker("tensorrt", source, TensorRtSettings(), {"denoiser": 4, "decoder": 1})
 
@@ -513,7 +513,7 @@ def test_targets_are_for_tensorrt_rtx() -> None:
 def test_batches_follow_guidance_and_size(model: Path) -> None:
     def batches(**settings: Any) -> dict[str, int]:
         found = GenerateSettings(batch_size=8, **settings)
-        return batches_of(load_source(model, found, CPU), found)
+        return load_source(model, found, CPU)[1]
 
     assert batches() == {"denoiser": 16, "decoder": 8}
     assert batches(guidance_scale=1.0) == {"denoiser": 8, "decoder": 8}

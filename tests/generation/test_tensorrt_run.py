@@ -186,7 +186,7 @@ BATCHES = {"denoiser": 4, "decoder": 2}
 
 @pytest.fixture(scope="module")
 def source() -> Source:
-    return load_source(SHIPPED["digits"], GenerateSettings(), CPU)
+    return load_source(SHIPPED["digits"], GenerateSettings(), CPU)[0]
 
 
 @pytest.fixture
@@ -464,6 +464,6 @@ def test_a_plan_that_does_not_fit_into_memory_is_not_to_blame(source: Source, fo
 
 
 def test_a_plan_of_another_part(source: Source, folder: Path, stand_in: StandIn) -> None:
-    other = load_source(SHIPPED["digits"], GenerateSettings(render_size=64), CPU)
+    other, _ = load_source(SHIPPED["digits"], GenerateSettings(render_size=64), CPU)
     with pytest.raises(PlanRefused, match=r"denoiser\.plan: sample is .*, expected float32\[B, 4, 16, 16\]"):
         engine_of(stand_in, folder, other)
