@@ -56,7 +56,7 @@ def test_a_run_that_is_killed_again_and_again_ends_as_one_that_is_not(tmp_path):
         process = demo(killed, log)
         record, deadline = killed / "stages" / f"{step}.json", time.monotonic() + 120
         while not record.exists() and process.poll() is None and time.monotonic() < deadline:
-            if number == 0 and len(list(killed.glob("synthetic/images/*.png"))) >= 20:
+            if number == 0 and len(list(killed.glob("synthetic/images/*.webp"))) >= 20:
                 break  # in the middle of generation
             time.sleep(0.005)
         process.send_signal(signal.SIGKILL)

@@ -18,6 +18,7 @@ from aimfair.run.interrupt import NEVER, Interrupt, Interrupted
 _SECONDS_TO_JOIN = 300
 _HOURS_TO_MEET = 48.0  # the slowest process may have so many hours more to do in a round than the fastest
 _SECONDS_BETWEEN_LOOKS = 0.05
+_LONGEST = 2**22  # bytes of a value; the store drops who sends more than twice that
 _FAILED, _LEFT, _ADVANCED = "failed", "left", "advanced"
 
 
@@ -85,10 +86,20 @@ class Ranks:
         if self.size == 1:
             return [text]
         self._meetings += 1
-        self._store.set(f"{self._meetings}/{self.rank}", text)
+        self._put(f"{self._meetings}/{self.rank}", text.encode())
         keys = [f"{self._meetings}/{rank}" for rank in range(self.size)]
         self._wait_for(keys, waiting)
-        return [self._store.get(key).decode() for key in keys]
+        return [self._get(key).decode() for key in keys]
+
+    def _put(self, key: str, data: bytes) -> None:
+        """In parts, and last under ``key`` how many there are."""
+        parts = [data[start : start + _LONGEST] for start in range(0, len(data), _LONGEST)]
+        for number, part in enumerate(parts):
+            self._store.set(f"{key}/{number}", part)
+        self._store.set(key, str(len(parts)))
+
+    def _get(self, key: str) -> bytes:
+        return b"".join(self._store.get(f"{key}/{number}") for number in range(int(self._store.get(key))))
 
     def _wait_for(self, keys: list[str], waiting: Callable[[], None]) -> None:
         end = time.monotonic() + _HOURS_TO_MEET * 3600

@@ -134,6 +134,18 @@ def test_one_that_never_comes(monkeypatch: pytest.MonkeyPatch) -> None:
         Ranks(0, 2, dist.HashStore()).gather("")
 
 
+def test_long_texts() -> None:
+    """A plan of a hundred thousand images has more to tell than the store takes at a time."""
+    first = dist.TCPStore("localhost", 0, None, True, wait_for_workers=False)
+    second = dist.TCPStore("localhost", first.port, None, False, wait_for_workers=False)
+    text = "ü" * 10_000_000
+    other = Ranks(1, 2, second)
+    thread = threading.Thread(target=other.gather, args=("",))
+    thread.start()
+    assert Ranks(0, 2, first).gather(text) == [text, ""]
+    thread.join()
+
+
 def test_a_signal_ends_waiting() -> None:
     with Interrupt() as interrupt:
         signal.raise_signal(signal.SIGINT)

@@ -1,6 +1,7 @@
 """The two stages in a run directory, with a small model."""
 
 import signal
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from aimfair.data import synthetic
 from aimfair.errors import AimfairError
 from aimfair.generation.diffusion import Diffusion
 from aimfair.generation.prompts import load_prompts
+from aimfair.generation.summary import GenerationSummary
 from aimfair.run.directory import Run
 from aimfair.run.interrupt import Interrupted
 from aimfair.stages import generate, prompts
@@ -126,3 +128,31 @@ def test_images_before_prompts_are_refused(tmp_path: Path, settings: dict[str, A
         pytest.raises(AimfairError, match="'prompts' is not finished"),
     ):
         generate.run(run)
+
+
+def test_a_changed_filter_is_another_job(
+    tmp_path: Path, settings: dict[str, Any], samplers: list[Diffusion], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hook = tmp_path / "hook_of_stages.py"
+    hook.write_text("def judge(images, groups):\n    return [None] * len(images)\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    filtered = change(settings, filters={"hooks": ["hook_of_stages:judge"]}, max_rejections=3)
+    stages(tmp_path / "run", filtered)
+    stages(tmp_path / "run", filtered)
+    assert len(samplers) == 1
+    summary = GenerationSummary.load(tmp_path / "run" / "generation.json")
+    assert [group.made for group in summary.groups] == [group.kept for group in summary.groups] == [4, 5, 5, 4]
+    hook.write_text(
+        "def judge(images, groups):\n"
+        "    return ['odd' if (y, a) == (0, 1) and int(image.sum()) % 2 else None"
+        " for image, (y, a) in zip(images, groups)]\n"
+    )
+    monkeypatch.delitem(sys.modules, "hook_of_stages")
+    stages(tmp_path / "run", filtered)
+    assert len(samplers) == 2
+    summary = GenerationSummary.load(tmp_path / "run" / "generation.json")
+    assert [group.kept for group in summary.groups] == [4, 5, 5, 4]
+    assert [set(group.rejected) for group in summary.groups] == [set(), {"odd"}, set(), set()]
+    assert summary.speed is not None
+    assert summary.speed.images == sum(group.made for group in summary.groups)
+    assert 0 < summary.speed.sampling <= summary.speed.seconds
