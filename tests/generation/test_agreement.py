@@ -19,7 +19,7 @@ PARTS = {"denoiser", "decoder"}
 
 @pytest.fixture(scope="module")
 def source(model: Path) -> Source:
-    return engine_and_source(model, GenerateSettings(), torch.device("cpu"))[1]
+    return engine_and_source(model, GenerateSettings(engine="eager"), torch.device("cpu"))[1]
 
 
 class Wrong(Eager):

@@ -25,7 +25,7 @@ UNET = "unet/diffusion_pytorch_model.safetensors"
 
 
 def load(model: Path, **settings: Any) -> Diffusion:
-    return Diffusion(model, GenerateSettings(**{"steps": 3, **settings}), torch.device("cpu"))
+    return Diffusion(model, GenerateSettings(**{"engine": "eager", "steps": 3, **settings}), torch.device("cpu"))
 
 
 @pytest.fixture(scope="module")

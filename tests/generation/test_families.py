@@ -31,7 +31,7 @@ ENCODERS = {"stable_diffusion": 1, "sdxl": 2, "sd3": 3, "flux": 2}
 
 
 def settings(**changes: Any) -> GenerateSettings:
-    return GenerateSettings(**{"steps": 3, "render_size": SIZE, **changes})
+    return GenerateSettings(**{"engine": "eager", "steps": 3, "render_size": SIZE, **changes})
 
 
 def load(folder: Path, **changes: Any) -> Diffusion:

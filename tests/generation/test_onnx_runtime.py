@@ -18,7 +18,6 @@ from aimfair.errors import AimfairError
 from aimfair.generation.diffusion import Diffusion, engine_and_source
 from aimfair.generation.engines import agreement, export, onnx_runtime, store
 from aimfair.generation.engines.eager import Eager
-from aimfair.generation.manifest import Manifest
 from aimfair.generation.model import SHIPPED
 from aimfair.run.directory import Run
 from aimfair.run.interrupt import Interrupted
@@ -311,7 +310,7 @@ def test_a_run_that_was_stopped_ends_with_the_same_images(tmp_path: Path, monkey
     monkeypatch.setattr(Diffusion, "sample", interrupted)
     with pytest.raises(Interrupted):
         stages(tmp_path / "cut", config())
-    assert len(Manifest(tmp_path / "cut" / "synthetic").records) == 8
+    assert len(list((tmp_path / "cut" / "synthetic" / "images").iterdir())) == 8
     stages(tmp_path / "cut", config())
     assert contents(tmp_path / "cut" / "synthetic") == contents(tmp_path / "whole" / "synthetic")
 
@@ -374,5 +373,9 @@ def test_check_fails_when_they_differ(monkeypatch: pytest.MonkeyPatch, capsys: p
 def test_what_the_verb_refuses(capsys: pytest.CaptureFixture[str]) -> None:
     assert verb("list", "--generate.engine", "onnxruntime") == 2
     assert "engine list takes no settings" in capsys.readouterr().err
-    assert verb("build", "--config", "demo") == 2
-    assert "eager needs no building" in capsys.readouterr().err
+    assert verb("build", "--config", "demo", "--generate.engine", "eager") == 2
+    assert "eager is eager (it was asked for), which needs no building" in capsys.readouterr().err
+    assert verb("build", "--config", "demo", "--generate.dtype", "bfloat16") == 2
+    assert "auto is eager (onnxruntime is slow in bfloat16 on a CPU), which" in capsys.readouterr().err
+    assert verb("build", "--config", "demo", "--generate.engine", "compile") == 2
+    assert "compile is built in each run" in capsys.readouterr().err

@@ -30,6 +30,8 @@ from aimfair.run.interrupt import NEVER, Interrupt, Interrupted
 from aimfair.run.log import NOWHERE, Log
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
+BATCHES = {"denoiser": 4, "decoder": 1, "text_encoder": 1}
+PLANS = {f"{part}.plan" for part in BATCHES}
 GOOD = Agreement(differences={"denoiser": 1e-3, "decoder": 1e-3}, tolerance=3e-2)
 STATIC = Plan(batch=4, smallest=4, workspace=None, optimization_level=3, targets=(86,))
 
@@ -213,7 +215,7 @@ def small(model: Path, interrupt: Interrupt = NEVER, device: torch.device = CPU,
         "tensorrt-rtx",
         replace(source, device=device),
         TensorRtSettings(**{**targets, **settings}),
-        {"denoiser": 4, "decoder": 1},
+        BATCHES,
         interrupt=interrupt,
     )
 
@@ -246,7 +248,7 @@ def cached(built: Path, cache_home: Path, monkeypatch: pytest.MonkeyPatch) -> Pa
 @pytest.mark.usefixtures("cached")
 def test_a_small_stable_diffusion(model: Path) -> None:
     place, entry = only_entry()
-    assert set(entry.files) == {"denoiser.plan", "decoder.plan"}  # and nothing of the export
+    assert set(entry.files) == PLANS  # and nothing of the export
     assert {path.name for path in place.iterdir()} == {*entry.files, "entry.json"}
     assert entry.agreement is None
     expected = {
@@ -256,7 +258,7 @@ def test_a_small_stable_diffusion(model: Path) -> None:
         "device": "cuda",
         "opset": 20,
         "profile": "static",
-        "batches": {"denoiser": 4, "decoder": 1},
+        "batches": BATCHES,
         "architectures": [86],
     }
     assert {name: entry.facts[name] for name in expected} == expected
@@ -291,6 +293,7 @@ def test_a_dynamic_engine_for_all_that_the_package_knows(
     assert [(plan.smallest, plan.batch, plan.targets) for plan in plans] == [
         (1, 4, (75, 80, 86, 89, 120, 121)),
         (1, 1, (75, 80, 86, 89, 120, 121)),
+        (1, 1, (75, 80, 86, 89, 120, 121)),
     ]
     assert set(entry.files) == {"decoder.plan"}
 
@@ -324,8 +327,8 @@ def test_the_shipped_model_by_the_verb(
     assert cli.main(["engine", "build", *words, "--device", "cpu"]) == 0
     assert "digits-diffusion: built; its first run on a GPU will be compared with eager, in" in capsys.readouterr().out
     _, entry = only_entry()
-    assert entry.facts["batches"] == {"denoiser": 128, "decoder": 64}
-    assert set(entry.files) == {"denoiser.plan", "decoder.plan"}
+    assert entry.facts["batches"] == {"denoiser": 128, "decoder": 64, "text_encoder": 1}
+    assert set(entry.files) == PLANS
     assert cli.main(["engine", "list"]) == 0
     out = capsys.readouterr().out
     assert "tensorrt-rtx of" in out
@@ -342,7 +345,7 @@ def test_a_small_stable_diffusion_in_other_dtypes(model: Path, dtype: str) -> No
     source, batches = load_source(model, settings, CPU)
     maker = Maker("tensorrt-rtx", source, TensorRtSettings(targets=[86]), batches)
     assert maker.prepare() is None
-    assert set(only_entry()[1].files) == {"denoiser.plan", "decoder.plan"}
+    assert set(only_entry()[1].files) == PLANS
 
 
 @pytest.mark.slow
@@ -502,7 +505,7 @@ def test_tensorrt_without_a_gpu(model: Path, monkeypatch: pytest.MonkeyPatch) ->
     pretend(monkeypatch, "tensorrt", __version__="11.2.0")
     source, _ = load_source(model, GenerateSettings(), CPU)
     with pytest.raises(AimfairError, match=r"builds on the GPU that is to run the engine, .*tensorrt-rtx, which"):
-        Maker("tensorrt", source, TensorRtSettings(), {"denoiser": 4, "decoder": 1})
+        Maker("tensorrt", source, TensorRtSettings(), BATCHES)
 
 
 def test_targets_are_for_tensorrt_rtx() -> None:
@@ -515,6 +518,6 @@ def test_batches_follow_guidance_and_size(model: Path) -> None:
         found = GenerateSettings(batch_size=8, **settings)
         return load_source(model, found, CPU)[1]
 
-    assert batches() == {"denoiser": 16, "decoder": 8}
-    assert batches(guidance_scale=1.0) == {"denoiser": 8, "decoder": 8}
-    assert batches(render_size=256) == {"denoiser": 16, "decoder": 1}
+    assert batches() == {"denoiser": 16, "decoder": 8, "text_encoder": 1}
+    assert batches(guidance_scale=1.0) == {"denoiser": 8, "decoder": 8, "text_encoder": 1}
+    assert batches(render_size=256) == {"denoiser": 16, "decoder": 1, "text_encoder": 1}

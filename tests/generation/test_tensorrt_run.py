@@ -31,8 +31,11 @@ from aimfair.run.log import NOWHERE, Log
 
 CPU = torch.device("cpu")
 HANDLE = 4711
-SCRATCH = {"denoiser": 1000, "decoder": 3000}
-ELEMENTS = {"tensor(float)": (np.float32, tensorrt_rtx.DataType.FLOAT)}
+SCRATCH = {"denoiser": 1000, "decoder": 3000, "text_encoder": 500}
+ELEMENTS = {
+    "tensor(float)": (np.float32, tensorrt_rtx.DataType.FLOAT),
+    "tensor(int64)": (np.int64, tensorrt_rtx.DataType.INT64),
+}
 
 
 class HostStream:
@@ -181,7 +184,7 @@ class Context:
         return np.frombuffer(data, element).reshape(shape)
 
 
-BATCHES = {"denoiser": 4, "decoder": 2}
+BATCHES = {"denoiser": 4, "decoder": 2, "text_encoder": 1}
 
 
 @pytest.fixture(scope="module")

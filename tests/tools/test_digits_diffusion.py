@@ -30,6 +30,6 @@ def test_it_loads_as_the_pipelines_model(tmp_path):
     from aimfair.generation.diffusion import Diffusion
 
     train(tmp_path / "model")
-    diffusion = Diffusion(tmp_path / "model", GenerateSettings(steps=2), torch.device("cpu"))
+    diffusion = Diffusion(tmp_path / "model", GenerateSettings(engine="eager", steps=2), torch.device("cpu"))
     images = diffusion.sample(["a handwritten seven in green ink, thick strokes"], [1]).images
     assert images.shape == (1, 32, 32, 3)
