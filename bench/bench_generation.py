@@ -1,31 +1,40 @@
-"""Whole images, from text to pixels: the engines against plain diffusers with the same settings.
+"""Generating: whole images in each engine against plain diffusers, encoding files, writing prompts.
 
 The shipped model, and one whose UNet has the layers of Stable Diffusion 2.1 at a fifth of the channels, with random
 weights. Run these with ``OMP_WAIT_POLICY=PASSIVE``, which ``aimfair`` itself sets: threads of one engine that spin take
 the processors of the other.
 """
 
+import itertools
+import random
 import shutil
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 import torch
+from PIL import Image
 from pytest_benchmark.fixture import BenchmarkFixture
 
 from aimfair import cli, config_file
 from aimfair.config import GenerateSettings
 from aimfair.generation.diffusion import Diffusion
+from aimfair.generation.encode import write_image
+from aimfair.generation.manifest import Format
 from aimfair.generation.model import SHIPPED
+from aimfair.generation.prompts import Prompt, write_prompts
+from aimfair.generation.writer import Writer
 from bench.harness import Case, Rival, Runner
-from bench.targets import GENERATE, PLAIN_DIFFUSERS
+from bench.targets import ENCODE, GENERATE, PLAIN_DIFFUSERS, PROMPTS
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # diffusers' schedulers
 
 DIGITS = SHIPPED["digits"]
 TEXT = "a handwritten seven in green ink"
-ENGINES = ("eager", "onnxruntime")
+ENGINES = ("eager", "compile", "onnxruntime", "tensorrt", "tensorrt-rtx")
 
 SD21_UNET = {
     "block_out_channels": (64, 128, 256, 256),  # a fifth of Stable Diffusion 2.1's
@@ -64,6 +73,107 @@ def test_sd21_like(
 ) -> None:
     settings = GenerateSettings(steps=4, guidance_scale=9.0)
     run(sd21_like, "SD2.1 / 5", settings, engine, max(1, round(8 * shrink)), device, runner, benchmark)
+
+
+@pytest.mark.parametrize("image_format", ["webp", "png"])
+@pytest.mark.parametrize("size", [32, 256, 512])
+def test_encoding(
+    size: int, image_format: Format, device: torch.device, tmp_path: Path, runner: Runner, benchmark: BenchmarkFixture
+) -> None:
+    """64 images to files that are on disk. Pixels have the spectrum of photographs, 1/f."""
+    skip_on_a_gpu(device)
+    images = photographs(64, size)
+
+    def ours() -> None:
+        writer = Writer(lambda _: None, lambda _: None)
+        with writer:
+            writer.put([partial(write_image, tmp_path / f"{k}.{image_format}", image, image_format)  # type: ignore[misc]
+                        for k, image in enumerate(images)])  # fmt: skip
+
+    def check() -> None:
+        for k, image in enumerate(images):
+            assert np.array_equal(np.asarray(Image.open(tmp_path / f"{k}.{image_format}")), image)
+
+    def pillow(name: str, **options: Any) -> None:
+        for k, image in enumerate(images):
+            Image.fromarray(image).save(tmp_path / f"{k}{name}", **options)
+
+    runner.run(
+        Case(
+            work=ENCODE,
+            tensors=f"{size} x {size}, {len(images)} images",
+            state=image_format,
+            numel=images.size,
+            floor_bytes=0,
+            ours=ours,
+            check=check,
+            rivals=[
+                Rival("Pillow's PNG", partial(pillow, ".pillow.png")),
+                Rival("Pillow's lossless WebP", partial(pillow, ".pillow.webp", lossless=True)),
+            ],
+            capturable=False,
+            items=len(images),
+        ),
+        benchmark,
+    )
+
+
+def photographs(count: int, size: int) -> npt.NDArray[np.uint8]:
+    """Noise [count, size, size, 3] whose amplitudes fall as 1/f."""
+    rng = np.random.default_rng(0)
+    frequencies = np.hypot(np.fft.fftfreq(size)[:, None], np.fft.rfftfreq(size)[None, :])
+    frequencies[0, 0] = np.inf
+    spectrum = np.fft.rfft2(rng.standard_normal((count, 3, size, size))) / frequencies
+    noise = np.fft.irfft2(spectrum, s=(size, size))
+    noise /= noise.std((2, 3), keepdims=True)
+    return np.ascontiguousarray((noise * 48 + 128).clip(0, 255).astype(np.uint8).transpose(0, 2, 3, 1))
+
+
+@pytest.mark.parametrize("per_group", [50, 1250])
+def test_prompts(per_group: int, device: torch.device, runner: Runner, benchmark: BenchmarkFixture) -> None:
+    """Balanced contexts, shared by all groups, against words taken at random and written into the same template."""
+    skip_on_a_gpu(device)
+    settings = config_file.load(cli.BUNDLED / "celeba-smiling-male.yaml").prompts
+    settings = settings.model_copy(update={"per_group": per_group})
+    made: list[Prompt] = []
+
+    def ours() -> None:
+        made[:] = write_prompts(settings)
+
+    def at_random() -> list[str]:
+        rng, texts = random.Random(0), []
+        for target, protected in itertools.product(settings.targets, settings.protected):
+            for _ in range(per_group):
+                contexts = rng.sample(sorted(settings.contexts), settings.contexts_per_prompt)
+                words = ", ".join(rng.choice(settings.contexts[name]) for name in contexts)
+                texts.append(
+                    settings.template.format(target=rng.choice(target), protected=rng.choice(protected), contexts=words)
+                )
+        return texts
+
+    def check() -> None:
+        assert len({prompt.text for prompt in made}) == len(made) == 4 * per_group
+
+    runner.run(
+        Case(
+            work=PROMPTS,
+            tensors=f"{4 * per_group} prompts",
+            state="grammar",
+            numel=4 * per_group,
+            floor_bytes=0,
+            ours=ours,
+            check=check,
+            rivals=[Rival("at random", at_random)],
+            capturable=False,
+            items=4 * per_group,
+        ),
+        benchmark,
+    )
+
+
+def skip_on_a_gpu(device: torch.device) -> None:
+    if device.type == "cuda":
+        pytest.skip("this is the processor's work")
 
 
 def run(
@@ -126,6 +236,10 @@ def pipeline(folder: Path, device: torch.device) -> Any:
 
 
 def skip_without(engine: str, device: torch.device) -> None:
+    if engine.startswith("tensorrt"):
+        if device.type != "cuda":
+            pytest.skip(f"{engine} runs on NVIDIA GPUs")
+        pytest.importorskip(engine.replace("-", "_"))
     if engine == "onnxruntime":
         provider = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}[device.type]
         if provider not in pytest.importorskip("onnxruntime").get_available_providers():

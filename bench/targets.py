@@ -53,6 +53,8 @@ STATISTICS = "accumulate sum + square"
 SELECT = "select value"
 SELECT_DIFFERENCE = "select difference"
 GENERATE = "generate"
+ENCODE = "encode files"
+PROMPTS = "write prompts"
 
 CLONE_FUSED_WHERE = "clone + fused + where"
 FOUR_FOREACH = "four foreach ops"
@@ -75,5 +77,8 @@ TARGETS = (
     Target("select within 2x of one read", None, Bar(0.5, 0.5), SELECT, tensors="flat 1e8", metric="copy share"),
     Target("select, extra memory", Bar(0.05, 0.05), Bar(0.05, 0.05), SELECT, metric="extra memory"),
     Target("select, extra memory", Bar(0.05, 0.05), Bar(0.05, 0.05), SELECT_DIFFERENCE, metric="extra memory"),
-    Target("demo's images", Bar(1.5, 2), Bar(1.6, 2), GENERATE, tensors="digits, 64 images", rival=PLAIN_DIFFUSERS),
+    Target(
+        "demo's images", Bar(1.5, 2), None, GENERATE, "digits, 64 images", state="onnxruntime", rival=PLAIN_DIFFUSERS
+    ),
+    Target("demo's images", None, Bar(1.6, 2), GENERATE, "digits, 64 images", state="tensorrt", rival=PLAIN_DIFFUSERS),
 )

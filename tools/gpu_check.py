@@ -1,11 +1,14 @@
 """Everything that only a GPU can tell, in under ten minutes: make gpu-check.
 
-    python -m tools.gpu_check [--out build/gpu-check]
+    python -m tools.gpu_check [--out build/gpu-check] [--generation]
 
 Builds the extension for this machine's GPU with the Python that runs this, tests it on the GPU, looks for bad memory
 accesses and races with compute-sanitizer, runs the C++ example and a selection of the benches. Nothing is downloaded;
 the extension goes into aimfair/, as in any build from the sources. A step that fails does not keep the others from
 running. The folder gets summary.md, one log for each kind of step, and the table of the benches.
+
+With --generation it looks at the engines of text-to-image models instead, which need diffusers, and at those whose
+packages are there.
 
 Exit status: 0 all is well, 1 a step failed, 2 there is no GPU.
 """
@@ -28,6 +31,7 @@ from typing import Literal
 ROOT = Path(__file__).parent.parent
 BUILD = ROOT / "build" / "gpu"
 GRAPHS = ROOT / "tests" / "cuda" / "test_graphs.py"
+ENGINES = ROOT / "tests" / "cuda" / "test_engines.py"
 
 SANITIZED = (
     "arguments_are_valid or subset or without_mask or mean_of_a_million or (test_ratio_rule and norm_ratio)"
@@ -36,6 +40,8 @@ SANITIZED = (
     " or (on_millions and (normal or few_values) and smallest)"
 )
 """A few dozen tests that reach every kernel, as an expression for ``pytest -k``."""
+
+ENGINE_BENCHES = "generation and (64 or sd21_like)"
 
 BENCHES = "(resnet-18 or flat-1e8) and (adamw or accumulate or value or difference) and not bf16"
 
@@ -168,6 +174,20 @@ def run_step(step: Step) -> Outcome:
     return Outcome(status, time.monotonic() - begin, output)
 
 
+def pytest(*arguments: str) -> list[str]:
+    # torch of some versions warns of a package of the same machine when it is imported.
+    ignored = ("-W", "ignore:The pynvml package:FutureWarning")
+    return [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *ignored, *arguments]
+
+
+def generation_phases(out: Path) -> list[list[Step]]:
+    benches = ("bench", "--device", "cuda", "-k", ENGINE_BENCHES, "--budget", "2", "--show-capture", "no")
+    return [
+        [Step("engines", [pytest(str(ENGINES), "--show-capture", "no")], 300, "tests.log", "tests")],
+        [Step("benches", [pytest(*benches, "--save-results", "--results", str(out))], 240, "bench.log", "tests")],
+    ]
+
+
 def phases(out: Path, architecture: str) -> list[list[Step]]:
     """``architecture``: of the GPU, as in ``90``."""
     python = sys.executable
@@ -176,11 +196,6 @@ def phases(out: Path, architecture: str) -> list[list[Step]]:
     def cmake(source: Path, folder: str, *settings: str) -> list[Sequence[str]]:
         configure = ("cmake", "-S", str(source), "-B", str(BUILD / folder), "-G", "Ninja", *settings)
         return [configure, ("cmake", "--build", str(BUILD / folder))]
-
-    def pytest(*arguments: str) -> list[str]:
-        # torch of some versions warns of a package of the same machine when it is imported.
-        ignored = ("-W", "ignore:The pynvml package:FutureWarning")
-        return [python, "-m", "pytest", "-q", "-p", "no:cacheprovider", *ignored, *arguments]
 
     def on_cuda(*arguments: str) -> list[str]:
         return pytest("--device", "cuda", *arguments)
@@ -192,7 +207,7 @@ def phases(out: Path, architecture: str) -> list[list[Step]]:
         tests = on_cuda("tests/kernels", "-k", SANITIZED)
         return Step(f"compute-sanitizer {tool}", [[*command, *tests]], 170, "sanitizer.log", "sanitizer", separate)
 
-    not_graphs = [str(path) for path in sorted(GRAPHS.parent.glob("test_*.py")) if path != GRAPHS]
+    not_graphs = [str(path) for path in sorted(GRAPHS.parent.glob("test_*.py")) if path not in (GRAPHS, ENGINES)]
     only_ours = ("--kernel-regex", "kns=7aimfair4cuda")  # a part of the mangled name
     extension = [
         *cmake(ROOT, "python", "-DAIMFAIR_PYTHON=ON", f"-DPython_EXECUTABLE={python}", *pybind11(), *cuda),
@@ -266,14 +281,17 @@ def facts_of_the_machine() -> str:
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tools.gpu_check", description="Checks everything on a GPU.")
     parser.add_argument("--out", type=Path, default=ROOT / "build" / "gpu-check", help="folder for the results")
-    out = parser.parse_args().out.resolve()
+    parser.add_argument("--generation", action="store_true", help="the engines of text-to-image models instead")
+    arguments = parser.parse_args()
+    out = arguments.out.resolve()
     import torch
 
     if not torch.cuda.is_available():
         print("gpu-check: torch sees no CUDA device")
         return 2
     major, minor = torch.cuda.get_device_capability()
-    return 0 if check(phases(out, f"{major}{minor}"), out, facts_of_the_machine(), run_step) else 1
+    steps = generation_phases(out) if arguments.generation else phases(out, f"{major}{minor}")
+    return 0 if check(steps, out, facts_of_the_machine(), run_step) else 1
 
 
 if __name__ == "__main__":
