@@ -27,21 +27,26 @@ def draw_contexts(values: dict[str, list[str]], size: int, count: int, seed: int
     """
     names = list(values)
     sizes = np.array([len(values[name]) for name in names], dtype=np.int64)
-    first = np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64)  # where an attribute's values begin in value_use
+    first = np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64)  # where an attribute's values begin among all
     pool = _pool(sizes, size, count, generator(seed, "contexts"))
     if len(pool) < count:
         raise ValueError(f"{count} contexts wanted, there are {len(pool)}")
-    attributes, chosen = pool[:, :, 0], pool[:, :, 1]
-    attribute_use, value_use = np.zeros(len(names)), np.zeros(first[-1])
-    taken = np.zeros(len(pool))
+    # What taking a context adds to the use of each: one for every attribute that it shares, and for every value that
+    # attribute's number of values, since a value's fair share of use is its attribute's divided by that number.
+    values_of_pool = first[pool[:, :, 0]] + pool[:, :, 1]
+    shares_attribute = np.zeros((len(names), len(pool)), dtype=np.float32)
+    shares_value = np.zeros((first[-1], len(pool)), dtype=np.float32)
+    columns = np.arange(len(pool))[:, None]
+    shares_attribute[pool[:, :, 0], columns] = 1
+    shares_value[values_of_pool, columns] = sizes[pool[:, :, 0]]
+    use = np.zeros(len(pool), dtype=np.float32)  # whole numbers, so exact
     drawn = []
     for _ in range(count):
-        # A value's fair share of use is its attribute's divided by the number of values: this puts both on one scale.
-        use = attribute_use[attributes] + value_use[first[attributes] + chosen] * sizes[attributes]
-        best = int(np.argmin(use.sum(axis=1) + taken))
-        taken[best] = np.inf
-        attribute_use[attributes[best]] += 1
-        value_use[first[attributes[best]] + chosen[best]] += 1
+        best = int(np.argmin(use))
+        for (k, _), value in zip(pool[best], values_of_pool[best], strict=True):
+            use += shares_attribute[k]
+            use += shares_value[value]
+        use[best] = np.inf
         drawn.append({names[k]: values[names[k]][v] for k, v in pool[best]})
     return drawn
 
