@@ -48,8 +48,9 @@ demo-model: build
 	$(BIN)/python -m tools.digits_diffusion.train --out build/digits-diffusion
 	$(BIN)/python -m tools.digits_diffusion.check build/digits-diffusion
 
+# Two processes, each with whole files.
 test: build
-	$(BIN)/python -m pytest tests
+	$(BIN)/python -m pytest tests -n 2 --dist loadfile --no-loadscope-reorder
 	$(MAKE) test-emulated
 
 test-slow: build

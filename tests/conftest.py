@@ -1,9 +1,24 @@
-"""Fixtures of the whole suite."""
+"""Fixtures of the whole suite, and its order."""
 
 import zlib
 
 import pytest
 import torch
+
+
+LONG = (
+    "test_cpp_package.py",
+    "test_cuda_build.py",
+    "test_digits_diffusion.py",
+    "test_end_to_end.py",
+    "test_families.py",
+    "test_distributed.py",
+)
+"""Files that take most of the time. They come first, so that of several processes none is left alone with one."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: item.path.name not in LONG)  # stable: otherwise as they were
 
 
 @pytest.fixture(scope="session")
