@@ -8,11 +8,9 @@ is decided in ``rounds.py`` by what came of the images, so neither kills nor the
 
 import hashlib
 import json
-import shutil
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,13 +20,13 @@ import numpy.typing as npt
 from PIL import Image
 from pydantic import BaseModel, ConfigDict
 
-from aimfair.data.decode import ImageError, content_digest, fit, read_rgb
+from aimfair.data.decode import content_digest, fit
 from aimfair.errors import AimfairError
-from aimfair.files import is_temporary, write_json
 from aimfair.generation.encode import write_image
 from aimfair.generation.filters import pixels as visible
 from aimfair.generation.filters.interface import ImageFilter
 from aimfair.generation.filters.near_duplicates import dhash
+from aimfair.generation.job_folder import IMAGES, JOB, settle, whole
 from aimfair.generation.lines import as_lines
 from aimfair.generation.manifest import (
     DIGITS,
@@ -48,12 +46,8 @@ from aimfair.generation.writer import Writer
 from aimfair.run.interrupt import NEVER, Interrupt
 from aimfair.run.progress import SILENT, Task
 
-IMAGES = "images"
-_JOB = "job.json"
 _ATTEMPTS = 5  # at one image; a model that fails so often in a row will go on failing
 _HOPELESS = 5  # batches without a good image, the first of a process
-_THREADS = 4  # that decode files
-_MAX_PIXELS = 2**24  # of a file of ours
 
 
 class Speed(BaseModel):
@@ -118,7 +112,7 @@ class Job:
         self._shards = Shards(folder)
         outcomes: list[Outcome] = []
         if ranks.rank == 0:
-            _settle(folder, {**recipe, "image_size": image_size, "image_format": image_format, "plan": _digest(plan)})
+            settle(folder, {**recipe, "image_size": image_size, "image_format": image_format, "plan": _digest(plan)})
             outcomes = self._find()
         self._rounds = Rounds(plan, near_duplicates)
         self._rounds.add(_parse(ranks.gather(as_lines(outcomes))[0]))
@@ -136,7 +130,7 @@ class Job:
     @property
     def outputs(self) -> list[Path]:
         """What the job makes."""
-        return [self._folder / _JOB, Manifest(self._folder).path, self._folder / IMAGES]
+        return [self._folder / JOB, Manifest(self._folder).path, self._folder / IMAGES]
 
     @property
     def rejected(self) -> Counter[str]:
@@ -282,8 +276,8 @@ class Job:
         before = Rounds(self.plan, self._near_duplicates)
         before.add([*Manifest(self._folder).outcomes(), *self._shards.read()])
         outcomes = before.decided()
-        whole = _whole(self._folder, [(one.key, self._file(one)) for one in outcomes if one.digest is not None])
-        outcomes = [one for one in outcomes if one.digest is None or one.key in whole]
+        intact = whole(self._folder, [(one.key, self._file(one)) for one in outcomes if one.digest is not None])
+        outcomes = [one for one in outcomes if one.digest is None or one.key in intact]
         if self._shards.exist():
             self._shards.replace(outcomes)
         self._remove_strays(outcomes)
@@ -368,61 +362,12 @@ class _Work:
         return 0.0 if self._start is None else time.monotonic() - self._start
 
 
-def recipe_of(folder: Path) -> dict[str, Any]:
-    """What the images in a folder depend on; empty if there are none, or nobody knows."""
-    path = folder / _JOB
-    recipe = _read(path) if path.exists() else None
-    return recipe if isinstance(recipe, dict) else {}
-
-
-def _settle(folder: Path, job: dict[str, Any]) -> None:
-    """Leaves nothing in the folder that is not of this job."""
-    doomed = folder.with_name(f".{folder.name}.removed")
-    if doomed.exists():
-        shutil.rmtree(doomed)
-    path = folder / _JOB
-    if path.exists() and _read(path) != job:
-        folder.rename(doomed)  # at once: half of a folder could be taken for a job that was cut off
-        shutil.rmtree(doomed)
-    folder.mkdir(parents=True, exist_ok=True)
-    if not path.exists():
-        if foreign := sorted(entry.name for entry in folder.iterdir() if not is_temporary(entry.name)):
-            raise AimfairError(
-                f"{folder}: holds {', '.join(foreign[:3])} but no {_JOB}, so it is no folder of synthetic images; "
-                "move it away"
-            )
-        write_json(path, job)
-    (folder / IMAGES).mkdir(exist_ok=True)
-
-
-def _read(path: Path) -> Any:
-    """None if it is damaged: what it vouched for cannot be known."""
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError:
-        return None
-
-
 def _digest(plan: Sequence[PlannedImage]) -> str:
     return hashlib.sha256(as_lines(plan).encode()).hexdigest()
 
 
 def _parse(text: str) -> list[Outcome]:
     return [Outcome.model_validate_json(line) for line in text.splitlines()]
-
-
-def _whole(folder: Path, files: Sequence[tuple[tuple[int, int], str]]) -> set[tuple[int, int]]:
-    """Those of (key, file) whose file holds the pixels that its name says."""
-
-    def is_whole(file: str) -> bool:
-        try:
-            return content_digest(read_rgb(folder / file, _MAX_PIXELS))[:DIGITS] == Path(file).stem[-DIGITS:]
-        except ImageError:
-            return False
-
-    with ThreadPoolExecutor(_THREADS) as threads:
-        whole = threads.map(is_whole, (file for _, file in files))
-        return {key for (key, _), good in zip(files, whole, strict=True) if good}
 
 
 def _counted(reasons: Counter[str]) -> str:

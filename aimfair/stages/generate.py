@@ -11,7 +11,8 @@ from aimfair.generation.engines.auto import choose_engine
 from aimfair.generation.engines.choose import engine_facts
 from aimfair.generation.filters.choose import filter_facts, load_filters
 from aimfair.generation.filters.interface import ImageFilter
-from aimfair.generation.job import Job, recipe_of
+from aimfair.generation.job import Job
+from aimfair.generation.job_folder import recipe_of
 from aimfair.generation.model import fingerprint, model_folder
 from aimfair.generation.plan import make_plan
 from aimfair.generation.prompts import load_prompts
