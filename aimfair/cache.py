@@ -4,7 +4,7 @@ import contextlib
 import fcntl
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from aimfair.run.interrupt import Interrupt
@@ -17,14 +17,21 @@ def cache_folder(name: str) -> Path:
 
 
 @contextlib.contextmanager
-def locked(path: Path, interrupt: Interrupt) -> Iterator[None]:
-    """Holds a lock on ``path``, once others have let go of it. The kernel frees it when its holder dies."""
+def locked(path: Path, interrupt: Interrupt, waiting: Callable[[], None] | None = None) -> Iterator[None]:
+    """Holds a lock on ``path``, once others have let go of it. The kernel frees it when its holder dies.
+
+    Args:
+        waiting: called once if others hold it.
+    """
     with path.open("a") as file:
         while True:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 break
             except BlockingIOError:
+                if waiting is not None:
+                    waiting()
+                    waiting = None
                 interrupt.check()
                 time.sleep(0.1)
         yield

@@ -5,7 +5,6 @@ import zlib
 import pytest
 import torch
 
-
 LONG = (
     "test_cpp_package.py",
     "test_cuda_build.py",

@@ -15,6 +15,7 @@ from aimfair.errors import AimfairError
 from aimfair.generation.engines.choose import load_engine
 from aimfair.generation.engines.eager import Eager
 from aimfair.generation.engines.interface import Engine, Part, Source
+from aimfair.generation.engines.precision import full_precision
 from aimfair.generation.families.choose import absent, family_of
 from aimfair.generation.families.family import Family, Pipeline
 from aimfair.generation.guidance import GuidanceInterval
@@ -74,6 +75,7 @@ class Diffusion:
             self._family.replace(self._pipeline, self._interval or self._engine)
 
     @torch.inference_mode()
+    @full_precision()
     def sample(self, texts: Sequence[str], seeds: Sequence[int]) -> Samples:
         """One image for each text and seed, in [0, 2^63).
 

@@ -32,6 +32,9 @@ _NOT_IN_THE_IMAGES = {
 """Settings that may change while a job goes on, and some for which other things stand: the model's fingerprint, the
 engine's versions, the facts of the filters. The size of a batch changes no pixel by more than one grey level."""
 
+_EAGER = {"name": "eager"}
+"""The engine of images whose recipe names none."""
+
 
 def run(run: Run) -> None:
     """The stage; of several processes, in that of rank 0."""
@@ -39,18 +42,26 @@ def run(run: Run) -> None:
         config = _with_engine(run)
         settings, data = config.generate, config.data
         folder = model_folder(settings.model, settings.allow_download)
-        engine = engine_facts(settings.engine)
+
+        def inputs_of(recipe: dict[str, Any]) -> dict[str, Any]:
+            return {
+                **recipe,
+                "image_format": settings.image_format,
+                "image_size": data.image_size,
+                "bias": data.bias,
+                "majority": data.majority,
+                "upstream": run.digest_of("prompts"),
+            }
+
+        # Images that are all there need no engine, not even its package: they stay those of the version that made them.
+        engine = recipe_of(run.synthetic).get("engine")
+        made_here = (engine or _EAGER)["name"] == settings.engine
+        work = not (made_here and run.is_done("generate", inputs_of(_recipe(config, folder, engine))))
+        if work:
+            engine = engine_facts(settings.engine)
+            _refuse_other_engine(run, engine)
         recipe = _recipe(config, folder, engine)
-        _refuse_other_engine(run, engine)
-        inputs = {
-            **recipe,
-            "image_format": settings.image_format,
-            "image_size": data.image_size,
-            "bias": data.bias,
-            "majority": data.majority,
-            "upstream": run.digest_of("prompts"),
-        }
-        work = not run.is_done("generate", inputs)
+        inputs = inputs_of(recipe)
         settled = {"config": config.model_dump(mode="json"), "prompts": run.prompts.name, "to": run.synthetic.name}
         ranks.gather(json.dumps(settled if work else None))
         if not work:
@@ -157,8 +168,8 @@ def _with_engine(run: Run) -> Config:
     """The settings, with the engine that ``auto`` is here."""
     from aimfair.device import choose_device
 
-    recipe = {} if run.overwrite else recipe_of(run.synthetic)
-    made_with = recipe.get("engine", {"name": "eager"})["name"] if recipe else None
+    recipe = recipe_of(run.synthetic)
+    made_with = recipe.get("engine", _EAGER)["name"] if recipe else None
     settings = run.config.generate
     name, reason = choose_engine(settings, lambda: choose_device(run.config.device), made_with)
     if name != settings.engine:

@@ -55,7 +55,6 @@ def levels(a: np.ndarray, b: np.ndarray) -> int:
 
 
 def test_eager_makes_the_images_of_the_cpu() -> None:
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
     images = load("eager").sample(TEXTS, SEEDS).images
     assert levels(images, load("eager", torch.device("cpu")).sample(TEXTS, SEEDS).images) <= TOLERANCES["float32"]
 
@@ -67,7 +66,6 @@ def test_engines_make_the_images_of_eager(engine: str, dtype: str) -> None:
     skip_without(engine)
     if engine == "onnxruntime" and dtype == "bfloat16":
         pytest.skip("onnxruntime does not run bfloat16")
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
     expected = load("eager", dtype=dtype).sample(TEXTS, SEEDS).images
     diffusion = load(engine, dtype=dtype)
     first, finite = diffusion.sample(TEXTS, SEEDS)
@@ -80,7 +78,6 @@ def test_engines_make_the_images_of_eager(engine: str, dtype: str) -> None:
 @pytest.mark.parametrize("settings", [{"profile": "dynamic"}, {"cuda_graphs": False}], ids=str)
 def test_tensorrt_in_other_ways(engine: str, settings: dict[str, Any]) -> None:
     skip_without(engine)
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
     expected = load("eager").sample(TEXTS, SEEDS).images
     assert levels(load(engine, tensorrt=settings).sample(TEXTS, SEEDS).images, expected) <= TOLERANCES["float32"]
     ((_, entry),) = store.entries()

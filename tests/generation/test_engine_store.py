@@ -15,6 +15,7 @@ from aimfair.errors import AimfairError
 from aimfair.generation.engines import store
 from aimfair.generation.engines.agreement import Agreement
 from aimfair.run.interrupt import Interrupt, Interrupted
+from aimfair.run.log import Log
 
 FACTS = {"engine": "some", "model": "0123", "opset": 20}
 TOOLS = {"exporter": "1.0"}
@@ -141,7 +142,7 @@ def test_an_engine_that_differs_is_refused_and_not_kept(cache_home: Path, differ
     bad = Agreement(differences=dict(zip(("denoiser", "decoder"), differences, strict=True)), tolerance=1e-4)
     with pytest.raises(AimfairError, match=r"some is not to be trusted .*; use --generate\.engine eager"):
         obtain(Maker(bad))
-    assert [path.name for path in cache_home.iterdir()] == ["lock"]
+    assert [path.suffix for path in cache_home.iterdir()] == [".lock"]
 
 
 def test_a_killed_maker_leaves_nothing_that_is_believed(cache_home: Path) -> None:
@@ -157,7 +158,7 @@ store.obtain({FACTS!r}, make, model="", tools={TOOLS!r})
     assert killed.returncode == -signal.SIGKILL
     assert [path.name for path in cache_home.iterdir() if path.name.endswith(".tmp")] != []
     place = obtain(Maker())
-    assert sorted(path.name for path in cache_home.iterdir()) == sorted([place.name, "lock"])
+    assert sorted(path.name for path in cache_home.iterdir()) == [place.name, f"{place.name}.lock"]
     assert (place / "graph").read_text() == "graph 1"
 
 
@@ -168,10 +169,16 @@ def test_whoever_waits_for_the_lock_can_be_interrupted(cache_home: Path) -> None
 
     def make(folder: Path) -> Agreement:
         with pytest.raises(Interrupted):
-            obtain(Maker(), {**FACTS, "opset": 21}, interrupt=Asked())
+            obtain(Maker(), interrupt=Asked(), log=told)
+        other = {**FACTS, "opset": 21}
+        assert obtain(Maker(), other).is_dir()  # another engine is made meanwhile
         return Maker()(folder)
 
+    said: list[str] = []
+    told = Log(None, show=said.append)
     obtain(make)
+    (line,) = said
+    assert "waiting for another process that is at work on" in line
 
 
 def test_a_folder_that_cannot_be_written(cache_home: Path) -> None:

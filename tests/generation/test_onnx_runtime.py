@@ -5,6 +5,7 @@ import shutil
 import signal
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from aimfair.errors import AimfairError
 from aimfair.generation.diffusion import Diffusion, engine_and_source
 from aimfair.generation.engines import agreement, export, onnx_runtime, store
 from aimfair.generation.engines.eager import Eager
+from aimfair.generation.engines.interface import Part, Tensors
 from aimfair.generation.model import SHIPPED
 from aimfair.run.directory import Run
 from aimfair.run.interrupt import Interrupted
@@ -63,7 +65,7 @@ def threads() -> Iterator[Callable[[int], None]]:
 
 
 def load(**settings: Any) -> Diffusion:
-    return Diffusion(SHIPPED["digits"], GenerateSettings(**{"steps": 4, **settings}), CPU)
+    return Diffusion(SHIPPED["digits"], GenerateSettings(**{"engine": "eager", "steps": 4, **settings}), CPU)
 
 
 def levels(a: np.ndarray, b: np.ndarray) -> int:
@@ -97,12 +99,44 @@ def test_sessions_have_torch_s_threads_and_do_not_spin(threads: Callable[[int], 
     threads(2)
     engine = load(engine="onnxruntime")._engine
     assert isinstance(engine, onnx_runtime.OnnxRuntime)
-    for count in (1, 2):
-        session = engine._session("denoiser", count)
-        options = session.get_session_options()
+    for part, count in (("denoiser", 1), ("decoder", 1), ("text_encoder", 2)):
+        options = engine._sessions[part].get_session_options()
         assert options.intra_op_num_threads == count
         assert options.get_session_config_entry("session.intra_op.allow_spinning") == "0"
-        assert session.get_providers() == ["CPUExecutionProvider"]
+        assert engine._sessions[part].get_providers() == ["CPUExecutionProvider"]
+
+
+def test_large_images_go_one_by_one(monkeypatch: pytest.MonkeyPatch, threads: Callable[[int], None]) -> None:
+    """They keep all threads busy, and a batch of them would fill the memory."""
+    part = Part("denoiser", torch.nn.Identity(), {"sample": Tensors((4, 8, 8), torch.float32)}, {})
+    for latents, images in (((4, 8, 8), 16), ((4, 16, 16), 4), ((4, 31, 31), 1), ((4, 64, 64), 1), ((256, 64), 1)):
+        inputs = {"sample": Tensors(latents, torch.float32)}
+        assert onnx_runtime._piece(replace(part, inputs=inputs)) == images
+    monkeypatch.setattr(onnx_runtime, "_POSITIONS", 64)
+    threads(2)
+    engine, source = engine_and_source(SHIPPED["digits"], GenerateSettings(engine="onnxruntime"), CPU)
+    assert isinstance(engine, onnx_runtime.OnnxRuntime)
+    assert engine._sessions["denoiser"].get_session_options().intra_op_num_threads == 2
+    sizes, right = [], engine._run
+
+    def run(session: Any, inputs: Any, outputs: Any) -> None:
+        sizes.append(len(inputs["sample"]))
+        right(session, inputs, outputs)
+
+    monkeypatch.setattr(engine, "_run", run)
+    denoiser = next(part for part in source.parts if part.name == "denoiser")
+    inputs = [agreement.example(tensors, 3, torch.Generator()) for tensors in denoiser.inputs.values()]
+    with torch.inference_mode():
+        (found,), (expected,) = (one.run("denoiser", inputs) for one in (engine, Eager(source)))
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
+    assert sizes == [1, 1, 1]
+
+
+def test_guidance_in_some_of_the_steps() -> None:
+    settings = {"guidance_interval": (0.25, 0.75), "guidance_scale": 5.0}
+    images = load(engine="onnxruntime", **settings).sample(TEXTS, SEEDS).images
+    assert levels(images, load(**settings).sample(TEXTS, SEEDS).images) <= 1
+    assert levels(images, load(guidance_scale=5.0).sample(TEXTS, SEEDS).images) > 1
 
 
 @pytest.mark.parametrize("count", [1, 2, 3])
@@ -120,7 +154,7 @@ def test_pieces_of_a_batch_are_put_together(count: int, batch: int, threads: Cal
 
 @pytest.mark.parametrize(("batch", "count"), [(2, 2), (3, 2), (128, 2), (33, 2), (128, 16), (17, 16), (5, 4)])
 def test_pieces_are_small_and_keep_every_thread_busy(batch: int, count: int) -> None:
-    pieces = onnx_runtime._pieces(batch, count)
+    pieces = onnx_runtime._cuts(batch, 16, count)
     sizes = [len(range(batch)[piece]) for piece in pieces]
     assert [k for piece in pieces for k in range(batch)[piece]] == list(range(batch))
     assert len(pieces) % count == 0
@@ -172,7 +206,7 @@ def test_full_memory_is_known_by_its_message(threads: Callable[[int], None]) -> 
     threads(2)
     engine, source = engine_and_source(SHIPPED["digits"], GenerateSettings(engine="onnxruntime"), CPU)
     assert isinstance(engine, onnx_runtime.OnnxRuntime)
-    engine._session = lambda *_: Full()
+    engine._sessions["decoder"] = Full()
     latents = torch.zeros(2, *source.parts[1].inputs["latents"].shape)
     for message, error in (
         ("Failed to allocate memory for requested buffer of size 4096", torch.OutOfMemoryError),
@@ -327,8 +361,13 @@ def test_another_engine_or_version_asks_for_overwrite(tmp_path: Path, monkeypatc
     before = contents(tmp_path / "synthetic")
 
     monkeypatch.setattr(onnx_runtime, "versions", lambda: {**found, "onnxruntime": "0.9"})
+    stages(tmp_path, config())  # nothing is missing: they stay as they are
+    stages(tmp_path, config(engine="auto"), overwrite=True)  # the settings are others, the engine is that of the images
+    assert contents(tmp_path / "synthetic") == before
+
+    (tmp_path / "stages" / "generate.json").unlink()
     with pytest.raises(AimfairError, match=r"made with engine onnxruntime onnxruntime .*onnxruntime 0\.9.*--overwrite"):
-        stages(tmp_path, config())
+        stages(tmp_path, config(engine="auto"))
     assert contents(tmp_path / "synthetic") == before
 
 
@@ -350,7 +389,8 @@ def test_build_list_and_check(cache_home: Path, capsys: pytest.CaptureFixture[st
     assert "largest difference from eager" in (out := capsys.readouterr().out)
     assert "at most 1e-04" in out
     assert verb("list") == 0
-    assert "dtype float32, device cpu, onnxruntime " in (out := capsys.readouterr().out)
+    assert "dtype float32, device cpu, aimfair " in (out := capsys.readouterr().out)
+    assert ", onnxruntime 1" in out
     assert (
         "denoiser: sample float32[B, 4, 8, 8], timestep float32[B], embeddings float32[B, 24, 64] -> predicted"
         " float32[B, 4, 8, 8]\n"

@@ -427,8 +427,9 @@ def test_a_launch_that_fails(source: Source, folder: Path, stand_in: StandIn) ->
         engine.run("denoiser", noise(source.parts[0], 1))
 
 
-def test_full_memory_is_told_as_torch_s(source: Source, folder: Path, stand_in: StandIn) -> None:
-    engine = engine_of(stand_in, folder, source)
+def test_full_memory_is_told_as_torch_s(source: Source, folder: Path) -> None:
+    stand_in = StandIn(dict.fromkeys(BATCHES, 1), BATCHES)
+    engine = engine_of(stand_in, folder, source, padded=False)
     stand_in.say = "Error Code 2: OutOfMemory (Requested size was 7 bytes)"
     with pytest.raises(torch.OutOfMemoryError, match="denoiser: Error Code 2"):
         engine.run("denoiser", noise(source.parts[0], 1))
@@ -436,6 +437,13 @@ def test_full_memory_is_told_as_torch_s(source: Source, folder: Path, stand_in: 
     engine.run("denoiser", noise(source.parts[0], 1))
     stand_in.say = "something else"
     with pytest.raises(AimfairError, match="something else"):
+        engine.run("denoiser", noise(source.parts[0], 1))
+
+
+def test_full_memory_of_an_engine_for_one_size(source: Source, folder: Path, stand_in: StandIn) -> None:
+    engine = engine_of(stand_in, folder, source)
+    stand_in.say = "Error Code 2: OutOfMemory (Requested size was 7 bytes)"
+    with pytest.raises(AimfairError, match=r"OutOfMemory .*runs batches of 4 alone: lower --generate\.batch_size, or"):
         engine.run("denoiser", noise(source.parts[0], 1))
 
 
@@ -447,7 +455,7 @@ def test_no_memory_for_intermediate_values(
 
     monkeypatch.setattr(torch, "empty", full)
     with pytest.raises(
-        AimfairError, match=r"tensorrt needs 0\.0 GB on cpu for batches of 4: .*lower --generate\.batch"
+        AimfairError, match=r"tensorrt needs its plans and 0\.0 GB on cpu for batches of 4: .*lower --generate\.batch"
     ):
         engine_of(stand_in, folder, source)
 
@@ -462,7 +470,7 @@ def test_a_plan_of_another_version(source: Source, folder: Path, stand_in: Stand
 
 def test_a_plan_that_does_not_fit_into_memory_is_not_to_blame(source: Source, folder: Path, stand_in: StandIn) -> None:
     (folder / "decoder.plan").write_bytes(b"too large")
-    with pytest.raises(torch.OutOfMemoryError):
+    with pytest.raises(AimfairError, match=r"tensorrt needs its plans and .*OutOfMemory.*lower --generate\.batch_size"):
         engine_of(stand_in, folder, source)
 
 

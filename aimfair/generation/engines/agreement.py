@@ -6,6 +6,7 @@ from torch import Tensor
 
 from aimfair.generation.engines.eager import Eager
 from aimfair.generation.engines.interface import Engine, Source, Tensors
+from aimfair.generation.engines.precision import full_precision
 
 TOLERANCES = {torch.float32: 1e-4, torch.bfloat16: 1e-1, torch.float16: 3e-2}
 """A grey level is 4e-3 of the range. Sums in another order change 1e-6 to 1e-5 in single precision and 2e-3 to 2e-2 in
@@ -37,6 +38,7 @@ class Agreement(BaseModel):
 
 
 @torch.inference_mode()
+@full_precision()
 def compare(engine: Engine, source: Source) -> Agreement:
     """Runs every part of both on the same three images of noise."""
     generator = torch.Generator("cpu").manual_seed(0)

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -74,6 +75,7 @@ class Source:
             "dtype": str(self.dtype).removeprefix("torch."),
             "device": self.device.type,
             "parts": {part.name: part.signature() for part in self.parts},
+            **{name: version(name) for name in ("aimfair", "diffusers", "transformers")},
         }
 
 

@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import cache
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -23,16 +22,18 @@ NAME = "onnxruntime"
 _PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 _ELEMENTS = {torch.float32: np.float32, torch.float16: np.float16, torch.int64: np.int64}
 
-_PIECE = 16
-"""Images. Of the shipped denoiser, 16 and 32 fit the cache; 8 lose 3% on the calls, 64 lose 4% on memory."""
+_POSITIONS = 1024
+"""Latents of a piece, rows times columns. Of the shipped denoiser's 8 x 8, 16 and 32 images fit the cache; 8 lose 3% on
+the calls, 64 lose 4% on memory. One image of 32 x 32, 256 pixels for Stable Diffusion, keeps all threads busy."""
 
 
 class OnnxRuntime:
     """An :class:`Engine`. Its threads are as many as torch's, and sleep while torch works.
 
-    On the CPU a batch is cut into pieces, and each thread runs whole pieces by itself: threads that share the work of
-    one small layer after another spend much of their time waiting for each other. Fewer images than threads run
-    together, with all threads in every layer.
+    On the CPU a batch is cut into pieces. Of small images each thread runs whole pieces by itself: threads that share
+    the work of one small layer after another spend much of their time waiting for each other. Large images go one by
+    one, with all threads in every layer: ONNX Runtime holds all products of attention at once, a gigabyte for an image
+    of Stable Diffusion's.
 
     Args:
         folder: what :func:`aimfair.generation.engines.export.export` wrote.
@@ -40,18 +41,24 @@ class OnnxRuntime:
         device: of the model.
 
     Raises:
-        AimfairError: onnxruntime is missing or cannot use the device; later, at the first run of a part, that it cannot
-            read its file.
+        AimfairError: onnxruntime is missing, cannot use the device, or cannot read the files.
     """
 
     def __init__(self, folder: Path, parts: Sequence[Part], device: torch.device):
         _require_provider(device)
         self._device = device
         self._tensors = {part.name: (part.inputs, part.outputs) for part in parts}
-        self._threads = torch.get_num_threads() if device.type == "cpu" else 1
+        self._threads = torch.get_num_threads()
+        self._pieces = {part.name: _piece(part) for part in parts} if device.type == "cpu" else {}
+        self._sessions = {
+            part.name: _session(path_of(folder, part.name), device, 1 if self._piece(part.name) > 1 else self._threads)
+            for part in parts
+        }
         self._pool = ThreadPoolExecutor(self._threads, thread_name_prefix=NAME)
-        # One with a thread for each piece, one with all threads; a part seldom needs both, and each holds its weights.
-        self._session = cache(lambda part, threads: _session(path_of(folder, part), device, threads))
+
+    def _piece(self, part: str) -> int:
+        """Images that go through a part at a time: several for each thread, 1 for all threads together, 0 for all."""
+        return self._pieces.get(part, 0)
 
     def run(self, part: str, inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
         """As :meth:`Engine.run`. The session reads and writes torch's memory: nothing is copied."""
@@ -62,11 +69,15 @@ class OnnxRuntime:
             name: torch.empty(batch, *tensors.shape, dtype=tensors.dtype, device=self._device)
             for name, tensors in results.items()
         }
-        if batch < self._threads or self._threads == 1:
-            self._run(self._session(part, self._threads), given, made)
+        session, piece = self._sessions[part], self._piece(part)
+        if piece == 0:
+            self._run(session, given, made)
+        elif piece == 1:
+            for row in range(batch):
+                self._run(session, _cut(given, slice(row, row + 1)), _cut(made, slice(row, row + 1)))
         else:
-            session, pieces = self._session(part, 1), _pieces(batch, self._threads)
-            list(self._pool.map(lambda piece: self._run(session, _cut(given, piece), _cut(made, piece)), pieces))
+            cuts = _cuts(batch, piece, self._threads)
+            list(self._pool.map(lambda cut: self._run(session, _cut(given, cut), _cut(made, cut)), cuts))
         return tuple(made.values())
 
     def _run(self, session: Any, inputs: Mapping[str, Tensor], outputs: Mapping[str, Tensor]) -> None:
@@ -110,9 +121,18 @@ def versions() -> dict[str, Any]:
     return {"onnxruntime": _library().__version__, "torch": torch.__version__, "opset": OPSET}
 
 
-def _pieces(batch: int, threads: int) -> list[slice]:
-    """Of equal size, give or take one, as many for each thread; at most :data:`_PIECE` images in one."""
-    count = threads * -(-batch // (threads * _PIECE))
+def _piece(part: Part) -> int:
+    """Images of a piece; 1 if one image keeps all threads busy, as also each text does."""
+    if part.name not in ("denoiser", "decoder"):
+        return 1
+    shape = next(iter(part.inputs.values())).shape  # of latents: [C, h, w], or Flux's [h/2 * w/2, 4C]
+    positions = shape[1] * shape[2] if len(shape) == 3 else 4 * shape[0]
+    return max(1, _POSITIONS // positions)
+
+
+def _cuts(batch: int, piece: int, threads: int) -> list[slice]:
+    """Of equal size, give or take one, as many for each thread; at most ``piece`` images in one."""
+    count = threads * -(-batch // (threads * piece))
     bounds = [round(k * batch / count) for k in range(count + 1)]
     return [slice(*ends) for ends in pairwise(bounds) if ends[0] < ends[1]]
 
@@ -136,7 +156,7 @@ def _session(path: Path, device: torch.device, threads: int) -> Any:
     options.log_severity_level = 3  # errors
     options.intra_op_num_threads = threads
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    place = {"device_id": device.index or 0} if device.type == "cuda" else {}
+    place = {"device_id": device.index or 0, "use_tf32": "0"} if device.type == "cuda" else {}
     try:
         session = library.InferenceSession(path, options, providers=[(provider, place)])
     except Exception as error:

@@ -5,6 +5,7 @@ far the engine was from eager. It is put in place as a whole. The key is a diges
 configuration, dtype, shapes, versions. Any entry may be deleted at any time.
 """
 
+import contextlib
 import hashlib
 import json
 import os
@@ -23,6 +24,9 @@ from aimfair.files import sync, write_json
 from aimfair.generation.engines.agreement import Agreement
 from aimfair.run.interrupt import NEVER, Interrupt
 from aimfair.run.log import NOWHERE, Log
+
+GROWING = ".kernels"
+"""Suffix of files that an engine adds to while it runs: an entry does not vouch for them."""
 
 _ENTRY = "entry.json"
 _KEY = re.compile(r"[0-9a-f]{32}")
@@ -84,7 +88,7 @@ def obtain(
     place = root / hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:32]
     try:
         root.mkdir(parents=True, exist_ok=True)
-        with locked(root / "lock", interrupt):
+        with _locked(place, log, interrupt):
             if os.path.lexists(place):
                 try:
                     _require_fresh(_read(place), facts, tools)
@@ -92,7 +96,7 @@ def obtain(
                 except _Unusable as fault:
                     log.warn(f"{place}: {fault}; it is made anew")
                     _remove(place)
-            for stray in root.glob(".*.tmp"):  # of killed processes: whoever is at work holds the lock
+            for stray in root.glob(f".{place.name}.*.tmp"):  # of killed processes: whoever is at work holds the lock
                 _remove(stray)
             _build(place, facts, make, model, tools)
     except OSError as error:
@@ -105,7 +109,7 @@ def obtain(
 
 def agreement_of(place: Path) -> Agreement | None:
     """What is known of an entry that :func:`obtain` has given."""
-    return _entry(place).agreement
+    return entry_of(place).agreement
 
 
 def record(place: Path, agreement: Agreement, interrupt: Interrupt) -> None:
@@ -115,17 +119,32 @@ def record(place: Path, agreement: Agreement, interrupt: Interrupt) -> None:
         AimfairError: it does not agree; the entry stays as it was.
         Interrupted: as ``interrupt`` says.
     """
-    entry = _entry(place)
+    entry = entry_of(place)
     _refuse_difference(entry.facts, agreement)
-    with locked(place.parent / "lock", interrupt):
+    with _locked(place, NOWHERE, interrupt):
         write_json(place / _ENTRY, entry.model_copy(update={"agreement": agreement}).model_dump(mode="json"))
 
 
-def remove(place: Path, interrupt: Interrupt) -> None:
-    """Takes an entry away, if it is still there."""
-    with locked(place.parent / "lock", interrupt):
-        if os.path.lexists(place):
+def remove(place: Path, entry: Entry, interrupt: Interrupt) -> None:
+    """Takes an entry away, if it is still this one and no other process has made it anew."""
+    with _locked(place, NOWHERE, interrupt):
+        if os.path.lexists(place) and _files_of(place) == entry.files:
             _remove(place)
+
+
+def _files_of(place: Path) -> dict[str, str] | None:
+    try:
+        return entry_of(place).files
+    except (OSError, ValidationError):
+        return None
+
+
+@contextlib.contextmanager
+def _locked(place: Path, log: Log, interrupt: Interrupt) -> Iterator[None]:
+    """Holds the lock of an entry; says so if another process has it."""
+    path = place.with_name(f"{place.name}.lock")
+    with locked(path, interrupt, waiting=lambda: log.tell(f"waiting for another process that is at work on {place}")):
+        yield
 
 
 def entries() -> Iterator[tuple[Path, Entry | str]]:
@@ -148,7 +167,7 @@ def _build(
         agreement = make(draft)
         if agreement is not None:
             _refuse_difference(facts, agreement)
-        files = sorted(path for path in draft.rglob("*") if path.is_file())
+        files = sorted(path for path in draft.rglob("*") if path.is_file() and path.suffix != GROWING)
         for path in files:
             sync(path)
         entry = Entry(
@@ -174,15 +193,15 @@ def _refuse_difference(facts: dict[str, Any], agreement: Agreement) -> None:
         )
 
 
-def _entry(place: Path) -> Entry:
-    """What an entry says of itself."""
+def entry_of(place: Path) -> Entry:
+    """What an entry that is there says of itself."""
     return Entry.model_validate_json((place / _ENTRY).read_bytes())
 
 
 def _read(place: Path) -> Entry:
     """An entry whose files are as it says."""
     try:
-        entry = _entry(place)
+        entry = entry_of(place)
     except FileNotFoundError:
         raise _Unusable(f"holds no {_ENTRY}, so it is no engine") from None
     except (OSError, ValidationError) as error:

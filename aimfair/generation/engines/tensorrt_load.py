@@ -1,8 +1,10 @@
 """The engines ``tensorrt`` and ``tensorrt-rtx``: built once, kept, and run on a GPU."""
 
+import gc
 import hashlib
 import shutil
 from collections.abc import Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -67,11 +69,12 @@ class Maker:
                 " --generate.engine onnxruntime or eager"
             )
         place = self._obtain()
+        entry = store.entry_of(place)
         try:
             engine = self._open(place)
         except PlanRefused as fault:  # after an update of the driver, say
             self._log.warn(f"{fault}; it is made anew")
-            store.remove(place, self._interrupt)
+            store.remove(place, entry, self._interrupt)
             place = self._obtain()
             engine = self._open(place)
         if store.agreement_of(place) is None:
@@ -79,14 +82,16 @@ class Maker:
         return engine
 
     def _obtain(self) -> Path:
-        return store.obtain(
-            self._facts(),
-            self._make,
-            model=str(self._source.folder),
-            tools=exporters(),
-            log=self._log,
-            interrupt=self._interrupt,
-        )
+        device = self._source.device
+        with torch.cuda.device(device) if device.type == "cuda" else nullcontext():  # the builder measures on it
+            return store.obtain(
+                self._facts(),
+                self._make,
+                model=str(self._source.folder),
+                tools=exporters(),
+                log=self._log,
+                interrupt=self._interrupt,
+            )
 
     def _make(self, folder: Path) -> Agreement | None:
         graphs = folder / "onnx"
@@ -113,7 +118,13 @@ class Maker:
                 self._interrupt,
             )
         shutil.rmtree(graphs)
-        return compare(self._open(folder), self._source) if self._source.device.type == "cuda" else None
+        if self._source.device.type != "cuda":
+            return None
+        try:
+            return compare(self._open(folder), self._source)
+        finally:  # load opens it again, from where it will be kept
+            gc.collect()
+            torch.cuda.empty_cache()
 
     def _open(self, folder: Path) -> TensorRt:
         return TensorRt(

@@ -12,6 +12,7 @@ from torch import Tensor
 from aimfair.errors import AimfairError
 from aimfair.files import replace_file
 from aimfair.generation.engines.interface import Part, Tensors
+from aimfair.generation.engines.store import GROWING
 from aimfair.generation.engines.tensorrt_library import Library, Messages
 from aimfair.memory import pieces
 from aimfair.run.log import Log
@@ -93,18 +94,19 @@ class TensorRt:
         stream: Stream,
         log: Log,
     ):
+        size = 0
         with stream.current():
-            self._plans = {
-                part.name: _LoadedPlan(library, folder, part, batches[part.name], cuda_graphs, stream, log)
-                for part in parts
-            }
-            size = max((plan.scratch_bytes for plan in self._plans.values()), default=0)
             try:
+                self._plans = {
+                    part.name: _LoadedPlan(library, folder, part, batches[part.name], cuda_graphs, stream, log)
+                    for part in parts
+                }
+                size = max((plan.scratch_bytes for plan in self._plans.values()), default=0)
                 self._scratch = torch.empty(size, dtype=torch.uint8, device=stream.device)
             except torch.OutOfMemoryError as error:
                 raise AimfairError(
-                    f"generate.engine: {library.name} needs {size / 1e9:.1f} GB on {stream.device} for batches of"
-                    f" {max(batches.values())}: {error}; lower --generate.batch_size"
+                    f"generate.engine: {library.name} needs its plans and {size / 1e9:.1f} GB on {stream.device} for"
+                    f" batches of {max(batches.values())}: {error}; lower --generate.batch_size"
                 ) from error
         self._padded, self._stream = padded, stream
 
@@ -114,8 +116,8 @@ class TensorRt:
 
         Raises:
             ValueError: an input is not what the part takes.
-            torch.OutOfMemoryError: there is not enough memory on the GPU.
-            AimfairError: the library cannot run it.
+            torch.OutOfMemoryError: there is not enough memory on the GPU, and smaller batches are possible.
+            AimfairError: there is not enough for the one size of batch, or the library cannot run it.
         """
         plan = self._plans[part]
         plan.check(inputs)
@@ -124,8 +126,16 @@ class TensorRt:
         with self._stream.current():
             for rows in pieces(total, plan.batch):
                 size = rows.stop - rows.start
-                slot = plan.slot(plan.batch if self._padded else size, self._scratch)
-                found = slot.run([tensor[rows] for tensor in inputs])
+                try:
+                    slot = plan.slot(plan.batch if self._padded else size, self._scratch)
+                    found = slot.run([tensor[rows] for tensor in inputs])
+                except torch.OutOfMemoryError as error:
+                    if not self._padded:
+                        raise  # a smaller batch will do
+                    raise AimfairError(
+                        f"{part}: {error}; the engine runs batches of {plan.batch} alone: lower --generate.batch_size,"
+                        " or --generate.tensorrt.profile dynamic"
+                    ) from error
                 for output, values in zip(outputs, found, strict=True):
                     output[rows].copy_(values[:size])
         return outputs
@@ -149,7 +159,7 @@ class _LoadedPlan:
                 self._fail("the plan cannot be loaded")
             raise PlanRefused(f"{path}: {library.name} {library.version} does not load it: {self._messages.reason()}")
         self._refuse_another_part(path)
-        self._kernels = folder / f"{part.name}.kernels"
+        self._kernels = folder / f"{part.name}{GROWING}"
         self._config = self._runtime_config(cuda_graphs)
         self._captures = cuda_graphs and not library.just_in_time  # that one has graphs of its own
         self._slots: dict[int, _Slot] = {}
