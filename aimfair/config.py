@@ -162,6 +162,8 @@ class PromptSettings(Settings):
                 raise Problem((name,), f"found {len(classes)} lists of words, expected at least 2")
             for index, words in enumerate(classes):
                 require_words((name, index), words)
+        if self.vocabulary is not None and "template" not in self.model_fields_set:
+            raise Problem(("template",), f"missing; the vocabulary {self.vocabulary!r} has none; add it there or here")
         for attribute, values in self.contexts.items():
             require_words(("contexts", attribute), values)
             if len(set(values)) < len(values):
@@ -218,6 +220,8 @@ class FilterSettings(Settings):
 
     @model_validator(mode="after")
     def _check(self) -> Self:
+        if self.clip is None and self.clip_margin != 0:
+            raise Problem(("clip_margin",), f"found {self.clip_margin}, expected 0 without filters.clip")
         for index, hook in enumerate(self.hooks):
             if not _HOOK.fullmatch(hook):
                 raise Problem(("hooks", index), f"found {hook!r}, expected module:function, as in faces:count")

@@ -47,7 +47,8 @@ def load(
     )
     if decoded.rejected:
         name, reason = decoded.rejected[0]
-        raise AimfairError(f"{folder / name}: {reason}; run: aimfair generate")
+        there = "remove it and " if (folder / name).exists() else ""
+        raise AimfairError(f"{folder / name}: {reason}; {there}run: aimfair generate")
     return ImageSet(
         decoded.images,
         np.array([row["y"] for row in rows], dtype=np.int64),

@@ -1,7 +1,7 @@
 """Images from texts with a latent diffusion model. The only importer of diffusers."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -130,6 +130,11 @@ class Diffusion:
             for name, tensor in zip(names, away, strict=True):
                 arguments[f"negative_{name}"] = tensor.expand_as(arguments[name])
         return arguments
+
+    def refuse_unreadable(self, texts: Iterable[str]) -> None:
+        """Raises AimfairError for the first that has words the model cannot read or is too long for it."""
+        for text in texts:
+            self._refuse_unreadable(text)
 
     def _embed_text(self, text: str) -> tuple[Tensor, ...]:
         """Each [1, ...]. One text at a time: in a batch its last bits would depend on the others."""

@@ -46,7 +46,9 @@ from aimfair.generation.writer import Writer
 from aimfair.run.interrupt import NEVER, Interrupt
 from aimfair.run.progress import SILENT, Task
 
-_ATTEMPTS = 5  # at one image; a model that fails so often in a row will go on failing
+_BROKEN = visible.REASONS | {"duplicate"}  # what a model that works hardly ever makes
+_BROKEN_ATTEMPTS = 5  # at an image; a model that fails so often in a row will go on failing
+_ATTEMPTS = 50  # with filters; where they take two of three away, one of a billion images comes so far
 _HOPELESS = 5  # batches without a good image, the first of a process
 
 
@@ -78,7 +80,7 @@ class Job:
     time, and rank 0 alone changes what was there.
 
     Args:
-        folder: for the manifest and the images; made if absent. Images of another plan or recipe are removed.
+        folder: for the manifest and the images; made if absent.
         plan: numbered from 0.
         recipe: whatever else the images depend on, in JSON's types.
         image_size: larger images are reduced to this many pixels along each side.
@@ -87,9 +89,11 @@ class Job:
         image_format: of the files.
         near_duplicates: as in :class:`Rounds`.
         ranks: the processes that share the job.
+        overwrite: whether images of another plan or recipe may be removed.
 
     Raises:
-        AimfairError: the folder holds something else, or its manifest or a shard is damaged.
+        AimfairError: the folder holds something else, or images that may not be removed, or its manifest or a shard is
+            damaged.
     """
 
     def __init__(
@@ -104,6 +108,7 @@ class Job:
         image_format: Format = "png",
         near_duplicates: int | None = None,
         ranks: Ranks = ALONE,
+        overwrite: bool = False,
     ):
         self.plan = plan
         self._folder, self._ranks = folder, ranks
@@ -112,7 +117,8 @@ class Job:
         self._shards = Shards(folder)
         outcomes: list[Outcome] = []
         if ranks.rank == 0:
-            settle(folder, {**recipe, "image_size": image_size, "image_format": image_format, "plan": _digest(plan)})
+            job = {**recipe, "image_size": image_size, "image_format": image_format, "plan": _digest(plan)}
+            settle(folder, job, overwrite=overwrite)
             outcomes = self._find()
         self._rounds = Rounds(plan, near_duplicates)
         self._rounds.add(_parse(ranks.gather(as_lines(outcomes))[0]))
@@ -257,10 +263,11 @@ class Job:
     def _refuse_stubborn_images(self) -> None:
         for planned in self._rounds.wanted:
             reasons = self._rounds.rejected[planned.image]
-            if len(reasons) >= _ATTEMPTS:
+            broken = sum(reason in _BROKEN for reason in reasons)
+            if broken >= _BROKEN_ATTEMPTS or len(reasons) >= _ATTEMPTS:
                 raise AimfairError(
-                    f"image {planned.image} ({planned.text!r}) was rejected {len(reasons)} times in a row: "
-                    f"{', '.join(reasons)}; {_MEND}"
+                    f"image {planned.image} ({planned.text!r}) was rejected {len(reasons)} times in a row "
+                    f"({_counted(Counter(reasons))}); {_MEND}"
                 )
 
     def _refuse_many_rejections(self, rejected: Counter[str]) -> None:
@@ -307,7 +314,7 @@ class Job:
         """Removes files that none of these is about."""
         known = {self._folder / self._file(outcome) for outcome in outcomes if outcome.digest is not None}
         for path in (self._folder / IMAGES).iterdir():
-            if path not in known:
+            if path not in known and not path.is_dir():
                 path.unlink()
 
     def _measure(self, work: "_Work") -> Speed | None:

@@ -26,13 +26,24 @@ def recipe_of(folder: Path) -> dict[str, Any]:
     return recipe if isinstance(recipe, dict) else {}
 
 
-def settle(folder: Path, job: dict[str, Any]) -> None:
-    """Leaves nothing in the folder that is not of this job."""
+def settle(folder: Path, job: dict[str, Any], *, overwrite: bool) -> None:
+    """Leaves nothing in the folder that is not of this job.
+
+    Args:
+        overwrite: whether images of another job may be removed.
+
+    Raises:
+        AimfairError: there are some, and they may not; or the folder holds something else.
+    """
+    folder = folder.resolve()  # a link to a larger disk stays one
     doomed = folder.with_name(f".{folder.name}.removed")
     if doomed.exists():
         shutil.rmtree(doomed)
     path = folder / JOB
-    if path.exists() and _read(path) != job:
+    if path.exists() and (found := recipe_of(folder)) != job:
+        if not overwrite:
+            raise AimfairError(f"{folder}: its images are of another job: {_differences(found, job)}; go back to that,"
+                               " or make them anew with --overwrite")  # fmt: skip
         folder.rename(doomed)  # at once: half of a folder could be taken for a job that was cut off
         shutil.rmtree(doomed)
     folder.mkdir(parents=True, exist_ok=True)
@@ -44,6 +55,22 @@ def settle(folder: Path, job: dict[str, Any]) -> None:
             )
         write_json(path, job)
     (folder / IMAGES).mkdir(exist_ok=True)
+
+
+def _differences(found: dict[str, Any], job: dict[str, Any]) -> str:
+    """In words, by key; of settings those that differ."""
+    if not found:
+        return f"{JOB} is damaged"
+    names = []
+    for key in sorted(found.keys() | job.keys()):
+        theirs, ours = found.get(key), job.get(key)
+        if key == "generate" and isinstance(theirs, dict) and isinstance(ours, dict):
+            names += [
+                f"{key}.{name}" for name in sorted(theirs.keys() | ours.keys()) if theirs.get(name) != ours.get(name)
+            ]
+        elif theirs != ours:
+            names.append(key)
+    return f"{', '.join(names)} differ{'s' if len(names) == 1 else ''}"
 
 
 def _read(path: Path) -> Any:

@@ -40,7 +40,7 @@ def _facts(speed: Speed) -> dict[str, str]:
     facts = {"Speed, all in all": f"{speed.images / max(speed.seconds, 1e-9):,.1f} images/s ({made})"}
     if speed.sampling:
         facts["Sampling only"] = f"{speed.images / speed.sampling:,.1f} images/s"
-    if speed.filters:
+    if speed.filters >= 0.05:
         facts["Filters beside the sampler"] = duration(speed.filters)
     facts["Waiting for files"] = duration(speed.stalled)
     if speed.processes > 1:

@@ -44,7 +44,7 @@ class Run:
         self._lock = lock
         self._records = Records(path)
         self.progress = Progress(quiet=quiet)
-        self.log = Log(path / "log.jsonl", show=self.progress.say)
+        self.log = Log(path / "log.jsonl", show=self.progress.say, notes=not quiet)
         self.interrupt = Interrupt()
 
     @classmethod

@@ -15,10 +15,11 @@ class Log:
     Args:
         path: the file; None: events are forgotten, and warnings are Python's own.
         show: where warnings and notes are shown to a person, too.
+        notes: whether notes are.
     """
 
-    def __init__(self, path: Path | None, show: Callable[[str], None] | None = None):
-        self._show = show
+    def __init__(self, path: Path | None, show: Callable[[str], None] | None = None, *, notes: bool = True):
+        self._show, self._notes = show, notes
         self._file = None
         if path is not None:
             _drop_half_line(path)
@@ -34,7 +35,7 @@ class Log:
     def tell(self, message: str) -> None:
         """An event "note" that a person likes to know of."""
         self("note", message=message)
-        if self._show is not None:
+        if self._show is not None and self._notes:
             self._show(message)
 
     def warn(self, message: str, **fields: Any) -> None:

@@ -39,7 +39,7 @@ _EAGER = {"name": "eager"}
 def run(run: Run) -> None:
     """The stage; of several processes, in that of rank 0."""
     with Ranks.join(run.interrupt) as ranks:
-        config = _with_engine(run)
+        config, why = _with_engine(run)
         settings, data = config.generate, config.data
         folder = model_folder(settings.model, settings.allow_download)
 
@@ -66,8 +66,11 @@ def run(run: Run) -> None:
         ranks.gather(json.dumps(settled if work else None))
         if not work:
             return
-        job = _open(config, run.prompts, run.synthetic, recipe, ranks)
-        models = _Models(config, folder, ranks, run.log, run.interrupt)
+        if config != run.config:
+            run.log.tell(f"engine: {settings.engine} ({why})")
+        _refuse_differences(ranks, recipe)
+        job = _open(config, run.prompts, run.synthetic, recipe, ranks, overwrite=run.overwrite)
+        models = _Models(config, folder, job, ranks, run.log, run.interrupt)
         with run.progress.task("generate", job.total, job.done) as task:
             job.run(models.sampler, models.filters, task=task, interrupt=run.interrupt)
         if job.speed is not None or not run.generation.exists():
@@ -99,21 +102,25 @@ def follow(path: Path, interrupt: Interrupt) -> None:
         config = Config.model_validate_json(json.dumps(settled["config"]))
         prepare_process(config)
         folder = model_folder(config.generate.model, config.generate.allow_download)
-        job = _open(config, path / settled["prompts"], path / settled["to"], {}, ranks)
-        models = _Models(config, folder, ranks, NOWHERE, interrupt)
+        _refuse_differences(ranks, _recipe(config, folder, engine_facts(config.generate.engine)))
+        job = _open(config, path / settled["prompts"], path / settled["to"], {}, ranks, overwrite=False)
+        models = _Models(config, folder, job, ranks, NOWHERE, interrupt)
         job.run(models.sampler, models.filters, interrupt=interrupt)
 
 
 class _Models:
     """Loads what makes and judges the images, with imports that take seconds, for a run that lacks images."""
 
-    def __init__(self, config: Config, folder: Path, ranks: Ranks, log: Log, interrupt: Interrupt):
-        self._config, self._folder, self._ranks, self._log, self._interrupt = config, folder, ranks, log, interrupt
+    def __init__(self, config: Config, folder: Path, job: Job, ranks: Ranks, log: Log, interrupt: Interrupt):
+        self._config, self._folder, self._job = config, folder, job
+        self._ranks, self._log, self._interrupt = ranks, log, interrupt
 
     def sampler(self) -> Sampler:
         from aimfair.generation.diffusion import Diffusion
 
-        return Diffusion(self._folder, self._config.generate, self._device(), self._log, self._interrupt)
+        model = Diffusion(self._folder, self._config.generate, self._device(), self._log, self._interrupt)
+        model.refuse_unreadable(dict.fromkeys(planned.text for planned in self._job.plan))  # before the first hour
+        return model
 
     def filters(self) -> list[ImageFilter]:
         return load_filters(self._config, self._folder, self._device())
@@ -149,7 +156,20 @@ def _recipe(config: Config, folder: Path, engine: dict[str, Any] | None) -> dict
     return recipe
 
 
-def _open(config: Config, prompts: Path, synthetic: Path, recipe: dict[str, Any], ranks: Ranks) -> Job:
+def _refuse_differences(ranks: Ranks, recipe: dict[str, Any]) -> None:
+    """Of processes on several machines each has its own model, hooks and packages; all come here."""
+    first, *others = (json.loads(text) for text in ranks.gather(json.dumps(recipe)))
+    for rank, other in enumerate(others, 1):
+        if names := [name for name in sorted(first.keys() | other.keys()) if first.get(name) != other.get(name)]:
+            raise AimfairError(
+                f"process {rank} would make other images than process 0: {', '.join(names)} differ; all need the same"
+                " files of the model, filters and versions of packages"
+            )
+
+
+def _open(
+    config: Config, prompts: Path, synthetic: Path, recipe: dict[str, Any], ranks: Ranks, *, overwrite: bool
+) -> Job:
     settings = config.generate
     return Job(
         synthetic,
@@ -161,20 +181,19 @@ def _open(config: Config, prompts: Path, synthetic: Path, recipe: dict[str, Any]
         image_format=settings.image_format,
         near_duplicates=settings.filters.near_duplicates,
         ranks=ranks,
+        overwrite=overwrite,
     )
 
 
-def _with_engine(run: Run) -> Config:
-    """The settings, with the engine that ``auto`` is here."""
+def _with_engine(run: Run) -> tuple[Config, str]:
+    """The settings, with the engine that ``auto`` is here, and why it is that."""
     from aimfair.device import choose_device
 
     recipe = recipe_of(run.synthetic)
     made_with = recipe.get("engine", _EAGER)["name"] if recipe else None
     settings = run.config.generate
     name, reason = choose_engine(settings, lambda: choose_device(run.config.device), made_with)
-    if name != settings.engine:
-        run.log.tell(f"engine: {name} ({reason})")
-    return run.config.model_copy(update={"generate": settings.model_copy(update={"engine": name})})
+    return run.config.model_copy(update={"generate": settings.model_copy(update={"engine": name})}), reason
 
 
 def _refuse_other_engine(run: Run, engine: dict[str, Any] | None) -> None:

@@ -28,7 +28,9 @@ def every_third_is_black(seed: int, pixels: np.ndarray) -> np.ndarray:
 
 def work(folder: Path, recipe: str) -> None:
     """Three images of 8 x 8 pixels in two batches."""
-    job = Job(folder, small_plan()[:3], {"recipe": recipe}, image_size=8, batch_size=2, max_rejections=1)
+    job = Job(
+        folder, small_plan()[:3], {"recipe": recipe}, image_size=8, batch_size=2, max_rejections=1, overwrite=True
+    )
     job.run(lambda: NoiseSampler(8, every_third_is_black))
 
 

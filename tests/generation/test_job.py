@@ -190,10 +190,25 @@ def test_a_model_that_always_fails_is_given_up_early(tmp_path: Path) -> None:
 def test_an_image_that_always_fails_is_given_up(tmp_path: Path) -> None:
     bad = {seed_of_attempt(PLAN[7], attempt) for attempt in range(6)}
     sampler = NoiseSampler(change=lambda seed, pixels: pixels * 0 if seed in bad else pixels)
-    with pytest.raises(AimfairError, match=r"image 7 \('a .*5 times in a row: black, black"):
+    with pytest.raises(AimfairError, match=r"image 7 \('a .*5 times in a row \(black 5\); try"):
         make(tmp_path, sampler, max_rejections=1)
     assert list(map(len, sampler.batches)) == [8, 8, 8, 8, 1, 1, 1, 1]
     assert job_in(tmp_path).done == len(PLAN) - 1
+
+
+def test_a_filter_that_rejects_many_ends_no_large_job(tmp_path: Path) -> None:
+    class Some:
+        """Takes two of five away, by their pixels; of a thousand images, some ten six times in a row."""
+
+        def reasons(self, images: np.ndarray, groups: Sequence[tuple[int, int]]) -> list[str | None]:
+            return ["odd" if int(image.sum()) % 5 < 2 else None for image in images]
+
+    plan = small_plan(250)
+    job = job_in(tmp_path, plan=plan, batch_size=64, max_rejections=1)
+    job.run(NoiseSampler, lambda: [Some()])
+    assert job.done == len(plan)
+    assert max(record.attempt for record in Manifest(tmp_path).records.values()) > 5
+    assert 0.5 < job.rejected["odd"] / len(plan) < 0.75
 
 
 def test_too_many_rejections_end_the_job_and_leave_what_is_good(tmp_path: Path) -> None:
@@ -214,9 +229,13 @@ def test_images_are_reduced_to_what_the_classifier_sees(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("changes", [{"recipe": "other"}, {"plan": small_plan(4)}, {"image_size": 8}])
-def test_images_of_another_job_are_removed(tmp_path: Path, changes: dict[str, object]) -> None:
+def test_images_of_another_job_are_removed_if_that_is_wanted(tmp_path: Path, changes: dict[str, object]) -> None:
     make(tmp_path / "images of a run")
-    make(tmp_path / "images of a run", **changes)
+    before = contents(tmp_path / "images of a run")
+    with pytest.raises(AimfairError, match=rf"of another job: {next(iter(changes))} differs; .*--overwrite"):
+        make(tmp_path / "images of a run", **changes)
+    assert contents(tmp_path / "images of a run") == before
+    make(tmp_path / "images of a run", **changes, overwrite=True)
     make(tmp_path / "fresh", **changes)
     assert contents(tmp_path / "images of a run") == contents(tmp_path / "fresh")
 
@@ -224,7 +243,25 @@ def test_images_of_another_job_are_removed(tmp_path: Path, changes: dict[str, ob
 def test_a_damaged_description_vouches_for_nothing(tmp_path: Path) -> None:
     make(tmp_path / "made")
     truncate(tmp_path / "made" / "job.json")
-    assert job_in(tmp_path / "made").done == 0
+    with pytest.raises(AimfairError, match=r"of another job: job\.json is damaged; .*--overwrite"):
+        job_in(tmp_path / "made")
+    assert job_in(tmp_path / "made", overwrite=True).done == 0
+
+
+def test_a_folder_may_lie_elsewhere(tmp_path: Path) -> None:
+    (tmp_path / "large disk").mkdir()
+    (tmp_path / "made").symlink_to(tmp_path / "large disk")
+    make(tmp_path / "made")
+    make(tmp_path / "made", recipe="other", overwrite=True)
+    assert (tmp_path / "made").is_symlink()
+    assert len(list((tmp_path / "large disk" / "images").iterdir())) == len(PLAN)
+
+
+def test_folders_of_others_among_the_images_stay(tmp_path: Path) -> None:
+    make(tmp_path)
+    (tmp_path / "images" / ".ipynb_checkpoints").mkdir()
+    assert job_in(tmp_path).done == len(PLAN)
+    assert (tmp_path / "images" / ".ipynb_checkpoints").is_dir()
 
 
 def test_a_folder_of_something_else_is_left_alone(tmp_path: Path) -> None:

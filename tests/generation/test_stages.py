@@ -1,5 +1,6 @@
 """The two stages in a run directory, with a small model."""
 
+import shutil
 import signal
 import sys
 from pathlib import Path
@@ -120,6 +121,32 @@ def test_a_signal_in_the_middle_and_a_lost_image_change_nothing(
     stages(tmp_path / "cut", settings)
     assert calls == 6  # five batches, and one for the lost image
     assert contents(tmp_path / "cut") == contents(tmp_path / "whole")
+
+
+def test_texts_that_the_model_cannot_read_are_refused_before_the_first_image(
+    tmp_path: Path, settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Diffusion, "sample", lambda *_: pytest.fail("images are made"))
+    words = {**settings["prompts"], "targets": [["one", "two"], ["six", "Ärger"]]}  # in the last of the groups
+    with pytest.raises(AimfairError, match="does not know the words 'Ärger'"):
+        stages(tmp_path, {**settings, "prompts": words})
+
+
+def test_a_changed_model_is_refused_where_there_are_images(
+    tmp_path: Path, settings: dict[str, Any], model: Path
+) -> None:
+    other = Path(shutil.copytree(model, tmp_path / "model"))
+    here = change(settings, model=str(other))
+    stages(tmp_path / "run", here)
+    before = contents(tmp_path / "run")
+    path = other / "unet" / "config.json"
+    path.write_text(path.read_text() + "\n")
+    with (
+        Run.open(tmp_path / "run", Config.model_validate(here), quiet=True) as run,
+        pytest.raises(AimfairError, match=r"its images are of another job: model differs; .*--overwrite"),
+    ):
+        generate.run(run)
+    assert contents(tmp_path / "run") == before
 
 
 def test_images_before_prompts_are_refused(tmp_path: Path, settings: dict[str, Any]) -> None:

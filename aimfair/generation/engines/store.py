@@ -2,7 +2,7 @@
 
 An entry is ``<key>/``, with the files of the engine and ``entry.json``, which vouches for them by digest and says how
 far the engine was from eager. It is put in place as a whole. The key is a digest of the facts: the model's weights and
-configuration, dtype, shapes, versions. Any entry may be deleted at any time.
+configuration, dtype, shapes, versions. An entry may be deleted when no process uses it.
 """
 
 import contextlib

@@ -3,6 +3,8 @@
 import numpy as np
 import numpy.typing as npt
 
+REASONS = frozenset({"not_finite", "black", "constant"})
+
 _LEAST_RANGE = 8  # grey levels between the darkest and the brightest value of a channel; below, nothing can be seen
 
 
