@@ -7,6 +7,7 @@ result, in which nothing tells any more how many processes there were, or how of
 import os
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -129,13 +130,23 @@ class Shards:
                 path.unlink()
 
     def append(self, rank: int, outcomes: Sequence[Outcome]) -> None:
-        """Adds lines to the file of one process, on disk when this returns. Their images are there already."""
+        """Adds lines to the file of one process, on disk when this returns. Their images are there already.
+
+        Raises:
+            OSError: they cannot be written, of a full disk say; the file is cut back to what it was, if it can be.
+        """
         path = self._path(rank)
         new = not path.exists()
-        with path.open("a", encoding="utf-8", newline="\n") as file:
-            file.write(as_lines(outcomes))
-            file.flush()
-            os.fsync(file.fileno())
+        length = 0 if new else path.stat().st_size
+        try:
+            with path.open("a", encoding="utf-8", newline="\n") as file:
+                file.write(as_lines(outcomes))
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError:  # after "with": closing writes once more what was not written
+            with suppress(OSError):
+                os.truncate(path, length)
+            raise
         if new:
             sync(self.folder)
 

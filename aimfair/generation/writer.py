@@ -17,7 +17,7 @@ class Writer:
     """A bounded queue before threads that write images, and one that records what they wrote, batch after batch.
 
     To be entered. At the end of the body, and when it was interrupted, everything is on disk; after an error, batches
-    that no thread has begun are given up.
+    that no thread has begun are given up, and none is recorded that comes after one that was not.
 
     Args:
         record: of the outcomes of a batch, when its files are written. Called by one thread, in the batches' order.
@@ -32,6 +32,7 @@ class Writer:
         self._encoders = ThreadPoolExecutor(_THREADS, thread_name_prefix="encoder")
         self._recorder = ThreadPoolExecutor(1, thread_name_prefix="recorder")
         self._batches: deque[Future[list[Outcome]]] = deque()
+        self._failure: BaseException | None = None  # the first of a batch; the recorder's own
         self.stalled = 0.0
 
     def __enter__(self) -> Self:
@@ -56,8 +57,14 @@ class Writer:
         self._wait(_BATCHES)
 
     def _finish(self, images: Sequence[Future[Outcome]]) -> list[Outcome]:
-        outcomes = [image.result() for image in images]
-        self._record(outcomes)
+        if self._failure is not None:  # a failed record may have left half a line, which must stay the last
+            raise self._failure
+        try:
+            outcomes = [image.result() for image in images]
+            self._record(outcomes)
+        except BaseException as error:
+            self._failure = error
+            raise
         return outcomes
 
     def _wait(self, most: int) -> None:
