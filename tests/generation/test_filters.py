@@ -1,13 +1,17 @@
 """The filters beside that of black and constant images."""
 
+import re
+import shutil
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
 from aimfair.config import Config, FilterSettings
 from aimfair.errors import AimfairError
@@ -170,10 +174,23 @@ def test_a_clip_that_cannot_be_used(tmp_path: Path, clip: Path) -> None:
         ClipAgreement(tmp_path, plain_texts(prompt_settings()), 0.0, CPU)
 
 
+def test_a_clip_with_broken_weights(tmp_path: Path, clip: Path) -> None:
+    folder = Path(shutil.copytree(clip, tmp_path / "clip"))
+    whole = load_file(folder / "model.safetensors")
+    for broken, message in (
+        ({**whole, "logit_scale": torch.tensor(torch.inf)}, "logit_scale holds NaN or infinite weights"),
+        ({name: whole[name] for name in whole if name != "logit_scale"}, "logit_scale is missing"),
+    ):
+        save_file(broken, folder / "model.safetensors", metadata={"format": "pt"})
+        with pytest.raises(AimfairError, match=re.escape(f"generate.filters.clip: {folder}: {message}")):
+            ClipAgreement(folder, plain_texts(prompt_settings()), 0.0, CPU)
+
+
 # -- safety checker ----------------------------------------------------------------------------------------------------
 
 
-def test_safety(tmp_path: Path) -> None:
+def tiny_checker() -> Any:
+    """A checker of random weights."""
     import diffusers.pipelines.stable_diffusion.safety_checker as library
     import transformers
 
@@ -184,13 +201,20 @@ def test_safety(tmp_path: Path) -> None:
             transformers.CLIPConfig(vision_config={**tower, "image_size": 16, "patch_size": 4}, projection_dim=8)
         )
         torch.nn.init.normal_(checker.concept_embeds)
+    return checker
+
+
+def test_safety(tmp_path: Path) -> None:
+    import diffusers.pipelines.stable_diffusion.safety_checker as library
+
+    checker = tiny_checker()
     checker.special_care_embeds_weights.data.fill_(2)
     checker.concept_embeds_weights.data.fill_(2)  # no cosine is so large
     images = np.stack([np.asarray(smooth(seed, 24)) for seed in range(6)])
     checker.save_pretrained(tmp_path / "safety_checker")
     assert SafetyChecker(tmp_path, CPU).reasons(images, GROUPS[:1] * 6) == [None] * 6
     with torch.inference_mode():
-        embeds = checker.visual_projection(checker.vision_model(ClipView(tmp_path, 16, CPU)(images))[1])
+        embeds = checker.visual_projection(checker.vision_model(ClipView("key", tmp_path, 16, CPU)(images))[1])
         cosines = library.cosine_distance(embeds, checker.concept_embeds)[:, 3]
     checker.concept_embeds_weights.data[3] = cosines.median()
     checker.save_pretrained(tmp_path / "safety_checker")
@@ -198,6 +222,57 @@ def test_safety(tmp_path: Path) -> None:
     assert found == ["unsafe" if cosine > cosines.median() + 1e-3 else None for cosine in cosines]
     assert set(found) == {None, "unsafe"}
     assert SafetyChecker(tmp_path, CPU).reasons(images[::-1].copy(), GROUPS[:1] * 6) == found[::-1]
+
+
+def test_a_checker_that_cannot_be_used(tmp_path: Path) -> None:
+    part = tmp_path / "safety_checker"
+    tiny_checker().save_pretrained(part)
+    where = re.escape(f"generate.filters.safety: {part}: ")
+    whole = load_file(part / "model.safetensors")
+    weights = whole["visual_projection.weight"]
+    for broken, message in (
+        ({**whole, "visual_projection.weight": weights * torch.nan}, "visual_projection.weight holds NaN or infinite"),
+        (
+            {name: whole[name] for name in whole if name != "concept_embeds_weights"},
+            "concept_embeds_weights is missing",
+        ),
+    ):
+        save_file(broken, part / "model.safetensors", metadata={"format": "pt"})
+        with pytest.raises(AimfairError, match=where + message):
+            SafetyChecker(tmp_path, CPU)
+    (part / "model.safetensors").unlink()
+    torch.save(whole, part / "pytorch_model.bin")  # a pickle can run code
+    with pytest.raises(AimfairError, match=where + "not a usable StableDiffusionSafetyChecker: "):
+        SafetyChecker(tmp_path, CPU)
+    save_file(whole, part / "model.safetensors", metadata={"format": "pt"})
+    view = tmp_path / "feature_extractor" / "preprocessor_config.json"
+    view.parent.mkdir()
+    view.write_text("{")
+    with pytest.raises(AimfairError, match=re.escape(f"generate.filters.safety: {view}: Invalid JSON: ")):
+        SafetyChecker(tmp_path, CPU)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('{"image_mean": [0.5, 0.5', "Invalid JSON: "),
+        ("[]", "Input should be an object"),
+        ('{"image_mean": [0.5, 0.5]}', r"image_mean\.2: Field required"),
+        ('{"image_mean": [0.5, 0.5, NaN]}', r"image_mean\.2: Input should be a finite number"),
+        ('{"image_std": [0.5, 0, 0.5]}', r"image_std\.1: Input should be greater than 0"),
+    ],
+)
+def test_a_damaged_preprocessor(tmp_path: Path, text: str, message: str) -> None:
+    file = tmp_path / "preprocessor_config.json"
+    file.write_text(text)
+    with pytest.raises(AimfairError, match=re.escape(f"generate.filters.clip: {file}: ") + message):
+        ClipView("generate.filters.clip", tmp_path, 16, CPU)
+
+
+def test_the_preprocessor_says_what_grey_is(tmp_path: Path) -> None:
+    (tmp_path / "preprocessor_config.json").write_text('{"image_mean": [0, 0.2, 0.6], "image_std": [1, 1, 0.5]}')
+    view = ClipView("key", tmp_path, 4, CPU)(np.full((1, 8, 8, 3), 102, dtype=np.uint8))
+    torch.testing.assert_close(view[0, :, 1, 1], torch.tensor([0.4, 0.2, -0.4]))
 
 
 # -- hooks -------------------------------------------------------------------------------------------------------------

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from aimfair.config import Config, LanguageModelSettings
 from aimfair.errors import AimfairError
@@ -123,8 +124,8 @@ def test_a_signal_ends_a_reply(chat_folder: Path) -> None:
     ("lost", "message"),
     [
         ("config.json", "has no config.json, expected the folder of a chat model"),
-        ("model.safetensors", "cannot be loaded: "),
-        ("tokenizer.json", "cannot be loaded: "),
+        ("model.safetensors", "not a usable AutoModelForCausalLM: "),
+        ("tokenizer.json", "not a usable AutoTokenizer: "),
         ("chat_template.jinja", "has no chat template"),
     ],
 )
@@ -132,4 +133,21 @@ def test_a_folder_that_lacks_something(chat_folder: Path, tmp_path: Path, lost: 
     copy = Path(shutil.copytree(chat_folder, tmp_path / "copy"))
     (copy / lost).unlink()
     with pytest.raises(AimfairError, match=rf"prompts\.llm\.model: .*{re.escape(message)}"):
+        LocalModel(settings(copy), 0, CPU)
+
+
+def test_weights_that_cannot_be_used(chat_folder: Path, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(chat_folder, tmp_path / "copy"))
+    file = copy / "model.safetensors"
+    where = re.escape(f"prompts.llm.model: {copy}: ")
+    whole = load_file(file)
+    for broken, message in (
+        ({**whole, "lm_head.weight": whole["lm_head.weight"] * torch.nan}, "lm_head.weight holds NaN or infinite"),
+        ({name: whole[name] for name in whole if name != "lm_head.weight"}, "lm_head.weight is missing"),
+    ):
+        save_file(broken, file, metadata={"format": "pt"})
+        with pytest.raises(AimfairError, match=where + message):
+            LocalModel(settings(copy), 0, CPU)
+    file.write_bytes(file.read_bytes()[:-100])
+    with pytest.raises(AimfairError, match=where + "not a usable AutoModelForCausalLM: "):
         LocalModel(settings(copy), 0, CPU)

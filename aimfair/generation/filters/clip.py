@@ -1,25 +1,35 @@
 """Images that look like another group than the one they were made for, by CLIP."""
 
-import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
+from pydantic import BaseModel, Field, FiniteFloat, ValidationError
 from torch import Tensor
 
 from aimfair.config import PromptSettings
 from aimfair.errors import AimfairError
+from aimfair.generation.checked_weights import load_model, load_tokenizer
 from aimfair.generation.filters.interface import Group
 from aimfair.generation.model import digest_of_files, from_hub, missing_libraries
 from aimfair.memory import MicroBatch, pieces
 
 _READ = ("config.json", "preprocessor_config.json", "*.safetensors", "tokenizer*", "vocab.json", "merges.txt",
          "special_tokens_map.json")  # fmt: skip
+_KEY = "generate.filters.clip"
 _MEAN, _STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)  # those CLIP was trained with
+_Positive = Annotated[FiniteFloat, Field(gt=0)]
+
+
+class _Preprocessor(BaseModel):
+    """What is read of preprocessor_config.json: of red, green and blue in [0, 1]. Without it, as CLIP was trained."""
+
+    image_mean: tuple[FiniteFloat, FiniteFloat, FiniteFloat] = _MEAN
+    image_std: tuple[_Positive, _Positive, _Positive] = _STD
 
 
 def clip_folder(model: str, allow_download: bool) -> Path:
@@ -32,9 +42,9 @@ def clip_folder(model: str, allow_download: bool) -> Path:
         AimfairError: there is no such model here.
     """
     if not Path(model).is_absolute():
-        return from_hub("generate.filters.clip", model, allow_download, _READ)
+        return from_hub(_KEY, model, allow_download, _READ)
     if not (Path(model) / "config.json").is_file():
-        raise AimfairError(f"generate.filters.clip: {model} has no config.json, expected a folder of a CLIPModel")
+        raise AimfairError(f"{_KEY}: {model} has no config.json, expected a folder of a CLIPModel")
     return Path(model)
 
 
@@ -77,7 +87,7 @@ class ClipAgreement:
         self._model, tokenizer = _load(folder, device)
         self._device, self._margin = device, margin
         self._groups = {group: row for row, group in enumerate(texts)}
-        self._view = ClipView(folder, self._model.config.vision_config.image_size, device)
+        self._view = ClipView(_KEY, folder, self._model.config.vision_config.image_size, device)
         self._fitting = MicroBatch(256)
         with torch.inference_mode():
             self._directions = torch.stack([self._direction(of_group, tokenizer) for of_group in texts.values()])
@@ -106,17 +116,17 @@ class ClipView:
     """Images as CLIP was trained to see them.
 
     Args:
+        key: the setting that names the folder, for errors.
         folder: where preprocessor_config.json may be.
         size: pixels along each side.
+
+    Raises:
+        AimfairError: that file is damaged.
     """
 
-    def __init__(self, folder: Path, size: int, device: torch.device):
-        file = folder / "preprocessor_config.json"
-        found = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
-        self._mean, self._std = (
-            torch.tensor(found.get(name, usual), device=device)[:, None, None]
-            for name, usual in (("image_mean", _MEAN), ("image_std", _STD))
-        )
+    def __init__(self, key: str, folder: Path, size: int, device: torch.device):
+        mean, std = _mean_and_std(key, folder / "preprocessor_config.json")
+        self._mean, self._std = (torch.tensor(values, device=device)[:, None, None] for values in (mean, std))
         self._size, self._device = size, device
 
     def __call__(self, images: npt.NDArray[np.uint8]) -> Tensor:
@@ -128,27 +138,24 @@ class ClipView:
         return (pixels.clamp(0, 1) - self._mean) / self._std
 
 
+def _mean_and_std(key: str, file: Path) -> tuple[Sequence[float], Sequence[float]]:
+    """See :class:`_Preprocessor`."""
+    try:
+        found = _Preprocessor.model_validate_json(file.read_bytes() if file.exists() else b"{}")
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        reason = ": ".join(filter(None, [".".join(str(part) for part in first["loc"]), first["msg"]]))
+        raise AimfairError(f"{key}: {file}: {reason}; fetch or copy it again") from error
+    return found.image_mean, found.image_std
+
+
 def _load(folder: Path, device: torch.device) -> tuple[Any, Any]:
     try:
-        import transformers as library
+        from transformers import CLIPModel
     except ModuleNotFoundError as error:
         raise missing_libraries(error) from error
-    transformers: Any = library  # its types are not those of what it does
-    transformers.utils.logging.set_verbosity_error()
-    transformers.utils.logging.disable_progress_bar()
-    try:
-        model, loading = transformers.CLIPModel.from_pretrained(
-            str(folder), use_safetensors=True, local_files_only=True, output_loading_info=True
-        )
-        tokenizer = transformers.AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
-    except Exception as error:  # anything can be wrong with a user's folder, and each part of it has its own errors
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise AimfairError(f"generate.filters.clip: {folder}: not a usable CLIPModel: {reason}") from error
-    if missing := sorted(loading["missing_keys"]):  # they would be random
-        raise AimfairError(f"generate.filters.clip: {folder}: {missing[0]} is missing; fetch or copy it again")
-    for name, weights in model.state_dict().items():
-        if not weights.isfinite().all():
-            raise AimfairError(f"generate.filters.clip: {folder}: {name} holds NaN or infinite weights")
+    model = load_model(_KEY, folder, CLIPModel)
+    tokenizer = load_tokenizer(_KEY, folder)
     return model.float().eval().requires_grad_(False).to(device), tokenizer
 
 

@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -10,11 +9,13 @@ import torch
 
 from aimfair.config import GenerateSettings
 from aimfair.errors import AimfairError
+from aimfair.generation.checked_weights import load_model
 from aimfair.generation.filters.clip import ClipView
 from aimfair.generation.filters.interface import Group
 from aimfair.generation.model import SHIPPED, digest_of_files, from_hub, missing_libraries
 from aimfair.memory import MicroBatch, pieces
 
+_KEY = "generate.filters.safety"
 _READ = ("safety_checker/config.json", "safety_checker/*.safetensors", "feature_extractor/preprocessor_config.json")
 
 
@@ -28,11 +29,9 @@ def safety_folder(settings: GenerateSettings, model: Path) -> Path:
         AimfairError: the model has no checker.
     """
     if settings.model not in SHIPPED and not Path(settings.model).is_absolute():
-        model = from_hub("generate.filters.safety", settings.model, settings.allow_download, _READ)
+        model = from_hub(_KEY, settings.model, settings.allow_download, _READ)
     if not (model / "safety_checker" / "config.json").is_file():
-        raise AimfairError(
-            f"generate.filters.safety: {model} has no safety_checker; set it to false, or take a model that has one"
-        )
+        raise AimfairError(f"{_KEY}: {model} has no safety_checker; set it to false, or take a model that has one")
     return model
 
 
@@ -58,19 +57,11 @@ class SafetyChecker:
         except ModuleNotFoundError as error:
             raise missing_libraries(error) from error
         diffusers.utils.logging.set_verbosity_error()
-        try:
-            checker: Any = StableDiffusionSafetyChecker.from_pretrained(
-                str(folder / "safety_checker"), use_safetensors=True, local_files_only=True
-            )
-        except Exception as error:  # anything can be wrong with a user's folder
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-            raise AimfairError(
-                f"generate.filters.safety: {folder / 'safety_checker'}: not a usable checker: {reason}"
-            ) from error
+        checker = load_model(_KEY, folder / "safety_checker", StableDiffusionSafetyChecker)
         self._checker = checker.float().eval().to(device)
         size = checker.config.vision_config.image_size
         self._fitting = MicroBatch(256)
-        self._view = ClipView(folder / "feature_extractor", size, device)
+        self._view = ClipView(_KEY, folder / "feature_extractor", size, device)
 
     @torch.inference_mode()
     def reasons(self, images: npt.NDArray[np.uint8], groups: Sequence[Group]) -> list[str | None]:

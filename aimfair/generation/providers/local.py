@@ -7,10 +7,12 @@ import torch
 
 from aimfair.config import LanguageModelSettings
 from aimfair.errors import AimfairError
+from aimfair.generation.checked_weights import load_model, load_tokenizer
 from aimfair.generation.providers.chat import Reply
 from aimfair.run.interrupt import NEVER, Interrupt
 from aimfair.seeds import derive_seed
 
+_KEY = "prompts.llm.model"
 _MAX_TOKENS = 2048
 
 
@@ -29,28 +31,20 @@ class LocalModel:
         self, settings: LanguageModelSettings, seed: int, device: torch.device, *, interrupt: Interrupt = NEVER
     ):
         try:
-            from transformers import AutoModelForCausalLM, AutoTokenizer
+            from transformers import AutoModelForCausalLM
         except ModuleNotFoundError as error:
             raise AimfairError(
                 f"{error.name} is not installed; prompts.provider transformers needs: pip install transformers"
             ) from error
         folder = Path(settings.model)
         if not (folder / "config.json").is_file():
-            raise AimfairError(f"prompts.llm.model: {folder} has no config.json, expected the folder of a chat model")
+            raise AimfairError(f"{_KEY}: {folder} has no config.json, expected the folder of a chat model")
         self._settings, self._seed, self._device, self._interrupt = settings, seed, device, interrupt
         self._asked = 0
-        try:
-            self._tokenizer: Any = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-            model: Any = AutoModelForCausalLM.from_pretrained(
-                folder, local_files_only=True, use_safetensors=True, dtype="auto"
-            )
-        except (OSError, ValueError, KeyError) as error:
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-            raise AimfairError(f"prompts.llm.model: {folder} cannot be loaded: {reason}") from error
+        self._tokenizer = load_tokenizer(_KEY, folder)
         if not self._tokenizer.chat_template:
-            raise AimfairError(
-                f"prompts.llm.model: the tokenizer of {folder} has no chat template, expected a chat model"
-            )
+            raise AimfairError(f"{_KEY}: the tokenizer of {folder} has no chat template, expected a chat model")
+        model = load_model(_KEY, folder, AutoModelForCausalLM, dtype="auto")
         self._model = model.to(device).eval()
 
     def ask(self, message: str) -> Reply:
@@ -89,7 +83,7 @@ class LocalModel:
             return wanted
         if given >= positions:
             raise AimfairError(
-                f"prompts.llm.model: the request has {given} tokens, the model takes {positions}; lower "
+                f"{_KEY}: the request has {given} tokens, the model takes {positions}; lower "
                 "prompts.llm.per_request, or take another model"
             )
         return min(wanted, positions - given)
