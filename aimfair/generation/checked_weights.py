@@ -41,8 +41,8 @@ def load_model(key: str, folder: Path, kind: Any, **options: Any) -> Any:
         raise AimfairError(f"{key}: {folder}: {missing[0]} is missing; fetch or copy it again")
     for name, saved, expected in sorted(found["mismatched_keys"]):
         raise AimfairError(
-            f"{key}: {folder}: {name} has shape {tuple(saved)}, expected {tuple(expected)} by config.json; fetch or copy"
-            " it again"
+            f"{key}: {folder}: {name} has shape {tuple(saved)}, expected {tuple(expected)} by config.json; fetch or "
+            "copy it again"
         )
     for name, weights in model.state_dict().items():
         if not _finite(weights):

@@ -1,8 +1,10 @@
 """Weights that are missing, broken or of another shape are refused by name; the library says nothing by itself."""
 
+import logging
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -30,12 +32,16 @@ def rewrite(folder: Path, change: Callable[[Weights], Weights]) -> None:
 
 
 @pytest.fixture
-def loud() -> None:
-    """transformers as it is found: other tests make it silent."""
-    import transformers
+def loud(capfd: pytest.CaptureFixture[str]) -> Iterator[None]:
+    """transformers as it is found, on the terminal of this test: other tests make it silent."""
+    from transformers.utils import logging as library
 
-    transformers.utils.logging.set_verbosity_warning()
-    transformers.utils.logging.enable_progress_bar()
+    handler = logging.StreamHandler()
+    library.add_handler(handler)
+    library.set_verbosity_warning()
+    library.enable_progress_bar()
+    yield
+    library.remove_handler(handler)
 
 
 def refused(folder: Path) -> str:
@@ -58,7 +64,7 @@ def test_whole_weights_load_without_a_word(folder: Path, capfd: pytest.CaptureFi
     assert capfd.readouterr() == ("", "")
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float8_e4m3fn])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_numbers_that_are_none(folder: Path, dtype: torch.dtype) -> None:
     def one_nan(weights: Weights) -> Weights:
         weights[HEAD][3, 1] = torch.nan
@@ -66,6 +72,22 @@ def test_numbers_that_are_none(folder: Path, dtype: torch.dtype) -> None:
 
     rewrite(folder, one_nan)
     assert f"{HEAD} holds NaN or infinite weights; fetch or copy it again" in refused(folder)
+
+
+def test_numbers_of_eight_bits(tmp_path: Path) -> None:
+    class Quantized(torch.nn.Module):
+        """As a quantized checkpoint is loaded, for which there is no quantizer here."""
+
+        @classmethod
+        def from_pretrained(cls, _: str, *, value: float, **__: Any) -> tuple[torch.nn.Module, dict[str, list[str]]]:
+            module = cls()
+            module.register_buffer("whole", torch.ones(2, dtype=torch.int8))
+            module.register_buffer("scaled", torch.tensor([1.0, value]).to(torch.float8_e4m3fn))
+            return module, {"missing_keys": [], "mismatched_keys": []}
+
+    load_model("some.key", tmp_path, Quantized, value=2.0)
+    with pytest.raises(AimfairError, match="scaled holds NaN"):
+        load_model("some.key", tmp_path, Quantized, value=torch.nan)
 
 
 @pytest.mark.usefixtures("loud")
