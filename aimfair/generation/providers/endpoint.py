@@ -5,6 +5,7 @@ that leaves this file holds the key.
 """
 
 import json
+import math
 import os
 import random
 import time
@@ -31,6 +32,7 @@ _LEAVE_OUT = {
     "temperature": "--prompts.llm.temperature null",
 }
 """Field of a request -> what keeps it from being sent; no other fields are sent but the model and the message."""
+_GRACE = 2.0  # seconds, for an answer that a signal meets on its way
 _LONGEST_ANSWER = 8_000_000  # bytes
 _TICK = 0.1  # seconds between looks at the interrupt
 
@@ -63,6 +65,8 @@ class Endpoint:
         if not (self._key.isascii() and self._key.isprintable()):
             raise AimfairError("OPENAI_API_KEY: found characters that no key has, expected printable ASCII")
         try:
+            if address and not address.startswith(("http://", "https://")):
+                raise ValueError
             self._client = openai.OpenAI(
                 api_key=self._key or _NO_KEY, base_url=address or None, timeout=settings.timeout, max_retries=0
             )
@@ -120,10 +124,17 @@ class Endpoint:
             return None
 
     def _read(self, response: Any, end: float) -> bytes | None:
-        """What the server sends until ``end``: the client's own limit is for each piece of it, and starts anew."""
+        """What the server sends until ``end``: the client's own limit is for each piece of it, and starts anew.
+
+        A signal ends it a little later: many servers send all at once, and that was paid for.
+        """
         body, pieces = bytearray(), response.iter_bytes()
+        given_up = math.inf
         while True:
-            self._interrupt.check()
+            if self._interrupt.requested:
+                given_up = min(given_up, time.monotonic() + _GRACE)
+            if time.monotonic() >= given_up:
+                self._interrupt.check()
             try:
                 piece = next(pieces, None)
             except Exception:  # of the HTTP client, which is not this file's to know
