@@ -49,16 +49,13 @@ class OnnxRuntime:
         self._device = device
         self._tensors = {part.name: (part.inputs, part.outputs) for part in parts}
         self._threads = torch.get_num_threads()
-        self._pieces = {part.name: _piece(part) for part in parts} if device.type == "cpu" else {}
+        self._pieces = {part.name: _piece(part) if device.type == "cpu" else 0 for part in parts}
+        """Images that go through a part at a time: several for each thread, 1 for all threads together, 0 for all."""
         self._sessions = {
-            part.name: _session(path_of(folder, part.name), device, 1 if self._piece(part.name) > 1 else self._threads)
+            part.name: _session(path_of(folder, part.name), device, 1 if self._pieces[part.name] > 1 else self._threads)
             for part in parts
         }
         self._pool = ThreadPoolExecutor(self._threads, thread_name_prefix=NAME)
-
-    def _piece(self, part: str) -> int:
-        """Images that go through a part at a time: several for each thread, 1 for all threads together, 0 for all."""
-        return self._pieces.get(part, 0)
 
     def run(self, part: str, inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
         """As :meth:`Engine.run`. The session reads and writes torch's memory: nothing is copied."""
@@ -69,7 +66,7 @@ class OnnxRuntime:
             name: torch.empty(batch, *tensors.shape, dtype=tensors.dtype, device=self._device)
             for name, tensors in results.items()
         }
-        session, piece = self._sessions[part], self._piece(part)
+        session, piece = self._sessions[part], self._pieces[part]
         if piece == 0:
             self._run(session, given, made)
         elif piece == 1:
