@@ -4,7 +4,7 @@ import json
 import os
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +37,27 @@ def write_text(path: str | os.PathLike[str], text: str) -> None:
     """Replaces ``path`` by ``text``, in UTF-8."""
     with replace_file(path) as temporary:
         temporary.write_text(text, encoding="utf-8", newline="\n")
+
+
+def append_text(path: Path, text: str) -> None:
+    """Adds ``text``, in UTF-8, to a file that may not be there yet; it is on disk when this returns.
+
+    Raises:
+        OSError: it cannot be written, of a full disk say; the file is cut back to what it was, if it can be.
+    """
+    new = not path.exists()
+    length = 0 if new else path.stat().st_size
+    try:
+        with path.open("a", encoding="utf-8", newline="\n") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError:  # after "with": closing writes once more what was not written
+        with suppress(OSError):
+            os.truncate(path, length)
+        raise
+    if new:
+        sync(path.parent)
 
 
 def write_json(path: str | os.PathLike[str], value: Any) -> None:

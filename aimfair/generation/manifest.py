@@ -4,16 +4,14 @@
 result, in which nothing tells any more how many processes there were, or how often they were killed.
 """
 
-import os
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import Field
 
-from aimfair.files import sync, write_text
+from aimfair.files import append_text, write_text
 from aimfair.generation.lines import Line, as_lines, read_lines
 from aimfair.generation.plan import PlannedImage
 from aimfair.seeds import derive_seed
@@ -135,20 +133,7 @@ class Shards:
         Raises:
             OSError: they cannot be written, of a full disk say; the file is cut back to what it was, if it can be.
         """
-        path = self._path(rank)
-        new = not path.exists()
-        length = 0 if new else path.stat().st_size
-        try:
-            with path.open("a", encoding="utf-8", newline="\n") as file:
-                file.write(as_lines(outcomes))
-                file.flush()
-                os.fsync(file.fileno())
-        except OSError:  # after "with": closing writes once more what was not written
-            with suppress(OSError):
-                os.truncate(path, length)
-            raise
-        if new:
-            sync(self.folder)
+        append_text(self._path(rank), as_lines(outcomes))
 
     def remove(self) -> None:
         if self.exist():

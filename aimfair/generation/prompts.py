@@ -97,7 +97,13 @@ def load_prompts(path: Path) -> list[Prompt]:
 
 def without_contexts(settings: PromptSettings, prompts: Sequence[Prompt]) -> list[str]:
     """For each prompt the text that says the two attributes alone, in the same words."""
-    return [_fill(settings.template, prompt.target, prompt.protected, {}) for prompt in prompts]
+    return [plain_text(settings.template, prompt.target, prompt.protected) for prompt in prompts]
+
+
+def plain_text(template: str, target: str, protected: str) -> str:
+    """The template with these words and without contexts, nor the comma that parted them from the rest."""
+    bare = re.sub(r"\s*,(\s*,)+", ",", template.replace("{contexts}", "")).strip(" ,")
+    return _fill(bare, target, protected, {})
 
 
 def _prompt(template: str, index: int, y: int, a: int, contexts: dict[str, str], target: str, protected: str) -> Prompt:

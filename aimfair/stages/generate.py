@@ -39,29 +39,28 @@ _EAGER = {"name": "eager"}
 def run(run: Run) -> None:
     """The stage; of several processes, in that of rank 0."""
     with Ranks.join(run.interrupt) as ranks:
-        config, why = _with_engine(run)
+        made = recipe_of(run.synthetic)
+        config, why = _choose_engine(run, made)
         settings, data = config.generate, config.data
         folder = model_folder(settings.model, settings.allow_download)
 
-        def inputs_of(recipe: dict[str, Any]) -> dict[str, Any]:
-            return {
-                **recipe,
-                "image_format": settings.image_format,
-                "image_size": data.image_size,
-                "bias": data.bias,
-                "majority": data.majority,
-                "upstream": run.digest_of("prompts"),
-            }
-
         # Images that are all there need no engine, not even its package: they stay those of the version that made them.
-        engine = recipe_of(run.synthetic).get("engine")
+        engine = made.get("engine")
+        of_model = _recipe(config, folder)
+        recipe = _with_engine(of_model, engine)
+        others = {
+            "image_format": settings.image_format,
+            "image_size": data.image_size,
+            "bias": data.bias,
+            "majority": data.majority,
+            "upstream": run.digest_of("prompts"),
+        }
         made_here = (engine or _EAGER)["name"] == settings.engine
-        work = not (made_here and run.is_done("generate", inputs_of(_recipe(config, folder, engine))))
+        work = not (made_here and run.is_done("generate", {**recipe, **others}))
         if work:
             engine = engine_facts(settings.engine)
-            _refuse_other_engine(run, engine)
-        recipe = _recipe(config, folder, engine)
-        inputs = inputs_of(recipe)
+            _refuse_other_engine(run, made, engine)
+            recipe = _with_engine(of_model, engine)
         settled = {"config": config.model_dump(mode="json"), "prompts": run.prompts.name, "to": run.synthetic.name}
         ranks.gather(json.dumps(settled if work else None))
         if not work:
@@ -82,7 +81,7 @@ def run(run: Run) -> None:
             engine=engine or settings.engine,
             speed=job.speed.model_dump() if job.speed else None,
         )
-        run.finish("generate", inputs, job.outputs)
+        run.finish("generate", {**recipe, **others}, job.outputs)
 
 
 def follow(path: Path, interrupt: Interrupt) -> None:
@@ -102,7 +101,7 @@ def follow(path: Path, interrupt: Interrupt) -> None:
         config = Config.model_validate_json(json.dumps(settled["config"]))
         prepare_process(config)
         folder = model_folder(config.generate.model, config.generate.allow_download)
-        _refuse_differences(ranks, _recipe(config, folder, engine_facts(config.generate.engine)))
+        _refuse_differences(ranks, _with_engine(_recipe(config, folder), engine_facts(config.generate.engine)))
         job = _open(config, path / settled["prompts"], path / settled["to"], {}, ranks, overwrite=False)
         models = _Models(config, folder, job, ranks, NOWHERE, interrupt)
         job.run(models.sampler, models.filters, interrupt=interrupt)
@@ -143,17 +142,19 @@ class _Models:
         return device
 
 
-def _recipe(config: Config, folder: Path, engine: dict[str, Any] | None) -> dict[str, Any]:
-    """What the images depend on, beside plan, size and format."""
+def _recipe(config: Config, folder: Path) -> dict[str, Any]:
+    """What the images depend on, beside engine, plan, size and format; reads all weights."""
     recipe: dict[str, Any] = {
         "generate": config.generate.model_dump(mode="json", exclude=_NOT_IN_THE_IMAGES),
         "model": fingerprint(folder),
     }
-    if engine is not None:
-        recipe["engine"] = engine
     if filters := filter_facts(config, folder):
         recipe["filters"] = filters
     return recipe
+
+
+def _with_engine(recipe: dict[str, Any], engine: dict[str, Any] | None) -> dict[str, Any]:
+    return recipe if engine is None else {**recipe, "engine": engine}
 
 
 def _refuse_differences(ranks: Ranks, recipe: dict[str, Any]) -> None:
@@ -185,23 +186,25 @@ def _open(
     )
 
 
-def _with_engine(run: Run) -> tuple[Config, str]:
-    """The settings, with the engine that ``auto`` is here, and why it is that."""
+def _choose_engine(run: Run, made: dict[str, Any]) -> tuple[Config, str]:
+    """The settings, with the engine that ``auto`` is here, and why it is that.
+
+    Args:
+        made: the recipe of the images that are there, empty if there are none.
+    """
     from aimfair.device import choose_device
 
-    recipe = recipe_of(run.synthetic)
-    made_with = recipe.get("engine", _EAGER)["name"] if recipe else None
+    made_with = made.get("engine", _EAGER)["name"] if made else None
     settings = run.config.generate
     name, reason = choose_engine(settings, lambda: choose_device(run.config.device), made_with)
     return run.config.model_copy(update={"generate": settings.model_copy(update={"engine": name})}), reason
 
 
-def _refuse_other_engine(run: Run, engine: dict[str, Any] | None) -> None:
+def _refuse_other_engine(run: Run, made: dict[str, Any], engine: dict[str, Any] | None) -> None:
     """Hours of images are not made anew because a package was updated, unless that is wanted."""
-    recipe = recipe_of(run.synthetic)
-    if recipe and recipe.get("engine") != engine and not run.overwrite:
+    if made and made.get("engine") != engine and not run.overwrite:
         raise AimfairError(
-            f"{run.synthetic}: made with engine {_named(recipe.get('engine'))}, now there is {_named(engine)}; go back"
+            f"{run.synthetic}: made with engine {_named(made.get('engine'))}, now there is {_named(engine)}; go back"
             " to that, or make the images anew with --overwrite"
         )
 

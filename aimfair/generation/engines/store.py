@@ -107,11 +107,6 @@ def obtain(
     return place
 
 
-def agreement_of(place: Path) -> Agreement | None:
-    """What is known of an entry that :func:`obtain` has given."""
-    return entry_of(place).agreement
-
-
 def record(place: Path, agreement: Agreement, interrupt: Interrupt) -> None:
     """Writes down how far an engine is from eager that was not compared when it was made.
 

@@ -58,7 +58,7 @@ class Maker:
             AimfairError: it cannot be built, or differs from eager.
             Interrupted: as ``interrupt`` says; nothing is left behind.
         """
-        return store.agreement_of(self._obtain())
+        return store.entry_of(self._obtain()).agreement
 
     def load(self) -> TensorRt:
         """The engine, ready to run; raises as :meth:`prepare`, and without a GPU."""
@@ -77,7 +77,7 @@ class Maker:
             store.remove(place, entry, self._interrupt)
             place = self._obtain()
             engine = self._open(place)
-        if store.agreement_of(place) is None:
+        if store.entry_of(place).agreement is None:
             store.record(place, compare(engine, self._source), self._interrupt)
         return engine
 

@@ -1,6 +1,5 @@
 """Images that look like another group than the one they were made for, by CLIP."""
 
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -16,6 +15,7 @@ from aimfair.errors import AimfairError
 from aimfair.generation.checked_weights import load_model, load_tokenizer
 from aimfair.generation.filters.interface import Group
 from aimfair.generation.model import digest_of_files, from_hub, missing_libraries
+from aimfair.generation.prompts import plain_text
 from aimfair.memory import MicroBatch, pieces
 
 _READ = ("config.json", "preprocessor_config.json", "*.safetensors", "tokenizer*", "vocab.json", "merges.txt",
@@ -56,16 +56,10 @@ def fingerprint(folder: Path) -> str:
 def plain_texts(settings: PromptSettings) -> dict[Group, list[str]]:
     """Group -> its prompts without contexts, one for each pair of its words."""
     return {
-        (y, a): [_plain(settings.template, target, protected) for target in targets for protected in protecteds]
+        (y, a): [plain_text(settings.template, target, protected) for target in targets for protected in protecteds]
         for y, targets in enumerate(settings.targets)
         for a, protecteds in enumerate(settings.protected)
     }
-
-
-def _plain(template: str, target: str, protected: str) -> str:
-    bare = re.sub(r"\s*,(\s*,)+", ",", template.replace("{contexts}", "")).strip(" ,")
-    words = {"target": target, "protected": protected}
-    return re.sub(r"\{(target|protected)\}", lambda match: words[match[1]], bare)  # one pass: words may hold braces
 
 
 class ClipAgreement:

@@ -2,14 +2,13 @@
 
 import hashlib
 import json
-import os
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
 from aimfair.config import PromptSettings
 from aimfair.errors import AimfairError
-from aimfair.files import write_text
+from aimfair.files import append_text, write_text
 from aimfair.generation.lines import as_lines, read_lines
 from aimfair.generation.providers.chat import ChatModel
 from aimfair.generation.providers.message import Brief, make_briefs, make_message
@@ -98,12 +97,8 @@ class _Store:
         write_text(self._path, self._lines(templates))
 
     def append(self, templates: Sequence[Template]) -> None:
-        if not templates:
-            return
-        with self._path.open("a", encoding="utf-8", newline="\n") as file:
-            file.write(self._lines(templates))
-            file.flush()
-            os.fsync(file.fileno())
+        if templates:
+            append_text(self._path, self._lines(templates))
 
     def _lines(self, templates: Sequence[Template]) -> str:
         return as_lines([_Kept(key=self._key, **template.model_dump()) for template in templates])
