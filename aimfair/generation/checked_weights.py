@@ -1,11 +1,11 @@
-"""Models of transformers from a folder, without random or broken weights in them, and their tokenizers."""
+"""Models of transformers from a folder, and their tokenizers; random and broken weights are refused."""
 
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from aimfair.errors import AimfairError
 
@@ -44,10 +44,22 @@ def load_model(key: str, folder: Path, kind: Any, **options: Any) -> Any:
             f"{key}: {folder}: {name} has shape {tuple(saved)}, expected {tuple(expected)} by config.json; fetch or "
             "copy it again"
         )
+    refuse_broken_weights(f"{key}: {folder}", model)
+    return model
+
+
+def refuse_broken_weights(where: str, model: nn.Module) -> None:
+    """NaN loads without a word, and gives black images or filters that let everything pass.
+
+    Args:
+        where: the model is, for the error.
+
+    Raises:
+        AimfairError: a tensor holds NaN or infinite values.
+    """
     for name, weights in model.state_dict().items():
         if not _finite(weights):
-            raise AimfairError(f"{key}: {folder}: {name} holds NaN or infinite weights; fetch or copy it again")
-    return model
+            raise AimfairError(f"{where}: {name} holds NaN or infinite weights; fetch or copy it again")
 
 
 def load_tokenizer(key: str, folder: Path) -> Any:

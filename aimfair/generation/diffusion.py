@@ -12,6 +12,7 @@ from torch import Tensor
 
 from aimfair.config import GenerateSettings
 from aimfair.errors import AimfairError
+from aimfair.generation.checked_weights import refuse_broken_weights
 from aimfair.generation.engines.choose import load_engine
 from aimfair.generation.engines.eager import Eager
 from aimfair.generation.engines.interface import Engine, Part, Source
@@ -233,7 +234,9 @@ def _load(folder: Path, family: Family, settings: GenerateSettings, device: torc
     except Exception as error:  # anything can be wrong with a user's folder, and each part of it has its own errors
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise AimfairError(f"{folder}: not a usable {family.pipeline}: {reason}") from error
-    _refuse_broken_weights(folder, pipeline)
+    for part, module in pipeline.components.items():
+        if isinstance(module, torch.nn.Module):
+            refuse_broken_weights(str(folder / part), module)
     pipeline.set_progress_bar_config(disable=True)
     match settings.scheduler:  # each with the noise schedule of the saved one
         case "ddim":
@@ -267,15 +270,6 @@ def _refuse_repeated_tensors(folder: Path, family: Family) -> None:
             refuse_repeated_keys(path)
         except ValueError as error:
             raise AimfairError(f"{path}: not a usable {family.pipeline}: {error}") from error
-
-
-def _refuse_broken_weights(folder: Path, pipeline: Pipeline) -> None:
-    """NaN loads without a word and gives black images."""
-    for part, module in pipeline.components.items():
-        if isinstance(module, torch.nn.Module):
-            for name, weights in module.state_dict().items():
-                if not weights.isfinite().all():
-                    raise AimfairError(f"{folder / part}: {name} holds NaN or infinite weights; fetch or copy it again")
 
 
 def _join(parts: Sequence[Samples]) -> Samples:
