@@ -212,7 +212,7 @@ def test_files_that_cannot_be_read(tmp_path):
         ("prompts.template", "{target} {protected} {contexts} {target}", "--prompts.template: found"),
         ("prompts.template", "{target} {protected} {contexts} {", "--prompts.template: "),
         ("model.pretrained", "org/name", "model.config: model.pretrained is given too"),
-        ("model.config", "{}", "model: give model.pretrained or model.config"),
+        ("model.config", "{}", "model: give model.pretrained, model.factory or model.config"),
         ("model.config", "{depths: [1]}", "--model.config: model_type is missing"),
         ("model.std", "1,1,0", "--model.std: found [1.0, 1.0, 0.0], expected numbers above 0"),
         ("train.augment.crop_scale", "1,0.5", "--train.augment.crop_scale: found [1.0, 0.5]"),

@@ -1,7 +1,7 @@
 """Labelled images, as every stage takes them."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
@@ -16,12 +16,14 @@ class ImageSet:
         target: int64 [N], the class to be predicted, y.
         protected: int64 [N], the protected attribute, a. Training never reads it.
         ids: N texts that say where each image comes from; equal for two images of one original.
+        attributes: name -> int64 [N], further attributes by which the images are told apart in the evaluation.
     """
 
     images: npt.NDArray[np.uint8]
     target: npt.NDArray[np.int64]
     protected: npt.NDArray[np.int64]
     ids: tuple[str, ...]
+    attributes: Mapping[str, npt.NDArray[np.int64]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         n = len(self.images)
@@ -31,6 +33,9 @@ class ImageSet:
             raise ValueError(
                 f"{n} images, {len(self.target)} targets, {len(self.protected)} protected, {len(self.ids)} ids"
             )
+        for name, values in self.attributes.items():
+            if values.shape != (n,):
+                raise ValueError(f"{n} images, attribute {name!r} is {values.shape}, expected one value for each")
 
     def __len__(self) -> int:
         return len(self.images)
@@ -39,7 +44,11 @@ class ImageSet:
         """The images at ``indices``, in that order."""
         chosen = np.asarray(indices, dtype=np.int64)
         return ImageSet(
-            self.images[chosen], self.target[chosen], self.protected[chosen], tuple(self.ids[i] for i in chosen)
+            self.images[chosen],
+            self.target[chosen],
+            self.protected[chosen],
+            tuple(self.ids[i] for i in chosen),
+            {name: values[chosen] for name, values in self.attributes.items()},
         )
 
     def group_counts(self, targets: int, protected: int) -> npt.NDArray[np.int64]:
@@ -58,6 +67,7 @@ class Splits:
         validation: with the same bias (or natural); chooses checkpoints.
         test: balanced or natural; read once, by evaluate.
         target_names, protected_names: names of the Y classes and of the A values, in the order of their numbers.
+        attribute_names: for each attribute of the images the names of its values.
     """
 
     train: ImageSet
@@ -65,3 +75,4 @@ class Splits:
     test: ImageSet
     target_names: tuple[str, ...]
     protected_names: tuple[str, ...]
+    attribute_names: Mapping[str, tuple[str, ...]] = field(default_factory=dict)

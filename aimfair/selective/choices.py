@@ -2,8 +2,8 @@
 
 from typing import Literal
 
-Rule = Literal["top_k", "intersection", "ratio", "budget", "random", "all", "head_only"]
-Criterion = Literal["difference", "relative_difference", "norm_ratio", "fisher", "magnitude"]
+Rule = Literal["top_k", "intersection", "ratio", "budget", "random", "all", "head_only", "blocks"]
+Criterion = Literal["difference", "relative_difference", "norm_ratio", "cosine", "fisher", "magnitude"]
 Granularity = Literal["element", "row", "tensor"]
 """``row``: one index along dimension 0 of a tensor with two or more dimensions (an output channel or feature); an
 element of a tensor with fewer. ``tensor``: a named tensor as a whole."""
@@ -16,5 +16,6 @@ SIZES: dict[Rule, list[set[str]]] = {
     "random": [{"density"}, {"k"}],
     "all": [set()],
     "head_only": [set(), {"head"}],
+    "blocks": [{"blocks"}],
 }
 """The ways to say how much each rule selects."""

@@ -1,0 +1,80 @@
+"""Settings of the real images."""
+
+from typing import Literal, Self
+
+from pydantic import Field, model_validator
+
+from aimfair.config.node import Folder, Problem, Settings
+
+
+class DataSettings(Settings):
+    """The real images."""
+
+    kind: Literal["digits", "table", "imagefolder", "celeba", "utkface"] = Field(
+        "digits", description="layout of the data set"
+    )
+    root: Folder | None = Field(None, description="folder of the data set; digits needs none")
+    table: str = Field("labels.csv", description="table: the file of labels in root, .csv, .tsv, .jsonl or .parquet")
+    file_column: str = Field("file", description="table: the column of paths")
+    split_column: str | None = Field(
+        "split",
+        description="table: the column of train, val and test; null: there is none, the rows are split by chance",
+    )
+    target: str = Field(
+        "at_least_five",
+        description="what is predicted: digits: at_least_five or digit; table: a column; celeba: an attribute;"
+        " utkface: gender",
+    )
+    protected: str = Field(
+        "ink", description="protected attribute: digits: ink; table: a column; celeba: an attribute; utkface: white"
+    )
+    intersect_with: list[str] = Field(
+        [], description="further attributes; every combination of them with protected then is a protected value"
+    )
+    audit: list[str] = Field(
+        [], description="further attributes by which evaluate forms groups; nothing else reads them"
+    )
+    image_size: int = Field(32, ge=8, le=2048, description="pixels along each side, as the model sees them")
+    bias: float = Field(
+        1 / 9, gt=0, le=1, description="size of a minority group over that of a majority group in biased sets"
+    )
+    majority: list[int] = Field(
+        [1, 0], description="for each target class, the number of the protected value that dominates it in biased sets"
+    )
+    train_images: int | None = Field(
+        None,
+        ge=1,
+        description="biased training images; null: all that the bias allows, of a table all its rows",
+    )
+    validation_share: float = Field(
+        0.15, gt=0, lt=0.5, description="of each group, where the data set has no splits of its own"
+    )
+    test_share: float = Field(0.15, gt=0, lt=0.5, description="the same")
+    fit: Literal["crop", "stretch"] = Field(
+        "crop", description="how images become squares: by their middle, or stretched as AIM-Fair does"
+    )
+    seed: int = Field(0, ge=0, description="of the splits and of the choice of biased images")
+    max_pixels: int = Field(50_000_000, ge=1, description="larger images are refused before they are decoded")
+    max_bad_share: float = Field(
+        0.01, ge=0, le=1, description="share of unreadable images or rows above which the data set is refused"
+    )
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.kind != "digits":
+            if self.root is None:
+                raise Problem(("root",), f"missing; {self.kind} needs the folder of the data set")
+        else:
+            if self.target not in ("at_least_five", "digit"):
+                raise Problem(("target",), f"found {self.target!r}, expected 'at_least_five' or 'digit' for digits")
+            if self.protected != "ink":
+                raise Problem(("protected",), f"found {self.protected!r}, expected 'ink' for digits")
+        if self.kind == "utkface" and (self.target, self.protected) != ("gender", "white"):
+            raise Problem((), "utkface has target 'gender' and protected 'white'")
+        return self
+
+    def group_shape(self) -> tuple[int, int] | None:
+        """(Y target classes, A protected values); None where only the table itself can tell."""
+        if self.kind in ("table", "imagefolder"):
+            return None
+        return (10 if self.kind == "digits" and self.target == "digit" else 2), 2

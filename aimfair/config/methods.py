@@ -1,0 +1,78 @@
+"""Settings of a method."""
+
+from typing import Literal, Self
+
+from pydantic import Field, model_validator
+
+from aimfair.config.node import Problem, Settings
+from aimfair.selective.choices import SIZES, Criterion, Granularity, Rule
+
+_SELECTION = {
+    "rule", "criterion", "domain_criterion", "granularity", "density", "k", "bias", "domain", "source", "head",
+    "blocks", "freeze",
+}  # fmt: skip
+
+
+class MethodSettings(Settings):
+    """What one method trains, and on what; of ``tune``, how it chooses the weights, in the words of
+    aimfair.Sensitivity.select."""
+
+    kind: Literal[
+        "tune", "erm", "synthetic_only", "real_and_synthetic", "balanced_resampling", "group_dro", "jtt", "dfr"
+    ] = Field(
+        "tune",
+        description="tune: selected weights of the biased model, on balanced synthetic images; the others are baselines"
+        " from the literature, see docs",
+    )
+    rule: Rule = Field("intersection", description="how scores become a selection")
+    criterion: Criterion = Field("difference", description="bias score")
+    domain_criterion: Criterion | None = Field(None, description="domain score; null: as criterion, where that works")
+    granularity: Granularity = Field("element", description="what is selected as one")
+    density: float | None = Field(None, gt=0, le=1, description="share that is selected")
+    k: int | None = Field(None, ge=1, description="number that is selected")
+    bias: float | int | None = Field(
+        None, gt=0, description="intersection: top share (1.0 is all) or number (1 is one) by bias score"
+    )
+    domain: float | int | None = Field(
+        None, gt=0, description="intersection: bottom share (1.0 is all) or number (1 is one) by domain score"
+    )
+    source: Literal["real_biased", "synthetic_biased", "synthetic_fair"] | None = Field(
+        None, description="fisher and magnitude: whose gradients; null: synthetic_fair"
+    )
+    head: str | None = Field(None, description="head_only: name of the module; null: the last one with parameters")
+    blocks: list[str] | None = Field(None, min_length=1, description="rule blocks: names of the modules that are tuned")
+    freeze: list[str] = Field([], description="names of modules of which nothing is selected, whatever the rule says")
+    lr: float | None = Field(None, gt=0, description="instead of finetune.lr, or of train.lr where a model is trained")
+    epochs: int | None = Field(None, ge=1, description="instead of finetune.epochs, or of train.epochs")
+    weight_decay: float | None = Field(None, ge=0, description="instead of finetune's, or of train's")
+    batchnorm: Literal["freeze", "adapt"] | None = Field(None, description="instead of finetune.batchnorm")
+    step_size: float = Field(0.01, gt=0, description="group_dro: of the weights of the groups (eta)")
+    adjustment: float = Field(0.0, ge=0, description="group_dro: C of the adjustment C / sqrt(images of the group)")
+    first_epochs: int = Field(1, ge=1, description="jtt: epochs of the model whose errors are weighted up")
+    upweight: int = Field(20, ge=1, description="jtt: how often an image that it got wrong comes in an epoch")
+    balanced_from: Literal["real", "synthetic"] = Field(
+        "real", description="dfr: balanced images for the last layer: of the validation set by group, or synthetic"
+    )
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.kind != "tune":
+            if chosen := sorted(self.model_fields_set & _SELECTION):
+                raise Problem((chosen[0],), f"kind {self.kind!r} selects no weights; leave it out")
+            return self
+        given = {
+            name for name in ("density", "k", "bias", "domain", "head", "blocks") if getattr(self, name) is not None
+        }
+        if given not in SIZES[self.rule]:
+            ways = " or ".join(" and ".join(sorted(way)) or "no size" for way in SIZES[self.rule])
+            raise Problem((), f"rule {self.rule!r} takes {ways}, found {' and '.join(sorted(given)) or 'none'}")
+        for name in ("bias", "domain"):
+            share = getattr(self, name)
+            if isinstance(share, float) and share > 1:
+                raise Problem((name,), f"found {share}, expected a share up to 1.0, or a whole number")
+        one_source = self.criterion in ("fisher", "magnitude")
+        if self.source is not None and not one_source:
+            raise Problem(("source",), f"criterion {self.criterion!r} compares two sources and takes none")
+        if self.domain_criterion in ("fisher", "magnitude"):
+            raise Problem(("domain_criterion",), f"found {self.domain_criterion!r}, expected one that compares sources")
+        return self

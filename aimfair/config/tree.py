@@ -1,0 +1,84 @@
+"""The whole tree."""
+
+import re
+from typing import Self
+
+from pydantic import Field, model_validator
+
+from aimfair.config.data import DataSettings
+from aimfair.config.evaluate import EvaluateSettings
+from aimfair.config.generate import GenerateSettings
+from aimfair.config.methods import MethodSettings
+from aimfair.config.model import ModelSettings
+from aimfair.config.node import Problem, Settings
+from aimfair.config.prompts import PromptSettings
+from aimfair.config.training import FinetuneSettings, OptimizerSettings, SensitivitySettings
+
+BIASED = "biased"
+"""The name, beside those of methods, of the model that no method has touched."""
+
+_FILE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
+_DEVICE = re.compile(r"auto|cpu|cuda(:[0-9]+)?")
+
+
+class Config(Settings):
+    """The whole tree."""
+
+    title: str = Field("aimfair run", description="heading of the report")
+    seeds: list[int] = Field([100, 200, 300], min_length=1, description="one baseline and one of each method for each")
+    device: str = Field("auto", description="auto, cpu, cuda or cuda:N; auto: cuda where there is one")
+    threads: int | None = Field(None, ge=1, description="CPU threads; null: torch's own choice")
+    checkpoint_seconds: float = Field(30.0, ge=0, description="between checkpoints of a training")
+    data: DataSettings = DataSettings()
+    prompts: PromptSettings
+    generate: GenerateSettings = GenerateSettings()
+    model: ModelSettings
+    train: OptimizerSettings = OptimizerSettings()
+    sensitivity: SensitivitySettings = SensitivitySettings()
+    finetune: FinetuneSettings = FinetuneSettings()
+    methods: dict[str, MethodSettings] = Field(description="name -> how it selects; the biased model is always there")
+    default_method: str = Field(description="the method of the report's headline")
+    evaluate: EvaluateSettings = EvaluateSettings()
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if len(set(self.seeds)) < len(self.seeds) or min(self.seeds) < 0:
+            raise Problem(("seeds",), f"found {self.seeds}, expected different numbers, none below 0")
+        if not _DEVICE.fullmatch(self.device):
+            raise Problem(("device",), f"found {self.device!r}, expected auto, cpu, cuda or cuda:N")
+        if not (self.model.pretrained or self.model.factory or self.model.config):
+            raise Problem(("model",), "give model.pretrained, model.factory or model.config")
+        self._check_groups()
+        for name in self.methods:
+            if name == BIASED or not _FILE_NAME.fullmatch(name):
+                raise Problem(
+                    ("methods", name),
+                    f"expected a name of letters, digits, - and _, at most 64, and not {BIASED!r}",
+                )
+        if self.default_method not in self.methods:
+            raise Problem(
+                ("default_method",),
+                f"found {self.default_method!r}, expected one of methods: {', '.join(self.methods) or 'none'}",
+            )
+        return self
+
+    def _check_groups(self) -> None:
+        targets, protected = len(self.prompts.targets), len(self.prompts.protected)
+        shape = self.data.group_shape()
+        if shape is not None and targets != shape[0]:
+            raise Problem(
+                ("prompts", "targets"), f"found {targets} lists of words, expected {shape[0]}, one for each class"
+            )
+        if shape is not None and protected != shape[1]:
+            raise Problem(
+                ("prompts", "protected"), f"found {protected} lists of words, expected {shape[1]}, one for each value"
+            )
+        if len(self.data.majority) != targets:
+            raise Problem(
+                ("data", "majority"),
+                f"found {len(self.data.majority)} numbers, expected {targets}, one for each of prompts.targets",
+            )
+        if not all(0 <= value < protected for value in self.data.majority):
+            raise Problem(
+                ("data", "majority"), f"found {self.data.majority}, expected numbers from 0 to {protected - 1}"
+            )
