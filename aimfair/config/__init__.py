@@ -3,7 +3,7 @@
 ``aimfair.config_file`` reads it from YAML and command-line flags. A key is named by its path, such as ``train.lr``.
 """
 
-from aimfair.config.data import DataSettings
+from aimfair.config.data import TABLES, UTKFACE, DataSettings
 from aimfair.config.evaluate import EvaluateSettings
 from aimfair.config.generate import FilterSettings, GenerateSettings, TensorRtSettings
 from aimfair.config.methods import MethodSettings
@@ -15,6 +15,8 @@ from aimfair.config.tree import BIASED, Config
 
 __all__ = [
     "BIASED",
+    "TABLES",
+    "UTKFACE",
     "AugmentSettings",
     "Config",
     "DataSettings",

@@ -1,10 +1,23 @@
 """Settings of the real images."""
 
+import math
+from pathlib import PurePosixPath
 from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
 from aimfair.config.node import Folder, Problem, Settings
+
+UTKFACE = {
+    "gender": ("male", "female"),
+    "white": ("not white", "white"),
+    "race": ("white", "black", "Asian", "Indian", "other"),
+    "age": ("under 20", "20 to 39", "40 to 59", "60 and over"),
+}
+"""Attributes that the file names of UTKFace give, and the names of their values."""
+
+TABLES = (".csv", ".tsv", ".jsonl", ".parquet")
+"""Suffixes of tables of labels."""
 
 
 class DataSettings(Settings):
@@ -22,12 +35,10 @@ class DataSettings(Settings):
     )
     target: str = Field(
         "at_least_five",
-        description="what is predicted: digits: at_least_five or digit; table: a column; celeba: an attribute;"
-        " utkface: gender",
+        description="what is predicted: digits: at_least_five or digit; table: a column; imagefolder: label, the"
+        " folder's name, or a column; celeba: an attribute; utkface: gender, white, race or age",
     )
-    protected: str = Field(
-        "ink", description="protected attribute: digits: ink; table: a column; celeba: an attribute; utkface: white"
-    )
+    protected: str = Field("ink", description="protected attribute: digits: ink; others: as target")
     intersect_with: list[str] = Field(
         [], description="further attributes; every combination of them with protected then is a protected value"
     )
@@ -61,20 +72,62 @@ class DataSettings(Settings):
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        if self.kind != "digits":
-            if self.root is None:
-                raise Problem(("root",), f"missing; {self.kind} needs the folder of the data set")
-        else:
-            if self.target not in ("at_least_five", "digit"):
-                raise Problem(("target",), f"found {self.target!r}, expected 'at_least_five' or 'digit' for digits")
-            if self.protected != "ink":
-                raise Problem(("protected",), f"found {self.protected!r}, expected 'ink' for digits")
-        if self.kind == "utkface" and (self.target, self.protected) != ("gender", "white"):
-            raise Problem((), "utkface has target 'gender' and protected 'white'")
+        if self.kind != "digits" and self.root is None:
+            raise Problem(("root",), f"missing; {self.kind} needs the folder of the data set")
+        self._check_roles()
+        if self.kind == "table":
+            self._check_table()
+        elif self.kind == "digits":
+            self._check_digits()
+        elif self.kind == "utkface":
+            for name, key in self.roles().items():
+                if name not in UTKFACE:
+                    expected = ", ".join(UTKFACE)
+                    raise Problem(
+                        (key.removeprefix("data."),), f"found {name!r}, expected one of {expected} for utkface"
+                    )
         return self
+
+    def _check_roles(self) -> None:
+        seen: dict[str, str] = {}
+        for key, name in self._roles():
+            if name in seen:
+                raise Problem((key,), f"found {name!r}, which is data.{seen[name]}, expected another attribute")
+            seen[name] = key
+
+    def _check_table(self) -> None:
+        path = PurePosixPath(self.table)
+        if path.suffix not in TABLES or path.is_absolute() or ".." in path.parts:
+            raise Problem(
+                ("table",), f"found {self.table!r}, expected a file in data.root that ends in {', '.join(TABLES)}"
+            )
+
+    def _check_digits(self) -> None:
+        if self.target not in ("at_least_five", "digit"):
+            raise Problem(("target",), f"found {self.target!r}, expected 'at_least_five' or 'digit' for digits")
+        if self.protected != "ink":
+            raise Problem(("protected",), f"found {self.protected!r}, expected 'ink' for digits")
+        for key, names in (("intersect_with", self.intersect_with), ("audit", self.audit)):
+            if names:
+                raise Problem((key,), f"found {names[0]!r}; digits have no attribute but their ink, leave it out")
+
+    def _roles(self) -> list[tuple[str, str]]:
+        return [
+            ("target", self.target),
+            ("protected", self.protected),
+            *(("intersect_with", name) for name in self.intersect_with),
+            *(("audit", name) for name in self.audit),
+        ]
+
+    def roles(self) -> dict[str, str]:
+        """Every attribute that is named here -> the key that names it, such as "data.audit"; the target first."""
+        return {name: f"data.{key}" for key, name in self._roles()}
 
     def group_shape(self) -> tuple[int, int] | None:
         """(Y target classes, A protected values); None where only the table itself can tell."""
         if self.kind in ("table", "imagefolder"):
             return None
-        return (10 if self.kind == "digits" and self.target == "digit" else 2), 2
+        if self.kind == "digits":
+            return (10 if self.target == "digit" else 2), 2
+        sizes = [2 if self.kind == "celeba" else len(UTKFACE[name]) for name in self.roles()]
+        return sizes[0], math.prod(sizes[1 : 2 + len(self.intersect_with)])

@@ -13,6 +13,8 @@ from aimfair.seeds import generator
 
 Indices = npt.NDArray[np.int64]
 
+_SHOWN = 5
+
 
 def check_majority(majority: Sequence[int], targets: int, protected_values: int) -> None:
     """Refuses a ``data.majority`` that does not name one of A protected values for each of Y target classes.
@@ -72,7 +74,8 @@ def biased_indices(
     total: int | None,
     seed: int | None,
     *,
-    protected_values: int | None = None,
+    names: tuple[Sequence[str], Sequence[str]] | None = None,
+    what: str = "biased set",
 ) -> Indices:
     """A biased subset of images.
 
@@ -81,34 +84,57 @@ def biased_indices(
         majority, bias: as in :func:`group_sizes`.
         total: images in the subset; None: as many as the groups allow.
         seed: draws the images of each group; None: the first of each group, in the order given.
-        protected_values: A; None: one more than the largest value in ``protected``.
+        names: of the Y classes and of the A values; None: they have none, and A is one more than the largest value in
+            ``protected``.
+        what: name of the set, for errors.
 
     Returns:
         int64 [total], ascending.
 
     Raises:
-        AimfairError: a group has too few images.
+        AimfairError: groups have too few images.
         ConfigError: ``majority`` does not fit the labels.
     """
-    values = protected_values or int(protected.max(initial=0)) + 1
+    values = int(protected.max(initial=0)) + 1 if names is None else len(names[1])
     check_majority(majority, max(int(target.max(initial=0)) + 1, len(majority)), values)
     available = np.zeros((len(majority), values), dtype=np.int64)
     np.add.at(available, (target, protected), 1)
     most = largest_total(majority, available, bias)
-    total = most if total is None else total
-    wanted = group_sizes(majority, values, bias, total)
+    # Without images of a group the largest set has none at all: then each group needs one, at least.
+    wanted = group_sizes(majority, values, bias, most if total is None else total)
+    least = np.maximum(wanted, 1) if total is None else wanted
+    if (available < least).any():
+        raise AimfairError(_lack(available, least, most, bias, total, names, what))
     chosen = []
     for (y, a), size in np.ndenumerate(wanted):
         members = np.flatnonzero((target == y) & (protected == a))
-        if size > len(members) or (total == 0 and len(members) == 0):
-            raise AimfairError(
-                f"group (y={y}, a={a}) has {len(members)} images, a biased set of {total} with bias {bias:.3g} needs"
-                f" {max(size, 1)}; {most} images are possible (data.train_images, data.bias, data.majority)"
-            )
         if seed is not None:
             members = generator(seed, "biased subset", y, a).permutation(members)
         chosen.append(members[:size])
     return np.sort(np.concatenate(chosen))
+
+
+def _lack(
+    available: Indices,
+    least: Indices,
+    most: int,
+    bias: float,
+    total: int | None,
+    names: tuple[Sequence[str], Sequence[str]] | None,
+    what: str,
+) -> str:
+    """What to say of groups, [Y, A], that have fewer images than the least they need."""
+    lacking = []
+    for y, a in np.argwhere(available < least):
+        name = "" if names is None else f", {names[0][y]!r} by {names[1][a]!r},"
+        lacking.append(f"group (y={y}, a={a}){name} has {available[y, a]} images and needs {least[y, a]}")
+    more = f"; and {len(lacking) - _SHOWN} more groups" if len(lacking) > _SHOWN else ""
+    size = "" if total is None else f" of {total}"
+    if most:
+        advice = f"{most} images are possible (data.train_images, data.bias, data.majority)"
+    else:
+        advice = "a group without images makes it impossible: protected values must be fewer, or the images more"
+    return f"{what}{size} with bias {bias:.3g}: {'; '.join(lacking[:_SHOWN])}{more}; {advice}"
 
 
 def _shares(majority: Sequence[int], protected_values: int, bias: float) -> npt.NDArray[np.float64]:

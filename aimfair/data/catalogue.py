@@ -1,6 +1,7 @@
 """What a data set says of its images, before one of them is opened."""
 
 import difflib
+import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
@@ -9,11 +10,17 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from aimfair.data.labels import Labels
 from aimfair.errors import AimfairError, ConfigError
 from aimfair.run.log import Log
 
 SPLITS = ("train", "val", "test")
 """In this order wherever a number stands for a split."""
+
+SPLIT_NAMES = {"train": 0, "val": 1, "valid": 1, "validation": 1, "dev": 1, "test": 2}
+"""What a user may call the splits -> number in :data:`SPLITS`."""
+
+_IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
 
 _SHOWN = 5
 
@@ -34,8 +41,7 @@ class Catalogue:
         listing: what to edit, in ``root``, to leave an image out.
         files: N paths relative to ``root``, without doublets; sorted within each split.
         split: int64 [N], numbers in :data:`SPLITS`, ascending; None: the data set has no splits of its own.
-        target, protected: int64 [N], y and a.
-        target_names, protected_names: names of the Y classes and of the A values.
+        labels: of the N images.
         rows: rows or names that were read.
         rejected: those of them that are in none of ``files``.
     """
@@ -44,12 +50,29 @@ class Catalogue:
     listing: str
     files: tuple[str, ...]
     split: npt.NDArray[np.int64] | None
-    target: npt.NDArray[np.int64]
-    protected: npt.NDArray[np.int64]
-    target_names: tuple[str, ...]
-    protected_names: tuple[str, ...]
+    labels: Labels
     rows: int
     rejected: tuple[Rejected, ...] = ()
+
+    @property
+    def target(self) -> npt.NDArray[np.int64]:
+        """int64 [N], y."""
+        return self.labels.target.values
+
+    @property
+    def protected(self) -> npt.NDArray[np.int64]:
+        """int64 [N], a."""
+        return self.labels.protected.values
+
+    @property
+    def target_names(self) -> tuple[str, ...]:
+        """Names of the Y classes."""
+        return self.labels.target.names
+
+    @property
+    def protected_names(self) -> tuple[str, ...]:
+        """Names of the A values."""
+        return self.labels.protected.names
 
     def subset(self, indices: npt.NDArray[np.int64]) -> "Catalogue":
         """The images at ``indices``, ascending."""
@@ -57,8 +80,7 @@ class Catalogue:
             self,
             files=tuple(self.files[number] for number in indices),
             split=None if self.split is None else self.split[indices],
-            target=self.target[indices],
-            protected=self.protected[indices],
+            labels=self.labels.subset(indices),
         )
 
 
@@ -72,6 +94,40 @@ def relative_file(text: str) -> str:
     if not path.name or path.is_absolute() or ".." in path.parts or "\0" in text:
         raise ValueError(f"found file {text!r}, expected a path inside the data set's folder")
     return str(path)
+
+
+def image_files(root: Path) -> list[str]:
+    """Paths relative to ``root``, with "/", of all files in it and its folders that are named as images; sorted.
+
+    Raises:
+        AimfairError: a folder cannot be listed.
+    """
+    return sorted(
+        (Path(folder) / name).relative_to(root).as_posix()
+        for folder, _, names in os.walk(root, onerror=_refuse)
+        for name in names
+        if name.lower().endswith(_IMAGE_SUFFIXES)
+    )
+
+
+def _refuse(error: OSError) -> None:
+    """``os.walk`` would pass over a folder that it may not read."""
+    raise AimfairError(f"{error.filename}: cannot be listed: {error.strerror}") from error
+
+
+def one_spelling(found: Iterable[str], where: str) -> None:
+    """Refuses two names of one split, such as "val" and "dev": nobody can tell which is meant.
+
+    Raises:
+        AimfairError: there are two.
+    """
+    spelled: dict[int, str] = {}
+    for name in sorted(set(found)):
+        first = spelled.setdefault(SPLIT_NAMES[name], name)
+        if first != name:
+            raise AimfairError(
+                f"{where}: found splits {first!r} and {name!r}, expected one {SPLITS[SPLIT_NAMES[name]]!r}"
+            )
 
 
 def leave_out(rejected: Sequence[Rejected], total: int, what: str, max_share: float, log: Log) -> None:

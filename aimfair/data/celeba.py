@@ -1,92 +1,183 @@
-"""CelebA (Liu et al., 2015) as its authors hand it out: ``img_align_celeba/``, ``list_attr_celeba.txt`` and
-``list_eval_partition.txt``.
+"""CelebA (Liu et al., 2015) as its authors hand it out, ``list_attr_celeba.txt`` and ``list_eval_partition.txt``, or
+with the same lists as ``.csv``, as mirrors have them.
 
-The splits are the official ones.
+The images are in ``img_align_celeba/``, or in a folder of that name in it. The splits are the official ones.
 """
 
-from collections.abc import Iterator
+import csv
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 
 from aimfair.config import DataSettings
 from aimfair.data.catalogue import SPLITS, Catalogue, Rejected, unknown_name
+from aimfair.data.labels import Attribute, Labels
 from aimfair.errors import AimfairError
 
 IMAGES = "img_align_celeba"
-ATTRIBUTES = "list_attr_celeba.txt"
-PARTITION = "list_eval_partition.txt"
+ATTRIBUTES = "list_attr_celeba"
+PARTITION = "list_eval_partition"
+
+OFFICIAL_IMAGES = 202_599
+
+_PUBLISHED = {
+    ("Smiling", "Male"): ((5354, 4621), (6893, 3094)),
+    ("Smiling", "Young"): ((2358, 7617), (2490, 7497)),
+    ("Young", "Male"): ((1916, 2932), (10331, 4783)),
+}
+"""(target, protected) -> test images of each group, [Y][A], of the official partition (arXiv 2503.05665)."""
 
 _VALUES = {"-1": 0, "1": 1}
 _PARTITIONS = {str(number): number for number in range(len(SPLITS))}
 
+_Line = tuple[int, list[str]]
+
 
 def read(root: Path, settings: DataSettings) -> Catalogue:
-    """All images that both tables list.
+    """All images that both lists have.
 
-    Attributes are named as in the header ("Smiling", "Male"); class 1 has the attribute. A row that is malformed, or is
-    in one of the two tables only, is rejected.
+    Attributes are named as in the header ("Smiling", "Male"); value 1 has the attribute. A row that is malformed, or is
+    in one of the two lists only, is rejected.
 
     Raises:
-        ConfigError: an attribute does not exist.
-        AimfairError: a table is missing or has another form.
+        ConfigError: an attribute does not exist, or all images have the same value of it.
+        AimfairError: a list or the folder of the images is missing, there twice, or has another form.
     """
-    lines = _lines(root / ATTRIBUTES)
-    _, first = next(lines, (1, []))
-    _, names = next(lines, (2, []))
-    if len(first) != 1 or not first[0].isdecimal():
-        found = " ".join(first)[:40]
-        raise AimfairError(f"{root / ATTRIBUTES}:1: found {found!r}, expected the number of images, alone")
-    for key, name in (("data.target", settings.target), ("data.protected", settings.protected)):
+    attributes, partition = _list(root, ATTRIBUTES), _list(root, PARTITION)
+    names, lines = _header(attributes)
+    for name, key in settings.roles().items():
         if name not in names:
-            raise unknown_name(key, name, names, f"the header of {root / ATTRIBUTES}")
-    places = [names.index(settings.target), names.index(settings.protected)]
+            raise unknown_name(key, name, names, f"the header of {attributes}")
+    places = [names.index(name) for name in settings.roles()]
 
     rejected: list[Rejected] = []
-    labels: dict[str, tuple[int, int]] = {}
+    labels: dict[str, tuple[int, ...]] = {}
     for line, (file, *values) in lines:
+        place = f"{attributes.name}:{line}"
         if len(values) != len(names) or not all(values[place] in _VALUES for place in places):
-            rejected.append(Rejected(f"{ATTRIBUTES}:{line}", f"expected a file and {len(names)} values of -1 or 1"))
+            rejected.append(Rejected(place, f"expected a file and {len(names)} values of -1 or 1"))
         elif Path(file).name != file or file in labels:
-            rejected.append(Rejected(f"{ATTRIBUTES}:{line}", f"{file!r} is no name of a file, or is there twice"))
+            rejected.append(Rejected(place, f"{file!r} is no name of a file, or is there twice"))
         else:
-            labels[file] = (_VALUES[values[places[0]]], _VALUES[values[places[1]]])
+            labels[file] = tuple(_VALUES[values[place]] for place in places)
 
     splits: dict[str, int] = {}
-    for line, cells in _lines(root / PARTITION):
+    for line, cells in _partition(partition):
         if len(cells) != 2 or cells[1] not in _PARTITIONS or cells[0] in splits:
-            rejected.append(Rejected(f"{PARTITION}:{line}", "expected a file, once, and 0, 1 or 2"))
+            rejected.append(Rejected(f"{partition.name}:{line}", "expected a file, once, and 0, 1 or 2"))
         else:
             splits[cells[0]] = _PARTITIONS[cells[1]]
-    rejected += [Rejected(file, f"not in {PARTITION}") for file in sorted(labels.keys() - splits.keys())]
-    rejected += [Rejected(file, f"not in {ATTRIBUTES}") for file in sorted(splits.keys() - labels.keys())]
+    rejected += [Rejected(file, f"not in {partition.name}") for file in sorted(labels.keys() - splits.keys())]
+    rejected += [Rejected(file, f"not in {attributes.name}") for file in sorted(splits.keys() - labels.keys())]
 
-    rows = sorted((splits[file], file, *labels[file]) for file in labels.keys() & splits.keys())
-    split, target, protected = (np.array([row[column] for row in rows], dtype=np.int64) for column in (0, 2, 3))
+    rows = sorted((splits[file], file) for file in labels.keys() & splits.keys())
+    if not rows:
+        raise AimfairError(f"{attributes}: found no image that {partition.name} has, too, expected {OFFICIAL_IMAGES:,}")
+    values_of = np.array([labels[file] for _, file in rows], dtype=np.int64).T
+    known = {
+        name: Attribute(values, (f"not {name}", name)) for name, values in zip(settings.roles(), values_of, strict=True)
+    }
+    folder = _images(root, rows[0][1])
     return Catalogue(
         root=root,
-        listing=PARTITION,
-        files=tuple(f"{IMAGES}/{row[1]}" for row in rows),
-        split=split,
-        target=target,
-        protected=protected,
-        target_names=_names(settings.target),
-        protected_names=_names(settings.protected),
+        listing=partition.name,
+        files=tuple(f"{folder}/{file}" for _, file in rows),
+        split=np.array([split for split, _ in rows], dtype=np.int64),
+        labels=Labels.of(settings, known),
         rows=len(rows) + len(rejected),
         rejected=tuple(rejected),
     )
 
 
-def _names(attribute: str) -> tuple[str, str]:
-    return f"not {attribute}", attribute
+def published_counts(target: str, protected: str) -> list[list[int]] | None:
+    """[Y][A]: test images of each group of the official list, where the paper of the method (arXiv 2503.05665) gives
+    them; else None."""
+    counts = _PUBLISHED.get((target, protected))
+    return None if counts is None else [list(row) for row in counts]
 
 
-def _lines(path: Path) -> Iterator[tuple[int, list[str]]]:
+def differs_from_published(catalogue: Catalogue, settings: DataSettings) -> str | None:
+    """What is wrong with a list of the official length whose test images are not the published ones; None if nothing
+    is, or nothing is known."""
+    published = published_counts(settings.target, settings.protected)
+    if published is None or settings.intersect_with or catalogue.rows != OFFICIAL_IMAGES or catalogue.split is None:
+        return None
+    test = catalogue.split == SPLITS.index("test")
+    found = np.zeros((2, 2), dtype=np.int64)
+    np.add.at(found, (catalogue.target[test], catalogue.protected[test]), 1)
+    if found.tolist() == published:
+        return None
+    return (
+        f"{catalogue.root / catalogue.listing}: test images of the groups of {settings.target} by {settings.protected}:"
+        f" found {found.tolist()}, expected {published} as published; the lists are not the official ones"
+    )
+
+
+def _list(root: Path, name: str) -> Path:
+    """The list of that name, in whichever form is there."""
+    there = [path for suffix in (".txt", ".csv") if (path := root / f"{name}{suffix}").is_file()]
+    if not there:
+        raise AimfairError(f"{root}: found neither {name}.txt nor {name}.csv; is data.root CelebA's folder?")
+    if len(there) > 1:
+        raise AimfairError(f"{root}: found {name}.txt and {name}.csv, expected one of them; which is the right one?")
+    return there[0]
+
+
+def _images(root: Path, first: str) -> str:
+    """The folder of the images, relative to ``root``; mirrors have it packed in another of the same name."""
+    outer, inner = root / IMAGES, root / IMAGES / IMAGES
+    if not outer.is_dir():
+        raise AimfairError(f"{outer}: found no such folder, expected CelebA's images there")
+    if not inner.is_dir():
+        return IMAGES
+    if (outer / first).exists():
+        raise AimfairError(f"{outer}: found images in it and in {inner}, expected them in one of the two")
+    return f"{IMAGES}/{IMAGES}"
+
+
+def _header(path: Path) -> tuple[list[str], Iterator[_Line]]:
+    """The names of the attributes, and the other lines."""
+    if path.suffix == ".csv":
+        lines = _csv_lines(path, "image_id")
+        return next(lines)[1][1:], lines
+    lines = _txt_lines(path)
+    _, first = next(lines, (1, []))
+    _, names = next(lines, (2, []))
+    if len(first) != 1 or not first[0].isdecimal():
+        found = " ".join(first)[:40]
+        raise AimfairError(f"{path}:1: found {found!r}, expected the number of images, alone")
+    return names, lines
+
+
+def _partition(path: Path) -> Iterator[_Line]:
+    if path.suffix == ".txt":
+        return _txt_lines(path)
+    lines = _csv_lines(path, "image_id,partition")
+    next(lines)
+    return lines
+
+
+def _txt_lines(path: Path) -> Iterator[_Line]:
     """The words of each line that has any, with its number."""
+    return _lines(path, lambda text: text.split())
+
+
+def _csv_lines(path: Path, begins: str) -> Iterator[_Line]:
+    """The cells of each line that is not blank, with its number; the header, which must begin so, first."""
+    lines = _lines(path, lambda text: [cell.strip() for cell in next(csv.reader([text.strip()]), [])])
+    line, header = next(lines, (1, []))
+    if header[: len(begins.split(","))] != begins.split(","):
+        raise AimfairError(f"{path}:{line}: found {','.join(header)[:40]!r}, expected a header that begins {begins!r}")
+    yield line, header
+    yield from lines
+
+
+def _lines(path: Path, parts: Callable[[str], list[str]]) -> Iterator[_Line]:
     try:
-        with path.open(encoding="utf-8") as file:
+        with path.open(encoding="utf-8-sig") as file:
             for line, text in enumerate(file, 1):
-                if words := text.split():
-                    yield line, words
-    except (OSError, UnicodeDecodeError) as error:
-        raise AimfairError(f"{path}: cannot be read: {error}; data.root must hold CelebA's {path.name}") from error
+                if cells := parts(text):
+                    yield line, cells
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise AimfairError(f"{path}: cannot be read: {error}") from error

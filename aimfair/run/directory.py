@@ -97,9 +97,7 @@ class Run:
     def _splits(self) -> "Splits":
         from aimfair.data.load import load_splits
 
-        return load_splits(
-            self.config.data, self.config.data.seed, log=self.log, progress=self.progress, interrupt=self.interrupt
-        )
+        return load_splits(self.config.data, log=self.log, progress=self.progress, interrupt=self.interrupt)
 
     def is_done(self, step: str, inputs: object) -> bool:
         """Whether the step was finished with these inputs, and what it made is still there.

@@ -72,9 +72,13 @@ def test_as_many_as_the_groups_allow() -> None:
 
 def test_a_group_with_too_few_images_is_named() -> None:
     target, protected = np.repeat([0, 0, 1, 1], 10), np.tile(np.repeat([0, 1], 10), 2)
-    with pytest.raises(AimfairError, match=r"\(y=0, a=1\) has 10 images.* of 40 .* needs 16; 25 images are possible"):
+    with pytest.raises(
+        AimfairError,
+        match=r"biased set of 40 with bias 0.25: group \(y=0, a=1\) has 10 images and needs 16;"
+        r" group \(y=1, a=0\) has 10 images and needs 16; 25 images are possible",
+    ):
         biased_indices(target, protected, [1, 0], 0.25, 40, 0)
-    with pytest.raises(AimfairError, match=r"\(y=1, a=1\) has 0 images"):
+    with pytest.raises(AimfairError, match=r"\(y=1, a=1\) has 0 images and needs 1; a group without images makes it"):
         biased_indices(target[:30], protected[:30], [1, 0], 0.25, None, 0)
 
 

@@ -54,7 +54,7 @@ def test_the_order_of_rows_has_no_meaning(tmp_path: Path) -> None:
 def test_a_row_that_is_there_twice_is_counted(tmp_path: Path) -> None:
     catalogue = read(tmp_path, GOOD + "d.png,26,test,yes,f\n")
     assert len(catalogue.files) == 4
-    assert [tuple(rejected) for rejected in catalogue.rejected] == [("labels.csv:7", "'d.png' is in line 6, too")]
+    assert [tuple(rejected) for rejected in catalogue.rejected] == [("labels.csv:7", "'d.png' is at labels.csv:6, too")]
 
 
 @pytest.mark.parametrize(
@@ -62,14 +62,14 @@ def test_a_row_that_is_there_twice_is_counted(tmp_path: Path) -> None:
     [
         (GOOD + "e.png,26,test,yes\n", r"labels.csv:7: found 4 cells, expected 5"),
         (GOOD + "e.png,26,testing,yes,f\n", r"labels.csv:7: found split 'testing', expected one of train, val, test"),
-        (GOOD + "e.png,26,test,,f\n", r"labels.csv:7: the label of 'e.png' is empty"),
+        (GOOD + "e.png,26,test,,f\n", r"labels.csv:7: a label of 'e.png' is '', expected a value"),
         (GOOD + "../e.png,26,test,yes,f\n", r"labels.csv:7: found file '../e.png', expected a path inside"),
         (GOOD + "x/../../e.png,26,test,yes,f\n", r"labels.csv:7: found file 'x/../../e.png', expected a path inside"),
         (GOOD + "/etc/e.png,26,test,yes,f\n", r"labels.csv:7: found file '/etc/e.png', expected a path inside"),
         (GOOD + ",26,test,yes,f\n", r"labels.csv:7: found file '', expected a path inside"),
-        (GOOD + "d.png,26,test,no,f\n", r"labels.csv:7: 'd.png' is in line 6, too, with another label or split"),
+        (GOOD + "d.png,26,test,no,f\n", r"labels.csv:7: 'd.png' is at labels.csv:6, too, with another label or in"),
         (GOOD + "x//../d.png,26,test,no,f\n", r"labels.csv:7: found file"),
-        (GOOD + ".//d.png,26,train,yes,f\n", r"labels.csv:7: 'd.png' is in line 6, too, with another label or split"),
+        (GOOD + ".//d.png,26,train,yes,f\n", r"labels.csv:7: 'd.png' is at labels.csv:6, too, with another label or in"),
         (GOOD.replace("age", "sex"), r"labels.csv: column 'sex' is there 2 times"),
         (GOOD + '"e.png,26,test,yes,f\n', r"labels.csv: cannot be read as a table .* unexpected end of data"),
         (b"file,split,smile,sex\n\xff.png,train,yes,f\n", r"labels.csv: cannot be read as a table .*utf-8"),
@@ -85,7 +85,7 @@ def test_unknown_columns_are_refused_with_the_nearest(tmp_path: Path) -> None:
         ConfigError, match=r"data.target: found 'smiles', which .*labels.csv .*; did you mean 'smile'\?"
     ):
         read(tmp_path, GOOD, target="smiles")
-    with pytest.raises(ConfigError, match=r"labels.csv: found 'split', which .*expected one of file, age, smile"):
+    with pytest.raises(ConfigError, match=r"data.split_column: found 'split', which .*expected one of file, age, smile"):
         read(tmp_path, "file,age,smile,sex\n")
 
 

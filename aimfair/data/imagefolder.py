@@ -1,0 +1,125 @@
+"""Image folders as Hugging Face's ``datasets`` has them: ``metadata.csv``, ``.jsonl`` or ``.parquet`` with a column
+``file_name``, in each split's folder (paths relative to it) or once in the folder above.
+
+    root/train/metadata.csv     file_name,sex,age          root/metadata.csv     file_name,sex,age
+    root/train/cat/1.jpg        cat/1.jpg,f,30 to 40       root/train/cat/1.jpg  train/cat/1.jpg,f,30 to 40
+    root/test/metadata.csv
+    root/test/dog/7.jpg
+
+Splits are folders named train; val, valid, validation or dev; test. Without such folders chance splits the images.
+The attribute ``label`` is the column of that name or, if there is none, the folder that an image is in (cat, dog).
+"""
+
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath
+
+from aimfair.config import DataSettings
+from aimfair.data import entries
+from aimfair.data.catalogue import (
+    SPLIT_NAMES,
+    Catalogue,
+    Rejected,
+    image_files,
+    one_spelling,
+    relative_file,
+    unknown_name,
+)
+from aimfair.data.rows import header, rows
+from aimfair.errors import AimfairError
+
+LABEL = "label"
+FILE_NAME = "file_name"
+
+_METADATA = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
+
+
+def read(root: Path, settings: DataSettings) -> Catalogue:
+    """What the metadata in ``root`` say. Classes are the values of a column, or the folders; sorted.
+
+    Images that they do not list are rejected.
+
+    Raises:
+        ConfigError: there is no such attribute, or it has no two values.
+        AimfairError: metadata are missing, there twice, or cannot be used.
+    """
+    splits = sorted(path.name for path in root.iterdir() if path.is_dir() and path.name in SPLIT_NAMES)
+    one_spelling(splits, str(root))
+    tables = _tables(root, splits, settings)
+    columns = {LABEL in header(table) for table in tables}
+    if len(columns) > 1:
+        raise AimfairError(
+            f"{root}: found a column {LABEL!r} in the metadata of some splits, expected it in all or none"
+        )
+    found = [one for table in tables for one in _entries(root, table, splits, settings)]
+    listed = {one.file for _, one in found}
+    names = " or ".join(sorted({table.name for table in tables}))
+    others = [Rejected(file, f"not in {names}") for file in image_files(root) if file not in listed]
+    listing = tables[0].name if tables[0].parent == root else f"*/{names}"
+    return entries.catalogue(settings, root, listing, found, has_splits=bool(splits), others=others)
+
+
+def _tables(root: Path, splits: list[str], settings: DataSettings) -> list[Path]:
+    """The metadata, once or in each split's folder."""
+    above = _table(root)
+    in_splits = {split: table for split in splits if (table := _table(root / split)) is not None}
+    if above is not None and in_splits:
+        both = next(iter(in_splits.values()))
+        raise AimfairError(f"{root}: found {above} and {both}, expected them once or in the folders of the splits")
+    if above is not None:
+        return [above]
+    if not in_splits:
+        raise AimfairError(
+            f"{root}: found no {', '.join(_METADATA[:-1])} or {_METADATA[-1]}, expected one with a column {FILE_NAME}"
+            f" and one for each of {', '.join(map(repr, settings.roles()))}: folders can give {LABEL!r} only"
+        )
+    for split in splits:
+        if split not in in_splits:
+            raise AimfairError(
+                f"{root / split}: found no metadata, expected them as in {next(iter(in_splits.values()))}"
+            )
+    return list(in_splits.values())
+
+
+def _table(folder: Path) -> Path | None:
+    there = [path for name in _METADATA if (path := folder / name).is_file()]
+    if len(there) > 1:
+        raise AimfairError(f"{folder}: found {there[0].name} and {there[1].name}, expected one of them")
+    return there[0] if there else None
+
+
+def _entries(root: Path, table: Path, splits: list[str], settings: DataSettings) -> Iterator[tuple[str, entries.Entry]]:
+    names = header(table)
+    if not splits and "split" in names:
+        raise AimfairError(
+            f"{table}: found a column 'split', expected folders of the splits; to split by it: data.kind table,"
+            f" data.table {table.name}, data.file_column {FILE_NAME}"
+        )
+    from_folder = LABEL not in names
+    columns = [("data.kind", FILE_NAME)]
+    for name, key in settings.roles().items():
+        if not (name == LABEL and from_folder):
+            if name not in names:
+                known = [name for name in names if name != FILE_NAME] + [LABEL] * from_folder
+                raise unknown_name(key, name, known, f"the header of {table}")
+            columns.append((key, name))
+    within = table.parent.relative_to(root)
+    for number, (file, *values) in rows(table, columns):
+        where = f"{table}:{number}"
+        try:
+            path = PurePosixPath(within.as_posix()) / relative_file(file)
+        except ValueError as error:
+            raise AimfairError(f"{where}: {error}") from error
+        split = 0
+        folders = list(path.parts[:-1])
+        if splits:
+            if not folders or folders[0] not in splits:
+                raise AimfairError(f"{where}: found {file!r}, expected a path in {', '.join(splits)}")
+            split = SPLIT_NAMES[folders.pop(0)]
+        if from_folder and LABEL in settings.roles():
+            if len(folders) != 1:
+                raise AimfairError(
+                    f"{where}: found {file!r}, expected one folder, the {LABEL!r}, between it and that of"
+                    f" {'its split' if splits else 'the data set'}"
+                )
+            values.insert(list(settings.roles()).index(LABEL), folders[0])
+        yield f"{table.relative_to(root)}:{number}", entries.entry(where, split, str(path), values)

@@ -1,0 +1,110 @@
+"""Attributes of images, and the roles that the settings give them."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from aimfair.config import DataSettings
+from aimfair.errors import ConfigError
+
+MAX_VALUES = 100
+"""Values of a protected attribute, at most. A column with more is a number or an id, and its groups would be empty."""
+
+
+@dataclass(frozen=True)
+class Attribute:
+    """One attribute of N images.
+
+    Attributes:
+        values: int64 [N], numbers of names.
+        names: what each number stands for; some may stand for no image.
+    """
+
+    values: npt.NDArray[np.int64]
+    names: tuple[str, ...]
+
+    @classmethod
+    def of_texts(cls, texts: Sequence[str]) -> "Attribute":
+        """The names are the texts that there are, sorted; as numbers if all are whole."""
+        names = _sorted(set(texts))
+        numbers = {name: number for number, name in enumerate(names)}
+        return cls(np.array([numbers[text] for text in texts], dtype=np.int64), names)
+
+    def subset(self, indices: npt.NDArray[np.int64]) -> "Attribute":
+        """The images at ``indices``, in that order."""
+        return Attribute(self.values[indices], self.names)
+
+
+def product(attributes: Sequence[Attribute]) -> Attribute:
+    """Every combination of values as one value, the first attribute's major: of (a, b) and (x, y, z) the names are
+    "a, x", "a, y", "a, z", "b, x", "b, y", "b, z", whether or not there are images of each."""
+    first, *others = attributes
+    values, names = first.values, first.names
+    for other in others:
+        values = values * len(other.names) + other.values
+        names = tuple(f"{left}, {right}" for left in names for right in other.names)
+    return Attribute(values, names)
+
+
+@dataclass(frozen=True)
+class Labels:
+    """What a run knows of N images.
+
+    Attributes:
+        target: the class to be predicted, y.
+        protected: the protected attribute, a; with ``data.intersect_with`` the product of it and those.
+        attributes: name -> what evaluate forms further groups by: the single attributes of such a product, then
+            ``data.audit``.
+    """
+
+    target: Attribute
+    protected: Attribute
+    attributes: Mapping[str, Attribute]
+
+    @classmethod
+    def of(cls, settings: DataSettings, known: Mapping[str, Attribute]) -> "Labels":
+        """The roles of the attributes that ``settings`` name, all of which are in ``known``.
+
+        Raises:
+            ConfigError: of one there are fewer than two values among the images, or, other than of the target, more
+                than :data:`MAX_VALUES`.
+        """
+        for name, key in settings.roles().items():
+            _check_values(key, name, known[name])
+        crossed = [settings.protected, *settings.intersect_with]
+        protected = product([known[name] for name in crossed])
+        if len(protected.names) > MAX_VALUES:
+            raise ConfigError(
+                f"data.intersect_with: {len(protected.names)} combinations of values of {', '.join(crossed)}, expected"
+                f" at most {MAX_VALUES}"
+            )
+        further = [*(crossed if settings.intersect_with else []), *settings.audit]
+        return cls(known[settings.target], protected, {name: known[name] for name in further})
+
+    def subset(self, indices: npt.NDArray[np.int64]) -> "Labels":
+        """The images at ``indices``, in that order."""
+        return Labels(
+            self.target.subset(indices),
+            self.protected.subset(indices),
+            {name: attribute.subset(indices) for name, attribute in self.attributes.items()},
+        )
+
+
+def _check_values(key: str, name: str, attribute: Attribute) -> None:
+    present = [attribute.names[number] for number in np.unique(attribute.values)]
+    if len(present) < 2:
+        found = f"{len(present)} values{''.join(f', {value}' for value in present)}"
+        raise ConfigError(f"{key}: {name!r} has {found}, expected two or more")
+    if key != "data.target" and len(present) > MAX_VALUES:
+        raise ConfigError(
+            f"{key}: {name!r} has {len(present):,} values, such as {present[0]!r} and {present[1]!r}, expected at most"
+            f" {MAX_VALUES}: groups need names or bands"
+        )
+
+
+def _sorted(values: Iterable[str]) -> tuple[str, ...]:
+    values = list(values)
+    whole = all(value.isdecimal() and value.isascii() for value in values)
+    return tuple(sorted(values, key=lambda value: (int(value), value) if whole else (0, value)))
