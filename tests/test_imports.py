@@ -52,6 +52,7 @@ def test_selective_tuning_knows_nothing_of_the_rest():
         ("sklearn", {"data/digits.py"}),
         ("jinja2", {"report/page.py"}),
         ("scipy", {"evaluation/intervals.py"}),
+        ("pyarrow", {"data/parquet.py"}),
         ("torchvision", set()),
     ],
 )

@@ -89,6 +89,8 @@ def _table(folder: Path) -> Path | None:
 
 def _entries(root: Path, table: Path, splits: list[str], settings: DataSettings) -> Iterator[tuple[str, entries.Entry]]:
     names = header(table)
+    if FILE_NAME not in names:
+        raise AimfairError(f"{table}: found no column {FILE_NAME!r} in {', '.join(names)[:200]!r}, expected it")
     if not splits and "split" in names:
         raise AimfairError(
             f"{table}: found a column 'split', expected folders of the splits; to split by it: data.kind table,"

@@ -63,13 +63,20 @@ def test_a_row_that_is_there_twice_is_counted(tmp_path: Path) -> None:
         (GOOD + "e.png,26,test,yes\n", r"labels.csv:7: found 4 cells, expected 5"),
         (GOOD + "e.png,26,testing,yes,f\n", r"labels.csv:7: found split 'testing', expected one of train, val, test"),
         (GOOD + "e.png,26,test,,f\n", r"labels.csv:7: a label of 'e.png' is '', expected a value"),
+        (GOOD + "e.png,26,test,NaN,f\n", r"labels.csv:7: a label of 'e.png' is 'NaN', expected a value"),
+        (GOOD + 'e.png,26,test,"y\nes",f\n', r"labels.csv:8: a label of 'e.png' is 'y\\nes', expected printable text"),
+        (GOOD + "e.png,26,dev,yes,f\n", r"labels.csv: found splits 'dev' and 'val', expected one 'val'"),
+        (GOOD.splitlines()[0], r"labels.csv: found no rows, expected one for each image"),
         (GOOD + "../e.png,26,test,yes,f\n", r"labels.csv:7: found file '../e.png', expected a path inside"),
         (GOOD + "x/../../e.png,26,test,yes,f\n", r"labels.csv:7: found file 'x/../../e.png', expected a path inside"),
         (GOOD + "/etc/e.png,26,test,yes,f\n", r"labels.csv:7: found file '/etc/e.png', expected a path inside"),
         (GOOD + ",26,test,yes,f\n", r"labels.csv:7: found file '', expected a path inside"),
         (GOOD + "d.png,26,test,no,f\n", r"labels.csv:7: 'd.png' is at labels.csv:6, too, with another label or in"),
         (GOOD + "x//../d.png,26,test,no,f\n", r"labels.csv:7: found file"),
-        (GOOD + ".//d.png,26,train,yes,f\n", r"labels.csv:7: 'd.png' is at labels.csv:6, too, with another label or in"),
+        (
+            GOOD + ".//d.png,26,train,yes,f\n",
+            r"labels.csv:7: 'd.png' is at labels.csv:6, too, with another label or in",
+        ),
         (GOOD.replace("age", "sex"), r"labels.csv: column 'sex' is there 2 times"),
         (GOOD + '"e.png,26,test,yes,f\n', r"labels.csv: cannot be read as a table .* unexpected end of data"),
         (b"file,split,smile,sex\n\xff.png,train,yes,f\n", r"labels.csv: cannot be read as a table .*utf-8"),
@@ -85,8 +92,40 @@ def test_unknown_columns_are_refused_with_the_nearest(tmp_path: Path) -> None:
         ConfigError, match=r"data.target: found 'smiles', which .*labels.csv .*; did you mean 'smile'\?"
     ):
         read(tmp_path, GOOD, target="smiles")
-    with pytest.raises(ConfigError, match=r"data.split_column: found 'split', which .*expected one of file, age, smile"):
+    with pytest.raises(
+        ConfigError, match=r"data.split_column: found 'split', which .*expected one of file, age, smile"
+    ):
         read(tmp_path, "file,age,smile,sex\n")
+
+
+@pytest.mark.parametrize("name", ["val", "valid", "validation", "dev"])
+def test_names_of_the_validation_split(tmp_path: Path, name: str) -> None:
+    catalogue = read(tmp_path, GOOD.replace(",val,", f",{name},"))
+    assert catalogue.split is not None
+    assert catalogue.split.tolist() == [0, 0, 1, 2]
+
+
+def test_columns_and_table_of_other_names(tmp_path: Path) -> None:
+    (tmp_path / "lists").mkdir()
+    text = GOOD.replace("file", "path").replace("split", "fold").replace(",", "\t")
+    (tmp_path / "lists" / "faces.tsv").write_text(text)
+    settings = DataSettings(
+        kind="table",
+        root=tmp_path,
+        table="lists/faces.tsv",
+        file_column="path",
+        split_column="fold",
+        target="smile",
+        protected="sex",
+        audit=["age"],
+    )
+    catalogue = table.read(tmp_path, settings)
+    assert catalogue.files == ("b.png", "sub/a.png", "c.png", "d.png")  # in root, not beside the table
+    assert catalogue.labels.attributes["age"].names == ("25", "30", "41")
+    assert catalogue.split is not None
+    without = table.read(tmp_path, settings.model_copy(update={"split_column": None}))
+    assert without.split is None
+    assert without.files == ("b.png", "c.png", "d.png", "sub/a.png")
 
 
 def test_a_missing_table_is_refused(tmp_path: Path) -> None:

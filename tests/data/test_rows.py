@@ -1,0 +1,149 @@
+"""The four kinds of tables say the same, and what cannot be a label is refused with its row."""
+
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow
+import pyarrow.parquet
+import pytest
+
+from aimfair.config import TABLES
+from aimfair.data.rows import header, rows
+from aimfair.errors import AimfairError, ConfigError
+
+COLUMNS = [("data.file_column", "file"), ("data.target", "sick"), ("data.audit", "site")]
+
+
+def write(path: Path, columns: dict[str, Sequence[Any]]) -> Path:
+    """A table in the form of the suffix."""
+    if path.suffix == ".parquet":
+        pyarrow.parquet.write_table(pyarrow.table(columns), path)
+    elif path.suffix == ".jsonl":
+        lines = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
+        path.write_text("\n".join(json.dumps(line, ensure_ascii=False) for line in lines))
+    else:
+        between = "," if path.suffix == ".csv" else "\t"
+        lines = [columns, *zip(*columns.values(), strict=True)]
+        path.write_text("\n".join(between.join(map(str, line)) for line in lines))
+    return path
+
+
+@pytest.mark.parametrize("suffix", TABLES)
+def test_every_kind_says_the_same(tmp_path: Path, suffix: str) -> None:
+    columns = {"age": [30, 41], "site": ["Köln", " B "], "file": ["a.png", "x/b.png"], "sick": [1, 0]}
+    path = write(tmp_path / f"labels{suffix}", columns)
+    assert header(path) == list(columns)
+    first = 1 if suffix in (".jsonl", ".parquet") else 2
+    assert list(rows(path, COLUMNS)) == [(first, ["a.png", "1", "Köln"]), (first + 1, ["x/b.png", "0", "B"])]
+    with pytest.raises(ConfigError, match=r"data.audit: found 'sight', which the header of .* did you mean 'site'\?"):
+        list(rows(path, [*COLUMNS[:2], ("data.audit", "sight")]))
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".parquet"])
+@pytest.mark.parametrize(
+    ("values", "texts"),
+    [
+        ([True, False], ["true", "false"]),
+        ([1.0, 2.5], ["1", "2.5"]),
+        ([-3, 2**53 + 1], ["-3", "9007199254740993"]),
+        ([1e22, 0.1], ["10000000000000000000000", "0.1"]),
+    ],
+    ids=str,
+)
+def test_values_that_are_no_text(tmp_path: Path, suffix: str, values: list[object], texts: list[str]) -> None:
+    path = write(tmp_path / f"labels{suffix}", {"file": ["a", "b"], "sick": values, "site": ["A", "B"]})
+    assert [cells[1] for _, cells in rows(path, COLUMNS)] == texts
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".parquet"])
+@pytest.mark.parametrize(
+    ("value", "found"),
+    [
+        (None, "null"),
+        (float("nan"), "nan"),
+        (float("-inf"), "-inf"),
+        ([1, 2], "list"),
+        ({"x": 1}, "dict"),
+    ],
+    ids=str,
+)
+def test_values_that_are_no_labels_are_refused_with_their_row(
+    tmp_path: Path, suffix: str, value: object, found: str
+) -> None:
+    good: object = {"list": [0], "dict": {"x": 0}}.get(found, 1.0)
+    columns: dict[str, Sequence[Any]] = {"file": ["a", "b"], "sick": [good, value], "site": ["A", "B"]}
+    path = write(tmp_path / f"labels{suffix}", columns)
+    row = 1 if found in ("list", "dict") else 2
+    with pytest.raises(
+        AimfairError, match=rf"labels{suffix}:{row}: column 'sick' is {found}, expected text or a number"
+    ):
+        list(rows(path, COLUMNS))
+    assert len(list(rows(path, [COLUMNS[0], COLUMNS[2]]))) == 2  # a column that nobody names may hold anything
+
+
+def test_parquet_as_pandas_and_polars_write_it(tmp_path: Path) -> None:
+    """Dictionaries of texts, large texts, small integers, more than one group of rows."""
+    path = tmp_path / "labels.parquet"
+    table = pyarrow.table(
+        {
+            "file": pyarrow.array([f"{n}.png" for n in range(9)], pyarrow.large_string()),
+            "sick": pyarrow.array(["yes", "no", "no"] * 3).dictionary_encode(),
+            "site": pyarrow.array(np.arange(9) % 3, pyarrow.uint8()),
+        }
+    )
+    pyarrow.parquet.write_table(table, path, row_group_size=2)
+    found = list(rows(path, COLUMNS))
+    assert [number for number, _ in found] == list(range(1, 10))
+    assert [cells for _, cells in found[:3]] == [["0.png", "yes", "0"], ["1.png", "no", "1"], ["2.png", "no", "2"]]
+
+
+def test_a_column_twice_in_parquet(tmp_path: Path) -> None:
+    path = tmp_path / "labels.parquet"
+    table = pyarrow.table([["a"], ["x"], ["y"], ["A"]], names=["file", "sick", "sick", "site"])
+    pyarrow.parquet.write_table(table, path)
+    with pytest.raises(AimfairError, match=r"labels.parquet: column 'sick' is there 2 times, expected once"):
+        list(rows(path, COLUMNS))
+
+
+def test_bad_parquet_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "labels.parquet"
+    with pytest.raises(AimfairError, match=r"labels.parquet: cannot be read as Parquet: .*No such file"):
+        header(path)
+    path.write_bytes(b"file,sick\n")
+    with pytest.raises(AimfairError, match=r"labels.parquet: cannot be read as Parquet: \S"):
+        header(path)
+    write(path, {"file": ["a"] * 5000, "sick": list(range(5000)), "site": ["A"] * 5000})
+    whole = path.read_bytes()
+    path.write_bytes(whole[:100] + bytes(3000) + whole[3100:])
+    with pytest.raises(AimfairError, match=r"labels.parquet: cannot be read as Parquet after row \d+: \S"):
+        list(rows(path, COLUMNS))
+
+
+def test_without_pyarrow_the_error_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    with pytest.raises(AimfairError, match=r"labels.parquet: .* pyarrow, which is missing: pip install pyarrow"):
+        header(tmp_path / "labels.parquet")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('{"file": "a", "sick": 1}\n', r"data.audit: found 'site', which the header of"),
+        ('{"file": "a", "sick": 1, "site": 2}\n\n{"file": "b", "sick": 1}\n', r"jsonl:3: found no 'site', expected it"),
+        ('{"file": "a", "sick": 1, "sick": 2, "site": 2}\n', r"jsonl:1: cannot be read as JSON: a key is there twice"),
+        ("[1, 2]\n", r"jsonl:1: found list, expected an object"),
+        ('{"file": "a", "sick": 1, "site": 2}\n{"file": "b"', r"jsonl:2: cannot be read as JSON: "),
+        ("[" * 100_000, r"jsonl:1: cannot be read as JSON: "),
+        ("", r"data.file_column: found 'file', which the header of"),
+        ("\udcff", r"labels.jsonl: cannot be read as a table of jsonl: .*utf-8"),
+    ],
+)
+def test_bad_jsonl_is_refused(tmp_path: Path, text: str, message: str) -> None:
+    path = tmp_path / "labels.jsonl"
+    path.write_text(text, encoding="utf-8", errors="surrogateescape")
+    with pytest.raises(AimfairError, match=message):
+        list(rows(path, COLUMNS))
