@@ -45,11 +45,7 @@ def read(root: Path, settings: DataSettings) -> Catalogue:
     splits = sorted(path.name for path in root.iterdir() if path.is_dir() and path.name in SPLIT_NAMES)
     one_spelling(splits, str(root))
     tables = _tables(root, splits, settings)
-    columns = {LABEL in header(table) for table in tables}
-    if len(columns) > 1:
-        raise AimfairError(
-            f"{root}: found a column {LABEL!r} in the metadata of some splits, expected it in all or none"
-        )
+    _check_labels(root, tables, settings)
     found = [one for table in tables for one in _entries(root, table, splits, settings)]
     listed = {one.file for _, one in found}
     names = " or ".join(sorted({table.name for table in tables}))
@@ -87,28 +83,23 @@ def _table(folder: Path) -> Path | None:
     return there[0] if there else None
 
 
-def _entries(root: Path, table: Path, splits: list[str], settings: DataSettings) -> Iterator[tuple[str, entries.Entry]]:
-    names = header(table)
-    if FILE_NAME not in names:
-        raise AimfairError(f"{table}: found no column {FILE_NAME!r} in {', '.join(names)[:200]!r}, expected it")
-    if not splits and "split" in names:
+def _check_labels(root: Path, tables: list[Path], settings: DataSettings) -> None:
+    """Of one split the labels must not be those of a column, of another the names of folders."""
+    if LABEL in settings.roles() and len({LABEL in header(table) for table in tables}) > 1:
         raise AimfairError(
-            f"{table}: found a column 'split', expected folders of the splits; to split by it: data.kind table,"
-            f" data.table {table.name}, data.file_column {FILE_NAME}"
+            f"{root}: found a column {LABEL!r} in the metadata of some splits, expected it in all or none"
         )
-    from_folder = LABEL not in names
-    columns = [("data.kind", FILE_NAME)]
-    for name, key in settings.roles().items():
-        if not (name == LABEL and from_folder):
-            if name not in names:
-                known = [name for name in names if name != FILE_NAME] + [LABEL] * from_folder
-                raise unknown_name(key, name, known, f"the header of {table}")
-            columns.append((key, name))
-    within = table.parent.relative_to(root)
+
+
+def _entries(root: Path, table: Path, splits: list[str], settings: DataSettings) -> Iterator[tuple[str, entries.Entry]]:
+    columns = _columns(table, settings, has_splits=bool(splits))
+    roles = list(settings.roles())
+    from_folder = LABEL in roles and LABEL not in [name for _, name in columns]
+    within = PurePosixPath(table.parent.relative_to(root).as_posix())
     for number, (file, *values) in rows(table, columns):
         where = f"{table}:{number}"
         try:
-            path = PurePosixPath(within.as_posix()) / relative_file(file)
+            path = within / relative_file(file)
         except ValueError as error:
             raise AimfairError(f"{where}: {error}") from error
         split = 0
@@ -117,11 +108,27 @@ def _entries(root: Path, table: Path, splits: list[str], settings: DataSettings)
             if not folders or folders[0] not in splits:
                 raise AimfairError(f"{where}: found {file!r}, expected a path in {', '.join(splits)}")
             split = SPLIT_NAMES[folders.pop(0)]
-        if from_folder and LABEL in settings.roles():
+        if from_folder:
             if len(folders) != 1:
+                above = "its split" if splits else "the data set"
                 raise AimfairError(
-                    f"{where}: found {file!r}, expected one folder, the {LABEL!r}, between it and that of"
-                    f" {'its split' if splits else 'the data set'}"
+                    f"{where}: found {file!r}, expected one folder, the {LABEL!r}, between it and that of {above}"
                 )
-            values.insert(list(settings.roles()).index(LABEL), folders[0])
+            values.insert(roles.index(LABEL), folders[0])
         yield f"{table.relative_to(root)}:{number}", entries.entry(where, split, str(path), values)
+
+
+def _columns(table: Path, settings: DataSettings, *, has_splits: bool) -> list[tuple[str, str]]:
+    """The setting and the name of each column to read: the file's, and the attributes' but for a label of folders."""
+    names = header(table)
+    if FILE_NAME not in names:
+        raise AimfairError(f"{table}: found no column {FILE_NAME!r} in {', '.join(names)[:200]!r}, expected it")
+    if not has_splits and "split" in names:
+        raise AimfairError(
+            f"{table}: found a column 'split', expected folders of the splits; to split by it: data.kind table,"
+            f" data.table {table.name}, data.file_column {FILE_NAME}"
+        )
+    for name, key in settings.roles().items():
+        if name not in (*names, LABEL):
+            raise unknown_name(key, name, [LABEL, *(one for one in names if one not in (FILE_NAME, LABEL))], str(table))
+    return [("data.kind", FILE_NAME), *((key, name) for name, key in settings.roles().items() if name in names)]

@@ -82,7 +82,10 @@ def read_catalogue(settings: DataSettings) -> Catalogue:
     """
     if settings.root is None or not settings.root.is_dir():
         raise ConfigError(f"data.root: found {settings.root}, which is no folder, expected that of {settings.kind}")
-    catalogue = _READERS[settings.kind](settings.root, settings)
+    try:
+        catalogue = _READERS[settings.kind](settings.root, settings)
+    except OSError as error:  # of a folder that may not be looked into
+        raise AimfairError(f"{settings.root}: cannot be read: {error}") from error
     check_majority(settings.majority, len(catalogue.target_names), len(catalogue.protected_names))
     return catalogue
 

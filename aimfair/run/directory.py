@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Self
 
 from aimfair import config_file
 from aimfair.config import Config
-from aimfair.errors import AimfairError
+from aimfair.errors import AimfairError, ConfigError
 from aimfair.files import is_temporary, remove_temporaries, write_text
 from aimfair.run.interrupt import Interrupt
 from aimfair.run.log import Log
@@ -90,14 +90,30 @@ class Run:
     # -- what stages ask ---------------------------------------------------------------------------------------------
 
     def splits(self) -> "Splits":
-        """The real images, loaded at the first call."""
+        """The real images, loaded at the first call.
+
+        Raises:
+            AimfairError: the data set cannot be used.
+            ConfigError: its groups are not those of the prompts.
+        """
         return self._splits
 
     @cached_property
     def _splits(self) -> "Splits":
         from aimfair.data.load import load_splits
 
-        return load_splits(self.config.data, log=self.log, progress=self.progress, interrupt=self.interrupt)
+        splits = load_splits(self.config.data, log=self.log, progress=self.progress, interrupt=self.interrupt)
+        # Of kinds whose groups the settings themselves tell, config has seen to it; of a table only its rows tell.
+        for key, words, names in (
+            ("targets", self.config.prompts.targets, splits.target_names),
+            ("protected", self.config.prompts.protected, splits.protected_names),
+        ):
+            if len(words) != len(names):
+                raise ConfigError(
+                    f"prompts.{key}: found {len(words)} lists of words, expected {len(names)}, one for each of"
+                    f" {', '.join(map(repr, names))}"
+                )
+        return splits
 
     def is_done(self, step: str, inputs: object) -> bool:
         """Whether the step was finished with these inputs, and what it made is still there.

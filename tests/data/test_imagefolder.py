@@ -169,7 +169,7 @@ def replace(name: str, old: str, new: str) -> Callable[[Path], None]:
         ({}, lambda root: (root / "train/metadata.jsonl").touch(), {}, r"train: found metadata.csv and metadata.jsonl"),
         ({}, lambda root: (root / "val").mkdir(), {}, r"found splits 'val' and 'validation', expected one 'val'"),
         ({}, lambda root: None, {"protected": "six"}, r"data.protected: found 'six', .*; did you mean 'sex'\?"),
-        ({}, lambda root: None, {"protected": "colour"}, r"expected one of sex, site, label"),
+        ({}, lambda root: None, {"protected": "colour"}, r"expected one of label, sex, site"),
         (
             {},
             replace("train/metadata.csv", "file_name", "file"),
@@ -178,7 +178,7 @@ def replace(name: str, old: str, new: str) -> Callable[[Path], None]:
         ),
         (
             {},
-            replace("train/metadata.csv", "sex", "label"),
+            replace("train/metadata.csv", "site", "label"),
             {},
             r"found a column 'label' in the metadata of some splits",
         ),

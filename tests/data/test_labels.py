@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
+from aimfair import config_file
 from aimfair.config import DataSettings
 from aimfair.data.labels import MAX_VALUES, Attribute, Labels, product
 from aimfair.errors import ConfigError
@@ -174,3 +175,10 @@ def test_roles_without_sense_are_refused(changes: dict[str, object], message: st
 )
 def test_the_shape_of_groups_is_known_beforehand(changes: dict[str, object], shape: tuple[int, int] | None) -> None:
     assert settings(**changes).group_shape() == shape
+
+
+def test_the_prompts_need_words_for_each_combination() -> None:
+    celeba = Path(config_file.__file__).parent / "configs" / "celeba-smiling-male.yaml"
+    assert config_file.load(celeba, {"data.audit": "Young,Bald"}).data.audit == ["Young", "Bald"]
+    with pytest.raises(ConfigError, match=r"prompts.protected: found 2 lists of words, expected 4, one for each value"):
+        config_file.load(celeba, {"data.intersect_with": "Young"})

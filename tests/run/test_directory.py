@@ -7,11 +7,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from aimfair import config_file
-from aimfair.config import Config
-from aimfair.errors import AimfairError
+from aimfair.config import Config, DataSettings
+from aimfair.errors import AimfairError, ConfigError
 from aimfair.files import write_text
 from aimfair.run.directory import Run
 
@@ -33,6 +35,23 @@ def make(run: Run, step: str, inputs: object, text: str = "made") -> Path:
     write_text(output, text)
     run.finish(step, inputs, [output])
     return output
+
+
+def test_groups_that_the_prompts_do_not_have_are_refused(tmp_path, config, monkeypatch):
+    """Three colours in the table, words for two inks in the prompts."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    lines = ["file,split,digit,ink"]
+    for number in range(30):
+        image = Image.fromarray(np.random.default_rng(number).integers(0, 256, (8, 8, 3), dtype=np.uint8))
+        image.save(tmp_path / f"{number}.png")
+        split = ("train", "train", "train", "val", "test")[number // 6]
+        lines.append(f"{number}.png,{split},{number % 2},{('blue', 'green', 'red')[number % 3]}")
+    (tmp_path / "labels.csv").write_text("\n".join(lines))
+    data = {"kind": "table", "root": tmp_path, "target": "digit", "protected": "ink"}
+    config = config.model_copy(update={"data": DataSettings.model_validate(data)})
+    message = r"prompts.protected: found 2 lists .* expected 3, .* 'blue', 'green', 'red'"
+    with Run.open(tmp_path / "run", config, quiet=True) as run, pytest.raises(ConfigError, match=message):
+        run.splits()
 
 
 # -- opening -----------------------------------------------------------------------------------------------------------
