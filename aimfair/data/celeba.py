@@ -101,11 +101,13 @@ def differs_from_published(catalogue: Catalogue, settings: DataSettings) -> str 
     """What is wrong with a list of the official length whose test images are not the published ones; None if nothing
     is, or nothing is known."""
     published = published_counts(settings.target, settings.protected)
-    if published is None or settings.intersect_with or catalogue.rows != OFFICIAL_IMAGES or catalogue.split is None:
+    if published is None or catalogue.rows != OFFICIAL_IMAGES or catalogue.split is None:
         return None
+    # Of an intersection the protected attribute itself is among the further ones.
+    protected = catalogue.labels.attributes.get(settings.protected, catalogue.labels.protected)
     test = catalogue.split == SPLITS.index("test")
     found = np.zeros((2, 2), dtype=np.int64)
-    np.add.at(found, (catalogue.target[test], catalogue.protected[test]), 1)
+    np.add.at(found, (catalogue.target[test], protected.values[test]), 1)
     if found.tolist() == published:
         return None
     return (
