@@ -17,8 +17,7 @@ from aimfair.run.log import Log
 SPLITS = ("train", "val", "test")
 """In this order wherever a number stands for a split."""
 
-SPLIT_NAMES = {"train": 0, "val": 1, "valid": 1, "validation": 1, "dev": 1, "test": 2}
-"""What a user may call the splits -> number in :data:`SPLITS`."""
+_SPLIT_NAMES = {"train": 0, "training": 0, "val": 1, "valid": 1, "validation": 1, "dev": 1, "test": 2, "testing": 2}
 
 _IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
 
@@ -88,10 +87,11 @@ def relative_file(text: str) -> str:
     """``text`` as a path inside its data set, in the one spelling that has no "." and no doubled "/".
 
     Raises:
-        ValueError: it is empty, absolute or leads out of the folder.
+        ValueError: it is empty, absolute or leads out of the folder, or no file can be named so.
     """
     path = PurePosixPath(text)
-    if not path.name or path.is_absolute() or ".." in path.parts or "\0" in text:
+    unnameable = any("\ud800" <= character <= "\udfff" for character in text)  # JSON can hold half a character
+    if unnameable or not path.name or path.is_absolute() or ".." in path.parts or "\0" in text:
         raise ValueError(f"found file {text!r}, expected a path inside the data set's folder")
     return str(path)
 
@@ -115,19 +115,27 @@ def _refuse(error: OSError) -> None:
     raise AimfairError(f"{error.filename}: cannot be listed: {error.strerror}") from error
 
 
+def split_number(name: str) -> int | None:
+    """The number in :data:`SPLITS` of what a user may call a split, in capitals or not: train or training; val, valid,
+    validation or dev; test or testing. None: no such name."""
+    return _SPLIT_NAMES.get(name.lower())
+
+
 def one_spelling(found: Iterable[str], where: str) -> None:
-    """Refuses two names of one split, such as "val" and "dev": nobody can tell which is meant.
+    """Refuses two names of one split, such as "val" and "dev": they may not mean the same.
+
+    Args:
+        found: names that :func:`split_number` knows.
 
     Raises:
         AimfairError: there are two.
     """
     spelled: dict[int, str] = {}
     for name in sorted(set(found)):
-        first = spelled.setdefault(SPLIT_NAMES[name], name)
+        split = _SPLIT_NAMES[name.lower()]
+        first = spelled.setdefault(split, name)
         if first != name:
-            raise AimfairError(
-                f"{where}: found splits {first!r} and {name!r}, expected one {SPLITS[SPLIT_NAMES[name]]!r}"
-            )
+            raise AimfairError(f"{where}: found splits {first!r} and {name!r}, expected one {SPLITS[split]!r}")
 
 
 def leave_out(rejected: Sequence[Rejected], total: int, what: str, max_share: float, log: Log) -> None:

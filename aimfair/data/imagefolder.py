@@ -6,7 +6,7 @@
     root/test/metadata.csv
     root/test/dog/7.jpg
 
-Splits are folders named train; val, valid, validation or dev; test. Without such folders chance splits the images.
+Splits are folders whose names :func:`aimfair.data.catalogue.split_number` knows; without any, chance splits the images.
 The attribute ``label`` is the column of that name or, if there is none, the folder that an image is in (cat, dog).
 """
 
@@ -16,12 +16,12 @@ from pathlib import Path, PurePosixPath
 from aimfair.config import DataSettings
 from aimfair.data import entries
 from aimfair.data.catalogue import (
-    SPLIT_NAMES,
     Catalogue,
     Rejected,
     image_files,
     one_spelling,
     relative_file,
+    split_number,
     unknown_name,
 )
 from aimfair.data.rows import header, rows
@@ -42,7 +42,7 @@ def read(root: Path, settings: DataSettings) -> Catalogue:
         ConfigError: there is no such attribute, or it has no two values.
         AimfairError: metadata are missing, there twice, or cannot be used.
     """
-    splits = sorted(path.name for path in root.iterdir() if path.is_dir() and path.name in SPLIT_NAMES)
+    splits = sorted(path.name for path in root.iterdir() if path.is_dir() and split_number(path.name) is not None)
     one_spelling(splits, str(root))
     tables = _tables(root, splits, settings)
     _check_labels(root, tables, settings)
@@ -105,9 +105,10 @@ def _entries(root: Path, table: Path, splits: list[str], settings: DataSettings)
         split = 0
         folders = list(path.parts[:-1])
         if splits:
-            if not folders or folders[0] not in splits:
+            known = split_number(folders.pop(0)) if folders else None
+            if known is None:
                 raise AimfairError(f"{where}: found {file!r}, expected a path in {', '.join(splits)}")
-            split = SPLIT_NAMES[folders.pop(0)]
+            split = known
         if from_folder:
             if len(folders) != 1:
                 above = "its split" if splits else "the data set"

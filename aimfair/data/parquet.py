@@ -36,7 +36,7 @@ def rows(path: Path, names: Sequence[str]) -> Iterator[tuple[int, tuple[Any, ...
                 for values in zip(*columns, strict=True):
                     number += 1
                     yield number, values
-        except (pyarrow.ArrowException, OSError) as error:
+        except (pyarrow.ArrowException, OSError, ValueError) as error:  # ValueError: text that is not UTF-8
             raise AimfairError(f"{path}: cannot be read as Parquet after row {number}: {_line(error)}") from error
 
 

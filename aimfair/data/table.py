@@ -1,8 +1,8 @@
 """A user's own images: a folder with a table of labels, ``data.table``.
 
 :mod:`aimfair.data.rows` says what tables there are. Columns: ``data.file_column`` (a path inside the folder),
-``data.split_column`` (train; val, valid, validation or dev; test) unless that is null, and one for each attribute that
-the settings name. More columns do no harm.
+``data.split_column`` (names as :func:`aimfair.data.catalogue.split_number` knows them) unless that is null, and one for
+each attribute that the settings name. More columns do no harm.
 """
 
 from collections.abc import Iterator
@@ -10,7 +10,7 @@ from pathlib import Path
 
 from aimfair.config import DataSettings
 from aimfair.data import entries
-from aimfair.data.catalogue import SPLIT_NAMES, SPLITS, Catalogue, one_spelling
+from aimfair.data.catalogue import SPLITS, Catalogue, one_spelling, split_number
 from aimfair.data.rows import rows
 from aimfair.errors import AimfairError
 
@@ -37,9 +37,10 @@ def _entries(root: Path, settings: DataSettings) -> Iterator[tuple[str, entries.
         split = 0
         if settings.split_column is not None:
             name = values.pop()
-            if name not in SPLIT_NAMES:
+            known = split_number(name)
+            if known is None:
                 raise AimfairError(f"{root / place}: found split {name!r}, expected one of {', '.join(SPLITS)}")
             names.add(name)
-            split = SPLIT_NAMES[name]
+            split = known
         yield place, entries.entry(str(root / place), split, file, values)
     one_spelling(names, str(root / settings.table))

@@ -93,6 +93,14 @@ def test_without_folders_of_splits_chance_cuts_each_group(tmp_path: Path) -> Non
     assert ids(load_splits(settings(tmp_path, **changes, seed=1))) != ids(biased)
 
 
+def test_folders_of_splits_by_other_names(tmp_path: Path) -> None:
+    data_set(tmp_path)
+    for split, name in (("train", "Training"), ("validation", "valid"), ("test", "Test")):
+        (tmp_path / split).rename(tmp_path / name)
+    splits = load_splits(settings(tmp_path))
+    assert [len(part) for part in (splits.train, splits.validation, splits.test)] == list(IMAGES.values())
+
+
 def test_a_column_of_that_name_goes_before_the_folder(tmp_path: Path) -> None:
     images = data_set(tmp_path, label=True)
     catalogue = imagefolder.read(tmp_path, settings(tmp_path))

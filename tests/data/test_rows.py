@@ -123,6 +123,15 @@ def test_bad_parquet_is_refused(tmp_path: Path) -> None:
         list(rows(path, COLUMNS))
 
 
+def test_text_in_parquet_that_is_not_utf_8_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "labels.parquet"
+    letters = pyarrow.array([b"a", b"\xff"], pyarrow.binary())
+    text = pyarrow.Array.from_buffers(pyarrow.string(), 2, letters.buffers())
+    pyarrow.parquet.write_table(pyarrow.table({"file": ["a", "b"], "sick": text, "site": ["A", "B"]}), path)
+    with pytest.raises(AimfairError, match=r"labels.parquet: cannot be read as Parquet after row 0: .*utf-8"):
+        list(rows(path, COLUMNS))
+
+
 def test_without_pyarrow_the_error_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     with pytest.raises(AimfairError, match=r"labels.parquet: .* pyarrow, which is missing: pip install pyarrow"):

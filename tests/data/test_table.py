@@ -61,7 +61,7 @@ def test_a_row_that_is_there_twice_is_counted(tmp_path: Path) -> None:
     ("text", "message"),
     [
         (GOOD + "e.png,26,test,yes\n", r"labels.csv:7: found 4 cells, expected 5"),
-        (GOOD + "e.png,26,testing,yes,f\n", r"labels.csv:7: found split 'testing', expected one of train, val, test"),
+        (GOOD + "e.png,26,holdout,yes,f\n", r"labels.csv:7: found split 'holdout', expected one of train, val, test"),
         (GOOD + "e.png,26,test,,f\n", r"labels.csv:7: a label of 'e.png' is '', expected a value"),
         (GOOD + "e.png,26,test,NaN,f\n", r"labels.csv:7: a label of 'e.png' is 'NaN', expected a value"),
         (GOOD + 'e.png,26,test,"y\nes",f\n', r"labels.csv:8: a label of 'e.png' is 'y\\nes', expected printable text"),
@@ -98,11 +98,21 @@ def test_unknown_columns_are_refused_with_the_nearest(tmp_path: Path) -> None:
         read(tmp_path, "file,age,smile,sex\n")
 
 
-@pytest.mark.parametrize("name", ["val", "valid", "validation", "dev"])
-def test_names_of_the_validation_split(tmp_path: Path, name: str) -> None:
-    catalogue = read(tmp_path, GOOD.replace(",val,", f",{name},"))
+@pytest.mark.parametrize("name", ["val", "valid", "validation", "dev", "Val", "DEV"])
+def test_names_of_splits(tmp_path: Path, name: str) -> None:
+    text = GOOD.replace(",val,", f",{name},").replace(",train,", ",Training,").replace(",test,", ",testing,")
+    catalogue = read(tmp_path, text)
     assert catalogue.split is not None
     assert catalogue.split.tolist() == [0, 0, 1, 2]
+
+
+def test_a_file_that_cannot_be_named_is_refused(tmp_path: Path) -> None:
+    """Half of a pair of surrogates, which JSON may hold, but no path."""
+    row = '{"file": "\\ud800.png", "split": "train", "smile": 1, "sex": 0}'
+    (tmp_path / "labels.jsonl").write_text(row)
+    settings = DataSettings(kind="table", root=tmp_path, table="labels.jsonl", target="smile", protected="sex")
+    with pytest.raises(AimfairError, match=r"labels.jsonl:1: found file '\\ud800.png', expected a path inside"):
+        table.read(tmp_path, settings)
 
 
 def test_columns_and_table_of_other_names(tmp_path: Path) -> None:
