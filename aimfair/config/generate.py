@@ -71,8 +71,8 @@ class GenerateSettings(Settings):
     )
     folder: Folder | None = Field(
         None,
-        description="images made elsewhere, which are copied instead of generating any: folders named <y>_<a>, or a"
-        " manifest of aimfair",
+        description="images made elsewhere, which are copied instead of generating any: folders named <y>_<a>, the"
+        " numbers of class and protected value, or the synthetic/ of another run",
     )
     engine: Literal["auto", "eager", "compile", "onnxruntime", "tensorrt", "tensorrt-rtx"] = Field(
         "auto",
@@ -107,6 +107,8 @@ class GenerateSettings(Settings):
 
     @model_validator(mode="after")
     def _check(self) -> Self:
+        if self.folder is not None and self.filters != FilterSettings():
+            raise Problem(("filters",), "images of generate.folder are not filtered; leave one of the two out")
         start, stop = self.guidance_interval
         if not 0 <= start < stop <= 1:
             raise Problem(("guidance_interval",), f"found [{start}, {stop}], expected 0 <= first < last <= 1")

@@ -72,7 +72,7 @@ def read_rgb(path: Path, max_pixels: int) -> Image.Image:
         if path.stat().st_size > 8 * max_pixels + 2**20:  # bytes of the largest image that may be decoded, uncompressed
             raise ImageError(path, f"{path.stat().st_size:,} bytes, too many for {max_pixels:,} pixels")
         with path.open("rb") as file:
-            image = _open(path, file)
+            image = open_image(path, file)
             if image.width * image.height > max_pixels:
                 raise ImageError(
                     path, f"{image.width} x {image.height} pixels, more than {max_pixels:,} (data.max_pixels)"
@@ -116,11 +116,15 @@ def content_digest(image: Image.Image) -> str:
     return digest.hexdigest()
 
 
-def _open(path: Path, file: IO[bytes]) -> ImageFile:
-    """The image in ``file``, with only its header read.
+def open_image(path: Path, file: IO[bytes]) -> ImageFile:
+    """The image in ``file``, with only its header read; its ``format`` is JPEG, PNG or WEBP.
 
     The three readers are called by their own names: ``Image.open`` knows many more formats than can be trusted, and
     warns or refuses by a limit of pixels that belongs to the whole process.
+
+    Raises:
+        ImageError: the content is of no such format.
+        Exception: the header is damaged; Pillow raises of any kind.
     """
     header = file.read(_HEADER_BYTES)
     file.seek(0)

@@ -15,7 +15,8 @@ from aimfair.run.progress import Progress
 
 MANIFEST = "manifest.jsonl"
 
-_MAX_PIXELS = 2048**2  # the largest data.image_size, at which they are saved
+MAX_PIXELS = 2**26
+"""Of a file: images that were made elsewhere are kept in the size they came in."""
 
 
 def load(
@@ -43,7 +44,7 @@ def load(
         raise AimfairError(f"{manifest}: the {which} set has no images; run: aimfair generate")
     files = [row["file"] for row in rows]
     decoded = decode_files(
-        folder, files, size, _MAX_PIXELS, folder=folder / "decoded", progress=progress, interrupt=interrupt
+        folder, files, size, MAX_PIXELS, folder=folder / "decoded", progress=progress, interrupt=interrupt
     )
     if decoded.rejected:
         name, reason = decoded.rejected[0]

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from aimfair.data.decode import ImageError, content_digest, read_rgb
+from aimfair.data.synthetic import MAX_PIXELS
 from aimfair.errors import AimfairError
 from aimfair.files import is_temporary, write_json
 from aimfair.generation.manifest import DIGITS
@@ -16,7 +17,6 @@ IMAGES = "images"
 JOB = "job.json"
 
 _THREADS = 4  # that decode files
-_MAX_PIXELS = 2**24  # of a file of ours
 
 
 def recipe_of(folder: Path) -> dict[str, Any]:
@@ -86,7 +86,7 @@ def whole(folder: Path, files: Sequence[tuple[tuple[int, int], str]]) -> set[tup
 
     def is_whole(file: str) -> bool:
         try:
-            return content_digest(read_rgb(folder / file, _MAX_PIXELS))[:DIGITS] == Path(file).stem[-DIGITS:]
+            return content_digest(read_rgb(folder / file, MAX_PIXELS))[:DIGITS] == Path(file).stem[-DIGITS:]
         except ImageError:
             return False
 

@@ -20,6 +20,10 @@ DIGITS = 12
 """Of the digest of an image's pixels, in the name of its file."""
 
 Format = Literal["png", "webp"]
+"""Of images that are made here."""
+
+Suffix = Literal["png", "webp", "jpg"]
+"""Of any: an image that was made elsewhere is kept as it came."""
 
 
 class Outcome(Line):
@@ -48,14 +52,15 @@ class ImageRecord(PlannedImage):
     """An image that was kept.
 
     Attributes:
-        seed: of the noise that it was made from: :func:`seed_of_attempt`.
+        seed: of the noise that it was made from: :func:`seed_of_attempt`. Of an image that was made elsewhere it is 0,
+            and text and prompt are empty, unless a manifest came with it.
         file: relative to the folder of the manifest; its name is the image's number and the digest of its pixels.
         attempt: how many images were rejected before this one.
         rejected: why each was.
         hash: as in :class:`Outcome`.
     """
 
-    file: Annotated[str, Field(pattern=rf"^images/[0-9]{{6,}}-[0-9a-f]{{{DIGITS}}}\.(png|webp)$")]
+    file: Annotated[str, Field(pattern=rf"^images/[0-9]{{6,}}-[0-9a-f]{{{DIGITS}}}\.(png|webp|jpg)$")]
     attempt: int
     rejected: list[str]
     hash: Annotated[str, Field(pattern=r"^[0-9a-f]{16}$")] | None = None
@@ -149,9 +154,9 @@ class Shards:
         return sorted(self.folder.glob("[0-9]*.jsonl"))
 
 
-def file_name(image: int, digest: str, image_format: Format = "png") -> str:
+def file_name(image: int, digest: str, suffix: Suffix = "png") -> str:
     """No text of a prompt becomes part of a path."""
-    return f"images/{image:06d}-{digest[:DIGITS]}.{image_format}"
+    return f"images/{image:06d}-{digest[:DIGITS]}.{suffix}"
 
 
 def seed_of_attempt(planned: PlannedImage, attempt: int) -> int:

@@ -12,7 +12,7 @@ from aimfair.generation.job import Job, Speed
 
 
 class GroupSummary(BaseModel):
-    """Images of the group (y, a): ``made`` = ``kept`` + the sum of ``rejected``, by reason."""
+    """Images of the group (y, a): ``made``, or found, = ``kept`` + the sum of ``rejected``, by reason."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -29,12 +29,14 @@ class GenerationSummary(BaseModel):
     Attributes:
         groups: in the order of (y, a).
         speed: of the last call that made images; after a stop it tells of what came then. None: nobody knows.
+        folder: where images that were made elsewhere were copied from; None: they were made here.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     groups: list[GroupSummary]
     speed: Speed | None
+    folder: str | None = None
 
     @classmethod
     def of(cls, job: Job) -> Self:

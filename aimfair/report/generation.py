@@ -1,4 +1,4 @@
-"""How the synthetic images were made: a row for each group, and how fast it went."""
+"""How the synthetic images were made, or where they were copied from: a row for each group, and how fast it went."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -24,6 +24,7 @@ def describe(summary: GenerationSummary | None) -> dict[str, Any]:
     groups = summary.groups if summary else []
     reasons = sorted({reason for group in groups for reason in group.rejected})
     return {
+        "folder": summary.folder if summary else None,
         "made": sum(group.made for group in groups),
         "kept": sum(group.kept for group in groups),
         "reasons": reasons,

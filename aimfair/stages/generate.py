@@ -1,4 +1,4 @@
-"""The synthetic images: a balanced set and a biased one."""
+"""The synthetic images: a balanced set and a biased one, made here or copied from where others made them."""
 
 import json
 import os
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 _NOT_IN_THE_IMAGES = {
     "model", "engine", "tensorrt", "filters", "image_format", "allow_download", "batch_size", "max_rejections",
+    "folder",
 }  # fmt: skip
 """Settings that may change while a job goes on, and some for which other things stand: the model's fingerprint, the
 engine's versions, the facts of the filters. The size of a batch changes no pixel by more than one grey level."""
@@ -39,7 +40,13 @@ _EAGER = {"name": "eager"}
 def run(run: Run) -> None:
     """The stage; of several processes, in that of rank 0."""
     with Ranks.join(run.interrupt) as ranks:
+        if run.config.generate.folder is not None:
+            ranks.gather(json.dumps(None))  # one process copies; the others have nothing to do
+            _copy(run, run.config.generate.folder)
+            return
         made = recipe_of(run.synthetic)
+        if "folder" in made:  # they were copied, by no engine; the job refuses or replaces them
+            made = {}
         config, why = _choose_engine(run, made)
         settings, data = config.generate, config.data
         folder = model_folder(settings.model, settings.allow_download)
@@ -105,6 +112,36 @@ def follow(path: Path, interrupt: Interrupt) -> None:
         job = _open(config, path / settled["prompts"], path / settled["to"], {}, ranks, overwrite=False)
         models = _Models(config, folder, job, ranks, NOWHERE, interrupt)
         job.run(models.sampler, models.filters, interrupt=interrupt)
+
+
+def _copy(run: Run, folder: Path) -> None:
+    """The stage for images that were made elsewhere."""
+    from aimfair.generation import imported
+
+    settings, data = run.config.generate, run.config.data
+    groups = len(data.majority), len(run.config.prompts.protected)
+    here, there = run.synthetic.resolve(), folder.resolve()
+    if here == there or here in there.parents or there in here.parents:
+        raise ConfigError(f"generate.folder: found {folder}, which is or holds that of this run, {run.synthetic}")
+    made = recipe_of(run.synthetic)
+    source = imported.find(folder, groups) if folder.is_dir() else None
+    # What is copied needs its source no more: without it, the list of its files is that of the copy.
+    files = source.digest if source is not None else made.get("files") if made.get("folder") == str(folder) else None
+    missing = ConfigError(f"generate.folder: found {folder}, which is no folder, expected one with images")
+    if files is None:
+        raise missing
+    recipe = imported.recipe(folder, files, settings, data, groups[1])
+    if run.is_done("generate", recipe):
+        return
+    if source is None:
+        raise missing
+    images = imported.Import(
+        source, run.synthetic, settings, data, groups[1], log=run.log, progress=run.progress, interrupt=run.interrupt
+    )
+    images.run(recipe, overwrite=run.overwrite)
+    images.summary.save(run.generation)
+    run.log("images", copied=len(images.chosen), folder=str(folder))
+    run.finish("generate", recipe, images.outputs)
 
 
 class _Models:

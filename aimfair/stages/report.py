@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
-from PIL import Image
 
 import aimfair
 from aimfair.config import BIASED
+from aimfair.data.decode import read_rgb
+from aimfair.data.synthetic import MAX_PIXELS
 from aimfair.evaluation.results import Results
 from aimfair.files import write_text
 from aimfair.generation.diversity import Diversity, measure
@@ -88,8 +89,7 @@ def _synthetic(folder: Path) -> tuple[int, dict[tuple[int, int], list[Synthetic]
 
 
 def _picture(path: Path) -> samples.Picture:
-    with Image.open(path) as image:
-        return np.asarray(image.convert("RGB"))
+    return np.asarray(read_rgb(path, MAX_PIXELS))
 
 
 def _diversity(run: Run) -> Diversity | None:
