@@ -48,6 +48,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return _show_config(options, overrides)
         if options.verb == "engine":
             return _engine(options, overrides)
+        if options.verb == "scan":
+            return _scan(options, overrides)
         return _stages(options, overrides)
     except (Exception, KeyboardInterrupt) as error:
         if options.debug:
@@ -143,6 +145,12 @@ def _engine(options: argparse.Namespace, overrides: dict[str, str]) -> int:
     return build_or_check(options.action, _config_and_directory(options, overrides)[0])
 
 
+def _scan(options: argparse.Namespace, overrides: dict[str, str]) -> int:
+    from aimfair.scan_verb import scan_data
+
+    return scan_data(_config_and_directory(options, overrides)[0], options.json, quiet=options.quiet)
+
+
 def _config_and_directory(options: argparse.Namespace, overrides: dict[str, str]) -> "tuple[Config, Path]":
     """The settings, of --config or else of the run in --run, and the directory of the run."""
     from aimfair import config_file
@@ -209,6 +217,9 @@ def _parser() -> argparse.ArgumentParser:
     engine.add_argument(
         "action", choices=("build", "list", "check"), help="build: for these settings; list: all that are kept"
     )
+    scan = add("scan", "look at the whole data set before anything is trained", config, epilog=settings)
+    scan.add_argument("--json", type=Path, metavar="FILE", help="write what is found to FILE, too")
+    scan.add_argument("--quiet", action="store_true", help="no progress, only what is found")
     add("doctor", "check the installation and say what mends it")
     parser.set_defaults(config=None)
     return parser

@@ -9,6 +9,7 @@ from importlib import import_module
 
 import aimfair
 from aimfair.config import Config
+from aimfair.data.images import Splits
 from aimfair.errors import AimfairError
 from aimfair.run.directory import Run
 
@@ -58,14 +59,20 @@ def _refuse_early(run: Run) -> None:
     if tuning_device(device) != choose_device(device):
         run.log.warn("training and tuning run on the CPU: this aimfair was built without CUDA kernels")
     splits = run.splits()
+    for contradiction in contradictions(splits, run.config.data.majority):
+        run.log.warn(contradiction)
+
+
+def contradictions(splits: Splits, majority: Sequence[int]) -> list[str]:
+    """A line for each class whose training images are mostly of another protected value than ``data.majority`` says."""
     counts = splits.train.group_counts(len(splits.target_names), len(splits.protected_names))
-    for y, majority in enumerate(run.config.data.majority):
-        if counts[y].max() > counts[y, majority]:
-            found = splits.protected_names[counts[y].argmax()]
-            run.log.warn(
-                f"data.majority: {splits.protected_names[majority]!r} for class {splits.target_names[y]!r}, but most of"
-                f" its training images are {found!r}: the biased synthetic set has another bias than the real one"
-            )
+    return [
+        f"data.majority: {splits.protected_names[a]!r} for class {splits.target_names[y]!r}, but most of its training"
+        f" images are {splits.protected_names[counts[y].argmax()]!r}: the biased synthetic set has another bias than"
+        " the real one"
+        for y, a in enumerate(majority)
+        if counts[y].max() > counts[y, a]
+    ]
 
 
 def _seconds_since(start: float) -> float:

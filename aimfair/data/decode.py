@@ -137,13 +137,24 @@ def open_image(path: Path, file: IO[bytes]) -> ImageFile:
     raise ImageError(path, f"not JPEG, PNG or WebP, it begins with {header!r}" if header else "empty file")
 
 
+def turned(image: Image.Image) -> bool:
+    """Whether bringing the picture upright makes its width its height."""
+    return (_orientation(image) or 0) >= 5
+
+
 def _upright(image: Image.Image) -> Image.Image:
     """Turned as its EXIF data say; as stored where they are missing or damaged, as viewers do."""
+    orientation = _orientation(image)
+    return image if orientation is None else image.transpose(_UPRIGHT[orientation])
+
+
+def _orientation(image: Image.Image) -> int | None:
+    """A key of ``_UPRIGHT``; None where the picture is upright, as far as anybody can tell."""
     try:
         orientation = image.getexif().get(_EXIF_ORIENTATION)
     except Exception:  # the pixels are whole all the same; Pillow raises anything here, too
-        return image
-    return image.transpose(_UPRIGHT[orientation]) if orientation in _UPRIGHT else image
+        return None
+    return orientation if orientation in _UPRIGHT else None
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:

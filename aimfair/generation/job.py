@@ -21,11 +21,11 @@ from PIL import Image
 from pydantic import BaseModel, ConfigDict
 
 from aimfair.data.decode import content_digest, fit
+from aimfair.data.dhash import dhash
 from aimfair.errors import AimfairError
 from aimfair.generation.encode import write_image
 from aimfair.generation.filters import pixels as visible
 from aimfair.generation.filters.interface import ImageFilter
-from aimfair.generation.filters.near_duplicates import dhash
 from aimfair.generation.job_folder import IMAGES, JOB, settle, whole
 from aimfair.generation.lines import as_lines
 from aimfair.generation.manifest import (

@@ -1,16 +1,10 @@
-"""Images that look alike though their pixels differ: by the Hamming distance of a perceptual hash of 64 bits."""
+"""Images that look alike though their pixels differ: by the Hamming distance of their dHashes
+(``aimfair/data/dhash.py``)."""
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image
 
 _BLOCK = 512  # rows of distances at a time: 80 MB against 20,000 hashes
-
-
-def dhash(image: Image.Image) -> str:
-    """Where brightness rises from one pixel to the next in 8 rows of 9 (Krawetz 2013): 16 hexadecimal digits."""
-    grey = np.asarray(image.convert("L").resize((9, 8), Image.Resampling.LANCZOS))
-    return np.packbits(grey[:, 1:] > grey[:, :-1]).tobytes().hex()
 
 
 class NearDuplicates:

@@ -1,0 +1,99 @@
+"""What can be told of every picture by its header and its decoded pixels."""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from aimfair.data.decode import open_image, turned
+from aimfair.data.dhash import dhash
+from aimfair.run.interrupt import Interrupt
+from aimfair.run.progress import Progress
+from aimfair.scan.results import Extent, Pictures
+
+_SMALL = 32  # pixels along each side of what hash and thumbnail are made of
+_THUMBNAIL = 16
+
+
+@dataclass(frozen=True)
+class Looks:
+    """N pictures.
+
+    Attributes:
+        width, height: int64 [N], as they are seen, upright; format: N of JPEG, PNG, WEBP.
+        grey: bool [N], whether the three colours are equal everywhere.
+        hashes: uint64 [N], dHashes of their central squares.
+        thumbnails: uint8 [N, 16, 16], their brightness.
+    """
+
+    width: npt.NDArray[np.int64]
+    height: npt.NDArray[np.int64]
+    format: tuple[str, ...]
+    grey: npt.NDArray[np.bool_]
+    hashes: npt.NDArray[np.uint64]
+    thumbnails: npt.NDArray[np.uint8]
+
+    def summary(self, image_size: int) -> Pictures | None:
+        """None of no pictures."""
+        if not self.format:
+            return None
+        longer, shorter = np.maximum(self.width, self.height), np.minimum(self.width, self.height)
+        return Pictures(
+            images=len(self.format),
+            width=_extent(self.width),
+            height=_extent(self.height),
+            elongation=_extent(longer / shorter),
+            not_square=int((longer != shorter).sum()),
+            smaller=int((shorter < image_size).sum()),
+            grey=int(self.grey.sum()),
+            formats=dict(sorted(Counter(self.format).items())),
+        )
+
+
+def look(
+    root: Path,
+    files: Sequence[str],
+    images: Sequence[npt.NDArray[np.uint8]],
+    progress: Progress,
+    interrupt: Interrupt,
+) -> Looks:
+    """Looks at every picture.
+
+    Args:
+        files: N paths relative to ``root``, of files that can be decoded.
+        images: uint8 [n, S, S, 3] each, their central squares in the same order, of N in all; S may differ.
+    """
+    n = len(files)
+    sizes = np.zeros((2, n), dtype=np.int64)
+    formats: list[str] = []
+    grey = np.zeros(n, dtype=np.bool_)
+    hashes = np.zeros(n, dtype=np.uint64)
+    thumbnails = np.zeros((n, _THUMBNAIL, _THUMBNAIL), dtype=np.uint8)
+    squares = (square for block in images for square in block)
+    with progress.task("look at images", total=n) as task:
+        for number, (file, square) in enumerate(zip(files, squares, strict=True)):
+            with (root / file).open("rb") as stream:
+                header = open_image(root / file, stream)
+                sizes[:, number] = header.size[::-1] if turned(header) else header.size
+                formats.append(str(header.format))
+            grey[number] = np.array_equal(square[..., 0], square[..., 1]) and np.array_equal(
+                square[..., 1], square[..., 2]
+            )
+            small = Image.fromarray(np.asarray(square))
+            if small.width > _SMALL:
+                small = small.resize((_SMALL, _SMALL), Image.Resampling.BOX)
+            hashes[number] = int(dhash(small), 16)
+            thumbnails[number] = np.asarray(small.convert("L").resize((_THUMBNAIL, _THUMBNAIL), Image.Resampling.BOX))
+            task.advance()
+            interrupt.check()
+    return Looks(sizes[0], sizes[1], tuple(formats), grey, hashes, thumbnails)
+
+
+def _extent(values: npt.NDArray[np.int64] | npt.NDArray[np.float64]) -> Extent:
+    """Rounded to what a person reads."""
+    least, median, greatest = (round(float(function(values)), 3) for function in (np.min, np.median, np.max))
+    return Extent(least=least, median=median, greatest=greatest)

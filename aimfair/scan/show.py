@@ -1,0 +1,88 @@
+"""A scan for a person to read. Every name of a file, class or value is shown as ``repr`` writes it."""
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from aimfair.scan.results import Groups, LeftOut, Scan
+
+_COLOURS = {"error": "bold red", "warning": "yellow", "note": "cyan"}
+
+
+def show(scan: Scan, console: Console) -> None:
+    """Prints facts, then what a run would take, then problems."""
+
+    def line(text: str, style: str = "") -> None:
+        console.print(Text(text, style), soft_wrap=True)
+
+    where = f", {scan.root!r}" if scan.root is not None else ", drawn and not read: no files to look at"
+    line(f"{scan.kind}{where}", "bold")
+    line(f"target {scan.target!r}, protected {scan.protected!r}")
+    for name, part in (("rows", scan.rows), ("files", scan.files)):
+        if part is not None:
+            for text in _left_out(name, part):
+                line(text)
+    if scan.pictures is not None:
+        found = scan.pictures
+        formats = ", ".join(f"{count:,} {name}" for name, count in found.formats.items())
+        line(f"images: {formats}; {found.grey:,} of them grey")
+        for side, extent in (("width", found.width), ("height", found.height)):
+            line(f"{side}: {extent.least:g} to {extent.greatest:g} pixels, median {extent.median:g}")
+        line(f"not square: {found.not_square:,}; up to {found.elongation.greatest:.3g} times as long as wide")
+    if scan.duplicates is not None:
+        copies = scan.duplicates
+        line(
+            f"pictures in several files: {copies.within.pictures:,} harmless,"
+            f" {copies.contradictory.pictures:,} with different labels, {copies.train_val.pictures:,} in training and"
+            f" validation, {copies.test.pictures:,} in the test set and elsewhere"
+        )
+        if copies.near is not None:
+            line(f"pairs of images in different splits that look alike: {copies.near.pairs:,}")
+    if scan.groups != scan.taken.groups:
+        console.print(_table("Images that can be decoded", scan, scan.groups))
+        line(f"association of class and protected value (Cramer's V): {_value(scan.association)}")
+    if scan.taken.groups is not None:
+        console.print(_table("What a run would take", scan, scan.taken.groups))
+        line(f"association of class and protected value in its training images: {_value(scan.taken.association)}")
+    for warning in scan.taken.warnings:
+        line(f"a run would say: {warning}", "dim")
+    for problem in scan.problems:
+        console.print(Text(f"{problem.level}: ", _COLOURS[problem.level]) + Text(problem.what), soft_wrap=True)
+        line(f"  -> {problem.advice}")
+    if not scan.problems:
+        line("nothing stands out")
+
+
+def _left_out(name: str, part: LeftOut) -> list[str]:
+    lines = [f"{name}: {part.total:,}, of which {part.left_out:,} cannot be used"]
+    for reason in part.reasons:
+        examples = "; ".join(f"{file!r}: {text}" for file, text in reason.examples[:3])
+        lines.append(f"  {reason.count:,} x {reason.reason}: {examples}")
+    return lines
+
+
+def _table(title: str, scan: Scan, groups: dict[str, Groups]) -> Table:
+    table = Table(title=Text(title), title_justify="left")
+    table.add_column(Text("group (class, protected value)"))
+    for split in groups:
+        table.add_column(Text(split), justify="right")
+    for y, target in enumerate(scan.target_names):
+        for a, protected in enumerate(scan.protected_names):
+            cells = [_cell(split, counts[y][a], scan.small_group) for split, counts in groups.items()]
+            table.add_row(Text(f"{target!r}, {protected!r}"), *cells)
+    totals = [f"{sum(map(sum, counts)):,}" for counts in groups.values()]
+    table.add_section()
+    table.add_row(Text("all"), *map(Text, totals))
+    return table
+
+
+def _cell(split: str, images: int, small_group: int) -> Text:
+    if images == 0:
+        return Text("none", "red")
+    if split == "test" and images < small_group:
+        return Text(f"{images:,} (few)", "yellow")
+    return Text(f"{images:,}")
+
+
+def _value(association: float | None) -> str:
+    return "not defined" if association is None else f"{association:.3f}"
