@@ -75,7 +75,7 @@ def test_help_is_quick_and_imports_little():
         result = aimfair("--help")
         seconds.append(time.perf_counter() - start)
     assert result.returncode == 0
-    for verb in (*STAGES, "run", "demo", "doctor", "config", "engine"):
+    for verb in (*STAGES, "run", "demo", "doctor", "config", "engine", "scan"):
         assert f"\n    {verb}" in result.stdout
     assert min(seconds) < 0.5
 

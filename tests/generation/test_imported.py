@@ -6,6 +6,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -21,14 +22,16 @@ from aimfair.evaluation.results import Results
 from aimfair.generation import imported
 from aimfair.generation.job import Job
 from aimfair.generation.manifest import ImageRecord, Manifest
+from aimfair.generation.ranks import Ranks
 from aimfair.generation.summary import GenerationSummary
 from aimfair.pipeline import run_stages
 from aimfair.run.directory import Run
-from aimfair.run.interrupt import Interrupted
+from aimfair.run.interrupt import NEVER, Interrupted
 from aimfair.run.log import Log
 from aimfair.stages import generate
 from tests.data.conftest import Warnings, save_image
 from tests.generation.samples import NoiseSampler, prompt_settings, small_plan
+from tests.generation.test_shared_job import in_threads
 from tests.training.samples import RESNET
 
 SIZE = 16
@@ -367,6 +370,24 @@ def test_an_image_that_changes_while_it_is_copied_is_refused(
     with pytest.raises(AimfairError, match=r"it was changed while images were copied; run again"):
         stage(tmp_path / "run", config(folder))
     assert not list((tmp_path / "run/synthetic/images").iterdir())
+
+
+def test_of_several_processes_one_copies(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def body(here: Ranks) -> None:
+        if here.rank == 0:
+            stage(tmp_path / "run", config(folder))
+        else:
+            generate.follow(tmp_path / "run", NEVER)
+
+    by_thread: dict[int, Ranks] = {}
+
+    def remembered(here: Ranks) -> None:
+        by_thread[threading.get_ident()] = here
+        body(here)
+
+    monkeypatch.setattr(generate.Ranks, "join", lambda _: by_thread[threading.get_ident()])
+    assert in_threads(remembered) == [None, None]
+    assert len(list((tmp_path / "run/synthetic/images").iterdir())) == 26
 
 
 def test_killed_at_any_moment_it_goes_on(tmp_path: Path) -> None:
