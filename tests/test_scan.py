@@ -4,6 +4,7 @@ import itertools
 import json
 import os
 import shutil
+import signal
 import struct
 import subprocess
 import sys
@@ -24,6 +25,8 @@ from aimfair.config import Config
 from aimfair.data import cache
 from aimfair.data.load import load_splits
 from aimfair.errors import AimfairError
+from aimfair.run.interrupt import Interrupted
+from aimfair.scan import examine
 from aimfair.scan.alike import near_pairs
 from aimfair.scan.examine import association, scan
 from aimfair.scan.results import Scan
@@ -257,6 +260,8 @@ def test_copies(tmp_path: Path, source: int, target: int, field: str, refused: b
         copies = getattr(found.duplicates, name)
         expected = [[f"{source:03}.png", f"{target:03}.png"]] if name == field else []
         assert (copies.pictures, copies.files, copies.examples) == (len(expected), 2 * len(expected), expected), name
+    assert found.duplicates.near is not None
+    assert found.duplicates.near.pairs == 0, "what is equal is no near-copy"
     assert (error is not None) == refused
     names = f"'{source:03}.png' and '{target:03}.png'"
     assert any(names in problem.what for problem in found.problems)
@@ -444,7 +449,17 @@ def test_association(groups: list[list[int]], value: float | None) -> None:
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_run_afterwards_decodes_nothing(tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     settings = config(KINDS[kind][0](tmp_path), kind)
+    decoded: list[str] = []
+    original = cache._build
+
+    def build(folder: Path, key: str, root: Path, files: list[str], *rest: Any) -> None:
+        decoded.extend(files)
+        original(folder, key, root, files, *rest)
+
+    monkeypatch.setattr(cache, "_build", build)
     first, _ = scan(settings)
+    assert first.files is not None
+    assert len(decoded) == len(set(decoded)) == first.files.total, "every file once"
     monkeypatch.setattr(cache, "_build", lambda *_, **__: pytest.fail("images are decoded again"))
     load_splits(settings.data, settings.data.seed)
     assert scan(settings)[0] == first
@@ -514,6 +529,15 @@ def test_digits_have_no_files(capsys: pytest.CaptureFixture[str]) -> None:
 def test_a_folder_that_is_not_there(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["scan", "--config", str(file), "--quiet", "--data.root", "/nowhere/at/all"]) == 2
     assert capsys.readouterr().err.startswith("error: data.root: found /nowhere/at/all, which is no folder")
+
+
+def test_a_stop_is_no_refusal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def stopped(*_: object, **__: object) -> None:
+        raise Interrupted(signal.SIGINT)
+
+    monkeypatch.setattr(examine, "load_splits", stopped)
+    with pytest.raises(Interrupted):
+        scan(config(table(tmp_path)))
 
 
 def test_ctrl_c(file: Path) -> None:
