@@ -210,12 +210,14 @@ def test_bad_rows_are_counted_by_reason(tmp_path: Path) -> None:
 
 def test_names_that_are_not_utkfaces_are_counted(tmp_path: Path) -> None:
     utkface(tmp_path)
-    for name in ("39_1_2017.jpg", "1_2_0_2017.jpg", "\u202e_x.jpg"):
+    for name in ("39_1_2017.jpg", "1_2_0_2017.jpg", os.fsdecode(b"\xff_x.jpg")):
         save_image(tmp_path / name, 999)
     found, error = scan(config(tmp_path, "utkface", max_bad_share=0.1))
     assert error is None
     assert found.rows is not None
     assert (found.rows.total, found.rows.left_out) == (83, 3)
+    assert [name for name, _ in found.rows.reasons[0].examples] == ["1_2_0_2017.jpg", "39_1_2017.jpg", r"\udcff_x.jpg"]
+    found.save(tmp_path / "scan.json")
 
 
 @pytest.mark.parametrize(

@@ -105,6 +105,8 @@ def find(folder: Path, groups: tuple[int, int]) -> Source:
         raise AimfairError(
             f"generate.folder: {folder} has no images, expected them in folders {names}, or a manifest.jsonl of aimfair"
         )
+    if twice := [name for name, times in Counter(one.file for one in images).items() if times > 1]:
+        raise AimfairError(f"{manifest.path}: {twice[0]!r} is in several lines, expected one; restore the file")
     stamps = {one.file: _stamp(folder / one.file) for one in images}
     facts = [(one, stamps[one.file]) for one in images]
     digest = hashlib.sha256("\n".join(map(repr, facts)).encode("utf-8", "surrogatepass")).hexdigest()
@@ -120,7 +122,7 @@ def recipe(folder: Path, digest: str, settings: GenerateSettings, data: DataSett
     """
     return {
         "folder": str(folder),
-        "files": digest,
+        "file_list": digest,
         "generate": settings.model_dump(include={"balanced_per_group", "biased_total", "disjoint", "seed"}),
         "bias": data.bias,
         "majority": data.majority,

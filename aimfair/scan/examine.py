@@ -2,7 +2,7 @@
 
 import re
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from aimfair.config import Config, DataSettings
 from aimfair.data import digits
-from aimfair.data.cache import Decoded, decode_files
+from aimfair.data.cache import decode_files
 from aimfair.data.catalogue import SPLITS, Catalogue, Rejected
 from aimfair.data.images import Splits
 from aimfair.data.load import load_splits, read_catalogue, with_biased_training
@@ -59,12 +59,12 @@ def scan(
 
     files = [catalogue.files[number] for number in decoded.kept]
     labels = catalogue.subset(decoded.kept)
-    looks = look(catalogue.root, files, decoded.images, progress, interrupt)
+    looks = look(catalogue.root, files, decoded.squares, progress, interrupt)
     shape = len(catalogue.target_names), len(catalogue.protected_names)
     groups = _groups(labels, shape)
     scan = Scan(
         kind=settings.kind,
-        root=str(catalogue.root),
+        root=_readable(str(catalogue.root)),
         target=settings.target,
         protected=settings.protected,
         target_names=list(catalogue.target_names),
@@ -99,9 +99,13 @@ def association(groups: Groups) -> float | None:
 
 @dataclass(frozen=True)
 class _All:
-    """As :class:`Decoded`, of all files; images of two sizes in two blocks, one after the other in ``kept``'s order."""
+    """As :class:`aimfair.data.cache.Decoded`, of all files.
 
-    images: tuple[npt.NDArray[np.uint8], ...]
+    Attributes:
+        squares: uint8 [S, S, 3] each, in the order of ``kept``; S is one of two sizes.
+    """
+
+    squares: Iterator[npt.NDArray[np.uint8]]
     kept: Integers
     digests: tuple[str, ...]
     rejected: tuple[Rejected, ...]
@@ -114,19 +118,23 @@ def _decode_all(catalogue: Catalogue, settings: DataSettings, progress: Progress
     except AimfairError:  # a run would end here; load_splits says how
         taken = set()
     is_taken = np.array([file in taken for file in catalogue.files], dtype=np.bool_)
-
-    def decode(chosen: Integers, size: int) -> tuple[Integers, Decoded]:
-        files = [catalogue.files[number] for number in chosen]
-        found = decode_files(catalogue.root, files, size, settings.max_pixels, progress=progress, interrupt=interrupt)
-        return chosen[found.kept], found
-
-    first, of_run = decode(np.flatnonzero(is_taken), settings.image_size)
-    rest, others = decode(np.flatnonzero(~is_taken), min(_SMALL, settings.image_size))
+    blocks: list[npt.NDArray[np.uint8]] = []
+    found: list[tuple[int, str, int, int]] = []  # number of the file, digest, block, row in it
+    rejected: list[Rejected] = []
+    for chosen, size in ((is_taken, settings.image_size), (~is_taken, min(_SMALL, settings.image_size))):
+        numbers = np.flatnonzero(chosen)
+        files = [catalogue.files[number] for number in numbers]
+        decoded = decode_files(catalogue.root, files, size, settings.max_pixels, progress=progress, interrupt=interrupt)
+        kept = zip(numbers[decoded.kept].tolist(), decoded.digests, strict=True)
+        found += [(number, digest, len(blocks), row) for row, (number, digest) in enumerate(kept)]
+        blocks.append(decoded.images)
+        rejected += decoded.rejected
+    found.sort()
     return _All(
-        (of_run.images, others.images),
-        np.concatenate([first, rest]),
-        of_run.digests + others.digests,
-        tuple(sorted(of_run.rejected + others.rejected)),
+        (blocks[block][row] for _, _, block, row in found),
+        np.array([number for number, *_ in found], dtype=np.int64),
+        tuple(digest for _, digest, *_ in found),
+        tuple(sorted(rejected)),
     )
 
 
@@ -204,7 +212,11 @@ def _left_out(rejected: Sequence[Rejected], total: int) -> LeftOut:
         total=total,
         left_out=len(rejected),
         reasons=[
-            Reason(reason=reason, count=len(found), examples=[(one.name, one.reason) for one in found[:_EXAMPLES]])
+            Reason(
+                reason=reason,
+                count=len(found),
+                examples=[(_readable(one.name), _readable(one.reason)) for one in found[:_EXAMPLES]],
+            )
             for reason, found in ordered
         ],
     )
@@ -214,12 +226,12 @@ def _duplicates(
     labels: Catalogue, files: Sequence[str], digests: Sequence[str], looks: Looks, splits: Splits | None
 ) -> Duplicates:
     pictures: defaultdict[str, list[int]] = defaultdict(list)
-    for number in np.argsort(np.array(files, dtype=object), kind="stable"):
-        pictures[digests[number]].append(int(number))
+    for number, digest in enumerate(digests):
+        pictures[digest].append(number)
     several = [numbers for numbers in pictures.values() if len(numbers) > 1]
     kinds: dict[str, list[list[str]]] = {"within": [], "contradictory": [], "train_val": [], "test": []}
     for numbers in several:
-        names = [files[number] for number in numbers]
+        names = [_readable(files[number]) for number in numbers]
         if len({(labels.target[number], labels.protected[number]) for number in numbers}) > 1:
             kinds["contradictory"].append(names)
         found = {0} if labels.split is None else {int(labels.split[number]) for number in numbers}
@@ -260,4 +272,10 @@ def _near_copies(
     pairs = pairs[alike & ~equal]
     names = sorted((min(files[a], files[b]), max(files[a], files[b])) for a, b in pairs)
     with_test = int((part[pairs] == SPLITS.index("test")).any(axis=1).sum())
-    return NearCopies(pairs=len(names), with_test=with_test, examples=names[:_EXAMPLES], complete=complete)
+    examples = [(_readable(first), _readable(second)) for first, second in names[:_EXAMPLES]]
+    return NearCopies(pairs=len(names), with_test=with_test, examples=examples, complete=complete)
+
+
+def _readable(name: str) -> str:
+    """A name that is no UTF-8, which JSON could not hold, with its odd bytes as escapes."""
+    return name.encode("utf-8", "backslashreplace").decode()

@@ -1,7 +1,7 @@
 """What can be told of every picture by its header and its decoded pixels."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -57,7 +57,7 @@ class Looks:
 def look(
     root: Path,
     files: Sequence[str],
-    images: Sequence[npt.NDArray[np.uint8]],
+    squares: Iterable[npt.NDArray[np.uint8]],
     progress: Progress,
     interrupt: Interrupt,
 ) -> Looks:
@@ -65,7 +65,7 @@ def look(
 
     Args:
         files: N paths relative to ``root``, of files that can be decoded.
-        images: uint8 [n, S, S, 3] each, their central squares in the same order, of N in all; S may differ.
+        squares: of each uint8 [S, S, 3], as it was decoded; S may differ.
     """
     n = len(files)
     sizes = np.zeros((2, n), dtype=np.int64)
@@ -73,7 +73,6 @@ def look(
     grey = np.zeros(n, dtype=np.bool_)
     hashes = np.zeros(n, dtype=np.uint64)
     thumbnails = np.zeros((n, _THUMBNAIL, _THUMBNAIL), dtype=np.uint8)
-    squares = (square for block in images for square in block)
     with progress.task("look at images", total=n) as task:
         for number, (file, square) in enumerate(zip(files, squares, strict=True)):
             with (root / file).open("rb") as stream:

@@ -126,7 +126,9 @@ def _copy(run: Run, folder: Path) -> None:
     made = recipe_of(run.synthetic)
     source = imported.find(folder, groups) if folder.is_dir() else None
     # What is copied needs its source no more: without it, the list of its files is that of the copy.
-    files = source.digest if source is not None else made.get("files") if made.get("folder") == str(folder) else None
+    files = (
+        source.digest if source is not None else made.get("file_list") if made.get("folder") == str(folder) else None
+    )
     missing = ConfigError(f"generate.folder: found {folder}, which is no folder, expected one with images")
     if files is None:
         raise missing

@@ -1,6 +1,7 @@
 """Images that were made elsewhere: what is found, chosen and copied, and that the source stays as it is."""
 
 import errno
+import json
 import os
 import shutil
 import signal
@@ -243,6 +244,24 @@ def test_a_manifest_never_leads_out_of_its_folder() -> None:
         ImageRecord.model_validate({**record, "file": "images/../../x.png"})
 
 
+def test_a_manifest_that_lists_a_file_twice_is_refused(tmp_path: Path) -> None:
+    record = {
+        "y": 0,
+        "a": 0,
+        "prompt": "",
+        "text": "",
+        "replica": 0,
+        "seed": 0,
+        "sets": [],
+        "attempt": 0,
+        "rejected": [],
+    }
+    lines = [json.dumps({**record, "image": number, "file": f"images/000000-{'0' * 12}.png"}) for number in (0, 1)]
+    (tmp_path / "manifest.jsonl").write_text("\n".join(lines) + "\n")
+    with pytest.raises(AimfairError, match=r"'images/000000-000000000000.png' is in several lines"):
+        imported.find(tmp_path, (2, 2))
+
+
 def test_folders_with_other_names_are_named(folder: Path, tmp_path: Path) -> None:
     save_image(folder / "smiling/1.png", 77)
     save_image(folder / "00_1/1.png", 78)
@@ -278,7 +297,7 @@ def test_a_changed_source_is_refused_and_replaced_when_asked(folder: Path, tmp_p
     stage(tmp_path / "run", config(folder))
     before = contents(tmp_path / "run/synthetic")
     save_image(folder / "0_0/new.png", 1000)
-    with pytest.raises(AimfairError, match=r"its images are of another job: files differs; .*--overwrite"):
+    with pytest.raises(AimfairError, match=r"its images are of another job: file_list differs; .*--overwrite"):
         stage(tmp_path / "run", config(folder))
     assert contents(tmp_path / "run/synthetic") == before
     stage(tmp_path / "run", config(folder), overwrite=True)
