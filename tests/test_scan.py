@@ -146,7 +146,7 @@ def test_a_clean_data_set(tmp_path: Path, kind: str) -> None:
     near = found.duplicates.near
     assert near is not None
     assert (near.pairs, near.complete) == (0, True)
-    splits = load_splits(settings.data, settings.data.seed)
+    splits = load_splits(settings.data)
     parts = {"train": splits.train, "val": splits.validation, "test": splits.test}
     assert found.taken.groups == {name: part.group_counts(2, 2).tolist() for name, part in parts.items()}
     if kind != "table":
@@ -184,7 +184,7 @@ def test_bad_files_are_counted_by_reason(tmp_path: Path, kind: str, damage: str)
     assert sorted(name for one in found.files.reasons for name, _ in one.examples) == bad
     assert error is not None, "two files are more than a hundredth"
     with pytest.raises(AimfairError) as refused:
-        load_splits(config(tmp_path, kind).data, 0)
+        load_splits(config(tmp_path, kind).data)
     assert str(error) == str(refused.value) == found.taken.refusal
     assert levels(found)["error"] == [str(error)]
     found, error = scan(config(tmp_path, kind, max_bad_share=0.1))
@@ -400,7 +400,7 @@ def test_a_biased_set_that_is_too_large_is_refused_as_by_a_run(tmp_path: Path) -
     settings = config(tmp_path, train_images=24)
     found, error = scan(settings)
     with pytest.raises(AimfairError, match="18 images are possible") as refused:
-        load_splits(settings.data, settings.data.seed)
+        load_splits(settings.data)
     assert found.taken.refusal == str(error) == str(refused.value)
     assert found.groups["train"] == [[6, 6], [6, 6]]
     found, error = scan(config(tmp_path, train_images=18))
@@ -465,7 +465,7 @@ def test_a_run_afterwards_decodes_nothing(tmp_path: Path, kind: str, monkeypatch
     assert first.files is not None
     assert len(decoded) == len(set(decoded)) == first.files.total, "every file once"
     monkeypatch.setattr(cache, "_build", lambda *_, **__: pytest.fail("images are decoded again"))
-    load_splits(settings.data, settings.data.seed)
+    load_splits(settings.data)
     assert scan(settings)[0] == first
 
 

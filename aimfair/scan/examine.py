@@ -114,7 +114,7 @@ class _All:
 def _decode_all(catalogue: Catalogue, settings: DataSettings, progress: Progress, interrupt: Interrupt) -> _All:
     """First what a run would take, at its size; then the others, small."""
     try:
-        taken = set(with_biased_training(catalogue, settings, settings.seed).files)
+        taken = set(with_biased_training(catalogue, settings).files)
     except AimfairError:  # a run would end here; load_splits says how
         taken = set()
     is_taken = np.array([file in taken for file in catalogue.files], dtype=np.bool_)
@@ -146,7 +146,7 @@ def _splits(
     log = Log(None, show=lambda message: warnings.append(message.removeprefix("warning: ")))
     try:
         return (
-            load_splits(settings, settings.seed, log=log, progress=progress, interrupt=interrupt),
+            load_splits(settings, log=log, progress=progress, interrupt=interrupt),
             None,
             warnings,
         )
