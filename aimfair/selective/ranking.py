@@ -1,11 +1,12 @@
 """Scores of elements and units, and the order they put them in."""
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from torch import Tensor
 
 from aimfair import ops
+from aimfair.selective import cosine
 from aimfair.selective.choices import Granularity
 from aimfair.selective.mask import ParameterMask
 from aimfair.selective.parameters import Shape, named_errors
@@ -16,14 +17,15 @@ from aimfair.selective.units import expand_units, unit_counts
 
 @dataclass(frozen=True)
 class Score:
-    """A score per element, computed on the fly from one or two accumulators (the table in ``ops.select_``).
+    """A score per element, computed on the fly from one or two accumulators (the table in ``ops.select_``), or
+    ``cosine``, of units alone (:mod:`aimfair.selective.cosine`).
 
     Attributes:
         a, b: one float32 accumulator per parameter; no ``b`` for scores of one accumulator.
         scale_a, scale_b: 1 / number of batches, or whatever turns the accumulator into a mean.
     """
 
-    criterion: ops.Criterion
+    criterion: ops.Criterion | Literal["cosine"]
     a: list[Tensor]
     b: list[Tensor] | None = None
     scale_a: float = 1.0
@@ -49,14 +51,14 @@ class Score:
 
 
 class Ranking:
-    """All units of a parameter list ordered by a score: the mean score of their elements.
+    """All units of a parameter list ordered by a score: the mean score of their elements, or their cosine.
 
     ``top(k)`` and ``bottom(k)`` are exact and nested, ties go to the lowest index.
 
     Args:
         shapes: of the whole parameters.
         holding: how this process holds them, and so the accumulators.
-        divisor: rank by ``score / (divisor + eps)`` of each element instead.
+        divisor: rank by ``score / (divisor + eps)`` of each element instead; with a cosine, of each unit.
         eps: see ``ops.select_``.
     """
 
@@ -74,6 +76,8 @@ class Ranking:
         self.names, self.shapes, self.granularity, self._holding = names, shapes, granularity, holding
         self._counts = unit_counts(shapes, granularity)
         self._recipe = {**score.numerator(), **(divisor.divisor() if divisor else {}), "eps": eps}
+        if granularity == "element" and cosine.is_of(self._recipe):
+            raise ValueError("criterion 'cosine' compares vectors: granularity must be row or tensor, found 'element'")
         # Elements are scored inside the selection and their scores never stored.
         self._scores = None if granularity == "element" else self._held_scores()
 

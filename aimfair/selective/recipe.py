@@ -25,3 +25,13 @@ def mapped(recipe: Recipe, change: Callable[[int, Tensor], Tensor]) -> Recipe:
 def entry(recipe: Recipe, t: int) -> Recipe:
     """The scores of tensor t alone."""
     return {**recipe, **{name: recipe[name][t : t + 1] for name in _LISTS if recipe.get(name)}}
+
+
+def parts(recipe: Recipe) -> list[Recipe]:
+    """The score and, if there is one, its divisor, each as a score of its own."""
+    places = [("criterion", "a", "b", "scale_a", "scale_b")]
+    if recipe.get("divisor_criterion"):
+        places.append(("divisor_criterion", "c", "d", "scale_c", "scale_d"))
+    return [
+        {**{to: recipe[key] for to, key in zip(places[0], keys, strict=True)}, "eps": recipe["eps"]} for keys in places
+    ]

@@ -2,9 +2,12 @@
 
 import math
 from collections.abc import Sequence
+from difflib import get_close_matches
 
 from aimfair.selective.mask import ParameterMask
+from aimfair.selective.parameters import listing
 from aimfair.selective.ranking import Ranking
+from aimfair.selective.summary import block_name
 from aimfair.selective.units import number_of_units
 
 
@@ -51,8 +54,25 @@ def head_names(names: Sequence[str], head: str | None = None) -> list[str]:
     Raises:
         ValueError: no parameter belongs to ``head``.
     """
-    module = names[-1].rpartition(".")[0] if head is None else head
-    found = [name for name in names if module in (name, name.rpartition(".")[0]) or name.startswith(f"{module}.")]
-    if not found:
-        raise ValueError(f"no parameter belongs to the module {module!r}; the last one is {names[-1]!r}")
-    return found
+    if head is not None:
+        return names_under(names, [head])
+    owner = names[-1].rpartition(".")[0]
+    return [name for name in names if name.rpartition(".")[0] == owner]
+
+
+def names_under(names: Sequence[str], modules: Sequence[str]) -> list[str]:
+    """The parameters of the modules at these paths, in the order of ``names``; a parameter's own name is a path, too.
+
+    Raises:
+        ValueError: naming a path at which there is no parameter, and what there is.
+    """
+    within = {module: [name for name in names if f"{name}.".startswith(f"{module}.")] for module in modules}
+    for module, found in within.items():
+        if not found:
+            paths = {name.rsplit(".", levels)[0] for name in names for levels in range(name.count(".") + 1)}
+            close = get_close_matches(module, sorted(paths), n=1)
+            meant = f"did you mean {close[0]!r}? " if close else ""
+            blocks = listing(dict.fromkeys(map(block_name, names)), limit=30)
+            raise ValueError(f"no parameter belongs to the module {module!r}; {meant}The blocks are {blocks}")
+    wanted = {name for found in within.values() for name in found}
+    return [name for name in names if name in wanted]

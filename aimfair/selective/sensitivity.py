@@ -21,7 +21,7 @@ from aimfair.selective.parameters import (
     shapes_of,
 )
 from aimfair.selective.ranking import Ranking, Score
-from aimfair.selective.rules import budget, head_names, intersection
+from aimfair.selective.rules import budget, head_names, intersection, names_under
 from aimfair.selective.sharding import holding_of, is_dtensor, local_grad
 from aimfair.selective.statistics import CONTRAST_CRITERIA, SOURCE_CRITERIA, Contrasts, GradientStatistics, Statistics
 from aimfair.selective.summary import SensitivitySummary
@@ -263,6 +263,8 @@ class Sensitivity:
         seed: int = 0,
         source: str | None = None,
         head: str | None = None,
+        blocks: Sequence[str] | None = None,
+        freeze: Sequence[str] = (),
     ) -> ParameterMask:
         """The mask of a rule. Exact and deterministic: ties go to the lowest index of the parameter list.
 
@@ -277,6 +279,7 @@ class Sensitivity:
         random         units drawn with ``seed``                                             density or k
         all            everything
         head_only      the last module that owns parameters, or ``head``
+        blocks         the modules at these paths, all of them                               blocks
         ============== ===================================================================== ======================
 
         The bias score is ``criterion`` on the contrast "bias", the domain score ``domain_criterion`` on "domain", each
@@ -284,7 +287,9 @@ class Sensitivity:
 
         - ``difference``: abs(mean g_A - mean g_B);
         - ``relative_difference``: that / (abs(mean g_A) + abs(mean g_B) + eps);
-        - ``norm_ratio``: sqrt(mean g_B^2) / sqrt(mean g_A^2 + eps).
+        - ``norm_ratio``: sqrt(mean g_B^2) / sqrt(mean g_A^2 + eps);
+        - ``cosine``: 1 - cos(mean g_A, mean g_B) over the elements of a row or tensor; an element has none. Details and
+          the case of a zero gradient: :mod:`aimfair.selective.cosine`. ``ratio`` then divides the scores of units.
 
         The bias score may also be ``fisher`` (mean g^2) or ``magnitude`` (abs(mean g)) of one ``source``.
 
@@ -296,24 +301,62 @@ class Sensitivity:
             bias, domain: shares of the units in (0, 1], or ints for numbers of units: ``bias=1.0`` is everything,
                 ``bias=1`` one unit.
             source: for fisher and magnitude; may be left out if there is only one.
+            blocks: paths of modules or parameters, such as "layer1.0".
+            freeze: paths likewise, of which nothing is selected whatever the rule says; sizes mean the selection before
+                that.
 
         Raises:
-            ValueError: arguments that the rule does not take or that select nothing, statistics that were not kept,
+            ValueError: arguments that the rule does not take or that select nothing, a path without parameters,
+                ``freeze`` that leaves nothing, statistics that were not kept,
                 sources without batches; on shards, arguments or batches that are not the same in all processes.
+            TypeError: ``blocks`` or ``freeze`` is a text.
             FloatingPointError: non-finite gradients (``nonfinite="raise"``).
         """
         self._require_same(
             "select()", rule=rule, criterion=criterion, domain_criterion=domain_criterion, granularity=granularity,
             density=density, k=k, bias=bias, domain=domain, eps=eps, seed=seed, source=source, head=head,
+            blocks=blocks, freeze=freeze,
         )  # fmt: skip
-        _require_arguments(rule, density=density, k=k, bias=bias, domain=domain, head=head)
+        _require_arguments(rule, density=density, k=k, bias=bias, domain=domain, head=head, blocks=blocks)
+        if isinstance(blocks, str) or isinstance(freeze, str):
+            raise TypeError(f"blocks={blocks!r}, freeze={freeze!r}: expected several paths, not a text")
+        frozen = names_under(self._statistics.names, freeze)
         if rule == "all":
-            return ParameterMask.full(self._named)
-        if rule == "head_only":
-            return ParameterMask.from_names(self._named, head_names(self._statistics.names, head))
-        if rule == "random":
-            return ParameterMask.random(self._named, density, k=k, seed=seed, granularity=granularity)
+            mask = ParameterMask.full(self._named)
+        elif rule == "head_only":
+            mask = ParameterMask.from_names(self._named, head_names(self._statistics.names, head))
+        elif rule == "blocks":
+            if not blocks:
+                raise ValueError("rule 'blocks' needs blocks, paths of modules")
+            mask = ParameterMask.from_names(self._named, names_under(self._statistics.names, blocks))
+        elif rule == "random":
+            mask = ParameterMask.random(self._named, density, k=k, seed=seed, granularity=granularity)
+        else:
+            mask = self._best(
+                rule, criterion, domain_criterion, granularity, density, k, bias, domain, eps=eps, source=source
+            )
+        if not frozen:
+            return mask
+        mask -= ParameterMask.from_names(self._named, frozen)
+        if mask.nnz == 0:
+            raise ValueError(f"rule {rule!r} selects nothing but what freeze={listing(freeze)} takes away")
+        return mask
 
+    def _best(
+        self,
+        rule: Rule,
+        criterion: Criterion,
+        domain_criterion: Criterion | None,
+        granularity: Granularity,
+        density: float | None,
+        k: int | None,
+        bias: float | int | None,
+        domain: float | int | None,
+        *,
+        eps: float,
+        source: str | None,
+    ) -> ParameterMask:
+        """The mask of a rule that ranks units by their scores."""
         bias_score = self._score(criterion, "bias", source)
         if rule == "top_k":
             ranking = self._ranking(granularity, bias_score, eps=eps)

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from aimfair import ops
 from aimfair.layout import WORDS_PER_BLOCK, empty_mask, first_blocks
-from aimfair.selective import counting
+from aimfair.selective import cosine, counting
 from aimfair.selective.choices import Granularity
 from aimfair.selective.collectives import concatenated, require_same, total
 from aimfair.selective.mask import ParameterMask
@@ -181,7 +181,8 @@ class Sharded(Whole):
 
     def unit_scores(self, recipe: Recipe, granularity: Granularity) -> list[Tensor]:
         recipe = self._of_owned(recipe)
-        counting.refuse_nan(recipe, self._group)
+        for checked in cosine.finiteness(recipe) if cosine.is_of(recipe) else [recipe]:
+            counting.refuse_nan(checked, self._group)
         if granularity == "tensor":
             return [self._tensor_score(entry(recipe, t)) for t in range(len(self.shapes))]
         shapes = [shape if owned else (0, *shape[1:]) for shape, owned in zip(self.shapes, self._owned, strict=True)]
@@ -211,6 +212,8 @@ class Sharded(Whole):
 
 
 def _unit_scores(recipe: Recipe, counts: Sequence[int]) -> list[Tensor]:
+    if cosine.is_of(recipe):
+        return cosine.unit_scores(recipe, counts)
     scores = [torch.empty(n, device=a.device) for n, a in zip(counts, recipe["a"], strict=True)]
     ops.unit_scores_(scores, **recipe)
     return scores

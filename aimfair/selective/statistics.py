@@ -20,7 +20,7 @@ contrast (A, B) the single signed sum ``mean g_A - mean g_B`` (``signed``)."""
 
 Contrasts = Mapping[str, tuple[str, str]]
 
-CONTRAST_CRITERIA = ("difference", "relative_difference", "norm_ratio")
+CONTRAST_CRITERIA = ("difference", "relative_difference", "norm_ratio", "cosine")
 SOURCE_CRITERIA = ("fisher", "magnitude")
 
 _KEPT: dict[str, tuple[str, ...]] = {"all": ("sum", "square"), "sum": ("sum",), "square": ("square",), "signed": ()}
@@ -28,6 +28,7 @@ _NEEDED = {
     "difference": "sum",
     "relative_difference": "sum",
     "norm_ratio": "square",
+    "cosine": "sum",
     "fisher": "square",
     "magnitude": "sum",
 }

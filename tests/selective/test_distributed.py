@@ -317,7 +317,15 @@ SELECTIONS: list[dict[str, Any]] = [
     {"rule": "random", "density": 0.3, "seed": 4},
     {"rule": "all"},
     {"rule": "head_only"},
+    {"rule": "blocks", "blocks": ["body.1", "conv"]},
+    {"rule": "top_k", "density": 0.3, "freeze": ["body.0"]},
 ]
+OF_VECTORS: list[dict[str, Any]] = [
+    {"rule": "top_k", "density": 0.3, "criterion": "cosine"},
+    {"rule": "intersection", "bias": 0.8, "domain": 0.8, "criterion": "cosine"},
+    {"rule": "ratio", "k": 3, "criterion": "difference", "domain_criterion": "cosine"},
+]
+WITHOUT_UNITS = ("all", "head_only", "blocks")
 
 
 def check_sensitivity(mesh: Any, rank: int, path: Path, replicas: bool = False) -> None:
@@ -335,17 +343,16 @@ def check_sensitivity(mesh: Any, rank: int, path: Path, replicas: bool = False) 
         probe.update(source)
         feed(whole, plain, source, grads)
     for granularity in ("element", "row", "tensor"):
-        for selection in SELECTIONS:
-            arguments = (
-                selection if selection["rule"] in ("all", "head_only") else {"granularity": granularity} | selection
-            )
+        for selection in SELECTIONS + (OF_VECTORS if granularity != "element" else []):
+            arguments = selection if selection["rule"] in WITHOUT_UNITS else {"granularity": granularity} | selection
             mask, expected = probe.select(**arguments), whole.select(**arguments)
             assert mask == expected, arguments
             assert mask.digest == expected.digest
             assert torch.equal(mask.rank, expected.rank)
             mask.check(model)
-        scores, expected_scores = (x.unit_scores(granularity=granularity) for x in (probe, whole))
-        assert all(same_bits(scores[name], expected_scores[name]) for name in scores)
+        for criterion in ("difference",) if granularity == "element" else ("difference", "cosine"):
+            scores, expected_scores = (x.unit_scores(criterion, granularity=granularity) for x in (probe, whole))
+            assert all(same_bits(scores[name], expected_scores[name]) for name in scores)
     for source in SOURCES:
         torch.testing.assert_close(probe.square_norm(source), whole.square_norm(source), rtol=1e-6, atol=0)
     assert str(probe.summary()) == str(whole.summary())
@@ -423,7 +430,8 @@ def check_sensitivity_refuses(mesh: Any, rank: int) -> None:
         set_shards(model, grads)
         probe.update(source)
     fails_everywhere(FloatingPointError, r"'biased': body\.0\.weight \(1\)", lambda: probe.select("top_k", k=5))
-    for granularity in ("element", "row", "tensor"):  # a NaN score in process 0, made by inf - inf
+    cases = [("difference", "element"), ("difference", "row"), ("difference", "tensor")]
+    for criterion, granularity in [*cases, ("cosine", "row"), ("cosine", "tensor")]:  # NaN in process 0: inf - inf
         probe = aimfair.Sensitivity(model, SOURCES)
         for source in SOURCES:
             set_shards(model, gradients(6, model))
@@ -433,7 +441,9 @@ def check_sensitivity_refuses(mesh: Any, rank: int) -> None:
                 probe._statistics._views[f"sum/{source}"][4][:1] = math.inf
         name = list(dict(model.named_parameters()))[4]
         fails_everywhere(
-            RuntimeError, rf"NaN.*{name}", lambda g=granularity, p=probe: p.select("top_k", k=2, granularity=g)
+            RuntimeError,
+            rf"NaN.*{name}",
+            lambda c=criterion, g=granularity, p=probe: p.select("top_k", criterion=c, k=2, granularity=g),
         )
     probe.reset()
     fails_everywhere(ValueError, "no batches", lambda: probe.select("top_k", k=2))

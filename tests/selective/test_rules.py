@@ -252,6 +252,50 @@ def test_all_and_head_only(probe, model):
         probe.select("head_only", head="bod")
 
 
+def test_blocks(probe, model):
+    mask = probe.select("blocks", blocks=["body.1", "conv"])
+    assert mask == aimfair.ParameterMask.from_names(model, lambda name: name.startswith(("body.1.", "conv.")))
+    assert probe.select("blocks", blocks=["body"]) == probe.select("head_only", head="body")
+    assert probe.select("blocks", blocks=["scale", "norm.bias", "scale"]).nnz == 1 + 8
+
+
+@pytest.mark.parametrize(
+    "selection",
+    [
+        {"rule": "all"},
+        {"rule": "top_k", "density": 0.3},
+        {"rule": "intersection", "bias": 0.8, "domain": 0.8, "granularity": "row"},
+        {"rule": "random", "density": 0.3, "granularity": "tensor"},
+        {"rule": "blocks", "blocks": ["body", "conv"]},
+    ],
+)
+def test_freeze_takes_modules_out_of_any_rule(probe, model, selection):
+    whole, mask = probe.select(**selection), probe.select(**selection, freeze=["body.0", "head.bias"])
+    kept = {name: selected.clone() for name, selected in whole.to_bool().items()}
+    for name in ("body.0.weight", "body.0.bias", "head.bias"):
+        kept[name].zero_()
+    assert_mask(mask, kept)
+    assert mask != whole
+
+
+def test_paths_without_parameters_and_nothing_left(probe):
+    blocks = r"The blocks are scale, empty, unused, conv, norm, body\.0, body\.1, head$"
+    with pytest.raises(ValueError, match=rf"'bodi'; did you mean 'body'\? {blocks}"):
+        probe.select("blocks", blocks=["head", "bodi"])
+    with pytest.raises(ValueError, match=rf"no parameter belongs to the module 'qqq'; {blocks}"):
+        probe.select("all", freeze=["qqq"])
+    with pytest.raises(ValueError, match=r"no parameter .* 'conv\.weigh'; did you mean 'conv\.weight'"):
+        probe.select("blocks", blocks=["conv.weigh"])
+    with pytest.raises(ValueError, match="'head_only' selects nothing but what freeze=norm, head takes away"):
+        probe.select("head_only", freeze=["norm", "head"])
+    with pytest.raises(ValueError, match="'blocks' needs blocks"):
+        probe.select("blocks")
+    with pytest.raises(TypeError, match="freeze='head': expected several paths"):
+        probe.select("all", freeze="head")
+    with pytest.raises(ValueError, match="'top_k' does not take blocks"):
+        probe.select("top_k", k=1, blocks=["head"])
+
+
 # -- the paper --------------------------------------------------------------------------------------------------------
 
 
