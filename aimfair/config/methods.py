@@ -12,6 +12,17 @@ _SELECTION = {
     "blocks", "freeze",
 }  # fmt: skip
 
+_OF_KINDS = {
+    **dict.fromkeys(sorted(_SELECTION), ("tune",)),
+    "batchnorm": ("tune", "dfr"),
+    "step_size": ("group_dro",),
+    "adjustment": ("group_dro",),
+    "first_epochs": ("jtt",),
+    "upweight": ("jtt",),
+    "balanced_from": ("dfr",),
+}
+"""The kinds that a key has a meaning for; those it is not said of have one for all."""
+
 
 class MethodSettings(Settings):
     """What one method trains, and on what; of ``tune``, how it chooses the weights, in the words of
@@ -56,9 +67,11 @@ class MethodSettings(Settings):
 
     @model_validator(mode="after")
     def _check(self) -> Self:
+        for name, kinds in _OF_KINDS.items():
+            # The settings of a run are written with all their defaults.
+            if self.kind not in kinds and getattr(self, name) != type(self).model_fields[name].default:
+                raise Problem((name,), f"kind {self.kind!r} has no use for it, only {' and '.join(kinds)}; leave it out")
         if self.kind != "tune":
-            if chosen := sorted(self.model_fields_set & _SELECTION):
-                raise Problem((chosen[0],), f"kind {self.kind!r} selects no weights; leave it out")
             return self
         given = {
             name for name in ("density", "k", "bias", "domain", "head", "blocks") if getattr(self, name) is not None
@@ -71,6 +84,8 @@ class MethodSettings(Settings):
             if isinstance(share, float) and share > 1:
                 raise Problem((name,), f"found {share}, expected a share up to 1.0, or a whole number")
         one_source = self.criterion in ("fisher", "magnitude")
+        if "cosine" in (self.criterion, self.domain_criterion) and self.granularity == "element":
+            raise Problem(("granularity",), "found 'element', expected row or tensor for the criterion 'cosine'")
         if self.source is not None and not one_source:
             raise Problem(("source",), f"criterion {self.criterion!r} compares two sources and takes none")
         if self.domain_criterion in ("fisher", "magnitude"):

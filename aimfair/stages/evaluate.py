@@ -21,9 +21,9 @@ from aimfair.training.predict import predict
 def run(run: Run) -> None:
     config = run.config
     trained = [f"train/{seed}" for seed in config.seeds]
-    tuned = [
-        f"{stage}/{seed}/{name}" for stage in ("select", "finetune") for seed in config.seeds for name in config.methods
-    ]
+    masked = [name for name, method in config.methods.items() if method.kind == "tune"]
+    tuned = [f"select/{seed}/{name}" for seed in config.seeds for name in masked]
+    tuned += [f"finetune/{seed}/{name}" for seed in config.seeds for name in config.methods]
     inputs = {
         "evaluate": config.evaluate,
         "data": config.data,
@@ -34,9 +34,7 @@ def run(run: Run) -> None:
     }
     if not run.is_done("evaluate", inputs):
         predicted = _predictions(run)
-        density = {
-            name: [ParameterMask.load(run.mask(seed, name)).density for seed in config.seeds] for name in config.methods
-        }
+        density = {name: [ParameterMask.load(run.mask(seed, name)).density for seed in config.seeds] for name in masked}
         tables = []
         for s, seed in enumerate(config.seeds):
             tables.append(run.baseline(seed).with_name("predictions.csv"))

@@ -1,19 +1,22 @@
-"""For each seed and method, the biased model with the selected weights tuned on balanced synthetic images."""
+"""For each seed and method, the model that the method trains; most tune the biased one on balanced synthetic images."""
 
 from collections.abc import Callable
 from functools import cache
 
+from torch import nn
+
+from aimfair.config import Config, OptimizerSettings
 from aimfair.data import synthetic
 from aimfair.data.images import ImageSet
 from aimfair.device import tuning_device
 from aimfair.errors import AimfairError
 from aimfair.run.directory import Run
 from aimfair.selective.mask import ParameterMask
-from aimfair.training.checkpoint import Checkpoint
-from aimfair.training.finetune import finetune
-from aimfair.training.loop import total_steps
-from aimfair.training.methods import finetune_settings
-from aimfair.training.models import load_model, save_model
+from aimfair.training.methods import finetune_settings, train_settings
+from aimfair.training.methods.choose import Kind, kind_of
+from aimfair.training.methods.jtt import ERROR_SET
+from aimfair.training.methods.work import Work
+from aimfair.training.models import build_model, load_model, save_model
 
 
 def run(run: Run) -> None:
@@ -24,43 +27,75 @@ def run(run: Run) -> None:
 
     for seed in run.config.seeds:
         for name in run.config.methods:
-            _finetune(run, seed, name, balanced)
+            _train(run, seed, name, balanced)
 
 
-def _finetune(run: Run, seed: int, name: str, balanced: Callable[[], ImageSet]) -> None:
-    config, step, folder = run.config, f"finetune/{seed}/{name}", run.finetuned(seed, name)
-    settings = finetune_settings(config.finetune, config.methods[name])
-    inputs = {
-        "data": config.data,
-        "preprocessing": (config.model.mean, config.model.std),
-        "finetune": settings,
-        "seed": seed,
-        "upstream": [run.digest_of(upstream) for upstream in ("generate", f"train/{seed}", f"select/{seed}/{name}")],
-    }
+def _train(run: Run, seed: int, name: str, balanced: Callable[[], ImageSet]) -> None:
+    step, folder = f"finetune/{seed}/{name}", run.finetuned(seed, name)
+    kind = kind_of(run.config.methods[name])
+    inputs = _inputs(run, seed, name, kind)
     if run.is_done(step, inputs):
         return
-    model = load_model(run.baseline(seed)).to(tuning_device(config.device))
-    try:
-        mask = ParameterMask.load(run.mask(seed, name), model)
-    except ValueError as error:
-        raise AimfairError(f"{error}; remove it and do: aimfair select --run {run.path}") from error
-    checkpoint = Checkpoint(folder, config.checkpoint_seconds)
+    if run.config.methods[name].kind != "jtt":
+        (folder / ERROR_SET).unlink(missing_ok=True)  # of another method that had the name before
     run.log("step started", step=step)
-    with run.progress.task(f"finetune {seed} {name}", total_steps(settings, len(balanced()))) as task:
-        history = finetune(
-            model,
-            mask,
-            balanced(),
-            run.splits().validation,
-            settings,
-            config.model,
-            seed=seed,
-            checkpoint=checkpoint,
-            task=task,
-            interrupt=run.interrupt,
-            log=run.log,
-        )
+    work = _work(run, seed, name, kind, balanced)
+    model, history = kind.run(work)
+    history.reads_groups = kind.reads_groups
     save_model(model, folder)
     history.save(folder)
-    checkpoint.remove()
+    work.checkpoint().remove()
     run.finish(step, inputs, [folder])
+
+
+def _settings(config: Config, name: str, kind: Kind) -> OptimizerSettings:
+    method = config.methods[name]
+    return finetune_settings(config.finetune, method) if kind.from_biased else train_settings(config.train, method)
+
+
+def _inputs(run: Run, seed: int, name: str, kind: Kind) -> dict[str, object]:
+    """What the result depends on; of the settings, what the method reads."""
+    config, method, settings = run.config, run.config.methods[name], _settings(run.config, name, kind)
+    inputs: dict[str, object] = {"data": config.data, "seed": seed}
+    if kind.from_biased:
+        inputs |= {"preprocessing": (config.model.mean, config.model.std), "finetune": settings}
+    else:
+        inputs |= {"model": config.model, "train": settings}
+    if method.kind != "tune":
+        inputs["method"] = method.model_dump(include={"kind", *kind.own})
+    upstream = ["generate"] if kind.synthetic else []
+    upstream += [f"train/{seed}"] if kind.from_biased else []
+    upstream += [f"select/{seed}/{name}"] if method.kind == "tune" else []
+    return {**inputs, "upstream": [run.digest_of(step) for step in upstream]}
+
+
+def _work(run: Run, seed: int, name: str, kind: Kind, balanced: Callable[[], ImageSet]) -> Work:
+    config = run.config
+    device = tuning_device(config.device)
+
+    def initial() -> nn.Module:
+        return build_model(config.model, len(run.splits().target_names), seed).to(device)
+
+    def mask(model: nn.Module) -> ParameterMask:
+        try:
+            return ParameterMask.load(run.mask(seed, name), model)
+        except ValueError as error:
+            raise AimfairError(f"{error}; remove it and do: aimfair select --run {run.path}") from error
+
+    return Work(
+        name=f"finetune {seed} {name}",
+        method=config.methods[name],
+        settings=_settings(config, name, kind),
+        preprocessing=config.model,
+        seed=seed,
+        folder=run.finetuned(seed, name),
+        splits=run.splits,
+        balanced=balanced,
+        initial=initial,
+        biased=lambda: load_model(run.baseline(seed)).to(device),
+        mask=mask,
+        checkpoint_seconds=config.checkpoint_seconds,
+        progress=run.progress,
+        interrupt=run.interrupt,
+        log=run.log,
+    )

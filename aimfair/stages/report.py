@@ -53,7 +53,8 @@ def gather(run: Run) -> Material:
     }
     masks = {
         name: {seed: ParameterMask.load(run.mask(seed, name)) for seed in seeds if run.mask(seed, name).exists()}
-        for name in config.methods
+        for name, method in config.methods.items()
+        if method.kind == "tune"
     }
     count, synthetic = _synthetic(run.synthetic)
     events = [json.loads(line) for line in (run.path / "log.jsonl").read_text(encoding="utf-8").splitlines()]

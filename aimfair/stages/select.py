@@ -1,4 +1,4 @@
-"""For each seed and method, the mask of the weights that will be tuned."""
+"""For each seed and method that tunes, the mask of the weights."""
 
 from functools import cache
 
@@ -20,8 +20,8 @@ def run(run: Run) -> None:
     todo = [
         (seed, name, inputs)
         for seed in run.config.seeds
-        for name in run.config.methods
-        if not run.is_done(f"select/{seed}/{name}", inputs := _inputs(run, seed, name))
+        for name, method in run.config.methods.items()
+        if method.kind == "tune" and not run.is_done(f"select/{seed}/{name}", inputs := _inputs(run, seed, name))
     ]
     if not todo:
         return

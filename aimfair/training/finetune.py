@@ -13,6 +13,7 @@ from aimfair.training.checkpoint import Checkpoint
 from aimfair.training.history import History
 from aimfair.training.loop import Training
 from aimfair.training.methods import build_optimizer
+from aimfair.training.samplers import Sampler
 
 _WORDS = {2: torch.int16, 4: torch.int32}
 """Bytes of an element -> an integer type in which two values are equal if all bits are."""
@@ -27,6 +28,7 @@ def finetune(
     preprocessing: ModelSettings,
     *,
     seed: int,
+    sampler: Sampler | None = None,
     checkpoint: Checkpoint | None = None,
     task: Task = SILENT,
     interrupt: Interrupt = NEVER,
@@ -56,6 +58,7 @@ def finetune(
         optimizer,
         seed,
         batchnorm=settings.batchnorm,
+        sampler=sampler,
         checkpoint=checkpoint,
         task=task,
         interrupt=interrupt,

@@ -1,6 +1,7 @@
 """The gradient of one batch, within the memory there is and without a trace of failed attempts."""
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -10,6 +11,8 @@ from torch.nn import functional as F
 from aimfair.memory import MicroBatch, pieces
 from aimfair.training.models import logits
 from aimfair.training.random_state import seed_random_numbers
+
+Weigh = Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True)
@@ -28,7 +31,7 @@ class BatchResult:
 
 
 class BatchGradient:
-    """Leaves the gradient of the batch-mean cross-entropy in ``.grad``.
+    """Leaves the gradient of the batch-mean cross-entropy in ``.grad``, or of a weighted sum of the images' losses.
 
     When memory runs out the batch goes through the model in smaller parts, whose gradients add up to the same; only
     BatchNorm in training mode then sees the parts.
@@ -44,11 +47,13 @@ class BatchGradient:
         self._buffers = list(model.buffers())
         self._saved = [torch.empty_like(buffer) for buffer in self._buffers]
 
-    def __call__(self, images: Tensor, target: Tensor, seed: int) -> BatchResult:
+    def __call__(self, images: Tensor, target: Tensor, seed: int, weigh: Weigh | None = None) -> BatchResult:
         """
         Args:
             images: float32 [B, 3, H, W], normalised. target: int64 [B], on the same device.
             seed: of dropout and the like, which draw from torch's default generators.
+            weigh: float32 [B] losses, detached, to [B] weights in the sum; 1 / B unless given. A batch that memory
+                cuts into parts goes through the model once more before, for the losses of the whole.
         """
         _copy(self._buffers, self._saved)
 
@@ -57,10 +62,21 @@ class BatchGradient:
             seed_random_numbers(seed, images.device)
             loss = torch.zeros((), device=images.device)
             correct = torch.zeros((), device=images.device)
+            weights = None
+            if weigh and size < len(images):
+                weights = weigh(self._losses(images, target, size))
+                self.undo()
+                seed_random_numbers(seed, images.device)
             for piece in pieces(len(images), size):
                 scores = logits(self._model, images[piece])
-                piece_loss = F.cross_entropy(scores, target[piece], reduction="sum")
-                (piece_loss / len(images)).backward()  # type: ignore[no-untyped-call]
+                if weigh:
+                    losses = F.cross_entropy(scores, target[piece], reduction="none")
+                    of_piece = weigh(losses.detach()) if weights is None else weights[piece]
+                    (of_piece * losses).sum().backward()  # type: ignore[no-untyped-call]
+                    piece_loss = losses.sum()
+                else:
+                    piece_loss = F.cross_entropy(scores, target[piece], reduction="sum")
+                    (piece_loss / len(images)).backward()  # type: ignore[no-untyped-call]
                 loss += piece_loss.detach()
                 correct += (scores.detach().argmax(1) == target[piece]).sum()
             worst = torch.stack(torch._foreach_norm(self._gradients(), float("inf"))).amax()
@@ -68,6 +84,14 @@ class BatchGradient:
             return BatchResult(values[0], int(values[1]), all(map(math.isfinite, values)))
 
         return self._micro_batch.attempt(attempt)
+
+    @torch.no_grad()
+    def _losses(self, images: Tensor, target: Tensor, size: int) -> Tensor:
+        """float32 [B], with the dropout and the parts of the backward passes that follow."""
+        return torch.cat([
+            F.cross_entropy(logits(self._model, images[piece]), target[piece], reduction="none")
+            for piece in pieces(len(images), size)
+        ])  # fmt: skip
 
     def undo(self) -> None:
         """Takes back what the last call did: gradients, and what it made of running statistics."""

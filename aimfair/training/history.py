@@ -34,11 +34,15 @@ class History(_Record):
         epochs: in order, the first is number 1.
         kept_epoch: whose weights the model has.
         skipped_steps: steps not taken, because loss or gradient was not finite.
+        reads_groups: whether the method used group labels of real images, which most methods do without.
+        notes: what else there is to say of a method's training, in numbers.
     """
 
     epochs: list[Epoch] = Field(default_factory=list)
     kept_epoch: int = 0
     skipped_steps: int = 0
+    reads_groups: bool = False
+    notes: dict[str, float] = Field(default_factory=dict)
 
     def save(self, folder: Path) -> None:
         write_json(folder / HISTORY, self.model_dump())
@@ -53,6 +57,7 @@ class Position(_Record):
         loss, correct, seen: sum of losses, right answers and images in those steps.
         skipped_in_a_row: steps since the last one that was taken.
         seconds: spent on that epoch.
+        objective: its state, when the checkpoint was written.
     """
 
     epoch: int = 1
@@ -62,6 +67,7 @@ class Position(_Record):
     seen: int = 0
     skipped_in_a_row: int = 0
     seconds: float = 0.0
+    objective: list[float] = Field(default_factory=list)
     history: History = Field(default_factory=History)
 
     @property

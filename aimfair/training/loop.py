@@ -1,9 +1,10 @@
-"""Training: the same loop for the biased model and for fine-tuning, of all weights or of those that a mask selects."""
+"""Training: the same loop for every model, of all weights or of those that a mask selects."""
 
 import hashlib
 import json
 import time
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Literal
 
 import numpy as np
@@ -26,8 +27,10 @@ from aimfair.training.checkpoint import Checkpoint, Tensors
 from aimfair.training.gradient import BatchGradient
 from aimfair.training.history import Epoch, History, Position
 from aimfair.training.inputs import Normalize
+from aimfair.training.objective import Objective
 from aimfair.training.predict import predict_logits
 from aimfair.training.random_state import own_random_numbers
+from aimfair.training.samplers import EveryImage, Sampler
 from aimfair.training.schedule import epoch_batches, learning_rate, steps_per_epoch
 
 SKIPS_IN_A_ROW = 5
@@ -36,7 +39,7 @@ SKIPS_IN_A_ROW = 5
 
 @dataclass
 class Training:
-    """Trains ``model`` in place with the cross-entropy of target labels. Protected labels are never read.
+    """Trains ``model`` in place with the cross-entropy of target labels. Protected labels are never read here.
 
     On the CPU, with a given number of threads, the result is a function of the first block of arguments to the last
     bit, however often the training is cut off and taken up again from its checkpoint. A step whose loss or gradient is
@@ -50,9 +53,11 @@ class Training:
         optimizer: over parameters of ``model``; its lr is set here at each step.
         seed: of the order of images, augmentation and dropout.
         batchnorm: running statistics stay as they are (``freeze``) or follow the training images.
+        sampler: chooses the images of an epoch; every image once unless given.
+        objective: weighs the losses of a batch; their mean unless given.
 
         checkpoint: where a training that was cut off goes on; the caller removes it when the result is safe.
-        task: advances by steps, :func:`total_steps` in all.
+        task: advances by steps, :func:`total_steps` of the sampler's images in all.
     """
 
     model: nn.Module
@@ -63,6 +68,8 @@ class Training:
     optimizer: Optimizer
     seed: int
     batchnorm: Literal["freeze", "adapt"] = "adapt"
+    sampler: Sampler | None = None
+    objective: Objective | None = None
 
     checkpoint: Checkpoint | None = None
     task: Task = SILENT
@@ -80,7 +87,8 @@ class Training:
         self._device = next(self.model.parameters()).device
         self._normalize = Normalize(self.preprocessing, self._device)
         self._gradient = BatchGradient(self.model, self.settings.batch_size)
-        self._steps = steps_per_epoch(len(self.train), self.settings.batch_size)
+        self._sampler = self.sampler or EveryImage(len(self.train))
+        self._steps = steps_per_epoch(self._sampler.images, self.settings.batch_size)
 
     def fit(self) -> History:
         """The whole training, or what is left of it. The model ends in evaluation mode, with the weights to be kept.
@@ -89,7 +97,7 @@ class Training:
             AimfairError: the training diverges, memory does not suffice, or the checkpoint is damaged.
             Interrupted: after a step, with the checkpoint written.
         """
-        self._identity = self._make_identity()
+        self._identity = self.identity()
         self._resume()
         with own_random_numbers(self._device):
             while self._position.epoch <= self.settings.epochs:
@@ -104,6 +112,8 @@ class Training:
         restored = self.checkpoint and self.checkpoint.restore(self._identity, self.model, self.optimizer)
         if restored:
             self._position, self._kept = restored
+            if self.objective:
+                self.objective.restore(self._position.objective)
             self.log("training resumed", epoch=self._position.epoch, step=self._position.step)
             self.task.advance((self._position.epoch - 1) * self._steps + self._position.step)
 
@@ -111,13 +121,14 @@ class Training:
         set_training_mode(self.model, self.batchnorm)
         position = self._position
         start = time.monotonic() - position.seconds
-        batches = epoch_batches(len(self.train), self.settings.batch_size, self.seed, position.epoch)
+        batches = epoch_batches(self._sampler.order(self.seed, position.epoch), self.settings.batch_size)
         for indices in batches[position.step :]:
             self._take_step(indices)
             position.step += 1
             position.seconds = time.monotonic() - start
             self.task.advance(1, note=f"epoch {position.epoch}, loss {position.mean_loss:.3f}")
             if self.checkpoint and (self.interrupt.requested or self.checkpoint.is_due):
+                position.objective = self.objective.state() if self.objective else []
                 self.checkpoint.save(self._identity, position, self.model, self.optimizer, self._kept)
             self.interrupt.check()
         validation_loss, validation_accuracy = self._validate()
@@ -139,13 +150,16 @@ class Training:
         images = self._normalize(self.train.images[indices])
         images = augment(images, self.settings.augment, generator("augment", *place))
         target = torch.from_numpy(self.train.target[indices]).to(self._device)
-        result = self._gradient(images, target, derive_seed("dropout", *place))
+        weigh = partial(self.objective.weights, indices=indices) if self.objective else None
+        result = self._gradient(images, target, derive_seed("dropout", *place), weigh)
         if not result.is_finite:
             self._skip_step()
             return
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(self.settings, position.epoch, position.step, self._steps)
         self.optimizer.step()
+        if self.objective:
+            self.objective.accept()
         position.add(result.loss, result.correct, len(indices))
 
     def _skip_step(self) -> None:
@@ -180,8 +194,9 @@ class Training:
             self._kept = {name: tensor.clone() for name, tensor in self.model.state_dict().items()}
         self._position = self._position.next_epoch()
 
-    def _make_identity(self) -> str:
-        """Digest of what the result depends on; images go by their ids, which the stages' own records vouch for."""
+    def identity(self) -> str:
+        """Digest, before :meth:`fit`, of what the result depends on; images go by their ids, which the stages' own
+        records vouch for."""
         groups = self.optimizer.param_groups
         facts = {
             "settings": self.settings.model_dump(mode="json"),
@@ -192,6 +207,8 @@ class Training:
             "sizes": [images.images.shape for images in (self.train, self.validation)],
             "ids": [images.ids for images in (self.train, self.validation)],
             "targets": [images.target.tolist() for images in (self.train, self.validation)],
+            "sampler": (type(self._sampler).__name__, self._sampler.depends_on),
+            "objective": (type(self.objective).__name__, self.objective.depends_on) if self.objective else None,
         }
         digest = hashlib.sha256(json.dumps(facts).encode())
         for name, tensor in self.model.state_dict().items():
@@ -201,7 +218,7 @@ class Training:
 
 
 def total_steps(settings: OptimizerSettings, images: int) -> int:
-    """Steps of a whole training on so many images."""
+    """Steps of a whole training with so many images in an epoch."""
     return settings.epochs * steps_per_epoch(images, settings.batch_size)
 
 

@@ -1,4 +1,4 @@
-"""Which images a step sees, and its learning rate: functions of settings, seed and position alone."""
+"""Batches of an epoch and the learning rate of a step: functions of settings and position alone."""
 
 import math
 
@@ -6,7 +6,6 @@ import numpy as np
 import numpy.typing as npt
 
 from aimfair.config import OptimizerSettings
-from aimfair.seeds import generator
 
 
 def steps_per_epoch(images: int, batch_size: int) -> int:
@@ -18,14 +17,13 @@ def steps_per_epoch(images: int, batch_size: int) -> int:
     return min(steps, max(images // 2, 1)) if batch_size > 1 else steps
 
 
-def epoch_batches(images: int, batch_size: int, seed: int, epoch: int) -> list[npt.NDArray[np.int64]]:
-    """Indices of each batch of one epoch, in which every image comes once.
+def epoch_batches(order: npt.NDArray[np.int64], batch_size: int) -> list[npt.NDArray[np.int64]]:
+    """The images of an epoch cut into batches, in their order.
 
     Sizes differ by at most one, so that no small last batch weighs as much as the others; they are at most
     ``batch_size`` (3 for ``batch_size`` 2 and an odd number of images).
     """
-    order = generator(seed, "order", epoch).permutation(images)
-    return np.array_split(order, steps_per_epoch(images, batch_size))
+    return np.array_split(order, steps_per_epoch(len(order), batch_size))
 
 
 def learning_rate(settings: OptimizerSettings, epoch: int, step: int, steps: int) -> float:

@@ -11,24 +11,15 @@ from aimfair.config import OptimizerSettings
 from aimfair.training.schedule import epoch_batches, learning_rate, steps_per_epoch
 
 
-@given(st.integers(2, 400), st.integers(1, 150), st.integers(1, 5))
-def test_every_image_comes_once_in_batches_of_even_size(images, batch_size, epoch):
-    batches = epoch_batches(images, batch_size, 7, epoch)
+@given(st.integers(2, 400), st.integers(1, 150))
+def test_an_epoch_is_cut_into_batches_of_even_size(images, batch_size):
+    batches = epoch_batches(np.arange(images)[::-1], batch_size)
     sizes = [len(batch) for batch in batches]
-    assert sorted(np.concatenate(batches).tolist()) == list(range(images))
+    assert np.concatenate(batches).tolist() == list(range(images))[::-1]
     assert len(batches) == steps_per_epoch(images, batch_size)
     assert max(sizes) - min(sizes) <= 1
     assert max(sizes) <= (batch_size if batch_size != 2 else 3)
     assert min(sizes) >= 2 or batch_size == 1
-
-
-def test_the_order_depends_on_seed_and_epoch_alone():
-    def order(seed, epoch):
-        return np.concatenate(epoch_batches(50, 8, seed, epoch)).tolist()
-
-    assert order(1, 1) == order(1, 1)
-    assert order(1, 1) != order(1, 2)
-    assert order(1, 1) != order(2, 1)
 
 
 def test_constant():

@@ -1,0 +1,104 @@
+"""Which images an epoch sees, how often and in which order: functions of seed and epoch, so that a training resumes."""
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from aimfair.data.images import ImageSet
+from aimfair.seeds import generator
+
+Indices = npt.NDArray[np.int64]
+
+
+class Sampler(Protocol):
+    """Chooses the images of an epoch."""
+
+    @property
+    def images(self) -> int:
+        """Images of an epoch, each counted as often as it comes."""
+
+    @property
+    def depends_on(self) -> object:
+        """What the order follows from besides seed and epoch, as JSON can hold it."""
+
+    def order(self, seed: int, epoch: int) -> Indices:
+        """int64 [images]: indices into the training images, in the order in which they are seen."""
+
+
+@dataclass(frozen=True)
+class EveryImage:
+    """Every one of ``images`` images once."""
+
+    images: int
+
+    @property
+    def depends_on(self) -> object:
+        return self.images
+
+    def order(self, seed: int, epoch: int) -> Indices:
+        return generator(seed, "order", epoch).permutation(self.images)
+
+
+@dataclass(frozen=True)
+class EqualGroups:
+    """Every group equally often, in an epoch of as many images as there are (or up to G - 1 fewer).
+
+    Of a large group each epoch draws others; an image of a small one comes again only when all of its group have come
+    as often (group-balanced sampling as in arXiv 2110.14503, without replacement).
+
+    Attributes:
+        groups: int64 [N], the group of each image, numbered from 0; every number below the greatest is present.
+    """
+
+    groups: Indices
+
+    @property
+    def _of_each(self) -> int:
+        return max(len(self.groups) // self._count, 1)
+
+    @property
+    def _count(self) -> int:
+        return int(self.groups.max()) + 1
+
+    @property
+    def images(self) -> int:
+        return self._of_each * self._count
+
+    @property
+    def depends_on(self) -> object:
+        return self.groups.tolist()
+
+    def order(self, seed: int, epoch: int) -> Indices:
+        random = generator(seed, "equal groups", epoch)
+        chosen = []
+        for group in range(self._count):
+            members = np.flatnonzero(self.groups == group)
+            times, rest = divmod(self._of_each, len(members))
+            chosen += [np.tile(members, times), random.permutation(members)[:rest]]
+        return random.permutation(np.concatenate(chosen))
+
+
+@dataclass(frozen=True)
+class Repeated:
+    """Every image as often as ``times`` says, int64 [N]."""
+
+    times: Indices
+
+    @property
+    def images(self) -> int:
+        return int(self.times.sum())
+
+    @property
+    def depends_on(self) -> object:
+        return self.times.tolist()
+
+    def order(self, seed: int, epoch: int) -> Indices:
+        return generator(seed, "repeated", epoch).permutation(np.repeat(np.arange(len(self.times)), self.times))
+
+
+def groups_of(images: ImageSet) -> Indices:
+    """int64 [N]: the group (y, a) of each image, of those that are present, numbered by y and then by a."""
+    pairs = np.stack([images.target, images.protected], axis=1)
+    return np.unique(pairs, axis=0, return_inverse=True)[1].reshape(-1).astype(np.int64)
