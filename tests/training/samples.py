@@ -26,19 +26,20 @@ RESNET = {
 MODEL = ModelSettings(config=RESNET, mean=(0.4, 0.5, 0.6), std=(0.2, 0.25, 0.3))
 
 
-def images(count: int, seed: int = 0, *, bias: float = 0.5) -> ImageSet:
+def images(count: int, seed: int = 0, *, bias: float = 0.5, bar: int = 100) -> ImageSet:
     """Noise with a bright bar, upright (class 1) or level (class 0), tinted by the protected attribute.
 
     Args:
         bias: share of the images whose protected attribute is their class.
+        bar: how much brighter than the noise, which goes up to 120; a faint one is harder to learn than the tint.
     """
     rng = np.random.default_rng(seed)
     target = rng.integers(0, 2, count)
     protected = np.where(rng.random(count) < bias, target, 1 - target)
     pixels = rng.integers(0, 120, (count, SIZE, SIZE, 3))
     for number in range(count):
-        bar = (slice(None), slice(6, 10)) if target[number] else (slice(6, 10), slice(None))
-        pixels[number][bar] += 100
+        place = (slice(None), slice(6, 10)) if target[number] else (slice(6, 10), slice(None))
+        pixels[number][place] += bar
         pixels[number, :, :, 2 * protected[number]] += 30
     return ImageSet(pixels.astype(np.uint8), target, protected, tuple(f"{seed}/{number}" for number in range(count)))
 
