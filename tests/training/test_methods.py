@@ -43,6 +43,9 @@ def select(probe: Sensitivity, seed: int = 100, **settings: object) -> Parameter
         {"rule": "all"},
         {"rule": "head_only"},
         {"rule": "head_only", "head": "convolution"},
+        {"rule": "blocks", "blocks": ["norm", "head.bias"]},
+        {"rule": "all", "freeze": ["head"]},
+        {"rule": "top_k", "criterion": "cosine", "granularity": "tensor", "k": 3},
     ],
 )
 def test_it_asks_for_what_the_settings_say(probe, settings):
@@ -70,6 +73,14 @@ def test_settings_that_select_nothing_are_refused_with_the_name_of_the_method(pr
         select(probe, rule="intersection", bias=1, domain=1)
     with pytest.raises(AimfairError, match=r"methods\.mine: k=100000"):
         select(probe, rule="top_k", k=100_000)
+    with pytest.raises(
+        AimfairError, match=r"methods\.mine: no parameter belongs to the module 'hed'; did you mean 'head'"
+    ):
+        select(probe, rule="blocks", blocks=["hed"])
+    with pytest.raises(
+        AimfairError, match=r"methods\.mine: rule 'head_only' selects nothing but what freeze=head takes"
+    ):
+        select(probe, rule="head_only", freeze=["head"])
 
 
 def test_a_method_may_have_its_own_lr_and_batchnorm():
