@@ -17,13 +17,13 @@ from aimfair.training.predict import predict
 from tests.training.samples import MODEL, images
 
 SPLITS = Splits(
-    images(1000, 1, bias=0.97, bar=25),
-    images(160, 2, bias=0.9, bar=25),
-    images(400, 3, bar=25),
+    images(1000, 1, bias=0.98, bar=22),
+    images(160, 2, bias=0.9, bar=22),
+    images(400, 3, bar=22),
     ("level", "upright"),
     ("red", "blue"),
 )
-BALANCED = images(200, 4, bar=25)
+BALANCED = images(200, 4, bar=22)
 TRAIN = OptimizerSettings(lr=0.003, epochs=3, batch_size=32)
 FINETUNE = FinetuneSettings(lr=0.01, epochs=10, batch_size=32)
 
@@ -56,7 +56,7 @@ def worst_group(model: nn.Module) -> float:
 @pytest.fixture(scope="module")
 def erm(tmp_path_factory: pytest.TempPathFactory) -> nn.Module:
     model = trained(tmp_path_factory.mktemp("erm"), kind="erm")
-    assert worst_group(model) < 0.7
+    assert worst_group(model) < 0.5
     return model
 
 
@@ -73,4 +73,4 @@ def erm(tmp_path_factory: pytest.TempPathFactory) -> nn.Module:
     ids=lambda settings: "-".join(map(str, settings.values())),
 )
 def test_the_worst_group_is_better_than_with_erm(tmp_path, erm, settings):
-    assert worst_group(trained(tmp_path, erm, **settings)) > 0.9
+    assert worst_group(trained(tmp_path, erm, **settings)) > worst_group(erm) + 0.15
