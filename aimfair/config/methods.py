@@ -70,7 +70,9 @@ class MethodSettings(Settings):
         for name, kinds in _OF_KINDS.items():
             # The settings of a run are written with all their defaults.
             if self.kind not in kinds and getattr(self, name) != type(self).model_fields[name].default:
-                raise Problem((name,), f"kind {self.kind!r} has no use for it, only {' and '.join(kinds)}; leave it out")
+                raise Problem(
+                    (name,), f"kind {self.kind!r} has no use for it, only {' and '.join(kinds)}; leave it out"
+                )
         if self.kind != "tune":
             return self
         given = {

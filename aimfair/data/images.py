@@ -14,7 +14,7 @@ class ImageSet:
     Attributes:
         images: uint8 [N, H, W, 3], RGB; an array or a memory map.
         target: int64 [N], the class to be predicted, y.
-        protected: int64 [N], the protected attribute, a. Training never reads it.
+        protected: int64 [N], the protected attribute, a. Training never reads it, but for methods that say so.
         ids: N texts that say where each image comes from; equal for two images of one original.
         attributes: name -> int64 [N], further attributes by which the images are told apart in the evaluation.
     """
@@ -63,7 +63,7 @@ class Splits:
     """The real images of a task, disjoint by original.
 
     Attributes:
-        train: biased; no group labels are used in training.
+        train: biased; group labels are used by those methods alone that say so.
         validation: with the same bias (or natural); chooses checkpoints.
         test: balanced or natural; read once, by evaluate.
         target_names, protected_names: names of the Y classes and of the A values, in the order of their numbers.

@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import signal
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +19,7 @@ from aimfair.errors import AimfairError
 from aimfair.evaluation.results import Results
 from aimfair.run.directory import Run
 from aimfair.run.interrupt import Interrupted
-from aimfair.stages import evaluate, finetune, select, sensitivity, train
+from aimfair.stages import evaluate, finetune, select, train
 from aimfair.training.history import HISTORY, History
 from aimfair.training.loop import Training
 from aimfair.training.methods import build_optimizer, finetune_settings, train_settings
@@ -27,7 +28,7 @@ from aimfair.training.methods.jtt import ERROR_SET
 from aimfair.training.models import build_model, load_model
 from aimfair.training.predict import predict
 from tests.training.samples import MODEL, images, state_bits
-from tests.training.test_stages import SETTINGS, write_synthetic
+from tests.training.test_stages import SETTINGS, STAGES, write_synthetic
 
 METHODS = {
     "full": {"rule": "all"},
@@ -67,12 +68,12 @@ def directory(finished: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(finished, tmp_path / "run"))
 
 
-def do(path: Path, settings: Config | None = None, stages=(train, sensitivity, select, finetune)) -> list[str]:
+def do(path: Path, settings: Config | None = None, stages=STAGES, splits: Splits = SPLITS) -> list[str]:
     """Does the stages; the steps that were not done already."""
     log = path / "log.jsonl"
     before = len(log.read_text().splitlines()) if log.exists() else 0
     with Run.open(path, settings or config(), overwrite=True, quiet=True) as run:
-        run.__dict__["_splits"] = SPLITS
+        run.__dict__["_splits"] = splits
         for stage in stages:
             stage.run(run)
     events = [json.loads(line) for line in log.read_text().splitlines()[before:]]
@@ -135,6 +136,8 @@ def test_an_epoch_of_each_kind(directory, monkeypatch):
     take = Training._take_step
 
     def watched(self, indices):
+        if name.startswith("dfr") and not seen[name]:
+            assert not self.model.classifier[1].weight.any(), "the head begins anew"
         seen[name].append((self.train, indices))
         take(self, indices)
 
@@ -245,6 +248,15 @@ def test_a_first_model_without_errors_is_told(directory, monkeypatch):
     do(directory)
     assert histories(directory)["jtt"].notes == {"images in the error set": 0}
     assert "100 jtt: the first model gets every image right" in (directory / "log.jsonl").read_text()
+
+
+def test_a_group_without_images_is_told(directory):
+    there = np.flatnonzero((TRAIN.target == 0) | (TRAIN.protected == 1))
+    forget(directory, "dro")
+    do(directory, splits=replace(SPLITS, train=TRAIN.subset(there)))
+    assert "100 dro: no image of the group upright, red" in (directory / "log.jsonl").read_text()
+    assert list(histories(directory)["dro"].notes)[-1] == "last weight of upright, blue"
+    assert len(histories(directory)["dro"].notes) == 3
 
 
 def test_a_damaged_error_set_is_refused_by_name(directory):

@@ -6,7 +6,7 @@ from torch import nn
 from aimfair.selective.mask import ParameterMask
 from aimfair.selective.rules import head_names
 from aimfair.training.methods.work import Trained, Work
-from aimfair.training.samplers import EqualGroups, groups_of
+from aimfair.training.samplers import EqualGroups
 
 
 def dfr(work: Work) -> Trained:
@@ -21,7 +21,7 @@ def dfr(work: Work) -> Trained:
     images = work.splits().validation if work.method.balanced_from == "real" else work.balanced()
     mask = ParameterMask.from_names(model, head_names(ParameterMask.full(model).names))
     clear_head(model, mask)
-    return work.tune(model, mask, images, EqualGroups(groups_of(images)))
+    return work.tune(model, mask, images, EqualGroups(work.groups(images)[0]))
 
 
 @torch.no_grad()

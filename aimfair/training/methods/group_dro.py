@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from aimfair.training.methods.work import Trained, Work
-from aimfair.training.samplers import EqualGroups, Indices, groups_of
+from aimfair.training.samplers import EqualGroups, Indices
 
 
 class GroupWeights:
@@ -65,18 +65,9 @@ def group_dro(work: Work) -> Trained:
     Which epoch is kept follows ``train.keep``; the publication reads group labels of validation images for that, too.
     """
     train, model = work.splits().train, work.initial()
-    groups = groups_of(train)
+    groups, names = work.groups(train)
     device = next(model.parameters()).device
     objective = GroupWeights(groups, work.method.step_size, work.method.adjustment, device)
     model, history = work.fit(work.training(model, train, sampler=EqualGroups(groups), objective=objective))
-    members = (int((groups == group).argmax()) for group in range(len(objective.q)))
-    for member, weight in zip(members, objective.q, strict=True):
-        target, protected = (
-            names[labels[member]]
-            for names, labels in (
-                (work.splits().target_names, train.target),
-                (work.splits().protected_names, train.protected),
-            )
-        )
-        history.notes[f"last weight of {target}, {protected}"] = weight
+    history.notes |= {f"last weight of {name}": weight for name, weight in zip(names, objective.q, strict=True)}
     return model, history

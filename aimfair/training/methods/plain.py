@@ -3,7 +3,7 @@ of real images but ``balanced_resampling``."""
 
 from aimfair.data.union import union
 from aimfair.training.methods.work import Trained, Work
-from aimfair.training.samplers import EqualGroups, groups_of
+from aimfair.training.samplers import EqualGroups
 
 
 def erm(work: Work) -> Trained:
@@ -25,4 +25,4 @@ def real_and_synthetic(work: Work) -> Trained:
 def balanced_resampling(work: Work) -> Trained:
     """On the biased real images, every group equally often (arXiv 2110.14503)."""
     train = work.splits().train
-    return work.fit(work.training(work.initial(), train, sampler=EqualGroups(groups_of(train))))
+    return work.fit(work.training(work.initial(), train, sampler=EqualGroups(work.groups(train)[0])))

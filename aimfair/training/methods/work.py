@@ -5,6 +5,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
 from torch import nn
 
 from aimfair.config import FinetuneSettings, MethodSettings, ModelSettings, OptimizerSettings
@@ -19,7 +20,7 @@ from aimfair.training.history import History
 from aimfair.training.loop import Training, total_steps
 from aimfair.training.methods.optimizer import build_optimizer
 from aimfair.training.objective import Objective
-from aimfair.training.samplers import Sampler
+from aimfair.training.samplers import Indices, Sampler, groups_of
 
 Trained = tuple[nn.Module, History]
 """A model in evaluation mode, and how its training went."""
@@ -55,6 +56,19 @@ class Work:
     progress: Progress = field(default_factory=lambda: Progress(quiet=True))
     interrupt: Interrupt = NEVER
     log: Log = NOWHERE
+
+    def groups(self, images: ImageSet) -> tuple[Indices, list[str]]:
+        """:func:`groups_of` these images and the names of the groups; a group without images is warned of."""
+        splits = self.splits()
+        counts = images.group_counts(len(splits.target_names), len(splits.protected_names))
+        present = []
+        for (y, a), count in np.ndenumerate(counts):
+            name = f"{splits.target_names[y]}, {splits.protected_names[a]}"
+            if count:
+                present.append(name)
+            else:
+                self.log.warn(f"{self.name}: no image of the group {name}: the others are balanced without it")
+        return groups_of(images), present
 
     def checkpoint(self) -> Checkpoint:
         return Checkpoint(self.folder, self.checkpoint_seconds)
