@@ -71,8 +71,8 @@ def names_under(names: Sequence[str], modules: Sequence[str]) -> list[str]:
         if not found:
             paths = {name.rsplit(".", levels)[0] for name in names for levels in range(name.count(".") + 1)}
             close = get_close_matches(module, sorted(paths), n=1)
-            meant = f"did you mean {close[0]!r}? " if close else ""
+            meant = f"; did you mean {close[0]!r}?" if close else "."
             blocks = listing(dict.fromkeys(map(block_name, names)), limit=30)
-            raise ValueError(f"no parameter belongs to the module {module!r}; {meant}The blocks are {blocks}")
+            raise ValueError(f"no parameter belongs to the module {module!r}{meant} The blocks are {blocks}")
     wanted = {name for found in within.values() for name in found}
     return [name for name in names if name in wanted]

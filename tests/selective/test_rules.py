@@ -282,7 +282,7 @@ def test_paths_without_parameters_and_nothing_left(probe):
     blocks = r"The blocks are scale, empty, unused, conv, norm, body\.0, body\.1, head$"
     with pytest.raises(ValueError, match=rf"'bodi'; did you mean 'body'\? {blocks}"):
         probe.select("blocks", blocks=["head", "bodi"])
-    with pytest.raises(ValueError, match=rf"no parameter belongs to the module 'qqq'; {blocks}"):
+    with pytest.raises(ValueError, match=rf"no parameter belongs to the module 'qqq'\. {blocks}"):
         probe.select("all", freeze=["qqq"])
     with pytest.raises(ValueError, match=r"no parameter .* 'conv\.weigh'; did you mean 'conv\.weight'"):
         probe.select("blocks", blocks=["conv.weigh"])
