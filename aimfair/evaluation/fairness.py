@@ -52,6 +52,13 @@ def worst_group_accuracy(counts: Counts) -> Values:
     return np.asarray(by_group(counts).min(axis=(0, 1)))
 
 
+def worst_present_group_accuracy(counts: Counts) -> Values:
+    """The smallest accuracy of a group that has images; for tables of many groups, beside a list of the empty ones."""
+    accuracies = by_group(counts)
+    smallest = np.where(np.isnan(accuracies), np.inf, accuracies).min(axis=(0, 1))
+    return np.asarray(np.where(np.isinf(smallest), np.nan, smallest))
+
+
 def group_std(counts: Counts) -> Values:
     return np.asarray(by_group(counts).std(axis=(0, 1)))
 
@@ -96,7 +103,15 @@ METRICS: Mapping[str, Callable[[Counts], Values]] = {
     )
 }
 
-HIGHER_IS_BETTER = frozenset({"accuracy", "balanced_accuracy", "worst_group_accuracy", "eo_ratio"})
+AUDITED: Mapping[str, Callable[[Counts], Values]] = {
+    **METRICS,
+    "worst_present_group_accuracy": worst_present_group_accuracy,
+}
+"""Of further attributes and intersections, where groups without images are common."""
+
+HIGHER_IS_BETTER = frozenset(
+    {"accuracy", "balanced_accuracy", "worst_group_accuracy", "worst_present_group_accuracy", "eo_ratio"}
+)
 """Of the others a lower value is better."""
 
 
@@ -120,7 +135,15 @@ def worst_group(counts: Counts) -> tuple[int, int] | None:
     accuracies = by_group(counts)
     if np.isnan(accuracies).any():
         return None
-    a, y = np.unravel_index(int(accuracies.argmin()), accuracies.shape)
+    return worst_present_group(counts)
+
+
+def worst_present_group(counts: Counts) -> tuple[int, int] | None:
+    """The same of the groups that have images; None if there are none."""
+    accuracies = by_group(counts)
+    if np.isnan(accuracies).all():
+        return None
+    a, y = np.unravel_index(int(np.nanargmin(accuracies)), accuracies.shape)
     return int(y), int(a)
 
 

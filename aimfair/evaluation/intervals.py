@@ -6,12 +6,17 @@ from statistics import NormalDist
 import numpy as np
 import numpy.typing as npt
 
-from aimfair.evaluation.counts import PairedPredictions
+from aimfair.evaluation import fairness
+from aimfair.evaluation.counts import Integers, PairedPredictions
+from aimfair.evaluation.fairness import Counts
 
 Values = npt.NDArray[np.float64]
 
 _CHUNK = 4_000_000
 """Numbers held at a time while resampling; 32 MB."""
+
+_CELLS_PER_DRAW = 7
+"""One binomial draw takes about as long as this many draws of one original."""
 
 
 def wilson(successes: npt.ArrayLike, trials: npt.ArrayLike, confidence: float) -> Values:
@@ -44,25 +49,63 @@ def resample(
     """
     protected_values, targets = predictions.shape
     models, strata = predictions.models, predictions.strata
-    # for each stratum and each image of its originals [K * M, C]: which cells count towards class k of model m
+    # sums of whole numbers below 2^24 are exact in float32, whatever their order
+    number = np.float32 if sum(int(stratum.sizes.sum()) for stratum in strata) < 2**24 else np.float64
+    # for each stratum and each image of its originals [(K - 1) * M, C]: which cells count towards class k of model m;
+    # what is left of a group is its last class
     members = [
         [
-            (np.arange(targets)[:, None, None] == said.T).reshape(targets * models, -1).astype(np.float64)
+            (np.arange(targets - 1)[:, None, None] == said.T).reshape((targets - 1) * models, -1).astype(number)
             for said in stratum.predicted.transpose(1, 0, 2)
         ]
         for stratum in strata
     ]
-    widest = max(protected_values * targets * targets * models, *(len(stratum.sizes) for stratum in strata))
+    group_sizes = np.zeros(protected_values * targets)
+    for stratum in strata:
+        np.add.at(group_sizes, stratum.groups, stratum.sizes.sum())
+    widest = max([protected_values * targets * targets * models, *(len(stratum.sizes) for stratum in strata)])
     step = max(1, _CHUNK // widest)
     for start in range(0, replicates, step):
         count = min(step, replicates - start)
-        counts = np.zeros((protected_values * targets, targets * models, count))
+        counts = np.zeros((protected_values * targets, targets, models, count))
+        first = counts[:, :-1].reshape(protected_values * targets, (targets - 1) * models, count)
         for stratum, of_images in zip(strata, members, strict=True):
-            n = int(stratum.sizes.sum())
-            drawn = generator.multinomial(n, stratum.sizes / n, size=count).T.astype(np.float64)
+            drawn = _draw(stratum.sizes, count, generator).astype(number).T
             for group, member in zip(stratum.groups, of_images, strict=True):
-                counts[group] += member @ drawn
+                first[group] += member @ drawn
+        counts[:, :-1] = first.reshape(protected_values * targets, targets - 1, models, count)
+        counts[:, -1] = group_sizes[:, None, None] - counts[:, :-1].sum(axis=1)
         yield counts.reshape(protected_values, targets, targets, models, count)
+
+
+def _draw(sizes: Integers, count: int, generator: np.random.Generator) -> Integers:
+    """``count`` multinomial draws of n = sum of ``sizes`` [C], in proportion to them: int64 [count, C]."""
+    n = int(sizes.sum())
+    if n < _CELLS_PER_DRAW * len(sizes):  # one by one
+        cell = np.repeat(np.arange(len(sizes)), sizes)
+        drawn = np.empty((count, len(sizes)), dtype=np.int64)
+        for row in drawn:
+            row[:] = np.bincount(cell[generator.integers(n, size=n, dtype=np.uint32)], minlength=len(sizes))
+        return drawn
+    return generator.multinomial(n, sizes / n, size=count)
+
+
+def bootstrap(counts: Counts, replicates: int, confidence: float, generator: np.random.Generator) -> dict[str, Values]:
+    """Percentile intervals of every metric of one table, without its images: metric -> [2], NaN where undefined.
+
+    Every group is drawn anew as one multinomial of its size with its rates. That is the bootstrap of images, each its
+    own original, of one model; to compare models, or for images that share originals, :func:`resample` is right.
+
+    Args:
+        counts: [A, Y, K], whole or, for a mean over several models, not; what a group holds must be whole.
+    """
+    rows = np.asarray(counts, dtype=np.float64).reshape(-1, counts.shape[2])
+    drawn = np.zeros((replicates, *rows.shape))
+    for group, row in enumerate(rows):
+        if row.sum() > 0:
+            drawn[:, group] = generator.multinomial(round(row.sum()), row / row.sum(), size=replicates)
+    tables = np.ascontiguousarray(drawn.transpose(1, 2, 0)).reshape(*counts.shape, replicates)
+    return {metric: percentile(of(tables), confidence) for metric, of in fairness.AUDITED.items()}
 
 
 def percentile(values: Values, confidence: float) -> Values:

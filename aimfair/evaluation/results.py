@@ -1,14 +1,16 @@
 """results.json: what every method of a run is worth, with the counts it was computed from.
 
 The classes below are the schema. Arrays over groups are [A][Y]: protected value, then target class, in the order of
-``protected_names`` and ``target_names``. ``metric`` stands for a name in :data:`aimfair.evaluation.fairness.METRICS`.
+``protected_names`` and ``target_names``. ``metric`` stands for a name in :data:`aimfair.evaluation.fairness.METRICS`,
+in an :class:`Audit` in AUDITED there, and ``score`` for one in :data:`aimfair.evaluation.scores.SCORES`.
 NaN, for what is undefined, is null in the file. It holds no times and no dates: the same predictions give the same
 bytes.
 """
 
+import json
 import math
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Final, Literal, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError
 
@@ -20,8 +22,23 @@ Interval = tuple[Number, Number]
 Metrics = dict[str, Number]
 
 
+SCHEMA_VERSION: Final = 2
+"""1 had no scores, attributes, intersections and readers of groups."""
+
+
 class _Part(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class ScoreResult(_Part):
+    """Score -> its value for all test images, for those of each protected value [A], and their largest minus smallest.
+
+    See :mod:`aimfair.evaluation.scores`.
+    """
+
+    overall: Metrics
+    by_value: dict[str, list[Number]]
+    gap: Metrics
 
 
 class SeedResult(_Part):
@@ -32,6 +49,7 @@ class SeedResult(_Part):
         overall: metric -> value. interval: the same, bootstrap over the test images.
         by_group: [A][Y], accuracy.
         worst_group: (y, a); None if a group is empty.
+        scores: None where probabilities were not given.
     """
 
     seed: int
@@ -40,6 +58,7 @@ class SeedResult(_Part):
     interval: dict[str, Interval]
     by_group: list[list[Number]]
     worst_group: tuple[int, int] | None
+    scores: ScoreResult | None = None
 
 
 class GroupResult(_Part):
@@ -73,14 +92,17 @@ class MethodResult(_Part):
     """A method over the seeds.
 
     Attributes:
-        density: selected share of the weights, mean over the seeds; None for the biased model.
+        density: selected share of the weights, mean over the seeds; None where nothing is selected.
+        reads_groups: the training of the method reads the protected attribute of real images.
         mean: metric -> mean over the seeds. std: the same, ddof 1. interval: of the mean, bootstrap of the test images.
         of_mean_rates: metrics of the seed-averaged rates, as some papers give them; their worst group is flattering.
         versus: other method -> metric -> this method minus the other. Every method is compared with the biased model
             and with the default method.
+        scores_mean: over the seeds; None where probabilities were not given. scores_std: the same, ddof 1.
     """
 
     density: float | None
+    reads_groups: bool = False
     seeds: list[SeedResult]
     mean: Metrics
     std: Metrics
@@ -88,6 +110,50 @@ class MethodResult(_Part):
     by_group: GroupResult
     of_mean_rates: Metrics
     versus: dict[str, dict[str, Difference]]
+    scores_mean: ScoreResult | None = None
+    scores_std: ScoreResult | None = None
+
+
+class AuditMethod(_Part):
+    """A method in the groups of another attribute; the names mean what they mean in :class:`MethodResult`.
+
+    Attributes:
+        interval: of the metrics of the seed-averaged rates, bootstrap of one model's counts.
+        worst_present_group: (y, a) of the lowest seed-averaged accuracy, of the groups that have images.
+        versus: of the default method against the biased model; empty for the others.
+    """
+
+    mean: Metrics
+    std: Metrics
+    of_mean_rates: Metrics
+    interval: dict[str, Interval]
+    by_group: GroupResult
+    worst_present_group: tuple[int, int] | None
+    versus: dict[str, dict[str, Difference]]
+    scores_mean: ScoreResult | None = None
+    scores_std: ScoreResult | None = None
+
+
+class Audit(_Part):
+    """The test images told apart by another attribute, or by the protected one and another.
+
+    Its A is the number of ``value_names``, in whose order all arrays are. Metrics are strict: one that needs a group
+    without images is NaN. ``worst_present_group_accuracy`` alone is of the groups that have some.
+
+    Attributes:
+        test_images: [A][Y].
+        cautions: sentences that name the empty and the small groups.
+    """
+
+    value_names: list[str]
+    test_images: list[list[int]]
+    cautions: list[str]
+    methods: dict[str, AuditMethod]
+
+    @property
+    def empty(self) -> int:
+        """How many groups have no test images."""
+        return sum(size == 0 for row in self.test_images for size in row)
 
 
 class Results(_Part):
@@ -99,9 +165,11 @@ class Results(_Part):
         small_group: groups with fewer test images are flagged.
         cautions: sentences on empty and small groups.
         methods: the biased model first, then the methods as configured.
+        bins: of the calibration error.
+        attributes: name -> the groups of a further attribute. intersections: the same of the protected one and it.
     """
 
-    schema_version: Literal[1] = 1
+    schema_version: Literal[2] = SCHEMA_VERSION
     title: str
     target_names: list[str]
     protected_names: list[str]
@@ -113,6 +181,9 @@ class Results(_Part):
     test_images: list[list[int]]
     cautions: list[str]
     methods: dict[str, MethodResult]
+    bins: int
+    attributes: dict[str, Audit] = {}
+    intersections: dict[str, Audit] = {}
 
     @property
     def groups(self) -> list[tuple[int, int]]:
@@ -131,14 +202,30 @@ class Results(_Part):
         """Reads what :meth:`save` wrote.
 
         Raises:
-            AimfairError: there is no such file, or it is not of this schema.
+            AimfairError: there is no such file, it is of another schema version, or of none.
         """
         again = f"aimfair evaluate --run {path.parent}"
         try:
-            return cls.model_validate_json(path.read_bytes())
+            content = path.read_bytes()
         except FileNotFoundError as error:
             raise AimfairError(f"{path}: no results yet; first: {again}") from error
+        if (found := _version(content)) not in (None, SCHEMA_VERSION):
+            raise AimfairError(
+                f"{path}: results of schema version {found}, this aimfair reads {SCHEMA_VERSION};"
+                f" make it again from the models: {again}"
+            )
+        try:
+            return cls.model_validate_json(content)
         except ValidationError as error:
             first = error.errors()[0]
             where = ".".join(map(str, first["loc"])) or "the whole"
             raise AimfairError(f"{path}: {where}: {first['msg']}; make it again: {again}") from error
+
+
+def _version(content: bytes) -> object:
+    """What a file says of its schema; None where it says nothing that can be read."""
+    try:
+        found = json.loads(content)
+    except ValueError:
+        return None
+    return found.get("schema_version") if isinstance(found, dict) else None

@@ -1,7 +1,6 @@
-"""Predictions of every model of the run for the test images, and results.json from them."""
+"""What every model of the run says of the test images, and results.json and tables from it."""
 
 import csv
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -10,12 +9,16 @@ from aimfair.data.images import ImageSet
 from aimfair.device import choose_device
 from aimfair.evaluation.compare import compare
 from aimfair.evaluation.counts import Integers
-from aimfair.evaluation.results import Results
+from aimfair.evaluation.logits import Logits, save_logits
+from aimfair.evaluation.results import SCHEMA_VERSION, Results
+from aimfair.evaluation.tables import COLUMNS, percent, save_tables, spread
 from aimfair.files import replace_file
 from aimfair.run.directory import Run
 from aimfair.selective.mask import ParameterMask
+from aimfair.training.inputs import Normalize
+from aimfair.training.methods.choose import kind_of
 from aimfair.training.models import load_model
-from aimfair.training.predict import predict
+from aimfair.training.predict import predict_logits
 
 
 def run(run: Run) -> None:
@@ -30,41 +33,48 @@ def run(run: Run) -> None:
         "model": config.model,
         "title": config.title,
         "default_method": config.default_method,
+        "schema_version": SCHEMA_VERSION,
         "upstream": [run.digest_of(step) for step in trained + tuned],
     }
     if not run.is_done("evaluate", inputs):
-        predicted = _predictions(run)
+        logits = _logits(run)
+        predicted = {name: [one.argmax(axis=1) for one in of_seeds] for name, of_seeds in logits.items()}
         density = {name: [ParameterMask.load(run.mask(seed, name)).density for seed in config.seeds] for name in masked}
-        tables = []
+        outputs = []
         for s, seed in enumerate(config.seeds):
-            tables.append(run.baseline(seed).with_name("predictions.csv"))
-            _write_predictions(tables[-1], run.splits().test, {name: of[s] for name, of in predicted.items()})
-        results = compare(config, run.splits(), predicted, density)
+            folder = run.baseline(seed).parent
+            save_logits(folder / "logits.safetensors", {name: of[s] for name, of in logits.items()})
+            _write_predictions(
+                folder / "predictions.csv", run.splits().test, {name: of[s] for name, of in predicted.items()}
+            )
+            outputs += [folder / "logits.safetensors", folder / "predictions.csv"]
+        reads_groups = [name for name, method in config.methods.items() if kind_of(method).reads_groups]
+        results = compare(config, run.splits(), predicted, density, logits, reads_groups)
         for caution in results.cautions:
             run.log.warn(caution)
         results.save(run.results)
-        run.finish("evaluate", inputs, [*tables, run.results])
+        run.finish("evaluate", inputs, [*outputs, *save_tables(results, run.path), run.results])
     _print(Results.load(run.results))
 
 
-def _predictions(run: Run) -> dict[str, list[Integers]]:
-    """Method, the biased model first -> for each seed the predicted classes of the test images."""
+def _logits(run: Run) -> dict[str, list[Logits]]:
+    """Method, the biased model first -> for each seed float32 [N, C] of the test images."""
     config, test = run.config, run.splits().test
     folders = {BIASED: [run.baseline(seed) for seed in config.seeds]}
     folders |= {name: [run.finetuned(seed, name) for seed in config.seeds] for name in config.methods}
     device = choose_device(config.device)
+    normalize = Normalize(config.model, device)
     with run.progress.task("evaluate", len(test) * len(config.seeds) * len(folders)) as task:
         return {
             name: [
-                predict(
-                    load_model(folder),
+                predict_logits(
+                    load_model(folder).to(device),
                     test,
-                    config.model,
-                    batch_size=config.evaluate.batch_size,
-                    device=device,
+                    normalize,
+                    config.evaluate.batch_size,
                     task=task,
                     interrupt=run.interrupt,
-                )
+                ).numpy()
                 for folder in of_seeds
             ]
             for name, of_seeds in folders.items()
@@ -72,11 +82,14 @@ def _predictions(run: Run) -> dict[str, list[Integers]]:
 
 
 def _write_predictions(path: Path, test: ImageSet, predicted: Mapping[str, Sequence[int] | Integers]) -> None:
-    """A row per test image: id, target, protected, and the class that each method predicts."""
+    """A row per test image: id, target, protected, further attributes, and the class that each method predicts."""
+    attributes = {f"attribute {name}": values for name, values in test.attributes.items()}
     with replace_file(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(["id", "target", "protected", *predicted])
-        writer.writerows(zip(test.ids, test.target, test.protected, *predicted.values(), strict=True))
+        writer.writerow(["id", "target", "protected", *attributes, *predicted])
+        writer.writerows(
+            zip(test.ids, test.target, test.protected, *attributes.values(), *predicted.values(), strict=True)
+        )
 
 
 def _print(results: Results) -> None:
@@ -85,20 +98,19 @@ def _print(results: Results) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    columns = {"accuracy": "accuracy", "worst_group_accuracy": "worst group", "eo_mean": "EO", "group_std": "STD"}
     table = Table(box=None, pad_edge=False)
     table.add_column("method")
-    for heading in ("tuned", *columns.values()):
-        table.add_column(heading, justify="right")
+    for heading in ("tuned", *COLUMNS.values(), "worst group of\nseed-averaged rates"):
+        table.add_column(heading, justify="right", vertical="bottom")
     for name, method in results.methods.items():
         table.add_row(
             Text(name, style="bold" if name == results.default_method else ""),
             "" if method.density is None else f"{method.density:.1%}",
-            *(_spread(method.mean[metric], method.std[metric]) for metric in columns),
+            *(spread(method.mean[metric], method.std[metric]) for metric in COLUMNS),
+            percent(method.of_mean_rates["worst_group_accuracy"]),
         )
-    Console().print(table)
-
-
-def _spread(mean: float, std: float) -> str:
-    """In percent; one seed has no standard deviation."""
-    return f"{100 * mean:.1f}" if math.isnan(std) else f"{100 * mean:.1f} ± {100 * std:.1f}"
+    seeds = len(results.seeds)
+    over = f"mean ± standard deviation over {seeds} seeds" if seeds > 1 else "one seed"
+    console = Console()
+    console.print(table)
+    console.print(Text(f"Percent, {over}. A worst group found after averaging the seeds flatters.", style="dim"))

@@ -96,8 +96,8 @@ def test_empty_and_small_groups_are_cautioned(config: Config) -> None:
     splits = made_up_splits(test_per_group=(40, 29, 30, 0))
     results = compare(config, splits, made_up_predictions(splits, config), {})
     assert [caution.split(":")[0] for caution in results.cautions] == [
-        "Only 29 test images of the group below five · red",
         "No test images of the group five or more · red",
+        "Only 29 test images of the group below five · red",
     ]
     method = results.methods["aimfair"]
     assert np.isnan(method.mean["worst_group_accuracy"])
@@ -127,10 +127,18 @@ def test_other_files_are_refused(tmp_path) -> None:
     path = tmp_path / "results.json"
     with pytest.raises(AimfairError, match="no results yet; first: aimfair evaluate"):
         Results.load(path)
-    for text in ("{", "{}", '{"schema_version": 2}', "\xff"):
+    for text in ("{", "{}", '{"schema_version": 2}', "3", "\xff"):
         path.write_bytes(text.encode("latin-1"))
         with pytest.raises(AimfairError, match=r"results\.json: .*make it again"):
             Results.load(path)
+
+
+def test_an_older_file_is_named_as_such(tmp_path) -> None:
+    path = tmp_path / "run" / "results.json"
+    path.parent.mkdir()
+    path.write_text('{"schema_version": 1, "title": "Digits", "methods": {}}')
+    with pytest.raises(AimfairError, match=r"schema version 1, this aimfair reads 2; .*aimfair evaluate --run .*run$"):
+        Results.load(path)
 
 
 def test_ten_classes(config: Config) -> None:
@@ -146,4 +154,5 @@ def test_ten_classes(config: Config) -> None:
     assert np.shape(results.methods["aimfair"].seeds[0].counts) == (2, 10, 10)
     assert np.shape(results.methods["aimfair"].by_group.interval) == (2, 10, 2)
     assert len(results.groups) == 20
-    assert len(results.cautions) == 20, "each group has 20 test images"
+    (caution,) = results.cautions
+    assert caution.startswith("Under 30 test images of 20 of 20 groups, 0 · green (20); 0 · red (20); 1 · green (20);")

@@ -1,0 +1,66 @@
+"""What the models of one seed say of the test images, in full: a safetensors file, and probabilities from it.
+
+Logits are kept, not probabilities: a float32 probability near 1 holds no more than seven digits, so that confident
+images tie. A file has 4 * N * C bytes for each method, and a header; the same logits give the same bytes.
+
+Shapes: N images, C classes.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+from safetensors import SafetensorError
+from safetensors.numpy import load_file, save
+
+from aimfair.errors import AimfairError
+from aimfair.files import replace_file
+
+Logits = npt.NDArray[np.float32]
+Values = npt.NDArray[np.float64]
+
+_FORMAT = "aimfair test logits 1"
+"""The only entry: safetensors writes several in a random order."""
+
+
+def save_logits(path: Path, logits: Mapping[str, Logits]) -> None:
+    """Replaces ``path``. ``logits``: method -> float32 [N, C], in the order of the rows of predictions.csv."""
+    with replace_file(path) as temporary:
+        temporary.write_bytes(
+            save({name: np.ascontiguousarray(of) for name, of in logits.items()}, {"format": _FORMAT})
+        )
+
+
+def load_logits(path: Path) -> dict[str, Logits]:
+    """Reads what :func:`save_logits` wrote; the methods in no particular order.
+
+    Raises:
+        AimfairError: there is no such file, or it is damaged.
+    """
+    again = f"aimfair evaluate --run {path.parents[2]}"
+    try:
+        return load_file(path)
+    except FileNotFoundError as error:
+        raise AimfairError(f"{path}: no logits yet; first: {again}") from error
+    except SafetensorError as error:
+        raise AimfairError(f"{path}: no safetensors file ({error}); remove it and make it again: {again}") from error
+
+
+def probabilities(logits: npt.ArrayLike) -> Values:
+    """Softmax of logits [N, C]: float64 [N, C]."""
+    scores = np.asarray(logits, dtype=np.float64)
+    powers = np.exp(scores - scores.max(axis=1, keepdims=True))
+    return np.asarray(powers / powers.sum(axis=1, keepdims=True))
+
+
+def log_odds(logits: npt.ArrayLike) -> Values:
+    """log(p / (1 - p)) of each class of logits [N, C]: float64 [N, C].
+
+    It orders images as the probability p does, and tells apart those of which p rounds to 1. With two classes it is
+    the difference of the logits.
+    """
+    scores = np.asarray(logits, dtype=np.float64)
+    classes = scores.shape[1]
+    others = [np.logaddexp.reduce(np.delete(scores, k, axis=1), axis=1) for k in range(classes)]
+    return np.asarray(scores - np.stack(others, axis=1))

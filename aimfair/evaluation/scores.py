@@ -1,0 +1,111 @@
+"""Metrics of probabilities: how well they order the images, and whether they are as certain as they are right.
+
+==================  ===================================================================================================
+auroc               area under the ROC curve: the probability that an image of class 1 has a higher P(1) than one of
+                    class 0, half of it where they are equal (Hanley and McNeil, Radiology 143, 1982). With more than
+                    two classes the mean over the classes of each against the rest
+calibration_error   expected calibration error: mean over the images of abs(accuracy - mean confidence) of their bin, in
+                    bins of equal width of the confidence, the probability of the predicted class (Naeini et al., AAAI
+                    2015; Guo et al., arXiv 1706.04599). Bin m of M is ((m - 1) / M, m / M]
+brier               Brier score (Monthly Weather Review 78, 1950): mean squared difference of probabilities and truth,
+                    of P(1) with two classes, summed over the classes with more; 0 is best
+==================  ===================================================================================================
+
+Each is that of all images (overall), of those of each protected value (by_value), and the largest minus the smallest
+over the values (gap). Within a value AUROC compares its own images alone. The estimate of a calibration error is too
+high by chance, the more so the fewer the images: between values of unequal sizes a gap is expected of equally
+calibrated models, too. Brier scores of values differ where their classes are unequally frequent.
+
+What no image tells is NaN: everything of a value without images, AUROC where a class has none.
+
+Shapes: N images, C classes, A protected values.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from aimfair.evaluation.counts import Integers
+from aimfair.evaluation.logits import Logits, log_odds, probabilities
+
+Values = npt.NDArray[np.float64]
+
+SCORES = ("auroc", "calibration_error", "brier")
+
+HIGHER_IS_BETTER = frozenset({"auroc"})
+"""Of the others a lower value is better."""
+
+
+@dataclass(frozen=True)
+class ScoreValues:
+    """Metrics of one model: name -> value; ``by_value`` has float64 [A]."""
+
+    overall: Mapping[str, float]
+    by_value: Mapping[str, Values]
+    gap: Mapping[str, float]
+
+
+def measure(logits: Logits, target: Integers, protected: Integers, values: int, bins: int) -> ScoreValues:
+    """Every metric of SCORES.
+
+    Args:
+        logits: float32 [N, C], finite.
+        target: int64 [N], the true class.
+        protected: int64 [N], the protected value, in [0, values).
+        bins: of the calibration error.
+    """
+    shares, odds = probabilities(logits), log_odds(logits)
+    functions: Mapping[str, Callable[[npt.NDArray[np.bool_] | slice], float]] = {
+        "auroc": lambda chosen: auroc(odds[chosen], target[chosen]),
+        "calibration_error": lambda chosen: calibration_error(shares[chosen], target[chosen], bins),
+        "brier": lambda chosen: brier(shares[chosen], target[chosen]),
+    }
+    members = [protected == a for a in range(values)]
+    by_value = {name: np.array([of(chosen) for chosen in members]) for name, of in functions.items()}
+    return ScoreValues(
+        overall={name: of(slice(None)) for name, of in functions.items()},
+        by_value=by_value,
+        gap={name: float(found.max() - found.min()) for name, found in by_value.items()},
+    )
+
+
+def auroc(scores: npt.ArrayLike, target: Integers) -> float:
+    """Of scores [N, C] that rise with the probability of each class; NaN if a class has no images."""
+    columns = np.asarray(scores, dtype=np.float64)
+    classes = range(columns.shape[1])
+    told = [1] if len(classes) == 2 else classes  # of two classes each says the same
+    return float(np.mean([_above(columns[:, k], target == k) for k in told]))
+
+
+def calibration_error(shares: Values, target: Integers, bins: int) -> float:
+    """Of probabilities [N, C]; NaN without images. An edge belongs to the bin below it."""
+    if not len(shares):
+        return float("nan")
+    confidence, right = shares.max(axis=1), shares.argmax(axis=1) == target
+    edges = np.arange(1, bins) / bins
+    excess = np.bincount(np.searchsorted(edges, confidence, side="left"), right - confidence)
+    return float(np.abs(excess).sum() / len(shares))
+
+
+def brier(shares: Values, target: Integers) -> float:
+    """Of probabilities [N, C]; NaN without images."""
+    if not len(shares):
+        return float("nan")
+    missing = shares.copy()
+    missing[np.arange(len(target)), target] -= 1
+    squares = missing[:, 1] ** 2 if shares.shape[1] == 2 else (missing**2).sum(axis=1)
+    return float(squares.mean())
+
+
+def _above(scores: Values, positive: npt.NDArray[np.bool_]) -> float:
+    """P(score of a positive > score of a negative) + P(equal) / 2: Mann and Whitney's U over the number of pairs."""
+    pairs = int(positive.sum()) * int((~positive).sum())
+    if pairs == 0:
+        return float("nan")
+    _, place = np.unique(scores, return_inverse=True)
+    positives = np.bincount(place, positive)
+    negatives = np.bincount(place, ~positive)
+    below = np.cumsum(negatives) - negatives
+    return float((positives * (below + negatives / 2)).sum() / pairs)
