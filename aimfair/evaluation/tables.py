@@ -99,7 +99,7 @@ def markdown(results: Results) -> str:
         " does: their worst group, EO and STD flatter.",
         *(["\\* trained with the protected attribute of real images."] if readers else []),
     ]
-    return "\n".join([*lines, "", *notes]) + "\n"
+    return "\n".join(lines) + "\n\n" + "\n\n".join(notes) + "\n"
 
 
 _AVERAGED = ("worst_group_accuracy", "eo_mean", "group_std")

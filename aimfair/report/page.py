@@ -10,7 +10,19 @@ from markupsafe import Markup
 import aimfair
 from aimfair.config import BIASED
 from aimfair.evaluation.results import Results
-from aimfair.report import charts, environment, generation, masks, prompts, samples, training, wording
+from aimfair.report import (
+    attributes,
+    certainty,
+    charts,
+    confusion,
+    environment,
+    generation,
+    masks,
+    prompts,
+    samples,
+    training,
+    wording,
+)
 from aimfair.report.material import Material
 from aimfair.run.progress import duration
 
@@ -47,6 +59,10 @@ def render(material: Material) -> str:
         **_groups(material),
         **_methods(material),
         **_masks(material),
+        certainty=certainty.section(material.results),
+        certainty_labels=certainty.LABELS.values(),
+        attributes=attributes.tables(material.results, material.config.data.protected),
+        confusions=confusion.confusions(material.results),
         trainings=training.trainings(material.histories, material.results.default_method),
         prompts=prompts.section(material.diversity) if material.diversity is not None else None,
         generation=generation.describe(material.generation),

@@ -99,8 +99,8 @@ def _print(results: Results) -> None:
     from rich.text import Text
 
     table = Table(box=None, pad_edge=False)
-    table.add_column("method")
-    for heading in ("tuned", *COLUMNS.values(), "worst group of\nseed-averaged rates"):
+    table.add_column("method", vertical="bottom", overflow="fold")
+    for heading in ("tuned", *COLUMNS.values(), "seed-avg.\nworst"):
         table.add_column(heading, justify="right", vertical="bottom")
     for name, method in results.methods.items():
         table.add_row(
@@ -110,7 +110,7 @@ def _print(results: Results) -> None:
             percent(method.of_mean_rates["worst_group_accuracy"]),
         )
     seeds = len(results.seeds)
-    over = f"mean ± standard deviation over {seeds} seeds" if seeds > 1 else "one seed"
+    over = f"mean ± std of {seeds} seeds" if seeds > 1 else "one seed"
     console = Console()
     console.print(table)
-    console.print(Text(f"Percent, {over}. A worst group found after averaging the seeds flatters.", style="dim"))
+    console.print(Text(f"Percent, {over}; seed-avg. worst: of seed-averaged accuracies, it flatters.", style="dim"))

@@ -12,11 +12,11 @@ from aimfair.evaluation.logits import log_odds, probabilities
 
 
 def draw(seed: int, n: int, classes: int, values: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Logits that tell something, and with ties; target; protected. Every class is in every value."""
+    """Logits that tell something; target; protected. Every class is in every value. Two classes have ties, too."""
     generator = np.random.default_rng(seed)
     target = np.concatenate([np.repeat(np.arange(classes), values), generator.integers(classes, size=n)])
     protected = np.concatenate([np.tile(np.arange(values), classes), generator.integers(values, size=n)])
-    logits = generator.normal(size=(len(target), classes)).round(1)
+    logits = generator.normal(size=(len(target), classes)).round(1 if classes == 2 else 10)
     logits[np.arange(len(target)), target] += generator.choice([0.0, 1.0, 3.0])
     return logits.astype(np.float32), target, protected
 

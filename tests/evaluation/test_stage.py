@@ -9,13 +9,15 @@ import pytest
 
 from aimfair.config import ModelSettings
 from aimfair.errors import AimfairError
+from aimfair.evaluation import scores
+from aimfair.evaluation.logits import load_logits
 from aimfair.evaluation.results import Results
 from aimfair.run.directory import Run
 from aimfair.selective.mask import ParameterMask
 from aimfair.stages import evaluate
 from aimfair.training.models import build_model, load_model, save_model
 from aimfair.training.predict import predict
-from tests.report.made_up import made_up_config, made_up_splits
+from tests.report.made_up import made_up_config, made_up_splits, with_attributes
 
 MODEL = {
     "model_type": "resnet",
@@ -34,6 +36,7 @@ def run(tmp_path: Path) -> Iterator[Run]:
     )
     with Run.open(tmp_path / "run", config, quiet=True) as run:
         splits = made_up_splits((20, 20, 20, 29))
+        splits = with_attributes(splits, {"age": (("young", "old"), np.arange(89) % 2)})
         run.splits = lambda: splits  # type: ignore[method-assign]
         for seed in SEEDS:
             for folder, weights in ((run.baseline(seed), seed), (run.finetuned(seed, "aimfair"), 10 * seed)):
@@ -66,7 +69,21 @@ def test_predictions_and_results(run: Run, capsys: pytest.CaptureFixture[str]) -
             counts = np.array(results.methods[name].seeds[s].counts)
             assert counts.sum() == len(test)
             assert counts[1, 0, 1] == ((test.protected == 1) & (test.target == 0) & (predicted == 1)).sum()
+        logits = load_logits(run.path / "seeds" / str(seed) / "logits.safetensors")
+        assert {name: of.shape for name, of in logits.items()} == {"biased": (89, 2), "aimfair": (89, 2)}
+        for name, of in logits.items():
+            assert [int(row[name]) for row in rows] == of.argmax(axis=1).tolist()
+            again = scores.measure(of, test.target, test.protected, 2, run.config.evaluate.bins)
+            assert results.methods[name].seeds[s].scores.overall == again.overall, "as recomputed from the file"
+        age = test.attributes["age"].tolist()
+        assert [int(row["attribute age"]) for row in rows] == age
+    assert results.attributes["age"].value_names == ["young", "old"]
+    assert results.intersections["age"].value_names == ["green · young", "green · old", "red · young", "red · old"]
+    for name in ("results.csv", "table.md"):
+        assert (run.path / name).exists()
     shown = capsys.readouterr().out
+    assert "seed-avg" in shown
+    assert f"{100 * results.methods['aimfair'].of_mean_rates['worst_group_accuracy']:.1f}" in shown
     assert "biased" in shown
     assert f"{100 * results.methods['aimfair'].mean['accuracy']:.1f}" in shown
     assert "Only 20 test images of the group below five" in (run.path / "log.jsonl").read_text(encoding="utf-8")
@@ -85,6 +102,18 @@ def test_done_once_and_again_when_a_model_changes(run: Run, monkeypatch: pytest.
     evaluate.run(run)
     assert len(calls) == 8
     assert run.results.read_bytes() != first
+
+
+def test_results_of_an_older_aimfair_are_made_again(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What an older one recorded as done is not taken for done, so that the advice to evaluate again helps."""
+    with monkeypatch.context() as older:
+        older.setattr(evaluate, "SCHEMA_VERSION", 1)
+        evaluate.run(run)
+    run.results.write_text(run.results.read_text().replace('"schema_version": 2', '"schema_version": 1'))
+    with pytest.raises(AimfairError, match="schema version 1"):
+        Results.load(run.results)
+    evaluate.run(run)
+    assert Results.load(run.results).schema_version == 2
 
 
 def test_a_missing_model_is_named(run: Run) -> None:

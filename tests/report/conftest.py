@@ -8,6 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
+from aimfair.data.images import Splits
 from aimfair.evaluation.compare import compare
 from aimfair.generation.diversity import measure
 from aimfair.generation.job import Speed
@@ -17,7 +18,14 @@ from aimfair.generation.summary import GenerationSummary, GroupSummary
 from aimfair.run.directory import Run
 from aimfair.selective.mask import ParameterMask
 from aimfair.training.history import Epoch, History
-from tests.report.made_up import made_up_config, made_up_predictions, made_up_splits, picture
+from tests.report.made_up import (
+    made_up_config,
+    made_up_logits,
+    made_up_predictions,
+    made_up_splits,
+    picture,
+    with_attributes,
+)
 
 SHAPES = {
     "stem.convolution.weight": (16, 3, 3, 3),
@@ -50,13 +58,21 @@ def open_run(path: Path) -> Run:
     config = Run.config_of(path)
     assert config is not None
     run = Run.open(path, config, quiet=True)
-    run.splits = lambda: made_up_splits()  # type: ignore[method-assign]
+    run.splits = run_splits  # type: ignore[method-assign]
     return run
 
 
+def run_splits() -> Splits:
+    """With one further attribute of the test images; no red one is faint."""
+    splits = made_up_splits()
+    stroke = np.random.default_rng(11).integers(3, size=len(splits.test))
+    stroke[(splits.test.protected == 1) & (stroke == 2)] = 0
+    return with_attributes(splits, {"stroke": (("thin", "thick", "faint"), stroke)})
+
+
 def fill(run: Run) -> None:
-    config, splits = run.config, made_up_splits()
-    predicted = made_up_predictions(splits, config)
+    config, splits = run.config, run_splits()
+    predicted, logits = made_up_predictions(splits, config), made_up_logits(splits, config)
     prompts = write_prompts(config.prompts)
     save_prompts(run.prompts, prompts)
     measure(prompts, config.prompts).save(run.diversity)
@@ -79,7 +95,7 @@ def fill(run: Run) -> None:
             run.mask(seed, name).parent.mkdir(exist_ok=True)
             mask.save(run.mask(seed, name))
     density = {name: [ParameterMask.load(run.mask(s, name)).density for s in config.seeds] for name in config.methods}
-    compare(config, splits, predicted, density).save(run.results)
+    compare(config, splits, predicted, density, logits, reads_groups={"full"}).save(run.results)
     for stage, seconds in (("prompts", 0.1), ("generate", 41.5), ("train", 80.2), ("evaluate", 0.7)):
         run.log("stage finished", stage=stage, seconds=seconds)
     run.finish("evaluate", {}, [run.results])

@@ -1,6 +1,7 @@
 """A run that nobody ran: settings, images and predictions of known kinds, small enough to build anew in a test."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -71,6 +72,26 @@ def made_up_predictions(splits: Splits, config: Config) -> dict[str, list[np.nda
         ]
         for index, name in enumerate(["biased", *config.methods])
     }
+
+
+def made_up_logits(splits: Splits, config: Config) -> dict[str, list[np.ndarray]]:
+    """float32 [N, 2] whose largest is :func:`made_up_predictions`, the surer the more the method is right."""
+    logits = {}
+    for name, of_seeds in made_up_predictions(splits, config).items():
+        generator = np.random.default_rng(len(name))
+        logits[name] = []
+        for predicted in of_seeds:
+            right = predicted == splits.test.target
+            margin = generator.gamma(2, np.where(right, 1.5, 0.6)) + 0.01
+            sides = np.stack([-margin, margin], axis=1) * (2 * predicted - 1)[:, None] / 2
+            logits[name].append(sides.astype(np.float32))
+    return logits
+
+
+def with_attributes(splits: Splits, attributes: Mapping[str, tuple[tuple[str, ...], np.ndarray]]) -> Splits:
+    """The same with further attributes of the test images: name -> names of the values, value of each image."""
+    test = replace(splits.test, attributes={name: values for name, (_, values) in attributes.items()})
+    return replace(splits, test=test, attribute_names={name: names for name, (names, _) in attributes.items()})
 
 
 def picture(generator: np.random.Generator, y: int, a: int, size: int = 32) -> np.ndarray:

@@ -6,10 +6,13 @@ import shutil
 from html.parser import HTMLParser
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from aimfair.data.images import ImageSet, Splits
 from aimfair.errors import AimfairError
 from aimfair.evaluation.compare import compare
+from aimfair.evaluation.results import Results
 from aimfair.generation.diversity import measure
 from aimfair.generation.manifest import Manifest
 from aimfair.generation.prompts import load_prompts
@@ -263,25 +266,99 @@ def test_undefined_numbers_are_dashes(material: Material) -> None:
     assert "over seeds" not in text.split("Accuracy of each group")[0]
 
 
-def test_ten_classes(material: Material) -> None:
-    import numpy as np
-
-    from aimfair.data.images import ImageSet, Splits
-
+def ten_class_results() -> tuple[Results, Splits]:
     config = made_up_config(replicates=100)
     generator = np.random.default_rng(0)
     target, protected = np.repeat(np.arange(10), 60), np.tile([0, 1], 300)
     images = generator.integers(255, size=(600, 8, 8, 3), dtype=np.uint8)
     test = ImageSet(images, target, protected, tuple(map(str, range(600))))
     splits = Splits(test, test, test, tuple(f"digit {i}" for i in range(10)), ("green", "red"))
-    predicted = {
-        name: [np.where(generator.random(600) < 0.7, target, generator.integers(10, size=600)) for _ in config.seeds]
-        for name in ("biased", *config.methods)
-    }
-    results = compare(config, splits, predicted, {})
+    logits = {}
+    for name in ("biased", *config.methods):
+        of_seeds = [generator.normal(size=(600, 10)).astype(np.float32) for _ in config.seeds]
+        for one in of_seeds:
+            one[np.arange(600), target] += 2
+        logits[name] = of_seeds
+    predicted = {name: [one.argmax(axis=1) for one in of] for name, of in logits.items()}
+    return compare(config, splits, predicted, {}, logits), splits
+
+
+def test_ten_classes(material: Material) -> None:
+    results, splits = ten_class_results()
     text = Page(page.render(changed(material, results=results, splits=splits, diversity=None))).text
     assert all(f"digit {y} · {ink}" in text for y in range(10) for ink in ("green", "red"))
     assert "No clear change of worst-group accuracy" in text
+
+
+def test_confusions_of_ten_classes(material: Material) -> None:
+    results = ten_class_results()
+    part = section(page.render(changed(material, results=results[0], splits=results[1], diversity=None)), "groups")
+    assert part.count('<table class="confusion">') == 2
+    first = np.mean([seed.counts for seed in results[0].methods["aimfair"].seeds], axis=0)[1, 3]
+    row = part[part.index("<caption>red") :].split('<th scope="row">digit 3</th>')[1].split("</tr>")[0]
+    shown = re.findall(r"--share: ([0-9.]+)", row)
+    assert [float(share) for share in shown] == pytest.approx(first / first.sum(), abs=1e-4)
+    two = section(page.render(material), "groups")
+    assert "confusion" not in two
+
+
+def test_probabilities_before_and_after(material: Material) -> None:
+    part = section(page.render(material), "certainty")
+    text = Page(part).text
+    before, after = (material.results.methods[name] for name in ("biased", "aimfair"))
+    for score in ("auroc", "calibration_error", "brier"):
+        for method in (before, after):
+            assert f"{method.scores_mean.overall[score]:.3f} ± {method.scores_std.overall[score]:.3f}" in text
+            assert f"{method.scores_mean.by_value[score][1]:.3f} ±" in text
+            assert f"{method.scores_mean.gap[score]:.3f} ±" in text
+    config, splits = made_up_config(replicates=100), made_up_splits()
+    none = compare(config, splits, made_up_predictions(splits, config), {})
+    html = page.render(changed(material, results=none, splits=splits))
+    assert "The results hold no metrics of probabilities." in section(html, "certainty")
+    assert "no further attributes of the test images" in section(html, "attributes")
+
+
+def test_other_attributes_and_intersections(material: Material) -> None:
+    part = section(page.render(material), "attributes")
+    text = Page(part).text
+    audit = material.results.intersections["stroke"]
+    y, a = audit.methods["aimfair"].worst_present_group
+    name = f"{material.results.target_names[y]} · {audit.value_names[a]}"
+    rate = audit.methods["aimfair"].by_group.mean[a][y]
+    assert f"{name}, {100 * rate:.1f}%" in text, "the worst intersection is named"
+    assert "of the 10 of 12 groups that have test images" in text
+    assert "2 groups have no test images" in text
+    assert "No test images of the group below five · red · faint" in text
+    assert part.count("<b>· empty</b>") == 2
+    sizes = np.array(audit.test_images)
+    assert (
+        part.count("<b>· small</b>")
+        == ((sizes > 0) & (sizes < 30)).sum() + (np.array(material.results.attributes["stroke"].test_images) < 30).sum()
+    )
+    worst = audit.methods["aimfair"].mean["worst_present_group_accuracy"]
+    assert (
+        f"Worst group with test images {100 * audit.methods['biased'].mean['worst_present_group_accuracy']:.1f}%"
+        in text
+    )
+    assert f"{100 * worst:.1f}%" in text
+    alone = material.results.attributes["stroke"].methods["aimfair"]
+    for metric in ("worst_group_accuracy", "eo_mean", "group_std", "demographic_parity"):
+        assert f"{100 * alone.mean[metric]:.1f}%" in text
+
+
+def test_both_worst_groups_are_named_and_readers_of_groups_marked(material: Material) -> None:
+    part = section(page.render(material), "methods")
+    text = Page(part).text
+    for method in material.results.methods.values():
+        assert f"{100 * method.mean['worst_group_accuracy']:.1f}%" in text
+        assert f"{100 * method.of_mean_rates['worst_group_accuracy']:.1f}%" in text
+    assert "Seed-averaged worst group" in text
+    assert "† Its training reads the protected attribute" in text
+    assert text.count("†") == 2
+    assert re.search(r"full †", text)
+    unmarked = {name: of.model_copy(update={"reads_groups": False}) for name, of in material.results.methods.items()}
+    results = material.results.model_copy(update={"methods": unmarked})
+    assert "†" not in page.render(changed(material, results=results))
 
 
 def test_the_stage_is_done_once(finished: Path, tmp_path: Path) -> None:
