@@ -73,6 +73,7 @@ def test_every_number_is_its_definition(config: Config, splits: Splits, results:
     mine, its = audit.methods["aimfair"], audit.methods["biased"]
     for metric, difference in mine.versus["biased"].items():
         assert difference.mean == pytest.approx(mine.mean[metric] - its.mean[metric], nan_ok=True)
+        assert np.isnan(difference.over_images).any() == np.isnan(difference.mean), "of the same groups"
 
 
 def test_empty_groups_make_strict_metrics_undefined_and_are_named(results: Results) -> None:

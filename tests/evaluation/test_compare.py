@@ -133,6 +133,38 @@ def test_other_files_are_refused(tmp_path) -> None:
             Results.load(path)
 
 
+def test_three_protected_values_and_classes_against_fairlearn(config: Config) -> None:
+    from fairlearn.metrics import MetricFrame
+    from sklearn.metrics import accuracy_score
+
+    generator = np.random.default_rng(0)
+    target, protected = np.repeat(np.arange(3), 120), np.tile([0, 1, 2], 120)
+    test = ImageSet(np.zeros((360, 2, 2, 3), np.uint8), target, protected, tuple(map(str, range(360))))
+    splits = Splits(test, test, test, ("x", "y", "z"), ("north", "middle", "south"))
+    logits = {
+        name: [(generator.normal(size=(360, 3)) + np.eye(3)[target]).astype(np.float32) for _ in config.seeds]
+        for name in ("biased", *config.methods)
+    }
+    predicted = {name: [one.argmax(axis=1) for one in of] for name, of in logits.items()}
+    results = compare(config, splits, predicted, {}, logits)
+    for s, one in enumerate(results.methods["aimfair"].seeds):
+        frame = MetricFrame(
+            metrics=accuracy_score,
+            y_true=target,
+            y_pred=predicted["aimfair"][s],
+            sensitive_features=protected,
+            control_features=target,
+        )
+        assert np.array(one.by_group) == pytest.approx(frame.by_group.to_numpy().reshape(3, 3).T)
+        assert one.overall["worst_group_accuracy"] == pytest.approx(frame.group_min().min())
+        assert one.overall["equal_opportunity"] == pytest.approx(frame.difference().max())
+        assert one.scores is not None
+        assert len(one.scores.by_value["auroc"]) == 3
+        assert one.scores.gap["auroc"] == pytest.approx(np.ptp(one.scores.by_value["auroc"]))
+    y, a = results.methods["aimfair"].seeds[0].worst_group or pytest.fail("no group is empty")
+    assert results.group_name(y, a) in {f"{k} · {v}" for k in "xyz" for v in ("north", "middle", "south")}
+
+
 def test_an_older_file_is_named_as_such(tmp_path) -> None:
     path = tmp_path / "run" / "results.json"
     path.parent.mkdir()

@@ -356,6 +356,12 @@ def test_both_worst_groups_are_named_and_readers_of_groups_marked(material: Mate
     assert "† Its training reads the protected attribute" in text
     assert text.count("†") == 2
     assert re.search(r"full †", text)
+    assert "All start from the same biased models" in text
+    other = material.results.methods["full"].model_copy(update={"density": None})
+    mixed = material.results.model_copy(update={"methods": {**material.results.methods, "full": other}})
+    assert "Those with a share under “Tuned” start from" in section(
+        page.render(changed(material, results=mixed)), "methods"
+    )
     unmarked = {name: of.model_copy(update={"reads_groups": False}) for name, of in material.results.methods.items()}
     results = material.results.model_copy(update={"methods": unmarked})
     assert "†" not in page.render(changed(material, results=results))
