@@ -50,6 +50,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return _engine(options, overrides)
         if options.verb == "scan":
             return _scan(options, overrides)
+        if options.verb == "export":
+            return _export(options, overrides)
         return _stages(options, overrides)
     except (Exception, KeyboardInterrupt) as error:
         if options.debug:
@@ -151,6 +153,31 @@ def _scan(options: argparse.Namespace, overrides: dict[str, str]) -> int:
     return scan_data(_config_and_directory(options, overrides)[0], options.json, quiet=options.quiet)
 
 
+def _export(options: argparse.Namespace, overrides: dict[str, str]) -> int:
+    if overrides:
+        raise ConfigError(f"--{next(iter(overrides))}: export takes no settings; it reads those of the run")
+    if options.run is None:
+        raise ConfigError("give --run DIR, a run that is evaluated")
+    from aimfair.export.verb import describe, export_run
+    from aimfair.run.directory import Run
+
+    config = Run.config_of(options.run)
+    if config is None:
+        raise ConfigError(f"{options.run}: there is no run; give --run DIR, a run that is evaluated")
+    with Run.open(options.run, config, quiet=options.quiet) as run:
+        to = export_run(
+            run,
+            method=options.method,
+            seed=options.seed,
+            to=options.to,
+            with_onnx=not options.no_onnx,
+            license=options.license,
+            overwrite=options.overwrite,
+        )
+    print(describe(to))
+    return 0
+
+
 def _config_and_directory(options: argparse.Namespace, overrides: dict[str, str]) -> "tuple[Config, Path]":
     """The settings, of --config or else of the run in --run, and the directory of the run."""
     from aimfair import config_file
@@ -220,6 +247,14 @@ def _parser() -> argparse.ArgumentParser:
     scan = add("scan", "look at the whole data set before anything is trained", config, epilog=settings)
     scan.add_argument("--json", type=Path, metavar="FILE", help="write what is found to FILE, too")
     scan.add_argument("--quiet", action="store_true", help="no progress, only what is found")
+    export = add("export", "write a model of a run as a folder that works without aimfair")
+    export.add_argument("--method", metavar="NAME", help="which one, or biased (default: default_method of the run)")
+    export.add_argument("--seed", type=int, metavar="N", help="(default: the best one by validation accuracy)")
+    export.add_argument("--to", type=Path, metavar="FOLDER", help="(default: export/METHOD-SEED in the run)")
+    export.add_argument("--no-onnx", action="store_true", help="without model.onnx, which needs aimfair[onnx]")
+    export.add_argument("--license", default="unknown", metavar="ID", help="for the model card, such as apache-2.0")
+    export.add_argument("--overwrite", action="store_true", help="replace an earlier export in the folder")
+    export.add_argument("--quiet", action="store_true", help="no progress, only warnings, errors and results")
     add("doctor", "check the installation and say what mends it")
     parser.set_defaults(config=None)
     return parser

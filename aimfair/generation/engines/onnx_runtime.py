@@ -1,6 +1,6 @@
 """The engine of ONNX Runtime, on the CPU or with its CUDA provider. The only importer of onnxruntime."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 from pathlib import Path
@@ -147,6 +147,17 @@ def _require_provider(device: torch.device) -> None:
         )
 
 
+def open_file(path: Path) -> Callable[[Tensor], Tensor]:
+    """The one output of a file for its one input, float32 on the CPU, a whole batch at a time.
+
+    Raises:
+        AimfairError: onnxruntime is missing, or cannot read the file.
+    """
+    session = _session(path, torch.device("cpu"), torch.get_num_threads())
+    name = session.get_inputs()[0].name
+    return lambda batch: torch.from_numpy(session.run(None, {name: batch.contiguous().numpy()})[0])
+
+
 def _session(path: Path, device: torch.device, threads: int) -> Any:
     library, provider = _library(), _PROVIDERS[device.type]
     options = library.SessionOptions()
@@ -159,8 +170,8 @@ def _session(path: Path, device: torch.device, threads: int) -> Any:
     except Exception as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise AimfairError(
-            f"{path}: onnxruntime {library.__version__} cannot load it: {reason}; use --generate.engine eager, or"
-            " another version: pip install --upgrade onnxruntime"
+            f"{path}: onnxruntime {library.__version__} cannot load it: {reason}; take another version: pip"
+            " install --upgrade onnxruntime, or none: --generate.engine eager, of an export --no-onnx"
         ) from error
     if (found := session.get_providers()[0]) != provider:  # it falls back without an error
         raise AimfairError(

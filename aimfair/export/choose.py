@@ -1,0 +1,74 @@
+"""Which of a run's models is exported."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from aimfair.config import BIASED
+from aimfair.errors import ConfigError
+from aimfair.run.directory import Run
+from aimfair.training.history import HISTORY, History
+
+
+@dataclass(frozen=True)
+class Choice:
+    """One model of a run.
+
+    Attributes:
+        folder: of the model in the run.
+        reason: why this seed, for people.
+        validation_accuracy: of the weights that were kept; None where no history tells.
+    """
+
+    method: str
+    seed: int
+    folder: Path
+    reason: str
+    validation_accuracy: float | None
+
+
+def choose(run: Run, method: str | None = None, seed: int | None = None) -> Choice:
+    """The model of ``method``, or of the default method; of ``seed``, or of that with the best validation accuracy.
+
+    Test images never decide: of equal seeds the first is taken.
+
+    Args:
+        method: name of a method, or "biased" for the model that none has touched.
+
+    Raises:
+        ConfigError: the run has no such method or seed, or no history to choose a seed by.
+        AimfairError: the model is not finished, or out of date.
+    """
+    config = run.config
+    method = config.default_method if method is None else method
+    if method != BIASED and method not in config.methods:
+        raise ConfigError(f"--method {method}: expected one of {', '.join((BIASED, *config.methods))}")
+    if seed is not None and seed not in config.seeds:
+        raise ConfigError(f"--seed {seed}: expected one of {', '.join(map(str, config.seeds))}")
+    accuracies = {one: _validation_accuracy(_folder(run, method, one)) for one in config.seeds}
+    if seed is not None:
+        reason = "as asked for"
+    elif len(config.seeds) == 1:
+        seed, reason = config.seeds[0], "the only one"
+    else:
+        known = {one: value for one, value in accuracies.items() if value is not None}
+        if len(known) < len(accuracies):
+            lacking = next(one for one in accuracies if one not in known)
+            raise ConfigError(
+                f"{_folder(run, method, lacking) / HISTORY}: no validation accuracy to choose a seed by; give --seed"
+            )
+        seed = max(known, key=lambda one: (known[one], -config.seeds.index(one)))
+        reason = f"the best of {len(config.seeds)} by validation accuracy; test images had no say"
+    run.digest_of(f"train/{seed}" if method == BIASED else f"finetune/{seed}/{method}")
+    return Choice(method, seed, _folder(run, method, seed), reason, accuracies[seed])
+
+
+def _folder(run: Run, method: str, seed: int) -> Path:
+    return run.baseline(seed) if method == BIASED else run.finetuned(seed, method)
+
+
+def _validation_accuracy(folder: Path) -> float | None:
+    if not (folder / HISTORY).exists():
+        return None
+    history = History.model_validate_json((folder / HISTORY).read_bytes())
+    kept = [epoch.validation_accuracy for epoch in history.epochs if epoch.epoch == history.kept_epoch]
+    return kept[0] if kept else None

@@ -1,0 +1,128 @@
+"""preprocessor_config.json: what a model's images go through before it, in the words of transformers."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from aimfair.config import DataSettings, ModelSettings
+from aimfair.data.images import ImageSet
+from aimfair.files import write_json
+from aimfair.training.inputs import Normalize
+from aimfair.training.models import logits
+
+PREPROCESSOR = "preprocessor_config.json"
+
+
+@dataclass(frozen=True)
+class Difference:
+    """Of one set of images that has gone two ways.
+
+    Attributes:
+        images: how many.
+        pixels: largest difference, in grey levels from 0 to 255.
+        probability: largest difference of the probability of a class.
+        classes: images whose most likely class is another.
+    """
+
+    images: int
+    pixels: float
+    probability: float
+    classes: int
+
+
+def processor_settings(data: DataSettings, model: ModelSettings) -> dict[str, Any]:
+    """The settings under which a processor of transformers does what aimfair does with an image file.
+
+    ``data.fit: stretch`` is a resize to a square, and the same to the last bit. For ``crop``, the processor of
+    Perceiver is the one that cuts the middle out before it resizes; others resize first, to a whole number of pixels,
+    and then cut, which moves the picture by a part of a pixel. What remains is at the rim, past which the filter of
+    :func:`aimfair.data.decode.fit` sees, and half a pixel where width and height differ by an odd number.
+    """
+    square = {"height": data.image_size, "width": data.image_size}
+    fit: dict[str, Any] = {"image_processor_type": "ViTImageProcessor"}
+    if data.fit == "crop":
+        fit = {"image_processor_type": "PerceiverImageProcessor", "do_center_crop": True, "crop_size": square}
+    return {
+        **fit,
+        "do_convert_rgb": True,
+        "do_resize": True,
+        "size": square,
+        "resample": Image.Resampling.LANCZOS.value,
+        "do_rescale": True,
+        "rescale_factor": 1 / 255,
+        "do_normalize": True,
+        "image_mean": list(model.mean),
+        "image_std": list(model.std),
+    }
+
+
+def write(folder: Path, data: DataSettings, model: ModelSettings) -> None:
+    """Writes :data:`PREPROCESSOR` into the folder of a model."""
+    write_json(folder / PREPROCESSOR, processor_settings(data, model))
+
+
+def examples(images: ImageSet, number: int) -> list[int]:
+    """Up to ``number`` indices of images, spread evenly over all."""
+    count = min(number, len(images))
+    return [round(k * (len(images) - 1) / max(1, count - 1)) for k in range(count)]
+
+
+def measure(
+    folder: Path, model: nn.Module, images: ImageSet, chosen: list[int], data: DataSettings, settings: ModelSettings
+) -> Difference:
+    """How far the way of transformers is from that of aimfair, from image file to probability.
+
+    Args:
+        folder: holds :data:`PREPROCESSOR`.
+        model: in evaluation mode, on the CPU.
+        images: of the data set; digits have no files, and their pixels are taken instead.
+        chosen: indices of the images that are looked at.
+    """
+    from transformers import AutoImageProcessor
+
+    # The other backend, torchvision's, has no Lanczos before its version 0.27, and none on a GPU.
+    processor = AutoImageProcessor.from_pretrained(  # type: ignore[no-untyped-call]
+        folder, backend="pil", local_files_only=True
+    )
+    normalize = Normalize(settings, torch.device("cpu"))
+    mean, std = (torch.tensor(value).view(3, 1, 1) for value in (settings.mean, settings.std))
+    pixels, probability, classes = 0.0, 0.0, 0
+    for number, image in zip(chosen, _opened(images, chosen, data), strict=True):
+        theirs = processor(image, return_tensors="pt")["pixel_values"]
+        stored = images.images[number : number + 1]
+        pixels = max(pixels, _largest((theirs[0] * std + mean) * 255, _channels_first(stored[0])))
+        ours, others = (_probabilities(model, x) for x in (normalize(stored), theirs))
+        probability = max(probability, _largest(ours, others))
+        classes += int(ours.argmax() != others.argmax())
+    return Difference(len(chosen), pixels, probability, classes)
+
+
+def _opened(images: ImageSet, chosen: list[int], data: DataSettings) -> Iterator[Image.Image]:
+    """The images as transformers' pipelines open them."""
+    from transformers.image_utils import load_image
+
+    for number in chosen:
+        if data.root is None:
+            yield Image.fromarray(np.asarray(images.images[number]))
+        else:
+            yield load_image(str(data.root / images.ids[number]))
+
+
+def _channels_first(image: npt.NDArray[np.uint8]) -> Tensor:
+    return torch.from_numpy(image.transpose(2, 0, 1).astype(np.float32))
+
+
+@torch.inference_mode()
+def _probabilities(model: nn.Module, x: Tensor) -> Tensor:
+    return logits(model, x).float().softmax(1)[0]
+
+
+def _largest(one: Tensor, other: Tensor) -> float:
+    return float((one - other).abs().max())
