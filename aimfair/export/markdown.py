@@ -9,15 +9,16 @@ _SPECIAL = re.compile(r"([\\`*_{}\[\]#|~$!@]|:(?=\S)|(?<=www)\.)", re.IGNORECASE
 backslash before it takes the meaning away. No text of others begins a line."""
 
 
-def escape(text: str) -> str:
-    """``text`` on one line: no heading, link, code, table, HTML or front matter comes of it.
+def one_line(text: str) -> str:
+    """``text`` without line breaks; control characters, and those that turn the direction of writing, become spaces."""
+    return " ".join("".join(symbol if symbol.isprintable() else " " for symbol in text).split())
 
-    Control characters, and those that turn the direction of writing, become spaces.
-    """
-    plain = "".join(symbol if symbol.isprintable() else " " for symbol in text)
+
+def escape(text: str) -> str:
+    """``text`` on one line: no heading, link, code, table, HTML or front matter comes of it."""
     pieces = (
         html.escape(piece, quote=False) if piece in "<>&" else _SPECIAL.sub(r"\\\1", piece)
-        for piece in re.split("([<>&])", " ".join(plain.split()))
+        for piece in re.split("([<>&])", one_line(text))
         if piece
     )
     return "".join(pieces) or "\N{EN DASH}"

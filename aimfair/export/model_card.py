@@ -15,7 +15,7 @@ from aimfair.errors import AimfairError
 from aimfair.evaluation.results import Interval, MethodResult, Results
 from aimfair.export import usage
 from aimfair.export.choose import Choice
-from aimfair.export.markdown import escape, table
+from aimfair.export.markdown import escape, one_line, table
 from aimfair.export.onnx import FILE, TOLERANCE, Agreement
 from aimfair.export.preprocessor import Difference
 from aimfair.generation.summary import GenerationSummary
@@ -108,7 +108,7 @@ def _metadata(facts: Facts) -> Any:
             task_type="image-classification",
             task_name="Image classification",
             dataset_type=config.data.kind,
-            dataset_name=config.title,
+            dataset_name=one_line(config.title) or "untitled",
             dataset_split="test",
             metric_type=metric,
             metric_name=LABELS[metric],
@@ -119,7 +119,7 @@ def _metadata(facts: Facts) -> Any:
     ]
     of_transformers = facts.preprocessing is not None
     values: dict[str, Any] = {
-        "model_name": f"{config.title}: {facts.choice.method}",
+        "model_name": f"{one_line(config.title) or 'untitled'}: {facts.choice.method}",
         "license": facts.license,
         "library_name": "transformers" if of_transformers else None,
         "pipeline_tag": "image-classification",
@@ -221,8 +221,9 @@ def _metrics(facts: Facts) -> str:
     )
     return (
         f"{table(head, rows)}\n\nOn the test images; before is the biased model of the same seed. Intervals:"
-        f" {percent(results.confidence, 0)}, bootstrap of the test images. {over_seeds} Equalized odds are differences of"
-        " rates, 0 is best; their mean is (dTPR + dFPR) / 2 for two classes. The seed was not chosen by these numbers."
+        f" {percent(results.confidence, 0)}, bootstrap of the test images. {over_seeds} Equalized odds are differences"
+        " of rates, 0 is best; their mean is (dTPR + dFPR) / 2 for two classes. The seed was not chosen by these"
+        " numbers."
     )
 
 

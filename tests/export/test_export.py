@@ -1,0 +1,194 @@
+"""What the folder is worth to somebody without aimfair, and what is refused."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from aimfair import cli
+from aimfair.errors import AimfairError, ConfigError
+from aimfair.evaluation.results import Results
+from aimfair.export import onnx
+from aimfair.export.choose import choose
+from aimfair.export.verb import export_run
+from aimfair.run.directory import Run
+from aimfair.training.history import HISTORY
+from aimfair.training.inputs import Normalize
+from aimfair.training.models import load_model, logits
+from tests.export.conftest import CLASSES, SEEDS, TITLE, VALUES
+
+WITHOUT_AIMFAIR = "import sys\nsys.modules['aimfair'] = None  # any import of it fails\n"
+
+
+@pytest.fixture(scope="module")
+def folder(finished: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    to = tmp_path_factory.mktemp("export") / "model"
+    assert cli.main(["export", "--run", str(finished), "--to", str(to), "--quiet", "--license", "apache-2.0"]) == 0
+    return to
+
+
+def programs(card: str) -> list[str]:
+    """The code in a card."""
+    return re.findall(r"^```python\n(.*?)^```$", card, re.MULTILINE | re.DOTALL)
+
+
+def answers(program: str, folder: Path, photo: Path) -> dict[str, float]:
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, "-c", WITHOUT_AIMFAIR + program, str(folder), str(photo)],
+        capture_output=True,
+        text=True,
+        env=environment,
+        cwd=folder,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+    pairs = (line.rpartition(" ") for line in done.stdout.splitlines())
+    return {label: float(score) for label, _, score in pairs}
+
+
+def probabilities(run: Run, method: str, seed: int, number: int) -> np.ndarray:
+    model = load_model(run.finetuned(seed, method)).eval()
+    x = Normalize(run.config.model, torch.device("cpu"))(run.splits().test.images[number : number + 1])
+    with torch.inference_mode():
+        return logits(model, x).softmax(1)[0].numpy()
+
+
+def test_files(folder: Path, run: Run) -> None:
+    mark = json.loads((folder / "export.json").read_text())
+    seed = mark["seed"]
+    assert {file.name for file in folder.iterdir()} == {
+        "README.md", "config.json", "model.safetensors", "model.onnx", "preprocessor_config.json", "export.json",
+    }  # fmt: skip
+    weights = "model.safetensors"
+    assert (folder / weights).read_bytes() == (run.finetuned(seed, "random") / weights).read_bytes()
+    config = json.loads((folder / "config.json").read_text())
+    assert config["id2label"] == {str(number): name for number, name in enumerate(CLASSES)}
+    assert config["label2id"] == {name: number for number, name in enumerate(CLASSES)}
+    assert mark["files"].keys() == {file.name for file in folder.iterdir()} - {"export.json"}
+
+
+def test_the_code_in_the_card_runs_without_aimfair_and_says_the_same(folder: Path, run: Run) -> None:
+    with_transformers, with_onnx = programs((folder / "README.md").read_text())
+    seed = json.loads((folder / "export.json").read_text())["seed"]
+    number = len(run.splits().test) - 1
+    photo = run.config.data.root / run.splits().test.ids[number]
+    expected = dict(zip(CLASSES, probabilities(run, "random", seed, number).tolist(), strict=True))
+    assert abs(expected[CLASSES[0]] - 0.5) > 0.03, "the classes can be told apart"
+    assert answers(with_onnx, folder, photo) == pytest.approx(expected, abs=1e-5)
+    assert answers(with_transformers, folder, photo) == pytest.approx(expected, abs=0.01)
+
+
+def test_the_difference_of_preprocessing_is_measured_and_told(folder: Path) -> None:
+    mark = json.loads((folder / "export.json").read_text())["preprocessing"]
+    assert mark["images"] == 40
+    assert 0 < mark["pixels"] < 30
+    assert mark["probability"] < 0.01
+    assert f"{mark['pixels']:.0f} of 255 grey levels" in (folder / "README.md").read_text()
+
+
+def test_the_card_tells_the_numbers_of_the_run(folder: Path, run: Run) -> None:
+    from huggingface_hub import ModelCard
+
+    card = ModelCard.load(folder / "README.md")
+    results = Results.load(run.results)
+    seed = json.loads((folder / "export.json").read_text())["seed"]
+    of_seed = next(one for one in results.methods["random"].seeds if one.seed == seed)
+    found = {one.metric_type: one.metric_value for one in card.data.eval_results}
+    assert found["accuracy"] == pytest.approx(of_seed.overall["accuracy"], abs=1e-6)
+    assert found["worst_group_accuracy"] == pytest.approx(of_seed.overall["worst_group_accuracy"], abs=1e-6)
+    assert card.data.license == "apache-2.0"
+    assert card.data.library_name == "transformers"
+    for text in (
+        *("4 | 6 | 8", "20 | 6 | 10", "20 | 6 | 12", "4 | 6 | 10"),  # images of the groups in train, val and test
+        *("30.0% of all", "12 prompts", "16 images in the balanced set", "by validation accuracy"),
+        "Only 8 test images of the group",
+    ):
+        assert text in card.text, text
+    assert str(run.config.data.root) not in card.content, "where the data lie is nobody's business"
+
+
+def test_names_stay_names(folder: Path) -> None:
+    import markdown_it
+    from huggingface_hub import ModelCard
+
+    card = ModelCard.load(folder / "README.md")
+    assert card.data.license == "apache-2.0", "the title cannot end the metadata and begin its own"
+    assert card.data.eval_results[0].dataset_name == " ".join(TITLE.split())
+    page = markdown_it.MarkdownIt("commonmark").enable("table").render(card.text)
+    assert not {"<b>", "<script>", "<i>", "<s>", "<em>", 'javascript:b"', "<a "} & set(re.findall(r"<\w+[ >]", page))
+    assert page.count("<h1>") == 1
+    assert len(set(re.findall(r"<table>.*?</table>", page, re.DOTALL))) == 4
+    for name in (*CLASSES, *VALUES):
+        shown = name.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+        assert shown in page, name
+
+
+@pytest.mark.parametrize(
+    ("accuracies", "best"), [((0.9, 0.8), 3), ((0.8, 0.9), 7), ((0.8, 0.8), 3)], ids=["first", "second", "equal"]
+)
+def test_the_seed_is_chosen_by_validation_alone(run: Run, accuracies: tuple[float, float], best: int) -> None:
+    paths = [run.finetuned(seed, "full") / HISTORY for seed in SEEDS]
+    before = [path.read_bytes() for path in paths]
+    try:
+        for path, accuracy in zip(paths, accuracies, strict=True):
+            history = json.loads(path.read_text())
+            history["epochs"][history["kept_epoch"] - 1]["validation_accuracy"] = accuracy
+            path.write_text(json.dumps(history).ljust(path.stat().st_size))  # the run looks at sizes
+        choice = choose(run, "full")
+        assert (choice.seed, choice.validation_accuracy) == (best, max(accuracies))
+        assert "test images had no say" in choice.reason
+        assert choose(run, "full", seed=7).seed == 7
+    finally:
+        for path, content in zip(paths, before, strict=True):
+            path.write_bytes(content)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"method": "fulll"}, "--method fulll: expected one of biased, full, random"),
+        ({"seed": 4}, "--seed 4: expected one of 3, 7"),
+        ({"license": "mit\n---"}, "--license"),
+    ],
+)
+def test_refusals(run: Run, tmp_path: Path, changes: dict[str, object], message: str) -> None:
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        export_run(run, to=tmp_path / "model", **{"with_onnx": False, **changes})
+    assert not list(tmp_path.glob("*model*"))
+
+
+def test_a_run_that_is_not_evaluated(photographs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from tests.export.conftest import config
+
+    Run.open(tmp_path / "run", config(photographs), quiet=True).close()
+    assert cli.main(["export", "--run", str(tmp_path / "run"), "--seed", "3", "--no-onnx"]) == 1
+    assert "is not finished; do it first" in capsys.readouterr().err
+    assert cli.main(["export", "--run", str(tmp_path / "none")]) == 2
+    assert cli.main(["export", "--run", str(tmp_path / "run"), "--train.lr", "1"]) == 2
+
+
+def test_a_missing_package_is_named(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(onnx, "find_spec", lambda name: None)
+    with pytest.raises(AimfairError, match=re.escape("onnxruntime not installed; model.onnx needs: pip install")):
+        export_run(run, to=tmp_path / "model")
+
+
+def test_without_onnx_and_by_default_into_the_run(finished: Path) -> None:
+    assert (
+        cli.main(["export", "--run", str(finished), "--method", "biased", "--seed", "7", "--no-onnx", "--quiet"]) == 0
+    )
+    to = finished / "export" / "biased-7"
+    assert not (to / "model.onnx").exists()
+    card = (to / "README.md").read_text()
+    assert "This is the biased model itself" in card
+    assert len(programs(card)) == 1
+    assert cli.main(["export", "--run", str(finished), "--method", "biased", "--seed", "7", "--no-onnx"]) == 1
+    again = ["--overwrite", "--method", "biased", "--seed", "7", "--no-onnx", "--quiet"]
+    assert cli.main(["export", "--run", str(finished), *again]) == 0
