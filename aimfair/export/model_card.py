@@ -26,6 +26,7 @@ UNKNOWN = "unknown"
 """The license of a model of which nobody has said one; the hub knows the word."""
 
 _METRICS = ("accuracy", "worst_group_accuracy", "balanced_accuracy", "group_std", "eo_mean", "eo_max")
+_READ_GROUPS = ("balanced_resampling", "group_dro")
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+", re.ASCII)
 
 
@@ -277,8 +278,11 @@ def _method(facts: Facts) -> str:
     given = method.model_dump(mode="json", exclude_defaults=True)
     words = ", ".join(f"{escape(key)} {escape(str(value))}" for key, value in given.items()) or "defaults"
     if method.kind != "tune":
+        reads = method.kind in _READ_GROUPS or (method.kind == "dfr" and method.balanced_from == "real")
+        groups = "reads" if reads else "does not read"
         return (
-            f"Kind `{method.kind}`, a baseline from the literature ({words}). See aimfair's documentation of methods."
+            f"Kind `{method.kind}`, a baseline from the literature ({words}). Its training {groups} the protected"
+            " attribute of real images."
         )
     share = "" if facts.density is None else f" They are {percent(facts.density)} of all."
     return (

@@ -40,21 +40,23 @@ class Difference:
 def processor_settings(data: DataSettings, model: ModelSettings) -> dict[str, Any]:
     """The settings under which a processor of transformers does what aimfair does with an image file.
 
-    ``data.fit: stretch`` is a resize to a square, and the same to the last bit. For ``crop``, the processor of
-    Perceiver is the one that cuts the middle out before it resizes; others resize first, to a whole number of pixels,
-    and then cut, which moves the picture by a part of a pixel. What remains is at the rim, past which the filter of
-    :func:`aimfair.data.decode.fit` sees, and half a pixel where width and height differ by an odd number.
+    ``data.fit: stretch`` is a bilinear resize to a square, and the same to the last bit. For ``crop``, by Lanczos, the
+    processor of Perceiver is the one that cuts the middle out before it resizes; others resize first, to a whole number
+    of pixels, and then cut, which moves the picture by a part of a pixel. What remains is at the rim, past which the
+    filter of :func:`aimfair.data.decode.fit` sees, and half a pixel where width and height differ by an odd number.
     """
     square = {"height": data.image_size, "width": data.image_size}
-    fit: dict[str, Any] = {"image_processor_type": "ViTImageProcessor"}
     if data.fit == "crop":
         fit = {"image_processor_type": "PerceiverImageProcessor", "do_center_crop": True, "crop_size": square}
+        resample = Image.Resampling.LANCZOS
+    else:
+        fit, resample = {"image_processor_type": "ViTImageProcessor"}, Image.Resampling.BILINEAR
     return {
         **fit,
         "do_convert_rgb": True,
         "do_resize": True,
         "size": square,
-        "resample": Image.Resampling.LANCZOS.value,
+        "resample": resample.value,
         "do_rescale": True,
         "rescale_factor": 1 / 255,
         "do_normalize": True,

@@ -47,7 +47,7 @@ left, top = (image.width - side) / 2, (image.height - side) / 2
 box = (left, top, left + side, top + side)
 image = image.resize(({size}, {size}), Image.Resampling.LANCZOS, box=box)"""
 
-_STRETCH = "image = image.resize(({size}, {size}), Image.Resampling.LANCZOS)"
+_STRETCH = "image = image.resize(({size}, {size}), Image.Resampling.BILINEAR)"
 
 
 def onnx(data: DataSettings, model: ModelSettings) -> str:

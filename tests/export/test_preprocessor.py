@@ -37,7 +37,7 @@ def measured(root: Path, kind: str, sizes: list[tuple[int, int]], **changes: obj
     model = ModelSettings(config={"model_type": "resnet"}, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
     pictures = [picture(root / f"{n}.png", n, *size) for n, size in enumerate(sizes)]
     if kind == "stretch":
-        pixels = [np.asarray(one.resize((SIZE, SIZE), Image.Resampling.LANCZOS)) for one in pictures]
+        pixels = [np.asarray(one.resize((SIZE, SIZE), Image.Resampling.BILINEAR)) for one in pictures]
     else:
         pixels = [fit(one, SIZE) for one in pictures]
     labels = np.zeros(len(sizes), dtype=np.int64)
