@@ -20,6 +20,7 @@ from PIL import Image, ImageDraw
 from aimfair import config_file
 from aimfair.cli import BUNDLED
 from aimfair.config import Config
+from aimfair.data.bias import group_sizes
 from aimfair.generation.prompts import write_prompts
 
 CELEBA, UTKFACE = "celeba-smiling-male", "utkface-gender-white"
@@ -49,6 +50,37 @@ FLAGS = {
 
 def settings(name: str, **overrides: str) -> Config:
     return config_file.load(BUNDLED / f"{name}.yaml", overrides)
+
+
+@pytest.mark.parametrize("name", sorted(file.stem for file in BUNDLED.glob("*-*.yaml")))
+def test_settings_of_the_paper(name: str) -> None:
+    """arXiv 2503.05665 and its authors' public code."""
+    config = settings(name)
+    tree = config.model_dump(mode="json")
+    common = {"optimizer": "sgd", "momentum": 0.9, "weight_decay": 1e-4, "batch_size": 128, "keep": "best_validation"}
+    augment = {"crop_scale": [0.08, 1.0], "crop_ratio": [3 / 4, 4 / 3], "flip": True, "shift": 0}
+    expected = {
+        "data": {"image_size": 224, "fit": "stretch", "majority": [1, 0]},
+        "prompts": {"per_group": 50},
+        "generate": {
+            "steps": 50, "guidance_scale": 9.0, "scheduler": "ddim", "render_size": 512, "negative_prompt": "",
+            "balanced_per_group": 5000, "biased_total": 20000, "disjoint": False,
+        },
+        "model": {"mean": [0.5] * 3, "std": [0.5] * 3},
+        "train": {**common, "lr": 0.01, "epochs": 15, "schedule": "step", "step_epochs": 10, "augment": augment},
+        "finetune": {**common, "lr": 0.06, "epochs": 10, "batchnorm": "adapt", "augment": augment},
+        "sensitivity": {"batch_size": 128, "train_mode": True, "batches": None},
+    }  # fmt: skip
+    for node, values in expected.items():
+        assert {key: tree[node][key] for key in values} == values, node
+    assert config.seeds == [*range(100, 1001, 100)]
+    paper = config.methods["paper"]
+    assert (paper.rule, paper.criterion, paper.granularity) == ("intersection", "difference", "tensor")
+    assert (paper.bias, paper.domain, paper.lr) == (55, 55, None)
+    sizes = group_sizes(config.data.majority, 2, config.data.bias, 20_000)
+    assert sizes.tolist() == [[1000, 9000], [9000, 1000]]
+    if config.data.kind == "celeba":
+        assert config.data.train_images == 20_000
 
 
 # -- models ------------------------------------------------------------------------------------------------------------
