@@ -11,6 +11,7 @@ LONG = (
     "test_digits_diffusion.py",
     "test_end_to_end.py",
     "test_families.py",
+    "test_real_configs.py",
     "test_distributed.py",
 )
 """Files that take most of the time. They come first, so that of several processes none is left alone with one."""
