@@ -15,8 +15,10 @@ On small lists a GPU waits for the host. There every call that can be captured i
 in the same rounds: what a training loop in a graph sees, and the kernels alone.
 """
 
+import contextlib
 import ctypes
 import gc
+import multiprocessing
 import os
 import statistics
 import time
@@ -218,14 +220,25 @@ class OthersLoad:
         return max(0.0, (everyone - own) / (wall * (os.cpu_count() or 1)))
 
     def _now(self) -> tuple[float, float, float] | None:
-        """Seconds: wall clock, this process, the whole machine."""
+        """Seconds: wall clock, this process and its workers, the whole machine."""
         stat = Path("/proc/stat")
         if not stat.exists():
             return None
         with stat.open() as lines:
             user, nice, system, _idle, _iowait, irq, softirq, steal = map(int, lines.readline().split()[1:9])
         everyone = (user + nice + system + irq + softirq + steal) / os.sysconf("SC_CLK_TCK")
-        return time.perf_counter(), time.process_time(), everyone
+        return time.perf_counter(), time.process_time() + _seconds_of_children(), everyone
+
+
+def _seconds_of_children() -> float:
+    """Of processor time taken by this process's workers, those that have ended included; Linux only."""
+    ticks = 0
+    for child in multiprocessing.active_children():
+        with contextlib.suppress(FileNotFoundError):  # it has just ended
+            fields = Path(f"/proc/{child.pid}/stat").read_text().rpartition(")")[2].split()
+            ticks += int(fields[11]) + int(fields[12])  # utime and stime, proc(5)
+    ended = os.times()
+    return ended.children_user + ended.children_system + ticks / os.sysconf("SC_CLK_TCK")
 
 
 class Runner:

@@ -55,12 +55,15 @@ SELECT_DIFFERENCE = "select difference"
 GENERATE = "generate"
 ENCODE = "encode files"
 PROMPTS = "write prompts"
+FEED = "feed images"
+FEED_TO_STEPS = "feed training steps"
 
 CLONE_FUSED_WHERE = "clone + fused + where"
 FOUR_FOREACH = "four foreach ops"
 PLAIN_DIFFUSERS = "plain diffusers"
 KTHVALUE = "kthvalue + compare"
 TOPK = "topk + scatter"
+NO_FEED = "one batch again and again"
 
 TARGETS = (
     Target("all-ones mask", Bar(0.95, 1.1), Bar(0.95, 1.1), ADAMW, density=1.0, pattern="all", state="dense"),
@@ -80,5 +83,9 @@ TARGETS = (
     Target(
         "demo's images", Bar(1.5, 2), None, GENERATE, "digits, 64 images", state="onnxruntime", rival=PLAIN_DIFFUSERS
     ),
+    Target("cropped images without waiting", Bar(3, 4), Bar(3, 4), FEED, state="crop + flip"),
+    Target("flipped images without waiting", Bar(3, 8), Bar(3, 8), FEED, state="flip"),
+    Target("images without waiting", Bar(3, 8), Bar(3, 8), FEED, state="unchanged"),
+    Target("steps without waiting", Bar(0.95, 1), Bar(0.95, 1), FEED_TO_STEPS, rival=NO_FEED),
     Target("demo's images", None, Bar(1.6, 2), GENERATE, "digits, 64 images", state="tensorrt", rival=PLAIN_DIFFUSERS),
 )

@@ -1,8 +1,14 @@
-"""Random changes of training images, a whole batch at a time, on the device where it is."""
+"""Random changes of training images: drawn first, a batch at a time, then made on the processor or on a device.
+
+Images are augmented at the size at which they are stored, which is the size that the model sees. A crop is therefore
+only ever enlarged, and bilinear interpolation needs no low-pass filter: with and without antialias it is the same.
+"""
 
 import math
+from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -12,58 +18,149 @@ from aimfair.config import AugmentSettings
 _CROP_ATTEMPTS = 10
 
 
-def augment(x: Tensor, settings: AugmentSettings, generator: np.random.Generator) -> Tensor:
-    """``x`` with random crops, then shifts and flips, each drawn for each image alone.
+@dataclass(frozen=True)
+class Changes:
+    """What happens to each of B images of H x W pixels, in the order below; None: nothing of the kind.
 
-    Args:
-        x: float [B, C, H, W], not changed.
-        generator: all that is random follows from it, on every device.
-
-    Returns:
-        A tensor like ``x``; ``x`` itself if the settings ask for nothing.
+    Attributes:
+        boxes: int64 [B, 4], top, left, height and width of the part that is enlarged to H x W.
+        moves: int64 [2, B], pixels by which the picture goes up and to the left; its outermost pixels are repeated.
+        mirrored: bool [B], left to right.
     """
+
+    boxes: npt.NDArray[np.int64] | None = None
+    moves: npt.NDArray[np.int64] | None = None
+    mirrored: npt.NDArray[np.bool_] | None = None
+
+    def part(self, images: slice) -> "Changes":
+        """Those of some of the images."""
+        return Changes(
+            None if self.boxes is None else self.boxes[images],
+            None if self.moves is None else self.moves[:, images],
+            None if self.mirrored is None else self.mirrored[images],
+        )
+
+
+def draw(settings: AugmentSettings, count: int, height: int, width: int, generator: np.random.Generator) -> Changes:
+    """Changes of ``count`` images, for each image alone; all that is random follows from ``generator``."""
+    boxes = moves = mirrored = None
     if settings.crop_scale != (1.0, 1.0):
-        x = _resized_crop(x, settings.crop_scale, settings.crop_ratio, generator)
-    if settings.shift or settings.flip:
-        x = _shift_and_flip(x, settings.shift, settings.flip, generator)
-    return x
+        boxes = _draw_boxes(count, height, width, settings.crop_scale, settings.crop_ratio, generator)
+    if settings.shift:
+        moves = generator.integers(-settings.shift, settings.shift, size=(2, count), endpoint=True)
+    if settings.flip:
+        mirrored = generator.random(count) < 0.5
+    return Changes(boxes, moves, mirrored)
 
 
-def _resized_crop(
-    x: Tensor, scale: tuple[float, float], ratio: tuple[float, float], generator: np.random.Generator
-) -> Tensor:
-    """A random box of each image, enlarged to the whole by bilinear interpolation.
+def _draw_boxes(
+    count: int,
+    height: int,
+    width: int,
+    scale: tuple[float, float],
+    ratio: tuple[float, float],
+    generator: np.random.Generator,
+) -> npt.NDArray[np.int64]:
+    """int64 [count, 4]: a box at random in each image.
 
     Its share of the area is uniform in ``scale``, its width over its height log-uniform in ``ratio`` (Szegedy et al.,
-    2015, arXiv 1409.4842), among draws that fit into the image; where none of ten does, the box is the whole image.
+    2015, arXiv 1409.4842), its sides rounded to pixels, among draws that fit into the image; where none of ten does,
+    the box is the whole image. The ratio is that of the stored pixels: of an image stretched to a square it is not that
+    of the original, as in AIM-Fair.
     """
-    batch, _, height, width = x.shape
-    area = generator.uniform(scale[0], scale[1], size=(batch, _CROP_ATTEMPTS))
-    log_ratio = generator.uniform(math.log(ratio[0]), math.log(ratio[1]), size=(batch, _CROP_ATTEMPTS))
-    aspect = np.exp(log_ratio) * height / width  # of shares of the image's width and height
-    sides = np.stack([np.sqrt(area * aspect), np.sqrt(area / aspect)])  # [x and y, B, attempts], shares of the image's
-    fits = np.all(sides <= 1, axis=0)
-    box = np.where(fits.any(axis=1), sides[:, np.arange(batch), fits.argmax(axis=1)], 1.0)  # [x and y, B]
-    centres = generator.uniform(-1.0, 1.0, size=(2, batch)) * (1 - box)  # the image spans -1 to 1
-
-    theta = np.zeros((batch, 2, 3))
-    theta[:, [0, 1], [0, 1]] = box.T
-    theta[:, :, 2] = centres.T
-    grid = functional.affine_grid(torch.from_numpy(theta).to(x), list(x.shape), align_corners=False)
-    # Samples may lie between the outermost pixels' centres and the rim: "zeros" would darken them.
-    return functional.grid_sample(x, grid, mode="bilinear", padding_mode="border", align_corners=False)
+    shape = (count, _CROP_ATTEMPTS)
+    area = generator.uniform(scale[0], scale[1], size=shape) * height * width
+    aspect = np.exp(generator.uniform(math.log(ratio[0]), math.log(ratio[1]), size=shape))
+    sides = np.rint([np.sqrt(area / aspect), np.sqrt(area * aspect)]).astype(np.int64)  # [2, count, attempts]
+    image = np.array([[height], [width]])
+    fits = np.all((sides >= 1) & (sides <= image[:, None]), axis=0)
+    chosen = np.where(fits.any(axis=1), sides[:, np.arange(count), fits.argmax(axis=1)], image)  # [2, count]
+    corners = generator.integers(0, image - chosen, endpoint=True)
+    return np.concatenate([corners, chosen]).T
 
 
-def _shift_and_flip(x: Tensor, shift: int, flip: bool, generator: np.random.Generator) -> Tensor:
-    """Each image moved by up to ``shift`` pixels along each axis, its outermost pixels repeated; half of them mirrored.
+def change_pixels(
+    images: npt.NDArray[np.uint8], indices: npt.NDArray[np.int64], changes: Changes, out: npt.NDArray[np.uint8]
+) -> None:
+    """The images at ``indices``, changed, on the processor.
 
-    Pixels only change places, so all of it is one gather.
+    Args:
+        images: uint8 [N, H, W, 3], a memory map as a rule.
+        indices: int64 [B].
+        changes: of those B images. Crops are enlarged in fixed-point arithmetic and rounded to whole values, as Pillow
+            does.
+        out: uint8 [B, H, W, 3], contiguous, written to.
     """
-    batch, channels, height, width = x.shape
-    moves = generator.integers(-shift, shift, size=(2, batch, 1), endpoint=True)
-    rows = np.clip(np.arange(height) + moves[0], 0, height - 1)
-    columns = np.clip(np.arange(width) + moves[1], 0, width - 1)
-    if flip:
-        columns = np.where(generator.random((batch, 1)) < 0.5, columns[:, ::-1], columns)
-    places = torch.from_numpy(rows[:, None, :, None] * width + columns[:, None, None, :]).to(x.device)
-    return x.flatten(2).gather(2, places.flatten(2).expand(-1, channels, -1)).view(x.shape)
+    for place, index in enumerate(indices):
+        if changes.boxes is None:
+            out[place] = images[index]
+        else:
+            _enlarge(images[index], changes.boxes[place], out[place])
+    if changes.moves is not None:
+        reach = int(np.abs(changes.moves).max(initial=0))
+        padded = np.pad(out, ((0, 0), (reach, reach), (reach, reach), (0, 0)), mode="edge")
+        for place, (down, across) in enumerate(changes.moves.T + reach):
+            out[place] = padded[place, down : down + out.shape[1], across : across + out.shape[2]]
+    if changes.mirrored is not None:
+        for place in np.flatnonzero(changes.mirrored):
+            pixels = torch.from_numpy(out[place])
+            pixels.copy_(pixels.flip(1))  # faster than NumPy by an order of magnitude
+
+
+def _enlarge(image: npt.NDArray[np.uint8], box: npt.NDArray[np.int64], out: npt.NDArray[np.uint8]) -> None:
+    """The part ``box`` of ``image`` [H, W, 3], in the size of ``out`` [H, W, 3]."""
+    top, left, height, width = box
+    part = torch.from_numpy(image[top : top + height, left : left + width].copy())[None]
+    # In this order the strides are those of channels last, for which there are vector instructions.
+    large = functional.interpolate(part.permute(0, 3, 1, 2), size=out.shape[:2], mode="bilinear", align_corners=False)
+    out[...] = large.permute(0, 2, 3, 1)[0].numpy()
+
+
+def change_on_device(stored: Tensor, changes: Changes) -> Tensor:
+    """The same changes as one batched operation where the images are.
+
+    Args:
+        stored: uint8 [B, H, W, 3], not changed.
+
+    Returns:
+        [B, H, W, 3], values 0 to 255: uint8, equal to those of :func:`change_pixels`, or float32 with crops, which
+        differ from them by at most 1.1 since they are not rounded.
+    """
+    if changes.boxes is None and changes.moves is None and changes.mirrored is None:
+        return stored
+    batch, height, width, _ = stored.shape
+    zero, one = np.zeros(batch), np.ones(batch)
+    top, left, *sides = changes.boxes.T if changes.boxes is not None else (zero, zero, height * one, width * one)
+    down, across = changes.moves if changes.moves is not None else (zero, zero)
+    rows = _sources(height, top, sides[0], down, None)
+    columns = _sources(width, left, sides[1], across, changes.mirrored)
+    if changes.boxes is None:
+        places = torch.from_numpy(rows.astype(np.int64)[:, :, None] * width + columns.astype(np.int64)[:, None, :])
+        chosen = places.view(batch, -1, 1).expand(-1, -1, 3).to(stored.device)
+        return stored.flatten(1, 2).gather(1, chosen).view(stored.shape)
+    # grid_sample's coordinates: the image spans -1 to 1, a pixel is sampled at its centre.
+    x, y = (
+        torch.from_numpy((2 * sources + 1) / length - 1).to(stored.device, torch.float32)
+        for sources, length in ((columns, width), (rows, height))
+    )
+    grid = torch.stack([x[:, None, :].expand(-1, height, -1), y[:, :, None].expand(-1, -1, width)], dim=3)
+    sampled = functional.grid_sample(
+        stored.permute(0, 3, 1, 2).float(), grid, mode="bilinear", padding_mode="border", align_corners=False
+    )
+    return sampled.permute(0, 2, 3, 1)
+
+
+def _sources(
+    length: int,
+    start: npt.NDArray[np.float64],
+    side: npt.NDArray[np.float64],
+    move: npt.NDArray[np.float64],
+    mirrored: npt.NDArray[np.bool_] | None,
+) -> npt.NDArray[np.float64]:
+    """float64 [B, length]: the row (or column) of the stored image that each row of the changed one shows."""
+    places = np.broadcast_to(np.arange(length), (len(start), length))
+    if mirrored is not None:
+        places = np.where(mirrored[:, None], places[:, ::-1], places)
+    places = np.clip(places + move[:, None], 0, length - 1)
+    sources = (places + 0.5) * (side / length)[:, None] - 0.5  # the centres of pixels, in those of the box
+    return start[:, None] + np.clip(sources, 0, side[:, None] - 1)

@@ -1,8 +1,8 @@
 """Images decoded once: the pixels of a list of files as one memory map, shared by all runs.
 
 An entry is ``<key>.rgb``, raw uint8 [G, S, S, 3], and ``<key>.json``, which is written last and vouches for it. The key
-is a digest of the decoder and of each file's path, size and time of change, so no entry is ever out of date; any may be
-deleted at any time.
+is a digest of the decoder, of what is asked of it and of each file's path, size and time of change, so no entry is ever
+out of date; any may be deleted at any time.
 """
 
 import contextlib
@@ -62,6 +62,7 @@ def decode_files(
     size: int,
     max_pixels: int,
     *,
+    fit: decode.Fit = "crop",
     folder: Path | None = None,
     progress: Progress | None = None,
     interrupt: Interrupt = NEVER,
@@ -71,6 +72,7 @@ def decode_files(
     Args:
         size: S, pixels along each side.
         max_pixels: larger files are rejected.
+        fit: how images become squares, as :func:`aimfair.data.decode.fit`.
         folder: where the entry is, or is made; None: :func:`default_folder`. One process at a time decodes into it.
 
     Raises:
@@ -78,7 +80,7 @@ def decode_files(
         Interrupted: as ``interrupt`` says; nothing is left behind.
     """
     folder = default_folder() if folder is None else folder
-    key = _key(root, files, size, max_pixels)
+    key = _key(root, files, size, max_pixels, fit)
     found = _read(folder, key, files, size)
     if found is not None:
         return found
@@ -88,7 +90,7 @@ def decode_files(
             found = _read(folder, key, files, size)  # by whoever held the lock until now
             if found is None:
                 remove_temporaries(folder)
-                _build(folder, key, root, files, size, max_pixels, progress or Progress(quiet=True), interrupt)
+                _build(folder, key, root, files, size, max_pixels, fit, progress or Progress(quiet=True), interrupt)
                 found = _read(folder, key, files, size)
     except OSError as error:
         gigabytes = len(files) * size * size * 3 / 1e9
@@ -101,8 +103,10 @@ def decode_files(
     return found
 
 
-def _key(root: Path, files: Sequence[str], size: int, max_pixels: int) -> str:
-    digest = hashlib.sha256(repr((decode.VERSION, PIL.__version__, size, max_pixels, str(root.resolve()))).encode())
+def _key(root: Path, files: Sequence[str], size: int, max_pixels: int, fit: decode.Fit) -> str:
+    digest = hashlib.sha256(
+        repr((decode.VERSION, PIL.__version__, size, max_pixels, fit, str(root.resolve()))).encode()
+    )
     for file in files:
         try:
             status = (root / file).stat()
@@ -138,13 +142,14 @@ def _build(
     files: Sequence[str],
     size: int,
     max_pixels: int,
+    fit: decode.Fit,
     progress: Progress,
     interrupt: Interrupt,
 ) -> None:
     def decode_one(file: str) -> tuple[npt.NDArray[np.uint8], str] | str:
         try:
             image = decode.read_rgb(root / file, max_pixels)
-            return decode.fit(image, size), decode.content_digest(image)
+            return decode.fit(image, size, fit), decode.content_digest(image)
         except decode.ImageError as error:
             return error.reason
 

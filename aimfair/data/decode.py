@@ -2,7 +2,7 @@
 
 import hashlib
 from pathlib import Path
-from typing import IO
+from typing import IO, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -15,6 +15,7 @@ from PIL.WebPImagePlugin import WebPImageFile
 from aimfair.errors import AimfairError
 
 Pixels = npt.NDArray[np.uint8]
+Fit = Literal["crop", "stretch"]
 
 VERSION = 1
 """To be raised when the pixels change that this module makes of a file."""
@@ -41,12 +42,13 @@ class ImageError(AimfairError):
         self.reason = reason
 
 
-def decode(path: Path, size: int, max_pixels: int) -> Pixels:
+def decode(path: Path, size: int, max_pixels: int, how: Fit = "crop") -> Pixels:
     """The image in ``path`` as the model sees it.
 
     Args:
         size: pixels along each side.
         max_pixels: files that claim more are refused before they are decoded.
+        how: as :func:`fit`.
 
     Returns:
         uint8 [size, size, 3], RGB.
@@ -54,7 +56,7 @@ def decode(path: Path, size: int, max_pixels: int) -> Pixels:
     Raises:
         ImageError: not a whole JPEG, PNG or WebP file, or one of too many pixels.
     """
-    return fit(read_rgb(path, max_pixels), size)
+    return fit(read_rgb(path, max_pixels), size, how)
 
 
 def read_rgb(path: Path, max_pixels: int) -> Image.Image:
@@ -86,11 +88,14 @@ def read_rgb(path: Path, max_pixels: int) -> Image.Image:
         raise ImageError(path, f"cannot be decoded: {reason}") from error
 
 
-def fit(image: Image.Image, size: int) -> Pixels:
-    """The central square, ``size`` pixels along each side, by Lanczos: nothing is stretched.
+def fit(image: Image.Image, size: int, how: Fit = "crop") -> Pixels:
+    """A square of ``size`` pixels along each side.
 
     Args:
         image: RGB.
+        how: ``crop``: the central square, by Lanczos; ``stretch``: all of the image, without its proportions, by the
+            triangle filter over every pixel (bilinear with antialias), as torchvision's ``Resize`` on Pillow's images,
+            which AIM-Fair uses.
 
     Returns:
         uint8 [size, size, 3].
@@ -98,6 +103,8 @@ def fit(image: Image.Image, size: int) -> Pixels:
     width, height = image.size
     if width == height == size:
         return np.asarray(image)
+    if how == "stretch":
+        return np.asarray(image.resize((size, size), Image.Resampling.BILINEAR))
     side = min(width, height)
     left, top = (width - side) / 2, (height - side) / 2
     # Cropped and resized in one step: resized first, a strip of 1 x 1,000,000 pixels would grow by size^2.

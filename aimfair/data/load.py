@@ -48,7 +48,13 @@ def load_splits(
     catalogue = with_biased_training(catalogue, settings)
 
     decoded = decode_files(
-        root, catalogue.files, settings.image_size, settings.max_pixels, progress=progress, interrupt=interrupt
+        root,
+        catalogue.files,
+        settings.image_size,
+        settings.max_pixels,
+        fit=settings.fit,
+        progress=progress,
+        interrupt=interrupt,
     )
     leave_out(decoded.rejected, len(catalogue.files), f"images of {root}", settings.max_bad_share, log)
     catalogue = catalogue.subset(decoded.kept)

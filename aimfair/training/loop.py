@@ -3,6 +3,7 @@
 import hashlib
 import json
 import time
+from contextlib import closing
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Literal
@@ -10,13 +11,12 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim import Optimizer
 
 from aimfair.config import ModelSettings, OptimizerSettings
-from aimfair.data.augment import augment
 from aimfair.data.images import ImageSet
 from aimfair.errors import AimfairError
 from aimfair.run.interrupt import NEVER, Interrupt
@@ -24,6 +24,7 @@ from aimfair.run.log import NOWHERE, Log
 from aimfair.run.progress import SILENT, Task
 from aimfair.seeds import derive_seed, generator
 from aimfair.training.checkpoint import Checkpoint, Tensors
+from aimfair.training.feed import Feed
 from aimfair.training.gradient import BatchGradient
 from aimfair.training.history import Epoch, History, Position
 from aimfair.training.inputs import Normalize
@@ -99,9 +100,10 @@ class Training:
         """
         self._identity = self.identity()
         self._resume()
-        with own_random_numbers(self._device):
+        feed = Feed(self.train.images, self.settings.augment, self._normalize)
+        with own_random_numbers(self._device), feed:
             while self._position.epoch <= self.settings.epochs:
-                self._run_epoch()
+                self._run_epoch(feed)
         history = self._position.history
         if history.kept_epoch < len(history.epochs):
             self.model.load_state_dict(self._kept)
@@ -117,20 +119,26 @@ class Training:
             self.log("training resumed", epoch=self._position.epoch, step=self._position.step)
             self.task.advance((self._position.epoch - 1) * self._steps + self._position.step)
 
-    def _run_epoch(self) -> None:
+    def _run_epoch(self, feed: Feed) -> None:
         set_training_mode(self.model, self.batchnorm)
         position = self._position
         start = time.monotonic() - position.seconds
         batches = epoch_batches(self._sampler.order(self.seed, position.epoch), self.settings.batch_size)
-        for indices in batches[position.step :]:
-            self._take_step(indices)
-            position.step += 1
-            position.seconds = time.monotonic() - start
-            self.task.advance(1, note=f"epoch {position.epoch}, loss {position.mean_loss:.3f}")
-            if self.checkpoint and (self.interrupt.requested or self.checkpoint.is_due):
-                position.objective = self.objective.state() if self.objective else []
-                self.checkpoint.save(self._identity, position, self.model, self.optimizer, self._kept)
-            self.interrupt.check()
+        plan = [
+            (indices, generator("augment", self.seed, position.epoch, step))
+            for step, indices in enumerate(batches)
+            if step >= position.step
+        ]
+        with closing(feed.batches(plan)) as inputs:
+            for (indices, _), images in zip(plan, inputs, strict=True):
+                self._take_step(indices, images)
+                position.step += 1
+                position.seconds = time.monotonic() - start
+                self.task.advance(1, note=f"epoch {position.epoch}, loss {position.mean_loss:.3f}")
+                if self.checkpoint and (self.interrupt.requested or self.checkpoint.is_due):
+                    position.objective = self.objective.state() if self.objective else []
+                    self.checkpoint.save(self._identity, position, self.model, self.optimizer, self._kept)
+                self.interrupt.check()
         validation_loss, validation_accuracy = self._validate()
         epoch = Epoch(
             epoch=position.epoch,
@@ -144,14 +152,13 @@ class Training:
         self.log("epoch", **epoch.model_dump())
         self._finish_epoch(epoch)
 
-    def _take_step(self, indices: npt.NDArray[np.int64]) -> None:
+    def _take_step(self, indices: npt.NDArray[np.int64], images: Tensor) -> None:
+        """``images``: float32 [B, 3, H, W], those at ``indices``, augmented and normalised."""
         position = self._position
-        place = (self.seed, position.epoch, position.step)
-        images = self._normalize(self.train.images[indices])
-        images = augment(images, self.settings.augment, generator("augment", *place))
         target = torch.from_numpy(self.train.target[indices]).to(self._device)
         weigh = partial(self.objective.weights, indices=indices) if self.objective else None
-        result = self._gradient(images, target, derive_seed("dropout", *place), weigh)
+        seed = derive_seed("dropout", self.seed, position.epoch, position.step)
+        result = self._gradient(images, target, seed, weigh)
         if not result.is_finite:
             self._skip_step()
             return

@@ -1,0 +1,163 @@
+"""Batches for training, each made in the background while the one before it is in use."""
+
+import math
+import threading
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from aimfair.config import AugmentSettings
+from aimfair.data.augment import Changes, change_on_device, change_pixels, draw
+from aimfair.training.inputs import Normalize, empty_images
+
+Batch = tuple[npt.NDArray[np.int64], np.random.Generator]
+"""int64 [B], which images; and what its random changes are drawn from."""
+
+_PIECE_BYTES = 2**20
+"""Pixels that one thread works on at a time: they stay in its cache."""
+
+
+@dataclass(frozen=True)
+class _Ahead:
+    """A batch on its way: the work on it, and what gives it when that is done."""
+
+    work: Sequence[Future[Any]]
+    take: Callable[[], Tensor]
+
+
+class Feed:
+    """Images as a model takes them: gathered from memory, augmented and normalised, one batch ahead of whoever reads.
+
+    On the processor the threads of the feed share the images of a batch among them, and each image is the work of one
+    thread: how many there are does not change a bit of the result. On a GPU one thread gathers the stored bytes into
+    pinned memory, and the rest is done there on a stream of its own. Crops are the only changes in which the two
+    differ, by rounding: see :func:`aimfair.data.augment.change_on_device`.
+
+    To be entered; at the end no thread is left. Memory: two batches of float32, or on a GPU those and their bytes.
+
+    Args:
+        images: uint8 [N, H, W, 3]; an array or a memory map.
+        augment: random changes.
+        normalize: whose device is that of the batches.
+        threads: that make them on the processor; None: as many as torch works with.
+    """
+
+    def __init__(
+        self,
+        images: npt.NDArray[np.uint8],
+        augment: AugmentSettings,
+        normalize: Normalize,
+        *,
+        threads: int | None = None,
+    ):
+        self._images = images
+        self._augment = augment
+        self._normalize = normalize
+        self._stream: torch.cuda.Stream | None = None
+        if normalize.device.type == "cuda":
+            self._stream = torch.cuda.Stream(normalize.device)  # type: ignore[no-untyped-call]
+        self._threads = 1 if self._stream else threads or torch.get_num_threads()
+        self._buffers = [torch.empty(0), torch.empty(0)]
+        self._pool: ThreadPoolExecutor | None = None
+
+    def __enter__(self) -> Self:
+        self._pool = _single_threaded(self._threads)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._pool:
+            self._pool.shutdown(cancel_futures=True)
+            self._pool = None
+
+    def batches(self, plan: Iterable[Batch]) -> Generator[Tensor]:
+        """float32 [B, 3, H, W] for each batch of ``plan``, channels last in memory.
+
+        A batch is valid until the next one is asked for: that goes into the same memory. To be closed by a reader that
+        stops early (:func:`contextlib.closing`), and read by one at a time.
+
+        Raises:
+            RuntimeError: the feed is not entered.
+            Exception: what went wrong in the background, where its batch would have come.
+        """
+        if self._pool is None:
+            raise RuntimeError("the feed is not entered")
+        steps = enumerate(plan)
+        ahead = self._start(self._pool, steps)
+        try:
+            while ahead is not None:
+                for part in ahead.work:
+                    part.result()
+                batch = ahead.take()
+                ahead = self._start(self._pool, steps)
+                yield batch
+        finally:
+            if ahead is not None:  # what writes to the buffers must have ended
+                for part in ahead.work:
+                    part.cancel()
+                wait(ahead.work)
+
+    def _start(self, pool: ThreadPoolExecutor, steps: Iterator[tuple[int, Batch]]) -> _Ahead | None:
+        """The next batch; None after the last."""
+        step = next(steps, None)
+        if step is None:
+            return None
+        number, (indices, generator) = step
+        height, width = self._images.shape[1:3]
+        changes = draw(self._augment, len(indices), height, width, generator)
+        if self._stream is not None:
+            made = pool.submit(self._make_on_gpu, self._stream, indices, changes)
+            return _Ahead([made], lambda: _await_on_gpu(*made.result()))
+
+        out = self._buffer(number % 2, len(indices))
+
+        def make(some: slice) -> None:
+            pixels = np.empty(out[some].shape, np.uint8)
+            change_pixels(self._images, indices[some], changes.part(some), pixels)
+            self._normalize.into(out[some], pixels)
+
+        size = max(1, _PIECE_BYTES // math.prod(self._images.shape[1:]))
+        pieces = [slice(start, start + size) for start in range(0, len(indices), size)]
+        return _Ahead([pool.submit(make, some) for some in pieces], lambda: out.permute(0, 3, 1, 2))
+
+    def _buffer(self, number: int, count: int) -> Tensor:
+        """float32 [count, H, W, 3]: one of the two pieces of memory that batches take turns in."""
+        if len(self._buffers[number]) < count:
+            self._buffers[number] = empty_images((count, *self._images.shape[1:]))
+        return self._buffers[number][:count]
+
+    def _make_on_gpu(
+        self, stream: torch.cuda.Stream, indices: npt.NDArray[np.int64], changes: Changes
+    ) -> tuple[Tensor, torch.cuda.Event]:
+        """The batch, and the event after which it may be read."""
+        stored = torch.empty((len(indices), *self._images.shape[1:]), dtype=torch.uint8, pin_memory=True)
+        change_pixels(self._images, indices, Changes(), stored.numpy())
+        with torch.cuda.stream(stream):
+            pixels = stored.to(self._normalize.device, non_blocking=True)
+            return self._normalize.on_device(change_on_device(pixels, changes)), stream.record_event()
+
+
+def _await_on_gpu(batch: Tensor, ready: torch.cuda.Event) -> Tensor:
+    """``batch`` for the current stream, which waits for it; the host does not."""
+    reader = torch.cuda.current_stream(batch.device)
+    reader.wait_event(ready)
+    batch.record_stream(reader)  # its memory is the other stream's to give away, but not before this one has read it
+    return batch
+
+
+def _single_threaded(count: int) -> ThreadPoolExecutor:
+    """``count`` threads, in each of which torch works alone: teams of threads in each would wait for each other."""
+    before = torch.get_num_threads()
+    pool = ThreadPoolExecutor(count, "feed", initializer=torch.set_num_threads, initargs=(1,))
+    together = threading.Barrier(count)
+    wait([pool.submit(together.wait) for _ in range(count)])  # all have begun
+    torch.set_num_threads(before)  # threads to come begin with what was set last, in whichever thread
+    return pool
