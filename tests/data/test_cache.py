@@ -63,6 +63,13 @@ def test_changed_files_and_sizes_are_decoded_again(root: Path) -> None:
     assert load(root, size=4).images.shape == (40, 4, 4, 3)
 
 
+def test_images_that_are_stretched_are_others(root: Path) -> None:
+    cropped, stretched = load(root).images, load(root, fit="stretch").images
+    assert (cropped != stretched).any()
+    np.testing.assert_array_equal(stretched[5], decode(root / FILES[5], 8, CAP, "stretch"))
+    np.testing.assert_array_equal(load(root).images, cropped)
+
+
 def test_bad_files_are_left_out_with_their_reasons_also_the_second_time(
     root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

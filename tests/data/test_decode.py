@@ -25,12 +25,33 @@ def test_centre_crop_keeps_proportions(tmp_path: Path) -> None:
     assert np.array_equal(fit(image.crop((0, 0, 20, 20)), 20), np.asarray(image)[:20, :20])
 
 
+def test_stretching_keeps_the_whole_image() -> None:
+    """By the mean of the pixels beneath a triangle, as bilinear resizing of Pillow's images is, at both scales."""
+    rng = np.random.default_rng(0)
+    pixels = rng.integers(0, 256, (20, 50, 3), dtype=np.uint8)
+    found = fit(Image.fromarray(pixels), 25, "stretch").astype(int)
+    expected = np.einsum("yr,rcb,xc->yxb", weights(20, 25), pixels.astype(float), weights(50, 25))
+    assert np.abs(found - expected).max() <= 1.1
+    square = Image.fromarray(pixels[:, :20])
+    np.testing.assert_array_equal(fit(square, 20, "stretch"), pixels[:, :20])
+
+
+def weights(length: int, size: int) -> np.ndarray:
+    """float64 [size, length]: a triangle as wide as two pixels, of the coarser grid, around each pixel's centre."""
+    scale = length / size
+    centres = (np.arange(size) + 0.5) * scale
+    distance = np.abs(np.arange(length)[None, :] + 0.5 - centres[:, None])
+    triangle = np.clip(1 - distance / max(scale, 1.0), 0, None)
+    return triangle / triangle.sum(axis=1, keepdims=True)
+
+
 @pytest.mark.parametrize("shape", [(1, 1), (1, 7), (1000, 1), (1, 1_000_000)])
 def test_strips_are_decoded(tmp_path: Path, shape: tuple[int, int]) -> None:
     Image.fromarray(np.full((*shape, 3), 77, np.uint8)).save(tmp_path / "strip.png")
-    pixels = decode(tmp_path / "strip.png", 32, CAP)
-    assert pixels.shape == (32, 32, 3)
-    assert (pixels == 77).all()
+    for how in ("crop", "stretch"):
+        pixels = decode(tmp_path / "strip.png", 32, CAP, how)
+        assert pixels.shape == (32, 32, 3)
+        assert (pixels == 77).all()
 
 
 @pytest.mark.parametrize(

@@ -60,6 +60,12 @@ def test_a_biased_training_set_is_drawn_by_the_seed(root: Path) -> None:
     assert numbers(first)[1:] == numbers(other)[1:]
 
 
+def test_images_are_stretched_where_that_is_asked_for(root: Path) -> None:
+    found = load_splits(settings(root, fit="stretch"), 0).test.images[3]
+    np.testing.assert_array_equal(found, decode(root / "images/055.png", 8, 1000, "stretch"))
+    assert (found != decode(root / "images/055.png", 8, 1000)).any()
+
+
 def test_splits_are_read_from_the_map_without_a_copy(root: Path) -> None:
     splits = load_splits(settings(root, train_images=20))
     parts = (splits.train, splits.validation, splits.test)
