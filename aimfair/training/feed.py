@@ -101,9 +101,7 @@ class Feed:
                 yield batch
         finally:
             if ahead is not None:  # what writes to the buffers must have ended
-                for part in ahead.work:
-                    part.cancel()
-                wait(ahead.work)
+                wait([part for part in ahead.work if not part.cancel()])
 
     def _start(self, pool: ThreadPoolExecutor, steps: Iterator[tuple[int, Batch]]) -> _Ahead | None:
         """The next batch; None after the last."""
@@ -153,10 +151,15 @@ def _await_on_gpu(batch: Tensor, ready: torch.cuda.Event) -> Tensor:
     return batch
 
 
+def _work_alone() -> None:
+    torch.get_num_threads()  # or torch would set the number anew at its first work in this thread
+    torch.set_num_threads(1)
+
+
 def _single_threaded(count: int) -> ThreadPoolExecutor:
     """``count`` threads, in each of which torch works alone: teams of threads in each would wait for each other."""
     before = torch.get_num_threads()
-    pool = ThreadPoolExecutor(count, "feed", initializer=torch.set_num_threads, initargs=(1,))
+    pool = ThreadPoolExecutor(count, "feed", initializer=_work_alone)
     together = threading.Barrier(count)
     wait([pool.submit(together.wait) for _ in range(count)])  # all have begun
     torch.set_num_threads(before)  # threads to come begin with what was set last, in whichever thread

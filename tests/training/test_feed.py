@@ -156,7 +156,20 @@ def test_threads_end_with_it_also_when_it_is_stopped() -> None:
         next(some.batches(plan()))
 
 
-def test_torch_works_with_as_many_threads_as_before() -> None:
+def test_a_reader_may_outlive_the_feed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As one does that an error's traceback holds. What was not begun when the feed ended never is."""
+    monkeypatch.setattr(module, "_PIECE_BYTES", 1)
+    with feed(threads=1) as some:
+        reader = some.batches(plan((2, 40)))
+        next(reader)
+    reader.close()
+
+
+def test_torch_works_with_as_many_threads_as_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And with one in each thread of the feed."""
+    inside: set[int] = set()
+    monkeypatch.setattr(module, "change_pixels", lambda *_: inside.add(torch.get_num_threads()))
+
     def of_a_new_thread() -> int:
         counts: list[int] = []
         thread = threading.Thread(target=lambda: counts.append(torch.get_num_threads()))
@@ -170,7 +183,7 @@ def test_torch_works_with_as_many_threads_as_before() -> None:
         with feed() as some:
             assert len(feed_threads()) == 3
             list(some.batches(plan()))
-            assert (torch.get_num_threads(), of_a_new_thread()) == (3, 3)
+            assert (torch.get_num_threads(), of_a_new_thread(), inside) == (3, 3, {1})
     finally:
         torch.set_num_threads(before)
 
