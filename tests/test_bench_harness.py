@@ -1,6 +1,8 @@
 """What the benches make of their measurements, replays of CUDA graphs included, which stand-ins replace here."""
 
 import json
+import multiprocessing
+import time
 from collections.abc import Callable
 
 import pytest
@@ -102,3 +104,18 @@ def test_tables_of_a_gpu(runner, monkeypatch, cache_bytes, marked):
     assert rows["10% random"][2:5] == ["1.6x", "2.7x", "2x"]
     assert rows["10% random"][-1] == "2x"
     assert rows["10% masked"][-2:] == ["aim", "15x"]
+
+
+def test_time_of_workers_counts_as_our_own() -> None:
+    """Of those that are at work, and of those that have ended."""
+    before = harness._seconds_of_children()
+    with multiprocessing.get_context("fork").Pool(1) as pool:
+        pool.apply(_work)
+        during = harness._seconds_of_children() - before
+    assert during > 0.05
+    assert during <= harness._seconds_of_children() - before + 0.02
+
+
+def _work() -> None:
+    while time.process_time() < 0.1:
+        pass

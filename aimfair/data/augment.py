@@ -102,8 +102,8 @@ def change_pixels(
         for place, (down, across) in enumerate(changes.moves.T + reach):
             out[place] = padded[place, down : down + out.shape[1], across : across + out.shape[2]]
     if changes.mirrored is not None:
-        for place in np.flatnonzero(changes.mirrored):
-            pixels = torch.from_numpy(out[place])
+        for which in np.flatnonzero(changes.mirrored):
+            pixels = torch.from_numpy(out[which])
             pixels.copy_(pixels.flip(1))  # faster than NumPy by an order of magnitude
 
 
