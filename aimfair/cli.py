@@ -52,6 +52,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return _scan(options, overrides)
         if options.verb == "export":
             return _export(options, overrides)
+        if options.verb == "ablate":
+            return _ablate(options, overrides)
         return _stages(options, overrides)
     except (Exception, KeyboardInterrupt) as error:
         if options.debug:
@@ -178,6 +180,25 @@ def _export(options: argparse.Namespace, overrides: dict[str, str]) -> int:
     return 0
 
 
+def _ablate(options: argparse.Namespace, overrides: dict[str, str]) -> int:
+    from aimfair import config_file
+    from aimfair.ablation.options import Options
+    from aimfair.ablation.verb import ablate
+    from aimfair.generation.ranks import processes
+
+    if processes() > 1:
+        raise ConfigError(
+            f"aimfair ablate: found WORLD_SIZE={processes()}, expected one process; start it without torchrun"
+        )
+    config_file.require_known(overrides)
+    if options.run is None:
+        raise ConfigError("aimfair ablate: give --run DIR, the run that is varied")
+    asked = Options(options.method, options.values, options.lrs, options.density)
+    page = ablate(options.name, options.run, asked, overrides, overwrite=options.overwrite, quiet=options.quiet)
+    print(f"Page: {page}")
+    return 0
+
+
 def _config_and_directory(options: argparse.Namespace, overrides: dict[str, str]) -> "tuple[Config, Path]":
     """The settings, of --config or else of the run in --run, and the directory of the run."""
     from aimfair import config_file
@@ -211,6 +232,7 @@ def _config_file(name: str) -> Path:
 
 def _parser() -> argparse.ArgumentParser:
     from aimfair import __version__
+    from aimfair.ablation.names import ABLATIONS
 
     common = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     common.add_argument("--debug", action="store_true", help="show the traceback of an error")
@@ -255,6 +277,21 @@ def _parser() -> argparse.ArgumentParser:
     export.add_argument("--license", default="unknown", metavar="ID", help="for the model card, such as apache-2.0")
     export.add_argument("--overwrite", action="store_true", help="replace an earlier export in the folder")
     export.add_argument("--quiet", action="store_true", help="no progress, only warnings, errors and results")
+    ablate = add(
+        "ablate",
+        "vary a run and compare",
+        work,
+        epilog="Ablations: " + "; ".join(f"{name}: {what}" for name, what in ABLATIONS.items()) + f". {settings}",
+    )
+    ablate.add_argument("name", choices=tuple(ABLATIONS), metavar="NAME", help=", ".join(ABLATIONS))
+    ablate.add_argument("--method", metavar="NAME", help="which method is varied (default: default_method)")
+    ablate.add_argument(
+        "--values", metavar="A,B,...", help="what it is varied over; docs/ablations.md says what of which"
+    )
+    ablate.add_argument("--lrs", metavar="A,B,...", help="density: learning rates; the best by validation is shown")
+    ablate.add_argument(
+        "--density", metavar="SHARE", help="criteria: of all selections (default: the method's, or 0.1)"
+    )
     add("doctor", "check the installation and say what mends it")
     parser.set_defaults(config=None)
     return parser

@@ -74,9 +74,17 @@ def is_temporary(name: str) -> bool:
     return _TEMPORARY.fullmatch(name) is not None
 
 
-def remove_temporaries(folder: Path) -> int:
-    """Removes what killed writers left under ``folder``; the number of files. No writer may be at work there."""
-    stray = [path for path in folder.rglob(".*.tmp") if is_temporary(path.name) and path.is_file()]
+def remove_temporaries(folder: Path, but: str | None = None) -> int:
+    """Removes what killed writers left under ``folder``; the number of files. No writer may be at work there.
+
+    Args:
+        but: name of a folder in ``folder`` that is left alone.
+    """
+    stray = [
+        path
+        for path in folder.rglob(".*.tmp")
+        if is_temporary(path.name) and path.is_file() and path.relative_to(folder).parts[0] != but
+    ]
     for path in stray:
         path.unlink()
     return len(stray)

@@ -50,7 +50,7 @@ def test_selective_tuning_knows_nothing_of_the_rest():
         ("onnx", set()),
         ("onnxscript", set()),
         ("sklearn", {"data/digits.py"}),
-        ("jinja2", {"report/page.py"}),
+        ("jinja2", {"report/template.py"}),
         ("scipy", {"evaluation/intervals.py"}),
         ("pyarrow", {"data/parquet.py"}),
         ("torchvision", set()),

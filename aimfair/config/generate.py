@@ -95,7 +95,10 @@ class GenerateSettings(Settings):
     batch_size: int = Field(64, ge=1, description="images at a time; halved when memory runs out")
     dtype: Literal["float32", "bfloat16", "float16"] = Field("float32", description="of the generator's weights")
     balanced_per_group: int = Field(300, ge=1, description="images of each group in the balanced set")
-    biased_total: int = Field(1000, ge=1, description="images in the biased set, with data.bias between its groups")
+    biased_total: int = Field(1000, ge=1, description="images in the biased set, with bias between its groups")
+    bias: float | None = Field(
+        None, gt=0, le=1, description="size of a minority group over that of a majority group in it; null: data.bias"
+    )
     disjoint: bool = Field(True, description="the two sets share no image")
     allow_download: bool = Field(False, description="may fetch the model from the hub")
     seed: int = Field(0, ge=0, description="each image has its own, derived from this, its prompt and its number")

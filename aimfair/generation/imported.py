@@ -25,6 +25,7 @@ from aimfair.errors import AimfairError
 from aimfair.files import replace_file
 from aimfair.generation.job_folder import IMAGES, JOB, settle, whole
 from aimfair.generation.manifest import DIGITS, ImageRecord, Manifest, Suffix, file_name
+from aimfair.generation.plan import bias_of
 from aimfair.generation.summary import GenerationSummary, GroupSummary
 from aimfair.run.interrupt import NEVER, Interrupt
 from aimfair.run.log import NOWHERE, Log
@@ -124,7 +125,7 @@ def recipe(folder: Path, digest: str, settings: GenerateSettings, data: DataSett
         "folder": str(folder),
         "file_list": digest,
         "generate": settings.model_dump(include={"balanced_per_group", "biased_total", "disjoint", "seed"}),
-        "bias": data.bias,
+        "bias": bias_of(settings, data),
         "majority": data.majority,
         "protected_values": values,
         "max_pixels": data.max_pixels,
@@ -170,7 +171,7 @@ class Import:
             names = ", ".join(map(repr, source.passed_over[:5]))
             log.warn(f"{source.folder}: not read, as its name is no group <y>_<a>: {names}")
         digests, rejected = self._look(data, log)
-        sizes = group_sizes(data.majority, values, data.bias, settings.biased_total)
+        sizes = group_sizes(data.majority, values, bias_of(settings, data), settings.biased_total)
         groups: dict[tuple[int, int], list[Found]] = {(y, a): [] for y in range(len(sizes)) for a in range(values)}
         for one in source.images:
             if one.file not in rejected:

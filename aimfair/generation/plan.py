@@ -35,11 +35,16 @@ class PlannedImage(Line):
     sets: list[str]
 
 
+def bias_of(settings: GenerateSettings, data: DataSettings) -> float:
+    """The bias of the biased synthetic set: its own, or that of the real images."""
+    return data.bias if settings.bias is None else settings.bias
+
+
 def make_plan(prompts: Sequence[Prompt], settings: GenerateSettings, data: DataSettings) -> list[PlannedImage]:
     """The images of both sets, group (0, 0) first, then (0, 1), ...
 
     The balanced set has ``settings.balanced_per_group`` images of each group, the biased set ``settings.biased_total``
-    in the proportions of ``data.bias``. Image j of a group belongs to its prompt j mod P, so each set takes any two
+    in the proportions of :func:`bias_of`. Image j of a group belongs to its prompt j mod P, so each set takes any two
     prompts of a group equally often, give or take one. Without ``settings.disjoint`` the biased set takes the images of
     the balanced one first.
 
@@ -49,7 +54,7 @@ def make_plan(prompts: Sequence[Prompt], settings: GenerateSettings, data: DataS
     groups: dict[tuple[int, int], list[Prompt]] = {}
     for prompt in prompts:
         groups.setdefault((prompt.y, prompt.a), []).append(prompt)
-    sizes = group_sizes(data.majority, max(a for _, a in groups) + 1, data.bias, settings.biased_total)
+    sizes = group_sizes(data.majority, max(a for _, a in groups) + 1, bias_of(settings, data), settings.biased_total)
     expected = list(np.ndindex(sizes.shape))
     if sorted(groups) != expected:
         raise AimfairError(

@@ -102,8 +102,12 @@ def without_contexts(settings: PromptSettings, prompts: Sequence[Prompt]) -> lis
 
 def plain_text(template: str, target: str, protected: str) -> str:
     """The template with these words and without contexts, nor the comma that parted them from the rest."""
-    bare = re.sub(r"\s*,(\s*,)+", ",", template.replace("{contexts}", "")).strip(" ,")
-    return _fill(bare, target, protected, {})
+    return _fill(bare_template(template), target, protected, {})
+
+
+def bare_template(template: str) -> str:
+    """The template without contexts, nor the comma that parted them from the rest."""
+    return re.sub(r"\s*,(\s*,)+", ",", template.replace("{contexts}", "")).strip(" ,")
 
 
 def _prompt(template: str, index: int, y: int, a: int, contexts: dict[str, str], target: str, protected: str) -> Prompt:

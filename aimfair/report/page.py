@@ -1,11 +1,7 @@
 """The page: material in, one HTML text out."""
 
 from datetime import UTC, datetime
-from importlib.resources import files
 from typing import Any
-
-import jinja2
-from markupsafe import Markup
 
 import aimfair
 from aimfair.config import BIASED
@@ -24,7 +20,7 @@ from aimfair.report import (
     wording,
 )
 from aimfair.report.material import Material
-from aimfair.run.progress import duration
+from aimfair.report.template import template
 
 _HEADLINE = ("worst_group_accuracy", "eo_mean", "accuracy")
 """Metrics of the tiles, and of comparisons between methods."""
@@ -32,25 +28,9 @@ _HEADLINE = ("worst_group_accuracy", "eo_mean", "accuracy")
 
 def render(material: Material) -> str:
     """The report of a run as HTML. Nothing in it is loaded from elsewhere, and every text of the run is escaped."""
-    page = jinja2.Environment(
-        loader=jinja2.FunctionLoader(_source),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    page.filters |= {
-        "percent": wording.percent,
-        "percents": wording.percents,
-        "points": wording.points,
-        "between": wording.between,
-        "duration": duration,
-        "data_uri": samples.data_uri,
-    }
-    return page.get_template("page.html").render(
+    return template("page.html").render(
         version=aimfair.__version__,
         date=datetime.now(UTC),
-        style=Markup(_source("page.css")),
         material=material,
         results=material.results,
         environment=environment.describe(),
@@ -67,10 +47,6 @@ def render(material: Material) -> str:
         prompts=prompts.section(material.diversity) if material.diversity is not None else None,
         generation=generation.describe(material.generation),
     )
-
-
-def _source(name: str) -> str:
-    return files("aimfair.report").joinpath(name).read_text(encoding="utf-8")
 
 
 def _summary(results: Results) -> dict[str, Any]:

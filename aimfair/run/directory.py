@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 
 _LOCK, _CONFIG = ".lock", "config.yaml"
 
+ABLATIONS = "ablations"
+"""The folder of a run that holds variants of it, ``ablations/<name>/<group>``, each a run of its own."""
+
 
 class Run:
     """An open run directory, which no other process can open until this one closes it.
@@ -33,16 +36,19 @@ class Run:
         config: its settings.
         overwrite: whether results of other settings may be replaced.
         log, progress, interrupt: for stages to hand to the functions they call.
+        origin: the run that this one is a variant of, told by the place; None: it is none. Steps that the origin has
+            finished with the same inputs are taken over and not done again.
 
     Files: ``config.yaml templates.jsonl prompts.jsonl diversity.json synthetic/ generation.json
     seeds/<seed>/{baseline/, sensitivity.safetensors, masks/<method>.safetensors, finetuned/<method>/} results.json
-    report.html log.jsonl stages/``; templates.jsonl only where a language model writes the prompts.
+    report.html log.jsonl stages/ ablations/``; templates.jsonl only where a language model writes the prompts.
     """
 
     def __init__(self, path: Path, config: Config, lock: int, *, overwrite: bool, quiet: bool):
         self.path, self.config, self.overwrite = path, config, overwrite
         self._lock = lock
         self._records = Records(path)
+        self.origin = _origin(path)
         self.progress = Progress(quiet=quiet)
         self.log = Log(path / "log.jsonl", show=self.progress.say, notes=not quiet)
         self.interrupt = Interrupt()
@@ -61,7 +67,7 @@ class Run:
         _require_run_or_empty(path)
         lock = _acquire(path)
         try:
-            remove_temporaries(path)
+            remove_temporaries(path, but=ABLATIONS)  # variants have locks of their own
             config = _settle_config(path, config, overwrite=overwrite)
             return cls(path, config, lock, overwrite=overwrite, quiet=quiet)
         except BaseException:
@@ -126,7 +132,12 @@ class Run:
             inputs: everything the result depends on, of what JSON, pydantic or Path can hold: settings, and
                 under "upstream", :meth:`digest_of` the steps whose results are read.
         """
-        return self._records.matches(step, inputs)
+        if self._records.matches(step, inputs):
+            return True
+        if self.origin is not None and self._records.adopt(step, inputs, Records(self.origin)):
+            self.log("step taken over", step=step, origin=self.origin)
+            return True
+        return False
 
     def has_record(self, step: str) -> bool:
         """Whether the step was finished, whatever its inputs were."""
@@ -190,8 +201,19 @@ class Run:
     def report(self) -> Path:
         return self.path / "report.html"
 
+    def ablation(self, name: str) -> Path:
+        """What an ablation has shown, and in folders within, the variants of this run that it compares."""
+        return self.path / ABLATIONS / name
+
     def _seed(self, seed: int) -> Path:
         return self.path / "seeds" / str(seed)
+
+
+def _origin(path: Path) -> Path | None:
+    path = Path(os.path.abspath(path))
+    if len(path.parts) < 4 or path.parts[-3] != ABLATIONS or not (path.parents[2] / _CONFIG).exists():
+        return None
+    return path.parents[2]
 
 
 def _require_run_or_empty(path: Path) -> None:

@@ -2,6 +2,8 @@
 
 import hashlib
 import json
+import os
+import shutil
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -11,7 +13,7 @@ from pydantic import BaseModel
 
 import aimfair
 from aimfair.errors import AimfairError
-from aimfair.files import write_json
+from aimfair.files import replace_file, sync, write_json
 
 
 class Records:
@@ -55,6 +57,32 @@ class Records:
                 "aimfair": aimfair.__version__,
             },
         )
+
+    def adopt(self, step: str, inputs: object, origin: "Records") -> bool:
+        """Takes over a step that another run has finished with the same inputs; False if it has not.
+
+        Files are hard links, or copies where the disk is another: whoever changes a file of a run puts a new one in its
+        place, so neither run sees what becomes of the other. The record comes last, and only if the other run's was the
+        same before and after: it is gone before a file that it vouches for is replaced.
+        """
+        record = origin._read(step)
+        if record is None or record["inputs_digest"] != _digest_of_inputs(inputs) or not origin._is_whole(record):
+            return False
+        folders = set()
+        try:
+            for name in record["outputs"]:
+                _link(origin._run / name, self._run / name)
+                folders.add((self._run / name).parent)
+        except FileNotFoundError:  # the other run has begun the step anew
+            return False
+        for folder in folders:
+            sync(folder)
+        if origin._read(step) != record or not self._is_whole(record):
+            return False
+        path = self._path(step)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_json(path, record)
+        return True
 
     def digest(self, step: str) -> str:
         """Digest of the inputs and of the contents of the outputs of a finished step.
@@ -117,6 +145,22 @@ def _files(output: Path) -> list[Path]:
     if not output.is_file():
         raise FileNotFoundError(f"{output}: a step that is finished has made it")
     return [output]
+
+
+def _link(source: Path, target: Path) -> None:
+    """Makes ``target`` another name of the file ``source``, or where that cannot be, a copy of it."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    try:
+        os.link(source, temporary)
+        os.replace(temporary, target)
+    except FileNotFoundError:
+        raise
+    except OSError:  # another disk, or one that knows no links
+        with replace_file(target) as copy:
+            shutil.copyfile(source, copy)
+    finally:
+        temporary.unlink(missing_ok=True)  # still there where both were names of one file already
 
 
 def _upstream(inputs: object) -> list[str]:

@@ -124,7 +124,15 @@ def _decode_all(catalogue: Catalogue, settings: DataSettings, progress: Progress
     for chosen, size in ((is_taken, settings.image_size), (~is_taken, min(_SMALL, settings.image_size))):
         numbers = np.flatnonzero(chosen)
         files = [catalogue.files[number] for number in numbers]
-        decoded = decode_files(catalogue.root, files, size, settings.max_pixels, progress=progress, interrupt=interrupt)
+        decoded = decode_files(
+            catalogue.root,
+            files,
+            size,
+            settings.max_pixels,
+            fit=settings.fit,
+            progress=progress,
+            interrupt=interrupt,
+        )
         kept = zip(numbers[decoded.kept].tolist(), decoded.digests, strict=True)
         found += [(number, digest, len(blocks), row) for row, (number, digest) in enumerate(kept)]
         blocks.append(decoded.images)

@@ -14,7 +14,7 @@ from aimfair.generation.filters.interface import ImageFilter
 from aimfair.generation.job import Job
 from aimfair.generation.job_folder import recipe_of
 from aimfair.generation.model import fingerprint, model_folder
-from aimfair.generation.plan import make_plan
+from aimfair.generation.plan import bias_of, make_plan
 from aimfair.generation.prompts import load_prompts
 from aimfair.generation.ranks import Ranks
 from aimfair.generation.sampler import Sampler
@@ -27,11 +27,12 @@ if TYPE_CHECKING:
     import torch
 
 _NOT_IN_THE_IMAGES = {
-    "model", "engine", "tensorrt", "filters", "image_format", "allow_download", "batch_size", "max_rejections",
+    "model", "engine", "tensorrt", "filters", "image_format", "allow_download", "batch_size", "max_rejections", "bias",
     "folder",
 }  # fmt: skip
 """Settings that may change while a job goes on, and some for which other things stand: the model's fingerprint, the
-engine's versions, the facts of the filters. The size of a batch changes no pixel by more than one grey level."""
+engine's versions, the facts of the filters, the plan. The size of a batch changes no pixel by more than one
+grey level."""
 
 _EAGER = {"name": "eager"}
 """The engine of images whose recipe names none."""
@@ -47,18 +48,19 @@ def run(run: Run) -> None:
         made = recipe_of(run.synthetic)
         if "folder" in made:  # they were copied, by no engine; the job refuses or replaces them
             made = {}
-        config, why = _choose_engine(run, made)
+        known = made or (recipe_of(run.origin / run.synthetic.name) if run.origin is not None else {})
+        config, why = _choose_engine(run, known)
         settings, data = config.generate, config.data
         folder = model_folder(settings.model, settings.allow_download)
 
         # Images that are all there need no engine, not even its package: they stay those of the version that made them.
-        engine = made.get("engine")
+        engine = known.get("engine")
         of_model = _recipe(config, folder)
         recipe = _with_engine(of_model, engine)
         others = {
             "image_format": settings.image_format,
             "image_size": data.image_size,
-            "bias": data.bias,
+            "bias": bias_of(settings, data),
             "majority": data.majority,
             "upstream": run.digest_of("prompts"),
         }
@@ -229,7 +231,7 @@ def _choose_engine(run: Run, made: dict[str, Any]) -> tuple[Config, str]:
     """The settings, with the engine that ``auto`` is here, and why it is that.
 
     Args:
-        made: the recipe of the images that are there, empty if there are none.
+        made: the recipe of the images that are there or, of a variant, in its origin; empty if there are none.
     """
     from aimfair.device import choose_device
 

@@ -1,0 +1,130 @@
+"""Every criterion with every rule and granularity that can be selected with it, at one density."""
+
+from dataclasses import dataclass
+from typing import get_args
+
+from aimfair.ablation.findings import Findings, Heat
+from aimfair.ablation.options import Options, shares, words
+from aimfair.ablation.outcomes import Outcomes
+from aimfair.ablation.plan import ONLY_GROUP, Arm, Names, Parent, Plan, variant
+from aimfair.config import Config, MethodSettings
+from aimfair.errors import AimfairError, ConfigError
+from aimfair.report import wording
+from aimfair.selective.choices import Criterion, Granularity
+
+RULES = ("top_k", "intersection", "ratio", "random")
+"""Those that a density is given to; ``random`` is the control and looks at no criterion."""
+
+
+@dataclass(frozen=True)
+class Request:
+    method: str
+    density: float
+    criteria: list[str]
+    rules: list[str]
+    granularities: list[str]
+
+
+def read(options: Options, config: Config) -> Request:
+    """``--method`` (for all but the selection), ``--density``, and of ``--values`` criteria, rules and granularities:
+    of a kind of which none is named, all."""
+    options.only("criteria", "method", "values", "density")
+    kinds = (get_args(Criterion), RULES, get_args(Granularity))
+    chosen = set(words("--values", options.values, [word for kind in kinds for word in kind]))
+    picked = [[word for word in kind if word in chosen] or list(kind) for kind in kinds]
+    name = options.method_of(config)
+    own = config.methods[name].density
+    density = shares("--density", options.density, [own if own is not None else 0.1])
+    if len(density) > 1:
+        raise ConfigError(f"--density: found {options.density!r}, expected one")
+    return Request(name, density[0], *picked)
+
+
+def plan(parent: Parent, request: Request) -> Plan:
+    from aimfair.selective.sensitivity import Sensitivity
+    from aimfair.training.methods import select_mask
+    from aimfair.training.models import load_model
+
+    config, names = parent.config, Names(parent.config)
+    own = config.methods[request.method]
+    common = {key: getattr(own, key) for key in ("lr", "epochs", "weight_decay", "batchnorm", "freeze")}
+    seed = parent.run.config.seeds[0]
+    sensitivity = Sensitivity.load(parent.run.sensitivity(seed), load_model(parent.run.baseline(seed)))
+    arms, left_out = [], []
+    for rule in request.rules:
+        for criterion in request.criteria if rule != "random" else ["difference"]:
+            for granularity in request.granularities:
+                said = [rule, *([criterion] if rule != "random" else []), granularity]
+                method = MethodSettings.model_validate(
+                    {"rule": rule, "criterion": criterion, "granularity": granularity, "density": request.density}
+                    | common
+                )
+                try:  # what cannot be selected with the first seed's gradients cannot be with any
+                    select_mask(sensitivity, ", ".join(said), method, seed)
+                except AimfairError as error:
+                    left_out.append(str(error).removeprefix("methods."))
+                    continue
+                parent.run.interrupt.check()
+                facts = {
+                    "rule": rule,
+                    "criterion": criterion if rule != "random" else None,
+                    "granularity": granularity,
+                }
+                arms.append(Arm(" ".join(said), names.add("_".join(said), method), facts=facts))
+    if not arms:
+        raise AimfairError(f"ablate criteria: nothing can be selected: {'; '.join(left_out)}")
+    reference = f"{request.method} as it is"
+    arms.append(Arm(reference, names.add(request.method, own), facts={}))
+    notes = [
+        f"All have the learning rate of {request.method}. A density counts units: whole rows and tensors hold more"
+        " weights or fewer than their share, as the column “tuned” says.",
+        *(f"Left out: {reason}." for reason in left_out),
+    ]
+    return Plan(
+        title=f"Criteria, rules and granularities at density {request.density:.4g}",
+        question=f"How weights are chosen, and nothing else; compared with {request.method} as it is in the run.",
+        groups={ONLY_GROUP: variant(config, names.methods, arms[-1].method)},
+        arms=arms,
+        reference=reference,
+        notes=notes,
+    )
+
+
+def findings(parent: Parent, request: Request, outcomes: Outcomes) -> Findings:
+    grid = [one for one in outcomes.arms if one.arm.facts]
+    better = [one.arm.label for one in grid if outcomes.verdict(one, "worst_group_accuracy") == "better"]
+    worse = [one.arm.label for one in grid if outcomes.verdict(one, "worst_group_accuracy") == "worse"]
+    sentences = [
+        f"On worst-group accuracy {len(better)} of {len(grid)} are clearly better than {request.method} as it is and"
+        f" {len(worse)} clearly worse; no correction is made for comparing so many.",
+        *([f"Clearly better: {wording.listing(better)}."] if better else []),
+    ]
+    return Findings([], sentences, heats=[_heat(request, outcomes, metric) for metric in _SHOWN])
+
+
+_SHOWN = {"worst_group_accuracy": True, "eo_mean": False, "accuracy": True}
+"""Metrics of the heat tables -> whether a higher value is better."""
+
+
+def _heat(request: Request, outcomes: Outcomes, metric: str) -> Heat:
+    found = {tuple(one.arm.facts.values()): one.mean[metric] for one in outcomes.arms if one.arm.facts}
+    rows = [
+        (rule, criterion) for rule in request.rules for criterion in (request.criteria if rule != "random" else [None])
+    ]
+    values = [value for value in found.values() if value == value]
+    low, high = min(values, default=0.0), max(values, default=1.0)
+
+    def cell(rule: str, criterion: str | None, granularity: str) -> tuple[str, float] | None:
+        value = found.get((rule, criterion, granularity))
+        if value is None:
+            return None
+        shade = (value - low) / (high - low) if high > low else 0.0
+        return wording.percent(value), shade if _SHOWN[metric] else 1 - shade
+
+    return Heat(
+        wording.LABELS[metric],
+        "Mean over the seeds; darker is better. A dash is a combination that was left out.",
+        request.granularities,
+        [" · ".join(filter(None, row)) for row in rows],
+        [[cell(*row, granularity) for granularity in request.granularities] for row in rows],
+    )

@@ -1,0 +1,106 @@
+"""Accuracy against fairness, over the share of the weights that is tuned."""
+
+from dataclasses import dataclass, replace
+
+from aimfair.ablation import charts, sweep
+from aimfair.ablation.findings import Figure, Findings
+from aimfair.ablation.options import Options, changed, positive, shares, with_density
+from aimfair.ablation.outcomes import Outcome, Outcomes
+from aimfair.ablation.plan import ONLY_GROUP, Arm, Names, Parent, Plan, full_method, variant
+from aimfair.config import BIASED, Config, MethodSettings
+
+VALUES = (0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 1.0)
+
+
+@dataclass(frozen=True)
+class Request:
+    method: str
+    densities: list[float]
+    lrs: list[float]
+
+
+def read(options: Options, config: Config) -> Request:
+    """``--method``, ``--values`` (densities) and ``--lrs``."""
+    options.only("density", "method", "values", "lrs")
+    request = Request(
+        options.method_of(config),
+        shares("--values", options.values, VALUES),
+        positive("--lrs", options.lrs, ()),
+    )
+    with_density("density", request.method, config.methods[request.method], request.densities[0])
+    return request
+
+
+def plan(parent: Parent, request: Request) -> Plan:
+    config, names = parent.config, Names(parent.config)
+    method = config.methods[request.method]
+    arms = []
+    lrs: list[float | None] = [*request.lrs] or [None]
+    for density in request.densities:
+        of_density = with_density("density", request.method, method, density)
+        for lr in lrs:
+            tuned = of_density if lr is None else changed(of_density, lr=lr)
+            label = f"{density:.4g}" if lr is None else f"{density:.4g}, lr {lr:.4g}"
+            name = names.add(f"{request.method[:24]}_{label}", tuned)
+            facts = {"density": density, "lr": _lr(config, tuned)}
+            arms.append(Arm(label, name, x=density, facts=facts))
+    full = full_method(config)
+    reference = "full fine-tuning"
+    arms.append(Arm(reference, names.add("full", full), facts={"density": None, "lr": _lr(config, full)}))
+    notes = []
+    if request.lrs:
+        notes.append(
+            "Of each density the learning rate with the highest accuracy on the validation images is marked chosen, and"
+            " drawn. Validation images are real and share the bias of the training set, and no group label is used:"
+            " their accuracy can prefer a model that was hardly changed. Test images choose nothing."
+        )
+    else:
+        notes.append(
+            "One learning rate for all densities: few weights often want a larger one than many, so that this sweep can"
+            " be unfair to small densities; --lrs tries several."
+        )
+    return Plan(
+        title=f"Density of {request.method}",
+        question=f"{request.method} ({method.rule}, {method.criterion}, {method.granularity}) with more or fewer"
+        " weights tuned; full fine-tuning and the biased model for comparison.",
+        groups={ONLY_GROUP: variant(config, names.methods, arms[-1].method)},
+        arms=arms,
+        reference=reference,
+        notes=notes,
+    )
+
+
+def findings(parent: Parent, request: Request, outcomes: Outcomes) -> Findings:
+    swept = [one for one in outcomes.arms if one.arm.x is not None]
+    chosen = [_best([one for one in swept if one.arm.x == density]) for density in request.densities]
+    full = next(one for one in outcomes.arms if one.arm.x is None)
+    figures = []
+    for metric, up in (("worst_group_accuracy", True), ("eo_mean", False)):
+        points = [_point(one.arm.label, one.mean, metric, "after") for one in chosen]
+        points.append(_point(full.arm.label, full.mean, metric, "train"))
+        frontier = charts.frontier(points, up=up)
+        points.append(_point(BIASED, outcomes.biased.mean, metric, "before"))
+        figures.append(
+            Figure(
+                f"Accuracy and {charts.axis_name(metric)}",
+                "A point is a density, mean over the seeds; the line joins those that no other beats in both"
+                f" ({'up' if up else 'down'} and right is better).",
+                charts.scatter(points, x_name="accuracy", y_name=charts.axis_name(metric), joined=frontier),
+            )
+        )
+    marks = {one.arm.label: "chosen" for one in chosen} if request.lrs else {}
+    sentences = sweep.beside_reference(replace(outcomes, arms=[*chosen, full]), sweep.METRICS)
+    return Findings(figures, sentences, {"choice": marks} if marks else {})
+
+
+def _best(of_density: list[Outcome]) -> Outcome:
+    """Highest validation accuracy, then lowest validation loss, then the lowest learning rate."""
+    return max(of_density, key=lambda one: (one.validation_accuracy, -one.validation_loss))
+
+
+def _point(label: str, mean: dict[str, float], metric: str, kind: str) -> charts.Point:
+    return charts.Point(mean["accuracy"], mean[metric], label, kind)
+
+
+def _lr(config: Config, method: MethodSettings) -> float:
+    return config.finetune.lr if method.lr is None else method.lr

@@ -1,0 +1,107 @@
+"""What came of every arm, read from the runs that they are in."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from aimfair.ablation.differences import Predictions, difference
+from aimfair.ablation.plan import Arm, Plan
+from aimfair.config import BIASED, Config
+from aimfair.errors import AimfairError
+from aimfair.evaluation.results import Difference, MethodResult, Results
+from aimfair.report.wording import Verdict, judge
+from aimfair.training.history import HISTORY, History
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """One arm.
+
+    Attributes:
+        result: over its seeds.
+        validation_accuracy, validation_loss: of the kept epoch, mean over the seeds; no group label is in them.
+        seconds: of one fine-tuning, mean over the seeds.
+        versus: metric -> this arm minus the reference; None for the reference itself.
+        versus_biased: metric -> this arm minus the biased model.
+    """
+
+    arm: Arm
+    result: MethodResult
+    validation_accuracy: float
+    validation_loss: float
+    seconds: float
+    versus: Mapping[str, Difference] | None
+    versus_biased: Mapping[str, Difference]
+
+    @property
+    def mean(self) -> dict[str, float]:
+        return self.result.mean
+
+
+@dataclass(frozen=True)
+class Outcomes:
+    """
+    Attributes:
+        biased: the model that no method has touched.
+        results: of the first run, for what all have in common: names of groups, confidence, seeds.
+    """
+
+    arms: list[Outcome]
+    biased: MethodResult
+    results: Results
+
+    def verdict(self, outcome: Outcome, metric: str) -> Verdict:
+        """Whether the arm is better than the reference, in the words of the report."""
+        return judge(metric, (outcome.versus or outcome.versus_biased)[metric])
+
+
+def collect(plan: Plan, folder: Path) -> Outcomes:
+    """Reads the finished runs ``folder/<group>``.
+
+    Raises:
+        AimfairError: something of them is missing or damaged.
+    """
+    results = {group: Results.load(folder / group / "results.json") for group in plan.groups}
+    reference = next((arm for arm in plan.arms if arm.label == plan.reference), None)
+
+    def versus(arm: Arm) -> Mapping[str, Difference] | None:
+        if reference is None or arm is reference:
+            return None
+        own = results[arm.group].methods[arm.method].versus
+        if arm.group == reference.group and reference.method in own:
+            return own[reference.method]
+        seeds = results[arm.group].seeds
+        mine, other = (Predictions.load(folder / one.group, seeds, one.method) for one in (arm, reference))
+        return difference(mine, other, results[arm.group])
+
+    arms = []
+    for arm in plan.arms:
+        result = results[arm.group].methods[arm.method]
+        histories = _histories(folder / arm.group, plan.groups[arm.group], arm.method)
+        kept = [history.epochs[history.kept_epoch - 1] for history in histories]
+        arms.append(
+            Outcome(
+                arm,
+                result,
+                validation_accuracy=float(np.mean([epoch.validation_accuracy for epoch in kept])),
+                validation_loss=float(np.mean([epoch.validation_loss for epoch in kept])),
+                seconds=float(np.mean([sum(epoch.seconds for epoch in history.epochs) for history in histories])),
+                versus=versus(arm),
+                versus_biased=result.versus[BIASED],
+            )
+        )
+    first = results[plan.arms[0].group]
+    return Outcomes(arms, first.methods[BIASED], first)
+
+
+def _histories(run: Path, config: Config, method: str) -> list[History]:
+    found = []
+    for seed in config.seeds:
+        path = run / "seeds" / str(seed) / "finetuned" / method / HISTORY
+        try:
+            found.append(History.model_validate_json(path.read_bytes()))
+        except (OSError, ValueError) as error:
+            raise AimfairError(f"{path}: cannot be read; remove it and do: aimfair finetune --run {run}") from error
+    return found

@@ -1,0 +1,184 @@
+"""The premise of the method: that gradients tell which weights, when tuned, mend the bias.
+
+Each block of the model is tuned alone. What the gradients said of it beforehand is compared with what tuning it did to
+equalized odds, by Spearman's rank correlation over the blocks.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from aimfair.ablation import charts, model_blocks, rank
+from aimfair.ablation.blocks import selected
+from aimfair.ablation.findings import Figure, Findings
+from aimfair.ablation.options import Options
+from aimfair.ablation.outcomes import Outcomes
+from aimfair.ablation.plan import ONLY_GROUP, Arm, Names, Parent, Plan, variant
+from aimfair.config import Config, MethodSettings
+from aimfair.errors import AimfairError
+from aimfair.evaluation.intervals import student_t
+from aimfair.report import wording
+from aimfair.seeds import generator
+from aimfair.selective.sensitivity import Sensitivity
+from aimfair.selective.statistics import CONTRAST_CRITERIA
+
+FEW = 8
+"""Blocks below which a rank correlation says next to nothing."""
+
+PREDICTIONS = {
+    "selected": "share of the block that the method selects",
+    "ratio": "mean bias score over mean domain score",
+    "bias": "mean bias score",
+    "domain": "mean domain score (the method expects a negative correlation)",
+}
+"""What the gradients say of a block; the first is the method's own verdict, and the test of the premise."""
+
+_METRIC = "eo_mean"
+
+
+@dataclass(frozen=True)
+class Request:
+    method: str
+
+
+def read(options: Options, config: Config) -> Request:
+    """``--method``."""
+    options.only("premise", "method")
+    return Request(options.method_of(config))
+
+
+def plan(parent: Parent, request: Request) -> Plan:
+    config, names = parent.config, Names(parent.config)
+    method = config.methods[request.method]
+    common = {key: getattr(method, key) for key in ("lr", "epochs", "weight_decay", "batchnorm")}
+    arms = []
+    blocks = _blocks(parent)
+    for block, modules in blocks.items():
+        alone = MethodSettings.model_validate({"rule": "blocks", "blocks": modules} | common)
+        arms.append(Arm(block, names.add(f"only_{block}", alone), facts={}))
+    if len(arms) < 3:
+        raise AimfairError(f"ablate premise: the model has {len(arms)} blocks; a rank correlation needs at least 3")
+    notes = [
+        "All blocks have one learning rate, and blocks differ in size, kind and depth: a correlation need not come from"
+        " the gradients alone.",
+    ]
+    if len(arms) < FEW:
+        notes.append(f"{len(arms)} blocks are too few: with less than {FEW} a rank correlation is hardly ever clear.")
+    return Plan(
+        title=f"The premise of {request.method}",
+        question="Each block of the model tuned alone, all of its weights: does what the gradients said of the block"
+        " agree with what that does to equalized odds?",
+        groups={ONLY_GROUP: variant(config, names.methods, arms[0].method)},
+        arms=arms,
+        reference=None,
+        notes=notes,
+    )
+
+
+def findings(parent: Parent, request: Request, outcomes: Outcomes) -> Findings:
+    config, results = parent.config, outcomes.results
+    seeds = [seed for seed in results.seeds if seed in parent.run.config.seeds]
+    if not seeds:
+        raise AimfairError("ablate premise: none of these seeds is one of the run; leave --seeds out")
+    biased = {one.seed: one.overall[_METRIC] for one in outcomes.biased.seeds}
+    measured = np.array(
+        [[biased[s.seed] - s.overall[_METRIC] for s in one.result.seeds if s.seed in seeds] for one in outcomes.arms]
+    )
+    predicted = _predicted(parent, request.method, seeds)
+    agreements = {
+        name: rank.agreement(values, measured, results.confidence, results.replicates, generator("premise", name))
+        for name, values in predicted.items()
+    }
+    labels = [one.arm.label for one in outcomes.arms]
+    main = next(iter(PREDICTIONS))
+    intervals = [tuple(student_t(row, results.confidence).tolist()) for row in measured]
+    figures = [
+        Figure(
+            f"Predicted by: {PREDICTIONS[name]}",
+            f"A point is a block, mean over the seeds; bars are intervals over the seeds. {agreements[name]}.",
+            charts.scatter(
+                [
+                    charts.Point(float(x), float(y), label, "after", *pair)
+                    for x, y, label, pair in zip(
+                        values.mean(axis=1), measured.mean(axis=1), labels, intervals, strict=True
+                    )
+                ],
+                x_name="predicted",
+                y_name="gain in EO, points",
+                x_format=charts.percent if name == "selected" else charts.number,
+                y_format=lambda value: charts.number(100 * value),
+            ),
+        )
+        for name, values in predicted.items()
+    ]
+    columns = {
+        "selected share": {
+            label: f"{100 * value:.1f}%" for label, value in zip(labels, predicted[main].mean(axis=1), strict=True)
+        },
+        "ratio score": {
+            label: f"{value:.3g}" for label, value in zip(labels, predicted["ratio"].mean(axis=1), strict=True)
+        },
+        "gain in EO": {
+            label: wording.points(value) for label, value in zip(labels, measured.mean(axis=1), strict=True)
+        },
+    }
+    criterion = config.methods[request.method].criterion
+    sentences = [
+        f"{agreements[main].sentence} ({PREDICTIONS[main]}; {len(labels)} blocks, {len(seeds)}"
+        f" seed{'s' if len(seeds) > 1 else ''}: {agreements[main]}.)",
+        f"Scores are those of the criterion {criterion}; the other predictions were not chosen beforehand as the test:"
+        f" {'; '.join(f'{name} {agreements[name]}' for name in agreements if name != main)}.",
+    ]
+    data: dict[str, Any] = {
+        "blocks": labels,
+        "seeds": seeds,
+        "predicted": {name: values.tolist() for name, values in predicted.items()},
+        "measured_gain_in_eo_mean": measured.tolist(),
+        "spearman": {name: one.as_dict() for name, one in agreements.items()},
+    }
+    return Findings(figures, sentences, columns, data=data)
+
+
+def _blocks(parent: Parent) -> dict[str, list[str]]:
+    from aimfair.training.models import load_model
+
+    model = load_model(parent.run.baseline(parent.run.config.seeds[0]))
+    return model_blocks.blocks([name for name, parameter in model.named_parameters() if parameter.requires_grad])
+
+
+def _predicted(parent: Parent, name: str, seeds: list[int]) -> dict[str, npt.NDArray[np.float64]]:
+    """Prediction -> [blocks, seeds]."""
+    from aimfair.training.models import load_model
+
+    method = parent.config.methods[name]
+    masks = dict(zip(parent.run.config.seeds, selected(parent, name), strict=True))
+    columns: list[dict[str, list[float]]] = []
+    for seed in seeds:
+        sensitivity = Sensitivity.load(parent.run.sensitivity(seed), load_model(parent.run.baseline(seed)))
+        bias, domain = _scores(sensitivity, method)
+        mask = masks[seed]
+        sums: dict[str, list[float]] = {prediction: [] for prediction in PREDICTIONS}
+        for modules in _blocks(parent).values():
+            of = [mask.index[tensor] for tensor in model_blocks.members(modules, mask.names)]
+            numels = np.array([mask.numels[i] for i in of], dtype=np.float64)
+            means = [float((numels * score[of]).sum() / numels.sum()) for score in (bias, domain)]
+            sums["selected"].append(sum(mask.nnz_per_tensor[i] for i in of) / numels.sum())
+            sums["bias"].append(means[0])
+            sums["domain"].append(means[1])
+            sums["ratio"].append(means[0] / means[1] if means[1] > 0 else 0.0)
+        columns.append(sums)
+    return {prediction: np.array([column[prediction] for column in columns]).T for prediction in PREDICTIONS}
+
+
+def _scores(sensitivity: Sensitivity, method: MethodSettings) -> list[npt.NDArray[np.float64]]:
+    """Mean bias and mean domain score of every tensor, of its elements or, for cosine, as a whole."""
+    criterion = method.criterion
+    domain = method.domain_criterion or (criterion if criterion in CONTRAST_CRITERIA else "difference")
+    scores = []
+    for contrast, one in (("bias", criterion), ("domain", domain)):
+        source = (method.source or "synthetic_fair") if one in ("fisher", "magnitude") else None
+        by_tensor = sensitivity.unit_scores(one, contrast=contrast, source=source, granularity="tensor")
+        scores.append(np.array([score.double().item() for score in by_tensor.values()]))
+    return scores

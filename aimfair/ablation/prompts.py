@@ -1,0 +1,64 @@
+"""Plain prompts, which name the two attributes alone, against the contextual ones of the run."""
+
+from dataclasses import dataclass
+
+from aimfair.ablation import sweep
+from aimfair.ablation.findings import Findings
+from aimfair.ablation.options import Options
+from aimfair.ablation.outcomes import Outcomes
+from aimfair.ablation.plan import Arm, Names, Parent, Plan, variant
+from aimfair.config import Config, PromptSettings
+from aimfair.errors import ConfigError
+from aimfair.generation.prompts import bare_template
+
+
+@dataclass(frozen=True)
+class Request:
+    method: str
+
+
+def read(options: Options, config: Config) -> Request:
+    """``--method``."""
+    options.only("prompts", "method")
+    if config.generate.folder is not None:
+        raise ConfigError(
+            "ablate prompts: the images of this run were made elsewhere (generate.folder), not of prompts"
+        )
+    return Request(options.method_of(config))
+
+
+def plan(parent: Parent, request: Request) -> Plan:
+    config, names = parent.config, Names(parent.config)
+    name = names.add(request.method, config.methods[request.method])
+    plain = _plain(config.prompts)
+    groups = {
+        "plain": variant(config, names.methods, name, prompts=plain),
+        "contextual": variant(config, names.methods, name),
+    }
+    prompts = {"plain": plain["per_group"], "contextual": config.prompts.per_group}
+    arms = [Arm(group, name, group, facts={"prompts per group": prompts[group]}) for group in groups]
+    return Plan(
+        title=f"Plain against contextual prompts, {request.method}",
+        question="As many images, made of prompts that name the two attributes alone, and of those of the run.",
+        groups=groups,
+        arms=arms,
+        reference="plain",
+        notes=[
+            "The wordings of the two attributes are the same. Plain prompts are as many as these wordings make, at"
+            " most; more images of one prompt differ by their noise alone."
+        ],
+    )
+
+
+def findings(parent: Parent, request: Request, outcomes: Outcomes) -> Findings:
+    return Findings([], sweep.beside_reference(outcomes, sweep.METRICS))
+
+
+def _plain(settings: PromptSettings) -> dict[str, str | int]:
+    wordings = min(len(targets) * len(protected) for targets in settings.targets for protected in settings.protected)
+    return {
+        "provider": "grammar",
+        "template": bare_template(settings.template),
+        "contexts_per_prompt": 0,
+        "per_group": min(settings.per_group, wordings),
+    }
