@@ -39,7 +39,7 @@ def plan(parent: Parent, request: Request) -> Plan:
         settings = pool.from_parent(parent, bias=value, biased_total=total)
         groups[group] = variant(config, names.methods, name, generate=settings)
         facts = {"bias": value, "biased images": total}
-        arms.append(Arm(ratio(value), name, group, x=value, facts=facts))
+        arms.append(Arm(f"bias {ratio(value)}", name, group, x=value, facts=facts))
     reference = min(arms, key=lambda arm: abs((arm.x or 0) - config.data.bias)).label
     return Plan(
         title=f"Bias of the biased synthetic set, {request.method}",

@@ -6,12 +6,14 @@ import numpy as np
 
 from aimfair.ablation import charts, model_blocks, sweep
 from aimfair.ablation.findings import Figure, Findings
+from aimfair.ablation.gradients import sensitivity_of
 from aimfair.ablation.options import Options, changed
 from aimfair.ablation.outcomes import Outcomes
 from aimfair.ablation.plan import ONLY_GROUP, Arm, Names, Parent, Plan, variant
 from aimfair.config import Config
 from aimfair.errors import AimfairError
 from aimfair.selective.mask import ParameterMask
+from aimfair.training.methods import select_mask
 
 
 @dataclass(frozen=True)
@@ -79,7 +81,7 @@ def findings(parent: Parent, request: Request, outcomes: Outcomes) -> Findings:
                 "In points beside the method itself, blocks in the order of the table; bars are intervals over the test"
                 " images.",
                 charts.scatter(
-                    points, x_name="block", y_name="change in points", x_format=lambda value: f"{value:.0f}",
+                    points, x_name="block", y_name="change in points", zero=True, x_format=lambda value: f"{value:.0f}",
                     y_format=lambda value: charts.number(100 * value),
                 ),
             )
@@ -89,15 +91,10 @@ def findings(parent: Parent, request: Request, outcomes: Outcomes) -> Findings:
 
 def selected(parent: Parent, name: str) -> list[ParameterMask]:
     """The mask of a method for each seed of the parent, selected here: the run may be unfinished."""
-    from aimfair.selective.sensitivity import Sensitivity
-    from aimfair.training.methods import select_mask
-    from aimfair.training.models import load_model
-
     masks = []
     for seed in parent.run.config.seeds:
         parent.run.interrupt.check()
-        sensitivity = Sensitivity.load(parent.run.sensitivity(seed), load_model(parent.run.baseline(seed)))
-        masks.append(select_mask(sensitivity, name, parent.config.methods[name], seed))
+        masks.append(select_mask(sensitivity_of(parent.run, seed), name, parent.config.methods[name], seed))
     return masks
 
 

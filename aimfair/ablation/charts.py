@@ -7,14 +7,14 @@ its numbers in a table and is hidden from screen readers.
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import pairwise, product
 
 from markupsafe import Markup
 
 from aimfair.report import wording
 
-_HEIGHT, _TOP, _BOTTOM = 300, 14, 40  # pixels: of the whole, above and below the plot
-_LEFT, _RIGHT = 9.0, 96.0  # percent of the width between which points lie
+_HEIGHT, _TOP, _BOTTOM = 320, 34, 40  # pixels: of the whole, above and below the plot
+_LEFT, _RIGHT = 13.0, 96.0  # percent of the width between which points lie
 _NARROW = 320  # pixels of the narrowest plot, for which labels must keep apart
 _LETTER, _LINE = 6.6, 14  # pixels of a letter and of a line of labels
 
@@ -75,17 +75,22 @@ def scatter(
     x_format: Format = percent,
     y_format: Format = percent,
     log_x: bool = False,
+    zero: bool = False,
 ) -> Markup:
     """Points with labels, grid lines with values, and a line through those that ``joined`` lists.
 
-    Points with a coordinate that is not finite (or not above 0 on a logarithmic axis) are left out.
+    Intervals that would squeeze the points together end at the edge of the plot. Points with a coordinate that is not
+    finite (or not above 0 on a logarithmic axis) are left out.
+
+    Args:
+        zero: whether y = 0 must be in the plot.
     """
     known = [i for i, one in enumerate(points) if math.isfinite(one.x + one.y) and (one.x > 0 or not log_x)]
     if not known:
         return Markup("")
     shown = [points[i] for i in known]
     xs = [math.log10(one.x) if log_x else one.x for one in shown]
-    ys = [value for one in shown for value in (one.y, one.low, one.high) if math.isfinite(value)]
+    ys = _heights(shown) + ([0.0] if zero else [])
     x_ticks = sorted({one.x for one in shown}) if log_x else ticks(xs)
     y_ticks = ticks(ys)
     x_low, x_high = _ends(xs if log_x else [*xs, *x_ticks])
@@ -96,6 +101,7 @@ def scatter(
         return _LEFT + (_RIGHT - _LEFT) * (value - x_low) / (x_high - x_low)
 
     def down(value: float) -> float:
+        value = min(max(value, y_low), y_high)  # of intervals that leave the plot
         return _TOP + (_HEIGHT - _TOP - _BOTTOM) * (y_high - value) / (y_high - y_low)
 
     parts = [_rows(y_ticks, down, y_format), _columns(x_ticks, across, x_format)]
@@ -127,6 +133,14 @@ def ticks(values: Sequence[float]) -> list[float]:
     )
     first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
     return [i * step for i in range(first, max(last, first + 1) + 1)]
+
+
+def _heights(shown: Sequence[Point]) -> list[float]:
+    """What the y axis must hold: the points, and intervals as far as they do not squeeze the points together."""
+    ys = [one.y for one in shown]
+    room = 1.5 * (max(ys) - min(ys))
+    ends = [end for one in shown for end in (one.low, one.high) if math.isfinite(end)]
+    return ys + ([min(max(end, min(ys) - room), max(ys) + room) for end in ends] if room else ends)
 
 
 def _ends(values: Sequence[float]) -> tuple[float, float]:
@@ -174,22 +188,25 @@ def _mark(one: Point, x: float, down: Callable[[float], float], left: bool, text
 def _places(marks: Sequence[tuple[float, float, str]]) -> list[tuple[bool, float]]:
     """For each (x in percent, y in pixels, label): whether the label stands left of it, and at which height.
 
-    Labels move away from those that have their place, by lines, up and down in turn.
+    The first place that is free of points and of other labels: right or left of the point, then a line up or down, and
+    so on; right of it where none is.
     """
-    taken: list[tuple[float, float, float]] = []
+    points = [(x - 1.5, x + 1.5, y + 4) for x, y, _ in marks]
+    labels: list[tuple[float, float, float]] = []
     found = []
-    for x, y, label in marks:
+    for index, (x, y, label) in enumerate(marks):
         width = 100 * (_LETTER * len(label) + 12) / _NARROW
-        left = x + width > 100
-        start = x - width if left else x
-        for shift in (0, -1, 1, -2, 2, -3, 3, -4, 4):
+        others = points[:index] + points[index + 1 :] + labels
+        for shift, left in product((0, -1, 1, -2, 2, -3, 3), (False, True)):
             at = y + 4 + shift * _LINE
-            if _TOP <= at <= _HEIGHT - _BOTTOM and not any(
-                start < end and begin < start + width and abs(at - other) < _LINE for begin, end, other in taken
-            ):
+            start = x - width if left else x
+            free = all(
+                start >= end or begin >= start + width or abs(at - other) >= _LINE for begin, end, other in others
+            )
+            if free and start >= 0 and start + width <= 100 and _TOP - 8 <= at <= _HEIGHT - _BOTTOM:
                 break
         else:
-            at = y + 4
-        taken.append((start, start + width, at))
+            at, left, start = y + 4, x > 50, x - width if x > 50 else x
+        labels.append((start, start + width, at))
         found.append((left, at))
     return found

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import get_args
 
 from aimfair.ablation.findings import Findings, Heat
+from aimfair.ablation.gradients import sensitivity_of
 from aimfair.ablation.options import Options, shares, words
 from aimfair.ablation.outcomes import Outcomes
 from aimfair.ablation.plan import ONLY_GROUP, Arm, Names, Parent, Plan, variant
@@ -11,6 +12,7 @@ from aimfair.config import Config, MethodSettings
 from aimfair.errors import AimfairError, ConfigError
 from aimfair.report import wording
 from aimfair.selective.choices import Criterion, Granularity
+from aimfair.training.methods import select_mask
 
 RULES = ("top_k", "intersection", "ratio", "random")
 """Those that a density is given to; ``random`` is the control and looks at no criterion."""
@@ -41,15 +43,11 @@ def read(options: Options, config: Config) -> Request:
 
 
 def plan(parent: Parent, request: Request) -> Plan:
-    from aimfair.selective.sensitivity import Sensitivity
-    from aimfair.training.methods import select_mask
-    from aimfair.training.models import load_model
-
     config, names = parent.config, Names(parent.config)
     own = config.methods[request.method]
     common = {key: getattr(own, key) for key in ("lr", "epochs", "weight_decay", "batchnorm", "freeze")}
     seed = parent.run.config.seeds[0]
-    sensitivity = Sensitivity.load(parent.run.sensitivity(seed), load_model(parent.run.baseline(seed)))
+    sensitivity = sensitivity_of(parent.run, seed)
     arms, left_out = [], []
     for rule in request.rules:
         for criterion in request.criteria if rule != "random" else ["difference"]:
@@ -123,7 +121,7 @@ def _heat(request: Request, outcomes: Outcomes, metric: str) -> Heat:
 
     return Heat(
         wording.LABELS[metric],
-        "Mean over the seeds; darker is better. A dash is a combination that was left out.",
+        "Mean over the seeds; the stronger the colour, the better. A dash is a combination that was left out.",
         request.granularities,
         [" · ".join(filter(None, row)) for row in rows],
         [[cell(*row, granularity) for granularity in request.granularities] for row in rows],

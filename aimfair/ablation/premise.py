@@ -13,6 +13,7 @@ import numpy.typing as npt
 from aimfair.ablation import charts, model_blocks, rank
 from aimfair.ablation.blocks import selected
 from aimfair.ablation.findings import Figure, Findings
+from aimfair.ablation.gradients import sensitivity_of
 from aimfair.ablation.options import Options
 from aimfair.ablation.outcomes import Outcomes
 from aimfair.ablation.plan import ONLY_GROUP, Arm, Names, Parent, Plan, variant
@@ -23,6 +24,7 @@ from aimfair.report import wording
 from aimfair.seeds import generator
 from aimfair.selective.sensitivity import Sensitivity
 from aimfair.selective.statistics import CONTRAST_CRITERIA
+from aimfair.training.models import load_model
 
 FEW = 8
 """Blocks below which a rank correlation says next to nothing."""
@@ -34,6 +36,13 @@ PREDICTIONS = {
     "domain": "mean domain score (the method expects a negative correlation)",
 }
 """What the gradients say of a block; the first is the method's own verdict, and the test of the premise."""
+
+_TITLES = {
+    "selected": "Selected share of the block",
+    "ratio": "Bias score over domain score",
+    "bias": "Bias score",
+    "domain": "Domain score (negative expected)",
+}
 
 _METRIC = "eo_mean"
 
@@ -96,8 +105,9 @@ def findings(parent: Parent, request: Request, outcomes: Outcomes) -> Findings:
     intervals = [tuple(student_t(row, results.confidence).tolist()) for row in measured]
     figures = [
         Figure(
-            f"Predicted by: {PREDICTIONS[name]}",
-            f"A point is a block, mean over the seeds; bars are intervals over the seeds. {agreements[name]}.",
+            _TITLES[name],
+            "A point is a block, mean over the seeds; bars are intervals over the seeds, cut at the edge."
+            f" {str(agreements[name]).capitalize()}.",
             charts.scatter(
                 [
                     charts.Point(float(x), float(y), label, "after", *pair)
@@ -105,6 +115,7 @@ def findings(parent: Parent, request: Request, outcomes: Outcomes) -> Findings:
                         values.mean(axis=1), measured.mean(axis=1), labels, intervals, strict=True
                     )
                 ],
+                zero=True,
                 x_name="predicted",
                 y_name="gain in EO, points",
                 x_format=charts.percent if name == "selected" else charts.number,
@@ -126,10 +137,10 @@ def findings(parent: Parent, request: Request, outcomes: Outcomes) -> Findings:
     }
     criterion = config.methods[request.method].criterion
     sentences = [
-        f"{agreements[main].sentence} ({PREDICTIONS[main]}; {len(labels)} blocks, {len(seeds)}"
-        f" seed{'s' if len(seeds) > 1 else ''}: {agreements[main]}.)",
-        f"Scores are those of the criterion {criterion}; the other predictions were not chosen beforehand as the test:"
-        f" {'; '.join(f'{name} {agreements[name]}' for name in agreements if name != main)}.",
+        f"{agreements[main].sentence} Of the {PREDICTIONS[main]} with the gain in equalized odds, over {len(labels)}"
+        f" blocks and {len(seeds)} seed{'s' if len(seeds) > 1 else ''}: {agreements[main]}.",
+        f"That is the test. Beside it, with scores of the criterion {criterion}: "
+        f"{'; '.join(f'{PREDICTIONS[name]}: {agreements[name]}' for name in agreements if name != main)}.",
     ]
     data: dict[str, Any] = {
         "blocks": labels,
@@ -142,22 +153,17 @@ def findings(parent: Parent, request: Request, outcomes: Outcomes) -> Findings:
 
 
 def _blocks(parent: Parent) -> dict[str, list[str]]:
-    from aimfair.training.models import load_model
-
     model = load_model(parent.run.baseline(parent.run.config.seeds[0]))
     return model_blocks.blocks([name for name, parameter in model.named_parameters() if parameter.requires_grad])
 
 
 def _predicted(parent: Parent, name: str, seeds: list[int]) -> dict[str, npt.NDArray[np.float64]]:
     """Prediction -> [blocks, seeds]."""
-    from aimfair.training.models import load_model
-
     method = parent.config.methods[name]
     masks = dict(zip(parent.run.config.seeds, selected(parent, name), strict=True))
     columns: list[dict[str, list[float]]] = []
     for seed in seeds:
-        sensitivity = Sensitivity.load(parent.run.sensitivity(seed), load_model(parent.run.baseline(seed)))
-        bias, domain = _scores(sensitivity, method)
+        bias, domain = _scores(sensitivity_of(parent.run, seed), method)
         mask = masks[seed]
         sums: dict[str, list[float]] = {prediction: [] for prediction in PREDICTIONS}
         for modules in _blocks(parent).values():

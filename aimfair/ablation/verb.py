@@ -16,7 +16,7 @@ from aimfair.ablation.options import Options
 from aimfair.ablation.outcomes import collect
 from aimfair.ablation.plan import Parent, Plan
 from aimfair.errors import AimfairError, ConfigError
-from aimfair.files import write_text
+from aimfair.files import is_temporary, write_text
 from aimfair.pipeline import STAGES, prepare_process, run_stages
 from aimfair.run.directory import Run
 
@@ -57,6 +57,7 @@ def ablate(
         parent = Parent(run, config, frozenset(overrides))
         plan: Plan = ablation.plan(parent, request)
         folder = run.ablation(name)
+        _remove_stray(folder)
         for group, settings in plan.groups.items():
             run.interrupt.check()
             with Run.open(folder / group, settings, overwrite=overwrite, quiet=quiet) as variant, _quiet_output():
@@ -67,6 +68,13 @@ def ablate(
         write_text(folder / "ablation.html", page.render(plan, outcomes, found))
     tables.show(plan, outcomes, found)
     return folder / "ablation.html"
+
+
+def _remove_stray(folder: Path) -> None:
+    """What a killed ablation left of its tables; opening the run leaves its variants alone."""
+    for path in folder.glob(".*.tmp"):
+        if is_temporary(path.name):
+            path.unlink()
 
 
 def _finish_shared(run: Run) -> None:

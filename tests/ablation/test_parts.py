@@ -1,0 +1,244 @@
+"""The parts of ablations by themselves: taking over, ranks, blocks, charts, numbers."""
+
+import math
+import os
+import xml.etree.ElementTree as xml
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from aimfair.ablation import charts, model_blocks, options, rank
+from aimfair.ablation.plan import Names
+from aimfair.config import MethodSettings
+from aimfair.files import write_text
+from aimfair.run.directory import Run
+from aimfair.run.records import Records
+from tests.report.made_up import made_up_config
+
+# -- taking over finished steps ----------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def family(tmp_path):
+    """A run with a finished step, and a variant of it."""
+    config = made_up_config()
+    with Run.open(tmp_path / "run", config, quiet=True) as run:
+        folder = run.baseline(1)
+        folder.mkdir(parents=True)
+        write_text(folder / "model.txt", "weights")
+        run.finish("train/1", {"lr": 1}, [folder])
+    with Run.open(tmp_path / "run" / "ablations" / "density" / "arms", config, quiet=True) as variant:
+        yield run, variant
+
+
+def test_a_step_with_the_same_inputs_is_taken_over(family):
+    run, variant = family
+    assert not variant.is_done("train/1", {"lr": 2})
+    assert not variant.baseline(1).exists()
+    assert variant.is_done("train/1", {"lr": 1})
+    assert (variant.baseline(1) / "model.txt").samefile(run.baseline(1) / "model.txt")
+    assert variant.digest_of("train/1") == run.digest_of("train/1")
+    assert not list(variant.path.rglob("*.tmp"))
+
+
+def test_what_becomes_of_the_origin_does_not_reach_the_variant(family):
+    run, variant = family
+    variant.is_done("train/1", {"lr": 1})
+    write_text(run.baseline(1) / "model.txt", "others!")
+    assert (variant.baseline(1) / "model.txt").read_text() == "weights"
+    write_text(variant.baseline(1) / "model.txt", "mine...")
+    assert (run.baseline(1) / "model.txt").read_text() == "others!"
+
+
+def test_a_step_half_taken_over_is_taken_over_again(family):
+    _, variant = family
+    assert variant.is_done("train/1", {"lr": 1})
+    (variant.path / "stages" / "train" / "1.json").unlink()  # killed before the record
+    assert variant.is_done("train/1", {"lr": 1})
+    assert not list(variant.path.rglob("*.tmp"))
+
+
+def test_without_hard_links_files_are_copied(family, monkeypatch):
+    run, variant = family
+
+    def refuse(*_: object) -> None:
+        raise OSError(18, "another disk")
+
+    monkeypatch.setattr(os, "link", refuse)
+    assert variant.is_done("train/1", {"lr": 1})
+    copy = variant.baseline(1) / "model.txt"
+    assert copy.read_text() == "weights"
+    assert not copy.samefile(run.baseline(1) / "model.txt")
+
+
+def test_a_step_that_is_begun_anew_meanwhile_is_not_taken_over(family, monkeypatch):
+    run, variant = family
+    record = run.path / "stages" / "train" / "1.json"
+    link = os.link
+
+    def slow(source: Path, target: Path) -> None:
+        link(source, target)
+        record.unlink(missing_ok=True)
+
+    monkeypatch.setattr(os, "link", slow)
+    assert not variant.is_done("train/1", {"lr": 1})
+    assert not variant.has_record("train/1")
+
+
+def test_a_step_that_lost_files_is_not_taken_over(family):
+    run, variant = family
+    (run.baseline(1) / "model.txt").unlink()
+    assert not variant.is_done("train/1", {"lr": 1})
+
+
+def test_only_runs_in_the_folder_of_ablations_have_an_origin(tmp_path, family, monkeypatch):
+    run, variant = family
+    assert run.origin is None
+    assert variant.origin == run.path.resolve()
+    (variant.path.parent / "others").mkdir()
+    monkeypatch.chdir(variant.path.parent / "others")
+    with Run.open(Path("."), made_up_config(), quiet=True) as here:
+        assert here.origin == run.path.resolve()
+    with Run.open(tmp_path / "ablations" / "x" / "y", made_up_config(), quiet=True) as other:
+        assert other.origin is None, "there is no run above it"
+
+
+def test_opening_a_run_leaves_the_writers_of_its_variants_alone(family):
+    run, variant = family
+    busy, stray = variant.path / ".results.json.12.tmp", run.path / "seeds" / ".model.txt.12.tmp"
+    busy.touch()
+    stray.touch()
+    Run.open(run.path, run.config, quiet=True).close()
+    assert busy.exists()
+    assert not stray.exists()
+
+
+def test_records_of_the_same_inputs_but_another_step_are_not_taken_over(family):
+    run, variant = family
+    assert not Records(variant.path).adopt("train/2", {"lr": 1}, Records(run.path))
+
+
+# -- blocks ------------------------------------------------------------------------------------------------------------
+
+
+def test_blocks_share_no_parameter_and_leave_none_out():
+    names = [
+        "pos_embed", "net.stem.conv.weight", "net.stem.norm.weight", "net.layers.0.a.weight", "net.layers.0.b.weight",
+        "net.layers.1.a.weight", "net.norm.weight", "head.weight", "head.bias",
+    ]  # fmt: skip
+    found = model_blocks.blocks(names)
+    assert found == {
+        "pos_embed": ["pos_embed"],
+        "net": ["net.stem", "net.norm"],
+        "net.layers.0": ["net.layers.0"],
+        "net.layers.1": ["net.layers.1"],
+        "head": ["head"],
+    }
+    held = [name for modules in found.values() for name in model_blocks.members(modules, names)]
+    assert sorted(held) == sorted(names)
+
+
+def test_a_module_is_no_part_of_one_whose_name_begins_like_it():
+    assert model_blocks.members(["net.1"], ["net.1.weight", "net.10.weight", "net.1"]) == ["net.1.weight", "net.1"]
+
+
+# -- ranks -------------------------------------------------------------------------------------------------------------
+
+
+def test_spearman_agrees_with_scipy():
+    stats = pytest.importorskip("scipy.stats")
+    random = np.random.default_rng(3)
+    one, other = (random.integers(0, 5, size=(20, 9)).astype(float) for _ in range(2))
+    expected = [stats.spearmanr(a, b).statistic for a, b in zip(one, other, strict=True)]
+    assert rank.spearman(one, other) == pytest.approx(np.array(expected))
+
+
+def test_a_constant_side_has_no_correlation():
+    assert np.isnan(rank.spearman(np.ones((1, 4)), np.arange(4.0)[None]))
+    found = rank.agreement(np.ones((4, 2)), np.arange(8.0).reshape(4, 2), 0.95, 100, np.random.default_rng(0))
+    assert math.isnan(found.rho)
+    assert found.sentence.startswith("Undefined")
+    assert found.as_dict() == {"rho": None, "low": None, "high": None, "n": 4}
+
+
+def test_sentences_follow_the_interval():
+    random = np.random.default_rng(1)
+    x = np.arange(12.0)[:, None] + random.normal(0, 0.5, size=(12, 5))
+    agrees = rank.agreement(x, 2 * x + random.normal(0, 0.5, size=x.shape), 0.95, 500, np.random.default_rng(0))
+    assert agrees.low > 0.5
+    assert "agrees" in agrees.sentence
+    contradicts = rank.agreement(x, -x, 0.95, 500, np.random.default_rng(0))
+    assert "contradicts" in contradicts.sentence
+    assert contradicts.rho == pytest.approx(-1)
+    noise = rank.agreement(x[:5], random.normal(size=(5, 5)), 0.95, 500, np.random.default_rng(0))
+    assert "No evidence" in noise.sentence
+
+
+# -- options, names ----------------------------------------------------------------------------------------------------
+
+
+def test_numbers_are_read_sorted_and_without_repeats():
+    assert options.shares("--values", "1/2, 0.1,.5", ()) == [0.1, 0.5]
+    assert options.counts("--values", "300,25", ()) == [25, 300]
+    assert options.positive("--lrs", None, (1.0,)) == [1.0]
+    assert options.words("--values", "c,a", ("a", "b", "c")) == ["a", "c"]
+
+
+def test_a_method_of_the_run_keeps_its_name_and_others_get_one_that_can_be_a_file():
+    config = made_up_config()
+    names = Names(config)
+    assert names.add("whatever", config.methods["full"]) == "full"
+    new = names.add("without ../net.0 <b>", MethodSettings(rule="top_k", density=0.2))
+    assert new == "without_net_0_b"
+    assert names.add("full", MethodSettings(rule="top_k", density=0.3)) == "full_2"
+    assert names.add("again", MethodSettings(rule="top_k", density=0.2)) == new
+
+
+# -- charts ------------------------------------------------------------------------------------------------------------
+
+
+def test_the_frontier_is_of_those_that_none_beats():
+    points = [charts.Point(x, y, "", "after") for x, y in ((1, 3), (2, 2), (1.5, 1), (3, 1), (0, math.nan), (2, 2))]
+    assert charts.frontier(points, up=True) == [0, 1, 5, 3]
+    assert charts.frontier(points, up=False) == [3]
+
+
+@pytest.mark.parametrize("values", [[0.5], [0, 1], [0.497, 0.519], [-0.2, 0.17], [3, 3e6], [1e-9, 2e-9], [0.0, 0.0]])
+def test_ticks_enclose_the_values_and_are_few(values):
+    found = charts.ticks(values)
+    assert found[0] <= min(values) + 1e-12
+    assert found[-1] >= max(values) - 1e-12
+    assert 2 <= len(found) <= 7
+
+
+def test_a_scatter_is_well_formed_and_escapes_labels():
+    points = [charts.Point(0.1 * i, 0.2, f"<b>{i}&", "after", 0.0, 0.9) for i in range(12)]
+    chart = charts.scatter([*points, charts.Point(math.nan, 1, "x", "after")], x_name="a<b", y_name="c", joined=[0, 1])
+    root = xml.fromstring(chart)
+    assert len(root.findall(".//circle")) == 12
+    assert len(root.findall(".//line[@class='joined']")) == 1
+    assert "<b>" not in chart
+    assert charts.scatter([charts.Point(math.nan, 1, "x", "after")], x_name="a", y_name="b") == ""
+
+
+def test_labels_do_not_cover_one_another():
+    marks = [(20.0, 100.0, "0.05"), (20.5, 101.0, "0.1"), (21.0, 99.0, "full")]
+    places = charts._places(marks)
+    assert len({(left, round(y)) for left, y in places}) == 3
+
+
+# -- the model behind selections ---------------------------------------------------------------------------------------
+
+
+def test_blocks_and_freeze_select_whole_modules(tmp_path):
+    from aimfair.selective.sensitivity import Sensitivity
+    from aimfair.training.methods import select_mask
+
+    model = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.Linear(4, 2))
+    sensitivity = Sensitivity(model)
+    alone = select_mask(sensitivity, "x", MethodSettings(rule="blocks", blocks=["1"]), 0)
+    assert alone.nnz_per_tensor == [0, 0, 8, 2]
+    rest = select_mask(sensitivity, "x", MethodSettings(rule="all", freeze=["1"]), 0)
+    assert rest.nnz_per_tensor == [12, 4, 0, 0]

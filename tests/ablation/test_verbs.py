@@ -1,0 +1,312 @@
+"""Every ablation on a small run: what it compares, what it writes, and what of the run it does not do again."""
+
+import csv
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from aimfair import cli
+from aimfair.ablation.names import ABLATIONS
+from aimfair.evaluation.results import Results
+from aimfair.run.directory import Run
+
+pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # diffusers' schedulers
+
+
+@pytest.fixture(autouse=True)
+def environment(monkeypatch):
+    """What main sets is undone."""
+    monkeypatch.setenv("OMP_WAIT_POLICY", "PASSIVE")
+    monkeypatch.setenv("GOMP_SPINCOUNT", "0")
+    monkeypatch.setenv("COLUMNS", "250")
+
+
+def files(folder: Path) -> dict[str, tuple[int, int, int]]:
+    """Every file but logs, locks and ablations -> inode, time, size."""
+    return {
+        str(path.relative_to(folder)): (path.stat().st_ino, path.stat().st_mtime_ns, path.stat().st_size)
+        for path in folder.rglob("*")
+        if path.is_file() and "ablations" not in path.parts and path.name not in ("log.jsonl", ".lock")
+    }
+
+
+def events(run: Path, event: str) -> list[str]:
+    lines = map(json.loads, (run / "log.jsonl").read_text().splitlines())
+    return [line["step"] for line in lines if line["event"] == event]
+
+
+def counts(run: Path, method: str) -> list[list[list[list[int]]]]:
+    """Of each seed."""
+    return [seed.counts for seed in Results.load(run / "results.json").methods[method].seeds]
+
+
+def ablate(parent: Path, name: str, *flags: str) -> Path:
+    """The folder of an ablation, which left the run it varies as it was."""
+    before, log = files(parent), (parent / "log.jsonl").read_bytes()
+    assert cli.main(["ablate", name, "--run", str(parent), "--quiet", *flags]) == 0
+    assert files(parent) == before
+    assert (parent / "log.jsonl").read_bytes() == log
+    folder = parent / "ablations" / name
+    page = (folder / "ablation.html").read_text()
+    assert "<script" not in page
+    assert "http" not in page.replace("http-equiv", "")
+    return folder
+
+
+def table(folder: Path) -> dict[str, dict[str, str]]:
+    """The rows of table.csv by arm; the other files must tell of the same arms."""
+    with (folder / "table.csv").open(newline="") as file:
+        rows = {row["arm"]: row for row in csv.DictReader(file)}
+    data = json.loads((folder / f"{folder.name}.json").read_text())
+    assert [arm["label"] for arm in data["arms"]] == [arm for arm in rows if arm != "biased"]
+    text = (folder / "table.md").read_text()
+    page = (folder / "ablation.html").read_text()
+    assert all(arm in text and arm in page for arm in rows)
+    return rows
+
+
+def test_density_chooses_the_learning_rate_by_validation_and_trains_no_baseline(parent, capsys):
+    folder = ablate(parent, "density", "--values", "0.1,1/2", "--lrs", "0.002,0.01")
+    rows = table(folder)
+    assert list(rows) == [
+        "0.1, lr 0.002", "0.1, lr 0.01", "0.5, lr 0.002", "0.5, lr 0.01", "full fine-tuning", "biased",
+    ]  # fmt: skip
+    assert [round(float(row["tuned"]), 2) for arm, row in rows.items() if arm != "biased"] == [0.1, 0.1, 0.5, 0.5, 1]
+    for density in ("0.1", "0.5"):
+        of = [row for row in rows.values() if row["density"] == density]
+        best = max(of, key=lambda row: (float(row["validation_accuracy"]), -float(row["validation_loss"])))
+        assert [row["choice"] for row in of] == ["chosen" if row is best else "" for row in of]
+    out = capsys.readouterr().out
+    assert out.count("full fine-tuning") >= 2
+    assert "Page: " in out
+
+    run = folder / "arms"
+    taken = events(run, "step taken over")
+    assert {"prompts", "generate", "train/7", "train/8", "sensitivity/7", "finetune/7/full"} <= set(taken)
+    done = events(run, "step finished")
+    assert not [step for step in done if not step.startswith(("select", "finetune", "evaluate"))]
+    weights = Path("seeds/7/baseline/model.safetensors")
+    assert (run / weights).samefile(parent / weights)
+    assert counts(run, "biased") == counts(parent, "biased")
+    data = json.loads((folder / "density.json").read_text())
+    full = Results.load(parent / "results.json").methods["full"]
+    assert data["arms"][-1]["mean"] == full.mean
+    versus = Results.load(run / "results.json").methods[data["arms"][0]["method"]].versus["full"]["accuracy"]
+    assert data["arms"][0]["minus_reference"]["accuracy"]["mean"] == versus.mean
+
+    # a second time nothing is done again, and the runs of an ablation are runs
+    before = files(run)
+    ablate(parent, "density", "--values", "0.1,1/2", "--lrs", "0.002,0.01")
+    assert files(run) == before
+    assert cli.main(["report", "--run", str(run), "--quiet"]) == 0
+    assert "Worst-group accuracy" in (run / "report.html").read_text()
+
+    # other values are refused, or taken with --overwrite; what both have in common stays
+    command = ["ablate", "density", "--run", str(parent), "--quiet", "--values", "0.1", "--lrs", "0.002"]
+    assert cli.main(command) == 1
+    assert "this run has other settings" in capsys.readouterr().err
+    kept = run / "seeds/7/finetuned" / data["arms"][0]["method"] / "model.safetensors"
+    inode = kept.stat().st_ino
+    assert cli.main([*command, "--overwrite"]) == 0
+    assert list(table(folder)) == ["0.1, lr 0.002", "full fine-tuning", "biased"]
+    assert kept.stat().st_ino == inode
+
+
+def test_criteria_leaves_out_what_cannot_be_selected_and_says_why(parent, monkeypatch):
+    words = "relative_difference,fisher,top_k,random,element,row"
+    folder = ablate(parent, "criteria", "--values", words, "--density", "0.2")
+    assert list(table(folder)) == [
+        "top_k relative_difference element", "top_k relative_difference row", "top_k fisher element",
+        "top_k fisher row", "random element", "random row", "aimfair as it is", "biased",
+    ]  # fmt: skip
+
+    from aimfair.ablation import criteria
+    from aimfair.errors import AimfairError
+
+    select = criteria.select_mask
+
+    def refuse(sensitivity, name, method, seed):
+        if method.criterion == "fisher":
+            raise AimfairError(f"methods.{name}: no squares were kept")
+        return select(sensitivity, name, method, seed)
+
+    monkeypatch.setattr(criteria, "select_mask", refuse)
+    folder = ablate(
+        parent, "criteria", "--values", "fisher,difference,top_k,element", "--density", "0.2", "--overwrite"
+    )
+    assert list(table(folder)) == ["top_k difference element", "aimfair as it is", "biased"]
+    assert "Left out: top_k, fisher, element: no squares were kept." in (folder / "ablation.html").read_text()
+
+
+def test_bias_ratio_keeps_baselines_and_compares_sets_of_one_size(parent):
+    flags = ("--values", "1/3,1", "--generate.balanced_per_group", "4")
+    folder = ablate(parent, "bias-ratio", *flags)
+    rows = table(folder)
+    assert list(rows) == ["bias 1/3", "bias 1", "biased"]
+    assert rows["bias 1/3"]["biased images"] == rows["bias 1"]["biased images"]
+    for arm, minority in (("bias 1/3", 1 / 3), ("bias 1", 1.0)):
+        run = folder / rows[arm]["run"]
+        config = Run.config_of(run)
+        assert config is not None
+        assert config.generate.bias == pytest.approx(minority)
+        assert config.data == Run.config_of(parent).data
+        assert {"train/7", "train/8"} <= set(events(run, "step taken over"))
+        records = [json.loads(line) for line in (run / "synthetic" / "manifest.jsonl").read_text().splitlines()]
+        biased = [(row["y"], row["a"]) for row in records if "biased" in row["sets"]]
+        assert len(biased) == int(rows[arm]["biased images"])
+        if minority == 1:
+            assert len({biased.count(group) for group in set(biased)}) == 1
+        else:
+            assert biased.count((0, 0)) < biased.count((0, 1))
+
+
+def test_bias_ratio_refuses_when_a_group_has_too_few_images(parent, capsys):
+    assert cli.main(["ablate", "bias-ratio", "--run", str(parent), "--quiet", "--values", "1/4,1"]) == 1
+    assert "without an empty group" in capsys.readouterr().err
+
+
+def test_images_are_those_of_the_run_and_no_more(parent, capsys):
+    folder = ablate(parent, "images", "--values", "3,5")
+    rows = table(folder)
+    assert [rows[arm]["images per group"] for arm in ("3 per group", "5 per group")] == ["3", "5"]
+    for number in (3, 5):
+        config = Run.config_of(folder / f"images-{number}")
+        assert config is not None
+        assert config.generate.balanced_per_group == number
+        assert config.generate.folder == (parent / "synthetic").resolve()
+    assert float(rows["3 per group"]["accuracy_minus_reference_low_images"]) <= 0.5
+    assert cli.main(["ablate", "images", "--run", str(parent), "--quiet", "--values", "3,100"]) == 2
+    assert "--values: found 100, but the images of" in capsys.readouterr().err
+
+
+def test_prompts_compares_new_plain_images_with_those_of_the_run(parent):
+    folder = ablate(parent, "prompts")
+    assert list(table(folder)) == ["plain", "contextual", "biased"]
+    assert "generate" in events(folder / "contextual", "step taken over")
+    assert "generate" in events(folder / "plain", "step finished")
+    assert {"train/7", "train/8"} <= set(events(folder / "plain", "step taken over"))
+    texts = {json.loads(line)["text"] for line in (folder / "plain" / "prompts.jsonl").read_text().splitlines()}
+    assert "a handwritten zero in green ink" in texts
+    assert counts(folder / "contextual", "aimfair") == counts(parent, "aimfair")
+
+
+def test_selective_measures_time_and_memory(parent):
+    folder = ablate(parent, "selective", "--values", "aimfair,linear_probe")
+    assert list(table(folder)) == ["linear_probe", "aimfair", "full fine-tuning", "biased"]
+    sizes = json.loads((folder / "selective.json").read_text())["bytes"]
+    full = sizes["full fine-tuning"]
+    weights = full["weights"]
+    assert full["gradients"] == weights
+    assert full["optimizer"] == pytest.approx(2 * weights, rel=0.05), "two moments of float32 for each weight"
+    assert sizes["aimfair"]["optimizer"] == pytest.approx(0.3 * full["optimizer"], rel=0.05)
+    assert sizes["linear_probe"]["gradients"] < 0.05 * weights
+    assert all(
+        one["total"] == sum(one[key] for key in ("weights", "gradients", "optimizer", "mask")) for one in sizes.values()
+    )
+
+
+def test_blocks_freezes_one_at_a_time(parent):
+    folder = ablate(parent, "blocks")
+    rows = table(folder)
+    assert len(rows) == 6
+    masks = {arm: events(folder / "arms", "step finished") for arm in rows}
+    assert masks
+    whole = float(rows["aimfair"]["tuned"])
+    for arm, row in rows.items():
+        if arm.startswith("without"):
+            share = float(row["frozen share of the selected"])
+            assert float(row["tuned"]) == pytest.approx(whole * (1 - share), rel=0.02)
+
+
+def test_premise_correlates_what_was_predicted_with_what_was_measured(parent):
+    folder = ablate(parent, "premise")
+    rows = table(folder)
+    assert list(rows) == [
+        "resnet.embedder", "resnet.encoder.stages.0", "resnet.encoder.stages.1", "classifier", "biased",
+    ]  # fmt: skip
+    data = json.loads((folder / "premise.json").read_text())
+    gains = [float(rows["biased"]["eo_mean"]) - float(rows[arm]["eo_mean"]) for arm in data["blocks"]]
+    assert [sum(of) / 2 for of in data["measured_gain_in_eo_mean"]] == pytest.approx(gains)
+    assert data["spearman"]["selected"]["n"] == 4
+    assert "4 blocks are too few" in (folder / "ablation.html").read_text()
+    assert any(word in data["sentences"][0] for word in ("No evidence", "agrees", "contradicts"))
+
+
+def test_every_ablation_is_tested_here():
+    text = Path(__file__).read_text()
+    assert all(f'ablate(parent, "{name}"' in text for name in ABLATIONS)
+
+
+# -- refusals ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (("density", "--values", "0.1,2"), "--values: found '2', expected a share above 0, up to 1"),
+        (("density", "--values", "1/0"), "--values: found '1/0', expected a share"),
+        (("density", "--values", "nan"), "--values: found 'nan', expected a share"),
+        (("density", "--lrs", "-1"), "--lrs: found '-1', expected a number above 0"),
+        (("density", "--method", "paper2"), "--method: found 'paper2', expected one of linear_probe"),
+        (("density", "--method", "full"), "has the rule 'all', which has no density"),
+        (("density", "--density", "0.1"), "--density: the ablation density takes none"),
+        (("criteria", "--values", "fischer"), "--values: found 'fischer', expected some of difference"),
+        (("images", "--values", "2.5"), "--values: found '2.5', expected a whole number above 0"),
+        (("prompts", "--lrs", "0.1"), "--lrs: the ablation prompts takes none"),
+        (("premise", "--finetune.lrr", "0.1"), "--finetune.lrr: unknown key"),
+    ],
+)
+def test_what_cannot_be_used_is_refused_before_any_work(parent, capsys, flags, message):
+    before = sorted(parent.rglob("*"))
+    name, *rest = flags
+    assert cli.main(["ablate", name, "--run", str(parent), "--quiet", *rest]) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
+    assert sorted(parent.rglob("*")) == before
+
+
+def test_an_unknown_ablation_or_no_run_is_refused(parent, tmp_path, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        cli.main(["ablate", "colour", "--run", str(parent)])
+    assert stopped.value.code == 2
+    assert cli.main(["ablate", "density"]) == 2
+    assert cli.main(["ablate", "density", "--run", str(tmp_path / "none")]) == 2
+    assert "there is no run yet" in capsys.readouterr().err
+    assert not (tmp_path / "none").exists()
+
+
+# -- interrupted, unfinished -------------------------------------------------------------------------------------------
+
+
+def test_an_interrupted_ablation_of_an_unfinished_run_continues(parent, tmp_path):
+    copy = tmp_path / "copy"
+    shutil.copytree(parent, copy, ignore=shutil.ignore_patterns("ablations"))
+    for step in ("sensitivity/8", "select/8/aimfair", "finetune/8/aimfair", "evaluate", "report"):
+        (copy / "stages" / f"{step}.json").unlink()
+    command = [sys.executable, "-m", "aimfair", "ablate", "blocks", "--run", str(copy), "--quiet"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={**os.environ})
+    record, deadline = copy / "ablations/blocks/arms/stages/select/8/aimfair.json", time.monotonic() + 60
+    while not record.exists() and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.005)
+    process.send_signal(signal.SIGINT)
+    _, error = process.communicate(timeout=60)
+    assert process.returncode == 130, error
+    assert "the same command continues" in error
+    assert not (copy / "ablations/blocks/ablation.html").exists()
+    assert (copy / "stages/sensitivity/8.json").exists(), "the run's own work is done in the run"
+    assert not (copy / "stages/evaluate.json").exists()
+    before = {path: path.stat().st_mtime_ns for path in (copy / "ablations/blocks/arms/stages").rglob("*.json")}
+
+    assert cli.main(command[3:]) == 0
+    assert all(path.stat().st_mtime_ns == at for path, at in before.items())
+    whole = json.loads((ablate(parent, "blocks") / "blocks.json").read_text())
+    again = json.loads((copy / "ablations/blocks/blocks.json").read_text())
+    assert [arm["mean"] for arm in again["arms"]] == [arm["mean"] for arm in whole["arms"]]
