@@ -53,8 +53,7 @@ def plan(parent: Parent, request: Request) -> Plan:
             "Of each density the learning rate with the highest accuracy on the validation images is marked chosen, and"
             " drawn. Validation images are real and share the bias of the training set, and no group label is used:"
             " their accuracy can prefer a model that was hardly changed. Test images choose nothing. Full"
-            " fine-tuning keeps its own rate;"
-            " density 1 is the same with each of these."
+            " fine-tuning keeps its own rate; density 1 is the same with each of these."
         )
     else:
         notes.append(

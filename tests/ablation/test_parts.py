@@ -2,6 +2,8 @@
 
 import math
 import os
+import subprocess
+import sys
 import xml.etree.ElementTree as xml
 from pathlib import Path
 
@@ -242,3 +244,11 @@ def test_blocks_and_freeze_select_whole_modules(tmp_path):
     assert alone.nnz_per_tensor == [0, 0, 8, 2]
     rest = select_mask(sensitivity, "x", MethodSettings(rule="all", freeze=["1"]), 0)
     assert rest.nnz_per_tensor == [12, 4, 0, 0]
+
+
+def test_taking_over_is_killed_at_every_point(tmp_path):
+    """kill -9 before each call that touches the disk; see ``crash_points``."""
+    command = [sys.executable, "-m", "tests.ablation.crash_points", str(tmp_path)]
+    result = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[2])
+    assert result.returncode == 0, result.stderr
+    assert int(result.stdout) > 20
