@@ -5,10 +5,10 @@ from typing import get_args
 
 from aimfair.ablation.findings import Findings, Heat
 from aimfair.ablation.gradients import sensitivity_of
-from aimfair.ablation.options import Options, shares, words
+from aimfair.ablation.options import Options, checked, shares, words
 from aimfair.ablation.outcomes import Outcomes
 from aimfair.ablation.plan import ONLY_GROUP, Arm, Names, Parent, Plan, variant
-from aimfair.config import Config, MethodSettings
+from aimfair.config import Config
 from aimfair.errors import AimfairError, ConfigError
 from aimfair.report import wording
 from aimfair.selective.choices import Criterion, Granularity
@@ -53,14 +53,13 @@ def plan(parent: Parent, request: Request) -> Plan:
         for criterion in request.criteria if rule != "random" else ["difference"]:
             for granularity in request.granularities:
                 said = [rule, *([criterion] if rule != "random" else []), granularity]
-                method = MethodSettings.model_validate(
-                    {"rule": rule, "criterion": criterion, "granularity": granularity, "density": request.density}
-                    | common
-                )
+                settings = {"rule": rule, "criterion": criterion, "granularity": granularity}
                 try:  # what cannot be selected with the first seed's gradients cannot be with any
+                    method = checked({**settings, "density": request.density, **common})
                     select_mask(sensitivity, ", ".join(said), method, seed)
                 except AimfairError as error:
-                    left_out.append(str(error).removeprefix("methods."))
+                    reason = str(error).removeprefix(f"methods.{', '.join(said)}: ")
+                    left_out.append(f"{' '.join(said)} ({reason})")
                     continue
                 parent.run.interrupt.check()
                 facts = {

@@ -1,10 +1,12 @@
 """What a person asks of an ablation, read before any work begins."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import TypeVar
+
+from pydantic import ValidationError
 
 from aimfair.config import Config, MethodSettings
 from aimfair.errors import ConfigError
@@ -108,5 +110,21 @@ def with_density(flag: str, name: str, method: MethodSettings, density: float) -
 
 
 def changed(method: MethodSettings, **settings: object) -> MethodSettings:
-    """The method with other settings, checked."""
-    return MethodSettings.model_validate({**method.model_dump(), **settings})
+    """The method with other settings.
+
+    Raises:
+        ConfigError: they do not go together.
+    """
+    return checked({**method.model_dump(), **settings})
+
+
+def checked(settings: Mapping[str, object]) -> MethodSettings:
+    """The settings of a method.
+
+    Raises:
+        ConfigError: they do not go together.
+    """
+    try:
+        return MethodSettings.model_validate(settings)
+    except ValidationError as error:
+        raise ConfigError(error.errors()[0]["msg"].removeprefix("Value error, ")) from error

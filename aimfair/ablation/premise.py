@@ -14,7 +14,7 @@ from aimfair.ablation import charts, model_blocks, rank
 from aimfair.ablation.blocks import selected
 from aimfair.ablation.findings import Figure, Findings
 from aimfair.ablation.gradients import sensitivity_of
-from aimfair.ablation.options import Options
+from aimfair.ablation.options import Options, checked
 from aimfair.ablation.outcomes import Outcomes
 from aimfair.ablation.plan import ONLY_GROUP, Arm, Names, Parent, Plan, variant
 from aimfair.config import Config, MethodSettings
@@ -65,7 +65,7 @@ def plan(parent: Parent, request: Request) -> Plan:
     arms = []
     blocks = _blocks(parent)
     for block, modules in blocks.items():
-        alone = MethodSettings.model_validate({"rule": "blocks", "blocks": modules} | common)
+        alone = checked({"rule": "blocks", "blocks": modules} | common)
         arms.append(Arm(block, names.add(f"only_{block}", alone), facts={}))
     if len(arms) < 3:
         raise AimfairError(f"ablate premise: the model has {len(arms)} blocks; a rank correlation needs at least 3")

@@ -14,6 +14,7 @@ import torch
 from aimfair.ablation import charts, model_blocks, options, rank
 from aimfair.ablation.plan import Names
 from aimfair.config import MethodSettings
+from aimfair.errors import ConfigError
 from aimfair.files import write_text
 from aimfair.run.directory import Run
 from aimfair.run.records import Records
@@ -252,3 +253,12 @@ def test_taking_over_is_killed_at_every_point(tmp_path):
     result = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[2])
     assert result.returncode == 0, result.stderr
     assert int(result.stdout) > 20
+
+
+def test_settings_of_a_method_that_do_not_go_together_are_one_line():
+    with pytest.raises(ConfigError, match=r"^rule 'top_k' takes density or k, found none$"):
+        options.checked({"rule": "top_k"})
+    with pytest.raises(ConfigError, match="has the rule 'head_only', which has no density"):
+        options.with_density("density", "probe", MethodSettings(rule="head_only"), 0.1)
+    swept = options.with_density("density", "paper", MethodSettings(rule="intersection", bias=0.5, domain=0.5), 0.1)
+    assert (swept.density, swept.bias, swept.domain) == (0.1, None, None)
