@@ -79,14 +79,15 @@ def findings(parent: Parent, request: Request, outcomes: Outcomes) -> Findings:
     for metric, up in (("worst_group_accuracy", True), ("eo_mean", False)):
         points = [_point(one.arm.label, one.mean, metric, "after") for one in chosen]
         points.append(_point(full.arm.label, full.mean, metric, "train"))
-        frontier = charts.frontier(points, up=up)
         points.append(_point(BIASED, outcomes.biased.mean, metric, "before"))
         figures.append(
             Figure(
                 f"Accuracy and {charts.axis_name(metric)}",
                 "A point is a density, mean over the seeds; the line joins those that no other beats in both"
                 f" ({'up' if up else 'down'} and right is better).",
-                charts.scatter(points, x_name="accuracy", y_name=charts.axis_name(metric), joined=frontier),
+                charts.scatter(
+                    points, x_name="accuracy", y_name=charts.axis_name(metric), joined=charts.frontier(points, up=up)
+                ),
             )
         )
     marks = {one.arm.label: "chosen" for one in chosen} if request.lrs else {}

@@ -58,9 +58,10 @@ def ablate(
         plan: Plan = ablation.plan(parent, request)
         folder = run.ablation(name)
         _remove_stray(folder)
-        for group, settings in plan.groups.items():
+        for number, (group, settings) in enumerate(plan.groups.items(), 1):
             run.interrupt.check()
             with Run.open(folder / group, settings, overwrite=overwrite, quiet=quiet) as variant, _quiet_output():
+                variant.log.tell(f"{name}: {group}, run {number} of {len(plan.groups)}")
                 run_stages(variant, [stage for stage in STAGES if stage != "report"])
         outcomes = collect(plan, folder)
         found = ablation.findings(parent, request, outcomes)

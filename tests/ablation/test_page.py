@@ -4,11 +4,12 @@ import csv
 import json
 import math
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from aimfair.ablation import charts, page, tables
+from aimfair.ablation import charts, density, page, tables
 from aimfair.ablation.findings import Figure, Findings, Heat
 from aimfair.ablation.outcomes import Outcome, Outcomes
 from aimfair.ablation.plan import Arm, Plan
@@ -86,6 +87,18 @@ def test_tables_say_the_same_in_every_form(material, tmp_path, capsys, monkeypat
     tables.show(plan, outcomes, found)
     shown = capsys.readouterr().out
     assert all(text in shown for text in (NASTY, "A sentence.", "A note.", "biased model"))
+
+
+def test_a_learning_rate_is_chosen_by_validation_never_by_test(material):
+    first, second, third = material[1].arms
+
+    def with_validation(outcome: Outcome, accuracy: float, loss: float) -> Outcome:
+        return replace(outcome, validation_accuracy=accuracy, validation_loss=loss)
+
+    for low, high in ((first, second), (second, first)):  # whichever is better on test images
+        assert density._best([with_validation(low, 0.8, 0.1), with_validation(high, 0.9, 0.5)]).arm == high.arm
+    assert density._best([with_validation(first, 0.9, 0.5), with_validation(third, 0.9, 0.4)]).arm == third.arm
+    assert density._best([with_validation(first, 0.9, 0.4), with_validation(third, 0.9, 0.4)]).arm == first.arm
 
 
 def test_differences_from_the_biased_model_where_there_is_no_reference(material):

@@ -8,12 +8,16 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from aimfair import cli
+from aimfair.ablation import criteria
+from aimfair.ablation.differences import Predictions, difference
 from aimfair.ablation.names import ABLATIONS
+from aimfair.errors import AimfairError
 from aimfair.evaluation.results import Results
 from aimfair.run.directory import Run
 
@@ -101,6 +105,19 @@ def test_density_chooses_the_learning_rate_by_validation_and_trains_no_baseline(
     versus = Results.load(run / "results.json").methods[data["arms"][0]["method"]].versus["full"]["accuracy"]
     assert data["arms"][0]["minus_reference"]["accuracy"]["mean"] == versus.mean
 
+    # across runs differences are computed anew: of one run they are those of its results
+    results, name = Results.load(run / "results.json"), data["arms"][0]["method"]
+    mine, other = (Predictions.load(run, [7, 8], method) for method in (name, "full"))
+    for metric, found in difference(mine, other, results).items():
+        expected = results.methods[name].versus["full"][metric]
+        assert found.mean == pytest.approx(expected.mean, nan_ok=True)
+        assert found.over_seeds == pytest.approx(expected.over_seeds, nan_ok=True)
+        assert found.over_images == pytest.approx(expected.over_images, abs=0.05, nan_ok=True)
+    with pytest.raises(AimfairError, match=r"predictions\.csv: no predictions of 'nobody'"):
+        Predictions.load(run, [7], "nobody")
+    with pytest.raises(AimfairError, match="different test images"):
+        difference(mine, replace(other, ids=other.ids[::-1]), results)
+
     # a second time nothing is done again, and the runs of an ablation are runs
     before = files(run)
     ablate(parent, "density", "--values", "0.1,1/2", "--lrs", "0.002,0.01")
@@ -126,9 +143,6 @@ def test_criteria_leaves_out_what_cannot_be_selected_and_says_why(parent, monkey
         "top_k relative_difference element", "top_k relative_difference row", "top_k fisher element",
         "top_k fisher row", "random element", "random row", "aimfair as it is", "biased",
     ]  # fmt: skip
-
-    from aimfair.ablation import criteria
-    from aimfair.errors import AimfairError
 
     select = criteria.select_mask
 
@@ -237,6 +251,14 @@ def test_premise_correlates_what_was_predicted_with_what_was_measured(parent):
     assert data["spearman"]["selected"]["n"] == 4
     assert "4 blocks are too few" in (folder / "ablation.html").read_text()
     assert any(word in data["sentences"][0] for word in ("No evidence", "agrees", "contradicts"))
+
+
+def test_the_help_names_every_ablation(capsys):
+    with pytest.raises(SystemExit) as stopped:
+        cli.main(["ablate", "--help"])
+    assert stopped.value.code == 0
+    out = " ".join(capsys.readouterr().out.split())
+    assert all(f"{name}: {what}" in out for name, what in ABLATIONS.items())
 
 
 def test_every_ablation_is_tested_here():
