@@ -1,10 +1,15 @@
 """Settings of the classifier."""
 
+import os
+import re
 from typing import Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from aimfair.config.node import FolderOrName, Problem, Settings
+
+_LIBRARIES = ("timm", "torchvision")
+_FUNCTION = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")
 
 
 class ModelSettings(Settings):
@@ -13,12 +18,13 @@ class ModelSettings(Settings):
     pretrained: FolderOrName | None = Field(
         None,
         description="an image classifier or backbone: of transformers a folder (beginning with /, ./, ../ or ~/) or an"
-        " id on the hub, with or without hf: before it; or timm:<name>; or torchvision:<name>",
+        " id on the hub, with or without hf: before it; or timm:<name>; or torchvision:<name>, followed by /<weights>"
+        " for others than its default ones; a folder may also be one of timm's or a model of a run",
     )
     factory: str | None = Field(
         None,
         description="instead of pretrained: what makes a model with random weights, or its own: timm:<name>,"
-        " torchvision:<name> or module:function of yours",
+        " torchvision:<name> or module:function of yours, which is called with num_classes and config",
     )
     config: dict[str, Any] = Field(
         default_factory=dict,
@@ -37,8 +43,49 @@ class ModelSettings(Settings):
         False, description="compute activations a second time in the backward pass instead of keeping them"
     )
 
+    @property
+    def source(self) -> tuple[str, str]:
+        """Library and name of ``pretrained``, or of ``factory``: hf, folder, timm, torchvision or own.
+
+        Raises:
+            ValueError: the model is one of ``config`` alone.
+        """
+        text = self.pretrained or self.factory
+        if text is None:
+            raise ValueError("neither model.pretrained nor model.factory is given")
+        library, _, name = text.partition(":")
+        if library in _LIBRARIES:
+            return library, name
+        if self.pretrained is None:
+            return "own", text
+        return ("folder" if os.path.isabs(text) else "hf"), text
+
+    @property
+    def computation(self) -> dict[str, Any]:
+        """What decides, beside the weights, which numbers come out of the model."""
+        return self.model_dump(mode="json", include={"mean", "std", "autocast", "channels_last", "compile"})
+
+    @field_validator("pretrained", mode="before")
+    @classmethod
+    def _without_prefix(cls, value: Any) -> Any:
+        return value.removeprefix("hf:") if isinstance(value, str) else value
+
     @model_validator(mode="after")
     def _check(self) -> Self:
+        for key, text in (("pretrained", self.pretrained), ("factory", self.factory)):
+            if text is None:
+                continue
+            library, colon, name = text.partition(":")
+            if key == "factory" and library not in _LIBRARIES and not _FUNCTION.fullmatch(text):
+                raise Problem((key,), f"found {text!r}, expected timm:<name>, torchvision:<name> or module:function")
+            if key == "pretrained" and colon and library not in _LIBRARIES and not os.path.isabs(text):
+                raise Problem((key,), f"found {text!r}, expected hf:, timm: or torchvision: before the colon")
+            if library in _LIBRARIES and (not name or name.startswith((".", "/", "~"))):
+                raise Problem((key,), f"found {text!r}, expected a name after {library}:; a folder goes without it")
+        if self.compile and self.checkpointing:
+            raise Problem(
+                ("checkpointing",), "torch.compile chooses itself what it computes twice; give one of the two"
+            )
         if self.pretrained is not None:
             for name in ("factory", "config"):
                 if getattr(self, name):

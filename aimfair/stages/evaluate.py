@@ -15,10 +15,9 @@ from aimfair.evaluation.tables import COLUMNS, percent, save_tables, spread
 from aimfair.files import replace_file
 from aimfair.run.directory import Run
 from aimfair.selective.mask import ParameterMask
-from aimfair.training.inputs import Normalize
 from aimfair.training.methods.choose import kind_of
 from aimfair.training.models import load_model
-from aimfair.training.predict import predict_logits
+from aimfair.training.predict import predict
 
 
 def run(run: Run) -> None:
@@ -63,18 +62,18 @@ def _logits(run: Run) -> dict[str, list[Logits]]:
     folders = {BIASED: [run.baseline(seed) for seed in config.seeds]}
     folders |= {name: [run.finetuned(seed, name) for seed in config.seeds] for name in config.methods}
     device = choose_device(config.device)
-    normalize = Normalize(config.model, device)
     with run.progress.task("evaluate", len(test) * len(config.seeds) * len(folders)) as task:
         return {
             name: [
-                predict_logits(
-                    load_model(folder).to(device),
+                predict(
+                    load_model(folder, config.model),
                     test,
-                    normalize,
-                    config.evaluate.batch_size,
+                    config.model,
+                    batch_size=config.evaluate.batch_size,
+                    device=device,
                     task=task,
                     interrupt=run.interrupt,
-                ).numpy()
+                )
                 for folder in of_seeds
             ]
             for name, of_seeds in folders.items()

@@ -58,7 +58,7 @@ def _inputs(run: Run, seed: int, name: str, kind: Kind) -> dict[str, object]:
     config, method, settings = run.config, run.config.methods[name], _settings(run.config, name, kind)
     inputs: dict[str, object] = {"data": config.data, "seed": seed}
     if kind.from_biased:
-        inputs |= {"preprocessing": (config.model.mean, config.model.std), "finetune": settings}
+        inputs |= {"preprocessing": config.model.computation, "finetune": settings}
     else:
         inputs |= {"model": config.model, "train": settings}
     if method.kind != "tune":
@@ -92,7 +92,7 @@ def _work(run: Run, seed: int, name: str, kind: Kind, balanced: Callable[[], Ima
         splits=run.splits,
         balanced=balanced,
         initial=initial,
-        biased=lambda: load_model(run.baseline(seed)).to(device),
+        biased=lambda: load_model(run.baseline(seed), config.model).to(device),
         mask=mask,
         checkpoint_seconds=config.checkpoint_seconds,
         progress=run.progress,

@@ -13,7 +13,7 @@ def run(run: Run) -> None:
     @cache
     def sensitivity(seed: int) -> Sensitivity:
         try:
-            return Sensitivity.load(run.sensitivity(seed), load_model(run.baseline(seed)))
+            return Sensitivity.load(run.sensitivity(seed), load_model(run.baseline(seed), run.config.model))
         except ValueError as error:
             raise AimfairError(f"{error}; remove it and do: aimfair sensitivity --run {run.path}") from error
 

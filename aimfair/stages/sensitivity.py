@@ -25,14 +25,14 @@ def run(run: Run) -> None:
         step = f"sensitivity/{seed}"
         inputs = {
             "data": config.data,
-            "preprocessing": (config.model.mean, config.model.std),
+            "preprocessing": config.model.computation,
             "sensitivity": config.sensitivity,
             "seed": seed,
             "upstream": [run.digest_of("generate"), run.digest_of(f"train/{seed}")],
         }
         if run.is_done(step, inputs):
             continue
-        model = load_model(run.baseline(seed)).to(tuning_device(config.device))
+        model = load_model(run.baseline(seed), config.model).to(tuning_device(config.device))
         batches = batches_of_each_source(sources(), config.sensitivity)
         with run.progress.task(f"sensitivity {seed}", batches * len(SOURCES)) as task:
             probe = accumulate(

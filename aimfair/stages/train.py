@@ -5,19 +5,19 @@ from aimfair.run.directory import Run
 from aimfair.training.checkpoint import Checkpoint
 from aimfair.training.loop import Training, total_steps
 from aimfair.training.methods import build_optimizer
-from aimfair.training.models import build_model, save_model
+from aimfair.training.models import build_model, preprocessing_caution, save_model
 
 
 def run(run: Run) -> None:
-    for seed in run.config.seeds:
+    todo = [seed for seed in run.config.seeds if not run.is_done(f"train/{seed}", _inputs(run, seed))]
+    if todo and (caution := preprocessing_caution(run.config.model)):
+        run.log.warn(caution)
+    for seed in todo:
         _train(run, seed)
 
 
 def _train(run: Run, seed: int) -> None:
     config, step, folder = run.config, f"train/{seed}", run.baseline(seed)
-    inputs = {"data": config.data, "model": config.model, "train": config.train, "seed": seed}
-    if run.is_done(step, inputs):
-        return
     splits = run.splits()
     model = build_model(config.model, len(splits.target_names), seed).to(tuning_device(config.device))
     checkpoint = Checkpoint(folder, config.checkpoint_seconds)
@@ -39,4 +39,8 @@ def _train(run: Run, seed: int) -> None:
     save_model(model, folder)
     history.save(folder)
     checkpoint.remove()
-    run.finish(step, inputs, [folder])
+    run.finish(step, _inputs(run, seed), [folder])
+
+
+def _inputs(run: Run, seed: int) -> dict[str, object]:
+    return {"data": run.config.data, "model": run.config.model, "train": run.config.train, "seed": seed}

@@ -1,13 +1,14 @@
 """The file from which a training that was cut off goes on, to the same bits.
 
-All random choices of a training are functions of its seed and position, so a checkpoint is weights and buffers,
-optimizer state, the weights to be kept, and the position.
+All random choices of a training are functions of its seed and position, so a checkpoint is the weights that are trained
+and buffers, optimizer state, the weights to be kept, and the position.
 """
 
 import time
 from collections.abc import Mapping
 from pathlib import Path
 
+import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
@@ -15,13 +16,35 @@ from aimfair.errors import AimfairError
 from aimfair.selective import storage
 from aimfair.training.history import Position
 
-KIND, VERSION = "aimfair.checkpoint", 1
+KIND, VERSION = "aimfair.checkpoint", 2
 """What a checkpoint file says it is."""
 
 CHECKPOINT = "checkpoint.safetensors"
 """The file, in the folder of a model that is being trained."""
 
 Tensors = dict[str, Tensor]
+
+
+def changing_tensors(model: nn.Module) -> Tensors:
+    """What a training can change, by name, not copied: parameters that require a gradient, and buffers."""
+    frozen = {name for name, p in model.named_parameters(remove_duplicate=False) if not p.requires_grad}
+    return {name: tensor for name, tensor in model.state_dict().items() if name not in frozen}
+
+
+def copy_tensors(source: Tensors, model: nn.Module) -> None:
+    """Gives ``model`` what :func:`changing_tensors` gave of it, or a copy of that.
+
+    Raises:
+        ValueError: other names or shapes than the model's.
+    """
+    own = changing_tensors(model)
+    if own.keys() != source.keys():
+        raise ValueError(f"it holds {len(source)} tensors of the model, expected the {len(own)} that are trained")
+    with torch.no_grad():
+        for name, tensor in own.items():
+            if tensor.shape != source[name].shape:
+                raise ValueError(f"{name} is {tuple(source[name].shape)}, expected {tuple(tensor.shape)}")
+            tensor.copy_(source[name])
 
 
 class Checkpoint:
@@ -42,14 +65,14 @@ class Checkpoint:
         return time.monotonic() - self._last >= self._seconds
 
     def save(self, identity: str, position: Position, model: nn.Module, optimizer: Optimizer, kept: Tensors) -> None:
-        """Replaces the file in one step.
+        """Replaces the file in one step. On the CPU tensors are written from where they are, without a copy.
 
         Args:
             identity: digest of everything the training's result depends on.
-            kept: weights and buffers of the best epoch so far, or nothing.
+            kept: of the best epoch so far, a copy of what :func:`changing_tensors` gives, or nothing.
         """
         state: dict[int, Mapping[str, object]] = optimizer.state_dict()["state"]
-        tensors = {f"model/{name}": tensor for name, tensor in model.state_dict().items()}
+        tensors = {f"model/{name}": tensor for name, tensor in changing_tensors(model).items()}
         tensors |= {f"kept/{name}": tensor for name, tensor in kept.items()}
         tensors |= {
             f"optimizer/{index}/{key}": value
@@ -74,11 +97,11 @@ class Checkpoint:
             if metadata["identity"] != identity:
                 return None
             position = Position.model_validate(metadata["position"])
+            copy_tensors(_under("model/", tensors), model)
         except FileNotFoundError:
             return None
         except (ValueError, KeyError) as error:
             raise AimfairError(f"{error}; remove it to begin this training again") from error
-        model.load_state_dict(_under("model/", tensors))
         state: dict[int, Tensors] = {}
         for name, tensor in _under("optimizer/", tensors).items():
             index, _, key = name.partition("/")

@@ -1,5 +1,8 @@
 """Fine-tuning of the weights that a mask selects, and of nothing else."""
 
+import hashlib
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor, nn
 
@@ -9,6 +12,7 @@ from aimfair.run.interrupt import NEVER, Interrupt
 from aimfair.run.log import NOWHERE, Log
 from aimfair.run.progress import SILENT, Task
 from aimfair.selective.mask import ParameterMask
+from aimfair.selective.parameters import listing
 from aimfair.training.checkpoint import Checkpoint
 from aimfair.training.history import History
 from aimfair.training.loop import Training
@@ -46,7 +50,7 @@ def finetune(
         ValueError: the mask is for another model.
         RuntimeError: a weight that is not selected has changed.
     """
-    before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+    before = unselected_digests(mask, dict(model.named_parameters()))
     mask.freeze_unselected(model)
     optimizer = build_optimizer(model, settings, mask)
     history = Training(
@@ -68,13 +72,34 @@ def finetune(
     return history
 
 
-def require_unselected_unchanged(mask: ParameterMask, before: dict[str, Tensor], after: dict[str, Tensor]) -> None:
+def unselected_digests(mask: ParameterMask, parameters: Mapping[str, Tensor]) -> dict[str, bytes]:
+    """Parameter -> SHA-256 of the bits of its elements that are not selected.
+
+    Works through one tensor at a time, so that it takes room for one: a copy of all weights would take as much as they.
+    Tensors that are selected whole are left out.
+    """
+    digests = {}
+    for name, nnz, numel in zip(mask.names, mask.nnz_per_tensor, mask.numels, strict=True):
+        if nnz < numel:
+            parameter = parameters[name].detach()
+            bits = parameter.view(_WORDS[parameter.element_size()])
+            if nnz:
+                bits = bits.masked_fill(mask.bool_of(name), 0)
+            digests[name] = hashlib.sha256(bits.cpu().view(-1).view(torch.uint8).numpy().data).digest()
+    return digests
+
+
+def require_unselected_unchanged(
+    mask: ParameterMask, before: Mapping[str, bytes], parameters: Mapping[str, Tensor]
+) -> None:
     """Refuses the result of a step that is not what this package promises.
 
+    Args:
+        before: what :func:`unselected_digests` said of them.
+
     Raises:
-        RuntimeError: naming the first parameter in which an unselected element has other bits than before.
+        RuntimeError: naming the parameters in which an unselected element has other bits than before.
     """
-    for name in mask.names:
-        old, new = (side[name].detach().view(_WORDS[side[name].element_size()]) for side in (before, after))
-        if moved := int(((old != new) & ~mask.bool_of(name)).sum()):
-            raise RuntimeError(f"{moved} unselected elements of {name} have changed")
+    after = unselected_digests(mask, parameters)
+    if moved := [name for name in after if after[name] != before[name]]:
+        raise RuntimeError(f"unselected elements of {listing(moved)} have changed")

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from aimfair.memory import MicroBatch, pieces
-from aimfair.training.models import logits
+from aimfair.training.execution import logits
 from aimfair.training.random_state import seed_random_numbers
 
 Weigh = Callable[[Tensor], Tensor]

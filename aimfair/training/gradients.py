@@ -1,21 +1,23 @@
 """How the parameters of a model react to each source of images."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 
 import torch
 from torch import nn
+from torch.nn import functional as F
 
 from aimfair.config import ModelSettings, SensitivitySettings
 from aimfair.data.images import ImageSet
 from aimfair.errors import AimfairError
+from aimfair.memory import MicroBatch, pieces
 from aimfair.run.interrupt import NEVER, Interrupt
 from aimfair.run.progress import SILENT, Task
 from aimfair.seeds import derive_seed, generator
 from aimfair.selective.sensitivity import Sensitivity
-from aimfair.training.gradient import BatchGradient
+from aimfair.training.execution import logits, prepare
 from aimfair.training.inputs import Normalize
-from aimfair.training.random_state import own_random_numbers
+from aimfair.training.random_state import own_random_numbers, seed_random_numbers
 
 SOURCES = ("real_biased", "synthetic_biased", "synthetic_fair")
 """R, B and U of arXiv 2503.05665: the domain gap is between the first two, the bias between the last two."""
@@ -54,6 +56,11 @@ def accumulate(
     Images come without augmentation, in an order that depends on ``seed`` and source. The model is left in evaluation
     mode with its buffers as they were, also in training mode.
 
+    Beside weights and activations this holds what ``settings.statistics`` keeps, and of gradients no more than is not
+    counted yet: they are freed while the backward pass goes on. When memory runs out everything begins again with
+    batches in smaller parts, whose gradients then wait for each other: another 4 bytes per weight. (Taking back only
+    the batch that failed is not possible, as part of its gradients has been counted.)
+
     Args:
         model: on the device to work on; parameters that require a gradient are measured.
         task: advances by batches, :func:`batches_of_each_source` for each source.
@@ -64,32 +71,57 @@ def accumulate(
     device = next(model.parameters()).device
     batches = batches_of_each_source(sources, settings)
     normalize = Normalize(preprocessing, device)
-    probe = Sensitivity(model, sources)
-    gradient = BatchGradient(model, settings.batch_size)
-    with own_random_numbers(device), _mode(model, train=settings.train_mode):
+    prepare(model, preprocessing)
+    declared = dict.fromkeys(sources, batches) if settings.statistics == "signed" else None
+    probe = Sensitivity(model, sources, statistics=settings.statistics, batches=declared)
+    done = 0
+
+    def attempt(size: int) -> None:
+        nonlocal done
+        restore_buffers()
+        probe.reset()
+        number_in_all = 0
+        parts = list(pieces(settings.batch_size, size))
         for source, images in sources.items():
             order = generator(seed, "sensitivity", source).permutation(len(images))
-            for number, indices in enumerate(order[: batches * settings.batch_size].reshape(batches, -1)):
-                interrupt.check()
-                target = torch.from_numpy(images.target[indices]).to(device)
-                gradient(normalize(images.images[indices]), target, derive_seed(seed, "dropout", source, number))
-                try:
-                    probe.update(source)
-                except FloatingPointError as error:
-                    raise AimfairError(str(error)) from error
-                task.advance(1, note=source)
+            with probe.capture(source, accumulate_steps=len(parts)):
+                for number, indices in enumerate(order[: batches * settings.batch_size].reshape(batches, -1)):
+                    interrupt.check()
+                    target = torch.from_numpy(images.target[indices]).to(device)
+                    x = normalize(images.images[indices])
+                    seed_random_numbers(derive_seed(seed, "dropout", source, number), device)
+                    for part in parts:
+                        loss = F.cross_entropy(logits(model, x[part]), target[part], reduction="sum")
+                        (loss / len(x)).backward()  # type: ignore[no-untyped-call]
+                    number_in_all += 1
+                    if number_in_all > done:  # what is done a second time is no progress
+                        done = number_in_all
+                        task.advance(1, note=source)
+
+    with own_random_numbers(device), _mode(model, train=settings.train_mode) as restore_buffers:
+        try:
+            MicroBatch(settings.batch_size).attempt(attempt)
+        except FloatingPointError as error:
+            raise AimfairError(str(error)) from error
     return probe
 
 
 @contextmanager
-def _mode(model: nn.Module, *, train: bool) -> Iterator[None]:
-    """Training or evaluation mode inside; at the end no gradients, and running statistics as they were."""
+def _mode(model: nn.Module, *, train: bool) -> Iterator[Callable[[], None]]:
+    """Training or evaluation mode inside; at the end no gradients, and running statistics as they were.
+
+    Yields what puts running statistics back.
+    """
     before = [buffer.clone() for buffer in model.buffers()]
+
+    def restore_buffers() -> None:
+        for buffer, value in zip(model.buffers(), before, strict=True):
+            buffer.copy_(value)
+
     model.train(train)
     try:
-        yield
+        yield restore_buffers
     finally:
         model.eval()
         model.zero_grad()
-        for buffer, value in zip(model.buffers(), before, strict=True):
-            buffer.copy_(value)
+        restore_buffers()

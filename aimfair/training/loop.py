@@ -23,7 +23,8 @@ from aimfair.run.interrupt import NEVER, Interrupt
 from aimfair.run.log import NOWHERE, Log
 from aimfair.run.progress import SILENT, Task
 from aimfair.seeds import derive_seed, generator
-from aimfair.training.checkpoint import Checkpoint, Tensors
+from aimfair.training.checkpoint import Checkpoint, Tensors, changing_tensors, copy_tensors
+from aimfair.training.execution import prepare
 from aimfair.training.feed import Feed
 from aimfair.training.gradient import BatchGradient
 from aimfair.training.history import Epoch, History, Position
@@ -50,7 +51,7 @@ class Training:
         model: on the device where it is to be trained; frozen parameters stay as they are.
         validation: gives loss and accuracy after each epoch, without augmentation.
         settings: of which optimizer, momentum and weight decay concern those who make ``optimizer``.
-        preprocessing: mean and standard deviation of images.
+        preprocessing: mean and standard deviation of images, and how the model is run.
         optimizer: over parameters of ``model``; its lr is set here at each step.
         seed: of the order of images, augmentation and dropout.
         batchnorm: running statistics stay as they are (``freeze``) or follow the training images.
@@ -87,6 +88,7 @@ class Training:
             )
         self._device = next(self.model.parameters()).device
         self._normalize = Normalize(self.preprocessing, self._device)
+        prepare(self.model, self.preprocessing)
         self._gradient = BatchGradient(self.model, self.settings.batch_size)
         self._sampler = self.sampler or EveryImage(len(self.train))
         self._steps = steps_per_epoch(self._sampler.images, self.settings.batch_size)
@@ -106,7 +108,7 @@ class Training:
                 self._run_epoch(feed)
         history = self._position.history
         if history.kept_epoch < len(history.epochs):
-            self.model.load_state_dict(self._kept)
+            copy_tensors(self._kept, self.model)
         self.model.eval()
         return history
 
@@ -198,7 +200,7 @@ class Training:
             or epoch.validation_accuracy > history.epochs[history.kept_epoch - 1].validation_accuracy
         ):
             history.kept_epoch = epoch.epoch
-            self._kept = {name: tensor.clone() for name, tensor in self.model.state_dict().items()}
+            self._kept = {name: tensor.clone() for name, tensor in changing_tensors(self.model).items()}
         self._position = self._position.next_epoch()
 
     def identity(self) -> str:
@@ -207,7 +209,7 @@ class Training:
         groups = self.optimizer.param_groups
         facts = {
             "settings": self.settings.model_dump(mode="json"),
-            "normalization": (self.preprocessing.mean, self.preprocessing.std),
+            "computation": self.preprocessing.computation,
             "optimizer": (type(self.optimizer).__name__, [group.get("mask_digest") for group in groups]),
             "seed": self.seed,
             "batchnorm": self.batchnorm,

@@ -11,8 +11,8 @@ from aimfair.errors import AimfairError
 from aimfair.memory import MicroBatch
 from aimfair.run.interrupt import NEVER, Interrupt
 from aimfair.run.progress import SILENT, Task
+from aimfair.training.execution import logits, prepare
 from aimfair.training.inputs import Normalize
-from aimfair.training.models import logits
 
 
 def predict(
@@ -26,9 +26,8 @@ def predict(
     interrupt: Interrupt = NEVER,
 ) -> npt.NDArray[np.int64]:
     """int64 [N]: the most likely class of each image; the lowest of equal ones. Arguments as :func:`predict_logits`."""
-    scores = predict_logits(
-        model.to(device), images, Normalize(settings, device), batch_size, task=task, interrupt=interrupt
-    )
+    prepare(model.to(device), settings)
+    scores = predict_logits(model, images, Normalize(settings, device), batch_size, task=task, interrupt=interrupt)
     return scores.argmax(1).numpy()
 
 
@@ -44,6 +43,7 @@ def predict_logits(
     """float32 [N, C] on the CPU. The model is left in evaluation mode.
 
     Args:
+        model: run as :func:`aimfair.training.execution.prepare` told it.
         batch_size: images at once, at most; halved when memory runs out.
         task: advances by images.
 

@@ -5,7 +5,7 @@ import torch
 
 from aimfair.config import FinetuneSettings
 from aimfair.selective.mask import ParameterMask
-from aimfair.training.finetune import finetune, require_unselected_unchanged
+from aimfair.training.finetune import finetune, require_unselected_unchanged, unselected_digests
 from tests.training.samples import MODEL, TRAIN, VALIDATION, Net, state_bits
 
 SETTINGS = FinetuneSettings(lr=0.01, weight_decay=0.1, epochs=2, batch_size=16)
@@ -57,11 +57,15 @@ def test_a_change_of_a_single_bit_elsewhere_is_found(dtype):
     selected = {"a": torch.tensor([[True, False, False]] * 4), "b": torch.zeros(5, dtype=torch.bool)}
     mask = ParameterMask.from_bool(selected)
     after = {name: parameter.clone() for name, parameter in parameters.items()}
+    before = unselected_digests(mask, parameters)
     after["a"][:, 0] = 7
-    require_unselected_unchanged(mask, parameters, after)
+    require_unselected_unchanged(mask, before, after)
     after["a"][2, 1] = -0.0
-    with pytest.raises(RuntimeError, match="1 unselected elements of a have changed"):
-        require_unselected_unchanged(mask, parameters, after)
+    with pytest.raises(RuntimeError, match="unselected elements of a have changed"):
+        require_unselected_unchanged(mask, before, after)
+    after["b"][4] = 2
+    with pytest.raises(RuntimeError, match="unselected elements of a, b have changed"):
+        require_unselected_unchanged(mask, before, after)
 
 
 def test_a_mask_for_another_model_is_refused():

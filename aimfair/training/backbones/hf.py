@@ -1,0 +1,185 @@
+"""Image classifiers of transformers. The only importer of transformers for classifiers.
+
+Pretrained weights may be those of a classifier, of its body (``ViTModel``, ``Dinov2Model``, ``ResNetModel``) or of a
+model of images and texts (``CLIPModel``, ``SiglipModel``), of which the image tower is taken; the head is then new.
+"""
+
+import difflib
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+import torch
+from torch import nn
+
+from aimfair.errors import AimfairError
+from aimfair.files import write_text
+from aimfair.selective.parameters import listing
+from aimfair.selective.rules import head_names
+from aimfair.selective.storage import refuse_repeated_keys
+from aimfair.training.backbones.origin import CONFIG, WEIGHTS, one_line
+from aimfair.training.backbones.weights import load_weights, require_finite, write_weights
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig, PreTrainedModel
+
+PREPROCESSOR = "preprocessor_config.json"
+"""What transformers keeps beside a model about its images."""
+
+
+def build(values: dict[str, Any], classes: int) -> nn.Module:
+    """A classifier with random weights, of a configuration with ``model_type``.
+
+    Raises:
+        AimfairError: naming the key of ``model.config`` that is wrong.
+    """
+    with _quiet():
+        return _from_config(_new_config(values, classes))
+
+
+def build_pretrained(name: str, classes: int, allow_download: bool) -> nn.Module:
+    """A model from a folder or the hub; its head is new if it has none for ``classes``.
+
+    Raises:
+        AimfairError: naming ``model.pretrained``: missing, damaged, or leaving more than the head without a value.
+    """
+    with _quiet():
+        return _pretrained(name, classes, allow_download)
+
+
+def is_of_transformers(model: nn.Module) -> bool:
+    return hasattr(getattr(model, "config", None), "to_json_string")
+
+
+def save(model: nn.Module, folder: Path) -> None:
+    """Configuration and, last, weights, as ``from_pretrained`` reads them."""
+    config = cast("PreTrainedConfig", model.config)
+    write_text(folder / CONFIG, config.to_json_string(use_diff=False))
+    write_weights(folder / WEIGHTS, model)
+
+
+def load(folder: Path, values: dict[str, Any]) -> nn.Module:
+    """The model of a folder whose configuration holds ``values``."""
+    from transformers import AutoConfig
+
+    with _quiet():
+        values = dict(values)
+        try:
+            config = AutoConfig.for_model(values.pop("model_type"), **values)
+        except Exception as error:
+            raise AimfairError(f"{folder / CONFIG}: not a usable model configuration: {one_line(error)}") from error
+        model = _from_config(config)
+    load_weights(folder / WEIGHTS, model)
+    return model
+
+
+def normalization(name: str, allow_download: bool) -> tuple[list[float], list[float]] | None:
+    """``(mean, std)`` that the images of a pretrained model had, if it says so."""
+    try:
+        path = Path(name, PREPROCESSOR) if Path(name).is_absolute() else _hub_file(name, PREPROCESSOR, allow_download)
+        values = json.loads(path.read_text(encoding="utf-8"))
+        return values["image_mean"], values["image_std"]
+    except Exception:  # the hub's client raises what it likes; and the model need not say so
+        return None
+
+
+# -- configurations ------------------------------------------------------------------------------------
+
+
+def _new_config(values: dict[str, Any], classes: int) -> "PreTrainedConfig":
+    from transformers import AutoConfig
+
+    values = dict(values)
+    kind = values.pop("model_type")
+    try:
+        known = AutoConfig.for_model(kind).to_dict().keys()
+    except ValueError:  # whose text lists them all
+        raise AimfairError(f"model.config.model_type: transformers knows no architecture {kind!r}") from None
+    for key in values.keys() - known:
+        nearest = difflib.get_close_matches(key, known, 1)
+        hint = f"; did you mean {nearest[0]}?" if nearest else ""
+        raise AimfairError(f"model.config.{key}: {kind} has no such setting{hint}")
+    try:
+        return AutoConfig.for_model(kind, **values, num_labels=classes)
+    except Exception as error:  # each architecture checks its own values and raises what it likes
+        raise AimfairError(f"model.config: not usable for {kind}: {one_line(error)}") from error
+
+
+def _from_config(config: "PreTrainedConfig") -> "PreTrainedModel":
+    from transformers import AutoModelForImageClassification
+
+    try:
+        model: PreTrainedModel = AutoModelForImageClassification.from_config(config, dtype=torch.float32)  # type: ignore[no-untyped-call]
+    except Exception as error:
+        raise AimfairError(f"model.config: no image classifier can be made of it: {one_line(error)}") from error
+    return model
+
+
+# -- weights -------------------------------------------------------------------------------------------
+
+
+def _pretrained(name: str, classes: int, allow_download: bool) -> "PreTrainedModel":
+    from transformers import AutoModelForImageClassification
+
+    model: PreTrainedModel
+    try:
+        source = name if allow_download or Path(name).is_absolute() else str(_hub_file(name, CONFIG, False).parent)
+        for path in Path(source).glob("*.safetensors"):
+            refuse_repeated_keys(path)
+        model, found = AutoModelForImageClassification.from_pretrained(
+            source,
+            num_labels=classes,
+            ignore_mismatched_sizes=True,
+            use_safetensors=True,
+            dtype=torch.float32,
+            output_loading_info=True,
+        )
+    except Exception as error:  # transformers raises what it likes
+        raise AimfairError(f"model.pretrained: {name}: not usable: {one_line(error)}") from error
+    new = {*found["missing_keys"], *(key for key, *_ in found["mismatched_keys"])}
+    if lacking := sorted(new - set(head_names([key for key, _ in model.named_parameters()]))):
+        raise AimfairError(
+            f"model.pretrained: {name}: not the weights of a {type(model).__name__}:"
+            f" missing or of another shape: {listing(lacking)}"
+        )
+    require_finite(name, model.state_dict())
+    return model
+
+
+def _hub_file(name: str, file: str, allow_download: bool) -> Path:
+    """A file of a model on the hub.
+
+    The hub's client, even if told to stay with its cache, may ask the network who is using it; the look-up here does
+    not.
+    """
+    from huggingface_hub import hf_hub_download, try_to_load_from_cache
+
+    path = try_to_load_from_cache(name, file)
+    if isinstance(path, str):
+        return Path(path)
+    if allow_download:
+        return Path(hf_hub_download(name, file))
+    raise FileNotFoundError(
+        "no such folder, and no model of this name in the hub's cache; fetch it with model.allow_download"
+    )
+
+
+# -- transformers' ways --------------------------------------------------------------------------------
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without transformers' bars and its reports of a new head, which are wanted here."""
+    from transformers.utils import logging
+
+    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()  # type: ignore[no-untyped-call]
+    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if bars:
+            logging.enable_progress_bar()  # type: ignore[no-untyped-call]

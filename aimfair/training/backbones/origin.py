@@ -1,0 +1,106 @@
+"""What a model folder says of how to make the model whose weights it holds."""
+
+import importlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from torch import nn
+
+from aimfair.errors import AimfairError
+
+CONFIG, WEIGHTS = "config.json", "model.safetensors"
+"""The files of a model folder, whatever library the model is of."""
+
+_ATTRIBUTE = "aimfair_origin"
+
+_REFUSED = {
+    "pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "checkpoint_path", "cache_dir", "weights",
+    "weights_backbone", "progress", "num_classes",
+}  # fmt: skip
+"""Arguments that would fetch weights, or read pickled ones, behind the back of the settings."""
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Whose model it is and how to make it again, but for its weights.
+
+    Attributes:
+        library: timm, torchvision or own (a function of the user's).
+        name: what that library calls it; of a user's function ``module:function``.
+        arguments: of the factory, as JSON can hold them, without the number of classes.
+        classes: the number of classes.
+    """
+
+    library: str
+    name: str
+    arguments: dict[str, Any]
+    classes: int
+
+
+def set_origin(model: nn.Module, origin: Origin) -> None:
+    setattr(model, _ATTRIBUTE, origin)
+
+
+def origin_of(model: nn.Module) -> Origin | None:
+    """None if nobody said so with :func:`set_origin`."""
+    return getattr(model, _ATTRIBUTE, None)
+
+
+def require_arguments(arguments: Mapping[str, Any], where: str) -> None:
+    """Refuses arguments of a factory that are not the user's to give, or that a model folder could not hold.
+
+    Raises:
+        AimfairError: naming ``where`` and the argument.
+    """
+    for key in sorted(arguments.keys() & _REFUSED):
+        raise AimfairError(
+            f"{where}.{key}: not an argument to give; model.pretrained names weights, the data the classes"
+        )
+    for key, value in arguments.items():
+        try:
+            json.dumps(value, allow_nan=False)
+        except (TypeError, ValueError) as error:
+            raise AimfairError(f"{where}.{key}: {value!r} cannot be kept in a model folder: {error}") from error
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """:data:`CONFIG` of a model folder.
+
+    Raises:
+        AimfairError: naming the file: it is missing, or not a JSON object.
+    """
+    path = folder / CONFIG
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise AimfairError(f"{path}: no such file, expected a model folder with {CONFIG} and {WEIGHTS}") from None
+    except (OSError, ValueError) as error:
+        raise AimfairError(f"{path}: not a usable model configuration: {one_line(error)}") from error
+    if not isinstance(values, dict):
+        raise AimfairError(f"{path}: not a usable model configuration: expected a JSON object")
+    return values
+
+
+def import_library(name: str) -> ModuleType:
+    """An optional library.
+
+    Raises:
+        AimfairError: it is not installed, or does not go with this torch.
+    """
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        if error.name != name:
+            raise AimfairError(f"{name} needs {error.name}: pip install {error.name}") from error
+        raise AimfairError(f"this model needs {name}: pip install {name}") from error
+    except Exception as error:  # a torchvision built for another torch, say
+        raise AimfairError(f"{name} is installed but cannot be imported: {one_line(error)}") from error
+
+
+def one_line(error: BaseException) -> str:
+    """The first line of an error that says something."""
+    return next((line.strip() for line in str(error).split("\n") if line.strip()), type(error).__name__)

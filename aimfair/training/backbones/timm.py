@@ -1,0 +1,171 @@
+"""Image classifiers of timm, in timm's own folder layout (``timm.create_model("local-dir:<folder>")``). Optional.
+
+Weights come from safetensors files alone, a folder's or the hub's; timm itself would also read pickles.
+"""
+
+from pathlib import Path
+from types import ModuleType
+from typing import Any, cast
+
+from torch import nn
+
+from aimfair.errors import AimfairError
+from aimfair.files import write_json
+from aimfair.training.backbones.origin import (
+    CONFIG,
+    WEIGHTS,
+    Origin,
+    import_library,
+    one_line,
+    origin_of,
+    read_config,
+    require_arguments,
+    set_origin,
+)
+from aimfair.training.backbones.weights import load_weights, read_weights, require_finite, write_weights
+
+_SOURCES = {"url", "file", "hf_hub_id", "hf_hub_filename", "source", "state_dict", "custom_load"}
+"""What timm's description of a model says of where to find weights: of no use to a folder that holds them."""
+
+
+def build(name: str, arguments: dict[str, Any], classes: int) -> nn.Module:
+    """A model with random weights.
+
+    Args:
+        name: of timm's registry, with or without a tag; addresses of models elsewhere are not followed.
+        arguments: of the architecture; errors speak of them as ``model.config``.
+    """
+    require_arguments(arguments, "model.config")
+    return _create("model.factory", name, arguments, classes)
+
+
+def build_pretrained(name: str, classes: int, allow_download: bool) -> nn.Module:
+    """A model with timm's weights for it; its head is new if theirs is for another number of classes.
+
+    Raises:
+        AimfairError: naming ``model.pretrained``.
+    """
+    timm = _library()
+    _require_known(timm, "model.pretrained", name)
+    path = _cached(timm, name, allow_download)
+    read_weights(path)  # refused here rather than believed by timm
+    return _create("model.pretrained", name, {}, classes, path)
+
+
+def build_from_folder(folder: Path, classes: int) -> nn.Module:
+    """A model from a folder in timm's layout; its head is new if that is for another number of classes."""
+    name, arguments, cfg, stored = _described(folder)
+    read_weights(folder / WEIGHTS)
+    return _create("model.pretrained", name, arguments, classes, folder / WEIGHTS, {**cfg, "num_classes": stored})
+
+
+def save(model: nn.Module, folder: Path) -> None:
+    """timm's :data:`CONFIG` and, last, the weights."""
+    origin = origin_of(model)
+    assert origin is not None
+    cfg = {key: value for key, value in cast(dict[str, Any], model.pretrained_cfg).items() if key not in _SOURCES}
+    cfg["num_classes"] = origin.classes
+    description: dict[str, Any] = {
+        "architecture": cfg.pop("architecture"),
+        "num_classes": origin.classes,
+        "num_features": model.num_features,
+        "pretrained_cfg": {key: value for key, value in cfg.items() if value is not None},
+    }
+    if origin.arguments:
+        description["model_args"] = origin.arguments
+    write_json(folder / CONFIG, description)
+    write_weights(folder / WEIGHTS, model)
+
+
+def load(folder: Path) -> nn.Module:
+    """The model of a folder that :func:`save` wrote."""
+    name, arguments, cfg, classes = _described(folder)
+    model = _create(str(folder / CONFIG), name, arguments, classes, cfg=cfg)
+    load_weights(folder / WEIGHTS, model)
+    return model
+
+
+def normalization(name: str | Path) -> tuple[list[float], list[float]] | None:
+    """``(mean, std)`` of the images on which the weights of a name, or of a folder, were trained."""
+    cfg = _described(name)[2] if isinstance(name, Path) else _pretrained_cfg(_library(), name)
+    return (list(cfg["mean"]), list(cfg["std"])) if cfg.get("mean") and cfg.get("std") else None
+
+
+def _create(
+    where: str,
+    name: str,
+    arguments: dict[str, Any],
+    classes: int,
+    weights: Path | None = None,
+    cfg: dict[str, Any] | None = None,
+) -> nn.Module:
+    timm = _library()
+    _require_known(timm, where, name)
+    overlay = {key: value for key, value in (cfg or {}).items() if key not in _SOURCES}
+    if weights is not None:
+        overlay |= {"file": str(weights), "custom_load": False, "source": ""}
+    try:
+        model: nn.Module = timm.create_model(
+            name,
+            pretrained=weights is not None,
+            pretrained_cfg_overlay=overlay or None,
+            num_classes=classes,
+            **arguments,
+        )
+    except Exception as error:  # each architecture checks its own arguments and raises what it likes
+        raise AimfairError(f"{where}: timm cannot make {name}: {one_line(error)}") from error
+    require_finite(where, model.state_dict())
+    set_origin(model, Origin("timm", name, arguments, classes))
+    return model
+
+
+def _described(folder: Path) -> tuple[str, dict[str, Any], dict[str, Any], int]:
+    """Architecture, arguments, timm's description and classes of a folder, which may be a stranger's."""
+    values, path = read_config(folder), folder / CONFIG
+    name, arguments = values.get("architecture"), values.get("model_args", {})
+    cfg, classes = values.get("pretrained_cfg", {}), values.get("num_classes")
+    if not (isinstance(name, str) and isinstance(arguments, dict) and isinstance(cfg, dict)):
+        raise AimfairError(f"{path}: not timm's: expected a text architecture and objects model_args, pretrained_cfg")
+    if not isinstance(classes, int) or classes < 1:
+        raise AimfairError(f"{path}: num_classes is {classes!r}, expected a number above 0")
+    arguments = {key: value for key, value in arguments.items() if key != "num_classes"}
+    require_arguments(arguments, f"{path}: model_args")
+    return name, arguments, cfg, classes
+
+
+def _cached(timm: ModuleType, name: str, allow_download: bool) -> Path:
+    from huggingface_hub import hf_hub_download, try_to_load_from_cache
+
+    repository = _pretrained_cfg(timm, name).get("hf_hub_id")
+    if not repository:
+        raise AimfairError(f"model.pretrained: timm has no weights for {name} on the hub; give a folder")
+    path = try_to_load_from_cache(repository, WEIGHTS)
+    if isinstance(path, str):
+        return Path(path)
+    if not allow_download:
+        raise AimfairError(
+            f"model.pretrained: timm:{name}: {repository} is not in the hub's cache; fetch it with model.allow_download"
+        )
+    try:
+        return Path(hf_hub_download(repository, WEIGHTS))
+    except Exception as error:  # the hub's client raises what it likes
+        raise AimfairError(f"model.pretrained: timm:{name}: cannot be fetched: {one_line(error)}") from error
+
+
+def _pretrained_cfg(timm: ModuleType, name: str) -> dict[str, Any]:
+    _require_known(timm, "model.pretrained", name)
+    cfg = timm.get_pretrained_cfg(name)
+    return cast(dict[str, Any], cfg.to_dict()) if cfg is not None else {}
+
+
+def _require_known(timm: ModuleType, where: str, name: str) -> None:
+    """Also what keeps ``hf-hub:`` and ``local-dir:`` out, which timm would follow."""
+    if timm.is_model(name):
+        return
+    near = timm.list_models(f"*{name[:8].replace('[', '')}*")[:3] if name else []
+    hint = f"; there is {', '.join(near)}" if near else ""
+    raise AimfairError(f"{where}: timm knows no model {name!r}{hint}")
+
+
+def _library() -> ModuleType:
+    return import_library("timm")

@@ -1,0 +1,121 @@
+"""Weights in safetensors files: read, checked and written, whatever library the model is of."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from aimfair.errors import AimfairError
+from aimfair.files import replace_file
+from aimfair.selective.parameters import listing
+from aimfair.selective.rules import head_names
+from aimfair.selective.storage import refuse_repeated_keys
+from aimfair.training.backbones.origin import CONFIG, one_line
+
+Weights = dict[str, Tensor]
+
+
+def weights_of(model: nn.Module) -> Weights:
+    """Weights and buffers by name; of several names for one tensor the first."""
+    seen: set[tuple[int, int]] = set()
+    weights: Weights = {}
+    for name, tensor in model.state_dict().items():
+        place = (tensor.data_ptr(), tensor.numel())
+        if tensor.numel() and place in seen:
+            continue
+        seen.add(place)
+        weights[name] = tensor
+    return weights
+
+
+def write_weights(path: Path, model: nn.Module) -> None:
+    """Replaces ``path`` in one step.
+
+    Raises:
+        OSError: the file cannot be written; what was there before is untouched.
+    """
+    weights = {name: tensor.contiguous() for name, tensor in weights_of(model).items()}
+    try:
+        with replace_file(path) as temporary:
+            save_file(weights, temporary, {"format": "pt"})
+    except SafetensorError as error:
+        raise OSError(f"{path}: cannot be written: {error}") from error
+
+
+def read_weights(path: Path) -> Weights:
+    """The tensors of a safetensors file, which they map.
+
+    Raises:
+        AimfairError: naming the file: it is missing, damaged, or holds NaN or infinity. Pickles are never read.
+    """
+    try:
+        refuse_repeated_keys(path)
+        weights = load_file(path)
+    except FileNotFoundError:
+        raise AimfairError(f"{path}: no such file; weights are read from safetensors alone") from None
+    except (OSError, SafetensorError, ValueError) as error:
+        raise AimfairError(f"{path}: not a usable safetensors file: {one_line(error)}") from error
+    require_finite(path, weights)
+    return weights
+
+
+def load_weights(path: Path, model: nn.Module) -> None:
+    """Gives ``model`` the weights that :func:`write_weights` wrote for one like it.
+
+    Raises:
+        AimfairError: as :func:`read_weights`, or the file holds other tensors than ``model``: names are listed.
+    """
+    weights = read_weights(path)
+    expected = weights_of(model)
+    problems = {
+        "missing": sorted(expected.keys() - weights.keys()),
+        "unexpected": sorted(weights.keys() - expected.keys()),
+        "mismatched": [
+            f"{name} {weights[name].dtype} {tuple(weights[name].shape)} instead of {tensor.dtype} {tuple(tensor.shape)}"
+            for name, tensor in expected.items()
+            if name in weights and (weights[name].shape, weights[name].dtype) != (tensor.shape, tensor.dtype)
+        ],
+    }
+    if any(problems.values()):
+        text = "; ".join(f"{what}: {listing(names)}" for what, names in problems.items() if names)
+        raise AimfairError(f"{path}: weights of another architecture than {CONFIG} beside it: {text}")
+    with torch.no_grad():
+        for name, tensor in expected.items():
+            tensor.copy_(weights[name])
+
+
+def transplant(weights: Mapping[str, Tensor], model: nn.Module, where: str) -> None:
+    """Gives ``model`` pretrained weights; its head stays new where theirs is for another number of classes.
+
+    Raises:
+        AimfairError: anything but the head would be left without a value, or is unknown to the model; NaN or infinity.
+    """
+    require_finite(where, weights)
+    expected = weights_of(model)
+    head = set(head_names([name for name, _ in model.named_parameters()]))
+    fitting = {
+        name: tensor for name, tensor in weights.items() if name in expected and tensor.shape == expected[name].shape
+    }
+    wrong = sorted((expected.keys() - fitting.keys() - head) | (weights.keys() - expected.keys() - head))
+    if wrong:
+        raise AimfairError(
+            f"{where}: not the weights of a {type(model).__name__}: missing, unexpected or of another shape:"
+            f" {listing(wrong)}"
+        )
+    if head - fitting.keys():  # a new weight with an old bias would be neither
+        fitting = {name: tensor for name, tensor in fitting.items() if name not in head}
+    with torch.no_grad():
+        for name, tensor in fitting.items():
+            expected[name].copy_(tensor)
+
+
+def require_finite(where: Path | str, weights: Mapping[str, Tensor]) -> None:
+    """
+    Raises:
+        AimfairError: NaN or infinite weights, by name.
+    """
+    if bad := [name for name, tensor in weights.items() if not tensor.isfinite().all()]:
+        raise AimfairError(f"{where}: NaN or infinite weights in {listing(bad)}")

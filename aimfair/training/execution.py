@@ -1,0 +1,184 @@
+"""How a model is run: in which precision and order in memory, compiled or not, and what is kept for the backward pass.
+
+The same in training, sensitivity and prediction: :func:`prepare` tells a model once, :func:`logits` obeys. Names and
+values of parameters are never touched, so masks, checkpoints and model folders do not depend on any of it.
+"""
+
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils.checkpoint import checkpoint
+
+from aimfair.config import ModelSettings
+from aimfair.errors import AimfairError
+
+_ATTRIBUTE = "aimfair_execution"
+
+
+@dataclass(frozen=True)
+class Execution:
+    """
+    Attributes:
+        autocast: type of matrix products and convolutions; None: as the weights.
+        channels_last: of images, and so of activations. Weights stay contiguous, as masks go by their logical order;
+            convolutions reorder them at each call. On a 2-core AMD EPYC (AVX-512) forward and backward of a ResNet-18
+            take MEASURED.
+        compile: through torch.compile, once for all batch sizes but one image.
+    """
+
+    autocast: torch.dtype | None = None
+    channels_last: bool = True
+    compile: bool = False
+
+
+def prepare(model: nn.Module, settings: ModelSettings) -> None:
+    """Tells ``model`` how it is to be run; a second time replaces the first.
+
+    ``compile`` costs half a minute and more at the first batch. Compiled gradients all become complete at the end of
+    the backward pass, so that ``Sensitivity.capture`` cannot free them one by one.
+
+    Raises:
+        AimfairError: ``checkpointing`` of a model without repeated blocks.
+    """
+    execution = Execution(
+        torch.bfloat16 if settings.autocast == "bfloat16" else None, settings.channels_last, settings.compile
+    )
+    setattr(model, _ATTRIBUTE, execution)
+    _set_checkpointing(model, settings.checkpointing)
+    if not settings.compile:
+        model._compiled_call_impl = None
+    elif getattr(model, "_compiled_call_impl", None) is None:
+        # In place, where torch.compile(model) would rename every parameter. Static but for the batch (see logits):
+        # torch's own way, static until a second size comes, would make results depend on which size came first.
+        model.compile(dynamic=False)
+
+
+def logits(model: nn.Module, images: Tensor) -> Tensor:
+    """float32 [B, C] of normalised images float32 [B, 3, H, W], as :func:`prepare` said.
+
+    Args:
+        model: returns logits, or an object that has them as ``logits``.
+
+    Raises:
+        AimfairError: it returns something else, or torch.compile fails.
+    """
+    execution: Execution = getattr(model, _ATTRIBUTE, Execution())
+    images = images.contiguous(
+        memory_format=torch.channels_last if execution.channels_last else torch.contiguous_format
+    )
+    with _autocast(images.device, execution.autocast):
+        output = _compiled(model, images) if execution.compile else model(images)
+    scores = output if isinstance(output, Tensor) else getattr(output, "logits", None)
+    if not isinstance(scores, Tensor) or scores.ndim != 2 or len(scores) != len(images):
+        found = list(scores.shape) if isinstance(scores, Tensor) else type(output).__name__
+        raise AimfairError(
+            f"the model {type(model).__name__} returned {found} for {len(images)} images, expected logits of shape"
+            f" [{len(images)}, classes], or an object that has them as logits"
+        )
+    return scores.float()
+
+
+def _autocast(device: torch.device, dtype: torch.dtype | None) -> AbstractContextManager[Any]:
+    return nullcontext() if dtype is None else torch.autocast(device.type, dtype=dtype)
+
+
+def _compiled(model: nn.Module, images: Tensor) -> Any:
+    from torch._dynamo import maybe_mark_dynamic
+    from torch._dynamo.exc import TorchDynamoException
+
+    if len(images) > 1:  # one is special to the compiler
+        maybe_mark_dynamic(images, 0)
+    try:
+        return model(images)
+    except TorchDynamoException as error:
+        line = next((line.strip() for line in str(error).split("\n") if line.strip()), type(error).__name__)
+        raise AimfairError(
+            f"model.compile: torch.compile fails on {type(model).__name__}: {line}; set it to false"
+        ) from error
+
+
+# -- checkpointing -------------------------------------------------------------------------------------
+
+
+def repeated_blocks(model: nn.Module) -> list[nn.Module]:
+    """The blocks that a model repeats: elements, all of one class, of its outermost lists of at least two.
+
+    Stages of blocks (classes with "Stage" in their names, as those of ResNet and ConvNeXt in transformers and timm) are
+    looked into, as one of four stages is too much to compute twice at once. The list of a single block counts there.
+    """
+    return list(_blocks(model, 2))
+
+
+def _blocks(module: nn.Module, least: int) -> Iterator[nn.Module]:
+    children = list(module.children())
+    is_list = isinstance(module, nn.ModuleList | nn.Sequential)
+    if (
+        is_list
+        and len(children) >= least
+        and len({type(child) for child in children}) == 1
+        and _has_weights(children[0])
+    ):
+        is_stages = "Stage" in type(children[0]).__name__
+        if not is_stages:
+            yield from children
+            return
+    for child in children:
+        yield from _blocks(child, 1 if "Stage" in type(module).__name__ else least)
+
+
+def _has_weights(module: nn.Module) -> bool:
+    return any(True for _ in module.parameters())
+
+
+class _Checkpointed:
+    """Takes the place of a block's ``forward``: an object, so that copying the model copies what it refers to."""
+
+    def __init__(self, block: nn.Module):
+        self.block = block
+        self.has_batchnorm = any(isinstance(module, _BatchNorm) for module in block.modules())
+
+    def __call__(self, *arguments: Any, **named: Any) -> Any:
+        forward = partial(type(self.block).forward, self.block)
+        if not torch.is_grad_enabled():
+            return forward(*arguments, **named)
+        # The states of dropout's generators are put back for the second time; BatchNorm must not count it.
+        return checkpoint(forward, *arguments, use_reentrant=False, context_fn=self._contexts, **named)
+
+    def _contexts(self) -> tuple[AbstractContextManager[Any], AbstractContextManager[Any]]:
+        return nullcontext(), _uncounted(self.block) if self.has_batchnorm else nullcontext()
+
+
+@contextmanager
+def _uncounted(block: nn.Module) -> Iterator[None]:
+    """BatchNorm in training mode normalises as ever, and leaves its running statistics alone."""
+    norms = [module for module in block.modules() if isinstance(module, _BatchNorm) and module.training]
+    before = [norm.track_running_stats for norm in norms]
+    for norm in norms:
+        norm.track_running_stats = False
+    try:
+        yield
+    finally:
+        for norm, value in zip(norms, before, strict=True):
+            norm.track_running_stats = value
+
+
+def _set_checkpointing(model: nn.Module, wanted: bool) -> None:
+    for module in model.modules():
+        if isinstance(module.__dict__.get("forward"), _Checkpointed):
+            del module.__dict__["forward"]
+    if not wanted:
+        return
+    blocks = repeated_blocks(model)
+    if not blocks:
+        raise AimfairError(
+            f"model.checkpointing: {type(model).__name__} has no repeated blocks (a Sequential or ModuleList of modules"
+            " of one class); set it to false"
+        )
+    for block in blocks:
+        block.__dict__["forward"] = _Checkpointed(block)
