@@ -156,16 +156,16 @@ class _Checkpointed:
 
 @contextmanager
 def _uncounted(block: nn.Module) -> Iterator[None]:
-    """BatchNorm in training mode normalises as ever, and leaves its running statistics alone."""
+    """BatchNorm in training mode moves copies of its running statistics, which are then forgotten."""
     norms = [module for module in block.modules() if isinstance(module, _BatchNorm) and module.training]
-    before = [norm.track_running_stats for norm in norms]
+    before = [dict(norm._buffers) for norm in norms]
     for norm in norms:
-        norm.track_running_stats = False
+        norm._buffers.update({name: None if b is None else b.clone() for name, b in norm._buffers.items()})
     try:
         yield
     finally:
-        for norm, value in zip(norms, before, strict=True):
-            norm.track_running_stats = value
+        for norm, buffers in zip(norms, before, strict=True):
+            norm._buffers.update(buffers)
 
 
 def _set_checkpointing(model: nn.Module, wanted: bool) -> None:
