@@ -49,6 +49,17 @@ class FinetuneSettings(OptimizerSettings):
     )
 
 
+KEPT_FOR = {
+    "difference": ("all", "sum", "signed"),
+    "relative_difference": ("all", "sum"),
+    "cosine": ("all", "sum"),
+    "magnitude": ("all", "sum"),
+    "norm_ratio": ("all",),
+    "fisher": ("all",),
+}
+"""Criterion -> what ``sensitivity.statistics`` may be for it."""
+
+
 class SensitivitySettings(Settings):
     """Gradients of the biased model on real biased, synthetic biased and synthetic fair images."""
 

@@ -12,7 +12,7 @@ from aimfair.config.methods import MethodSettings
 from aimfair.config.model import ModelSettings
 from aimfair.config.node import Problem, Settings
 from aimfair.config.prompts import PromptSettings
-from aimfair.config.training import FinetuneSettings, OptimizerSettings, SensitivitySettings
+from aimfair.config.training import KEPT_FOR, FinetuneSettings, OptimizerSettings, SensitivitySettings
 
 BIASED = "biased"
 """The name, beside those of methods, of the model that no method has touched."""
@@ -49,6 +49,7 @@ class Config(Settings):
         if not (self.model.pretrained or self.model.factory or self.model.config):
             raise Problem(("model",), "give model.pretrained, model.factory or model.config")
         self._check_groups()
+        self._check_statistics()
         for name in self.methods:
             if name == BIASED or not _FILE_NAME.fullmatch(name):
                 raise Problem(
@@ -61,6 +62,19 @@ class Config(Settings):
                 f"found {self.default_method!r}, expected one of methods: {', '.join(self.methods) or 'none'}",
             )
         return self
+
+    def _check_statistics(self) -> None:
+        kept = self.sensitivity.statistics
+        for name, method in self.methods.items():
+            if method.kind != "tune" or method.rule not in ("top_k", "intersection", "ratio", "budget"):
+                continue
+            for criterion in (method.criterion, method.domain_criterion or "difference"):
+                if kept not in KEPT_FOR[criterion]:
+                    raise Problem(
+                        ("sensitivity", "statistics"),
+                        f"found {kept!r}, but criterion {criterion!r} of methods.{name} needs"
+                        f" {' or '.join(repr(text) for text in KEPT_FOR[criterion])}",
+                    )
 
     def _check_groups(self) -> None:
         targets, protected = len(self.prompts.targets), len(self.prompts.protected)

@@ -2,13 +2,14 @@
 
 import pytest
 import torch
+from torch import nn
 from torch.nn import functional as F
 
 from aimfair.config import SensitivitySettings
 from aimfair.errors import AimfairError
 from aimfair.training.gradients import SOURCES, accumulate, batches_of_each_source
 from aimfair.training.inputs import Normalize
-from tests.training.samples import MODEL, Net, SmallMemory, images, state_bits
+from tests.training.samples import MODEL, SIZE, ActAfter, Net, SmallMemory, images, state_bits
 
 SETTINGS = SensitivitySettings(batch_size=8)
 SETS = dict(zip(SOURCES, (images(30, 1), images(26, 2), images(40, 3)), strict=True))
@@ -82,6 +83,90 @@ def test_small_memory_gives_the_same():
     large = accumulate(model, SETS, SETTINGS, MODEL, seed=1)
     for name, mean in large.mean(SOURCES[2]).items():
         torch.testing.assert_close(small.mean(SOURCES[2])[f"model.{name}"], mean, rtol=1e-4, atol=1e-6)
+
+
+class OutOfMemoryInBackward(torch.autograd.Function):
+    """Memory that runs out in the middle of a backward pass, when a part of its gradients is complete."""
+
+    calls = 0
+
+    @staticmethod
+    def forward(context, x):
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(context, gradient):
+        OutOfMemoryInBackward.calls += 1
+        if len(gradient) > 3:
+            raise torch.OutOfMemoryError("out of memory")
+        return gradient
+
+
+class Deep(Net):
+    """Memory runs out after the head's gradients; batches of up to three images go through."""
+
+    def __init__(self, *, small_memory: bool, first: int = 0):
+        super().__init__(batchnorm=True)
+        self.small_memory, self.first = small_memory, first
+
+    def forward(self, x):
+        x = torch.relu(self.norm(self.convolution(x)))
+        if self.small_memory and OutOfMemoryInBackward.calls >= self.first:
+            x = OutOfMemoryInBackward.apply(x)
+        else:
+            OutOfMemoryInBackward.calls += 1
+        return self.head(self.dropout(x.flatten(1)))
+
+
+@pytest.mark.parametrize("first", [0, 4])  # in the first batch; in the second source
+@pytest.mark.parametrize("statistics", ["all", "sum", "signed"])
+def test_a_backward_pass_that_fails_half_way_leaves_no_trace(statistics, first, monkeypatch):
+    """Gradients are counted while it goes on; the statistics are those of parts that were small from the start."""
+    monkeypatch.setattr("aimfair.selective.capture.TOGETHER", 1)  # count each gradient at once
+    settings = SensitivitySettings(batch_size=8, statistics=statistics, train_mode=True)
+    OutOfMemoryInBackward.calls = 0
+    task = ActAfter(10**9, lambda: None)
+    small = accumulate(Deep(small_memory=True, first=first), SETS, settings, MODEL, seed=1, task=task)
+    assert task.done == 9  # nothing is reported twice
+    assert small.batches == dict.fromkeys(SOURCES, 3)
+    sizes_from_the_start = SmallMemory(Deep(small_memory=False), 3)
+    expected = accumulate(sizes_from_the_start, SETS, settings, MODEL, seed=1)
+    for name, tensor in expected._statistics.tensors().items():
+        assert torch.equal(small._statistics.tensors()[name], tensor), name
+
+
+def test_signed_statistics_select_what_all_of_them_do():
+    probes = {
+        kept: accumulate(Net(), SETS, SETTINGS.model_copy(update={"statistics": kept}), MODEL, seed=1)
+        for kept in ("all", "sum", "signed")
+    }
+    for rule in ({"bias": 0.5, "domain": 0.6}, {"density": 0.1}):
+        masks = [probe.select("intersection", **rule).to_bool() for probe in probes.values()]
+        for mask in masks[1:]:
+            agreeing = sum(int((mask[name] == masks[0][name]).sum()) for name in mask)
+            assert agreeing >= 0.999 * sum(selected.numel() for selected in mask.values())
+
+
+@pytest.mark.parametrize(("statistics", "floats"), [("all", 6), ("sum", 3), ("signed", 2)])
+def test_what_is_kept_of_every_weight(statistics, floats):
+    model = nn.Sequential(nn.Flatten(), nn.Linear(3 * SIZE * SIZE, 64), nn.Linear(64, 2))
+    settings = SensitivitySettings(batch_size=8, statistics=statistics)
+    probe = accumulate(model, SETS, settings, MODEL, seed=1)
+    kept = sum(tensor.numel() * tensor.element_size() for tensor in probe._statistics.tensors().values())
+    weights = sum(parameter.numel() for parameter in model.parameters())
+    assert 4 * floats * weights <= kept <= 4 * floats * weights + 5000
+
+
+def test_gradients_are_freed_as_they_are_counted(monkeypatch):
+    """With a batch in one piece no more than one tensor of a deep model holds a gradient at any time."""
+    monkeypatch.setattr("aimfair.selective.capture.TOGETHER", 1)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(3 * SIZE * SIZE, 8), *(nn.Linear(8, 8) for _ in range(6)))
+    held = []
+    for parameter in model.parameters():
+        parameter.register_hook(lambda _: held.append(sum(p.grad is not None for p in model.parameters())))
+    accumulate(model, SETS, SETTINGS.model_copy(update={"statistics": "signed"}), MODEL, seed=1)
+    assert len(held) == 14 * 9
+    assert max(held) <= 1
 
 
 def test_a_source_smaller_than_a_batch_is_refused():
