@@ -64,19 +64,17 @@ def test_compiling_and_checkpointing_exclude_each_other():
 
 
 @pytest.mark.parametrize(
-    ("method", "statistics", "message"),
+    ("criterion", "statistics", "message"),
     [
-        ({"criterion": "fisher"}, "sum", "found 'sum', but criterion 'fisher' of methods.mine needs 'all'"),
-        ({"criterion": "magnitude"}, "signed", "criterion 'magnitude' of methods.mine needs 'all' or 'sum'"),
-        ({"criterion": "difference"}, "signed", None),
-        ({"criterion": "relative_difference"}, "sum", None),
+        ("fisher", "sum", "found 'sum', but criterion 'fisher' of methods.mine needs 'all'"),
+        ("magnitude", "signed", "criterion 'magnitude' of methods.mine needs 'all' or 'sum'"),
+        ("difference", "signed", None),
+        ("relative_difference", "sum", None),
     ],
 )
-def test_statistics_that_are_too_few_for_a_method(method, statistics, message):
-    flags = {f"methods.mine.{key}": value for key, value in {"rule": "top_k", "density": "0.1", **method}.items()}
-    flags["sensitivity.statistics"] = statistics
-    only = {"methods": "{mine: {rule: top_k, density: 0.1, criterion: %s}}" % method["criterion"]}
-    flags = {**only, "default_method": "mine", "sensitivity.statistics": statistics}
+def test_statistics_that_are_too_few_for_a_method(criterion, statistics, message):
+    methods = f"{{mine: {{rule: top_k, density: 0.1, criterion: {criterion}}}}}"
+    flags = {"methods": methods, "default_method": "mine", "sensitivity.statistics": statistics}
     if message is None:
         assert config_file.load(DEMO, flags).sensitivity.statistics == statistics
     else:

@@ -472,14 +472,27 @@ class Sensitivity:
             ValueError: one line naming the file: not a sensitivity file, damaged, for another model, or of another
                 process.
         """
-        tensors, metadata = storage.load(path, KIND, VERSION)
+        probe: Self | None = None
+
+        def destination(metadata: dict[str, Any]) -> dict[str, Tensor]:
+            nonlocal probe
+            try:
+                probe = cls._restored(metadata, parameters)
+            except (KeyError, TypeError, AttributeError) as error:
+                raise ValueError(str(error)) from error
+            return probe._statistics.tensors()
+
+        storage.load_into(path, KIND, VERSION, destination)
+        assert probe is not None
         try:
-            return cls._restored(tensors, metadata, parameters)
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            probe._statistics.require_finite()
+        except ValueError as error:
             raise ValueError(f"{path}: {error}") from error
+        return probe
 
     @classmethod
-    def _restored(cls, tensors: dict[str, Tensor], metadata: dict[str, Any], parameters: Parameters) -> Self:
+    def _restored(cls, metadata: dict[str, Any], parameters: Parameters) -> Self:
+        """Without the numbers."""
         named = named_parameters(parameters)
         saved = {name: tuple(shape) for name, shape in zip(metadata["names"], metadata["shapes"], strict=True)}
         holding = holding_of(named)
@@ -498,7 +511,6 @@ class Sensitivity:
             contrasts={name: tuple(pair) for name, pair in metadata["contrasts"].items()},
             nonfinite=metadata["nonfinite_policy"],
         )
-        probe._statistics.load_tensors(tensors)
         probe._statistics.batches = {source: int(metadata["batches"][source]) for source in probe._statistics.sources}
         probe._statistics.reduced = metadata.get("reduced", False)
         return probe

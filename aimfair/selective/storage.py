@@ -2,9 +2,12 @@
 
 import json
 import os
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -39,6 +42,44 @@ def load(path: str | os.PathLike[str], kind: str, version: int) -> tuple[dict[st
         FileNotFoundError: there is no such file.
         ValueError: one line naming the file, if it is truncated, malformed, or not of this kind and version.
     """
+    with _opened(path, kind, version) as (file, metadata):
+        return {key: file.get_tensor(key) for key in file.keys()}, metadata  # noqa: SIM118 (not a dict)
+
+
+def load_into(
+    path: str | os.PathLike[str],
+    kind: str,
+    version: int,
+    destination: Callable[[dict[str, Any]], Mapping[str, Tensor]],
+) -> None:
+    """As :func:`load`, into tensors that are there already, without a second copy of them in memory.
+
+    Args:
+        destination: from metadata to the tensors to be filled, one for each in the file; may raise ValueError.
+
+    Raises:
+        FileNotFoundError, ValueError: as :func:`load`; or other names, types or shapes than the destination's.
+    """
+    with _opened(path, kind, version) as (file, metadata):
+        tensors = destination(metadata)
+        if other := tensors.keys() ^ set(file.keys()):
+            raise ValueError(f"unexpected contents: {', '.join(sorted(other)[:5])}")
+        starts = _data_offsets(Path(path))
+        for key, tensor in tensors.items():
+            found = file.get_tensor(key)  # maps the file; its pages are only touched if read
+            if (found.dtype, found.shape) != (tensor.dtype, tensor.shape):
+                raise ValueError(
+                    f"{key} is {found.dtype} {tuple(found.shape)}, expected {tensor.dtype} {tuple(tensor.shape)}"
+                )
+            if tensor.device.type == "cpu" and tensor.is_contiguous():
+                _read_into(Path(path), starts[key], tensor)
+            else:
+                tensor.copy_(found)
+
+
+@contextmanager
+def _opened(path: str | os.PathLike[str], kind: str, version: int) -> Iterator[tuple[Any, dict[str, Any]]]:
+    """The open file, checked, and its metadata; errors inside name the file, too."""
     try:
         refuse_repeated_keys(Path(path))
         with safe_open(path, framework="pt") as file:
@@ -46,11 +87,32 @@ def load(path: str | os.PathLike[str], kind: str, version: int) -> tuple[dict[st
             found = f"{header.get('kind', 'unknown kind')}, version {header.get('version', 'unknown')}"
             if (header.pop("kind", None), header.pop("version", None)) != (kind, str(version)):
                 raise ValueError(f"expected {kind}, version {version}, found {found}")
-            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a dict)
-        return tensors, {key: json.loads(value) for key, value in header.items()}
+            yield file, {key: json.loads(value) for key, value in header.items()}
     except (SafetensorError, ValueError) as error:
         reason = str(error).splitlines()[0]
         raise ValueError(f"{path}: not a usable {kind} file: {reason}") from error
+
+
+def _data_offsets(path: Path) -> dict[str, int]:
+    """Tensor -> where its bytes begin in a file whose header is known to be right."""
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(length))
+    return {key: 8 + length + entry["data_offsets"][0] for key, entry in header.items() if key != "__metadata__"}
+
+
+def _read_into(path: Path, start: int, tensor: Tensor) -> None:
+    if tensor.numel() == 0:
+        return
+    target = memoryview(tensor.view(-1).view(torch.uint8).numpy())
+    with path.open("rb", buffering=0) as file:
+        file.seek(start)
+        done = 0
+        while done < len(target):
+            count = file.readinto(target[done:])
+            if not count:
+                raise ValueError("the file ended while it was read")
+            done += count
 
 
 def refuse_repeated_keys(path: Path) -> None:
