@@ -1,0 +1,109 @@
+"""What selective tuning of a transformer keeps in memory, by the bytes of all tensors that are alive."""
+
+import gc
+
+import pytest
+import torch
+from safetensors import safe_open
+from torch import nn
+
+from aimfair.config import FinetuneSettings, ModelSettings, OptimizerSettings, SensitivitySettings
+from aimfair.run.interrupt import NEVER
+from aimfair.selective.mask import ParameterMask
+from aimfair.training.checkpoint import CHECKPOINT, Checkpoint
+from aimfair.training.finetune import finetune
+from aimfair.training.gradients import SOURCES, accumulate
+from aimfair.training.models import build_model
+from tests.training.samples import MODEL, SIZE, TRAIN, VALIDATION, Net, images, training
+
+VIT = ModelSettings(
+    config={
+        "model_type": "vit", "hidden_size": 64, "num_hidden_layers": 6, "num_attention_heads": 2,
+        "intermediate_size": 256, "image_size": SIZE, "patch_size": 8,
+    }
+)  # fmt: skip
+
+
+class Watch:
+    """A task that looks at memory at every step."""
+
+    def __init__(self) -> None:
+        gc.collect()
+        self.before, self.most = alive(), 0
+
+    def advance(self, steps: int = 1, note: str = "") -> None:
+        self.most = max(self.most, alive() - self.before)
+
+
+def alive() -> int:
+    """Bytes of all tensors that Python can reach, each storage once; gradients among them."""
+    storages = {}
+    for found in gc.get_objects():
+        if issubclass(type(found), torch.Tensor):
+            for tensor in (found, found.grad if found.is_leaf else None):
+                if tensor is not None:
+                    storages[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+    return sum(storages.values())
+
+
+def bytes_of(model: nn.Module) -> int:
+    return sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
+
+
+@pytest.fixture(scope="module")
+def model() -> nn.Module:
+    return build_model(VIT, 2, 100)
+
+
+@pytest.mark.parametrize(("statistics", "times"), [("signed", 2), ("sum", 3), ("all", 6)])
+def test_sensitivity_keeps_its_statistics_and_no_gradients(model, statistics, times):
+    sources = {source: images(8, seed) for seed, source in enumerate(SOURCES)}
+    settings = SensitivitySettings(batch_size=4, statistics=statistics)
+    watch = Watch()
+    accumulate(model, sources, settings, VIT, seed=1, task=watch)
+    weights = bytes_of(model)
+    assert times * weights < watch.most < (times + 0.2) * weights
+
+
+@pytest.mark.parametrize("density", [0.01, 0.1])
+def test_fine_tuning_keeps_gradients_and_the_state_of_selected_weights(density):
+    model = build_model(VIT, 2, 100)
+    mask = ParameterMask.random(model, density)
+    settings = FinetuneSettings(lr=0.001, epochs=1, batch_size=16)
+    watch = Watch()
+    finetune(model, mask, TRAIN, VALIDATION, settings, VIT, seed=1, task=watch)
+    weights = bytes_of(model)
+    state = 2 * density  # exp_avg and exp_avg_sq
+    assert 0.9 * (1 + state) * weights < watch.most < (1 + state + 0.2) * weights  # torch's AdamW: 3
+
+
+def test_the_best_epoch_and_the_checkpoint_hold_what_is_trained(tmp_path):
+    model = Net()
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(name.startswith("head"))
+    settings = OptimizerSettings(lr=0.01, epochs=2, batch_size=16, keep="best_validation")
+    work = training(model, settings, checkpoint=Checkpoint(tmp_path, 0), interrupt=NEVER)
+    work.fit()
+    trained = {"head.weight", "head.bias", "norm.running_mean", "norm.running_var", "norm.num_batches_tracked"}
+    assert set(work._kept) == trained
+    with safe_open(tmp_path / CHECKPOINT, framework="pt") as file:
+        held = {key.removeprefix("model/") for key in file.keys() if key.startswith("model/")}  # noqa: SIM118
+    assert held == trained
+
+
+def test_a_checkpoint_of_other_tensors_is_refused(tmp_path):
+    from aimfair.training.checkpoint import changing_tensors, copy_tensors
+
+    model = Net()
+    whole = changing_tensors(model)
+    model.convolution.requires_grad_(False)
+    with pytest.raises(ValueError, match="it holds 9 tensors of the model, expected the 7 that are trained"):
+        copy_tensors(whole, model)
+
+
+def test_predictions_keep_nothing(model):
+    from aimfair.training.predict import predict
+
+    watch = Watch()
+    predict(model, VALIDATION, MODEL, batch_size=4, device=torch.device("cpu"), task=watch)
+    assert watch.most < 0.2 * bytes_of(model)
