@@ -60,6 +60,13 @@ def test_a_library_has_few_importers(library, where):
     assert importers(library) == where
 
 
+@pytest.mark.parametrize("library", ["timm", "torchvision"])
+def test_optional_backbones_have_one_importer(library):
+    """They are imported by name, so that what is missing can be said."""
+    asking = [path for path in PACKAGE.rglob("*.py") if f'import_library("{library}")' in path.read_text()]
+    assert [path.relative_to(PACKAGE).as_posix() for path in asking] == [f"training/backbones/{library}.py"]
+
+
 def test_selective_tuning_loads_no_other_library():
     program = """
 import sys
