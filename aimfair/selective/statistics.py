@@ -290,5 +290,5 @@ class GradientStatistics:
         """Refuses what was read of a file: ValueError if it holds NaN or infinity."""
         for key, tensor in self.tensors().items():
             # In parts: the question takes as much memory again as it looks at.
-            if not all(torch.isfinite(part).all() for part in tensor.view(-1).split(2**22)):
+            if not all(torch.isfinite(part).all() for part in torch.split(tensor.view(-1), 2**22)):
                 raise ValueError(f"{key} holds NaN or infinite values")

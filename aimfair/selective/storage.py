@@ -104,7 +104,7 @@ def _data_offsets(path: Path) -> dict[str, int]:
 def _read_into(path: Path, start: int, tensor: Tensor) -> None:
     if tensor.numel() == 0:
         return
-    target = memoryview(tensor.view(-1).view(torch.uint8).numpy())
+    target = tensor.view(-1).view(torch.uint8).numpy().data
     with path.open("rb", buffering=0) as file:
         file.seek(start)
         done = 0

@@ -91,7 +91,7 @@ def test_predictions_and_results(run: Run, capsys: pytest.CaptureFixture[str]) -
 
 def test_done_once_and_again_when_a_model_changes(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[Path] = []
-    monkeypatch.setattr(evaluate, "load_model", lambda folder: calls.append(folder) or load_model(folder))
+    monkeypatch.setattr(evaluate, "load_model", lambda folder, settings: calls.append(folder) or load_model(folder))
     evaluate.run(run)
     assert len(calls) == 4
     first = run.results.read_bytes()

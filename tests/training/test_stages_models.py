@@ -1,0 +1,65 @@
+"""The stages with a user's own model, and with every way to run one."""
+
+from pathlib import Path
+
+import pytest
+
+from aimfair.config import Config
+from aimfair.errors import AimfairError
+from aimfair.selective.mask import ParameterMask
+from aimfair.training.models import build_model, load_model, save_model
+from tests.training.samples import MODEL, state_bits
+from tests.training.test_execution import Blocks
+from tests.training.test_stages import SETTINGS, directory, do, events  # noqa: F401 (directory is a fixture)
+
+
+def make(num_classes: int) -> Blocks:
+    assert num_classes == 2
+    return Blocks()
+
+
+OWN = {"factory": f"{__name__}:make", "mean": MODEL.mean, "std": MODEL.std}
+LOW = {**OWN, "autocast": "bfloat16", "checkpointing": True, "channels_last": False}
+
+
+def config(model: dict, **settings: object) -> Config:
+    return Config.model_validate(SETTINGS | {"model": model} | settings)
+
+
+def tuned(path: Path, settings: Config) -> dict[str, bytes]:
+    return state_bits(load_model(path / "seeds" / "100" / "finetuned" / "aimfair", settings.model))
+
+
+def test_an_own_model_goes_through_all_stages(directory):  # noqa: F811
+    settings = config(OWN)
+    assert len(do(directory, settings)) == 6
+    home = directory / "seeds" / "100"
+    baseline = load_model(home / "baseline", settings.model)
+    mask = ParameterMask.load(home / "masks" / "aimfair.safetensors", baseline)
+    after = load_model(home / "finetuned" / "aimfair", settings.model).state_dict()
+    moved = {name: after[name] != weight for name, weight in baseline.named_parameters()}
+    assert any(changed.any() for changed in moved.values())
+    assert not any((moved[name] & ~selected).any() for name, selected in mask.to_bool().items())
+    with pytest.raises(AimfairError, match="is imported only if the settings'"):
+        load_model(home / "baseline")
+
+
+def test_how_a_model_is_run_is_part_of_what_is_done(directory):  # noqa: F811
+    exact, low = config(OWN), config(LOW, sensitivity={"batch_size": 8, "statistics": "sum"})
+    do(directory, exact)
+    before = tuned(directory, exact)
+    assert do(directory, exact) == []
+    assert len(do(directory, low)) == 6
+    assert tuned(directory, low) != before
+    do(directory, exact)
+    assert tuned(directory, exact) == before
+
+
+def test_another_normalisation_than_the_pretrained_models_is_told_once(directory, tmp_path):  # noqa: F811
+    folder = tmp_path / "pretrained"
+    save_model(build_model(MODEL, 2, 1), folder)
+    (folder / "preprocessor_config.json").write_text('{"image_mean": [0.1, 0.1, 0.1], "image_std": [0.2, 0.2, 0.2]}')
+    do(directory, config({"pretrained": str(folder)}, seeds=[100, 200]))
+    cautions = [event for event in events(directory) if event["event"] == "warning"]
+    assert len(cautions) == 1
+    assert "set model.mean and model.std" in cautions[0]["message"]
