@@ -4,7 +4,8 @@
 
 Every row is a process of its own, on the CPU with one thread, and its figure the most memory that was resident in it at
 any time (VmHWM, of Linux), mapped files included. All load the same model folder with random weights and work on the
-same images; "full" is plain PyTorch: transformers' model, torch.optim.AdamW over all weights.
+same images; "full" is plain PyTorch: transformers' model, torch.optim.AdamW over all weights. The exit status is 1 if a
+stage of selective tuning takes more than its budget, 14 bytes per weight and half a GiB for everything else.
 """
 
 import argparse
@@ -26,6 +27,7 @@ from aimfair.data.images import ImageSet
 from aimfair.selective.mask import ParameterMask
 from aimfair.selective.sensitivity import Sensitivity
 from aimfair.training.checkpoint import Checkpoint
+from aimfair.training.execution import prepare
 from aimfair.training.finetune import finetune
 from aimfair.training.gradients import SOURCES, accumulate
 from aimfair.training.inputs import Normalize
@@ -52,6 +54,9 @@ ROWS = (
 )
 """What is measured, in an order in which each finds what it reads, and in words."""
 
+BUDGETED = ("sensitivity_signed", "select_0.01", "select_0.1", "finetune_0.01", "finetune_0.1")
+"""The rows that have to stay within :func:`budget`."""
+
 STEPS = 2
 """Batches of each source, and steps of each tuning: optimizer states are there from the first on."""
 
@@ -72,6 +77,8 @@ def main() -> None:
         weights = make_model(options, Path(folder))
         print(f"{weights / 1e6:.0f}M weights ({4 * weights / 2**30:.2f} GiB), batches of {options.images} images of")
         print(f"{options.pixels} x {options.pixels}, torch {torch.__version__}, {time.strftime('%Y-%m-%d')}\n")
+        print(f"budget of selective tuning: {budget(weights) / 2**30:.2f} GiB\n")
+        over = []
         print("| | peak GiB | seconds |\n|---|---|---|")
         for name, words in ROWS:
             arguments = ["--row", name, "--folder", folder, "--images", str(options.images)]
@@ -79,7 +86,18 @@ def main() -> None:
             environment = {**os.environ, "OMP_NUM_THREADS": "1"}
             done = subprocess.run(command, check=True, capture_output=True, text=True, env=environment)
             result = json.loads(done.stdout.splitlines()[-1])
+            if name in BUDGETED and result["bytes"] > budget(weights):
+                over.append(words)
             print(f"| {words} | {result['bytes'] / 2**30:.2f} | {result['seconds']:.0f} |", flush=True)
+
+    if over:
+        sys.exit(f"over the budget: {', '.join(over)}")
+
+
+def budget(weights: int) -> int:
+    """Bytes: weights, and two statistics of each or their gradients and state; libraries, activations and one spare
+    tensor of each kind. Full tuning with AdamW takes 16 for each weight."""
+    return 14 * weights + 2**29
 
 
 def make_model(options: argparse.Namespace, folder: Path) -> int:
@@ -102,8 +120,7 @@ def measure(options: argparse.Namespace) -> dict[str, float]:
 
 
 def full(model: torch.nn.Module, settings: ModelSettings, _: str, options: argparse.Namespace) -> None:
-    if settings.checkpointing:
-        model.gradient_checkpointing_enable({"use_reentrant": False})  # type: ignore[operator]
+    prepare(model, settings)  # checkpointing alone has a meaning for what calls the model itself
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5)
     train, normalize = images(options, 1), Normalize(settings, torch.device("cpu"))
     model.train()
