@@ -65,14 +65,14 @@ def cases() -> list[dict[str, Any]]:
 def judge(config: Config, run: Path, seed: int, case: dict[str, Any], data: dict[str, ImageSet]) -> dict[str, float]:
     """Density and metrics, in [0, 1], of one method with one seed."""
     folder = run / "seeds" / str(seed)
-    model = load_model(folder / "baseline")
+    model = load_model(folder / "baseline", config.model)
     probe = Sensitivity.load(folder / "sensitivity.safetensors", model)
     method = MethodSettings(**case)
     mask = select_mask(probe, "study", method, seed)
     settings = finetune_settings(config.finetune, method)
     finetune(model, mask, data["balanced"], data["validation"], settings, config.model, seed=seed)
     judged = data["judged"]
-    predicted = predict(model, judged, config.model, batch_size=256, device=torch.device("cpu"))
+    predicted = predict(model, judged, config.model, batch_size=256, device=torch.device("cpu")).argmax(axis=1)
     counts = count_predictions(judged.target, judged.protected, predicted, len(config.data.majority), 2)
     return {"density": mask.density, **{name: float(METRICS[name](counts)) for name in JUDGED_BY}}
 

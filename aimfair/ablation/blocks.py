@@ -6,13 +6,13 @@ import numpy as np
 
 from aimfair.ablation import charts, model_blocks, sweep
 from aimfair.ablation.findings import Figure, Findings
-from aimfair.ablation.gradients import sensitivity_of
 from aimfair.ablation.options import Options, changed
 from aimfair.ablation.outcomes import Outcomes
 from aimfair.ablation.plan import ONLY_GROUP, Arm, Names, Parent, Plan, variant
 from aimfair.config import Config
 from aimfair.errors import AimfairError
 from aimfair.selective.mask import ParameterMask
+from aimfair.stages.select import sensitivity_of
 from aimfair.training.methods import select_mask
 
 

@@ -4,7 +4,6 @@ from dataclasses import dataclass
 from typing import get_args
 
 from aimfair.ablation.findings import Findings, Heat
-from aimfair.ablation.gradients import sensitivity_of
 from aimfair.ablation.options import Options, checked, shares, words
 from aimfair.ablation.outcomes import Outcomes
 from aimfair.ablation.plan import ONLY_GROUP, Arm, Names, Parent, Plan, variant
@@ -12,6 +11,7 @@ from aimfair.config import Config
 from aimfair.errors import AimfairError, ConfigError
 from aimfair.report import wording
 from aimfair.selective.choices import Criterion, Granularity
+from aimfair.stages.select import sensitivity_of
 from aimfair.training.methods import select_mask
 
 RULES = ("top_k", "intersection", "ratio", "random")

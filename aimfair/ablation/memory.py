@@ -11,10 +11,11 @@ from torch.nn import functional as F
 from aimfair.config import FinetuneSettings, ModelSettings
 from aimfair.data.images import ImageSet
 from aimfair.selective.mask import ParameterMask
+from aimfair.training.execution import logits, prepare
 from aimfair.training.inputs import Normalize
 from aimfair.training.loop import set_training_mode
 from aimfair.training.methods import build_optimizer
-from aimfair.training.models import load_model, logits
+from aimfair.training.models import load_model
 
 _STEPS = 2  # the state is there after the first, and its peak with it in the second
 _FEW = 8  # images of a step whose peak is not measured
@@ -59,7 +60,8 @@ def measure(
     if on_gpu:
         torch.cuda.reset_peak_memory_stats(device)
     before = torch.cuda.memory_allocated(device) if on_gpu else 0
-    model = load_model(baseline).to(device)
+    model = load_model(baseline, preprocessing).to(device)
+    prepare(model, preprocessing)
     mask = ParameterMask.load(mask_file, model)
     mask.freeze_unselected(model)
     optimizer = build_optimizer(model, settings, mask)

@@ -13,7 +13,6 @@ import numpy.typing as npt
 from aimfair.ablation import charts, model_blocks, rank
 from aimfair.ablation.blocks import selected
 from aimfair.ablation.findings import Figure, Findings
-from aimfair.ablation.gradients import sensitivity_of
 from aimfair.ablation.options import Options, checked
 from aimfair.ablation.outcomes import Outcomes
 from aimfair.ablation.plan import ONLY_GROUP, Arm, Names, Parent, Plan, variant
@@ -24,6 +23,7 @@ from aimfair.report import wording
 from aimfair.seeds import generator
 from aimfair.selective.sensitivity import Sensitivity
 from aimfair.selective.statistics import CONTRAST_CRITERIA
+from aimfair.stages.select import sensitivity_of
 from aimfair.training.models import load_model
 
 FEW = 8
@@ -153,7 +153,7 @@ def findings(parent: Parent, request: Request, outcomes: Outcomes) -> Findings:
 
 
 def _blocks(parent: Parent) -> dict[str, list[str]]:
-    model = load_model(parent.run.baseline(parent.run.config.seeds[0]))
+    model = load_model(parent.run.baseline(parent.run.config.seeds[0]), parent.run.config.model)
     return model_blocks.blocks([name for name, parameter in model.named_parameters() if parameter.requires_grad])
 
 

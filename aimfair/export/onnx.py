@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from aimfair.errors import AimfairError
-from aimfair.training.models import logits
+from aimfair.training.execution import logits
 
 FILE = "model.onnx"
 INPUT, OUTPUT = "pixel_values", "logits"

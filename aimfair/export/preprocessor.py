@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from aimfair.config import DataSettings, ModelSettings
 from aimfair.data.images import ImageSet
 from aimfair.files import write_json
+from aimfair.training.execution import logits
 from aimfair.training.inputs import Normalize
-from aimfair.training.models import logits
 
 PREPROCESSOR = "preprocessor_config.json"
 

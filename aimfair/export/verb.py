@@ -87,7 +87,7 @@ def _fill(run: Run, choice: Choice, results: Results, folder: Path, *, with_onnx
         preprocessor.write(folder, config.data, config.model)
     run.interrupt.check()
 
-    model = load_model(choice.folder).eval()  # the run's own: all that aimfair checks in weights is checked
+    model = load_model(choice.folder, config.model).eval()  # all that aimfair checks in weights is checked
     chosen = preprocessor.examples(splits.test, EXAMPLES)
     difference, agreement = None, None
     if of_transformers:

@@ -1,6 +1,6 @@
 """For each seed and method that tunes, the mask of the weights."""
 
-from functools import cache
+from functools import lru_cache
 
 from aimfair.errors import AimfairError
 from aimfair.run.directory import Run
@@ -10,12 +10,9 @@ from aimfair.training.models import load_model
 
 
 def run(run: Run) -> None:
-    @cache
+    @lru_cache(maxsize=1)  # seeds come one after the other, and each takes several times the memory of the model
     def sensitivity(seed: int) -> Sensitivity:
-        try:
-            return Sensitivity.load(run.sensitivity(seed), load_model(run.baseline(seed), run.config.model))
-        except ValueError as error:
-            raise AimfairError(f"{error}; remove it and do: aimfair sensitivity --run {run.path}") from error
+        return sensitivity_of(run, seed)
 
     todo = [
         (seed, name, inputs)
@@ -42,3 +39,15 @@ def _inputs(run: Run, seed: int, name: str) -> dict[str, object]:
         "seed": seed,
         "upstream": run.digest_of(f"sensitivity/{seed}"),
     }
+
+
+def sensitivity_of(run: Run, seed: int) -> Sensitivity:
+    """What the stage sensitivity made for one seed, on the CPU.
+
+    Raises:
+        AimfairError: the file is missing, damaged or for another model.
+    """
+    try:
+        return Sensitivity.load(run.sensitivity(seed), load_model(run.baseline(seed), run.config.model))
+    except (ValueError, FileNotFoundError) as error:
+        raise AimfairError(f"{error}; remove it and do: aimfair sensitivity --run {run.path}") from error

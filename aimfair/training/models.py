@@ -18,10 +18,9 @@ from aimfair.selective.parameters import named_parameters, require_tunable
 from aimfair.training.backbones import hf, own, timm, torchvision
 from aimfair.training.backbones.origin import CONFIG, WEIGHTS, origin_of, read_config
 from aimfair.training.backbones.weights import load_weights, read_weights, require_finite, transplant, write_weights
-from aimfair.training.execution import logits
 from aimfair.training.random_state import own_random_numbers, seed_random_numbers
 
-__all__ = ["CONFIG", "WEIGHTS", "build_model", "load_model", "logits", "preprocessing_caution", "save_model"]
+__all__ = ["CONFIG", "WEIGHTS", "build_model", "load_model", "preprocessing_caution", "save_model"]
 
 
 def build_model(settings: ModelSettings, classes: int, seed: int) -> nn.Module:

@@ -24,11 +24,16 @@ def predict(
     device: torch.device,
     task: Task = SILENT,
     interrupt: Interrupt = NEVER,
-) -> npt.NDArray[np.int64]:
-    """int64 [N]: the most likely class of each image; the lowest of equal ones. Arguments as :func:`predict_logits`."""
+) -> npt.NDArray[np.float32]:
+    """float32 [N, C]: the logits of each image.
+
+    Args:
+        settings: how images are normalised and the model is run.
+        others: as :func:`predict_logits`.
+    """
     prepare(model.to(device), settings)
     scores = predict_logits(model, images, Normalize(settings, device), batch_size, task=task, interrupt=interrupt)
-    return scores.argmax(1).numpy()
+    return np.asarray(scores.numpy(), dtype=np.float32)
 
 
 def predict_logits(

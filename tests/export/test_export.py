@@ -18,9 +18,10 @@ from aimfair.export import onnx
 from aimfair.export.choose import choose
 from aimfair.export.verb import export_run
 from aimfair.run.directory import Run
+from aimfair.training.execution import logits
 from aimfair.training.history import HISTORY
 from aimfair.training.inputs import Normalize
-from aimfair.training.models import load_model, logits
+from aimfair.training.models import load_model
 from tests.export.conftest import CLASSES, SEEDS, TITLE, VALUES
 
 WITHOUT_AIMFAIR = "import sys\nsys.modules['aimfair'] = None  # any import of it fails\n"

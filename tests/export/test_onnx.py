@@ -8,7 +8,8 @@ from torch import Tensor, nn
 from aimfair.config import ModelSettings
 from aimfair.errors import AimfairError
 from aimfair.export import onnx
-from aimfair.training.models import build_model, logits
+from aimfair.training.execution import logits
+from aimfair.training.models import build_model
 
 TINY = {
     "resnet": {"embedding_size": 8, "hidden_sizes": [8, 16], "depths": [1, 1], "layer_type": "basic"},

@@ -9,7 +9,8 @@ from safetensors.torch import load_file, save_file
 
 from aimfair.config import ModelSettings
 from aimfair.errors import AimfairError
-from aimfair.training.models import build_model, load_model, logits, save_model
+from aimfair.training.execution import logits
+from aimfair.training.models import build_model, load_model, save_model
 from tests.training.samples import MODEL, RESNET, SIZE, state_bits
 
 

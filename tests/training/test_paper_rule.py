@@ -12,10 +12,11 @@ from aimfair.config import MethodSettings, ModelSettings, SensitivitySettings
 from aimfair.seeds import generator
 from aimfair.selective.mask import ParameterMask
 from aimfair.selective.sensitivity import Sensitivity
+from aimfair.training.execution import logits
 from aimfair.training.gradients import SOURCES, accumulate
 from aimfair.training.inputs import Normalize
 from aimfair.training.methods import select_mask
-from aimfair.training.models import build_model, logits
+from aimfair.training.models import build_model
 from tests.training.samples import images
 
 RESNET18 = {
