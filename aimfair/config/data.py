@@ -2,7 +2,7 @@
 
 import math
 from pathlib import PurePosixPath
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -122,6 +122,11 @@ class DataSettings(Settings):
     def roles(self) -> dict[str, str]:
         """Every attribute that is named here -> the key that names it, such as "data.audit"; the target first."""
         return {name: f"data.{key}" for key, name in self._roles()}
+
+    @property
+    def of_training(self) -> dict[str, Any]:
+        """What training images depend on; ``audit`` can be changed without training anew."""
+        return self.model_dump(mode="json", exclude={"audit"})
 
     def group_shape(self) -> tuple[int, int] | None:
         """(Y target classes, A protected values); None where only the table itself can tell."""

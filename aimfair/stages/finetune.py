@@ -56,7 +56,7 @@ def _settings(config: Config, name: str, kind: Kind) -> OptimizerSettings:
 def _inputs(run: Run, seed: int, name: str, kind: Kind) -> dict[str, object]:
     """What the result depends on; of the settings, what the method reads."""
     config, method, settings = run.config, run.config.methods[name], _settings(run.config, name, kind)
-    inputs: dict[str, object] = {"data": config.data, "seed": seed}
+    inputs: dict[str, object] = {"data": config.data.of_training, "seed": seed}
     if kind.from_biased:
         inputs |= {"preprocessing": config.model.computation, "finetune": settings}
     else:

@@ -24,7 +24,7 @@ def run(run: Run) -> None:
     for seed in config.seeds:
         step = f"sensitivity/{seed}"
         inputs = {
-            "data": config.data,
+            "data": config.data.of_training,
             "preprocessing": config.model.computation,
             "sensitivity": config.sensitivity,
             "seed": seed,

@@ -43,4 +43,4 @@ def _train(run: Run, seed: int) -> None:
 
 
 def _inputs(run: Run, seed: int) -> dict[str, object]:
-    return {"data": run.config.data, "model": run.config.model, "train": run.config.train, "seed": seed}
+    return {"data": run.config.data.of_training, "model": run.config.model, "train": run.config.train, "seed": seed}
