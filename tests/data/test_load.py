@@ -61,7 +61,7 @@ def test_a_biased_training_set_is_drawn_by_the_seed(root: Path) -> None:
 
 
 def test_images_are_stretched_where_that_is_asked_for(root: Path) -> None:
-    found = load_splits(settings(root, fit="stretch"), 0).test.images[3]
+    found = load_splits(settings(root, fit="stretch")).test.images[3]
     np.testing.assert_array_equal(found, decode(root / "images/055.png", 8, 1000, "stretch"))
     assert (found != decode(root / "images/055.png", 8, 1000)).any()
 

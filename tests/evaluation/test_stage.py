@@ -63,7 +63,9 @@ def test_predictions_and_results(run: Run, capsys: pytest.CaptureFixture[str]) -
         )
         for name, folder in (("biased", run.baseline(seed)), ("aimfair", run.finetuned(seed, "aimfair"))):
             model = load_model(folder)
-            expected = predict(model, test, run.config.model, batch_size=7, device=next(model.parameters()).device)
+            expected = predict(
+                model, test, run.config.model, batch_size=7, device=next(model.parameters()).device
+            ).argmax(axis=1)
             predicted = np.array([int(row[name]) for row in rows])
             assert np.array_equal(predicted, expected)
             counts = np.array(results.methods[name].seeds[s].counts)

@@ -49,7 +49,7 @@ def trained(folder: Path, biased: nn.Module | None = None, **settings: object) -
 
 def worst_group(model: nn.Module) -> float:
     test = SPLITS.test
-    right = predict(model, test, MODEL, batch_size=200, device=torch.device("cpu")) == test.target
+    right = predict(model, test, MODEL, batch_size=200, device=torch.device("cpu")).argmax(1) == test.target
     return min(right[(test.target == y) & (test.protected == a)].mean() for y in (0, 1) for a in (0, 1))
 
 

@@ -135,11 +135,11 @@ def test_an_epoch_of_each_kind(directory, monkeypatch):
     seen: dict[str, list[tuple[ImageSet, np.ndarray]]] = {}
     take = Training._take_step
 
-    def watched(self, indices):
+    def watched(self, indices, images):
         if name.startswith("dfr") and not seen[name]:
             assert not self.model.classifier[1].weight.any(), "the head begins anew"
         seen[name].append((self.train, indices))
-        take(self, indices)
+        take(self, indices, images)
 
     monkeypatch.setattr(Training, "_take_step", watched)
     counts = {}
@@ -166,7 +166,9 @@ def test_the_error_set_is_what_the_first_model_gets_wrong(directory):
     model = build_model(MODEL, 2, 100)
     settings = train_settings(config().train, config().methods["jtt"]).model_copy(update={"epochs": 1})
     Training(model, TRAIN, VALIDATION, settings, MODEL, build_optimizer(model, settings), 100).fit()
-    wrong = np.flatnonzero(predict(model, TRAIN, MODEL, batch_size=9, device=torch.device("cpu")) != TRAIN.target)
+    wrong = np.flatnonzero(
+        predict(model, TRAIN, MODEL, batch_size=9, device=torch.device("cpu")).argmax(1) != TRAIN.target
+    )
     assert 0 < len(wrong) < len(TRAIN)
     assert record["indices"] == wrong.tolist()
     assert record["ids"] == [TRAIN.ids[index] for index in wrong]
@@ -193,12 +195,12 @@ def test_a_stopped_method_continues_to_the_same_bits(directory, monkeypatch):
         forget(directory, name)
         done = 0
 
-        def stop(self, indices, steps=steps):
+        def stop(self, indices, images, steps=steps):
             nonlocal done
             done += 1
             if done in steps:
                 os.kill(os.getpid(), signal.SIGINT)
-            take(self, indices)
+            take(self, indices, images)
 
         monkeypatch.setattr(Training, "_take_step", stop)
         for _ in steps:

@@ -40,7 +40,7 @@ def test_it_learns_and_says_how_it_went(tmp_path):
     assert history.epochs[-1].validation_accuracy >= 0.9 > history.epochs[0].train_accuracy
     assert history.epochs[-1].train_loss < 0.5 * history.epochs[0].train_loss
     assert (history.kept_epoch, history.skipped_steps) == (12, 0)
-    predicted = predict(model, VALIDATION, MODEL, batch_size=7, device=torch.device("cpu"))
+    predicted = predict(model, VALIDATION, MODEL, batch_size=7, device=torch.device("cpu")).argmax(axis=1)
     assert (predicted == VALIDATION.target).mean() == pytest.approx(history.epochs[-1].validation_accuracy)
     assert not model.training
     history.save(tmp_path)

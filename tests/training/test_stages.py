@@ -152,12 +152,12 @@ def test_a_stopped_stage_continues_to_the_same_bits(directory, monkeypatch):
     take, count = Training._take_step, 0
 
     def stop_at(step):
-        def take_step(self, indices):
+        def take_step(self, indices, images):
             nonlocal count
             count += 1
             if count == step:
                 os.kill(os.getpid(), signal.SIGINT)
-            take(self, indices)
+            take(self, indices, images)
 
         return take_step
 
