@@ -25,7 +25,7 @@ _STAGES = {
     "train": "train the biased model on the biased real images",
     "sensitivity": "accumulate its gradients on real, biased and fair images",
     "select": "choose the weights that each method tunes",
-    "finetune": "tune them on the fair synthetic images",
+    "finetune": "tune them on the fair synthetic images, and train the other methods",
     "evaluate": "compute the metrics of every model on the test images",
     "report": "write report.html",
     "run": "do all of these; what is done already is not done again",
@@ -42,19 +42,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options, words = parser.parse_known_args(arguments)
     try:
         overrides = _overrides(words)
-        if options.verb == "doctor":
-            return _doctor(options, overrides)
-        if options.verb == "config":
-            return _show_config(options, overrides)
-        if options.verb == "engine":
-            return _engine(options, overrides)
-        if options.verb == "scan":
-            return _scan(options, overrides)
-        if options.verb == "export":
-            return _export(options, overrides)
-        if options.verb == "ablate":
-            return _ablate(options, overrides)
-        return _stages(options, overrides)
+        return _OTHER_VERBS.get(options.verb, _stages)(options, overrides)
     except (Exception, KeyboardInterrupt) as error:
         if options.debug:
             traceback.print_exc()
@@ -197,6 +185,17 @@ def _ablate(options: argparse.Namespace, overrides: dict[str, str]) -> int:
     page = ablate(options.name, options.run, asked, overrides, overwrite=options.overwrite, quiet=options.quiet)
     print(f"Page: {page}")
     return 0
+
+
+_OTHER_VERBS = {
+    "ablate": _ablate,
+    "config": _show_config,
+    "doctor": _doctor,
+    "engine": _engine,
+    "export": _export,
+    "scan": _scan,
+}
+"""Those that are no stages of a run."""
 
 
 def _config_and_directory(options: argparse.Namespace, overrides: dict[str, str]) -> "tuple[Config, Path]":
