@@ -128,7 +128,7 @@ def _doctor(options: argparse.Namespace, overrides: dict[str, str]) -> int:
 
 
 def _engine(options: argparse.Namespace, overrides: dict[str, str]) -> int:
-    from aimfair.engine_verb import build_or_check, list_engines
+    from aimfair.generation.engines.verb import build_or_check, list_engines
 
     if options.action == "list":
         if overrides:
@@ -138,7 +138,7 @@ def _engine(options: argparse.Namespace, overrides: dict[str, str]) -> int:
 
 
 def _scan(options: argparse.Namespace, overrides: dict[str, str]) -> int:
-    from aimfair.scan_verb import scan_data
+    from aimfair.scan.verb import scan_data
 
     return scan_data(_config_and_directory(options, overrides)[0], options.json, quiet=options.quiet)
 
