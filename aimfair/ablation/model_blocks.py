@@ -5,15 +5,24 @@ from collections.abc import Sequence
 from aimfair.selective.summary import block_name
 
 
-def blocks(names: Sequence[str]) -> dict[str, list[str]]:
+def blocks(names: Sequence[str], least: int = 1) -> dict[str, list[str]]:
     """Block -> modules that together hold its parameters and no others, in the order of the model.
 
-    Blocks are those of :func:`aimfair.selective.summary.block_name`. A block may be a module that others lie in, such
+    Blocks are those of :func:`aimfair.selective.summary.block_name`, or where those are fewer than ``least`` the
+    largest modules further in that are as many; all there are if there are not so many. A block may be a module that others lie in, such
     as the stem of a network whose layers are numbered; then it is made of the modules in it that are its own. A
     parameter that no such module holds goes by its own name.
     """
+    deepest = max(name.count(".") for name in names)
+    return next(
+        (found for finer in range(deepest) if len(found := _blocks(names, finer)) >= least), _blocks(names, deepest)
+    )
+
+
+def _blocks(names: Sequence[str], finer: int) -> dict[str, list[str]]:
+    """With blocks ``finer`` levels further in than :func:`block_name` has them."""
     found: dict[str, list[str]] = {}
-    block_of = {name: block_name(name) for name in names}
+    block_of = {name: block_name(name, block_name(name).count(".") + 1 + finer) for name in names}
     for name, block in block_of.items():
         module = _module(name, block_of)
         if module not in found.setdefault(block, []):

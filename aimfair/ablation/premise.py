@@ -154,7 +154,8 @@ def findings(parent: Parent, request: Request, outcomes: Outcomes) -> Findings:
 
 def _blocks(parent: Parent) -> dict[str, list[str]]:
     model = load_model(parent.run.baseline(parent.run.config.seeds[0]), parent.run.config.model)
-    return model_blocks.blocks([name for name, parameter in model.named_parameters() if parameter.requires_grad])
+    names = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
+    return model_blocks.blocks(names, least=FEW)
 
 
 def _predicted(parent: Parent, name: str, seeds: list[int]) -> dict[str, npt.NDArray[np.float64]]:

@@ -52,17 +52,24 @@ def write(folder: Path, name: str, plan: Plan, outcomes: Outcomes, found: Findin
 
 
 def show(plan: Plan, outcomes: Outcomes, found: Findings) -> None:
-    """Prints the table and the sentences."""
+    """Prints means and verdicts, as much as a terminal has room for, and the sentences."""
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
     console = Console()
     table = Table(box=None, pad_edge=False)
-    for index, heading in enumerate(header(plan, found)):
-        table.add_column(Text(heading), justify="left" if index == 0 else "right")
-    for cells in rows(plan, outcomes, found):
-        table.add_row(*(Text(cell) for cell in cells), style="bold" if cells[0] == plan.reference else "")
+    table.add_column("arm", overflow="fold", vertical="bottom")
+    metrics = [metric for metric in METRICS if metric != "group_std"]
+    beside = f"beside {plan.reference or BIASED}"
+    for heading in ["tuned", *(METRICS[metric] for metric in metrics), f"worst group\n{beside}", f"EO\n{beside}"]:
+        table.add_column(Text(heading), justify="right", vertical="bottom", overflow="fold")
+    for one in outcomes.arms:
+        cells = [one.arm.label, _tuned(one.result), *(wording.percent(one.result.mean[metric]) for metric in metrics)]
+        cells += [_judged(plan, outcomes, one, metric) for metric in JUDGED]
+        table.add_row(*map(Text, cells), style="bold" if one.arm.label == plan.reference else "")
+    biased = [f"{BIASED} model", "", *(wording.percent(outcomes.biased.mean[metric]) for metric in metrics), "", ""]
+    table.add_row(*map(Text, biased))
     console.print(table)
     for sentence in [*found.sentences, *plan.notes]:
         console.print(Text(sentence))

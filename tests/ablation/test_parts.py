@@ -262,3 +262,17 @@ def test_settings_of_a_method_that_do_not_go_together_are_one_line():
         options.with_density("density", "probe", MethodSettings(rule="head_only"), 0.1)
     swept = options.with_density("density", "paper", MethodSettings(rule="intersection", bias=0.5, domain=0.5), 0.1)
     assert (swept.density, swept.bias, swept.domain) == (0.1, None, None)
+
+
+def test_a_model_of_few_blocks_is_cut_further_in():
+    names = [f"net.stages.{stage}.layers.{layer}.{what}" for stage in (0, 1) for layer in (0, 1) for what in "wb"]
+    names += ["head.weight", "head.bias"]
+    assert list(model_blocks.blocks(names)) == ["net.stages.0", "net.stages.1", "head"]
+    assert list(model_blocks.blocks(names, least=3)) == ["net.stages.0", "net.stages.1", "head"]
+    finer = [f"net.stages.{stage}.layers.{layer}" for stage in (0, 1) for layer in (0, 1)]
+    assert list(model_blocks.blocks(names, least=4)) == [*finer, "head"]
+    assert list(model_blocks.blocks(names, least=100)) == [*finer, "head"]
+    for least in (1, 4, 100):
+        found = model_blocks.blocks(names, least)
+        held = [name for modules in found.values() for name in model_blocks.members(modules, names)]
+        assert sorted(held) == sorted(names)
