@@ -9,9 +9,9 @@ def blocks(names: Sequence[str], least: int = 1) -> dict[str, list[str]]:
     """Block -> modules that together hold its parameters and no others, in the order of the model.
 
     Blocks are those of :func:`aimfair.selective.summary.block_name`, or where those are fewer than ``least`` the
-    largest modules further in that are as many; all there are if there are not so many. A block may be a module that others lie in, such
-    as the stem of a network whose layers are numbered; then it is made of the modules in it that are its own. A
-    parameter that no such module holds goes by its own name.
+    largest modules further in that are as many; all there are if there are not so many. A block may be a module that
+    others lie in, such as the stem of a network whose layers are numbered; then it is made of the modules in it that
+    are its own. A parameter that no such module holds goes by its own name.
     """
     deepest = max(name.count(".") for name in names)
     return next(
