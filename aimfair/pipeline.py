@@ -52,8 +52,10 @@ def prepare_process(config: Config) -> None:
 
 
 def _refuse_early(run: Run) -> None:
-    """Looks at devices and data, so that what is wrong with them does not come out after hours of generation."""
+    """Looks at devices, data and the classifier, so that what is wrong with them does not come out after hours of
+    generation."""
     from aimfair.device import choose_device, tuning_device
+    from aimfair.training.models import build_model
 
     device = run.config.device
     if tuning_device(device) != choose_device(device):
@@ -61,6 +63,7 @@ def _refuse_early(run: Run) -> None:
     splits = run.splits()
     for contradiction in contradictions(splits, run.config.data.majority):
         run.log.warn(contradiction)
+    build_model(run.config.model, len(splits.target_names), run.config.seeds[0])
 
 
 def contradictions(splits: Splits, majority: Sequence[int]) -> list[str]:

@@ -61,6 +61,11 @@ class ModelSettings(Settings):
         return ("folder" if os.path.isabs(text) else "hf"), text
 
     @property
+    def of_training(self) -> dict[str, Any]:
+        """What a training from the initial weights depends on."""
+        return self.model_dump(mode="json", exclude={"allow_download", "checkpointing"})
+
+    @property
     def computation(self) -> dict[str, Any]:
         """What decides, beside the weights, which numbers come out of the model."""
         return self.model_dump(mode="json", include={"mean", "std", "autocast", "channels_last", "compile"})

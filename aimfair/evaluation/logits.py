@@ -1,12 +1,11 @@
-"""What the models of one seed say of the test images, in full: a safetensors file, and probabilities from it.
+"""What a model says of the test images, in full: a safetensors file, and probabilities from it.
 
 Logits are kept, not probabilities: a float32 probability near 1 holds no more than seven digits, so that confident
-images tie. A file has 4 * N * C bytes for each method, and a header; the same logits give the same bytes.
+images tie. A file has 4 * N * C bytes and a header; the same logits give the same bytes.
 
 Shapes: N images, C classes.
 """
 
-from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -21,30 +20,28 @@ Logits = npt.NDArray[np.float32]
 Values = npt.NDArray[np.float64]
 
 _FORMAT = "aimfair test logits 1"
-"""The only entry: safetensors writes several in a random order."""
+"""The only entry of the header: safetensors writes several in a random order."""
+
+_NAME = "logits"
 
 
-def save_logits(path: Path, logits: Mapping[str, Logits]) -> None:
-    """Replaces ``path``. ``logits``: method -> float32 [N, C], in the order of the rows of predictions.csv."""
+def save_logits(path: Path, logits: Logits) -> None:
+    """Replaces ``path``. ``logits``: float32 [N, C], in the order of the rows of predictions.csv."""
+    path.parent.mkdir(parents=True, exist_ok=True)
     with replace_file(path) as temporary:
-        temporary.write_bytes(
-            save({name: np.ascontiguousarray(of) for name, of in logits.items()}, {"format": _FORMAT})
-        )
+        temporary.write_bytes(save({_NAME: np.ascontiguousarray(logits)}, {"format": _FORMAT}))
 
 
-def load_logits(path: Path) -> dict[str, Logits]:
-    """Reads what :func:`save_logits` wrote; the methods in no particular order.
+def load_logits(path: Path) -> Logits:
+    """Reads what :func:`save_logits` wrote.
 
     Raises:
         AimfairError: there is no such file, or it is damaged.
     """
-    again = f"aimfair evaluate --run {path.parents[2]}"
     try:
-        return load_file(path)
-    except FileNotFoundError as error:
-        raise AimfairError(f"{path}: no logits yet; first: {again}") from error
-    except SafetensorError as error:
-        raise AimfairError(f"{path}: no safetensors file ({error}); remove it and make it again: {again}") from error
+        return load_file(path)[_NAME]
+    except (OSError, SafetensorError, KeyError) as error:
+        raise AimfairError(f"{path}: no usable logits ({error}); remove it, then: aimfair evaluate") from error
 
 
 def probabilities(logits: npt.ArrayLike) -> Values:

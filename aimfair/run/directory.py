@@ -188,6 +188,10 @@ class Run:
     def finetuned(self, seed: int, method: str) -> Path:
         return self._seed(seed) / "finetuned" / method
 
+    def logits(self, seed: int, method: str) -> Path:
+        """What the model of a method says of the test images; "biased" is one of them."""
+        return self._seed(seed) / "logits" / f"{method}.safetensors"
+
     @property
     def generation(self) -> Path:
         """How the generation of ``synthetic`` went; it holds times, and nothing follows from it."""
@@ -239,7 +243,7 @@ def _settle_config(path: Path, config: Config, *, overwrite: bool) -> Config:
         else:
             if old == config:
                 return old
-            if not overwrite:
+            if not overwrite and next((path / "stages").rglob("*.json"), None) is not None:  # something is finished
                 changes = "; ".join(config_file.differences(old, config))
                 raise AimfairError(
                     f"{path}: this run has other settings: {changes}. Choose another directory with --run,"

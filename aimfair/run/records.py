@@ -21,6 +21,8 @@ class Records:
 
     def __init__(self, run: Path):
         self._run = run
+        self._read_before: dict[str, tuple[tuple[int, int, int], dict[str, Any] | None]] = {}
+        self._found_whole: set[str] = set()  # digests; files are only replaced by the steps themselves
 
     def matches(self, step: str, inputs: object) -> bool:
         """Whether the step was finished with these inputs and every file it made is there, of the size it had.
@@ -93,7 +95,7 @@ class Records:
         record = self._read(step)
         if record is None:
             fault = "is not finished"
-        elif not self._is_whole(record):
+        elif not self._is_whole(record, again=False):
             fault = "has lost files that it made"
         elif not self._is_fresh(record, self._by_digest()):
             fault = "is out of date, as what it followed from was made again"
@@ -102,9 +104,19 @@ class Records:
         verb = step.split("/")[0]
         raise AimfairError(f"{self._run}: step {step!r} {fault}; do it first: aimfair {verb} --run {self._run}")
 
-    def _is_whole(self, record: dict[str, Any]) -> bool:
+    def _is_whole(self, record: dict[str, Any], *, again: bool = True) -> bool:
+        """Whether every file is there, of the size it had.
+
+        Args:
+            again: look even if they were all there before: of thousands of images that takes a while.
+        """
+        if not again and record["digest"] in self._found_whole:
+            return True
         sizes = record["outputs"]
-        return all((file := self._run / name).is_file() and file.stat().st_size == sizes[name] for name in sizes)
+        whole = all((file := self._run / name).is_file() and file.stat().st_size == sizes[name] for name in sizes)
+        if whole:
+            self._found_whole.add(record["digest"])
+        return whole
 
     def _is_fresh(self, record: dict[str, Any], by_digest: dict[str, dict[str, Any]]) -> bool:
         """Whether every step that it followed from, near or far, is still the one it read."""
@@ -121,14 +133,17 @@ class Records:
         return self._run / "stages" / f"{step}.json"
 
     def _read(self, step: str) -> dict[str, Any] | None:
-        """The record; None if there is none, or none that can be believed."""
+        """The record; None if there is none, or none that can be believed. What was read before is not read again."""
+        path = self._path(step)
         try:
-            record = json.loads(self._path(step).read_text(encoding="utf-8"))
-            whole = isinstance(record["outputs"], dict) and isinstance(record["digest"], str)
-            whole = whole and isinstance(record["upstream"], list)
-            return record if whole and isinstance(record["inputs_digest"], str) else None
-        except (FileNotFoundError, ValueError, KeyError, TypeError):
+            status = path.stat()
+        except FileNotFoundError:
             return None
+        stamp = (status.st_ino, status.st_mtime_ns, status.st_size)
+        before = self._read_before.get(step)
+        if before is None or before[0] != stamp:
+            before = self._read_before[step] = (stamp, _parse(path))
+        return before[1]
 
     def _digest(self, inputs: object, files: Sequence[Path]) -> str:
         digest = hashlib.sha256(_digest_of_inputs(inputs).encode())
@@ -137,6 +152,16 @@ class Records:
             with file.open("rb") as stream:
                 digest.update(hashlib.file_digest(stream, "sha256").digest())
         return digest.hexdigest()
+
+
+def _parse(path: Path) -> dict[str, Any] | None:
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+        whole = isinstance(record["outputs"], dict) and isinstance(record["digest"], str)
+        whole = whole and isinstance(record["upstream"], list)
+        return record if whole and isinstance(record["inputs_digest"], str) else None
+    except (FileNotFoundError, ValueError, KeyError, TypeError):
+        return None
 
 
 def _files(output: Path) -> list[Path]:

@@ -9,7 +9,7 @@ from aimfair.data.images import ImageSet
 from aimfair.device import choose_device
 from aimfair.evaluation.compare import compare
 from aimfair.evaluation.counts import Integers
-from aimfair.evaluation.logits import Logits, save_logits
+from aimfair.evaluation.logits import load_logits, save_logits
 from aimfair.evaluation.results import SCHEMA_VERSION, Results
 from aimfair.evaluation.tables import COLUMNS, percent, save_tables, spread
 from aimfair.files import replace_file
@@ -22,62 +22,73 @@ from aimfair.training.predict import predict
 
 def run(run: Run) -> None:
     config = run.config
-    trained = [f"train/{seed}" for seed in config.seeds]
+    models = [(seed, name) for seed in config.seeds for name in (BIASED, *config.methods)]
+    _predict(run, models)
     masked = [name for name, method in config.methods.items() if method.kind == "tune"]
-    tuned = [f"select/{seed}/{name}" for seed in config.seeds for name in masked]
-    tuned += [f"finetune/{seed}/{name}" for seed in config.seeds for name in config.methods]
+    steps = [_step(*model) for model in models]
+    steps += [f"select/{seed}/{name}" for seed in config.seeds for name in masked]
     inputs = {
-        "evaluate": config.evaluate,
+        "evaluate": config.evaluate.model_dump(exclude={"batch_size"}),
         "data": config.data,
-        "model": config.model,
         "title": config.title,
         "default_method": config.default_method,
         "schema_version": SCHEMA_VERSION,
-        "upstream": [run.digest_of(step) for step in trained + tuned],
+        "upstream": [run.digest_of(step) for step in steps],
     }
     if not run.is_done("evaluate", inputs):
-        logits = _logits(run)
+        logits = {
+            name: [load_logits(run.logits(seed, name)) for seed in config.seeds] for name in (BIASED, *config.methods)
+        }
         predicted = {name: [one.argmax(axis=1) for one in of_seeds] for name, of_seeds in logits.items()}
         density = {name: [ParameterMask.load(run.mask(seed, name)).density for seed in config.seeds] for name in masked}
-        outputs = []
+        tables = []
         for s, seed in enumerate(config.seeds):
-            folder = run.baseline(seed).parent
-            save_logits(folder / "logits.safetensors", {name: of[s] for name, of in logits.items()})
-            _write_predictions(
-                folder / "predictions.csv", run.splits().test, {name: of[s] for name, of in predicted.items()}
-            )
-            outputs += [folder / "logits.safetensors", folder / "predictions.csv"]
+            tables.append(run.baseline(seed).with_name("predictions.csv"))
+            _write_predictions(tables[-1], run.splits().test, {name: of[s] for name, of in predicted.items()})
         reads_groups = [name for name, method in config.methods.items() if kind_of(method).reads_groups]
         results = compare(config, run.splits(), predicted, density, logits, reads_groups)
         for caution in results.cautions:
             run.log.warn(caution)
         results.save(run.results)
-        run.finish("evaluate", inputs, [*outputs, *save_tables(results, run.path), run.results])
+        run.finish("evaluate", inputs, [*tables, *save_tables(results, run.path), run.results])
     _print(Results.load(run.results))
 
 
-def _logits(run: Run) -> dict[str, list[Logits]]:
-    """Method, the biased model first -> for each seed float32 [N, C] of the test images."""
-    config, test = run.config, run.splits().test
-    folders = {BIASED: [run.baseline(seed) for seed in config.seeds]}
-    folders |= {name: [run.finetuned(seed, name) for seed in config.seeds] for name in config.methods}
-    device = choose_device(config.device)
-    with run.progress.task("evaluate", len(test) * len(config.seeds) * len(folders)) as task:
-        return {
-            name: [
-                predict(
-                    load_model(folder, config.model),
-                    test,
-                    config.model,
-                    batch_size=config.evaluate.batch_size,
-                    device=device,
-                    task=task,
-                    interrupt=run.interrupt,
-                )
-                for folder in of_seeds
-            ]
-            for name, of_seeds in folders.items()
+def _step(seed: int, name: str) -> str:
+    """What one model says of the test images is a step of its own: metrics can change without predicting anew."""
+    return f"evaluate/{seed}/{name}"
+
+
+def _predict(run: Run, models: Sequence[tuple[int, str]]) -> None:
+    """The logits of these models, each a seed and a method, that are not there yet."""
+    config = run.config
+    todo = []
+    for seed, name in models:
+        made_by = f"train/{seed}" if name == BIASED else f"finetune/{seed}/{name}"
+        inputs = {
+            "data": config.data.of_training,
+            "computation": config.model.computation,
+            "batch_size": config.evaluate.batch_size,
+            "upstream": run.digest_of(made_by),
         }
+        if not run.is_done(_step(seed, name), inputs):
+            todo.append((seed, name, inputs))
+    if not todo:
+        return
+    device, test = choose_device(config.device), run.splits().test
+    with run.progress.task("evaluate", len(test) * len(todo)) as task:
+        for seed, name, inputs in todo:
+            logits = predict(
+                load_model(run.baseline(seed) if name == BIASED else run.finetuned(seed, name), config.model),
+                test,
+                config.model,
+                batch_size=config.evaluate.batch_size,
+                device=device,
+                task=task,
+                interrupt=run.interrupt,
+            )
+            save_logits(run.logits(seed, name), logits)
+            run.finish(_step(seed, name), inputs, [run.logits(seed, name)])
 
 
 def _write_predictions(path: Path, test: ImageSet, predicted: Mapping[str, Sequence[int] | Integers]) -> None:

@@ -60,7 +60,7 @@ def _inputs(run: Run, seed: int, name: str, kind: Kind) -> dict[str, object]:
     if kind.from_biased:
         inputs |= {"preprocessing": config.model.computation, "finetune": settings}
     else:
-        inputs |= {"model": config.model, "train": settings}
+        inputs |= {"model": config.model.of_training, "train": settings}
     if method.kind != "tune":
         inputs["method"] = method.model_dump(include={"kind", *kind.own})
     upstream = ["generate"] if kind.synthetic else []

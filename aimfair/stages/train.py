@@ -43,4 +43,9 @@ def _train(run: Run, seed: int) -> None:
 
 
 def _inputs(run: Run, seed: int) -> dict[str, object]:
-    return {"data": run.config.data.of_training, "model": run.config.model, "train": run.config.train, "seed": seed}
+    return {
+        "data": run.config.data.of_training,
+        "model": run.config.model.of_training,
+        "train": run.config.train,
+        "seed": seed,
+    }

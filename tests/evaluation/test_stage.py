@@ -71,7 +71,7 @@ def test_predictions_and_results(run: Run, capsys: pytest.CaptureFixture[str]) -
             counts = np.array(results.methods[name].seeds[s].counts)
             assert counts.sum() == len(test)
             assert counts[1, 0, 1] == ((test.protected == 1) & (test.target == 0) & (predicted == 1)).sum()
-        logits = load_logits(run.path / "seeds" / str(seed) / "logits.safetensors")
+        logits = {name: load_logits(run.logits(seed, name)) for name in ("biased", "aimfair")}
         assert {name: of.shape for name, of in logits.items()} == {"biased": (89, 2), "aimfair": (89, 2)}
         for name, of in logits.items():
             assert [int(row[name]) for row in rows] == of.argmax(axis=1).tolist()
@@ -102,8 +102,34 @@ def test_done_once_and_again_when_a_model_changes(run: Run, monkeypatch: pytest.
     save_model(build_model(ModelSettings(config=MODEL), 2, 99), run.finetuned(2, "aimfair"))
     run.finish("finetune/2/aimfair", {}, [run.finetuned(2, "aimfair")])
     evaluate.run(run)
-    assert len(calls) == 8
+    assert calls[4:] == [run.finetuned(2, "aimfair")], "of the model that has changed alone"
     assert run.results.read_bytes() != first
+
+
+def test_other_metrics_predict_nothing_anew(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    evaluate.run(run)
+    run.config = run.config.model_copy(
+        update={"title": "another", "evaluate": run.config.evaluate.model_copy(update={"small_group": 21})}
+    )
+    monkeypatch.setattr(evaluate, "load_model", lambda *_: pytest.fail("the logits are there"))
+    evaluate.run(run)
+    assert Results.load(run.results).small_group == 21
+
+
+def test_an_evaluation_that_was_stopped_goes_on(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[Path] = []
+
+    def load(folder: Path, settings: ModelSettings) -> object:
+        calls.append(folder)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return load_model(folder)
+
+    monkeypatch.setattr(evaluate, "load_model", load)
+    with pytest.raises(KeyboardInterrupt):
+        evaluate.run(run)
+    evaluate.run(run)
+    assert len(calls) == 5, "the first two are not predicted again"
 
 
 def test_results_of_an_older_aimfair_are_made_again(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -74,8 +74,16 @@ def test_the_same_settings_continue(tmp_path, config):
     assert (tmp_path / "config.yaml").stat().st_mtime_ns == before
 
 
-def test_other_settings_are_refused_by_key(tmp_path, config):
+def test_a_run_of_which_nothing_is_finished_takes_other_settings(tmp_path, config):
     Run.open(tmp_path, config).close()
+    new = changed(train__lr="0.5")
+    Run.open(tmp_path, new).close()
+    assert Run.config_of(tmp_path) == new
+
+
+def test_other_settings_are_refused_by_key(tmp_path, config):
+    with Run.open(tmp_path, config) as run:
+        make(run, "prompts", run.config.prompts)
     with pytest.raises(AimfairError) as caught:
         Run.open(tmp_path, changed(train__lr="0.5", seeds="1,2", methods__new__rule="all"))
     message = str(caught.value)
