@@ -125,6 +125,8 @@ def test_an_existing_run_needs_no_config(stages):
     assert cli.main(["prompts", "--config", "demo", "--quiet", "--run", "r", "--train.lr", "0.25"]) == 0
     assert cli.main(["train", "--quiet", "--run", "r"]) == 0
     assert stages.config.train.lr == 0.25
+    Path("r/stages").mkdir()
+    Path("r/stages/prompts.json").write_text("{}")  # something is finished
     assert cli.main(["train", "--quiet", "--run", "r", "--train.lr", "0.5"]) == 1
     assert cli.main(["train", "--quiet", "--run", "r", "--train.lr", "0.5", "--overwrite"]) == 0
     assert stages.config.train.lr == 0.5
