@@ -80,7 +80,7 @@ def judge(config: Config, run: Path, seed: int, case: dict[str, Any], data: dict
 def compute(run: Path, file: Path, seeds: list[int] | None) -> None:
     config = load(run / "config.yaml")
     data = {
-        "balanced": synthetic.load(run / "synthetic", "balanced", config.data.image_size),
+        "balanced": synthetic.load(run / "synthetic", "balanced", config.data.image_size, config.data.fit),
         "validation": digits.biased(config.data, "validation"),
         "judged": digits.balanced(config.data, "validation"),
     }

@@ -53,7 +53,8 @@ def plan(parent: Parent, request: Request) -> Plan:
 def findings(parent: Parent, request: Request, outcomes: Outcomes) -> Findings:
     config, seed = parent.config, outcomes.results.seeds[0]
     run = parent.run.ablation("selective") / ONLY_GROUP
-    images = synthetic.load(run / "synthetic", "balanced", config.data.image_size, interrupt=parent.run.interrupt)
+    size, fit = config.data.image_size, config.data.fit
+    images = synthetic.load(run / "synthetic", "balanced", size, fit, interrupt=parent.run.interrupt)
     device = tuning_device(config.device)
     measured = {}
     for one in outcomes.arms:

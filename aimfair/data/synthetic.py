@@ -8,6 +8,7 @@ import numpy as np
 
 from aimfair.data.cache import decode_files
 from aimfair.data.catalogue import relative_file
+from aimfair.data.decode import Fit
 from aimfair.data.images import ImageSet
 from aimfair.errors import AimfairError
 from aimfair.run.interrupt import NEVER, Interrupt
@@ -23,6 +24,7 @@ def load(
     folder: Path,
     which: Literal["balanced", "biased"],
     size: int,
+    fit: Fit,
     *,
     progress: Progress | None = None,
     interrupt: Interrupt = NEVER,
@@ -34,6 +36,7 @@ def load(
     Args:
         folder: ``synthetic`` in the run directory.
         size: pixels along each side.
+        fit: how images become squares, as the real ones do: any difference would tell the two apart.
 
     Raises:
         AimfairError: the manifest or an image is missing or damaged, or the set is empty.
@@ -44,7 +47,7 @@ def load(
         raise AimfairError(f"{manifest}: the {which} set has no images; run: aimfair generate")
     files = [row["file"] for row in rows]
     decoded = decode_files(
-        folder, files, size, MAX_PIXELS, folder=folder / "decoded", progress=progress, interrupt=interrupt
+        folder, files, size, MAX_PIXELS, fit=fit, folder=folder / "decoded", progress=progress, interrupt=interrupt
     )
     if decoded.rejected:
         name, reason = decoded.rejected[0]

@@ -22,8 +22,10 @@ from aimfair.training.models import build_model, load_model, save_model
 def run(run: Run) -> None:
     @cache
     def balanced() -> ImageSet:
-        size = run.config.data.image_size
-        return synthetic.load(run.synthetic, "balanced", size, progress=run.progress, interrupt=run.interrupt)
+        data = run.config.data
+        return synthetic.load(
+            run.synthetic, "balanced", data.image_size, data.fit, progress=run.progress, interrupt=run.interrupt
+        )
 
     for seed in run.config.seeds:
         for name in run.config.methods:

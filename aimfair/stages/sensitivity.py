@@ -13,9 +13,11 @@ from aimfair.training.models import load_model
 def run(run: Run) -> None:
     @cache
     def sources() -> dict[str, ImageSet]:
-        size = run.config.data.image_size
+        data = run.config.data
         biased, fair = (
-            synthetic.load(run.synthetic, which, size, progress=run.progress, interrupt=run.interrupt)
+            synthetic.load(
+                run.synthetic, which, data.image_size, data.fit, progress=run.progress, interrupt=run.interrupt
+            )
             for which in ("biased", "balanced")
         )
         return dict(zip(SOURCES, (run.splits().train, biased, fair), strict=True))

@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 
 from aimfair.data import synthetic
-from aimfair.data.decode import decode
+from aimfair.data.cache import decode_files
+from aimfair.data.decode import Fit, decode
 from aimfair.errors import AimfairError
 from tests.data.conftest import save_image
 
@@ -28,7 +29,7 @@ def folder(tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize(("which", "numbers"), [("balanced", [5, 2, 0, 3]), ("biased", [5, 1, 4, 2])])
 def test_a_set_in_the_order_of_the_manifest(folder: Path, which: str, numbers: list[int]) -> None:
-    images = synthetic.load(folder, which, 8)  # type: ignore[arg-type]
+    images = synthetic.load(folder, which, 8, "crop")  # type: ignore[arg-type]
     assert images.ids == tuple(f"images/{number:06}-ab.png" for number in numbers)
     assert images.target.tolist() == [number % 2 for number in numbers]
     assert images.protected.tolist() == [number // 2 % 2 for number in numbers]
@@ -36,7 +37,7 @@ def test_a_set_in_the_order_of_the_manifest(folder: Path, which: str, numbers: l
 
 
 def test_decoded_images_stay_in_the_folder(folder: Path, cache_home: Path) -> None:
-    synthetic.load(folder, "balanced", 8)
+    synthetic.load(folder, "balanced", 8, "crop")
     assert list((folder / "decoded").glob("*.rgb"))
     assert not list(cache_home.iterdir())
 
@@ -57,12 +58,21 @@ def test_damage_is_refused(folder: Path, line: str, message: str) -> None:
     with (folder / "manifest.jsonl").open("a") as file:
         file.write(line + "\n")
     with pytest.raises(AimfairError, match=message):
-        synthetic.load(folder, "balanced", 8)
+        synthetic.load(folder, "balanced", 8, "crop")
 
 
 def test_nothing_to_load_is_refused(folder: Path, tmp_path: Path) -> None:
     (folder / "manifest.jsonl").write_text(row(0, ["biased"]) + "\n")
     with pytest.raises(AimfairError, match=r"manifest.jsonl: the balanced set has no images; run: aimfair generate"):
-        synthetic.load(folder, "balanced", 8)
+        synthetic.load(folder, "balanced", 8, "crop")
     with pytest.raises(AimfairError, match=r"manifest.jsonl: cannot be read: .*; run: aimfair generate"):
-        synthetic.load(folder / "other", "balanced", 8)
+        synthetic.load(folder / "other", "balanced", 8, "crop")
+
+
+@pytest.mark.parametrize("fit", ["crop", "stretch"])
+def test_images_become_squares_as_real_ones_do(folder: Path, fit: Fit) -> None:
+    save_image(folder / "images/000000-ab.png", 0, (30, 10))
+    images = synthetic.load(folder, "balanced", 8, fit)
+    here = images.ids.index("images/000000-ab.png")
+    real = decode_files(folder, [images.ids[here]], 8, 1000, fit=fit)
+    np.testing.assert_array_equal(images.images[here], real.images[0])

@@ -107,7 +107,7 @@ def test_both_sets_have_the_images_of_their_groups(folder: Path, tmp_path: Path)
     }
     stage(tmp_path / "run", config(folder))
     made = tmp_path / "run/synthetic"
-    balanced, biased = (synthetic.load(made, name, SIZE) for name in ("balanced", "biased"))  # type: ignore[arg-type]
+    balanced, biased = (synthetic.load(made, name, SIZE, "crop") for name in ("balanced", "biased"))  # type: ignore[arg-type]
     assert balanced.group_counts(2, 2).tolist() == [[5, 5], [5, 5]]
     assert biased.group_counts(2, 2).tolist() == [[1, 2], [2, 1]]
     assert not set(balanced.ids) & set(biased.ids)

@@ -99,7 +99,7 @@ def test_the_rest_of_the_pipeline_reads_it(tmp_path: Path) -> None:
     make(tmp_path)
     for name in ("balanced", "biased"):
         planned = [planned for planned in PLAN if name in planned.sets]
-        images = synthetic.load(tmp_path, name, SIZE)  # type: ignore[arg-type]
+        images = synthetic.load(tmp_path, name, SIZE, "crop")  # type: ignore[arg-type]
         assert list(zip(images.target, images.protected, strict=True)) == [(one.y, one.a) for one in planned]
     assert len(make(tmp_path).outputs) == 3  # what the reader keeps beside them does not disturb the job
 
@@ -333,7 +333,7 @@ def test_both_formats_keep_every_pixel(tmp_path: Path, image_format: str) -> Non
         assert np.array_equal(
             np.asarray(read_rgb(path, SIZE**2)), sampler.sample([planned.text], [planned.seed]).images[0]
         )
-    assert len(synthetic.load(tmp_path, "balanced", SIZE)) == 20
+    assert len(synthetic.load(tmp_path, "balanced", SIZE, "crop")) == 20
     assert job_in(tmp_path, image_format=image_format).done == job.done == len(PLAN)
 
 

@@ -73,7 +73,7 @@ def samplers(monkeypatch: pytest.MonkeyPatch) -> list[Diffusion]:
 def test_prompts_and_both_sets(tmp_path: Path, settings: dict[str, Any], samplers: list[Diffusion]) -> None:
     stages(tmp_path, settings)
     assert len(load_prompts(tmp_path / "prompts.jsonl")) == 4 * 6
-    balanced, biased = (synthetic.load(tmp_path / "synthetic", name, SIZE) for name in ("balanced", "biased"))
+    balanced, biased = (synthetic.load(tmp_path / "synthetic", name, SIZE, "crop") for name in ("balanced", "biased"))
     assert balanced.group_counts(2, 2).tolist() == [[3, 3], [3, 3]]
     assert biased.group_counts(2, 2).tolist() == [[1, 2], [2, 1]]
     assert balanced.images.std() > 10
