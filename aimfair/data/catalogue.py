@@ -19,7 +19,8 @@ SPLITS = ("train", "val", "test")
 
 _SPLIT_NAMES = {"train": 0, "training": 0, "val": 1, "valid": 1, "validation": 1, "dev": 1, "test": 2, "testing": 2}
 
-_IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
+"""Of files that are taken for images; what is in them, their content tells."""
 
 _SHOWN = 5
 
@@ -106,7 +107,7 @@ def image_files(root: Path) -> list[str]:
         (Path(folder) / name).relative_to(root).as_posix()
         for folder, _, names in os.walk(root, onerror=_refuse)
         for name in names
-        if name.lower().endswith(_IMAGE_SUFFIXES)
+        if name.lower().endswith(IMAGE_SUFFIXES)
     )
 
 

@@ -5,20 +5,19 @@ A folder has them in folders ``<y>_<a>``, named by the numbers of class and prot
 """
 
 import hashlib
-import os
 import re
 import shutil
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from aimfair.config import DataSettings, GenerateSettings
 from aimfair.data.bias import group_sizes
 from aimfair.data.cache import decode_files
-from aimfair.data.catalogue import Rejected, leave_out
+from aimfair.data.catalogue import IMAGE_SUFFIXES, Rejected, image_files, leave_out
 from aimfair.data.decode import ImageError, open_image
 from aimfair.data.synthetic import MAX_PIXELS
 from aimfair.errors import AimfairError
@@ -33,11 +32,13 @@ from aimfair.run.progress import Progress
 from aimfair.seeds import generator
 
 _GROUP = re.compile(r"(0|[1-9]\d{0,3})_(0|[1-9]\d{0,3})", re.ASCII)
-_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
 _OURS: dict[str | None, Suffix] = {"JPEG": "jpg", "PNG": "png", "WEBP": "webp"}
 _SMALL = 8  # pixels along each side of what decoding keeps: only whether and what matters
 _THREADS = 4  # that copy, each waiting for the disk
 _CHUNK = 64  # images between two looks at the interrupt
+
+PICTURES = "pictures"
+"""Key of a recipe that images have which were copied, and no others."""
 
 UNREADABLE, COPY, TWO_GROUPS, SPARE = "unreadable", "copy", "in two groups", "not needed"
 """Why an image is not kept."""
@@ -63,14 +64,12 @@ class Source:
     Attributes:
         images: sorted by file.
         stamps: file -> its size in bytes and its time of change in ns; (-1, 0) where it is missing.
-        digest: of the list of files, their groups, sizes and times.
         passed_over: names at the top of the folder that are no groups.
     """
 
     folder: Path
     images: tuple[Found, ...]
     stamps: dict[str, tuple[int, int]]
-    digest: str
     passed_over: tuple[str, ...] = ()
 
 
@@ -109,21 +108,66 @@ def find(folder: Path, groups: tuple[int, int]) -> Source:
     if twice := [name for name, times in Counter(one.file for one in images).items() if times > 1]:
         raise AimfairError(f"{manifest.path}: {twice[0]!r} is in several lines, expected one; restore the file")
     stamps = {one.file: _stamp(folder / one.file) for one in images}
-    facts = [(one, stamps[one.file]) for one in images]
-    digest = hashlib.sha256("\n".join(map(repr, facts)).encode("utf-8", "surrogatepass")).hexdigest()
-    return Source(folder, tuple(images), stamps, digest, tuple(passed_over))
+    return Source(folder, tuple(images), stamps, tuple(passed_over))
 
 
-def recipe(folder: Path, digest: str, settings: GenerateSettings, data: DataSettings, values: int) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Pictures:
+    """What is in the files of a source.
+
+    Attributes:
+        digests: file -> digest of its pixels, of those that can be decoded.
+        unreadable: the others.
+        rejected: file -> why it is not kept: :data:`UNREADABLE`, :data:`COPY` or :data:`TWO_GROUPS`.
+    """
+
+    source: Source
+    digests: dict[str, str]
+    unreadable: tuple[Rejected, ...]
+    rejected: dict[str, str]
+
+    @property
+    def digest(self) -> str:
+        """Of the files' names, groups, texts and pixels: the same wherever they are copied to, and whenever."""
+        facts = [(one, self.digests.get(one.file)) for one in self.source.images]
+        return hashlib.sha256("\n".join(map(repr, facts)).encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def look(
+    source: Source, data: DataSettings, *, progress: Progress | None = None, interrupt: Interrupt = NEVER
+) -> Pictures:
+    """Opens every image of a source; those whose size and time of change are known are not read again.
+
+    Raises:
+        Interrupted: as ``interrupt`` says.
+    """
+    files = [one.file for one in source.images]
+    decoded = decode_files(
+        source.folder, files, _SMALL, min(data.max_pixels, MAX_PIXELS), progress=progress, interrupt=interrupt
+    )
+    rejected = {name: UNREADABLE for name, _ in decoded.rejected}
+    digests = {files[number]: digest for number, digest in zip(decoded.kept, decoded.digests, strict=True)}
+    pictures: dict[str, list[Found]] = {}
+    for one in source.images:
+        if one.file in digests:
+            pictures.setdefault(digests[one.file], []).append(one)
+    for found in pictures.values():
+        if len({(one.y, one.a) for one in found}) > 1:
+            rejected |= {one.file: TWO_GROUPS for one in found}
+        else:
+            rejected |= {one.file: COPY for one in found[1:]}
+    return Pictures(source, digests, decoded.rejected, rejected)
+
+
+def recipe(digest: str, settings: GenerateSettings, data: DataSettings, values: int) -> dict[str, Any]:
     """All that decides which images are copied.
 
     Args:
-        digest: of the :class:`Source` in ``folder``.
+        digest: of the :class:`Pictures`.
         values: A.
     """
     return {
-        "folder": str(folder),
-        "file_list": digest,
+        PICTURES: digest,
         "generate": settings.model_dump(include={"balanced_per_group", "biased_total", "disjoint", "seed"}),
         "bias": bias_of(settings, data),
         "majority": data.majority,
@@ -135,10 +179,10 @@ def recipe(folder: Path, digest: str, settings: GenerateSettings, data: DataSett
 class Import:
     """Copies a balanced and a biased set out of a source; one that was cut off continues.
 
-    Every image of the source is decoded, once for all runs (``data/cache.py``). Those that cannot be are left out, and
-    so are all but the first of a picture that is there several times, and all of a picture that is in two groups.
-    The others are taken as in :func:`aimfair.generation.plan.make_plan`: the prompts of a group in turn, the images of
-    a prompt in an order that follows from ``settings.seed``.
+    Images that cannot be decoded are left out, and so are all but the first of a picture that is there several times,
+    and all of a picture that is in two groups. The others are taken as in
+    :func:`aimfair.generation.plan.make_plan`: the prompts of a group in turn, the images of a prompt in an order that
+    follows from ``settings.seed``.
 
     Args:
         to: ``synthetic`` of the run.
@@ -150,12 +194,11 @@ class Import:
 
     Raises:
         AimfairError: more than ``data.max_bad_share`` of the images cannot be read, or a group has too few.
-        Interrupted: while images are decoded; nothing has been changed.
     """
 
     def __init__(
         self,
-        source: Source,
+        pictures: Pictures,
         to: Path,
         settings: GenerateSettings,
         data: DataSettings,
@@ -165,12 +208,13 @@ class Import:
         progress: Progress | None = None,
         interrupt: Interrupt = NEVER,
     ):
+        source, digests, rejected = pictures.source, pictures.digests, dict(pictures.rejected)
         self._source, self._to, self._interrupt = source, to, interrupt
         self._progress = progress or Progress(quiet=True)
         if source.passed_over:
             names = ", ".join(map(repr, source.passed_over[:5]))
             log.warn(f"{source.folder}: not read, as its name is no group <y>_<a>: {names}")
-        digests, rejected = self._look(data, log)
+        _tell_left_out(pictures, data, log)
         sizes = group_sizes(data.majority, values, bias_of(settings, data), settings.biased_total)
         groups: dict[tuple[int, int], list[Found]] = {(y, a): [] for y in range(len(sizes)) for a in range(values)}
         for one in source.images:
@@ -226,37 +270,16 @@ class Import:
             if _stamp(path) != self._source.stamps[one.file]:
                 raise AimfairError(f"{path}: it was changed while images were copied; run again")
 
-    def _look(self, data: DataSettings, log: Log) -> tuple[dict[str, str], dict[str, str]]:
-        """File -> digest of its pixels, of those that can be decoded, and file -> why it is not kept."""
-        files = [one.file for one in self._source.images]
-        decoded = decode_files(
-            self._source.folder,
-            files,
-            _SMALL,
-            min(data.max_pixels, MAX_PIXELS),
-            progress=self._progress,
-            interrupt=self._interrupt,
-        )
-        leave_out(decoded.rejected, len(files), f"images of {self._source.folder}", data.max_bad_share, log)
-        rejected = {name: UNREADABLE for name, _ in decoded.rejected}
-        digests = {files[number]: digest for number, digest in zip(decoded.kept, decoded.digests, strict=True)}
-        pictures: dict[str, list[Found]] = {}
-        for one in self._source.images:
-            if one.file in digests:
-                pictures.setdefault(digests[one.file], []).append(one)
-        for found in pictures.values():
-            if len({(one.y, one.a) for one in found}) > 1:
-                rejected |= {one.file: TWO_GROUPS for one in found}
-            else:
-                rejected |= {one.file: COPY for one in found[1:]}
-        for reason, what in ((COPY, "copies of others"), (TWO_GROUPS, "pictures that are in two groups")):
-            if names := [Rejected(name, reason) for name in files if rejected.get(name) == reason]:
-                log.warn(
-                    f"{len(names):,} of {len(files):,} images of {self._source.folder} left out, {what}: for example"
-                    f" {names[0].name!r}",
-                    rejected=[one.name for one in names],
-                )
-        return digests, rejected
+
+def _tell_left_out(pictures: Pictures, data: DataSettings, log: Log) -> None:
+    folder, total = pictures.source.folder, len(pictures.source.images)
+    leave_out(pictures.unreadable, total, f"images of {folder}", data.max_bad_share, log)
+    for reason, what in ((COPY, "copies of others"), (TWO_GROUPS, "pictures that are in two groups")):
+        if names := [one.file for one in pictures.source.images if pictures.rejected.get(one.file) == reason]:
+            log.warn(
+                f"{len(names):,} of {total:,} images of {folder} left out, {what}: for example {names[0]!r}",
+                rejected=names,
+            )
 
 
 def _in_group_folders(folder: Path) -> tuple[list[Found], list[str]]:
@@ -268,21 +291,15 @@ def _in_group_folders(folder: Path) -> tuple[list[Found], list[str]]:
             continue
         group = _GROUP.fullmatch(entry.name)
         if group is None or not entry.is_dir():
-            if entry.is_dir() or entry.name.lower().endswith(_SUFFIXES):
+            if entry.is_dir() or entry.name.lower().endswith(IMAGE_SUFFIXES):
                 passed_over.append(entry.name)
             continue
-        for place, _, names in os.walk(entry, onerror=_refuse):
-            found += [
-                Found((Path(place) / name).relative_to(folder).as_posix(), int(group[1]), int(group[2]))
-                for name in names
-                if name.lower().endswith(_SUFFIXES) and not name.startswith(".")
-            ]
+        found += [
+            Found(f"{entry.name}/{file}", int(group[1]), int(group[2]))
+            for file in image_files(entry)
+            if not PurePosixPath(file).name.startswith(".")
+        ]
     return found, passed_over
-
-
-def _refuse(error: OSError) -> None:
-    """``os.walk`` would pass over a folder that it may not read."""
-    raise AimfairError(f"{error.filename}: cannot be listed: {error.strerror}") from error
 
 
 def _stamp(path: Path) -> tuple[int, int]:

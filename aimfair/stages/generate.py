@@ -6,7 +6,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from aimfair.config import Config
+from aimfair.data.leakage import find_leaks, refuse_leaks
 from aimfair.errors import AimfairError, ConfigError
+from aimfair.generation import imported
 from aimfair.generation.engines.auto import choose_engine
 from aimfair.generation.engines.choose import engine_facts
 from aimfair.generation.filters.choose import filter_facts, load_filters
@@ -46,7 +48,7 @@ def run(run: Run) -> None:
             _copy(run, run.config.generate.folder)
             return
         made = recipe_of(run.synthetic)
-        if "folder" in made:  # they were copied, by no engine; the job refuses or replaces them
+        if imported.PICTURES in made:  # they were copied, by no engine; the job refuses or replaces them
             made = {}
         known = made or (recipe_of(run.origin / run.synthetic.name) if run.origin is not None else {})
         config, why = _choose_engine(run, known)
@@ -118,34 +120,50 @@ def follow(path: Path, interrupt: Interrupt) -> None:
 
 def _copy(run: Run, folder: Path) -> None:
     """The stage for images that were made elsewhere."""
-    from aimfair.generation import imported
-
     settings, data = run.config.generate, run.config.data
     groups = len(data.majority), len(run.config.prompts.protected)
     here, there = run.synthetic.resolve(), folder.resolve()
     if here == there or here in there.parents or there in here.parents:
         raise ConfigError(f"generate.folder: found {folder}, which is or holds that of this run, {run.synthetic}")
-    made = recipe_of(run.synthetic)
-    source = imported.find(folder, groups) if folder.is_dir() else None
-    # What is copied needs its source no more: without it, the list of its files is that of the copy.
-    files = (
-        source.digest if source is not None else made.get("file_list") if made.get("folder") == str(folder) else None
-    )
-    missing = ConfigError(f"generate.folder: found {folder}, which is no folder, expected one with images")
-    if files is None:
-        raise missing
-    recipe = imported.recipe(folder, files, settings, data, groups[1])
-    if run.is_done("generate", recipe):
+    pictures = None
+    if folder.is_dir():
+        source = imported.find(folder, groups)
+        pictures = imported.look(source, data, progress=run.progress, interrupt=run.interrupt)
+        digest = pictures.digest
+    else:  # what is copied needs its source no more
+        digest = _digest_of_copy(run, folder)
+    recipe = imported.recipe(digest, settings, data, groups[1])
+    # Which real images there are decides whether one of them is among these.
+    inputs = {**recipe, "real": data.model_dump(mode="json", exclude={"audit", "image_size", "fit"})}
+    if run.is_done("generate", inputs):
         return
-    if source is None:
-        raise missing
+    if pictures is None:
+        raise _missing(folder)
     images = imported.Import(
-        source, run.synthetic, settings, data, groups[1], log=run.log, progress=run.progress, interrupt=run.interrupt
+        pictures, run.synthetic, settings, data, groups[1], log=run.log, progress=run.progress, interrupt=run.interrupt
     )
+    leaks = find_leaks(pictures.digests, run.splits(), data, progress=run.progress, interrupt=run.interrupt)
+    refuse_leaks(leaks, folder, run.log)
     images.run(recipe, overwrite=run.overwrite)
     images.summary.save(run.generation)
     run.log("images", copied=len(images.chosen), folder=str(folder))
-    run.finish("generate", recipe, images.outputs)
+    run.finish("generate", inputs, images.outputs)
+
+
+def _digest_of_copy(run: Run, folder: Path) -> str:
+    """Of the pictures that were copied from ``folder``, which is gone.
+
+    Raises:
+        ConfigError: none were.
+    """
+    known = recipe_of(run.synthetic).get(imported.PICTURES)
+    if known is None or not run.generation.exists() or GenerationSummary.load(run.generation).folder != str(folder):
+        raise _missing(folder)
+    return str(known)
+
+
+def _missing(folder: Path) -> ConfigError:
+    return ConfigError(f"generate.folder: found {folder}, which is no folder, expected one with images")
 
 
 class _Models:

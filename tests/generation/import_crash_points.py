@@ -26,8 +26,8 @@ DATA = DataSettings(bias=0.5)
 
 def work(source: Path, to: Path) -> None:
     """Six images of 12 x 10 pixels."""
-    found = imported.find(source, (2, 2))
-    job = imported.recipe(source, found.digest, SETTINGS, DATA, 2)
+    found = imported.look(imported.find(source, (2, 2)), DATA)
+    job = imported.recipe(found.digest, SETTINGS, DATA, 2)
     imported.Import(found, to, SETTINGS, DATA, 2).run(job, overwrite=True)
 
 

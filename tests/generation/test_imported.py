@@ -35,7 +35,7 @@ from tests.generation.samples import NoiseSampler, prompt_settings, small_plan
 from tests.generation.test_shared_job import in_threads
 from tests.training.samples import RESNET
 
-SIZE = 16
+SIZE = 32
 GROUPS = [(0, 0), (0, 1), (1, 0), (1, 1)]
 
 
@@ -92,9 +92,9 @@ def pixels(path: Path) -> bytes:
 
 def copy_of(settings: Config, to: Path, log: Log | None = None) -> imported.Import:
     assert settings.generate.folder is not None
-    source = imported.find(settings.generate.folder, (2, 2))
-    images = imported.Import(source, to, settings.generate, settings.data, 2, log=log or Warnings())
-    images.run(imported.recipe(source.folder, source.digest, settings.generate, settings.data, 2), overwrite=True)
+    pictures = imported.look(imported.find(settings.generate.folder, (2, 2)), settings.data)
+    images = imported.Import(pictures, to, settings.generate, settings.data, 2, log=log or Warnings())
+    images.run(imported.recipe(pictures.digest, settings.generate, settings.data, 2), overwrite=True)
     return images
 
 
@@ -207,6 +207,56 @@ def test_the_format_is_told_by_the_content(folder: Path, tmp_path: Path) -> None
             assert {"JPEG": ".jpg", "PNG": ".png", "WEBP": ".webp"}[str(image.format)] == path.suffix
 
 
+# -- real images among them ------------------------------------------------------------------------------------------
+
+
+def real_table(root: Path) -> DataSettings:
+    """Four images of each group in training, two each in validation and test, numbered from 1000."""
+    lines = ["file,split,shape,colour"]
+    for number in range(32):
+        split = ("train", "train", "val", "test")[number // 4 % 4]
+        save_image(root / f"{number}.png", 1000 + number, (20, 18))
+        lines.append(f"{number}.png,{split},{number % 4 // 2},{number % 2}")
+    (root / "labels.csv").write_text("\n".join(lines) + "\n")
+    return DataSettings(kind="table", root=root, target="shape", protected="colour", image_size=8, bias=0.5)
+
+
+@pytest.mark.parametrize(("number", "part"), [(0, "training"), (8, "validation"), (12, "the test set")])
+def test_real_images_are_refused_or_named(folder: Path, tmp_path: Path, number: int, part: str) -> None:
+    """Of the test set refused, before anything is copied; others are named."""
+    settings = config(folder, data=real_table(tmp_path / "real").model_dump(exclude_unset=True))
+    stage(tmp_path / "clean", settings)
+    assert "real images" not in (tmp_path / "clean/log.jsonl").read_text()
+    with Image.open(tmp_path / f"real/{number}.png") as image:
+        image.save(folder / "0_0/new.webp", lossless=True)
+    line = f"1 images of {folder} are real images of {part}, for example '0_0/new.webp' is '{number}.png'"
+    if part == "the test set":
+        with pytest.raises(AimfairError, match=f"^generate.folder: {line}; take them out"):
+            stage(tmp_path / "run", settings)
+        assert not (tmp_path / "run/synthetic").exists()
+    else:
+        stage(tmp_path / "run", settings)
+        assert line in (tmp_path / "run/log.jsonl").read_text()
+
+
+def test_other_real_images_are_looked_at_again(folder: Path, tmp_path: Path) -> None:
+    data = real_table(tmp_path / "real").model_dump(exclude_unset=True)
+    stage(tmp_path / "run", config(folder, data=data))
+    lines = (tmp_path / "real/labels.csv").read_text()
+    shutil.copy(folder / "0_0/08.webp", tmp_path / "real/mine.webp")
+    (tmp_path / "real/other.csv").write_text(lines + "mine.webp,test,0,0\n")
+    with pytest.raises(AimfairError, match=r"'0_0/08.webp' is 'mine.webp'"):
+        stage(tmp_path / "run", config(folder, data={**data, "table": "other.csv"}), overwrite=True)
+
+
+def test_digits_are_real_images_too(folder: Path, tmp_path: Path) -> None:
+    from aimfair.data import digits
+
+    Image.fromarray(digits.balanced(DataSettings(bias=0.5), "test").images[7]).save(folder / "0_0/digit.png")
+    with pytest.raises(AimfairError, match=r"real images of the test set, for example '0_0/digit.png' is 'digit \d+'"):
+        stage(tmp_path / "run", config(folder))
+
+
 # -- what is refused ---------------------------------------------------------------------------------------------------
 
 
@@ -297,11 +347,30 @@ def test_a_changed_source_is_refused_and_replaced_when_asked(folder: Path, tmp_p
     stage(tmp_path / "run", config(folder))
     before = contents(tmp_path / "run/synthetic")
     save_image(folder / "0_0/new.png", 1000)
-    with pytest.raises(AimfairError, match=r"its images are of another job: file_list differs; .*--overwrite"):
+    with pytest.raises(AimfairError, match=r"its images are of another job: pictures differs; .*--overwrite"):
         stage(tmp_path / "run", config(folder))
     assert contents(tmp_path / "run/synthetic") == before
     stage(tmp_path / "run", config(folder), overwrite=True)
     assert contents(tmp_path / "run/synthetic") != before
+
+
+def test_the_same_pictures_copied_touched_or_moved_change_nothing(folder: Path, tmp_path: Path) -> None:
+    """Of what follows from the images nothing is done again."""
+    stage(tmp_path / "run", config(folder))
+
+    def facts() -> tuple[dict[str, int], str]:
+        with Run.open(tmp_path / "run", config(folder), overwrite=True, quiet=True) as run:
+            made = {str(path): path.stat().st_mtime_ns for path in run.synthetic.rglob("*")}
+            return made, run.digest_of("generate")
+
+    before = facts()
+    for path in folder.rglob("*.*"):
+        os.utime(path, ns=(1, 1))
+    stage(tmp_path / "run", config(folder))
+    assert facts() == before
+    shutil.copytree(folder, tmp_path / "copy")
+    stage(tmp_path / "run", config(tmp_path / "copy"), overwrite=True)
+    assert facts() == before
 
 
 def test_a_lost_or_damaged_image_is_copied_again(folder: Path, tmp_path: Path) -> None:
@@ -322,9 +391,9 @@ def test_images_of_a_model_are_not_taken_for_copies(folder: Path, tmp_path: Path
         lambda: NoiseSampler(8)
     )
     settings = config(folder)
-    source = imported.find(folder, (2, 2))
-    images = imported.Import(source, made, settings.generate, settings.data, 2)
-    job = imported.recipe(folder, source.digest, settings.generate, settings.data, 2)
+    pictures = imported.look(imported.find(folder, (2, 2)), settings.data)
+    images = imported.Import(pictures, made, settings.generate, settings.data, 2)
+    job = imported.recipe(pictures.digest, settings.generate, settings.data, 2)
     with pytest.raises(AimfairError, match="its images are of another job"):
         images.run(job, overwrite=False)
     images.run(job, overwrite=True)

@@ -1,0 +1,93 @@
+"""Real images among those that were made elsewhere: trained on, a picture of the test set makes the test worthless."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from PIL import Image
+
+from aimfair.config import DataSettings
+from aimfair.data.cache import decode_files
+from aimfair.data.catalogue import SPLITS
+from aimfair.data.decode import content_digest
+from aimfair.data.images import ImageSet, Splits
+from aimfair.data.load import read_catalogue, with_biased_training
+from aimfair.errors import AimfairError
+from aimfair.run.interrupt import NEVER, Interrupt
+from aimfair.run.log import Log
+from aimfair.run.progress import Progress
+
+
+@dataclass(frozen=True)
+class Leak:
+    """A picture of the real images that is among others, too.
+
+    Attributes:
+        file: there. real: its id among the real images, of ``split``.
+    """
+
+    file: str
+    split: str
+    real: str
+
+
+def find_leaks(
+    digests: Mapping[str, str],
+    splits: Splits,
+    settings: DataSettings,
+    *,
+    progress: Progress | None = None,
+    interrupt: Interrupt = NEVER,
+) -> list[Leak]:
+    """Those of the pictures that are equal to one of ``splits`` in size and in every pixel.
+
+    Args:
+        digests: file -> digest of its pixels, by :func:`aimfair.data.decode.content_digest`.
+        splits: of ``settings``; their images are in the cache of decoded ones, so none is read again.
+
+    Returns:
+        In the order of ``digests``; of a picture in several splits, with the test set before validation and training.
+    """
+    real: dict[str, tuple[str, str]] = {}
+    of_files = None if settings.kind == "digits" else _digests_of_files(settings, progress, interrupt)
+    for name, part in zip(SPLITS, (splits.train, splits.validation, splits.test), strict=True):
+        real |= {digest: (name, one) for one, digest in zip(part.ids, _digests(part, of_files), strict=True)}
+    return [Leak(file, *real[digest]) for file, digest in digests.items() if digest in real]
+
+
+def refuse_leaks(leaks: list[Leak], folder: Path, log: Log) -> None:
+    """Refuses pictures of the test set among the images of ``folder``; warns of others.
+
+    Raises:
+        AimfairError: there is one.
+    """
+    for split, part in (("test", "the test set"), ("val", "validation"), ("train", "training")):
+        if found := [leak for leak in leaks if leak.split == split]:
+            line = (
+                f"generate.folder: {len(found):,} images of {folder} are real images of {part}, for example"
+                f" {found[0].file!r} is {found[0].real!r}"
+            )
+            if split == "test":
+                raise AimfairError(f"{line}; take them out: a test on training images measures nothing")
+            log.warn(line, files=[leak.file for leak in found])
+
+
+def _digests_of_files(settings: DataSettings, progress: Progress | None, interrupt: Interrupt) -> dict[str, str]:
+    """As :func:`aimfair.data.load.load_splits` decodes them: the same entry of the cache."""
+    catalogue = with_biased_training(read_catalogue(settings), settings)
+    decoded = decode_files(
+        catalogue.root,
+        catalogue.files,
+        settings.image_size,
+        settings.max_pixels,
+        fit=settings.fit,
+        progress=progress,
+        interrupt=interrupt,
+    )
+    return {catalogue.files[number]: digest for number, digest in zip(decoded.kept, decoded.digests, strict=True)}
+
+
+def _digests(part: ImageSet, of_files: dict[str, str] | None) -> list[str]:
+    if of_files is None:  # drawn, several of one original
+        return [content_digest(Image.fromarray(image)) for image in part.images]
+    return [of_files[file] for file in part.ids]
