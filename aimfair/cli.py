@@ -18,6 +18,7 @@ from aimfair.run.interrupt import Interrupted
 if TYPE_CHECKING:
     from aimfair.config import Config
     from aimfair.run.directory import Run
+    from aimfair.scan.settings import ScanSettings
 
 _STAGES = {
     "prompts": "write the prompts of every group",
@@ -140,7 +141,27 @@ def _engine(options: argparse.Namespace, overrides: dict[str, str]) -> int:
 def _scan(options: argparse.Namespace, overrides: dict[str, str]) -> int:
     from aimfair.scan.verb import scan_data
 
-    return scan_data(_config_and_directory(options, overrides)[0], options.json, quiet=options.quiet)
+    return scan_data(_scan_settings(options, overrides), options.json, quiet=options.quiet)
+
+
+def _scan_settings(options: argparse.Namespace, overrides: dict[str, str]) -> "ScanSettings":
+    """Of those of a run, the ones that a scan needs; flags may be all that there is."""
+    from aimfair import config_file
+    from aimfair.scan.settings import ScanSettings
+
+    config_file.require_known(overrides)
+    file = None
+    if options.config is not None:
+        file = _config_file(options.config)
+    elif options.run is not None:
+        file = options.run / "config.yaml"
+        if not file.exists():
+            raise ConfigError(f"{options.run}: there is no run yet; give --config FILE or --data.kind and --data.root")
+    elif not any(name.startswith("data.") for name in overrides):
+        raise ConfigError(
+            "give --config FILE, --run DIR, or the data set itself: --data.kind table --data.root DIR ..."
+        )
+    return config_file.load_part(ScanSettings, file, overrides)
 
 
 def _export(options: argparse.Namespace, overrides: dict[str, str]) -> int:

@@ -5,7 +5,7 @@ import json
 import types
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, ValidationError
@@ -15,6 +15,8 @@ from aimfair import strict_yaml, vocabulary
 from aimfair.config import Config
 from aimfair.errors import ConfigError
 from aimfair.faults import Key, explain
+
+_Part = TypeVar("_Part", bound=BaseModel)
 
 
 def load(path: Path | None, overrides: Mapping[str, str] | None = None) -> Config:
@@ -30,6 +32,15 @@ def load(path: Path | None, overrides: Mapping[str, str] | None = None) -> Confi
     Raises:
         ConfigError: a line for each fault, beginning with the file and line, or with the flag.
     """
+    return load_part(Config, path, overrides)
+
+
+def load_part(part: type[_Part], path: Path | None, overrides: Mapping[str, str] | None = None) -> _Part:
+    """As :func:`load`, of a class that has some of the fields of Config; the others may be missing or wrong.
+
+    Raises:
+        ConfigError: as :func:`load`.
+    """
     tree: dict[str, Any] = {}
     origins: dict[Key, str] = {}
     if path is not None:
@@ -40,9 +51,10 @@ def load(path: Path | None, overrides: Mapping[str, str] | None = None) -> Confi
         key = tuple(name.split("."))
         _put(tree, key, _value_of_flag(name, _annotation(name), text))
         origins = {old: origin for old, origin in origins.items() if old[: len(key)] != key} | {key: f"--{name}"}
+    tree = {key: value for key, value in tree.items() if key in part.model_fields or key not in Config.model_fields}
     try:
         # JSON in strict mode: 1 may be a float and a list a tuple, but "1" is no number, nor true
-        return Config.model_validate_json(json.dumps(tree), strict=True)
+        return part.model_validate_json(json.dumps(tree), strict=True)
     except ValidationError as error:
         raise ConfigError("\n".join(explain(fault, tree, origins, _nearest) for fault in error.errors())) from error
 

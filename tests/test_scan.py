@@ -19,17 +19,21 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from rich.console import Console
 
 from aimfair import cli
 from aimfair.config import Config
 from aimfair.data import cache
 from aimfair.data.load import load_splits
-from aimfair.errors import AimfairError
+from aimfair.errors import AimfairError, ConfigError
+from aimfair.run.directory import Run
 from aimfair.run.interrupt import Interrupted
 from aimfair.scan import examine
 from aimfair.scan.alike import near_pairs
 from aimfair.scan.examine import association, scan
 from aimfair.scan.results import Scan
+from aimfair.scan.show import show
+from aimfair.stages import generate
 from tests.data.conftest import save_image
 from tests.generation.samples import prompt_settings
 from tests.training.samples import RESNET
@@ -422,13 +426,126 @@ def test_settings_that_contradict_the_labels(tmp_path: Path) -> None:
     path = tmp_path / "labels.csv"
     path.write_text(path.read_text().replace("train,ball,red", "train,ball,blue").replace("039.png,test,cube,red", ""
                     "039.png,test,cube,green"))  # fmt: skip
-    warnings = levels(scan(config(tmp_path))[0])["warning"]
-    assert any(
-        line.startswith("prompts.protected: found 2 lists of words, the data set has 3 values") for line in warnings
-    )
+    found, error = scan(config(tmp_path))
+    line = "prompts.protected: found 2 lists of words, expected 3, one for each of 'blue', 'green', 'red'"
+    assert isinstance(error, ConfigError), "it is what a run would say"
+    assert found.taken.refusal == str(error) == line
+    assert levels(found)["error"] == [line]
     path.write_text(path.read_text().replace("green", "red"))
     warnings = levels(scan(config(tmp_path))[0])["warning"]
     assert any(line.startswith("data.majority: 'red' for class 'ball', but most of its training") for line in warnings)
+
+
+def test_a_majority_of_another_length_is_a_problem_and_not_the_end(tmp_path: Path) -> None:
+    table(tmp_path)
+    path = tmp_path / "labels.csv"
+    path.write_text(path.read_text().replace("000.png,train,ball", "000.png,train,disc"))
+    found, error = scan(config(tmp_path))
+    assert str(error) == "data.majority: found 2 values, expected one for each of 3 target classes"
+    assert found.groups["train"] == [[5, 6], [6, 6], [1, 0]]
+    assert found.problems[0].what == str(error)
+    assert "--data.majority 1,0,0 would name" in found.problems[0].advice
+
+
+def test_images_of_12_bits_are_named(tmp_path: Path) -> None:
+    table(tmp_path)
+    pixels = np.random.default_rng(0).integers(0, 4096, (10, 10), dtype=np.uint16)
+    Image.fromarray(pixels).save(tmp_path / "003.png")
+    Image.fromarray(pixels * 16).save(tmp_path / "004.png")
+    found, _ = scan(config(tmp_path))
+    assert found.pictures is not None
+    assert (found.pictures.dark, found.pictures.dark_examples) == (1, ["003.png"])
+    assert any("1 of 40 images are nearly black" in line for line in levels(found)["warning"])
+
+
+def test_attributes_are_counted_by_value_and_split(tmp_path: Path) -> None:
+    table(tmp_path)
+    path = tmp_path / "labels.csv"
+    head, *rows = path.read_text().splitlines()
+    rows = [f"{row},{'old' if number % 8 == 0 else 'new'},{number % 3}" for number, row in enumerate(rows)]
+    path.write_text("\n".join([f"{head},age,size", *rows]) + "\n")
+    found, _ = scan(config(tmp_path, intersect_with=["size"], audit=["age"]))
+    assert found.protected == "colour x size"
+    assert found.protected_names[:2] == ["blue, 0", "blue, 1"]
+    counts = {one.name: (one.names, one.counts) for one in found.attributes}
+    assert counts["age"] == (["new", "old"], {"train": [21, 3], "val": [7, 1], "test": [7, 1]})
+    assert counts["colour"] == (["blue", "red"], {"train": [12, 12], "val": [4, 4], "test": [4, 4]})
+    assert list(counts) == ["colour", "size", "age"]
+    line = "attribute 'age': values with fewer than 2 test images (evaluate.small_group): 'old' 1"
+    assert line in levels(found)["warning"]
+
+
+# -- generate.folder ---------------------------------------------------------------------------------------------------
+
+
+def synthetic_folder(root: Path, each: int = 10) -> Path:
+    for y, a, number in itertools.product(range(2), range(2), range(each)):
+        save_image(root / f"{y}_{a}/{number}.png", 10_000 + number + 100 * (2 * y + a))
+    return root
+
+
+def with_folder(root: Path, folder: Path, **generate: Any) -> Config:
+    made = {"folder": folder, "balanced_per_group": 5, "biased_total": 6, **generate}
+    return Config.model_validate({**config(root).model_dump(), "generate": made})
+
+
+def run_says(settings: Config, path: Path) -> str | None:
+    with Run.open(path, settings, quiet=True) as run:
+        try:
+            generate.run(run)
+        except AimfairError as error:
+            return str(error)
+    return None
+
+
+def test_images_that_were_made_elsewhere(tmp_path: Path) -> None:
+    folder = synthetic_folder(tmp_path / "made")
+    shutil.copy(folder / "0_0/0.png", folder / "0_0/copy.png")
+    shutil.copy(folder / "0_0/1.png", folder / "1_1/two.png")
+    found, error = scan(with_folder(table(tmp_path / "data"), folder))
+    assert error is None
+    assert found.imported is not None
+    assert found.imported.found == [[11, 10], [10, 11]]
+    assert found.imported.usable == [[9, 10], [10, 10]]
+    assert (found.imported.copies, found.imported.two_groups) == (1, 2)
+    assert found.imported.leaks == {"train": 0, "val": 0, "test": 0}
+    assert sum("left out, " in line for line in levels(found)["warning"]) == 2
+
+
+@pytest.mark.parametrize(
+    ("harm", "line"),
+    [
+        (lambda data, made: shutil.copy(data / "032.png", made / "0_1/x.png"), "are real images of the test set"),
+        (lambda data, made: shutil.rmtree(made / "1_0"), r"group (y=1, a=0) has 0, 7 are needed"),
+        (lambda data, made: (made / "1_0").rename(made / "2_0"), "found group (y=2, a=0)"),
+        (lambda data, made: os.truncate(made / "0_0/0.png", 60), "1 of 40 images of"),
+        (lambda data, made: shutil.rmtree(made), "is no folder"),
+    ],
+)
+def test_what_a_run_refuses_of_them_is_an_error(tmp_path: Path, harm: Callable[[Path, Path], Any], line: str) -> None:
+    data, made = table(tmp_path / "data"), synthetic_folder(tmp_path / "made")
+    harm(data, made)
+    settings = with_folder(data, made)
+    found, error = scan(settings)
+    assert found.imported is not None
+    assert line in str(error)
+    assert levels(found)["error"] == [str(error)] == [found.imported.refusal]
+    assert run_says(settings, tmp_path / "run") == str(error)
+
+
+def test_training_images_among_them_are_a_warning(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data, made = table(tmp_path / "data"), synthetic_folder(tmp_path / "made")
+    shutil.copy(data / "005.png", made / "0_1/x.png")
+    settings = with_folder(data, made)
+    found, error = scan(settings)
+    assert error is None
+    assert found.imported is not None
+    assert found.imported.leaks == {"train": 1, "val": 0, "test": 0}
+    assert found.imported.leak_examples == [("0_1/x.png", "005.png")]
+    assert any("real images of training" in line for line in levels(found)["warning"])
+    assert run_says(settings, tmp_path / "run") is None
+    show(found, Console())
+    assert "real images: 1 of train, 0 of val, 0 of test" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -523,6 +640,36 @@ def test_a_refusal_exits_as_a_run_does_after_all_is_shown(
     assert scanned.err == f"error: {refusal}\n"
     assert cli.main(["run", "--config", str(file), "--quiet", "--run", str(tmp_path / "r")]) == 1
     assert capsys.readouterr().err == scanned.err
+
+
+def test_a_data_set_alone_is_enough(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """No model, no method and no word of a prompt is needed, and a file may be unfinished elsewhere."""
+    root = table(tmp_path)
+    flags = ["--data.kind", "table", "--data.root", str(root), "--data.target", "shape", "--data.protected", "colour"]
+    assert cli.main(["scan", "--quiet", *flags]) == 0
+    assert "'ball', 'blue'" in capsys.readouterr().out
+    (tmp_path / "begun.yaml").write_text("model: {}\nevaluate: {small_group: 3}\n")
+    assert cli.main(["scan", "--quiet", "--config", str(tmp_path / "begun.yaml"), *flags]) == 0
+    assert "fewer than 3 test images" in capsys.readouterr().out
+    (tmp_path / "begun.yaml").write_text("modle: {}\n")
+    assert cli.main(["scan", "--quiet", "--config", str(tmp_path / "begun.yaml"), *flags]) == 2
+    assert "begun.yaml:1: modle: unknown key; did you mean model?" in capsys.readouterr().err
+    assert cli.main(["scan", "--quiet"]) == 2
+    assert "give --config FILE, --run DIR, or the data set itself" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("name", "what"), [("no/such/out.json", "no folder "), (".", "a folder")])
+def test_a_json_file_that_cannot_be_is_refused_before_the_scan(
+    file: Path,
+    tmp_path: Path,
+    name: str,
+    what: str,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("aimfair.scan.verb.scan", lambda *_, **__: pytest.fail("scanned"))
+    assert cli.main(["scan", "--config", str(file), "--quiet", "--json", str(tmp_path / name)]) == 2
+    assert f"found {what}" in capsys.readouterr().err
 
 
 def test_digits_have_no_files(capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,12 +1,14 @@
 """Settings of the prompts."""
 
 import string
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
 from aimfair.config.node import FolderOrName, Problem, Settings, require_words
+from aimfair.errors import ConfigError
 
 
 class LanguageModelSettings(Settings):
@@ -89,6 +91,22 @@ class PromptSettings(Settings):
         if self.llm.avoid:
             require_words(("llm", "avoid"), self.llm.avoid)
         return self
+
+    def require_groups(self, targets: Sequence[str], protected: Sequence[str]) -> None:
+        """Refuses words that are not those of the groups there are: of a table only its rows tell.
+
+        Args:
+            targets, protected: names of the classes and of the protected values.
+
+        Raises:
+            ConfigError: there is not a list of words for each.
+        """
+        for key, words, names in (("targets", self.targets, targets), ("protected", self.protected, protected)):
+            if len(words) != len(names):
+                raise ConfigError(
+                    f"prompts.{key}: found {len(words)} lists of words, expected {len(names)}, one for each of"
+                    f" {', '.join(map(repr, names))}"
+                )
 
     def _check_template(self) -> None:
         expected = {"target", "protected"} | ({"contexts"} if self.contexts_per_prompt else set())

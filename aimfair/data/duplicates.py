@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from aimfair.data.bias import Indices
-from aimfair.data.catalogue import SPLITS
+from aimfair.data.catalogue import SPLITS, Catalogue
 from aimfair.data.images import ImageSet
 from aimfair.errors import AimfairError
 from aimfair.run.log import Log
@@ -19,8 +19,8 @@ def distinct(images: ImageSet, digests: Sequence[str], log: Log) -> Indices:
     """int64, ascending: one image of each picture, the first; none of a picture whose labels contradict each other."""
     repeated: list[int] = []
     contradictory: list[int] = []
-    for numbers in _copies(digests):
-        if _contradict(images, numbers):
+    for numbers in copies(digests):
+        if contradict(images, numbers):
             contradictory.extend(numbers)
         else:
             repeated.extend(numbers[1:])
@@ -47,11 +47,11 @@ def check_leakage(images: ImageSet, digests: Sequence[str], split: Indices, list
     leaks: list[list[int]] = []
     shared: list[list[int]] = []
     contradictory: list[list[int]] = []
-    for numbers in _copies(digests):
+    for numbers in copies(digests):
         one_of_each = [numbers[int(place)] for place in np.unique(split[numbers], return_index=True)[1]]
         if len(one_of_each) > 1:
             (leaks if split[one_of_each[-1]] == _TEST else shared).append(one_of_each)
-        if _contradict(images, numbers):
+        if contradict(images, numbers):
             contradictory.append(numbers)
     if leaks:
         raise AimfairError(
@@ -70,7 +70,7 @@ def check_leakage(images: ImageSet, digests: Sequence[str], split: Indices, list
         )
 
 
-def _copies(digests: Sequence[str]) -> list[list[int]]:
+def copies(digests: Sequence[str]) -> list[list[int]]:
     """The images, ascending, of each digest that has two or more of them."""
     found: defaultdict[str, list[int]] = defaultdict(list)
     for number, digest in enumerate(digests):
@@ -78,7 +78,8 @@ def _copies(digests: Sequence[str]) -> list[list[int]]:
     return [numbers for numbers in found.values() if len(numbers) > 1]
 
 
-def _contradict(images: ImageSet, numbers: Sequence[int]) -> bool:
+def contradict(images: ImageSet | Catalogue, numbers: Sequence[int]) -> bool:
+    """Whether the images at these numbers have different labels."""
     return len({(images.target[number], images.protected[number]) for number in numbers}) > 1
 
 

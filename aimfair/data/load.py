@@ -80,6 +80,18 @@ def load_splits(
 
 
 def read_catalogue(settings: DataSettings) -> Catalogue:
+    """As :func:`list_images`, of labels that ``data.majority`` fits.
+
+    Raises:
+        AimfairError: as there.
+        ConfigError: as there, or it does not fit.
+    """
+    catalogue = list_images(settings)
+    check_majority(settings.majority, len(catalogue.target_names), len(catalogue.protected_names))
+    return catalogue
+
+
+def list_images(settings: DataSettings) -> Catalogue:
     """Every image that the data set of ``settings`` lists, whatever a run would take; any kind but digits.
 
     Raises:
@@ -89,11 +101,9 @@ def read_catalogue(settings: DataSettings) -> Catalogue:
     if settings.root is None or not settings.root.is_dir():
         raise ConfigError(f"data.root: found {settings.root}, which is no folder, expected that of {settings.kind}")
     try:
-        catalogue = _READERS[settings.kind](settings.root, settings)
+        return _READERS[settings.kind](settings.root, settings)
     except OSError as error:  # of a folder that may not be looked into
         raise AimfairError(f"{settings.root}: cannot be read: {error}") from error
-    check_majority(settings.majority, len(catalogue.target_names), len(catalogue.protected_names))
-    return catalogue
 
 
 def with_biased_training(catalogue: Catalogue, settings: DataSettings) -> Catalogue:

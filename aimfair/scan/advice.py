@@ -5,13 +5,14 @@ from collections.abc import Iterator
 from aimfair.config import Config
 from aimfair.data.images import Splits
 from aimfair.pipeline import contradictions
-from aimfair.scan.results import Copies, Duplicates, LeftOut, Pictures, Problem, Scan
+from aimfair.scan.results import Copies, Duplicates, Imported, LeftOut, Pictures, Problem, Scan
+from aimfair.scan.settings import ScanSettings
 
 _ENLARGED = 0.5  # share of small images above which data.image_size is too large
 _ASSOCIATED = 0.1  # Cramer's V below which there is hardly a bias to learn (Cohen 1988: small effects begin there)
 
 
-def problems(scan: Scan, config: Config, splits: Splits | None) -> list[Problem]:
+def problems(scan: Scan, config: Config | ScanSettings, splits: Splits | None) -> list[Problem]:
     """Errors first, then warnings, then notes.
 
     Args:
@@ -22,10 +23,11 @@ def problems(scan: Scan, config: Config, splits: Splits | None) -> list[Problem]
     return sorted(_problems(scan, config, splits), key=lambda problem: order.index(problem.level))
 
 
-def _problems(scan: Scan, config: Config, splits: Splits | None) -> Iterator[Problem]:
+def _problems(scan: Scan, config: Config | ScanSettings, splits: Splits | None) -> Iterator[Problem]:
     if scan.taken.refusal is not None:
-        yield _error(scan.taken.refusal, "no run with these settings is possible before this is mended")
-    yield from _words(scan, config)
+        yield _error(scan.taken.refusal, _mending(scan.taken.refusal, scan))
+    if scan.imported is not None:
+        yield from _imported(scan.imported)
     for part, what, advice in (
         (scan.rows, "rows", "correct or remove them; a run leaves them out, up to data.max_bad_share"),
         (
@@ -39,6 +41,7 @@ def _problems(scan: Scan, config: Config, splits: Splits | None) -> Iterator[Pro
     if scan.duplicates is not None:
         yield from _copies(scan, scan.duplicates)
     yield from _groups(scan)
+    yield from _attributes(scan)
     if splits is not None:
         for line in contradictions(splits, config.data.majority):
             yield _warning(line, "set data.majority to what dominates each class, or check the order of the classes")
@@ -47,17 +50,23 @@ def _problems(scan: Scan, config: Config, splits: Splits | None) -> Iterator[Pro
     yield from _association(scan)
 
 
-def _words(scan: Scan, config: Config) -> Iterator[Problem]:
-    for key, lists, names in (
-        ("prompts.targets", config.prompts.targets, scan.target_names),
-        ("prompts.protected", config.prompts.protected, scan.protected_names),
-    ):
-        if len(lists) != len(names):
-            known = ", ".join(map(repr, names))
-            yield _warning(
-                f"{key}: found {len(lists)} lists of words, the data set has {len(names)} values: {known}",
-                f"give {key} a list for each of them, in this order",
-            )
+def _mending(refusal: str, scan: Scan) -> str:
+    if not refusal.startswith("data.majority"):
+        return "no run with these settings is possible before this is mended"
+    counts = scan.groups.get("train") or scan.groups["all"]
+    dominating = ",".join(str(row.index(max(row))) for row in counts)
+    return (
+        f"--data.majority {dominating} would name what dominates each class of"
+        f" the {'training images' if 'train' in scan.groups else 'images'}, by its number among"
+        f" {', '.join(map(repr, scan.protected_names))}"
+    )
+
+
+def _imported(found: Imported) -> Iterator[Problem]:
+    if found.refusal is not None:
+        yield _error(found.refusal, "no run with these settings is possible before this is mended")
+    for warning in found.warnings:
+        yield _warning(warning, "correct the folder, if that was not meant")
 
 
 def _copies(scan: Scan, found: Duplicates) -> Iterator[Problem]:
@@ -113,8 +122,30 @@ def _groups(scan: Scan) -> Iterator[Problem]:
         )
 
 
-def _pictures(found: Pictures, config: Config) -> Iterator[Problem]:
+def _attributes(scan: Scan) -> Iterator[Problem]:
+    """Values that few test images have; where there are no splits, the test images are known by groups alone."""
+    for attribute in scan.attributes:
+        few = [
+            f"{name!r} {images}"
+            for name, images in zip(attribute.names, attribute.counts.get("test", ()), strict=False)
+            if images < scan.small_group
+        ]
+        if few:
+            yield _warning(
+                f"attribute {attribute.name!r}: values with fewer than {scan.small_group} test images"
+                f" (evaluate.small_group): {', '.join(few)}",
+                "add test images of these values, or leave the attribute out",
+            )
+
+
+def _pictures(found: Pictures, config: Config | ScanSettings) -> Iterator[Problem]:
     size = config.data.image_size
+    if found.dark:
+        yield _warning(
+            f"{found.dark:,} of {found.images:,} images are nearly black, no value above 31 of 255, for example"
+            f" {found.dark_examples[0]!r}",
+            "of files with 16 bits the upper eight are kept: where only 10 or 12 are used, scale them up before",
+        )
     if found.not_square:
         middle = found.elongation.median
         loses = f"cut to their middle: half of them lose {1 - 1 / middle:.0%} of their area or more"

@@ -1,43 +1,54 @@
 """Facts about a data set: what it lists, what can be decoded, what is there twice, and what a run would take of it."""
 
-import re
-from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
-from aimfair.config import Config, DataSettings
+from aimfair.config import Config, DataSettings, PromptSettings
 from aimfair.data import digits
 from aimfair.data.cache import decode_files
 from aimfair.data.catalogue import SPLITS, Catalogue, Rejected
+from aimfair.data.duplicates import contradict
+from aimfair.data.duplicates import copies as copies_of
 from aimfair.data.images import Splits
-from aimfair.data.load import load_splits, read_catalogue, with_biased_training
-from aimfair.errors import AimfairError
+from aimfair.data.load import list_images, load_splits, with_biased_training
+from aimfair.errors import AimfairError, ConfigError
 from aimfair.run.interrupt import NEVER, Interrupt, Interrupted
 from aimfair.run.log import Log
 from aimfair.run.progress import Progress
 from aimfair.scan.advice import problems
 from aimfair.scan.alike import near_pairs
+from aimfair.scan.folder import look_at_folder
 from aimfair.scan.pictures import Looks, look
-from aimfair.scan.results import Copies, Duplicates, Groups, LeftOut, NearCopies, Reason, Scan, Taken
+from aimfair.scan.results import (
+    EXAMPLES,
+    AttributeCounts,
+    Copies,
+    Duplicates,
+    Groups,
+    Imported,
+    LeftOut,
+    NearCopies,
+    Scan,
+    Taken,
+    readable,
+)
+from aimfair.scan.settings import ScanSettings
 
 Integers = npt.NDArray[np.int64]
 
-_EXAMPLES = 5
 _SMALL = 32  # pixels along each side of images that no run would take: enough to compare them
 _SAME_BITS, _SAME_GREY, _PLAIN = 3, 8, 4
 """Near-copies: dHashes that differ in so few bits at most, and brightness that differs by so few grey levels in the
 mean. Pictures with less contrast (standard deviation of the brightness) than the last say nothing of being copies."""
 
-_PARTICULARS = re.compile(r"b?'(?:[^'\\]|\\.)*'|b?\"(?:[^\"\\]|\\.)*\"|\d[\d,.]*")
-
 
 def scan(
-    config: Config, *, progress: Progress | None = None, interrupt: Interrupt = NEVER
+    config: Config | ScanSettings, *, progress: Progress | None = None, interrupt: Interrupt = NEVER
 ) -> tuple[Scan, AimfairError | None]:
-    """Looks at every image of the data set; nothing of it is changed.
+    """Looks at every image of the data set and of ``generate.folder``; nothing of them is changed.
 
     What a run would take is decoded as the run does it, into the same cache, so that the run need not. Other images are
     decoded, too, and kept small.
@@ -47,13 +58,13 @@ def scan(
 
     Raises:
         AimfairError: the data set cannot be read at all, with the same line as in a run.
-        Interrupted: what is decoded stays.
+        Interrupted: as ``interrupt`` says; what stays of the decoded images, ``decode_files`` says.
     """
     settings = config.data
     progress = progress or Progress(quiet=True)
     if settings.kind == "digits":
-        return _drawn(config)
-    catalogue = read_catalogue(settings)
+        return _drawn(config, progress, interrupt)
+    catalogue = list_images(settings)
     decoded = _decode_all(catalogue, settings, progress, interrupt)
     splits, error, warnings = _splits(settings, progress, interrupt)
 
@@ -62,21 +73,26 @@ def scan(
     looks = look(catalogue.root, files, decoded.squares, progress, interrupt)
     shape = len(catalogue.target_names), len(catalogue.protected_names)
     groups = _groups(labels, shape)
+    taken, synthetic, error = _taken(
+        config, splits, error, warnings, catalogue.target_names, catalogue.protected_names, progress, interrupt
+    )
     scan = Scan(
         kind=settings.kind,
-        root=_readable(str(catalogue.root)),
+        root=readable(str(catalogue.root)),
         target=settings.target,
-        protected=settings.protected,
+        protected=" x ".join([settings.protected, *settings.intersect_with]),
         target_names=list(catalogue.target_names),
         protected_names=list(catalogue.protected_names),
         small_group=config.evaluate.small_group,
-        rows=_left_out(catalogue.rejected, catalogue.rows),
-        files=_left_out(decoded.rejected, len(catalogue.files)),
+        rows=LeftOut.of(catalogue.rejected, catalogue.rows),
+        files=LeftOut.of(decoded.rejected, len(catalogue.files)),
         groups=groups,
+        attributes=_attributes(labels),
         association=association(next(iter(groups.values()))),
-        pictures=looks.summary(settings.image_size),
+        pictures=looks.summary(settings.image_size, files),
         duplicates=_duplicates(labels, files, decoded.digests, looks, splits),
-        taken=_taken(splits, error, warnings),
+        taken=taken,
+        imported=synthetic,
         problems=[],
     )
     return scan.model_copy(update={"problems": problems(scan, config, splits)}), error
@@ -164,19 +180,52 @@ def _splits(
         return None, error, warnings
 
 
-def _taken(splits: Splits | None, error: AimfairError | None, warnings: list[str]) -> Taken:
-    if splits is None:
-        return Taken(refusal=str(error), warnings=warnings, groups=None, association=None)
-    shape = len(splits.target_names), len(splits.protected_names)
-    parts = zip(SPLITS, (splits.train, splits.validation, splits.test), strict=True)
-    groups: dict[str, Groups] = {name: part.group_counts(*shape).tolist() for name, part in parts}
-    return Taken(refusal=None, warnings=warnings, groups=groups, association=association(groups["train"]))
+def _taken(
+    config: Config | ScanSettings,
+    splits: Splits | None,
+    error: AimfairError | None,
+    warnings: list[str],
+    targets: Sequence[str],
+    protected: Sequence[str],
+    progress: Progress,
+    interrupt: Interrupt,
+) -> tuple[Taken, Imported | None, AimfairError | None]:
+    """What a run would take and what it would say, in the order in which it looks: real images, words, folder."""
+    error = error or _other_groups(config.prompts, targets, protected)
+    groups: dict[str, Groups] | None = None
+    if splits is not None:
+        parts = zip(SPLITS, (splits.train, splits.validation, splits.test), strict=True)
+        groups = {name: part.group_counts(len(targets), len(protected)).tolist() for name, part in parts}
+    taken = Taken(
+        refusal=None if error is None else str(error),
+        warnings=warnings,
+        groups=groups,
+        association=None if groups is None else association(groups["train"]),
+    )
+    if config.generate.folder is None:
+        return taken, None, error
+    shape = len(targets), len(protected)
+    found, refused = look_at_folder(config.generate.folder, config, shape, splits, progress, interrupt)
+    return taken, found, error or refused
 
 
-def _drawn(config: Config) -> tuple[Scan, AimfairError | None]:
+def _other_groups(
+    prompts: PromptSettings | None, targets: Sequence[str], protected: Sequence[str]
+) -> ConfigError | None:
+    if prompts is not None:
+        try:
+            prompts.require_groups(targets, protected)
+        except ConfigError as error:
+            return error
+    return None
+
+
+def _drawn(config: Config | ScanSettings, progress: Progress, interrupt: Interrupt) -> tuple[Scan, AimfairError | None]:
     """Of digits, which are drawn and not read."""
     splits = digits.load(config.data)
-    taken = _taken(splits, None, [])
+    taken, synthetic, error = _taken(
+        config, splits, None, [], splits.target_names, splits.protected_names, progress, interrupt
+    )
     assert taken.groups is not None
     scan = Scan(
         kind=config.data.kind,
@@ -189,13 +238,33 @@ def _drawn(config: Config) -> tuple[Scan, AimfairError | None]:
         rows=None,
         files=None,
         groups=taken.groups,
+        attributes=[],
         association=taken.association,
         pictures=None,
         duplicates=None,
         taken=taken,
+        imported=synthetic,
         problems=[],
     )
-    return scan.model_copy(update={"problems": problems(scan, config, splits)}), None
+    return scan.model_copy(update={"problems": problems(scan, config, splits)}), error
+
+
+def _attributes(labels: Catalogue) -> list[AttributeCounts]:
+    found = []
+    for name, attribute in labels.labels.attributes.items():
+        counts = {
+            part: np.bincount(attribute.values[chosen], minlength=len(attribute.names)).tolist()
+            for part, chosen in _parts(labels).items()
+        }
+        found.append(AttributeCounts(name=name, names=list(attribute.names), counts=counts))
+    return found
+
+
+def _parts(labels: Catalogue) -> dict[str, npt.NDArray[np.bool_]]:
+    """Which images are in each split; in "all", where the data set has no splits of its own."""
+    if labels.split is None:
+        return {"all": np.ones(len(labels.files), dtype=np.bool_)}
+    return {name: labels.split == number for number, name in enumerate(SPLITS)}
 
 
 def _groups(labels: Catalogue, shape: tuple[int, int]) -> dict[str, Groups]:
@@ -205,42 +274,16 @@ def _groups(labels: Catalogue, shape: tuple[int, int]) -> dict[str, Groups]:
         found: Groups = counts.tolist()
         return found
 
-    if labels.split is None:
-        return {"all": count(np.ones(len(labels.files), dtype=np.bool_))}
-    return {name: count(labels.split == number) for number, name in enumerate(SPLITS)}
-
-
-def _left_out(rejected: Sequence[Rejected], total: int) -> LeftOut:
-    """By reason; what differs from file to file, names and numbers, makes no reason of its own."""
-    reasons: defaultdict[str, list[Rejected]] = defaultdict(list)
-    for one in rejected:
-        reasons[_PARTICULARS.sub("...", one.reason)].append(one)
-    ordered = sorted(reasons.items(), key=lambda item: (-len(item[1]), item[0]))
-    return LeftOut(
-        total=total,
-        left_out=len(rejected),
-        reasons=[
-            Reason(
-                reason=reason,
-                count=len(found),
-                examples=[(_readable(one.name), _readable(one.reason)) for one in found[:_EXAMPLES]],
-            )
-            for reason, found in ordered
-        ],
-    )
+    return {name: count(chosen) for name, chosen in _parts(labels).items()}
 
 
 def _duplicates(
     labels: Catalogue, files: Sequence[str], digests: Sequence[str], looks: Looks, splits: Splits | None
 ) -> Duplicates:
-    pictures: defaultdict[str, list[int]] = defaultdict(list)
-    for number, digest in enumerate(digests):
-        pictures[digest].append(number)
-    several = [numbers for numbers in pictures.values() if len(numbers) > 1]
     kinds: dict[str, list[list[str]]] = {"within": [], "contradictory": [], "train_val": [], "test": []}
-    for numbers in several:
-        names = [_readable(files[number]) for number in numbers]
-        if len({(labels.target[number], labels.protected[number]) for number in numbers}) > 1:
+    for numbers in copies_of(digests):
+        names = [readable(files[number]) for number in numbers]
+        if contradict(labels, numbers):
             kinds["contradictory"].append(names)
         found = {0} if labels.split is None else {int(labels.split[number]) for number in numbers}
         if len(found) > 1:
@@ -248,7 +291,7 @@ def _duplicates(
         elif kinds["contradictory"][-1:] != [names]:
             kinds["within"].append(names)
     copies = {
-        name: Copies(pictures=len(found), files=sum(map(len, found)), examples=found[:_EXAMPLES])
+        name: Copies(pictures=len(found), files=sum(map(len, found)), examples=found[:EXAMPLES])
         for name, found in kinds.items()
     }
     return Duplicates(**copies, near=_near_copies(_part_of_each(labels, files, splits), files, digests, looks))
@@ -280,10 +323,5 @@ def _near_copies(
     pairs = pairs[alike & ~equal]
     names = sorted((min(files[a], files[b]), max(files[a], files[b])) for a, b in pairs)
     with_test = int((part[pairs] == SPLITS.index("test")).any(axis=1).sum())
-    examples = [(_readable(first), _readable(second)) for first, second in names[:_EXAMPLES]]
+    examples = [(readable(first), readable(second)) for first, second in names[:EXAMPLES]]
     return NearCopies(pairs=len(names), with_test=with_test, examples=examples, complete=complete)
-
-
-def _readable(name: str) -> str:
-    """A name that is no UTF-8, which JSON could not hold, with its odd bytes as escapes."""
-    return name.encode("utf-8", "backslashreplace").decode()

@@ -13,10 +13,11 @@ from aimfair.data.decode import open_image, turned
 from aimfair.data.dhash import dhash
 from aimfair.run.interrupt import Interrupt
 from aimfair.run.progress import Progress
-from aimfair.scan.results import Extent, Pictures
+from aimfair.scan.results import EXAMPLES, Extent, Pictures, readable
 
 _SMALL = 32  # pixels along each side of what hash and thumbnail are made of
 _THUMBNAIL = 16
+_BRIGHT = 32  # of 255; 12 bits in files of 16 come to 15 at most
 
 
 @dataclass(frozen=True)
@@ -25,7 +26,7 @@ class Looks:
 
     Attributes:
         width, height: int64 [N], as they are seen, upright; format: N of JPEG, PNG, WEBP.
-        grey: bool [N], whether the three colours are equal everywhere.
+        grey: bool [N], whether the three colours are equal everywhere; dark: bool [N], whether nothing is bright.
         hashes: uint64 [N], dHashes of their central squares.
         thumbnails: uint8 [N, 16, 16], their brightness.
     """
@@ -34,11 +35,12 @@ class Looks:
     height: npt.NDArray[np.int64]
     format: tuple[str, ...]
     grey: npt.NDArray[np.bool_]
+    dark: npt.NDArray[np.bool_]
     hashes: npt.NDArray[np.uint64]
     thumbnails: npt.NDArray[np.uint8]
 
-    def summary(self, image_size: int) -> Pictures | None:
-        """None of no pictures."""
+    def summary(self, image_size: int, files: Sequence[str]) -> Pictures | None:
+        """None of no pictures; ``files`` are their names."""
         if not self.format:
             return None
         longer, shorter = np.maximum(self.width, self.height), np.minimum(self.width, self.height)
@@ -50,6 +52,8 @@ class Looks:
             not_square=int((longer != shorter).sum()),
             smaller=int((shorter < image_size).sum()),
             grey=int(self.grey.sum()),
+            dark=int(self.dark.sum()),
+            dark_examples=[readable(files[number]) for number in np.flatnonzero(self.dark)[:EXAMPLES]],
             formats=dict(sorted(Counter(self.format).items())),
         )
 
@@ -70,7 +74,7 @@ def look(
     n = len(files)
     sizes = np.zeros((2, n), dtype=np.int64)
     formats: list[str] = []
-    grey = np.zeros(n, dtype=np.bool_)
+    grey, dark = np.zeros((2, n), dtype=np.bool_)
     hashes = np.zeros(n, dtype=np.uint64)
     thumbnails = np.zeros((n, _THUMBNAIL, _THUMBNAIL), dtype=np.uint8)
     with progress.task("look at images", total=n) as task:
@@ -82,6 +86,7 @@ def look(
             grey[number] = np.array_equal(square[..., 0], square[..., 1]) and np.array_equal(
                 square[..., 1], square[..., 2]
             )
+            dark[number] = square.max() < _BRIGHT
             small = Image.fromarray(np.asarray(square))
             if small.width > _SMALL:
                 small = small.resize((_SMALL, _SMALL), Image.Resampling.BOX)
@@ -89,7 +94,7 @@ def look(
             thumbnails[number] = np.asarray(small.convert("L").resize((_THUMBNAIL, _THUMBNAIL), Image.Resampling.BOX))
             task.advance()
             interrupt.check()
-    return Looks(sizes[0], sizes[1], tuple(formats), grey, hashes, thumbnails)
+    return Looks(sizes[0], sizes[1], tuple(formats), grey, dark, hashes, thumbnails)
 
 
 def _extent(values: npt.NDArray[np.int64] | npt.NDArray[np.float64]) -> Extent:

@@ -5,15 +5,30 @@ The classes below are the schema. Arrays over groups are [Y][A]: target class, t
 same files and settings give the same bytes.
 """
 
+import re
+from collections import defaultdict
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Self
 
 from pydantic import BaseModel, ConfigDict
 
+from aimfair.data.catalogue import Rejected
 from aimfair.files import write_text
 
 Groups = list[list[int]]
 """[Y][A], numbers of images."""
+
+
+EXAMPLES = 5
+"""Of whatever is found, so many are named."""
+
+_PARTICULARS = re.compile(r"b?'(?:[^'\\]|\\.)*'|b?\"(?:[^\"\\]|\\.)*\"|\d[\d,.]*")
+
+
+def readable(name: str) -> str:
+    """A name that is no UTF-8, which JSON could not hold, with its odd bytes as escapes."""
+    return name.encode("utf-8", "backslashreplace").decode()
 
 
 class _Part(BaseModel):
@@ -39,6 +54,26 @@ class LeftOut(_Part):
     total: int
     left_out: int
     reasons: list[Reason]
+
+    @classmethod
+    def of(cls, rejected: Sequence[Rejected], total: int) -> Self:
+        """By reason; what differs from file to file, names and numbers, makes no reason of its own."""
+        reasons: defaultdict[str, list[Rejected]] = defaultdict(list)
+        for one in rejected:
+            reasons[_PARTICULARS.sub("...", one.reason)].append(one)
+        ordered = sorted(reasons.items(), key=lambda item: (-len(item[1]), item[0]))
+        return cls(
+            total=total,
+            left_out=len(rejected),
+            reasons=[
+                Reason(
+                    reason=reason,
+                    count=len(found),
+                    examples=[(readable(one.name), readable(one.reason)) for one in found[:EXAMPLES]],
+                )
+                for reason, found in ordered
+            ],
+        )
 
 
 class Copies(_Part):
@@ -101,6 +136,7 @@ class Pictures(_Part):
         width, height: in pixels. elongation: the longer side over the shorter one.
         not_square: how many lose their margins, or are stretched; smaller: how many are enlarged to data.image_size.
         grey: how many have no colour, to the last bit.
+        dark: how many have no value above 31 of 255, once decoded; dark_examples: the first few of them.
         formats: JPEG, PNG, WEBP -> how many.
     """
 
@@ -111,6 +147,8 @@ class Pictures(_Part):
     not_square: int
     smaller: int
     grey: int
+    dark: int
+    dark_examples: list[str]
     formats: dict[str, int]
 
 
@@ -120,7 +158,7 @@ class Taken(_Part):
     Attributes:
         refusal: the line with which it would end; None: it would not.
         warnings: what it would warn of.
-        groups: train, val, test -> images of each group; None if it would end.
+        groups: train, val, test -> images of each group; None if the data set itself is refused.
         association: as in :class:`Scan`, of its training images.
     """
 
@@ -128,6 +166,41 @@ class Taken(_Part):
     warnings: list[str]
     groups: dict[str, Groups] | None
     association: float | None
+
+
+class AttributeCounts(_Part):
+    """An attribute by which evaluate forms further groups: of ``data.audit``, or one that is crossed with others.
+
+    Attributes:
+        counts: split, as in :class:`Scan`'s groups -> images of each of ``names`` that can be decoded.
+    """
+
+    name: str
+    names: list[str]
+    counts: dict[str, list[int]]
+
+
+class Imported(_Part):
+    """The images of ``generate.folder``.
+
+    Attributes:
+        refusal: the line with which a run would end; None: it would not. warnings: what it would warn of.
+        files: images that cannot be decoded. None, as ``found`` and ``usable``, of a folder that cannot be read.
+        found: images of each group; usable: of those, what can be decoded, once each.
+        copies: left out as there is another of them; two_groups: left out as they are in two groups.
+        leaks: train, val, test -> images that are real images of it; leak_examples: such a file, and the real one.
+    """
+
+    folder: str
+    refusal: str | None
+    warnings: list[str]
+    files: LeftOut | None
+    found: Groups | None
+    usable: Groups | None
+    copies: int
+    two_groups: int
+    leaks: dict[str, int]
+    leak_examples: list[tuple[str, str]]
 
 
 class Problem(_Part):
@@ -150,6 +223,9 @@ class Scan(_Part):
         groups: split -> images of each group that can be decoded; "all" where the data set has no splits of its own.
         association: Cramer's V of class and protected value (phi for two of each) in the training images, or in all
             where there are no splits: 0 none, 1 one tells the other. None where it is not defined.
+        protected: the attribute, or those whose combinations are the protected values: "colour x size".
+        attributes: further ones.
+        imported: None where the synthetic images are to be made by a run.
         small_group: groups with fewer test images are flagged.
     """
 
@@ -164,10 +240,12 @@ class Scan(_Part):
     rows: LeftOut | None
     files: LeftOut | None
     groups: dict[str, Groups]
+    attributes: list[AttributeCounts]
     association: float | None
     pictures: Pictures | None
     duplicates: Duplicates | None
     taken: Taken
+    imported: Imported | None
     problems: list[Problem]
 
     def save(self, path: Path) -> None:

@@ -4,7 +4,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from aimfair.scan.results import Groups, LeftOut, Scan
+from aimfair.scan.results import AttributeCounts, Groups, Imported, LeftOut, Scan
 
 _COLOURS = {"error": "bold red", "warning": "yellow", "note": "cyan"}
 
@@ -38,12 +38,20 @@ def show(scan: Scan, console: Console) -> None:
         )
         if copies.near is not None:
             line(f"pairs of images in different splits that look alike: {copies.near.pairs:,}")
+    for attribute in scan.attributes:
+        console.print(_attribute(attribute))
     if scan.groups != scan.taken.groups:
         console.print(_table("Images that can be decoded", scan, scan.groups))
         line(f"association of class and protected value (Cramer's V): {_value(scan.association)}")
     if scan.taken.groups is not None:
         console.print(_table("What a run would take", scan, scan.taken.groups))
         line(f"association of class and protected value in its training images: {_value(scan.taken.association)}")
+    if scan.imported is not None:
+        for text in _imported(scan.imported):
+            line(text)
+        if scan.imported.found is not None and scan.imported.usable is not None:
+            counts = {"found": scan.imported.found, "can be used": scan.imported.usable}
+            console.print(_table("Synthetic images in generate.folder", scan, counts))
     for warning in scan.taken.warnings:
         line(f"a run would say: {warning}", "dim")
     for problem in scan.problems:
@@ -51,6 +59,27 @@ def show(scan: Scan, console: Console) -> None:
         line(f"  -> {problem.advice}")
     if not scan.problems:
         line("nothing stands out")
+
+
+def _imported(found: Imported) -> list[str]:
+    lines = [f"synthetic images: {found.folder!r}"]
+    if found.files is not None:
+        leaks = ", ".join(f"{count:,} of {split}" for split, count in found.leaks.items())
+        lines += [
+            *_left_out("its files", found.files),
+            f"copies of others: {found.copies:,}; in two groups: {found.two_groups:,}; real images: {leaks}",
+        ]
+    return lines
+
+
+def _attribute(attribute: AttributeCounts) -> Table:
+    table = Table(title=Text(f"Images that can be decoded, by {attribute.name!r}"), title_justify="left")
+    table.add_column(Text("value"))
+    for split in attribute.counts:
+        table.add_column(Text(split), justify="right")
+    for number, name in enumerate(attribute.names):
+        table.add_row(Text(repr(name)), *(Text(f"{counts[number]:,}") for counts in attribute.counts.values()))
+    return table
 
 
 def _left_out(name: str, part: LeftOut) -> list[str]:

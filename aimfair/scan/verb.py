@@ -4,21 +4,26 @@ from pathlib import Path
 
 from rich.console import Console
 
-from aimfair.config import Config
+from aimfair.errors import ConfigError
 from aimfair.run.interrupt import Interrupt
 from aimfair.run.progress import Progress
 from aimfair.scan.examine import scan
+from aimfair.scan.settings import ScanSettings
 from aimfair.scan.show import show
 
 
-def scan_data(config: Config, json_file: Path | None, *, quiet: bool = False) -> int:
+def scan_data(config: ScanSettings, json_file: Path | None, *, quiet: bool = False) -> int:
     """Prints what a scan finds, and writes it to a file if one is named.
 
     Raises:
         AimfairError: a run would be refused; the same line, after what was found.
-        Interrupted: by Ctrl-C; images that are decoded stay in the cache.
+        ConfigError: the file can be in no folder that there is; before the scan.
+        Interrupted: by Ctrl-C.
         OSError: the file cannot be written.
     """
+    if json_file is not None and (json_file.is_dir() or not json_file.absolute().parent.is_dir()):
+        found_there = "a folder" if json_file.is_dir() else f"no folder {str(json_file.parent)!r}"
+        raise ConfigError(f"--json {json_file}: found {found_there}, expected a file in a folder that is there")
     with Interrupt() as interrupt:
         found, refusal = scan(config, progress=Progress(quiet=quiet), interrupt=interrupt)
     show(found, Console())
