@@ -73,7 +73,7 @@ def _imported(found: Imported) -> list[str]:
 
 
 def _attribute(attribute: AttributeCounts) -> Table:
-    table = Table(title=Text(f"Images that can be decoded, by {attribute.name!r}"), title_justify="left")
+    table = Table(title=Text(f"Images by {attribute.name!r}"), title_justify="left")
     table.add_column(Text("value"))
     for split in attribute.counts:
         table.add_column(Text(split), justify="right")

@@ -114,6 +114,18 @@ def test_they_make_what_a_run_directory_holds(directory):
     assert len(found) == 6
 
 
+def test_synthetic_images_become_squares_as_real_ones_do(directory, monkeypatch):
+    asked = []
+
+    def load(folder, which, size, fit, **others):
+        asked.append((which, size, fit))
+        return images(24, 3)
+
+    monkeypatch.setattr("aimfair.data.synthetic.load", load)
+    do(directory, change(data={"fit": "stretch"}))
+    assert set(asked) == {("biased", 16, "stretch"), ("balanced", 16, "stretch")}
+
+
 def test_what_is_done_is_not_done_again(directory, monkeypatch):
     do(directory)
     monkeypatch.setattr(Training, "fit", lambda _: pytest.fail("trained again"))
