@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Self
 
 from aimfair import config_file
 from aimfair.config import Config
-from aimfair.errors import AimfairError, ConfigError
+from aimfair.errors import AimfairError
 from aimfair.files import is_temporary, remove_temporaries, write_text
 from aimfair.run.interrupt import Interrupt
 from aimfair.run.log import Log
@@ -110,15 +110,7 @@ class Run:
 
         splits = load_splits(self.config.data, log=self.log, progress=self.progress, interrupt=self.interrupt)
         # Of kinds whose groups the settings themselves tell, config has seen to it; of a table only its rows tell.
-        for key, words, names in (
-            ("targets", self.config.prompts.targets, splits.target_names),
-            ("protected", self.config.prompts.protected, splits.protected_names),
-        ):
-            if len(words) != len(names):
-                raise ConfigError(
-                    f"prompts.{key}: found {len(words)} lists of words, expected {len(names)}, one for each of"
-                    f" {', '.join(map(repr, names))}"
-                )
+        self.config.prompts.require_groups(splits.target_names, splits.protected_names)
         return splits
 
     def is_done(self, step: str, inputs: object) -> bool:
