@@ -35,7 +35,7 @@ def plan(parent: Parent, request: Request) -> Plan:
     total, notes = _total(parent, request.values)
     groups, arms = {}, []
     for value in request.values:
-        group = f"bias-{value:.4f}".replace(".", "_")
+        group = f"bias-{ratio(value)}".replace("/", "-").replace(".", "_")  # as unlike as the labels
         settings = pool.from_parent(parent, bias=value, biased_total=total)
         groups[group] = variant(config, names.methods, name, generate=settings)
         facts = {"bias": value, "biased images": total}
@@ -81,6 +81,11 @@ def _total(parent: Parent, values: list[float]) -> tuple[int, list[str]]:
             f" {settings.balanced_per_group} are balanced ones; too few for a biased set without an empty group. Use"
             " fewer --generate.balanced_per_group, values nearer to that of the run, or make new images with"
             f" --{pool.FLAG} null --generate.biased_total N"
+        )
+    if total < parent.config.sensitivity.batch_size:
+        raise AimfairError(
+            f"{parent.run.synthetic}: its images allow biased sets of {total}, fewer than a batch of sensitivity; use"
+            f" fewer --generate.balanced_per_group, or --sensitivity.batch_size {total}"
         )
     notes = []
     if total < settings.biased_total:

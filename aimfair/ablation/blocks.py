@@ -4,13 +4,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from aimfair.ablation import charts, model_blocks, sweep
+from aimfair.ablation import charts, model_blocks, sweep, variants
 from aimfair.ablation.findings import Figure, Findings
 from aimfair.ablation.options import Options, changed
 from aimfair.ablation.outcomes import Outcomes
 from aimfair.ablation.plan import ONLY_GROUP, Arm, Names, Parent, Plan, variant
-from aimfair.config import Config
+from aimfair.config import Config, MethodSettings
 from aimfair.errors import AimfairError
+from aimfair.run.directory import Run
 from aimfair.selective.mask import ParameterMask
 from aimfair.stages.select import sensitivity_of
 from aimfair.training.methods import select_mask
@@ -30,7 +31,7 @@ def read(options: Options, config: Config) -> Request:
 def plan(parent: Parent, request: Request) -> Plan:
     config, names = parent.config, Names(parent.config)
     method = config.methods[request.method]
-    masks = selected(parent, request.method)
+    masks = _selected(variants.with_gradients(parent), request.method, method)
     blocks = model_blocks.blocks(masks[0].names)
     whole = names.add(request.method, method)
     arms, empty = [], []
@@ -89,12 +90,12 @@ def findings(parent: Parent, request: Request, outcomes: Outcomes) -> Findings:
     return Findings(figures, sweep.beside_reference(outcomes, sweep.METRICS[:2]))
 
 
-def selected(parent: Parent, name: str) -> list[ParameterMask]:
-    """The mask of a method for each seed of the parent, selected here: the run may be unfinished."""
+def _selected(run: Run, name: str, method: MethodSettings) -> list[ParameterMask]:
+    """The mask of a method for each seed, selected here: which blocks it needs is to be known before its run is."""
     masks = []
-    for seed in parent.run.config.seeds:
-        parent.run.interrupt.check()
-        masks.append(select_mask(sensitivity_of(parent.run, seed), name, parent.config.methods[name], seed))
+    for seed in run.config.seeds:
+        run.interrupt.check()
+        masks.append(select_mask(sensitivity_of(run, seed), name, method, seed))
     return masks
 
 

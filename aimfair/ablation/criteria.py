@@ -1,16 +1,19 @@
-"""Every criterion with every rule and granularity that can be selected with it, at one density."""
+"""Every criterion with every rule and granularity that can be selected with it, at one share of the weights."""
 
 from dataclasses import dataclass
-from typing import get_args
+from typing import cast, get_args
 
+from aimfair.ablation import variants
 from aimfair.ablation.findings import Findings, Heat
-from aimfair.ablation.options import Options, checked, shares, words
+from aimfair.ablation.options import Options, changed, checked, shares, words
 from aimfair.ablation.outcomes import Outcomes
 from aimfair.ablation.plan import ONLY_GROUP, Arm, Names, Parent, Plan, variant
-from aimfair.config import Config
+from aimfair.config import Config, MethodSettings
 from aimfair.errors import AimfairError, ConfigError
 from aimfair.report import wording
 from aimfair.selective.choices import Criterion, Granularity
+from aimfair.selective.sensitivity import Sensitivity
+from aimfair.selective.units import unit_counts
 from aimfair.stages.select import sensitivity_of
 from aimfair.training.methods import select_mask
 
@@ -46,8 +49,8 @@ def plan(parent: Parent, request: Request) -> Plan:
     config, names = parent.config, Names(parent.config)
     own = config.methods[request.method]
     common = {key: getattr(own, key) for key in ("lr", "epochs", "weight_decay", "batchnorm", "freeze")}
-    seed = parent.run.config.seeds[0]
-    sensitivity = sensitivity_of(parent.run, seed)
+    run, seed = variants.with_gradients(parent), config.seeds[0]
+    sensitivity = sensitivity_of(run, seed)
     arms, left_out = [], []
     for rule in request.rules:
         for criterion in request.criteria if rule != "random" else ["difference"]:
@@ -55,7 +58,8 @@ def plan(parent: Parent, request: Request) -> Plan:
                 said = [rule, *([criterion] if rule != "random" else []), granularity]
                 settings = {"rule": rule, "criterion": criterion, "granularity": granularity}
                 try:  # what cannot be selected with the first seed's gradients cannot be with any
-                    method = checked({**settings, "density": request.density, **common})
+                    method = _sized(sensitivity, ", ".join(said), settings, request.density, seed)
+                    method = changed(method, **common)
                     select_mask(sensitivity, ", ".join(said), method, seed)
                 except AimfairError as error:
                     reason = str(error).removeprefix(f"methods.{', '.join(said)}: ")
@@ -73,8 +77,9 @@ def plan(parent: Parent, request: Request) -> Plan:
     reference = f"{request.method} as it is"
     arms.append(Arm(reference, names.add(request.method, own), facts={}))
     notes = [
-        f"All have the learning rate of {request.method}. A density counts units: whole rows and tensors hold more"
-        " weights or fewer than their share, as the column “tuned” says.",
+        f"All have the learning rate of {request.method}. All rules, the random control too, take the fewest rows or"
+        f" tensors that hold {100 * request.density:.4g}% of the weights with the gradients of the first seed; a tensor"
+        " can be larger than that. The column “tuned” says what it came to, mean over the seeds.",
         *(f"Left out: {reason}." for reason in left_out),
     ]
     return Plan(
@@ -87,17 +92,53 @@ def plan(parent: Parent, request: Request) -> Plan:
     )
 
 
+def _sized(sensitivity: Sensitivity, name: str, settings: dict[str, str], density: float, seed: int) -> MethodSettings:
+    """The method with the fewest units that hold ``round(density * elements)`` elements.
+
+    Of elements, and of intersections (:func:`aimfair.selective.rules.budget`), a density means that already; of rows
+    and tensors the others count units, whose selections grow with k, so that k is found by bisection.
+
+    Raises:
+        AimfairError: nothing can be selected.
+    """
+    if settings["granularity"] == "element" or settings["rule"] == "intersection":
+        return checked({**settings, "density": density})
+
+    def of(k: int) -> MethodSettings:
+        return checked({**settings, "k": k})
+
+    first = select_mask(sensitivity, name, of(1), seed)
+    target = round(density * first.numel)
+    low, high = 1, sum(unit_counts(first.shapes, cast(Granularity, settings["granularity"])))
+    while low < high:
+        middle = (low + high) // 2
+        if select_mask(sensitivity, name, of(middle), seed).nnz >= target:
+            high = middle
+        else:
+            low = middle + 1
+    return of(high)
+
+
 def findings(parent: Parent, request: Request, outcomes: Outcomes) -> Findings:
     grid = [one for one in outcomes.arms if one.arm.facts]
     better = [one.arm.label for one in grid if outcomes.verdict(one, "worst_group_accuracy") == "better"]
     worse = [one.arm.label for one in grid if outcomes.verdict(one, "worst_group_accuracy") == "worse"]
+    uneven = [
+        f"{one.arm.label} ({wording.percent(one.result.density)})"
+        for one in grid
+        if one.result.density is not None and one.result.density > _FAR * request.density
+    ]
     sentences = [
         f"On worst-group accuracy {len(better)} of {len(grid)} are clearly better than {request.method} as it is and"
         f" {len(worse)} clearly worse; no correction is made for comparing so many.",
         *([f"Clearly better: {wording.listing(better)}."] if better else []),
+        *([f"Tuned far more than {100 * request.density:.4g}%: {wording.listing(uneven)}."] if uneven else []),
     ]
     return Findings([], sentences, heats=[_heat(request, outcomes, metric) for metric in _SHOWN])
 
+
+_FAR = 1.5
+"""Times the density asked for, from which a selection is no longer of that density."""
 
 _SHOWN = {"worst_group_accuracy": True, "eo_mean": False, "accuracy": True}
 """Metrics of the heat tables -> whether a higher value is better."""

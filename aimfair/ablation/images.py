@@ -27,21 +27,29 @@ class Request:
 def read(options: Options, config: Config) -> Request:
     """``--method`` and ``--values``: balanced images of each group."""
     options.only("images", "method", "values")
-    own = config.generate.balanced_per_group
-    default = sorted({max(round(own * share), 1) for share in SHARES})
-    return Request(options.method_of(config), counts("--values", options.values, default))
+    own, groups = config.generate.balanced_per_group, _groups(config)
+    least = -(-config.sensitivity.batch_size // groups)
+    default = sorted({value for share in SHARES if (value := round(own * share)) >= least} | {own})
+    values = counts("--values", options.values, default)
+    if values[0] < least:
+        raise ConfigError(
+            f"--values: found {values[0]}, expected at least {least}: {groups} groups of {values[0]} images are fewer"
+            f" than a batch of sensitivity; ask for more, or for --sensitivity.batch_size {groups * values[0]}"
+        )
+    return Request(options.method_of(config), values)
 
 
 def plan(parent: Parent, request: Request) -> Plan:
     config, names = parent.config, Names(parent.config)
     name = names.add(request.method, config.methods[request.method])
     _require_enough(parent, max(request.values))
+    batches = _batches(config, min(request.values))
     groups, arms = {}, []
     for value in request.values:
         group = f"images-{value}"
         settings = pool.from_parent(parent, balanced_per_group=value)
-        groups[group] = variant(config, names.methods, name, generate=settings)
-        steps = -(-value * len(config.prompts.targets) * len(config.prompts.protected) // config.finetune.batch_size)
+        groups[group] = variant(config, names.methods, name, generate=settings, sensitivity={"batches": batches})
+        steps = -(-value * _groups(config) // config.finetune.batch_size)
         facts = {"images per group": value, "steps per epoch": steps}
         arms.append(Arm(f"{value} per group", name, group, x=float(value), facts=facts))
     return Plan(
@@ -51,6 +59,8 @@ def plan(parent: Parent, request: Request) -> Plan:
         arms=arms,
         reference=arms[-1].label,
         notes=[
+            f"The gradients of all are means of at most {batches} batches of each source, as many as the fewest images"
+            " give: how well they are estimated is not varied. A run with all its images takes more.",
             "Epochs are as many for all, so that fewer images also mean fewer steps; --finetune.epochs changes that for"
             " all of them.",
             "The biased synthetic set keeps its size; where the two sets share no image it is drawn anew.",
@@ -60,6 +70,16 @@ def plan(parent: Parent, request: Request) -> Plan:
 
 def findings(parent: Parent, request: Request, outcomes: Outcomes) -> Findings:
     return sweep.findings(outcomes, "images per group", lambda value: f"{value:.0f}")
+
+
+def _groups(config: Config) -> int:
+    return len(config.prompts.targets) * len(config.prompts.protected)
+
+
+def _batches(config: Config, fewest: int) -> int:
+    """Batches of each source that the arm with the fewest images can give, too."""
+    possible, wanted = fewest * _groups(config) // config.sensitivity.batch_size, config.sensitivity.batches
+    return possible if wanted is None else min(possible, wanted)
 
 
 def _require_enough(parent: Parent, wanted: int) -> None:

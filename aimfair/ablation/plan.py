@@ -4,6 +4,7 @@ import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
@@ -27,11 +28,16 @@ class Parent:
         run: open; prompts, images, biased models and sensitivity are finished.
         config: what its variants begin with: its own settings under the flags.
         flags: keys of those flags.
+        folder: of the ablation; its variants lie within.
+        overwrite: whether variants of other settings may be replaced. quiet: whether they show their progress.
     """
 
     run: Run
     config: Config
     flags: frozenset[str]
+    folder: Path
+    overwrite: bool = False
+    quiet: bool = True
 
 
 @dataclass(frozen=True)
@@ -61,6 +67,9 @@ class Plan:
         arms: in the order of the table.
         reference: label of the arm that the others are compared with; None: the biased model.
         notes: what the reader must know, such as what was left out and why.
+
+    Raises:
+        ConfigError: two arms have one label, as their values are almost the same.
     """
 
     title: str
@@ -69,6 +78,13 @@ class Plan:
     arms: list[Arm]
     reference: str | None
     notes: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        labels = [arm.label for arm in self.arms]
+        if twice := next((label for i, label in enumerate(labels) if label in labels[:i]), None):
+            raise ConfigError(
+                f"{self.title}: two arms are called {twice!r}, as their values are too near; leave one out"
+            )
 
 
 def variant(config: Config, methods: Mapping[str, MethodSettings], default: str, **changes: Any) -> Config:

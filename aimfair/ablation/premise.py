@@ -10,20 +10,21 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from aimfair.ablation import charts, model_blocks, rank
-from aimfair.ablation.blocks import selected
+from aimfair.ablation import charts, model_blocks, rank, variants
 from aimfair.ablation.findings import Figure, Findings
 from aimfair.ablation.options import Options, checked
 from aimfair.ablation.outcomes import Outcomes
 from aimfair.ablation.plan import ONLY_GROUP, Arm, Names, Parent, Plan, variant
 from aimfair.config import Config, MethodSettings
-from aimfair.errors import AimfairError
+from aimfair.errors import AimfairError, ConfigError
 from aimfair.evaluation.intervals import student_t
 from aimfair.report import wording
+from aimfair.run.directory import Run
 from aimfair.seeds import generator
 from aimfair.selective.sensitivity import Sensitivity
 from aimfair.selective.statistics import CONTRAST_CRITERIA
 from aimfair.stages.select import sensitivity_of
+from aimfair.training.methods.selection import FAIR, select_mask
 from aimfair.training.models import load_model
 
 FEW = 8
@@ -55,7 +56,10 @@ class Request:
 def read(options: Options, config: Config) -> Request:
     """``--method``."""
     options.only("premise", "method")
-    return Request(options.method_of(config))
+    name = options.method_of(config)
+    if config.methods[name].rule == "all":
+        raise ConfigError(f"--method: {name!r} selects all of every block, so that nothing is predicted; name another")
+    return Request(name)
 
 
 def plan(parent: Parent, request: Request) -> Plan:
@@ -63,7 +67,7 @@ def plan(parent: Parent, request: Request) -> Plan:
     method = config.methods[request.method]
     common = {key: getattr(method, key) for key in ("lr", "epochs", "weight_decay", "batchnorm")}
     arms = []
-    blocks = _blocks(parent)
+    blocks = _blocks(variants.with_gradients(parent))
     for block, modules in blocks.items():
         alone = checked({"rule": "blocks", "blocks": modules} | common)
         arms.append(Arm(block, names.add(f"only_{block}", alone), facts={}))
@@ -88,14 +92,10 @@ def plan(parent: Parent, request: Request) -> Plan:
 
 def findings(parent: Parent, request: Request, outcomes: Outcomes) -> Findings:
     config, results = parent.config, outcomes.results
-    seeds = [seed for seed in results.seeds if seed in parent.run.config.seeds]
-    if not seeds:
-        raise AimfairError("ablate premise: none of these seeds is one of the run; leave --seeds out")
+    seeds = results.seeds
     biased = {one.seed: one.overall[_METRIC] for one in outcomes.biased.seeds}
-    measured = np.array(
-        [[biased[s.seed] - s.overall[_METRIC] for s in one.result.seeds if s.seed in seeds] for one in outcomes.arms]
-    )
-    predicted = _predicted(parent, request.method, seeds)
+    measured = np.array([[biased[s.seed] - s.overall[_METRIC] for s in one.result.seeds] for one in outcomes.arms])
+    predicted = _predicted(variants.with_gradients(parent), request.method, config.methods[request.method], seeds)
     agreements = {
         name: rank.agreement(values, measured, results.confidence, results.replicates, generator("premise", name))
         for name, values in predicted.items()
@@ -152,31 +152,34 @@ def findings(parent: Parent, request: Request, outcomes: Outcomes) -> Findings:
     return Findings(figures, sentences, columns, data=data)
 
 
-def _blocks(parent: Parent) -> dict[str, list[str]]:
-    model = load_model(parent.run.baseline(parent.run.config.seeds[0]), parent.run.config.model)
+def _blocks(run: Run) -> dict[str, list[str]]:
+    model = load_model(run.baseline(run.config.seeds[0]), run.config.model)
     names = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
     return model_blocks.blocks(names, least=FEW)
 
 
-def _predicted(parent: Parent, name: str, seeds: list[int]) -> dict[str, npt.NDArray[np.float64]]:
-    """Prediction -> [blocks, seeds]."""
-    method = parent.config.methods[name]
-    masks = dict(zip(parent.run.config.seeds, selected(parent, name), strict=True))
-    columns: list[dict[str, list[float]]] = []
-    for seed in seeds:
-        bias, domain = _scores(sensitivity_of(parent.run, seed), method)
-        mask = masks[seed]
-        sums: dict[str, list[float]] = {prediction: [] for prediction in PREDICTIONS}
-        for modules in _blocks(parent).values():
-            of = [mask.index[tensor] for tensor in model_blocks.members(modules, mask.names)]
-            numels = np.array([mask.numels[i] for i in of], dtype=np.float64)
-            means = [float((numels * score[of]).sum() / numels.sum()) for score in (bias, domain)]
-            sums["selected"].append(sum(mask.nnz_per_tensor[i] for i in of) / numels.sum())
-            sums["bias"].append(means[0])
-            sums["domain"].append(means[1])
-            sums["ratio"].append(means[0] / means[1] if means[1] > 0 else 0.0)
-        columns.append(sums)
-    return {prediction: np.array([column[prediction] for column in columns]).T for prediction in PREDICTIONS}
+def _predicted(run: Run, name: str, method: MethodSettings, seeds: list[int]) -> dict[str, npt.NDArray[np.float64]]:
+    """Prediction -> [blocks, seeds], of the gradients that ``run`` has."""
+    blocks = list(_blocks(run).values())
+    of_seeds = [_of_seed(run, name, method, seed, blocks) for seed in seeds]
+    return {prediction: np.array([of[prediction] for of in of_seeds]).T for prediction in PREDICTIONS}
+
+
+def _of_seed(run: Run, name: str, method: MethodSettings, seed: int, blocks: list[list[str]]) -> dict[str, list[float]]:
+    """Prediction -> value of each block. Sensitivity takes several times the memory of the model: one at a time."""
+    sensitivity = sensitivity_of(run, seed)
+    mask = select_mask(sensitivity, name, method, seed)
+    bias, domain = _scores(sensitivity, method)
+    found: dict[str, list[float]] = {prediction: [] for prediction in PREDICTIONS}
+    for modules in blocks:
+        of = [mask.index[tensor] for tensor in model_blocks.members(modules, mask.names)]
+        numels = np.array([mask.numels[i] for i in of], dtype=np.float64)
+        means = [float((numels * score[of]).sum() / numels.sum()) for score in (bias, domain)]
+        found["selected"].append(sum(mask.nnz_per_tensor[i] for i in of) / numels.sum())
+        found["bias"].append(means[0])
+        found["domain"].append(means[1])
+        found["ratio"].append(means[0] / means[1] if means[1] > 0 else 0.0)
+    return found
 
 
 def _scores(sensitivity: Sensitivity, method: MethodSettings) -> list[npt.NDArray[np.float64]]:
@@ -185,7 +188,7 @@ def _scores(sensitivity: Sensitivity, method: MethodSettings) -> list[npt.NDArra
     domain = method.domain_criterion or (criterion if criterion in CONTRAST_CRITERIA else "difference")
     scores = []
     for contrast, one in (("bias", criterion), ("domain", domain)):
-        source = (method.source or "synthetic_fair") if one in ("fisher", "magnitude") else None
+        source = (method.source or FAIR) if one in ("fisher", "magnitude") else None
         by_tensor = sensitivity.unit_scores(one, contrast=contrast, source=source, granularity="tensor")
         scores.append(np.array([score.double().item() for score in by_tensor.values()]))
     return scores

@@ -10,6 +10,7 @@ from aimfair.ablation.plan import ONLY_GROUP, Arm, Names, Parent, Plan, full_met
 from aimfair.config import Config
 from aimfair.data import synthetic
 from aimfair.device import tuning_device
+from aimfair.errors import ConfigError
 from aimfair.run.progress import duration
 from aimfair.training.methods import finetune_settings
 
@@ -25,9 +26,11 @@ def read(options: Options, config: Config) -> Request:
     """``--method``, or ``--values``: several."""
     options.only("selective", "method", "values")
     tuned = [name for name, method in config.methods.items() if method.kind == "tune"]
-    if options.values is None:
-        return Request([options.method_of(config)])
-    return Request(words("--values", options.values, tuned))
+    methods = [options.method_of(config)] if options.values is None else words("--values", options.values, tuned)
+    if all(config.methods[name] == full_method(config) for name in methods):
+        flag = "--method" if options.values is None else "--values"
+        raise ConfigError(f"{flag}: {methods[0]!r} is full fine-tuning itself; name a method that selects")
+    return Request(methods)
 
 
 def plan(parent: Parent, request: Request) -> Plan:

@@ -4,14 +4,11 @@ Everything lies in ``<run>/ablations/<name>``: a run for each group of arms that
 ``table.csv``, ``table.md``, ``<name>.json`` and ``ablation.html``.
 """
 
-import contextlib
-import io
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from importlib import import_module
 from pathlib import Path
-from typing import Any
 
-from aimfair.ablation import page, tables
+from aimfair.ablation import page, tables, variants
 from aimfair.ablation.options import Options
 from aimfair.ablation.outcomes import collect
 from aimfair.ablation.plan import Parent, Plan
@@ -19,9 +16,6 @@ from aimfair.errors import AimfairError, ConfigError
 from aimfair.files import is_temporary, write_text
 from aimfair.pipeline import STAGES, prepare_process, run_stages
 from aimfair.run.directory import Run
-
-_SHARED = ("prompts", "generate", "train", "sensitivity")
-"""Stages that every ablation builds on."""
 
 _OF_SEEDS = {"train", "sensitivity"}
 
@@ -54,17 +48,22 @@ def ablate(
     with Run.open(directory, own, quiet=quiet) as run:
         _finish_shared(run)
         prepare_process(config)
-        parent = Parent(run, config, frozenset(overrides))
-        plan: Plan = ablation.plan(parent, request)
         folder = run.ablation(name)
         _remove_stray(folder)
+        parent = Parent(run, config, frozenset(overrides), folder, overwrite, quiet)
+        plan: Plan = ablation.plan(parent, request)
+        variants.remove_others(parent, plan.groups)
+        stages = [stage for stage in STAGES if stage != "report"]
+        done: Run | None = None
         for number, (group, settings) in enumerate(plan.groups.items(), 1):
             run.interrupt.check()
-            with Run.open(folder / group, settings, overwrite=overwrite, quiet=quiet) as variant, _quiet_output():
-                variant.log.tell(f"{name}: {group}, run {number} of {len(plan.groups)}")
-                run_stages(variant, [stage for stage in STAGES if stage != "report"])
+            if done is not None:
+                variants.forget_decoded(done)
+            done = variants.finish(parent, group, settings, stages, f"run {number} of {len(plan.groups)}")
         outcomes = collect(plan, folder)
         found = ablation.findings(parent, request, outcomes)
+        if done is not None:
+            variants.forget_decoded(done)
         tables.write(folder, name, plan, outcomes, found)
         write_text(folder / "ablation.html", page.render(plan, outcomes, found))
     tables.show(plan, outcomes, found)
@@ -81,7 +80,9 @@ def _remove_stray(folder: Path) -> None:
 def _finish_shared(run: Run) -> None:
     """Does those of the shared stages of the run that are not finished, and touches nothing if all are."""
     missing = [
-        stage for stage in _SHARED if not all(_is_finished(run, step) for step in _steps(stage, run.config.seeds))
+        stage
+        for stage in variants.SHARED
+        if not all(_is_finished(run, step) for step in _steps(stage, run.config.seeds))
     ]
     if missing:
         run.log.tell(f"this run is not finished: first its {', '.join(missing)}")
@@ -98,10 +99,3 @@ def _is_finished(run: Run, step: str) -> bool:
     except AimfairError:
         return False
     return True
-
-
-@contextlib.contextmanager
-def _quiet_output() -> Iterator[Any]:
-    """Without the tables that evaluate prints: that of the ablation says the same of all its arms."""
-    with contextlib.redirect_stdout(io.StringIO()) as unseen:
-        yield unseen

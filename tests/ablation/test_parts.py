@@ -247,6 +247,36 @@ def test_blocks_and_freeze_select_whole_modules(tmp_path):
     assert rest.nnz_per_tensor == [12, 4, 0, 0]
 
 
+@pytest.mark.parametrize("granularity", ["row", "tensor"])
+@pytest.mark.parametrize("rule", ["top_k", "ratio", "random", "intersection"])
+def test_criteria_are_sized_by_weights_and_not_by_rows_or_tensors(rule, granularity):
+    from aimfair.ablation import criteria
+    from aimfair.selective.sensitivity import Sensitivity
+    from aimfair.training.methods import select_mask
+
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(*(torch.nn.Linear(width, width) for width in (2, 4, 8, 16)))
+    sensitivity = Sensitivity(model)
+    for source in ("real_biased", "synthetic_biased", "synthetic_fair"):
+        for parameter in model.parameters():
+            parameter.grad = torch.randn_like(parameter)
+        sensitivity.update(source)
+    settings = {"rule": rule, "criterion": "difference", "granularity": granularity}
+    for density in (0.02, 0.3, 1.0):
+        method = criteria._sized(sensitivity, "x", settings, density, 0)
+        mask = select_mask(sensitivity, "x", method, 0)
+        assert mask.nnz >= round(density * mask.numel)
+        if method.k is not None and method.k > 1:
+            fewer = method.model_copy(update={"k": method.k - 1})
+            assert select_mask(sensitivity, "x", fewer, 0).nnz < round(density * mask.numel)
+
+
+def test_bias_ratios_that_are_near_are_told_apart():
+    from aimfair.ablation.bias_ratio import ratio
+
+    assert [ratio(value) for value in (1 / 9, 0.1111, 0.5, 1.0, 1e-5)] == ["1/9", "0.111", "1/2", "1", "1e-05"]
+
+
 def test_taking_over_is_killed_at_every_point(tmp_path):
     """kill -9 before each call that touches the disk; see ``crash_points``."""
     command = [sys.executable, "-m", "tests.ablation.crash_points", str(tmp_path)]

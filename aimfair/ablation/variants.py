@@ -1,0 +1,116 @@
+"""The runs of an ablation: opened, done as far as is asked, and rid of what no arm needs any more."""
+
+import contextlib
+import io
+import shutil
+from collections.abc import Collection, Sequence
+
+from aimfair import config_file
+from aimfair.ablation.plan import ONLY_GROUP, Parent, variant
+from aimfair.config import Config
+from aimfair.errors import AimfairError
+from aimfair.pipeline import run_stages
+from aimfair.run.directory import Run
+
+SHARED = ("prompts", "generate", "train", "sensitivity")
+"""Stages that every ablation builds on."""
+
+
+def finish(parent: Parent, group: str, settings: Config, stages: Sequence[str], note: str) -> Run:
+    """Does these stages of a variant, without the tables that they print: that of the ablation says the same of all.
+
+    Returns:
+        The run, closed again, for where things are.
+
+    Raises:
+        AimfairError: it was made with other settings and ``parent.overwrite`` is not given, or as the stages.
+    """
+    path = parent.folder / group
+    with Run.open(path, settings, overwrite=_may_replace(parent, group, settings), quiet=parent.quiet) as run:
+        run.log.tell(f"{parent.folder.name}: {group}, {note}")
+        with contextlib.redirect_stdout(io.StringIO()):
+            run_stages(run, stages)
+    return run
+
+
+def with_gradients(parent: Parent) -> Run:
+    """The run ``ONLY_GROUP`` with biased models and sensitivity under the flags, before it is known what its arms are.
+
+    Without flags that change them they are those of the parent. Methods that the run has are left as they are.
+
+    Raises:
+        AimfairError: as :func:`finish`.
+    """
+    made = _settings_of(parent, ONLY_GROUP)
+    of = parent.config if made is None else made
+    return finish(
+        parent, ONLY_GROUP, variant(parent.config, of.methods, of.default_method), SHARED, "biased models and gradients"
+    )
+
+
+def remove_others(parent: Parent, groups: Collection[str]) -> None:
+    """Removes runs of an earlier ablation of the name that this one has no arm in, if ``parent.overwrite`` is given.
+
+    Raises:
+        AimfairError: it is not, and one of them has models.
+    """
+    for config in sorted(parent.folder.glob("*/config.yaml")):
+        path = config.parent
+        if path.name in groups or path.is_symlink():
+            continue
+        if parent.overwrite:
+            run = Run.open(path, parent.config, overwrite=True, quiet=True)  # nobody else may be in it
+            shutil.rmtree(path)
+            run.close()
+        elif _has_models(parent, path.name):
+            raise AimfairError(
+                f"{path}: of an ablation with other arms; replace it with --overwrite (what both have in common is not"
+                " done again)"
+            )
+
+
+def forget_decoded(run: Run) -> None:
+    """Removes the decoded images of a finished variant, a copy as large as those of the parent; they come again when
+    they are asked for."""
+    decoded = run.synthetic / "decoded"
+    if decoded.exists():
+        lock = Run.open(run.path, run.config, quiet=True)
+        shutil.rmtree(decoded)
+        lock.close()
+
+
+def _may_replace(parent: Parent, group: str, settings: Config) -> bool:
+    """Whether the run of a group may be given these settings: they are asked for, or nothing is lost with the old ones.
+
+    Nothing is where other methods are asked for and none was fine-tuned, as after a request whose masks could not be
+    selected.
+
+    Raises:
+        AimfairError: it has other settings, and work in it.
+    """
+    old = None if parent.overwrite else _settings_of(parent, group)
+    if old is None or old == settings:
+        return parent.overwrite
+    if not any((parent.folder / group / "stages").rglob("*.json")):
+        return False  # an empty run takes any settings
+    if variant(settings, old.methods, old.default_method) == old and not _has_models(parent, group):
+        return True
+    changes = "; ".join(config_file.differences(old, settings))
+    raise AimfairError(
+        f"{parent.folder / group}: this ablation was made with other settings: {changes}. Take the new ones with"
+        " --overwrite (what both have in common is not done again)"
+    )
+
+
+def _settings_of(parent: Parent, group: str) -> Config | None:
+    """Of the run of a group; None where there is none, or with ``parent.overwrite`` none that can be read."""
+    try:
+        return Run.config_of(parent.folder / group)
+    except AimfairError:
+        if parent.overwrite:
+            return None
+        raise
+
+
+def _has_models(parent: Parent, group: str) -> bool:
+    return any((parent.folder / group / "stages" / "finetune").rglob("*.json"))
