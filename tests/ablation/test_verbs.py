@@ -150,8 +150,10 @@ def test_criteria_leaves_out_what_cannot_be_selected_and_says_why(parent, monkey
     words = "relative_difference,fisher,top_k,random,element,row"
     folder = ablate(parent, "criteria", "--values", words, "--density", "0.2")
     rows = table(folder)
-    sizes = {arm: float(row["tuned"]) for arm, row in rows.items() if row["tuned"] and "as it is" not in arm}
-    assert all(0.18 < size < 0.25 for size in sizes.values()), sizes
+    lines = map(json.loads, (folder / "arms" / "log.jsonl").read_text().splitlines())
+    sizes = {line["method"]: line["density"] for line in lines if line["event"] == "mask" and line["seed"] == 7}
+    assert len(sizes) >= 6
+    assert all(0.199 < size < 0.25 for size in sizes.values()), sizes
     assert list(rows) == [
         "top_k relative_difference element", "top_k relative_difference row", "top_k fisher element",
         "top_k fisher row", "random element", "random row", "aimfair as it is", "biased",
@@ -275,13 +277,15 @@ def test_premise_predicts_by_the_gradients_of_the_models_that_it_tunes(parent):
     data = json.loads((folder / "premise.json").read_text())
     assert data["seeds"] == [7, 99]
     run = folder / "arms"
-    config = Run.config_of(run)
+    config, of_parent = Run.config_of(run), Run.config_of(parent)
     assert config is not None
+    assert of_parent is not None
+    criterion = of_parent.methods["aimfair"].criterion
     for column, seed in enumerate((7, 99)):
         model = load_model(run / "seeds" / str(seed) / "baseline", config.model)
         own = Sensitivity.load(run / "seeds" / str(seed) / "sensitivity.safetensors", model)
         assert own.batches["synthetic_fair"] == 1
-        head = own.unit_scores("difference", contrast="bias")
+        head = own.unit_scores(criterion, contrast="bias")
         sizes = {name: parameter.numel() for name, parameter in model.named_parameters()}
         names = [name for name in head if name.startswith("classifier")]
         mean = sum(float(head[name]) * sizes[name] for name in names) / sum(sizes[name] for name in names)
