@@ -1,19 +1,17 @@
 """Every criterion with every rule and granularity that can be selected with it, at one share of the weights."""
 
 from dataclasses import dataclass
-from typing import cast, get_args
+from typing import get_args
 
 from aimfair.ablation import variants
 from aimfair.ablation.findings import Findings, Heat
-from aimfair.ablation.options import Options, changed, checked, shares, words
+from aimfair.ablation.options import Options, checked, shares, words
 from aimfair.ablation.outcomes import Outcomes
 from aimfair.ablation.plan import ONLY_GROUP, Arm, Names, Parent, Plan, variant
-from aimfair.config import Config, MethodSettings
+from aimfair.config import Config
 from aimfair.errors import AimfairError, ConfigError
 from aimfair.report import wording
 from aimfair.selective.choices import Criterion, Granularity
-from aimfair.selective.sensitivity import Sensitivity
-from aimfair.selective.units import unit_counts
 from aimfair.stages.select import sensitivity_of
 from aimfair.training.methods import select_mask
 
@@ -57,9 +55,9 @@ def plan(parent: Parent, request: Request) -> Plan:
             for granularity in request.granularities:
                 said = [rule, *([criterion] if rule != "random" else []), granularity]
                 settings = {"rule": rule, "criterion": criterion, "granularity": granularity}
+                size = {"density": request.density, "density_of": "weights"}
                 try:  # what cannot be selected with the first seed's gradients cannot be with any
-                    method = _sized(sensitivity, ", ".join(said), settings, request.density, seed)
-                    method = changed(method, **common)
+                    method = checked({**settings, **size, **common})
                     select_mask(sensitivity, ", ".join(said), method, seed)
                 except AimfairError as error:
                     reason = str(error).removeprefix(f"methods.{', '.join(said)}: ")
@@ -78,8 +76,8 @@ def plan(parent: Parent, request: Request) -> Plan:
     arms.append(Arm(reference, names.add(request.method, own), facts={}))
     notes = [
         f"All have the learning rate of {request.method}. All rules, the random control too, take the fewest rows or"
-        f" tensors that hold {100 * request.density:.4g}% of the weights with the gradients of the first seed; a tensor"
-        " can be larger than that. The column “tuned” says what it came to, mean over the seeds.",
+        f" tensors that hold {100 * request.density:.4g}% of the weights; the last one can be large, and the column"
+        " “tuned” says what it came to, mean over the seeds.",
         *(f"Left out: {reason}." for reason in left_out),
     ]
     return Plan(
@@ -90,33 +88,6 @@ def plan(parent: Parent, request: Request) -> Plan:
         reference=reference,
         notes=notes,
     )
-
-
-def _sized(sensitivity: Sensitivity, name: str, settings: dict[str, str], density: float, seed: int) -> MethodSettings:
-    """The method with the fewest units that hold ``round(density * elements)`` elements.
-
-    Of elements, and of intersections (:func:`aimfair.selective.rules.budget`), a density means that already; of rows
-    and tensors the others count units, whose selections grow with k, so that k is found by bisection.
-
-    Raises:
-        AimfairError: nothing can be selected.
-    """
-    if settings["granularity"] == "element" or settings["rule"] == "intersection":
-        return checked({**settings, "density": density})
-
-    def of(k: int) -> MethodSettings:
-        return checked({**settings, "k": k})
-
-    first = select_mask(sensitivity, name, of(1), seed)
-    target = round(density * first.numel)
-    low, high = 1, sum(unit_counts(first.shapes, cast(Granularity, settings["granularity"])))
-    while low < high:
-        middle = (low + high) // 2
-        if select_mask(sensitivity, name, of(middle), seed).nnz >= target:
-            high = middle
-        else:
-            low = middle + 1
-    return of(high)
 
 
 def findings(parent: Parent, request: Request, outcomes: Outcomes) -> Findings:

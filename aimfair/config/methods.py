@@ -8,8 +8,8 @@ from aimfair.config.node import Problem, Settings
 from aimfair.selective.choices import SIZES, Criterion, Granularity, Rule
 
 _SELECTION = {
-    "rule", "criterion", "domain_criterion", "granularity", "density", "k", "bias", "domain", "source", "head",
-    "blocks", "freeze",
+    "rule", "criterion", "domain_criterion", "granularity", "density", "density_of", "k", "bias", "domain",
+    "source", "head", "blocks", "freeze",
 }  # fmt: skip
 
 _OF_KINDS = {
@@ -40,6 +40,11 @@ class MethodSettings(Settings):
     domain_criterion: Criterion | None = Field(None, description="domain score; null: as criterion, where that works")
     granularity: Granularity = Field("element", description="what is selected as one")
     density: float | None = Field(None, gt=0, le=1, description="share that is selected")
+    density_of: Literal["units", "weights"] = Field(
+        "units",
+        description="top_k, ratio, random: what density is a share of; weights: the fewest rows or tensors that hold it"
+        " (intersection and budget always count weights)",
+    )
     k: int | None = Field(None, ge=1, description="number that is selected")
     bias: float | int | None = Field(
         None, gt=0, description="intersection: top share (1.0 is all) or number (1 is one) by bias score"
@@ -81,6 +86,8 @@ class MethodSettings(Settings):
         if given not in SIZES[self.rule]:
             ways = " or ".join(" and ".join(sorted(way)) or "no size" for way in SIZES[self.rule])
             raise Problem((), f"rule {self.rule!r} takes {ways}, found {' and '.join(sorted(given)) or 'none'}")
+        if self.density_of == "weights" and self.density is None:
+            raise Problem(("density_of",), "found 'weights' without a density; give one, or leave it out")
         for name in ("bias", "domain"):
             share = getattr(self, name)
             if isinstance(share, float) and share > 1:

@@ -247,10 +247,9 @@ def test_blocks_and_freeze_select_whole_modules(tmp_path):
     assert rest.nnz_per_tensor == [12, 4, 0, 0]
 
 
-@pytest.mark.parametrize("granularity", ["row", "tensor"])
+@pytest.mark.parametrize("granularity", ["element", "row", "tensor"])
 @pytest.mark.parametrize("rule", ["top_k", "ratio", "random", "intersection"])
-def test_criteria_are_sized_by_weights_and_not_by_rows_or_tensors(rule, granularity):
-    from aimfair.ablation import criteria
+def test_a_density_of_weights_is_met_with_the_fewest_units(rule, granularity):
     from aimfair.selective.sensitivity import Sensitivity
     from aimfair.training.methods import select_mask
 
@@ -261,14 +260,22 @@ def test_criteria_are_sized_by_weights_and_not_by_rows_or_tensors(rule, granular
         for parameter in model.parameters():
             parameter.grad = torch.randn_like(parameter)
         sensitivity.update(source)
-    settings = {"rule": rule, "criterion": "difference", "granularity": granularity}
+    settings = {"rule": rule, "granularity": granularity}
     for density in (0.02, 0.3, 1.0):
-        method = criteria._sized(sensitivity, "x", settings, density, 0)
-        mask = select_mask(sensitivity, "x", method, 0)
-        assert mask.nnz >= round(density * mask.numel)
-        if method.k is not None and method.k > 1:
-            fewer = method.model_copy(update={"k": method.k - 1})
-            assert select_mask(sensitivity, "x", fewer, 0).nnz < round(density * mask.numel)
+        method = MethodSettings(**settings, density=density, density_of="weights")
+        mask = select_mask(sensitivity, "x", method, 3)
+        target = round(density * mask.numel)
+        assert mask.nnz >= target
+        if granularity == "element":
+            assert mask.nnz <= target + 1
+        elif rule != "intersection":
+            by_k = [select_mask(sensitivity, "x", MethodSettings(**settings, k=k), 3) for k in range(1, 9)]
+            fewest = next((one for one in by_k if one.nnz >= target), None)
+            assert fewest is None or fewest == mask
+            frozen = select_mask(sensitivity, "x", method.model_copy(update={"freeze": ["1"]}), 3)
+            assert frozen.nnz == mask.nnz - mask.nnz_per_tensor[2] - mask.nnz_per_tensor[3]
+    with pytest.raises(ValueError, match="without a density"):
+        MethodSettings(rule="top_k", k=3, density_of="weights")
 
 
 def test_bias_ratios_that_are_near_are_told_apart():
