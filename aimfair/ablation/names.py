@@ -2,7 +2,7 @@
 
 ABLATIONS = {
     "density": "one method at several densities, each at several learning rates if asked",
-    "criteria": "criterion x rule x granularity at one density",
+    "criteria": "criterion x rule x granularity at one share of the weights",
     "bias-ratio": "the bias of the biased synthetic set",
     "images": "how many balanced synthetic images",
     "prompts": "plain against contextual prompts",
