@@ -33,7 +33,7 @@ class Records:
         record = self._read(step)
         if record is None:
             return False
-        if record["inputs_digest"] == _digest_of_inputs(inputs) and self._is_whole(record):
+        if record["inputs_digest"] == digest_of_inputs(inputs) and self._is_whole(record):
             return True
         self._path(step).unlink()
         return False
@@ -51,7 +51,7 @@ class Records:
             path,
             {
                 "step": step,
-                "inputs_digest": _digest_of_inputs(inputs),
+                "inputs_digest": digest_of_inputs(inputs),
                 "digest": self._digest(inputs, files),
                 "upstream": _upstream(inputs),
                 "outputs": {str(file.relative_to(self._run)): file.stat().st_size for file in files},
@@ -68,7 +68,7 @@ class Records:
         same before and after: it is gone before a file that it vouches for is replaced.
         """
         record = origin._read(step)
-        if record is None or record["inputs_digest"] != _digest_of_inputs(inputs) or not origin._is_whole(record):
+        if record is None or record["inputs_digest"] != digest_of_inputs(inputs) or not origin._is_whole(record):
             return False
         folders = set()
         try:
@@ -146,7 +146,7 @@ class Records:
         return before[1]
 
     def _digest(self, inputs: object, files: Sequence[Path]) -> str:
-        digest = hashlib.sha256(_digest_of_inputs(inputs).encode())
+        digest = hashlib.sha256(digest_of_inputs(inputs).encode())
         for file in files:
             digest.update(str(file.relative_to(self._run)).encode())
             with file.open("rb") as stream:
@@ -194,7 +194,7 @@ def _upstream(inputs: object) -> list[str]:
     return [found] if isinstance(found, str) else list(found)
 
 
-def _digest_of_inputs(inputs: object) -> str:
+def digest_of_inputs(inputs: object) -> str:
     """SHA-256 of the inputs as JSON; the order of keys has no meaning."""
     text = json.dumps(inputs, default=_plain, sort_keys=True, allow_nan=False)
     return hashlib.sha256(text.encode()).hexdigest()

@@ -11,6 +11,7 @@ from aimfair.data.images import ImageSet
 from aimfair.device import tuning_device
 from aimfair.errors import AimfairError
 from aimfair.run.directory import Run
+from aimfair.run.records import digest_of_inputs
 from aimfair.selective.mask import ParameterMask
 from aimfair.training.methods import finetune_settings, train_settings
 from aimfair.training.methods.choose import Kind, kind_of
@@ -41,7 +42,7 @@ def _train(run: Run, seed: int, name: str, balanced: Callable[[], ImageSet]) -> 
     if run.config.methods[name].kind != "jtt":
         (folder / ERROR_SET).unlink(missing_ok=True)  # of another method that had the name before
     run.log("step started", step=step)
-    work = _work(run, seed, name, kind, balanced)
+    work = _work(run, seed, name, kind, balanced, digest_of_inputs(inputs))
     model, history = kind.run(work)
     history.reads_groups = kind.reads_groups
     save_model(model, folder)
@@ -71,7 +72,7 @@ def _inputs(run: Run, seed: int, name: str, kind: Kind) -> dict[str, object]:
     return {**inputs, "upstream": [run.digest_of(step) for step in upstream]}
 
 
-def _work(run: Run, seed: int, name: str, kind: Kind, balanced: Callable[[], ImageSet]) -> Work:
+def _work(run: Run, seed: int, name: str, kind: Kind, balanced: Callable[[], ImageSet], inputs: str) -> Work:
     config = run.config
     device = tuning_device(config.device)
 
@@ -96,6 +97,7 @@ def _work(run: Run, seed: int, name: str, kind: Kind, balanced: Callable[[], Ima
         initial=initial,
         biased=lambda: load_model(run.baseline(seed), config.model).to(device),
         mask=mask,
+        inputs=inputs,
         checkpoint_seconds=config.checkpoint_seconds,
         progress=run.progress,
         interrupt=run.interrupt,

@@ -2,6 +2,7 @@
 
 from aimfair.device import tuning_device
 from aimfair.run.directory import Run
+from aimfair.run.records import digest_of_inputs
 from aimfair.training.checkpoint import Checkpoint
 from aimfair.training.loop import Training, total_steps
 from aimfair.training.methods import build_optimizer
@@ -18,9 +19,10 @@ def run(run: Run) -> None:
 
 def _train(run: Run, seed: int) -> None:
     config, step, folder = run.config, f"train/{seed}", run.baseline(seed)
+    inputs = _inputs(run, seed)
     splits = run.splits()
     model = build_model(config.model, len(splits.target_names), seed).to(tuning_device(config.device))
-    checkpoint = Checkpoint(folder, config.checkpoint_seconds)
+    checkpoint = Checkpoint(folder, config.checkpoint_seconds, digest_of_inputs(inputs))
     run.log("step started", step=step)
     with run.progress.task(f"train {seed}", total_steps(config.train, len(splits.train))) as task:
         history = Training(
@@ -39,7 +41,7 @@ def _train(run: Run, seed: int) -> None:
     save_model(model, folder)
     history.save(folder)
     checkpoint.remove()
-    run.finish(step, _inputs(run, seed), [folder])
+    run.finish(step, inputs, [folder])
 
 
 def _inputs(run: Run, seed: int) -> dict[str, object]:

@@ -53,10 +53,13 @@ class Checkpoint:
     Args:
         folder: where the model will be saved; made if absent.
         seconds: between two saves, at least.
+        inputs: digest of what the result depends on and the training itself cannot see, such as where its images come
+            from; it goes on only from a file with the same.
     """
 
-    def __init__(self, folder: Path, seconds: float):
+    def __init__(self, folder: Path, seconds: float, inputs: str = ""):
         self.path = folder / CHECKPOINT
+        self.inputs = inputs
         self._seconds = seconds
         self._last = time.monotonic()
 

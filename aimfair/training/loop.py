@@ -204,10 +204,11 @@ class Training:
         self._position = self._position.next_epoch()
 
     def identity(self) -> str:
-        """Digest, before :meth:`fit`, of what the result depends on; images go by their ids, which the stages' own
-        records vouch for."""
+        """Digest, before :meth:`fit`, of what the result depends on. Images go by their ids: what else decides their
+        pixels is for the checkpoint's ``inputs`` to say."""
         groups = self.optimizer.param_groups
         facts = {
+            "inputs": self.checkpoint.inputs if self.checkpoint else "",
             "settings": self.settings.model_dump(mode="json"),
             "computation": self.preprocessing.computation,
             "optimizer": (type(self.optimizer).__name__, [group.get("mask_digest") for group in groups]),

@@ -51,6 +51,10 @@ def config(**changed: dict) -> Config:
     )
 
 
+def config_of_data(**changed: object) -> Config:
+    return Config.model_validate(config().model_dump() | {"data": SETTINGS["data"] | changed})
+
+
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run in which every method is done."""
@@ -175,6 +179,15 @@ def test_the_error_set_is_what_the_first_model_gets_wrong(directory):
     history = histories(directory)["jtt"]
     assert history.notes == {"images in the error set": len(wrong)}
     assert len(history.epochs) == 2
+
+
+def test_the_error_set_of_other_images_is_not_used(directory):
+    before = json.loads((folder_of(directory, "jtt") / ERROR_SET).read_text())
+    other = replace(TRAIN, images=255 - TRAIN.images)  # with the same ids and labels
+    do(directory, config_of_data(seed=5), splits=replace(SPLITS, train=other))
+    after = json.loads((folder_of(directory, "jtt") / ERROR_SET).read_text())
+    assert after["training"] != before["training"]
+    assert after["indices"] != before["indices"]
 
 
 STEPS = {

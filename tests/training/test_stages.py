@@ -190,6 +190,33 @@ def test_a_stopped_stage_continues_to_the_same_bits(directory, monkeypatch):
     assert results(directory) == interrupted
 
 
+def test_a_checkpoint_of_other_images_is_not_taken_up(directory, monkeypatch):
+    """Nor is one of images that have the same numbers and labels, but are those of other settings of the data."""
+    take = Training._take_step
+
+    def stop(self, indices, images):
+        os.kill(os.getpid(), signal.SIGINT)
+        take(self, indices, images)
+
+    monkeypatch.setattr(Training, "_take_step", stop)
+    with pytest.raises(Interrupted):
+        do(directory)
+    assert list(directory.glob(f"seeds/**/{CHECKPOINT}"))
+    monkeypatch.undo()
+    do(directory, change(data={"seed": 5}))
+    assert "training resumed" not in [event["event"] for event in events(directory)]
+
+    (directory / "stages" / "finetune" / "100" / "full.json").unlink()
+    monkeypatch.setattr(Training, "_take_step", stop)
+    with pytest.raises(Interrupted):
+        do(directory, change(data={"seed": 5}))
+    monkeypatch.undo()
+    with opened(directory, change(data={"seed": 5})) as run:
+        run.finish("generate", {"seed": 1}, [run.synthetic])
+    do(directory, change(data={"seed": 5}))
+    assert "training resumed" not in [event["event"] for event in events(directory)]
+
+
 @pytest.mark.parametrize(("stage", "file"), [(select, "sensitivity.safetensors"), (finetune, "masks/full.safetensors")])
 def test_a_damaged_file_is_refused_by_name(directory, stage, file):
     do(directory)

@@ -45,7 +45,7 @@ def _error_set(work: Work) -> Indices:
     """int64, ascending: recorded once, so that a second training that was cut off goes on with the same."""
     train, file, folder = work.splits().train, work.folder / ERROR_SET, work.folder / _FIRST
     settings = work.settings.model_copy(update={"epochs": work.method.first_epochs, "keep": "last"})
-    checkpoint = Checkpoint(folder, work.checkpoint_seconds)
+    checkpoint = Checkpoint(folder, work.checkpoint_seconds, work.inputs)
     training = work.training(work.initial(), train, settings=settings, checkpoint=checkpoint)
     identity = training.identity()
     if (recorded := _read(file, identity)) is not None:

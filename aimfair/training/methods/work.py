@@ -38,6 +38,7 @@ class Work:
         splits, balanced: the real images, and the balanced synthetic ones; loaded at the first call.
         initial: a new model as it was before the biased training, on the device to work on. biased: after it.
         mask: of a method that tunes, for the model given.
+        inputs: digest of all that the result depends on, for checkpoints.
     """
 
     name: str
@@ -52,6 +53,7 @@ class Work:
     biased: Callable[[], nn.Module]
     mask: Callable[[nn.Module], ParameterMask]
 
+    inputs: str = ""
     checkpoint_seconds: float = 30.0
     progress: Progress = field(default_factory=lambda: Progress(quiet=True))
     interrupt: Interrupt = NEVER
@@ -71,7 +73,7 @@ class Work:
         return groups_of(images), present
 
     def checkpoint(self) -> Checkpoint:
-        return Checkpoint(self.folder, self.checkpoint_seconds)
+        return Checkpoint(self.folder, self.checkpoint_seconds, self.inputs)
 
     def training(
         self,
