@@ -1,36 +1,45 @@
 """For each seed and method that tunes, the mask of the weights."""
 
-from functools import lru_cache
+import gc
 
 from aimfair.errors import AimfairError
 from aimfair.run.directory import Run
+from aimfair.run.progress import Task
 from aimfair.selective.sensitivity import Sensitivity
 from aimfair.training.methods import SELECTION, select_mask
 from aimfair.training.models import load_model
 
 
 def run(run: Run) -> None:
-    @lru_cache(maxsize=1)  # seeds come one after the other, and each takes several times the memory of the model
-    def sensitivity(seed: int) -> Sensitivity:
-        return sensitivity_of(run, seed)
-
-    todo = [
-        (seed, name, inputs)
+    todo = {
+        seed: [
+            (name, inputs)
+            for name, method in run.config.methods.items()
+            if method.kind == "tune" and not run.is_done(f"select/{seed}/{name}", inputs := _inputs(run, seed, name))
+        ]
         for seed in run.config.seeds
-        for name, method in run.config.methods.items()
-        if method.kind == "tune" and not run.is_done(f"select/{seed}/{name}", inputs := _inputs(run, seed, name))
-    ]
-    if not todo:
+    }
+    if not any(todo.values()):
         return
-    with run.progress.task("select", len(todo)) as task:
-        for seed, name, inputs in todo:
-            mask, path = select_mask(sensitivity(seed), name, run.config.methods[name], seed), run.mask(seed, name)
-            path.parent.mkdir(parents=True, exist_ok=True)
-            mask.save(path)
-            run.log("mask", seed=seed, method=name, selected=mask.nnz, density=mask.density)
-            run.finish(f"select/{seed}/{name}", inputs, [path])
-            task.advance(note=name)
-            run.interrupt.check()
+    with run.progress.task("select", sum(map(len, todo.values()))) as task:
+        for seed, methods in todo.items():
+            if methods:
+                _select(run, seed, methods, task)
+                gc.collect()  # models can refer to themselves
+
+
+def _select(run: Run, seed: int, methods: list[tuple[str, object]], task: Task) -> None:
+    """The masks of one seed: a function of its own, so that what they are selected by, which takes several times the
+    memory of the model, is gone when that of the next is read."""
+    sensitivity = sensitivity_of(run, seed)
+    for name, inputs in methods:
+        mask, path = select_mask(sensitivity, name, run.config.methods[name], seed), run.mask(seed, name)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        mask.save(path)
+        run.log("mask", seed=seed, method=name, selected=mask.nnz, density=mask.density)
+        run.finish(f"select/{seed}/{name}", inputs, [path])
+        task.advance(note=name)
+        run.interrupt.check()
 
 
 def _inputs(run: Run, seed: int, name: str) -> dict[str, object]:

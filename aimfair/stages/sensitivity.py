@@ -1,5 +1,7 @@
 """For each seed, how the weights of the biased model react to real, biased synthetic and fair synthetic images."""
 
+import gc
+from collections.abc import Callable, Mapping
 from functools import cache
 
 from aimfair.data import synthetic
@@ -22,24 +24,33 @@ def run(run: Run) -> None:
         )
         return dict(zip(SOURCES, (run.splits().train, biased, fair), strict=True))
 
+    for seed in run.config.seeds:
+        inputs = _inputs(run, seed)
+        if not run.is_done(f"sensitivity/{seed}", inputs):
+            _measure(run, seed, inputs, sources)
+            gc.collect()  # models can refer to themselves, as those with checkpointing do
+
+
+def _inputs(run: Run, seed: int) -> dict[str, object]:
     config = run.config
-    for seed in config.seeds:
-        step = f"sensitivity/{seed}"
-        inputs = {
-            "data": config.data.of_training,
-            "preprocessing": config.model.computation,
-            "sensitivity": config.sensitivity,
-            "seed": seed,
-            "upstream": [run.digest_of("generate"), run.digest_of(f"train/{seed}")],
-        }
-        if run.is_done(step, inputs):
-            continue
-        model = load_model(run.baseline(seed), config.model).to(tuning_device(config.device))
-        batches = batches_of_each_source(sources(), config.sensitivity)
-        with run.progress.task(f"sensitivity {seed}", batches * len(SOURCES)) as task:
-            probe = accumulate(
-                model, sources(), config.sensitivity, config.model, seed=seed, task=task, interrupt=run.interrupt
-            )
-        probe.save(run.sensitivity(seed))
-        run.log("sensitivity", seed=seed, batches=probe.batches)
-        run.finish(step, inputs, [run.sensitivity(seed)])
+    return {
+        "data": config.data.of_training,
+        "preprocessing": config.model.computation,
+        "sensitivity": config.sensitivity,
+        "seed": seed,
+        "upstream": [run.digest_of("generate"), run.digest_of(f"train/{seed}")],
+    }
+
+
+def _measure(run: Run, seed: int, inputs: object, sources: Callable[[], Mapping[str, ImageSet]]) -> None:
+    """One seed: a function of its own, so that its model and statistics are gone when those of the next are made."""
+    config = run.config
+    model = load_model(run.baseline(seed), config.model).to(tuning_device(config.device))
+    batches = batches_of_each_source(sources(), config.sensitivity)
+    with run.progress.task(f"sensitivity {seed}", batches * len(SOURCES)) as task:
+        probe = accumulate(
+            model, sources(), config.sensitivity, config.model, seed=seed, task=task, interrupt=run.interrupt
+        )
+    probe.save(run.sensitivity(seed))
+    run.log("sensitivity", seed=seed, batches=probe.batches)
+    run.finish(f"sensitivity/{seed}", inputs, [run.sensitivity(seed)])

@@ -1,8 +1,10 @@
 """The stages from the biased model to the tuned one, in a run directory."""
 
+import gc
 import json
 import os
 import signal
+import weakref
 from pathlib import Path
 
 import pytest
@@ -14,6 +16,7 @@ from aimfair.errors import AimfairError
 from aimfair.run.directory import Run
 from aimfair.run.interrupt import Interrupted
 from aimfair.selective.mask import ParameterMask
+from aimfair.selective.sensitivity import Sensitivity
 from aimfair.stages import finetune, select, sensitivity, train
 from aimfair.training.checkpoint import CHECKPOINT
 from aimfair.training.loop import Training
@@ -215,6 +218,40 @@ def test_a_checkpoint_of_other_images_is_not_taken_up(directory, monkeypatch):
         run.finish("generate", {"seed": 1}, [run.synthetic])
     do(directory, change(data={"seed": 5}))
     assert "training resumed" not in [event["event"] for event in events(directory)]
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_stages_hold_the_model_of_one_seed_at_a_time(directory, monkeypatch, checkpointing):
+    """And its statistics: the memory that a run takes does not depend on how many seeds it has."""
+    made: list[weakref.ref] = []
+    load, new = load_model, Sensitivity.__init__
+
+    def watched_load(*arguments):
+        assert not [ref for ref in made if ref() is not None], "that of the seed before is still there"
+        model = load(*arguments)
+        made.extend(weakref.ref(parameter) for parameter in model.parameters())
+        return model
+
+    def watched_new(self, *arguments, **named):
+        made.append(weakref.ref(self))
+        new(self, *arguments, **named)
+
+    config = change(model={"checkpointing": checkpointing})
+    do(directory, config)
+    config = config.model_copy(update={"seeds": [100, 200, 300]})
+    with opened(directory, config) as run:
+        train.run(run)
+        monkeypatch.setattr(Sensitivity, "__init__", watched_new)
+        gc.collect()
+        gc.disable()  # it would come by itself, but not in time for certain
+        try:
+            for stage, module in ((sensitivity, "sensitivity"), (select, "select")):
+                monkeypatch.setattr(f"aimfair.stages.{module}.load_model", watched_load)
+                stage.run(run)
+        finally:
+            gc.enable()
+    parameters = len(list(load_model(directory / "seeds" / "100" / "baseline").parameters()))
+    assert len(made) == 2 * 2 * (parameters + 1), "two stages, two new seeds"
 
 
 @pytest.mark.parametrize(("stage", "file"), [(select, "sensitivity.safetensors"), (finetune, "masks/full.safetensors")])
