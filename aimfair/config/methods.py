@@ -15,6 +15,7 @@ _SELECTION = {
 _OF_KINDS = {
     **dict.fromkeys(sorted(_SELECTION), ("tune",)),
     "batchnorm": ("tune", "dfr"),
+    "head": ("tune", "dfr"),
     "step_size": ("group_dro",),
     "adjustment": ("group_dro",),
     "first_epochs": ("jtt",),
@@ -55,7 +56,9 @@ class MethodSettings(Settings):
     source: Literal["real_biased", "synthetic_biased", "synthetic_fair"] | None = Field(
         None, description="fisher and magnitude: whose gradients; null: synthetic_fair"
     )
-    head: str | None = Field(None, description="head_only: name of the module; null: the last one with parameters")
+    head: str | None = Field(
+        None, description="head_only and dfr: name of the last layer; null: what the logits come from"
+    )
     blocks: list[str] | None = Field(None, min_length=1, description="rule blocks: names of the modules that are tuned")
     freeze: list[str] = Field([], description="names of modules of which nothing is selected, whatever the rule says")
     lr: float | None = Field(None, gt=0, description="instead of finetune.lr, or of train.lr where a model is trained")

@@ -48,14 +48,17 @@ def budget(bias: Ranking, domain: Ranking, density: float) -> ParameterMask:
     return bias.top(k) if smallest is None else smallest
 
 
-def head_names(names: Sequence[str], head: str | None = None) -> list[str]:
-    """The parameters of the module ``head``, by default of the last module that owns parameters.
+def head_names(names: Sequence[str], head: str | Sequence[str] | None = None) -> list[str]:
+    """The parameters at the path or paths ``head``, by default of the last module that owns parameters.
+
+    The last in the order in which the model's maker has set its modules up, which nothing but a forward pass could
+    check: give ``head`` where the classifier comes earlier, or where there are two.
 
     Raises:
         ValueError: no parameter belongs to ``head``.
     """
     if head is not None:
-        return names_under(names, [head])
+        return names_under(names, [head] if isinstance(head, str) else head)
     owner = names[-1].rpartition(".")[0]
     return [name for name in names if name.rpartition(".")[0] == owner]
 

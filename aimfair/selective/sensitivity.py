@@ -262,7 +262,7 @@ class Sensitivity:
         eps: float = 1e-12,
         seed: int = 0,
         source: str | None = None,
-        head: str | None = None,
+        head: str | Sequence[str] | None = None,
         blocks: Sequence[str] | None = None,
         freeze: Sequence[str] = (),
     ) -> ParameterMask:
@@ -278,7 +278,7 @@ class Sensitivity:
         budget         the intersection of top k and bottom k, k the smallest that holds     density
         random         units drawn with ``seed``                                             density or k
         all            everything
-        head_only      the last module that owns parameters, or ``head``
+        head_only      the last module set up that owns parameters, or ``head``
         blocks         the modules at these paths, all of them                               blocks
         ============== ===================================================================== ======================
 
@@ -301,6 +301,7 @@ class Sensitivity:
             bias, domain: shares of the units in (0, 1], or ints for numbers of units: ``bias=1.0`` is everything,
                 ``bias=1`` one unit.
             source: for fisher and magnitude; may be left out if there is only one.
+            head: path or paths of the classifier's last layer, where that is not the module set up last.
             blocks: paths of modules or parameters, such as "layer1.0".
             freeze: paths likewise, of which nothing is selected whatever the rule says; sizes mean the selection before
                 that.

@@ -1,11 +1,16 @@
 """For each seed and method that tunes, the mask of the weights."""
 
 import gc
+from collections.abc import Sequence
+from functools import partial
+
+from torch import nn
 
 from aimfair.errors import AimfairError
 from aimfair.run.directory import Run
 from aimfair.run.progress import Task
 from aimfair.selective.sensitivity import Sensitivity
+from aimfair.training.head import head_names
 from aimfair.training.methods import SELECTION, select_mask
 from aimfair.training.models import load_model
 
@@ -28,12 +33,15 @@ def run(run: Run) -> None:
                 gc.collect()  # models can refer to themselves
 
 
-def _select(run: Run, seed: int, methods: list[tuple[str, object]], task: Task) -> None:
+def _select(run: Run, seed: int, methods: Sequence[tuple[str, object]], task: Task) -> None:
     """The masks of one seed: a function of its own, so that what they are selected by, which takes several times the
     memory of the model, is gone when that of the next is read."""
-    sensitivity = sensitivity_of(run, seed)
+    model = load_model(run.baseline(seed), run.config.model)
+    sensitivity = _load(run, seed, model)
     for name, inputs in methods:
-        mask, path = select_mask(sensitivity, name, run.config.methods[name], seed), run.mask(seed, name)
+        head = partial(head_names, model, run.config.data.image_size, f"methods.{name}")
+        mask = select_mask(sensitivity, name, run.config.methods[name], seed, head=head)
+        path = run.mask(seed, name)
         path.parent.mkdir(parents=True, exist_ok=True)
         mask.save(path)
         run.log("mask", seed=seed, method=name, selected=mask.nnz, density=mask.density)
@@ -56,7 +64,11 @@ def sensitivity_of(run: Run, seed: int) -> Sensitivity:
     Raises:
         AimfairError: the file is missing, damaged or for another model.
     """
+    return _load(run, seed, load_model(run.baseline(seed), run.config.model))
+
+
+def _load(run: Run, seed: int, model: nn.Module) -> Sensitivity:
     try:
-        return Sensitivity.load(run.sensitivity(seed), load_model(run.baseline(seed), run.config.model))
+        return Sensitivity.load(run.sensitivity(seed), model)
     except (ValueError, FileNotFoundError) as error:
         raise AimfairError(f"{error}; remove it and do: aimfair sensitivity --run {run.path}") from error

@@ -265,6 +265,33 @@ def test_a_damaged_file_is_refused_by_name(directory, stage, file):
             stage.run(run)
 
 
+@pytest.mark.parametrize("named", [None, "convolution"])
+def test_heads_are_what_the_logits_come_from_or_what_a_method_names(directory, named):
+    """Of a model whose classifier is not what its maker has set up last."""
+    own = {"factory": "tests.training.test_head:HeadFirst", "config": {}}
+    methods = {"probe": {"rule": "head_only", "head": named}, "dfr": {"kind": "dfr", "head": named}}
+    settings = {"model": SETTINGS["model"] | own, "methods": methods, "default_method": "probe"}
+    config = Config.model_validate(SETTINGS | settings)
+    do(directory, config)
+    home = directory / "seeds" / "100"
+    baseline = load_model(home / "baseline", config.model)
+    for name in methods:
+        tuned = load_model(home / "finetuned" / name, config.model).state_dict()
+        moved = {key.partition(".")[0] for key, weight in baseline.state_dict().items() if (tuned[key] != weight).any()}
+        assert moved == {named or "classifier"}, name
+
+
+@pytest.mark.parametrize("kind", [{"rule": "head_only"}, {"kind": "dfr"}])
+def test_a_method_whose_head_cannot_be_told_is_refused_by_name(directory, kind):
+    own = {"factory": "tests.training.test_head:Temperature", "config": {}}
+    settings = {"model": SETTINGS["model"] | own, "methods": {"mine": kind}, "default_method": "mine"}
+    with pytest.raises(AimfairError, match=r"mine: which layer of the Temperature .*; name it as the method's head"):
+        do(directory, Config.model_validate(SETTINGS | settings))
+    settings["methods"] = {"mine": kind | {"head": "clasifier"}}
+    with pytest.raises(AimfairError, match=r"mine: .*module 'clasifier'; did you mean 'classifier'"):
+        do(directory, Config.model_validate(SETTINGS | settings))
+
+
 def test_a_stage_without_its_inputs_says_what_to_do_first(directory):
     with opened(directory) as run, pytest.raises(AimfairError, match=r"'train/100' is not finished; .*aimfair train"):
         sensitivity.run(run)

@@ -39,7 +39,7 @@ _KINDS = {
     "balanced_resampling": Kind(balanced_resampling, reads_groups=True),
     "group_dro": Kind(group_dro, reads_groups=True, own=("step_size", "adjustment")),
     "jtt": Kind(jtt, own=("first_epochs", "upweight")),
-    "dfr": Kind(dfr, from_biased=True, reads_groups=True, own=("balanced_from",)),
+    "dfr": Kind(dfr, from_biased=True, reads_groups=True, own=("balanced_from", "head")),
 }
 
 

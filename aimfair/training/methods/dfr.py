@@ -3,8 +3,10 @@
 import torch
 from torch import nn
 
+from aimfair.errors import AimfairError
 from aimfair.selective.mask import ParameterMask
-from aimfair.selective.rules import head_names
+from aimfair.selective.rules import names_under
+from aimfair.training.head import head_names
 from aimfair.training.methods.work import Trained, Work
 from aimfair.training.samplers import EqualGroups
 
@@ -19,9 +21,23 @@ def dfr(work: Work) -> Trained:
     """
     model = work.biased()
     images = work.splits().validation if work.method.balanced_from == "real" else work.balanced()
-    mask = ParameterMask.from_names(model, head_names(ParameterMask.full(model).names))
+    mask = head_mask(work, model, images.images.shape[1])
     clear_head(model, mask)
     return work.tune(model, mask, images, EqualGroups(work.groups(images)[0]))
+
+
+def head_mask(work: Work, model: nn.Module, image_size: int) -> ParameterMask:
+    """The last layer: what the method names as its head, or what the logits come from.
+
+    Raises:
+        AimfairError: nothing has that name, or without one the layer cannot be told.
+    """
+    if work.method.head is None:
+        return ParameterMask.from_names(model, head_names(model, image_size, work.name))
+    try:
+        return ParameterMask.from_names(model, names_under(ParameterMask.full(model).names, [work.method.head]))
+    except ValueError as error:
+        raise AimfairError(f"{work.name}: head: {error}") from error
 
 
 @torch.no_grad()

@@ -1,5 +1,6 @@
 """The masks of methods that tune."""
 
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from aimfair.config import MethodSettings
@@ -19,12 +20,21 @@ SELECTION = (
 """The settings of a method that decide its mask."""
 
 
-def select_mask(sensitivity: Sensitivity, name: str, method: MethodSettings, seed: int) -> ParameterMask:
+def select_mask(
+    sensitivity: Sensitivity,
+    name: str,
+    method: MethodSettings,
+    seed: int,
+    *,
+    head: Callable[[], Sequence[str]] | None = None,
+) -> ParameterMask:
     """The mask of one method.
 
     Args:
         name: of the method, for errors.
         seed: of the rule ``random``.
+        head: finds the parameters of the model's last layer, asked for the rule ``head_only`` if the method names none;
+            None: they are those of the module that was set up last.
 
     Raises:
         AimfairError: settings that do not go together, or select nothing.
@@ -34,6 +44,8 @@ def select_mask(sensitivity: Sensitivity, name: str, method: MethodSettings, see
     if method.criterion in ("fisher", "magnitude"):
         arguments.setdefault("source", FAIR)
     counts_units = method.granularity != "element" and method.rule in ("top_k", "ratio", "random")
+    if method.rule == "head_only" and method.head is None and head is not None:
+        arguments["head"] = head()
     try:
         if method.density_of == "weights" and counts_units:
             arguments["k"] = _fewest_units(sensitivity, arguments, arguments.pop("density"))
