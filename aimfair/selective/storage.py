@@ -14,9 +14,15 @@ from torch import Tensor
 
 from aimfair.files import replace_file
 
+_METADATA = "aimfair"
+"""The only entry of a file's metadata: safetensors writes several in a random order. Files that have one for every value
+are older; they are read, too."""
+
 
 def save(path: str | os.PathLike[str], kind: str, version: int, tensors: dict[str, Tensor], **metadata: Any) -> None:
     """Writes a file in one step: a reader, or a machine that loses power, sees the old file or the new one.
+
+    The same tensors and metadata give the same bytes.
 
     Args:
         kind, version: what :func:`load` will ask for.
@@ -25,7 +31,7 @@ def save(path: str | os.PathLike[str], kind: str, version: int, tensors: dict[st
     Raises:
         OSError: the file cannot be written; what was there before is untouched.
     """
-    header = {"kind": kind, "version": str(version), **{key: json.dumps(value) for key, value in metadata.items()}}
+    header = {_METADATA: json.dumps({**metadata, "kind": kind, "version": version})}
     try:
         with replace_file(path) as temporary:
             save_file(tensors, temporary, header)
@@ -83,14 +89,23 @@ def _opened(path: str | os.PathLike[str], kind: str, version: int) -> Iterator[t
     try:
         refuse_repeated_keys(Path(path))
         with safe_open(path, framework="pt") as file:
-            header = file.metadata() or {}
-            found = f"{header.get('kind', 'unknown kind')}, version {header.get('version', 'unknown')}"
-            if (header.pop("kind", None), header.pop("version", None)) != (kind, str(version)):
-                raise ValueError(f"expected {kind}, version {version}, found {found}")
-            yield file, {key: json.loads(value) for key, value in header.items()}
+            metadata = _metadata(file.metadata() or {})
+            found = (metadata.pop("kind", "unknown kind"), metadata.pop("version", "unknown"))
+            if found != (kind, version):
+                raise ValueError("expected {}, version {}, found {}, version {}".format(kind, version, *found))
+            yield file, metadata
     except (SafetensorError, ValueError) as error:
         reason = str(error).splitlines()[0]
         raise ValueError(f"{path}: not a usable {kind} file: {reason}") from error
+
+
+def _metadata(header: dict[str, str]) -> dict[str, Any]:
+    if _METADATA in header:
+        values = json.loads(header[_METADATA])
+        return values if isinstance(values, dict) else {}
+    if "kind" not in header:
+        return {}
+    return {key: value if key == "kind" else json.loads(value) for key, value in header.items()}
 
 
 def _data_offsets(path: Path) -> dict[str, int]:

@@ -346,6 +346,25 @@ def test_foreign_files_are_refused(tmp_path, content):
     assert_refused(path)
 
 
+def test_the_same_mask_is_the_same_bytes(tmp_path):
+    mask = aimfair.ParameterMask.from_bool({"w": torch.rand(1500) < 0.5, "v": torch.rand(3, 5) < 0.5})
+    contents = set()
+    for number in range(8):
+        mask.save(tmp_path / f"{number}.safetensors")
+        contents.add((tmp_path / f"{number}.safetensors").read_bytes())
+    assert len(contents) == 1
+
+
+def test_files_with_an_entry_for_every_value_are_read(tmp_path):
+    path = tmp_path / "mask.safetensors"
+    mask = aimfair.ParameterMask.from_bool({"w": torch.rand(1500) < 0.5})
+    values = {"version": VERSION, "names": mask.names, "shapes": mask.shapes, "digest": mask.digest}
+    save_file({"bits": mask.bits}, path, {"kind": KIND} | {key: json.dumps(value) for key, value in values.items()})
+    assert aimfair.ParameterMask.load(path) == mask
+    save_file({"bits": mask.bits}, path, {"aimfair": "[]"})
+    assert_refused(path, "found unknown kind")
+
+
 def test_missing_file(tmp_path):
     with pytest.raises(FileNotFoundError):
         aimfair.ParameterMask.load(tmp_path / "mask.safetensors")

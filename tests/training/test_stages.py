@@ -220,6 +220,14 @@ def test_a_checkpoint_of_other_images_is_not_taken_up(directory, monkeypatch):
     assert "training resumed" not in [event["event"] for event in events(directory)]
 
 
+def test_what_is_lost_is_made_again_to_the_same_bytes(directory):
+    """So that nothing which follows from it is done again."""
+    do(directory)
+    for file in ("sensitivity.safetensors", "masks/full.safetensors"):
+        (directory / "seeds" / "100" / file).unlink()
+    assert do(directory) == ["sensitivity/100", "select/100/full"]
+
+
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_stages_hold_the_model_of_one_seed_at_a_time(directory, monkeypatch, checkpointing):
     """And its statistics: the memory that a run takes does not depend on how many seeds it has."""
