@@ -67,7 +67,9 @@ class MethodSettings(Settings):
     batchnorm: Literal["freeze", "adapt"] | None = Field(None, description="instead of finetune.batchnorm")
     step_size: float = Field(0.01, gt=0, description="group_dro: of the weights of the groups (eta)")
     adjustment: float = Field(0.0, ge=0, description="group_dro: C of the adjustment C / sqrt(images of the group)")
-    first_epochs: int = Field(1, ge=1, description="jtt: epochs of the model whose errors are weighted up")
+    first_epochs: int = Field(
+        1, ge=1, description="jtt: epochs after which the training is stopped whose errors are weighted up"
+    )
     upweight: int = Field(20, ge=1, description="jtt: how often an image that it got wrong comes in an epoch")
     balanced_from: Literal["real", "synthetic"] = Field(
         "real", description="dfr: balanced images for the last layer: of the validation set by group, or synthetic"

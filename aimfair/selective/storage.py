@@ -15,8 +15,8 @@ from torch import Tensor
 from aimfair.files import replace_file
 
 _METADATA = "aimfair"
-"""The only entry of a file's metadata: safetensors writes several in a random order. Files that have one for every value
-are older; they are read, too."""
+"""The only entry of a file's metadata: safetensors writes several in a random order. Files that have an entry for every
+value are older; they are read, too."""
 
 
 def save(path: str | os.PathLike[str], kind: str, version: int, tensors: dict[str, Tensor], **metadata: Any) -> None:

@@ -57,9 +57,10 @@ class Training:
         batchnorm: running statistics stay as they are (``freeze``) or follow the training images.
         sampler: chooses the images of an epoch; every image once unless given.
         objective: weighs the losses of a batch; their mean unless given.
+        stop_after: epochs that are done, of the ``settings.epochs`` that learning rates are for; all unless given.
 
         checkpoint: where a training that was cut off goes on; the caller removes it when the result is safe.
-        task: advances by steps, :func:`total_steps` of the sampler's images in all.
+        task: advances by steps, :attr:`steps` in all.
     """
 
     model: nn.Module
@@ -72,6 +73,7 @@ class Training:
     batchnorm: Literal["freeze", "adapt"] = "adapt"
     sampler: Sampler | None = None
     objective: Objective | None = None
+    stop_after: int | None = None
 
     checkpoint: Checkpoint | None = None
     task: Task = SILENT
@@ -92,6 +94,14 @@ class Training:
         self._gradient = BatchGradient(self.model, self.settings.batch_size)
         self._sampler = self.sampler or EveryImage(len(self.train))
         self._steps = steps_per_epoch(self._sampler.images, self.settings.batch_size)
+        self._epochs = self.settings.epochs if self.stop_after is None else self.stop_after
+        if not 1 <= self._epochs <= self.settings.epochs:
+            raise ValueError(f"stop_after={self.stop_after}: expected 1 to {self.settings.epochs}")
+
+    @property
+    def steps(self) -> int:
+        """Of the whole training, those that :attr:`task` advances by."""
+        return self._epochs * self._steps
 
     def fit(self) -> History:
         """The whole training, or what is left of it. The model ends in evaluation mode, with the weights to be kept.
@@ -104,7 +114,7 @@ class Training:
         self._resume()
         feed = Feed(self.train.images, self.settings.augment, self._normalize)
         with own_random_numbers(self._device), feed:
-            while self._position.epoch <= self.settings.epochs:
+            while self._position.epoch <= self._epochs:
                 self._run_epoch(feed)
         history = self._position.history
         if history.kept_epoch < len(history.epochs):
@@ -213,6 +223,7 @@ class Training:
             "computation": self.preprocessing.computation,
             "optimizer": (type(self.optimizer).__name__, [group.get("mask_digest") for group in groups]),
             "seed": self.seed,
+            "epochs": self._epochs,
             "batchnorm": self.batchnorm,
             "sizes": [images.images.shape for images in (self.train, self.validation)],
             "ids": [images.ids for images in (self.train, self.validation)],

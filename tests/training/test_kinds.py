@@ -181,6 +181,28 @@ def test_the_error_set_is_what_the_first_model_gets_wrong(directory):
     assert len(history.epochs) == 2
 
 
+def test_the_first_model_is_an_ordinary_training_that_is_stopped(tmp_path, monkeypatch):
+    """Its learning rates are those of the whole one, not of one that ends with it."""
+    lrs, take = [], Training._take_step
+
+    def watched(self, indices, images):
+        take(self, indices, images)
+        lrs.append(self.optimizer.param_groups[0]["lr"])
+
+    monkeypatch.setattr(Training, "_take_step", watched)
+    values = SETTINGS | {"methods": {"jtt": METHODS["jtt"]}, "default_method": "jtt"}
+    settings = Config.model_validate(values | {"train": SETTINGS["train"] | {"schedule": "cosine"}})
+    do(tmp_path / "run", settings, stages=[train, finetune])
+    whole, first = lrs[:6], lrs[6:9]
+    assert len(set(whole)) == 6
+    assert first == whole[:3]
+    assert len(lrs) == 6 + 3 + 2 * 5
+
+    settings.methods["jtt"] = MethodSettings(kind="jtt", first_epochs=3)
+    with pytest.raises(AimfairError, match=r"100 jtt: first_epochs is 3, expected at most 2, the epochs of"):
+        do(tmp_path / "run", settings, stages=[train, finetune])
+
+
 def test_the_error_set_of_other_images_is_not_used(directory):
     before = json.loads((folder_of(directory, "jtt") / ERROR_SET).read_text())
     other = replace(TRAIN, images=255 - TRAIN.images)  # with the same ids and labels

@@ -22,12 +22,21 @@ _FIRST = "first"  # folder of the first model's checkpoint
 
 
 def jtt(work: Work) -> Trained:
-    """Trains a first model for a few epochs, then a second one from the same start, for which the training images that
-    the first got wrong come ``upweight`` times in an epoch.
+    """Trains a first model as usual but stops it after a few epochs, then a second one from the same start, for which
+    the training images that the first got wrong come ``upweight`` times in an epoch.
 
-    Predictions of the first model are those without augmentation, after its last epoch. No group labels are read; the
+    The first model's learning rates are those of the whole training, as Algorithm 1 stops an ordinary one at epoch T.
+    Its predictions are those without augmentation, after its last epoch. No group labels are read; the
     publication reads those of validation images to choose its settings.
+
+    Raises:
+        AimfairError: the first model is to have more epochs than the training has.
     """
+    if work.method.first_epochs > work.settings.epochs:
+        raise AimfairError(
+            f"{work.name}: first_epochs is {work.method.first_epochs}, expected at most {work.settings.epochs}, the"
+            " epochs of the training that is stopped there"
+        )
     train = work.splits().train
     errors = _error_set(work)
     if not len(errors):
@@ -44,9 +53,11 @@ def jtt(work: Work) -> Trained:
 def _error_set(work: Work) -> Indices:
     """int64, ascending: recorded once, so that a second training that was cut off goes on with the same."""
     train, file, folder = work.splits().train, work.folder / ERROR_SET, work.folder / _FIRST
-    settings = work.settings.model_copy(update={"epochs": work.method.first_epochs, "keep": "last"})
+    settings = work.settings.model_copy(update={"keep": "last"})
     checkpoint = Checkpoint(folder, work.checkpoint_seconds, work.inputs)
-    training = work.training(work.initial(), train, settings=settings, checkpoint=checkpoint)
+    training = work.training(
+        work.initial(), train, settings=settings, checkpoint=checkpoint, stop_after=work.method.first_epochs
+    )
     identity = training.identity()
     if (recorded := _read(file, identity)) is not None:
         return recorded

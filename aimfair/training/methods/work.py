@@ -84,6 +84,7 @@ class Work:
         sampler: Sampler | None = None,
         objective: Objective | None = None,
         checkpoint: Checkpoint | None = None,
+        stop_after: int | None = None,
     ) -> Training:
         """The training of every weight of ``model``, with the settings of the method unless others are given."""
         settings = settings or self.settings
@@ -97,6 +98,7 @@ class Work:
             self.seed,
             sampler=sampler,
             objective=objective,
+            stop_after=stop_after,
             checkpoint=checkpoint or self.checkpoint(),
             interrupt=self.interrupt,
             log=self.log,
@@ -104,13 +106,13 @@ class Work:
 
     def fit(self, training: Training, name: str = "") -> Trained:
         """Fits under the eyes of the user; ``name`` says which training of the method it is."""
-        with self._watched(training.settings, training.train, training.sampler, name) as training.task:
+        with self._watched(training.steps, name) as training.task:
             return training.model, training.fit()
 
     def tune(self, model: nn.Module, mask: ParameterMask, train: ImageSet, sampler: Sampler | None = None) -> Trained:
         """Fine-tuning of the selected weights of ``model``."""
         assert isinstance(self.settings, FinetuneSettings)
-        with self._watched(self.settings, train, sampler) as task:
+        with self._watched(total_steps(self.settings, sampler.images if sampler else len(train))) as task:
             history = finetune(
                 model,
                 mask,
@@ -127,8 +129,5 @@ class Work:
             )
         return model, history
 
-    def _watched(
-        self, settings: OptimizerSettings, train: ImageSet, sampler: Sampler | None, name: str = ""
-    ) -> AbstractContextManager[Task]:
-        steps = total_steps(settings, sampler.images if sampler else len(train))
+    def _watched(self, steps: int, name: str = "") -> AbstractContextManager[Task]:
         return self.progress.task(f"{self.name} {name}".strip(), steps)
