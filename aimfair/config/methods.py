@@ -7,13 +7,14 @@ from pydantic import Field, model_validator
 from aimfair.config.node import Problem, Settings
 from aimfair.selective.choices import SIZES, Criterion, Granularity, Rule
 
-_SELECTION = {
+SELECTION = (
     "rule", "criterion", "domain_criterion", "granularity", "density", "density_of", "k", "bias", "domain",
     "source", "head", "blocks", "freeze",
-}  # fmt: skip
+)  # fmt: skip
+"""The settings of a method that decide its mask."""
 
 _OF_KINDS = {
-    **dict.fromkeys(sorted(_SELECTION), ("tune",)),
+    **dict.fromkeys(SELECTION, ("tune",)),
     "batchnorm": ("tune", "dfr"),
     "head": ("tune", "dfr"),
     "step_size": ("group_dro",),

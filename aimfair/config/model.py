@@ -24,7 +24,7 @@ class ModelSettings(Settings):
     factory: str | None = Field(
         None,
         description="instead of pretrained: what makes a model with random weights, or its own: timm:<name>,"
-        " torchvision:<name> or module:function of yours, which is called with num_classes and config",
+        " torchvision:<name> or module:function of yours, which is called as function(num_classes=..., **config)",
     )
     config: dict[str, Any] = Field(
         default_factory=dict,

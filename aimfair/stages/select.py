@@ -6,12 +6,13 @@ from functools import partial
 
 from torch import nn
 
+from aimfair.config.methods import SELECTION
 from aimfair.errors import AimfairError
 from aimfair.run.directory import Run
 from aimfair.run.progress import Task
 from aimfair.selective.sensitivity import Sensitivity
 from aimfair.training.head import head_names
-from aimfair.training.methods import SELECTION, select_mask
+from aimfair.training.methods import select_mask
 from aimfair.training.models import load_model
 
 

@@ -1,10 +1,23 @@
 """The study of memory: each of its rows runs, on a model that is small."""
 
 import argparse
+from collections.abc import Callable
+from functools import partial
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
+import torch
 
+from tests.training.test_memory import Watch
 from tools import memory_study
+
+real = SimpleNamespace(
+    accumulate=memory_study.accumulate,
+    finetune=memory_study.finetune,
+    select_mask=memory_study.select_mask,
+    zero_grad=torch.optim.AdamW.zero_grad,
+)
 
 
 def test_every_row_runs_on_what_the_ones_before_it_left(tmp_path):
@@ -17,9 +30,31 @@ def test_every_row_runs_on_what_the_ones_before_it_left(tmp_path):
     assert {path.name for path in tmp_path.iterdir()} >= {"signed.safetensors", "0.01.safetensors", "0.1.safetensors"}
 
 
-def test_the_budget_is_below_adamw_for_models_that_matter():
+def test_what_a_weight_takes_is_within_the_budget_and_adamw_is_not(tmp_path, monkeypatch):
+    """By the bytes of all tensors while each row works, without the half GiB that is for everything else."""
+    options = argparse.Namespace(size="tiny", images=2, pixels=32, folder=tmp_path)
+    weights = memory_study.make_model(options, tmp_path)
     assert set(memory_study.BUDGETED) <= {name for name, _ in memory_study.ROWS}
-    assert memory_study.budget(303_000_000) < 16 * 303_000_000
+    most: dict[str, int] = {}
+    for name in ("full", *memory_study.BUDGETED):
+        watch = Watch()
+        for worker in ("accumulate", "finetune"):
+            monkeypatch.setattr(memory_study, worker, partial(getattr(real, worker), task=watch))
+        monkeypatch.setattr(memory_study, "select_mask", watched(watch, real.select_mask))
+        monkeypatch.setattr(torch.optim.AdamW, "zero_grad", watched(watch, real.zero_grad))
+        memory_study.measure(argparse.Namespace(**vars(options), row=name))
+        most[name] = watch.most
+    each = memory_study.budget(weights) - memory_study.budget(0)
+    assert {name for name in most if 4 * weights < most[name] < each} >= set(memory_study.BUDGETED)
+    assert most["full"] > each
+
+
+def watched(watch: Watch, function: Callable[..., Any]) -> Callable[..., Any]:
+    def call(*arguments: Any, **named: Any) -> Any:
+        watch.advance()
+        return function(*arguments, **named)
+
+    return call
 
 
 @pytest.mark.parametrize("text", ["", "Name:\tpython\n"])

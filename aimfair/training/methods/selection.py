@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from aimfair.config import MethodSettings
+from aimfair.config.methods import SELECTION
 from aimfair.errors import AimfairError
 from aimfair.seeds import derive_seed
 from aimfair.selective.mask import ParameterMask
@@ -12,12 +13,6 @@ from aimfair.selective.units import number_of_units, unit_counts
 
 FAIR = "synthetic_fair"
 """The source of criteria that look at one, unless a method names another."""
-
-SELECTION = (
-    "rule", "criterion", "domain_criterion", "granularity", "density", "density_of", "k", "bias", "domain",
-    "source", "head", "blocks", "freeze",
-)  # fmt: skip
-"""The settings of a method that decide its mask."""
 
 
 def select_mask(
