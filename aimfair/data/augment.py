@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from aimfair.config import AugmentSettings
+from aimfair.data.images import Pixels
 
 _CROP_ATTEMPTS = 10
 
@@ -79,9 +80,7 @@ def _draw_boxes(
     return np.concatenate([corners, chosen]).T
 
 
-def change_pixels(
-    images: npt.NDArray[np.uint8], indices: npt.NDArray[np.int64], changes: Changes, out: npt.NDArray[np.uint8]
-) -> None:
+def change_pixels(images: Pixels, indices: npt.NDArray[np.int64], changes: Changes, out: npt.NDArray[np.uint8]) -> None:
     """The images at ``indices``, changed, on the processor.
 
     Args:

@@ -2,9 +2,25 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
+
+
+class Pixels(Protocol):
+    """uint8 [N, H, W, 3], of which no more is read than is asked for: an array, a memory map, or several of them."""
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+
+    @property
+    def dtype(self) -> np.dtype[Any]: ...
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: Any, /) -> npt.NDArray[np.uint8]:
+        """Of a number, a slice or an array of numbers."""
 
 
 @dataclass(frozen=True)
@@ -12,14 +28,14 @@ class ImageSet:
     """N images of one size with their labels.
 
     Attributes:
-        images: uint8 [N, H, W, 3], RGB; an array or a memory map.
+        images: uint8 [N, H, W, 3], RGB.
         target: int64 [N], the class to be predicted, y.
         protected: int64 [N], the protected attribute, a. Training never reads it, but for methods that say so.
         ids: N texts that say where each image comes from; equal for two images of one original.
         attributes: name -> int64 [N], further attributes by which the images are told apart in the evaluation.
     """
 
-    images: npt.NDArray[np.uint8]
+    images: Pixels
     target: npt.NDArray[np.int64]
     protected: npt.NDArray[np.int64]
     ids: tuple[str, ...]
@@ -27,7 +43,7 @@ class ImageSet:
 
     def __post_init__(self) -> None:
         n = len(self.images)
-        if self.images.ndim != 4 or self.images.shape[3] != 3 or self.images.dtype != np.uint8:
+        if len(self.images.shape) != 4 or self.images.shape[3] != 3 or self.images.dtype != np.uint8:
             raise ValueError(f"images are {self.images.dtype} {self.images.shape}, expected uint8 [N, H, W, 3]")
         if not (self.target.shape == self.protected.shape == (n,) and len(self.ids) == n):
             raise ValueError(

@@ -1,23 +1,16 @@
 """Two sets of images as one."""
 
-import tempfile
-from pathlib import Path
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
-from aimfair.data.images import ImageSet
+from aimfair.data.images import ImageSet, Pixels
 from aimfair.errors import AimfairError
 
-_AT_ONCE = 256  # images copied at a time
 
-
-def union(first: ImageSet, second: ImageSet, folder: Path) -> ImageSet:
-    """The images of ``first`` and then those of ``second``, in a map of a nameless file that ends with the process.
-
-    As large as both together, it would often not fit into memory.
-
-    Args:
-        folder: on the disk to use; made if absent.
+def union(first: ImageSet, second: ImageSet) -> ImageSet:
+    """The images of ``first`` and then those of ``second``, which are read where they are.
 
     Raises:
         AimfairError: images of different sizes.
@@ -25,16 +18,33 @@ def union(first: ImageSet, second: ImageSet, folder: Path) -> ImageSet:
     shapes = [images.images.shape[1:] for images in (first, second)]
     if shapes[0] != shapes[1]:
         raise AimfairError(f"images of {shapes[0]} and {shapes[1]} cannot be one set; expected one data.image_size")
-    folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryFile(dir=folder) as file:
-        for images in (first, second):
-            for start in range(0, len(images), _AT_ONCE):
-                file.write(np.ascontiguousarray(images.images[start : start + _AT_ONCE]).data)
-        file.flush()
-        pixels = np.memmap(file, dtype=np.uint8, mode="r", shape=(len(first) + len(second), *shapes[0]))
     return ImageSet(
-        pixels,
+        _Joined(first.images, second.images),
         np.concatenate([first.target, second.target]),
         np.concatenate([first.protected, second.protected]),
         first.ids + second.ids,
     )
+
+
+class _Joined:
+    """Pixels of two sets, one after the other, without a copy: both together often do not fit into memory."""
+
+    dtype = np.dtype(np.uint8)
+
+    def __init__(self, first: Pixels, second: Pixels):
+        self._first, self._second = first, second
+        self.shape = (len(first) + len(second), *first.shape[1:])
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __getitem__(self, index: Any, /) -> npt.NDArray[np.uint8]:
+        if isinstance(index, int | np.integer):
+            number = range(len(self))[index]  # from the end if negative; IndexError past it
+            ahead = len(self._first)
+            return self._first[number] if number < ahead else self._second[number - ahead]
+        numbers = np.arange(len(self))[index]
+        out = np.empty((len(numbers), *self.shape[1:]), np.uint8)
+        for place, number in enumerate(numbers):
+            out[place] = self[number]
+        return out

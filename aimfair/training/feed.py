@@ -15,6 +15,7 @@ from torch import Tensor
 
 from aimfair.config import AugmentSettings
 from aimfair.data.augment import Changes, change_on_device, change_pixels, draw
+from aimfair.data.images import Pixels
 from aimfair.training.inputs import Normalize, empty_images
 
 Batch = tuple[npt.NDArray[np.int64], np.random.Generator]
@@ -43,7 +44,7 @@ class Feed:
     To be entered; at the end no thread is left. Memory: two batches of float32, or on a GPU those and their bytes.
 
     Args:
-        images: uint8 [N, H, W, 3]; an array or a memory map.
+        images: uint8 [N, H, W, 3].
         augment: random changes.
         normalize: whose device is that of the batches.
         threads: that make them on the processor; None: as many as torch works with.
@@ -51,7 +52,7 @@ class Feed:
 
     def __init__(
         self,
-        images: npt.NDArray[np.uint8],
+        images: Pixels,
         augment: AugmentSettings,
         normalize: Normalize,
         *,

@@ -18,7 +18,7 @@ def synthetic_only(work: Work) -> Trained:
 
 def real_and_synthetic(work: Work) -> Trained:
     """On the biased real and the balanced synthetic images together."""
-    images = union(work.splits().train, work.balanced(), work.folder)
+    images = union(work.splits().train, work.balanced())
     return work.fit(work.training(work.initial(), images))
 
 
