@@ -68,6 +68,7 @@ def config(folder: Path | None, **changes: Any) -> Config:
             "prompts": prompt_settings().model_dump(),
             "generate": generated,
             "model": {"config": RESNET},
+            "sensitivity": {"batch_size": 2},
             "methods": {"full": {"rule": "all"}},
             "default_method": "full",
             **changes,
