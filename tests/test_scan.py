@@ -58,6 +58,7 @@ def config(root: Path, kind: str = "table", **data: Any) -> Config:
             "methods": {"full": {"rule": "all"}},
             "default_method": "full",
             "evaluate": {"small_group": 2},
+            "sensitivity": {"batch_size": 2},
         }
     )
 
@@ -225,18 +226,23 @@ def test_names_that_are_not_utkfaces_are_counted(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("line", "message"),
+    ("line", "message", "count"),
     [
-        ("000.png,train,cube,blue", r"labels.csv:42: '000.png' is "),
-        ("x.png,holdout,cube,blue", r"labels.csv:42: found split 'holdout'"),
+        ("000.png,train,cube,blue", "'000.png' is at labels.csv:2 and labels.csv:42, with different values", 2),
+        ("x.png,holdout,cube,blue", "found split 'holdout', expected one of train, val, test", 1),
     ],
 )
-def test_a_table_that_cannot_be_read_ends_the_scan_as_it_ends_a_run(tmp_path: Path, line: str, message: str) -> None:
+def test_rows_of_a_table_that_cannot_be_used_are_counted(tmp_path: Path, line: str, message: str, count: int) -> None:
     table(tmp_path)
     with (tmp_path / "labels.csv").open("a") as file:
         file.write(line + "\n")
-    with pytest.raises(AimfairError, match=message):
-        scan(config(tmp_path))
+    found, error = scan(config(tmp_path))
+    assert found.rows is not None
+    assert (found.rows.total, found.rows.left_out) == (41, count)
+    assert found.rows.reasons[0].examples[-1] == ("labels.csv:42", message)
+    assert f"{count} of 41 rows of" in str(error)
+    with pytest.raises(AimfairError, match=f"{count} of 41 rows of"):
+        load_splits(config(tmp_path).data)
 
 
 # -- twice -------------------------------------------------------------------------------------------------------------

@@ -33,6 +33,11 @@ class DataSettings(Settings):
         "split",
         description="table: the column of train, val and test; null: there is none, the rows are split by chance",
     )
+    group_column: str | None = Field(
+        None,
+        description="table, imagefolder: the column that says which images belong together, such as a patient's: they"
+        " stay in one split, and the bootstrap draws them together; null: each image is by itself",
+    )
     target: str = Field(
         "at_least_five",
         description="what is predicted: digits: at_least_five or digit; table: a column; imagefolder: label, the"
@@ -75,6 +80,8 @@ class DataSettings(Settings):
         if self.kind != "digits" and self.root is None:
             raise Problem(("root",), f"missing; {self.kind} needs the folder of the data set")
         self._check_roles()
+        if self.group_column is not None and self.kind not in ("table", "imagefolder"):
+            raise Problem(("group_column",), f"found {self.group_column!r}; {self.kind} has no columns, leave it out")
         if self.kind == "table":
             self._check_table()
         elif self.kind == "digits":

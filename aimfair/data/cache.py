@@ -1,8 +1,11 @@
 """Images decoded once: the pixels of a list of files as one memory map, shared by all runs.
 
-An entry is ``<key>.rgb``, raw uint8 [G, S, S, 3], and ``<key>.json``, which is written last and vouches for it. The key
-is a digest of the decoder, of what is asked of it and of each file's path, size and time of change, so no entry is ever
-out of date; any may be deleted at any time.
+An entry is ``<key>.json`` and ``<key>.rgb``, raw uint8 [G, S, S, 3], which gets its name last, when it is whole. The
+key is a digest of the decoder, of what is asked of it and of each file's path, size and time of change, so no entry is
+ever out of date; any may be deleted at any time.
+
+While an entry is made its pixels are added to ``<key>.part`` and, once they are on disk, what is known of their files
+to ``<key>.jsonl``: whoever is killed is continued by the next one that asks for the same.
 """
 
 import contextlib
@@ -12,7 +15,7 @@ import os
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
 
@@ -24,7 +27,7 @@ from aimfair.cache import cache_folder, locked
 from aimfair.data import decode
 from aimfair.data.catalogue import Rejected
 from aimfair.errors import AimfairError
-from aimfair.files import remove_temporaries, replace_file, write_json
+from aimfair.files import append_text, remove_temporaries, sync, write_json, write_text
 from aimfair.run.interrupt import NEVER, Interrupt
 from aimfair.run.progress import Progress
 
@@ -33,13 +36,16 @@ _Result = TypeVar("_Result")
 
 _MAX_WORKERS = 16  # each may hold a whole image of data.max_pixels
 
+_STEP = 256
+"""Files that are decoded anew after a stop, at most."""
+
 
 @dataclass(frozen=True)
 class Decoded:
     """The images among F files.
 
     Attributes:
-        images: uint8 [G, S, S, 3], in the order of the files; a memory map whose changes stay in memory.
+        images: uint8 [G, S, S, 3], in the order of the files; a memory map that is read only.
         kept: int64 [G], ascending, the numbers of their files.
         digests: G texts, equal for equal pixels (:func:`aimfair.data.decode.content_digest`).
         rejected: the other F - G files.
@@ -77,14 +83,14 @@ def decode_files(
 
     Raises:
         AimfairError: the entry cannot be written.
-        Interrupted: as ``interrupt`` says; nothing is left behind.
+        Interrupted: as ``interrupt`` says; the next call goes on from there.
     """
     folder = default_folder() if folder is None else folder
     key = _key(root, files, size, max_pixels, fit)
-    found = _read(folder, key, files, size)
-    if found is not None:
-        return found
     try:
+        found = _read(folder, key, files, size)
+        if found is not None:
+            return found
         folder.mkdir(parents=True, exist_ok=True)
         with locked(folder / "lock", interrupt):
             found = _read(folder, key, files, size)  # by whoever held the lock until now
@@ -95,8 +101,8 @@ def decode_files(
     except OSError as error:
         gigabytes = len(files) * size * size * 3 / 1e9
         raise AimfairError(
-            f"{folder}: decoded images cannot be kept there: {error}; it must be writable, with {gigabytes:.1f} GB free"
-            " (another folder: set XDG_CACHE_HOME)"
+            f"{folder}: decoded images cannot be kept there: {error}; expected a folder that can be written, mapped"
+            f" into memory, and has {gigabytes:.1f} GB free (another folder: set XDG_CACHE_HOME)"
         ) from error
     if found is None:
         raise AimfairError(f"{folder}: decoded images were removed while they were written; run again")
@@ -130,9 +136,28 @@ def _read(folder: Path, key: str, files: Sequence[str], size: int) -> Decoded | 
             return None
     except (FileNotFoundError, ValueError, KeyError, TypeError, IndexError):
         return None
-    # Copy on write: torch warns of arrays that it may not write to.
-    images = np.asarray(np.memmap(pixels, np.uint8, "c", shape=shape)) if len(kept) else np.empty(shape, np.uint8)
+    # Read only: for a private map that can be written to, the system would set aside as much memory as it is large.
+    images = np.asarray(np.memmap(pixels, np.uint8, "r", shape=shape)) if len(kept) else np.empty(shape, np.uint8)
     return Decoded(images, kept, digests, rejected)
+
+
+@dataclass
+class _Outcome:
+    """Of the first ``files`` files: the numbers and digests of the images, the numbers and reasons of the others."""
+
+    files: int = 0
+    kept: list[int] = field(default_factory=list)
+    digests: list[str] = field(default_factory=list)
+    rejected: list[tuple[int, str]] = field(default_factory=list)
+
+    def add(self, digest: str | None, reason: str = "") -> None:
+        """The next file; ``digest`` None: it is rejected."""
+        if digest is None:
+            self.rejected.append((self.files, reason))
+        else:
+            self.kept.append(self.files)
+            self.digests.append(digest)
+        self.files += 1
 
 
 def _build(
@@ -153,27 +178,79 @@ def _build(
         except decode.ImageError as error:
             return error.reason
 
-    kept: list[int] = []
-    digests: list[str] = []
-    rejected: list[tuple[int, str]] = []
+    part, journal = folder / f"{key}.part", folder / f"{key}.jsonl"
     # Written as a stream, not through a memory map: there a full disk is SIGBUS, here it is an error.
-    with (
-        replace_file(folder / f"{key}.rgb") as temporary,
-        temporary.open("wb") as stream,
-        progress.task("decode images", total=len(files)) as task,
-        contextlib.closing(_map_in_order(decode_one, files)) as outcomes,
-    ):
-        for number, outcome in enumerate(outcomes):
-            if isinstance(outcome, str):
-                rejected.append((number, outcome))
-            else:
-                pixels, digest = outcome
-                stream.write(pixels.tobytes())
-                kept.append(number)
-                digests.append(digest)
-            task.advance()
-            interrupt.check()
-    write_json(folder / f"{key}.json", {"kept": kept, "digests": digests, "rejected": rejected})
+    try:
+        outcome = _continue(part, journal, size)
+        with (
+            part.open("ab") as stream,
+            progress.task("decode images", total=len(files)) as task,
+            contextlib.closing(_map_in_order(decode_one, files[outcome.files :])) as results,
+        ):
+            task.advance(outcome.files)
+            written = (outcome.files, len(outcome.kept), len(outcome.rejected))
+            for result in results:
+                if isinstance(result, str):
+                    outcome.add(None, result)
+                else:
+                    pixels, digest = result
+                    stream.write(pixels.tobytes())
+                    outcome.add(digest)
+                if outcome.files - written[0] == _STEP or outcome.files == len(files):
+                    stream.flush()
+                    os.fsync(stream.fileno())
+                    _note(journal, outcome, written[1:])
+                    written = (outcome.files, len(outcome.kept), len(outcome.rejected))
+                task.advance()
+                interrupt.check()
+        # In this order: whoever is killed in between is continued, with nothing left to decode.
+        write_json(
+            folder / f"{key}.json",
+            {"kept": outcome.kept, "digests": outcome.digests, "rejected": outcome.rejected},
+        )
+        os.replace(part, folder / f"{key}.rgb")
+        sync(folder)
+    except OSError:  # of a full disk, which must not stay full
+        part.unlink(missing_ok=True)
+        journal.unlink(missing_ok=True)
+        raise
+    journal.unlink(missing_ok=True)
+
+
+def _note(journal: Path, outcome: _Outcome, known: tuple[int, int]) -> None:
+    """Adds to the journal what is new in ``outcome`` after the ``known`` images and rejected files."""
+    kept, rejected = known
+    new = {
+        "files": outcome.files,
+        "kept": outcome.kept[kept:],
+        "digests": outcome.digests[kept:],
+        "rejected": outcome.rejected[rejected:],
+    }
+    append_text(journal, json.dumps(new) + "\n")
+
+
+def _continue(part: Path, journal: Path, size: int) -> _Outcome:
+    """What an earlier call got done; both files are cut back to it."""
+    done = _Outcome()
+    lines: list[str] = []
+    with contextlib.suppress(FileNotFoundError, UnicodeDecodeError):
+        pixels = part.stat().st_size
+        for line in journal.read_text(encoding="utf-8").splitlines(keepends=True):
+            try:
+                new = json.loads(line)
+            except ValueError:  # it was being written
+                break
+            if not line.endswith("\n") or (len(done.kept) + len(new["kept"])) * size * size * 3 > pixels:
+                break
+            done.files = new["files"]
+            done.kept += new["kept"]
+            done.digests += new["digests"]
+            done.rejected += [(number, reason) for number, reason in new["rejected"]]
+            lines.append(line)
+    part.open("ab").close()
+    os.truncate(part, len(done.kept) * size * size * 3)
+    write_text(journal, "".join(lines))
+    return done
 
 
 def _map_in_order(function: Callable[[_Item], _Result], items: Iterable[_Item]) -> Generator[_Result]:

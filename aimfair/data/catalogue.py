@@ -44,6 +44,7 @@ class Catalogue:
         labels: of the N images.
         rows: rows or names that were read.
         rejected: those of them that are in none of ``files``.
+        originals: N texts of ``data.group_column``, equal for images that belong together; None: there is none.
     """
 
     root: Path
@@ -53,6 +54,7 @@ class Catalogue:
     labels: Labels
     rows: int
     rejected: tuple[Rejected, ...] = ()
+    originals: tuple[str, ...] | None = None
 
     @property
     def target(self) -> npt.NDArray[np.int64]:
@@ -75,12 +77,13 @@ class Catalogue:
         return self.labels.protected.names
 
     def subset(self, indices: npt.NDArray[np.int64]) -> "Catalogue":
-        """The images at ``indices``, ascending."""
+        """The images at ``indices``, in that order."""
         return replace(
             self,
             files=tuple(self.files[number] for number in indices),
             split=None if self.split is None else self.split[indices],
             labels=self.labels.subset(indices),
+            originals=None if self.originals is None else tuple(self.originals[number] for number in indices),
         )
 
 
@@ -100,6 +103,8 @@ def relative_file(text: str) -> str:
 def image_files(root: Path) -> list[str]:
     """Paths relative to ``root``, with "/", of all files in it and its folders that are named as images; sorted.
 
+    But for ``._x.jpg``: in such files macOS keeps what another file system cannot hold of ``x.jpg``.
+
     Raises:
         AimfairError: a folder cannot be listed.
     """
@@ -107,7 +112,7 @@ def image_files(root: Path) -> list[str]:
         (Path(folder) / name).relative_to(root).as_posix()
         for folder, _, names in os.walk(root, onerror=_refuse)
         for name in names
-        if name.lower().endswith(IMAGE_SUFFIXES)
+        if name.lower().endswith(IMAGE_SUFFIXES) and not name.startswith("._")
     )
 
 

@@ -46,8 +46,8 @@ def read(root: Path, settings: DataSettings) -> Catalogue:
     one_spelling(splits, str(root))
     tables = _tables(root, splits, settings)
     _check_labels(root, tables, settings)
-    found = [one for table in tables for one in _entries(root, table, splits, settings)]
-    listed = {one.file for _, one in found}
+    listed: set[str] = set()
+    found = [one for table in tables for one in _entries(root, table, splits, settings, listed)]
     names = " or ".join(sorted({table.name for table in tables}))
     others = [Rejected(file, f"not in {names}") for file in image_files(root) if file not in listed]
     listing = tables[0].name if tables[0].parent == root else f"*/{names}"
@@ -91,32 +91,58 @@ def _check_labels(root: Path, tables: list[Path], settings: DataSettings) -> Non
         )
 
 
-def _entries(root: Path, table: Path, splits: list[str], settings: DataSettings) -> Iterator[tuple[str, entries.Entry]]:
+def _entries(
+    root: Path, table: Path, splits: list[str], settings: DataSettings, listed: set[str]
+) -> Iterator[tuple[str, entries.Entry | str]]:
+    """Of each row the entry, or why there is none.
+
+    Args:
+        listed: the files are added, also those of rows that cannot be used.
+    """
     columns = _columns(table, settings, has_splits=bool(splits))
-    roles = list(settings.roles())
-    from_folder = LABEL in roles and LABEL not in [name for _, name in columns]
+    names = [name for _, name in columns]
+    if settings.group_column is not None:
+        columns.append(("data.group_column", settings.group_column))
     within = PurePosixPath(table.parent.relative_to(root).as_posix())
-    for number, (file, *values) in rows(table, columns):
-        where = f"{table}:{number}"
+    for number, cells in rows(table, columns):
+        place = f"{table.relative_to(root)}:{number}"
+        if isinstance(cells, str):
+            yield place, cells
+            continue
         try:
-            path = within / relative_file(file)
+            path = within / relative_file(cells[0])
+            listed.add(str(path))
+            yield place, _entry(path, cells, splits, settings, from_folder=LABEL not in names)
         except ValueError as error:
-            raise AimfairError(f"{where}: {error}") from error
-        split = 0
-        folders = list(path.parts[:-1])
-        if splits:
-            known = split_number(folders.pop(0)) if folders else None
-            if known is None:
-                raise AimfairError(f"{where}: found {file!r}, expected a path in {', '.join(splits)}")
-            split = known
-        if from_folder:
-            if len(folders) != 1:
-                above = "its split" if splits else "the data set"
-                raise AimfairError(
-                    f"{where}: found {file!r}, expected one folder, the {LABEL!r}, between it and that of {above}"
-                )
-            values.insert(roles.index(LABEL), folders[0])
-        yield f"{table.relative_to(root)}:{number}", entries.entry(where, split, str(path), values)
+            yield place, str(error)
+
+
+def _entry(
+    path: PurePosixPath, cells: list[str], splits: list[str], settings: DataSettings, *, from_folder: bool
+) -> entries.Entry:
+    """
+    Args:
+        from_folder: there is no column :data:`LABEL`.
+
+    Raises:
+        ValueError: why there is none.
+    """
+    file, *values = cells
+    original = None if settings.group_column is None else values.pop()
+    split = 0
+    folders = list(path.parts[:-1])
+    if splits:
+        known = split_number(folders.pop(0)) if folders else None
+        if known is None:
+            raise ValueError(f"found {file!r}, expected a path in {', '.join(splits)}")
+        split = known
+    roles = list(settings.roles())
+    if from_folder and LABEL in roles:
+        if len(folders) != 1:
+            above = "its split" if splits else "the data set"
+            raise ValueError(f"found {file!r}, expected one folder, the {LABEL!r}, between it and that of {above}")
+        values.insert(roles.index(LABEL), folders[0])
+    return entries.entry(settings, split, str(path), values, original)
 
 
 def _columns(table: Path, settings: DataSettings, *, has_splits: bool) -> list[tuple[str, str]]:

@@ -9,7 +9,8 @@ import numpy.typing as npt
 
 
 class Pixels(Protocol):
-    """uint8 [N, H, W, 3], of which no more is read than is asked for: an array, a memory map, or several of them."""
+    """uint8 [N, H, W, 3], RGB, of which no more is read than is asked for: an array, a memory map, :class:`Rows` of one,
+    or several of them. Not to be written to."""
 
     @property
     def shape(self) -> tuple[int, ...]: ...
@@ -19,8 +20,45 @@ class Pixels(Protocol):
 
     def __len__(self) -> int: ...
 
-    def __getitem__(self, index: Any, /) -> npt.NDArray[np.uint8]:
+    def __getitem__(self, key: Any, /) -> npt.NDArray[np.uint8]:
         """Of a number, a slice or an array of numbers."""
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Some images of a memory map, in any order: read where they are asked for, so that they may exceed the memory.
+
+    Attributes:
+        stored: uint8 [M, H, W, 3].
+        indices: int64 [N], which of them.
+    """
+
+    stored: npt.NDArray[np.uint8]
+    indices: npt.NDArray[np.int64]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(N, H, W, 3)."""
+        return len(self.indices), *self.stored.shape[1:]
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """uint8."""
+        return self.stored.dtype
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, key: Any, /) -> npt.NDArray[np.uint8]:
+        """What an array of the images has under ``key``, which chooses among the N alone; a copy."""
+        chosen: npt.NDArray[np.uint8] = self.stored[self.indices[key]]
+        return chosen
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> npt.NDArray[Any]:
+        """All of them, in memory."""
+        if copy is False:
+            raise ValueError("rows of a map become an array by a copy alone")
+        return np.asarray(self.stored[self.indices], dtype=dtype)
 
 
 @dataclass(frozen=True)
@@ -33,6 +71,8 @@ class ImageSet:
         protected: int64 [N], the protected attribute, a. Training never reads it, but for methods that say so.
         ids: N texts that say where each image comes from; equal for two images of one original.
         attributes: name -> int64 [N], further attributes by which the images are told apart in the evaluation.
+        originals: N texts, equal for images that belong together, such as those of one patient; None: each image is by
+            itself, but for equal ids.
     """
 
     images: Pixels
@@ -40,15 +80,19 @@ class ImageSet:
     protected: npt.NDArray[np.int64]
     ids: tuple[str, ...]
     attributes: Mapping[str, npt.NDArray[np.int64]] = field(default_factory=dict)
+    originals: tuple[str, ...] | None = None
 
     def __post_init__(self) -> None:
         n = len(self.images)
-        if len(self.images.shape) != 4 or self.images.shape[3] != 3 or self.images.dtype != np.uint8:
-            raise ValueError(f"images are {self.images.dtype} {self.images.shape}, expected uint8 [N, H, W, 3]")
+        shape = self.images.shape
+        if len(shape) != 4 or shape[3] != 3 or self.images.dtype != np.uint8:
+            raise ValueError(f"images are {self.images.dtype} {shape}, expected uint8 [N, H, W, 3]")
         if not (self.target.shape == self.protected.shape == (n,) and len(self.ids) == n):
             raise ValueError(
                 f"{n} images, {len(self.target)} targets, {len(self.protected)} protected, {len(self.ids)} ids"
             )
+        if self.originals is not None and len(self.originals) != n:
+            raise ValueError(f"{n} images, {len(self.originals)} originals, expected one for each")
         for name, values in self.attributes.items():
             if values.shape != (n,):
                 raise ValueError(f"{n} images, attribute {name!r} is {values.shape}, expected one value for each")
@@ -65,7 +109,13 @@ class ImageSet:
             self.protected[chosen],
             tuple(self.ids[i] for i in chosen),
             {name: values[chosen] for name, values in self.attributes.items()},
+            None if self.originals is None else tuple(self.originals[i] for i in chosen),
         )
+
+    @property
+    def clusters(self) -> tuple[str, ...]:
+        """N texts, equal for images that are no independent draws: the originals, or the ids where there are none."""
+        return self.ids if self.originals is None else self.originals
 
     def group_counts(self, targets: int, protected: int) -> npt.NDArray[np.int64]:
         """int64 [Y, A]: images of each group (y, a)."""

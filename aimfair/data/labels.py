@@ -12,6 +12,9 @@ from aimfair.errors import ConfigError
 MAX_VALUES = 100
 """Values of a protected attribute, at most. A column with more is a number or an id, and its groups would be empty."""
 
+UNKNOWN = "(unknown)"
+"""The value of an attribute of ``data.audit`` where the data set has none."""
+
 
 @dataclass(frozen=True)
 class Attribute:
@@ -27,8 +30,9 @@ class Attribute:
 
     @classmethod
     def of_texts(cls, texts: Sequence[str]) -> "Attribute":
-        """The names are the texts that there are, sorted; as numbers if all are whole."""
-        names = _sorted(set(texts))
+        """The names are the texts that there are, sorted, as numbers if all are whole; :data:`UNKNOWN` is the last."""
+        there = set(texts)
+        names = (*_sorted(there - {UNKNOWN}), *there & {UNKNOWN})
         numbers = {name: number for number, name in enumerate(names)}
         return cls(np.array([numbers[text] for text in texts], dtype=np.int64), names)
 
@@ -106,5 +110,7 @@ def _check_values(key: str, name: str, attribute: Attribute) -> None:
 
 def _sorted(values: Iterable[str]) -> tuple[str, ...]:
     values = list(values)
-    whole = all(value.isdecimal() and value.isascii() for value in values)
-    return tuple(sorted(values, key=lambda value: (int(value), value) if whole else (0, value)))
+    if not all(value.isdecimal() and value.isascii() for value in values):
+        return tuple(sorted(values))
+    # As numbers, without making any: there is no int() of thousands of digits.
+    return tuple(sorted(values, key=lambda value: (len(value.lstrip("0")), value.lstrip("0"), value)))

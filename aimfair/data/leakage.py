@@ -7,11 +7,10 @@ from pathlib import Path
 from PIL import Image
 
 from aimfair.config import DataSettings
-from aimfair.data.cache import decode_files
 from aimfair.data.catalogue import SPLITS
 from aimfair.data.decode import content_digest
 from aimfair.data.images import ImageSet, Splits
-from aimfair.data.load import read_catalogue, with_biased_training
+from aimfair.data.load import decode, decoded_together, read_catalogue, with_biased_training
 from aimfair.errors import AimfairError
 from aimfair.run.interrupt import NEVER, Interrupt
 from aimfair.run.log import Log
@@ -73,21 +72,19 @@ def refuse_leaks(leaks: list[Leak], folder: Path, log: Log) -> None:
 
 
 def _digests_of_files(settings: DataSettings, progress: Progress | None, interrupt: Interrupt) -> dict[str, str]:
-    """As :func:`aimfair.data.load.load_splits` decodes them: the same entry of the cache."""
+    """File -> digest of its pixels, of those that :func:`aimfair.data.load.load_splits` takes, decoded as it does."""
     catalogue = with_biased_training(read_catalogue(settings), settings)
-    decoded = decode_files(
-        catalogue.root,
-        catalogue.files,
-        settings.image_size,
-        settings.max_pixels,
-        fit=settings.fit,
-        progress=progress,
-        interrupt=interrupt,
-    )
-    return {catalogue.files[number]: digest for number, digest in zip(decoded.kept, decoded.digests, strict=True)}
+    found: dict[str, str] = {}
+    for numbers in decoded_together(catalogue):
+        some = catalogue.subset(numbers)
+        decoded = decode(some, settings, progress, interrupt)
+        found |= {some.files[number]: digest for number, digest in zip(decoded.kept, decoded.digests, strict=True)}
+    return found
 
 
 def _digests(part: ImageSet, of_files: dict[str, str] | None) -> list[str]:
     if of_files is None:  # drawn, several of one original
-        return [content_digest(Image.fromarray(image)) for image in part.images]
+        return [
+            content_digest(Image.fromarray(image)) for image in (part.images[number] for number in range(len(part)))
+        ]
     return [of_files[file] for file in part.ids]

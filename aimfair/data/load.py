@@ -1,5 +1,8 @@
 """The real images of a task: found, decoded, checked and split."""
 
+from collections.abc import Sequence
+from dataclasses import replace
+
 import numpy as np
 
 from aimfair.config import DataSettings
@@ -8,8 +11,8 @@ from aimfair.data.bias import Indices, check_majority
 from aimfair.data.cache import Decoded, decode_files
 from aimfair.data.catalogue import SPLITS, Catalogue, leave_out
 from aimfair.data.duplicates import check_leakage, distinct
-from aimfair.data.images import ImageSet, Splits
-from aimfair.data.split import biased, stratified
+from aimfair.data.images import ImageSet, Pixels, Rows, Splits
+from aimfair.data.split import biased, stratified, without_validation
 from aimfair.errors import AimfairError, ConfigError
 from aimfair.run.interrupt import NEVER, Interrupt
 from aimfair.run.log import NOWHERE, Log
@@ -40,34 +43,31 @@ def load_splits(
     """
     if settings.kind == "digits":
         return digits.load(settings)
-    catalogue = read_catalogue(settings)
+    catalogue = read_catalogue(settings, log)
     root = catalogue.root
     leave_out(catalogue.rejected, catalogue.rows, f"rows of {root}", settings.max_bad_share, log)
     if settings.kind == "celeba" and (difference := celeba.differs_from_published(catalogue, settings)):
         log.warn(difference)
     catalogue = with_biased_training(catalogue, settings)
 
-    decoded = decode_files(
-        root,
-        catalogue.files,
-        settings.image_size,
-        settings.max_pixels,
-        fit=settings.fit,
-        progress=progress,
-        interrupt=interrupt,
-    )
-    leave_out(decoded.rejected, len(catalogue.files), f"images of {root}", settings.max_bad_share, log)
-    catalogue = catalogue.subset(decoded.kept)
+    together = decoded_together(catalogue)
+    decoded = [decode(catalogue.subset(numbers), settings, progress, interrupt) for numbers in together]
+    rejected = [one for some in decoded for one in some.rejected]
+    leave_out(rejected, len(catalogue.files), f"images of {root}", settings.max_bad_share, log)
+    kept = np.concatenate([numbers[some.kept] for numbers, some in zip(together, decoded, strict=True)])
+    catalogue = catalogue.subset(kept)
     labels = catalogue.labels
-    images = ImageSet(
-        decoded.images,
-        labels.target.values,
-        labels.protected.values,
-        catalogue.files,
-        {name: attribute.values for name, attribute in labels.attributes.items()},
+    digests = [digest for some in decoded for digest in some.digests]
+    if catalogue.split is None:
+        parts = _split_by_chance(catalogue, digests, settings, log)
+        pixels: list[Pixels] = [Rows(decoded[0].images, indices) for indices in parts]
+    else:
+        check_leakage(catalogue, digests, log)
+        parts = [np.flatnonzero(catalogue.split == number) for number in range(len(SPLITS))]
+        pixels = [some.images for some in decoded]
+    train, validation, test = (
+        _image_set(catalogue.subset(indices), of_part) for indices, of_part in zip(parts, pixels, strict=True)
     )
-    parts = _split(catalogue, images, decoded, settings, log)
-    train, validation, test = (_part(images, indices) for indices in parts)
     _check_parts(catalogue, train, validation, test)
     return Splits(
         train,
@@ -79,20 +79,25 @@ def load_splits(
     )
 
 
-def read_catalogue(settings: DataSettings) -> Catalogue:
+def read_catalogue(settings: DataSettings, log: Log = NOWHERE) -> Catalogue:
     """As :func:`list_images`, of labels that ``data.majority`` fits.
 
     Raises:
         AimfairError: as there.
         ConfigError: as there, or it does not fit.
     """
-    catalogue = list_images(settings)
+    catalogue = list_images(settings, log)
     check_majority(settings.majority, len(catalogue.target_names), len(catalogue.protected_names))
     return catalogue
 
 
-def list_images(settings: DataSettings) -> Catalogue:
+def list_images(settings: DataSettings, log: Log = NOWHERE) -> Catalogue:
     """Every image that the data set of ``settings`` lists, whatever a run would take; any kind but digits.
+
+    A table or an image folder with training and test images alone gets validation images from the training images.
+
+    Args:
+        log: is told of that.
 
     Raises:
         AimfairError: the folder or its tables cannot be used.
@@ -101,9 +106,50 @@ def list_images(settings: DataSettings) -> Catalogue:
     if settings.root is None or not settings.root.is_dir():
         raise ConfigError(f"data.root: found {settings.root}, which is no folder, expected that of {settings.kind}")
     try:
-        return _READERS[settings.kind](settings.root, settings)
+        catalogue = _READERS[settings.kind](settings.root, settings)
     except OSError as error:  # of a folder that may not be looked into
         raise AimfairError(f"{settings.root}: cannot be read: {error}") from error
+    if settings.kind == "celeba" or catalogue.split is None or (catalogue.split == SPLITS.index("val")).any():
+        return catalogue
+    return _with_validation(catalogue, catalogue.split, settings, log)
+
+
+def _with_validation(catalogue: Catalogue, split: Indices, settings: DataSettings, log: Log) -> Catalogue:
+    train = np.flatnonzero(split == SPLITS.index("train"))
+    originals = catalogue.subset(train).originals
+    _, validation = without_validation(catalogue.labels.subset(train), settings, originals)
+    split = split.copy()
+    split[train[validation]] = SPLITS.index("val")
+    log.tell(
+        f"{catalogue.root / catalogue.listing}: found no validation images; {len(validation):,} of the"
+        f" {len(train):,} training images are taken for that, by chance (data.validation_share, data.seed)"
+    )
+    order = np.argsort(split, kind="stable")  # within each split they stay sorted by name
+    return replace(catalogue, split=split).subset(order)
+
+
+def decode(catalogue: Catalogue, settings: DataSettings, progress: Progress | None, interrupt: Interrupt) -> Decoded:
+    """The images that one of :func:`decoded_together` names, from the cache or into it."""
+    return decode_files(
+        catalogue.root,
+        catalogue.files,
+        settings.image_size,
+        settings.max_pixels,
+        fit=settings.fit,
+        progress=progress,
+        interrupt=interrupt,
+    )
+
+
+def decoded_together(catalogue: Catalogue) -> list[Indices]:
+    """int64 each: the images of each split, or all where there are none.
+
+    What is kept of one split is then the same whatever is taken of the others: tasks that share a test set share its
+    pixels, and another number of training images leaves them alone.
+    """
+    if catalogue.split is None:
+        return [np.arange(len(catalogue.files), dtype=np.int64)]
+    return [np.flatnonzero(catalogue.split == number) for number in range(len(SPLITS))]
 
 
 def with_biased_training(catalogue: Catalogue, settings: DataSettings) -> Catalogue:
@@ -136,36 +182,28 @@ def _biased_training(catalogue: Catalogue, train: Indices, settings: DataSetting
     )
 
 
-def _split(
-    catalogue: Catalogue, images: ImageSet, decoded: Decoded, settings: DataSettings, log: Log
-) -> tuple[Indices, Indices, Indices]:
+def _split_by_chance(catalogue: Catalogue, digests: Sequence[str], settings: DataSettings, log: Log) -> list[Indices]:
     """The images of training, validation and test, int64 each."""
-    if catalogue.split is None:
-        once = distinct(images, decoded.digests, log)
-        catalogue = catalogue.subset(once)
-        if settings.kind == "utkface":
-            train, validation, test = utkface.split(catalogue.labels, settings)
-        else:
-            train, validation, test = stratified(catalogue.labels, settings)
-            if settings.train_images is not None:
-                train = _biased_training(catalogue, train, settings)
-        return once[train], once[validation], once[test]
-    check_leakage(images, decoded.digests, catalogue.split, catalogue.root / catalogue.listing, log)
-    train, validation, test = (np.flatnonzero(catalogue.split == number) for number in range(len(SPLITS)))
-    return train, validation, test
+    once = distinct(catalogue, digests, log)
+    catalogue = catalogue.subset(once)
+    if settings.kind == "utkface":
+        train, validation, test = utkface.split(catalogue.labels, settings, log)
+    else:
+        train, validation, test = stratified(catalogue.labels, settings, catalogue.originals)
+        if settings.train_images is not None:
+            train = _biased_training(catalogue, train, settings)
+    return [once[train], once[validation], once[test]]
 
 
-def _part(images: ImageSet, indices: Indices) -> ImageSet:
-    """As ``images.subset``, without a copy of the pixels where the indices follow each other."""
-    if len(indices) == 0 or indices[-1] - indices[0] != len(indices) - 1:
-        return images.subset(indices)
-    run = slice(int(indices[0]), int(indices[-1]) + 1)
+def _image_set(catalogue: Catalogue, pixels: Pixels) -> ImageSet:
+    labels = catalogue.labels
     return ImageSet(
-        images.images[run],
-        images.target[run],
-        images.protected[run],
-        images.ids[run],
-        {name: values[run] for name, values in images.attributes.items()},
+        pixels,
+        labels.target.values,
+        labels.protected.values,
+        catalogue.files,
+        {name: attribute.values for name, attribute in labels.attributes.items()},
+        catalogue.originals,
     )
 
 

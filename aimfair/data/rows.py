@@ -2,7 +2,7 @@
 
 Text is UTF-8, with or without a byte order mark. A .csv or .tsv begins with a header; a line of .jsonl is one object,
 the first of which says what columns there are; of .parquet only the columns that are asked for are read. A row is named
-by its line, in a .parquet by its number from 1.
+by its line, in a .parquet by its number from 1. One that cannot be used does not end the reading.
 """
 
 import csv
@@ -23,26 +23,33 @@ def header(path: Path) -> list[str]:
     """The names of the columns.
 
     Raises:
-        AimfairError: the table cannot be read.
+        AimfairError: the table cannot be read, or is empty.
     """
     if path.suffix == ".parquet":
         return parquet.header(path)
     if path.suffix == ".jsonl":
-        return next((list(row) for _, row in _objects(path)), [])
-    return next((cells for _, cells in _lines(path)), [])
+        for line, row in _objects(path):
+            if isinstance(row, str):
+                raise AimfairError(f"{path}:{line}: {row}")
+            return list(row)
+        raise AimfairError(f"{path}: is empty, expected an object for each image")
+    for _, cells in _lines(path):
+        return cells
+    raise AimfairError(f"{path}: is empty, expected a header and a row for each image")
 
 
-def rows(path: Path, columns: Sequence[tuple[str, str]]) -> Iterator[tuple[int, list[str]]]:
-    """The line or number of each row, and its values of ``columns`` as text, without blanks around it.
+def rows(path: Path, columns: Sequence[tuple[str, str]]) -> Iterator[tuple[int, list[str] | str]]:
+    """The line or number of each row, and its values of ``columns`` as text, without blanks around it; of a row that
+    cannot be used, the reason instead.
 
-    Whole numbers are written as such, also where they are stored as 1.0; true and false so.
+    Numbers that are stored as such and are whole are written so, also 1.0; true and false so; null and NaN as "".
 
     Args:
         columns: for each column the setting that names it, and its name.
 
     Raises:
         ConfigError: there is no such column.
-        AimfairError: the table or a row cannot be read, or a value is missing, not finite or has parts.
+        AimfairError: the table cannot be read.
     """
     found = header(path)
     for key, name in columns:
@@ -52,27 +59,33 @@ def rows(path: Path, columns: Sequence[tuple[str, str]]) -> Iterator[tuple[int, 
             raise AimfairError(f"{path}: column {name!r} is there {found.count(name)} times, expected once")
     names = [name for _, name in columns]
     for number, values in _values(path, found, names):
-        where = f"{path}:{number}"
-        yield number, [_text(value, name, where) for name, value in zip(names, values, strict=True)]
+        if isinstance(values, str):
+            yield number, values
+            continue
+        texts = [_text(value) for value in values]
+        unusable = next((name for name, text in zip(names, texts, strict=True) if text is None), None)
+        if unusable is None:
+            yield number, [text for text in texts if text is not None]
+        else:
+            kind = _kind(values[names.index(unusable)])
+            yield number, f"column {unusable!r} is {kind}, expected text or a number in every row"
 
 
-def _values(path: Path, found: list[str], names: list[str]) -> Iterator[tuple[int, Sequence[Any]]]:
+def _values(path: Path, found: list[str], names: list[str]) -> Iterator[tuple[int, Sequence[Any] | str]]:
     if path.suffix == ".parquet":
         yield from parquet.rows(path, names)
     elif path.suffix == ".jsonl":
         for line, row in _objects(path):
-            for name in names:
-                if name not in row:
-                    raise AimfairError(f"{path}:{line}: found no {name!r}, expected it in every row")
-            yield line, [row[name] for name in names]
+            yield line, row if isinstance(row, str) else [row.get(name) for name in names]
     else:
         places = [found.index(name) for name in names]
         lines = _lines(path)
         next(lines)
         for line, cells in lines:
             if len(cells) != len(found):
-                raise AimfairError(f"{path}:{line}: found {len(cells)} cells, expected {len(found)} as in the header")
-            yield line, [cells[place] for place in places]
+                yield line, f"found {len(cells)} cells, expected {len(found)} as in the header"
+            else:
+                yield line, [cells[place] for place in places]
 
 
 def _lines(path: Path) -> Iterator[tuple[int, list[str]]]:
@@ -87,25 +100,23 @@ def _lines(path: Path) -> Iterator[tuple[int, list[str]]]:
         raise AimfairError(f"{path}: cannot be read as a table of {path.suffix[1:]}: {error}") from error
 
 
-def _objects(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """The object of each line that is not blank."""
+def _objects(path: Path) -> Iterator[tuple[int, dict[str, Any] | str]]:
+    """The object of each line that is not blank, or why it has none."""
     try:
         with path.open(encoding="utf-8-sig") as file:
             for line, text in enumerate(file, 1):
                 if text.strip():
-                    yield line, _object(text, f"{path}:{line}")
+                    yield line, _object(text)
     except (OSError, UnicodeDecodeError) as error:
         raise AimfairError(f"{path}: cannot be read as a table of jsonl: {error}") from error
 
 
-def _object(text: str, where: str) -> dict[str, Any]:
+def _object(text: str) -> dict[str, Any] | str:
     try:
         row = json.loads(text, object_pairs_hook=_distinct)
     except (ValueError, RecursionError) as error:
-        raise AimfairError(f"{where}: cannot be read as JSON: {error}") from error
-    if not isinstance(row, dict):
-        raise AimfairError(f"{where}: found {type(row).__name__}, expected an object")
-    return row
+        return f"cannot be read as JSON: {error}"
+    return row if isinstance(row, dict) else f"found {type(row).__name__}, expected an object"
 
 
 def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -116,7 +127,10 @@ def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return row
 
 
-def _text(value: object, name: str, where: str) -> str:
+def _text(value: object) -> str | None:
+    """None: it is neither text nor a number."""
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        return ""
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, str):
@@ -125,5 +139,8 @@ def _text(value: object, name: str, where: str) -> str:
         return str(value)
     if isinstance(value, float) and math.isfinite(value):
         return str(int(value)) if value.is_integer() else repr(value)
-    found = {type(None): "null", float: str(value)}.get(type(value), type(value).__name__)
-    raise AimfairError(f"{where}: column {name!r} is {found}, expected text or a number in every row")
+    return None
+
+
+def _kind(value: object) -> str:
+    return str(value) if isinstance(value, float) else type(value).__name__

@@ -1,5 +1,7 @@
 """Splits and biased subsets, drawn by ``data.seed`` from images that have labels."""
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from aimfair.config import DataSettings
@@ -8,26 +10,67 @@ from aimfair.data.labels import Labels
 from aimfair.seeds import generator
 
 
-def stratified(labels: Labels, settings: DataSettings) -> tuple[Indices, Indices, Indices]:
+def stratified(
+    labels: Labels, settings: DataSettings, originals: Sequence[str] | None = None
+) -> tuple[Indices, Indices, Indices]:
     """Training, validation and test images, int64 ascending each, together all of ``labels``.
 
     Each group (y, a) is shuffled and cut: ``test_share`` and ``validation_share`` of it, rounded down, go to the test
-    and the validation images, so that a group of few images may have none there.
+    and the validation images, so that a group of few images may have none there. Of an intersection a is the value of
+    ``data.protected`` alone: ``data.intersect_with`` moves no image to another part.
+
+    Args:
+        originals: N texts; images with the same one go to the same part, and count to the group that most of them are
+            of. The shares are then met as nearly as the originals allow. None: each image is by itself.
     """
-    parts: tuple[list[Indices], list[Indices], list[Indices]] = ([], [], [])
-    for y in range(len(labels.target.names)):
-        for a in range(len(labels.protected.names)):
-            members = np.flatnonzero((labels.target.values == y) & (labels.protected.values == a))
-            members = generator(settings.seed, "split", y, a).permutation(members)
-            # The epsilon is for products that should be whole and are not, by the last bit: 0.29 * 100.
-            test, validation = (
-                int(share * len(members) + 1e-9) for share in (settings.test_share, settings.validation_share)
-            )
-            cuts = np.split(members, [len(members) - test - validation, len(members) - test])
-            for part, cut in zip(parts, cuts, strict=True):
-                part.append(cut)
-    train, validation_images, test_images = (np.sort(np.concatenate(part)) for part in parts)
-    return train, validation_images, test_images
+    train, validation, test = _cut(
+        labels, settings, originals, (settings.validation_share, settings.test_share), "split"
+    )
+    return train, validation, test
+
+
+def without_validation(
+    labels: Labels, settings: DataSettings, originals: Sequence[str] | None = None
+) -> tuple[Indices, Indices]:
+    """Training and validation images, int64 ascending each, of the training images of a data set that has no others;
+    else as :func:`stratified`."""
+    train, validation = _cut(labels, settings, originals, (settings.validation_share,), "validation")
+    return train, validation
+
+
+def _cut(
+    labels: Labels, settings: DataSettings, originals: Sequence[str] | None, shares: Sequence[float], name: str
+) -> list[Indices]:
+    """What no share takes, and each of the shares."""
+    protected = labels.attributes[settings.protected] if settings.intersect_with else labels.protected
+    strata = labels.target.values * len(protected.names) + protected.values
+    count = len(labels.target.names) * len(protected.names)
+    unit_of = _units(originals, len(strata))  # of each image
+    sizes = np.bincount(unit_of)
+    tally = np.zeros((len(sizes), count), dtype=np.int64)
+    np.add.at(tally, (unit_of, strata), 1)
+    stratum_of = tally.argmax(axis=1)
+    part_of = np.zeros(len(sizes), dtype=np.int64)
+    for stratum in range(count):
+        units = np.flatnonzero(stratum_of == stratum)
+        y, a = divmod(stratum, len(protected.names))
+        units = generator(settings.seed, name, y, a).permutation(units)
+        size = sizes[units]
+        # Of the images from the end on, counted to the middle of each unit: of single images the last n.
+        middle = np.cumsum(size[::-1])[::-1] - size / 2
+        # The epsilon is for products that should be whole and are not, by the last bit: 0.29 * 100.
+        ends = np.cumsum([int(share * size.sum() + 1e-9) for share in reversed(shares)])
+        for part, end in zip(range(1, len(shares) + 1), reversed(ends), strict=True):
+            part_of[units[middle < end]] = part
+    return [np.flatnonzero(part_of[unit_of] == part) for part in range(len(shares) + 1)]
+
+
+def _units(originals: Sequence[str] | None, count: int) -> Indices:
+    """int64 [N]: the number of each image's original, in the order of their first images."""
+    if originals is None:
+        return np.arange(count, dtype=np.int64)
+    numbers: dict[str, int] = {}
+    return np.array([numbers.setdefault(original, len(numbers)) for original in originals], dtype=np.int64)
 
 
 def biased(

@@ -2,7 +2,7 @@
 
 :mod:`aimfair.data.rows` says what tables there are. Columns: ``data.file_column`` (a path inside the folder),
 ``data.split_column`` (names as :func:`aimfair.data.catalogue.split_number` knows them) unless that is null, and one for
-each attribute that the settings name. More columns do no harm.
+each attribute that the settings name; ``data.group_column`` if that is set. More columns do no harm.
 """
 
 from collections.abc import Iterator
@@ -12,7 +12,6 @@ from aimfair.config import DataSettings
 from aimfair.data import entries
 from aimfair.data.catalogue import SPLITS, Catalogue, one_spelling, split_number
 from aimfair.data.rows import rows
-from aimfair.errors import AimfairError
 
 
 def read(root: Path, settings: DataSettings) -> Catalogue:
@@ -20,27 +19,42 @@ def read(root: Path, settings: DataSettings) -> Catalogue:
 
     Raises:
         ConfigError: there is no such column, or it has no two values.
-        AimfairError: the table or a row of it cannot be used; a file is listed with two labels or in two splits.
+        AimfairError: the table, or none of its rows, can be used.
     """
     return entries.catalogue(
         settings, root, settings.table, _entries(root, settings), has_splits=settings.split_column is not None
     )
 
 
-def _entries(root: Path, settings: DataSettings) -> Iterator[tuple[str, entries.Entry]]:
+def _entries(root: Path, settings: DataSettings) -> Iterator[tuple[str, entries.Entry | str]]:
     columns = [("data.file_column", settings.file_column), *((key, name) for name, key in settings.roles().items())]
+    if settings.group_column is not None:
+        columns.append(("data.group_column", settings.group_column))
     if settings.split_column is not None:
         columns.append(("data.split_column", settings.split_column))
     names: set[str] = set()
-    for number, (file, *values) in rows(root / settings.table, columns):
-        place = f"{settings.table}:{number}"
-        split = 0
-        if settings.split_column is not None:
-            name = values.pop()
-            known = split_number(name)
-            if known is None:
-                raise AimfairError(f"{root / place}: found split {name!r}, expected one of {', '.join(SPLITS)}")
-            names.add(name)
-            split = known
-        yield place, entries.entry(str(root / place), split, file, values)
+    for number, cells in rows(root / settings.table, columns):
+        yield f"{settings.table}:{number}", cells if isinstance(cells, str) else _entry(cells, settings, names)
     one_spelling(names, str(root / settings.table))
+
+
+def _entry(cells: list[str], settings: DataSettings, names: set[str]) -> entries.Entry | str:
+    """The entry of a row, or why there is none.
+
+    Args:
+        names: those of splits are added.
+    """
+    file, *values = cells
+    split = 0
+    if settings.split_column is not None:
+        name = values.pop()
+        known = split_number(name)
+        if known is None:
+            return f"found split {name!r}, expected one of {', '.join(SPLITS)}"
+        names.add(name)
+        split = known
+    original = None if settings.group_column is None else values.pop()
+    try:
+        return entries.entry(settings, split, file, values, original)
+    except ValueError as error:
+        return str(error)

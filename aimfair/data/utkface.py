@@ -15,6 +15,7 @@ from aimfair.data.catalogue import Catalogue, Rejected, image_files
 from aimfair.data.labels import Attribute, Labels
 from aimfair.data.split import biased, stratified
 from aimfair.errors import AimfairError
+from aimfair.run.log import Log
 
 AGE_CUTS = (20, 40, 60)
 """First year of each band of age but the first."""
@@ -63,18 +64,25 @@ def read(root: Path, settings: DataSettings) -> Catalogue:
     )
 
 
-def split(labels: Labels, settings: DataSettings) -> tuple[Indices, Indices, Indices]:
+def split(labels: Labels, settings: DataSettings, log: Log) -> tuple[Indices, Indices, Indices]:
     """Training, validation and test images, int64 each.
 
     Args:
         labels: of images of which no two are copies.
+        log: is told how many images balance costs the test set.
 
     Raises:
         AimfairError: a group has too few images.
     """
     train, validation, test = stratified(labels, settings)
-    return (
+    parts = (
         biased(labels, train, settings, what="biased training set", bias=settings.bias, total=settings.train_images),
         biased(labels, validation, settings, what="biased validation set", bias=settings.bias),
         biased(labels, test, settings, what="balanced test set", bias=1.0),
     )
+    if dropped := len(test) - len(parts[2]):
+        log.tell(
+            f"the balanced test set has {len(parts[2]):,} of the {len(test):,} images that were cut off for it: of each"
+            f" group as many as the smallest has; {dropped:,} are not used"
+        )
+    return parts

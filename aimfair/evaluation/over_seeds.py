@@ -48,7 +48,7 @@ def replicates(
         number: R.
     """
     models = np.stack([one for of_seeds in predicted.values() for one in of_seeds])
-    paired = PairedPredictions.of(test.target, protected, models, shape[1], shape[0], test.ids)
+    paired = PairedPredictions.of(test.target, protected, models, shape[1], shape[0], test.clusters)
     chunks = [
         {metric: of(counts) for metric, of in functions.items()}
         for counts in intervals.resample(paired, number, generator)

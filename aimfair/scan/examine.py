@@ -13,7 +13,7 @@ from aimfair.data.catalogue import SPLITS, Catalogue, Rejected
 from aimfair.data.duplicates import contradict
 from aimfair.data.duplicates import copies as copies_of
 from aimfair.data.images import Splits
-from aimfair.data.load import list_images, load_splits, with_biased_training
+from aimfair.data.load import decoded_together, list_images, load_splits, with_biased_training
 from aimfair.errors import AimfairError, ConfigError
 from aimfair.run.interrupt import NEVER, Interrupt, Interrupted
 from aimfair.run.log import Log
@@ -137,8 +137,11 @@ def _decode_all(catalogue: Catalogue, settings: DataSettings, progress: Progress
     blocks: list[npt.NDArray[np.uint8]] = []
     found: list[tuple[int, str, int, int]] = []  # number of the file, digest, block, row in it
     rejected: list[Rejected] = []
-    for chosen, size in ((is_taken, settings.image_size), (~is_taken, min(_SMALL, settings.image_size))):
-        numbers = np.flatnonzero(chosen)
+    small = min(_SMALL, settings.image_size)
+    for numbers, size in [
+        *((numbers[is_taken[numbers]], settings.image_size) for numbers in decoded_together(catalogue)),
+        (np.flatnonzero(~is_taken), small),
+    ]:
         files = [catalogue.files[number] for number in numbers]
         decoded = decode_files(
             catalogue.root,

@@ -3,12 +3,15 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from aimfair.data import cache
+from aimfair.data import decode as decode_module
 from aimfair.data.cache import Decoded, decode_files, default_folder
 from aimfair.data.decode import decode
 from aimfair.errors import AimfairError
@@ -92,9 +95,23 @@ def test_no_image_at_all(root: Path) -> None:
     assert [rejected.name for rejected in decoded.rejected] == ["missing.png"]
 
 
-def test_changes_of_the_map_stay_in_memory(root: Path) -> None:
-    load(root).images[:] = 0
-    assert load(root).images.any()
+def test_the_map_is_read_only(root: Path) -> None:
+    """A map that can be written to needs as much memory as the file is large, or it cannot be opened."""
+    images = load(root).images
+    assert not images.flags.writeable
+    with pytest.raises(ValueError, match="read-only"):
+        images[:] = 0
+
+
+def test_a_map_that_cannot_be_opened_is_an_error_of_one_line(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    load(root)
+
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError(12, "Cannot allocate memory")
+
+    monkeypatch.setattr(np, "memmap", refuse)
+    with pytest.raises(AimfairError, match=r"Cannot allocate memory; expected a folder that can be written, mapped"):
+        load(root)
 
 
 def test_a_damaged_entry_is_made_again(root: Path) -> None:
@@ -114,12 +131,88 @@ def test_the_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, cache_home:
     assert default_folder() == tmp_path / ".cache" / "aimfair" / "images"
 
 
-def test_an_interrupt_leaves_nothing_behind(root: Path) -> None:
-    with Interrupt() as interrupt:
-        os.kill(os.getpid(), signal.SIGTERM)
-        with pytest.raises(Interrupted):
-            load(root, interrupt=interrupt)
-    assert [path.name for path in default_folder().iterdir()] == ["lock"]
+def count_reads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The names of the files that are decoded from now on."""
+    names: list[str] = []
+    original = decode_module.read_rgb
+
+    def read_rgb(path: Path, max_pixels: int) -> Image.Image:
+        names.append(path.name)
+        return original(path, max_pixels)
+
+    monkeypatch.setattr(decode_module, "read_rgb", read_rgb)
+    return names
+
+
+def stop_after(root: Path, files: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Decodes so many files and is stopped."""
+    calls = iter(range(files - 1))
+
+    def check() -> None:
+        if next(calls, None) is None:
+            raise Interrupted(signal.SIGTERM)
+
+    interrupt = Interrupt()
+    monkeypatch.setattr(interrupt, "check", check)
+    with pytest.raises(Interrupted):
+        load(root, interrupt=interrupt)
+
+
+def test_after_a_stop_it_goes_on_from_there(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (root / FILES[2]).write_bytes(b"")
+    (root / FILES[38]).unlink()
+    expected = load(root, folder=tmp_path / "whole")
+    monkeypatch.setattr(cache, "_STEP", 8)
+    stop_after(root, 30, monkeypatch)
+    assert not list(default_folder().glob("*.rgb"))
+    names = count_reads(monkeypatch)
+    decoded = load(root)
+    assert sorted(names) == sorted(FILES[24:])
+    np.testing.assert_array_equal(decoded.images, expected.images)
+    assert (decoded.digests, decoded.rejected) == (expected.digests, expected.rejected)
+    assert decoded.kept.tolist() == expected.kept.tolist()
+    assert sorted(path.suffix for path in default_folder().iterdir()) == ["", ".json", ".rgb"]
+
+
+def test_killed_before_the_pixels_have_their_name(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = load(root, folder=tmp_path / "whole")
+    original = os.replace
+
+    def killed(source: Path, target: Path) -> None:
+        if str(target).endswith(".rgb"):
+            raise KeyboardInterrupt
+        original(source, target)
+
+    with monkeypatch.context() as kill:
+        kill.setattr(os, "replace", killed)
+        with pytest.raises(KeyboardInterrupt):
+            load(root)
+    names = count_reads(monkeypatch)
+    np.testing.assert_array_equal(load(root).images, expected.images)
+    assert names == []
+
+
+@pytest.mark.parametrize(
+    ("spoil", "kept"),
+    [
+        (lambda part, journal: os.truncate(journal, journal.stat().st_size - 5), 16),
+        (lambda part, journal: os.truncate(part, 17 * 8 * 8 * 3 + 1), 16),
+        (lambda part, journal: part.unlink(), 0),
+        (lambda part, journal: journal.unlink(), 0),
+    ],
+    ids=["half a line", "pixels that did not reach the disk", "no pixels", "no journal"],
+)
+def test_a_damaged_part_is_believed_as_far_as_it_goes(
+    root: Path, spoil: Callable[[Path, Path], None], kept: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = load(root, folder=tmp_path / "whole")
+    monkeypatch.setattr(cache, "_STEP", 8)
+    stop_after(root, 30, monkeypatch)
+    ((part,), (journal,)) = (default_folder().glob(f"*{suffix}") for suffix in (".part", ".jsonl"))
+    spoil(part, journal)
+    names = count_reads(monkeypatch)
+    np.testing.assert_array_equal(load(root).images, expected.images)
+    assert sorted(names) == sorted(FILES[kept:])
 
 
 def test_a_full_disk_is_an_error_that_says_so(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -130,7 +223,7 @@ def test_a_full_disk_is_an_error_that_says_so(root: Path, monkeypatch: pytest.Mo
         disk.setattr(os, "fsync", full)
         with pytest.raises(AimfairError, match=r"No space left.* GB free"):
             load(root)
-    assert not list(default_folder().glob("*.rgb"))
+    assert [path.name for path in default_folder().iterdir()] == ["lock"]
 
 
 SCRIPT = """
@@ -143,6 +236,8 @@ def read_rgb(*arguments):
     time.sleep(0.01)
     return slowly(*arguments)
 decode.read_rgb = read_rgb
+from aimfair.data import cache
+cache._STEP = 4
 from aimfair.data.cache import decode_files
 print("ready", flush=True)
 root, folder = map(Path, sys.argv[1:])
@@ -159,11 +254,13 @@ def start(root: Path, folder: Path) -> subprocess.Popen[bytes]:
 
 def test_killed_at_any_moment(root: Path, tmp_path: Path) -> None:
     folder = tmp_path / "decoded"
-    for delay in (0.02, 0.1, 0.2):
+    parts = []
+    for delay in (0.02, 0.1, 0.1):
         with start(root, folder) as process:
             time.sleep(delay)
             process.kill()
-    assert list(folder.glob(".*.tmp"))  # else none was killed at work
+        parts += list(folder.glob("*.part"))
+    assert parts  # else none was killed at work
     np.testing.assert_array_equal(load(root, folder=folder).images, load(root).images)
     assert sorted(path.suffix for path in folder.iterdir()) == ["", ".json", ".rgb"]
 

@@ -194,9 +194,14 @@ def replace(name: str, old: str, new: str) -> Callable[[Path], None]:
             {},
             replace("train/metadata.csv", "cat/00", "../00"),
             {},
-            r"metadata.csv:2: found file '../00.png', expected a",
+            r"2 of 33 rows of .*'train/metadata.csv:2': found file '../00.png', expected a",
         ),
-        ({}, replace("train/metadata.csv", "cat/00", "/cat/00"), {}, r"metadata.csv:2: found file '/cat/00.png', exp"),
+        (
+            {},
+            replace("train/metadata.csv", "cat/00", "/cat/00"),
+            {},
+            r"'train/metadata.csv:2': found file '/cat/00.png', exp",
+        ),
         (
             {"above": True},
             replace("metadata.csv", "train/cat/00", "cat/00"),
@@ -213,7 +218,7 @@ def replace(name: str, old: str, new: str) -> Callable[[Path], None]:
             {},
             replace("train/metadata.csv", ",f,", ",,"),
             {},
-            r"train/metadata.csv:2: a label of 'train/cat/00.png' is ''",
+            r"8 of 32 rows of .*'train/metadata.csv:2': 'sex' is ''",
         ),
     ],
 )
@@ -227,10 +232,23 @@ def test_bad_folders_are_refused(
     data_set(tmp_path, **options)  # type: ignore[arg-type]
     spoil(tmp_path)
     with pytest.raises(AimfairError, match=message):
-        imagefolder.read(tmp_path, settings(tmp_path, **changes))
+        load_splits(settings(tmp_path, **changes))
 
 
 def test_one_class_is_refused(tmp_path: Path) -> None:
     write(tmp_path / "metadata.csv", {"file_name": ["cat/1.png", "cat/2.png"], "sex": ["f", "m"]})
     with pytest.raises(ConfigError, match=r"data.target: 'label' has 1 values, cat, expected two or more"):
         imagefolder.read(tmp_path, settings(tmp_path))
+
+
+@pytest.mark.parametrize("splits", [True, False])
+def test_originals(tmp_path: Path, splits: bool) -> None:
+    data_set(tmp_path, splits=splits)
+    for path in tmp_path.rglob("metadata.csv"):
+        lines = path.read_text().splitlines()
+        name = path.parent.name if splits else ""
+        rows = [f"{line},{name} {number // 4}" for number, line in enumerate(lines[1:])]
+        path.write_text("\n".join([lines[0] + ",person", *rows]))
+    found = load_splits(settings(tmp_path, group_column="person"))
+    persons = [set(part.originals or ()) for part in (found.train, found.validation, found.test)]
+    assert sum(map(len, persons)) == len(set().union(*persons)) > 3

@@ -50,6 +50,11 @@ def test_order_of_names() -> None:
     assert Attribute.of_texts(["10", "9", "x"]).names == ("10", "9", "x")
 
 
+def test_numbers_of_any_length_are_sorted() -> None:
+    longest = "7" * 5000
+    assert Attribute.of_texts(["10", longest, "9", "010", "0"]).names == ("0", "9", "010", "10", longest)
+
+
 def settings(**changes: object) -> DataSettings:
     return DataSettings.model_validate(
         {"kind": "table", "root": Path("."), "target": "sick", "protected": "sex", **changes}
@@ -142,6 +147,10 @@ def test_numbers_and_ids_are_no_protected_attributes() -> None:
         (
             {"kind": "utkface", "target": "gender", "protected": "age", "audit": ["rase"]},
             r"found 'rase', expected one of",
+        ),
+        (
+            {"kind": "utkface", "target": "gender", "protected": "age", "group_column": "person"},
+            r"found 'person'; utkface has no columns, leave it out",
         ),
         (
             {"kind": "digits", "target": "digit", "protected": "ink", "audit": ["paper"]},

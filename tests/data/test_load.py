@@ -8,10 +8,12 @@ import pytest
 from PIL import Image
 
 from aimfair.config import DataSettings
+from aimfair.data import decode as decode_module
 from aimfair.data.decode import decode
-from aimfair.data.images import Splits
+from aimfair.data.images import Rows, Splits
 from aimfair.data.load import load_splits
 from aimfair.errors import AimfairError, ConfigError
+from aimfair.run.log import Log
 from tests.data.conftest import Warnings, save_image
 
 SIZES = {"train": 40, "val": 12, "test": 12}
@@ -66,11 +68,59 @@ def test_images_are_stretched_where_that_is_asked_for(root: Path) -> None:
     assert (found != decode(root / "images/055.png", 8, 1000)).any()
 
 
-def test_splits_are_read_from_the_map_without_a_copy(root: Path) -> None:
+def test_no_split_is_copied_into_memory(root: Path) -> None:
+    """Neither with splits of its own nor by chance: a set may be larger than the memory."""
     splits = load_splits(settings(root, train_images=20))
-    parts = (splits.train, splits.validation, splits.test)
-    assert len({id(part.images.base) for part in parts}) == 1
-    assert not any(part.images.flags.owndata for part in parts)
+    for part in (splits.train, splits.validation, splits.test):
+        assert isinstance(part.images, np.ndarray)
+        assert isinstance(part.images.base, np.memmap)
+    by_chance = load_splits(settings(root, split_column=None))
+    parts = (by_chance.train, by_chance.validation, by_chance.test)
+    assert len({id(part.images.stored) for part in parts if isinstance(part.images, Rows)}) == 1
+    for part in parts:
+        assert isinstance(part.images, Rows)
+        assert not part.images.stored.flags.owndata
+        expected = np.stack([decode(root / name, 8, 1000) for name in part.ids])
+        np.testing.assert_array_equal(part.images, expected)
+        for key in (3, slice(2, 5), np.array([4, 0, 4])):
+            np.testing.assert_array_equal(part.images[key], expected[key])
+        np.testing.assert_array_equal(part.subset([5, 1]).images, expected[[5, 1]])
+
+
+def test_other_training_images_leave_those_of_validation_and_test_decoded(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    load_splits(settings(root, train_images=20))
+    names: list[str] = []
+    original = decode_module.read_rgb
+
+    def read_rgb(path: Path, max_pixels: int) -> Image.Image:
+        names.append(path.name)
+        return original(path, max_pixels)
+
+    monkeypatch.setattr(decode_module, "read_rgb", read_rgb)
+    load_splits(settings(root, train_images=22, bias=0.2))
+    assert names
+    assert all(int(name[:3]) < SIZES["train"] for name in names)
+
+
+def test_without_validation_images_some_of_training_are_taken(root: Path) -> None:
+    path = root / "labels.csv"
+    path.write_text(path.read_text().replace(",val,", ",train,"))
+    told: list[str] = []
+    splits = load_splits(settings(root, validation_share=0.25), log=Log(None, show=told.append))
+    assert splits.validation.group_counts(2, 2).tolist() == [[3, 3], [3, 3]]
+    assert splits.train.group_counts(2, 2).tolist() == [[10, 10], [10, 10]]
+    train, validation, test = numbers(splits)
+    assert sorted(train + validation) == list(range(52))
+    assert test == list(range(52, 64))
+    assert len(told) == 1
+    assert "found no validation images; 12 of the 52 training images are taken" in told[0]
+    np.testing.assert_array_equal(
+        splits.validation.images, np.stack([decode(root / name, 8, 1000) for name in splits.validation.ids])
+    )
+    assert numbers(load_splits(settings(root, validation_share=0.25))) == [train, validation, test]
+    assert numbers(load_splits(settings(root, validation_share=0.25, seed=1)))[1] != validation
 
 
 def test_bad_images_are_left_out_up_to_a_share(root: Path, log: Warnings) -> None:
@@ -111,6 +161,53 @@ def test_other_copies_are_reported(root: Path, log: Warnings) -> None:
     ]
 
 
+def with_patients(root: Path, patients: dict[int, str]) -> None:
+    """A column of them; images that are not among them have one each."""
+    path = root / "labels.csv"
+    header, *lines = path.read_text().splitlines()
+    rows = [f"{line},{patients.get(number, f'p{number}')}" for number, line in enumerate(lines)]
+    path.write_text("\n".join([f"{header},patient", *rows]))
+
+
+def test_originals_stay_in_one_split_and_are_known(root: Path) -> None:
+    with_patients(root, {number: f"p{number // 8 * 8 + number % 4}" for number in range(64)})  # two images of each
+    splits = load_splits(settings(root, split_column=None, group_column="patient"))
+    persons = [part.clusters for part in (splits.train, splits.validation, splits.test)]
+    assert sum(len(set(of_part)) for of_part in persons) == 32
+    for part in (splits.train, splits.validation, splits.test):
+        assert part.originals is not None
+        expected = [f"p{number // 8 * 8 + number % 4}" for number in (int(name[-7:-4]) for name in part.ids)]
+        assert list(part.originals) == expected
+        assert part.subset([3, 1]).originals == (expected[3], expected[1])
+    alone = load_splits(settings(root, split_column=None))
+    assert alone.test.originals is None
+    assert alone.test.clusters == alone.test.ids
+
+
+def test_originals_in_several_splits(root: Path, log: Warnings) -> None:
+    with_patients(root, {3: "p", 44: "p"})
+    load_splits(settings(root, group_column="patient"), log=log)
+    assert [message.partition(": ")[2] for message in log.messages] == [
+        "1 originals of data.group_column are in training and in validation, for example 'images/003.png' and"
+        " 'images/044.png'"
+    ]
+    path = root / "labels.csv"
+    path.write_text(path.read_text().replace("p63", "p5"))
+    with pytest.raises(
+        AimfairError,
+        match=r"1 originals of data.group_column of the test set are in another split, .* 'images/005.png' and"
+        r" 'images/063.png'; put each in one split",
+    ):
+        load_splits(settings(root, group_column="patient"))
+
+
+def test_an_image_of_an_unknown_original_is_left_out(root: Path, log: Warnings) -> None:
+    with_patients(root, {3: ""})
+    splits = load_splits(settings(root, group_column="patient", max_bad_share=0.05), log=log)
+    assert len(splits.train) == 39
+    assert "'labels.csv:5': 'patient' is '', expected a value in every row" in log.messages[0]
+
+
 def test_nothing_of_the_user_is_changed(root: Path) -> None:
     def state() -> dict[str, tuple[int, bytes]]:
         return {str(path): (path.stat().st_mtime_ns, path.read_bytes()) for path in root.rglob("*") if path.is_file()}
@@ -124,6 +221,7 @@ def test_nothing_of_the_user_is_changed(root: Path) -> None:
     ("changes", "message"),
     [
         ({"root": "/nowhere/at/all"}, r"data.root: found /nowhere/at/all, which is no folder, expected that of table"),
+        ({"group_column": "patients"}, r"data.group_column: found 'patients', which the header of .* expected one of"),
         ({"majority": [0, 2]}, r"data.majority: found 2 for target class 1, expected a protected value from 0 to 1"),
         ({"majority": [0, 1, 0]}, r"data.majority: found 3 values, expected one for each of 2 target classes"),
     ],
@@ -136,8 +234,8 @@ def test_bad_settings_are_refused(root: Path, changes: dict[str, object], messag
 def test_a_split_or_class_without_images_is_refused(root: Path) -> None:
     path = root / "labels.csv"
     whole = path.read_text()
-    path.write_text(whole.replace(",val,", ",train,"))
-    with pytest.raises(AimfairError, match=r"split 'val' has no images"):
+    path.write_text(whole.replace(",test,", ",train,"))
+    with pytest.raises(AimfairError, match=r"split 'test' has no images"):
         load_splits(settings(root))
     path.write_text(whole.replace("images/063.png,test,cube", "images/063.png,test,cone"))
     with pytest.raises(AimfairError, match=r"split 'train' has no image of class 'cone'"):

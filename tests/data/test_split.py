@@ -73,3 +73,43 @@ def test_a_biased_set_is_of_the_images_it_is_taken_among() -> None:
         chosen = biased(labels, among, settings, what="set", bias=0.25, draw=draw, total=30)
         assert np.isin(chosen, among).all()
         assert counts(labels, chosen).tolist() == [[3, 3, 10], [10, 2, 2]]
+
+
+def test_an_intersection_moves_no_image() -> None:
+    labels = labels_of(np.full((2, 2), 50))
+    ages = Attribute(np.random.default_rng(1).integers(0, 3, 200), ("a", "b", "c"))
+    plain = DataSettings.model_validate({"kind": "table", "root": ".", "target": "y", "protected": "a"})
+    crossed = plain.model_copy(update={"intersect_with": ["age"]})
+    known = {"y": labels.target, "a": labels.protected, "age": ages}
+    for one, other in zip(
+        stratified(Labels.of(plain, known), plain), stratified(Labels.of(crossed, known), crossed), strict=True
+    ):
+        np.testing.assert_array_equal(one, other)
+
+
+@given(groups(), SHARES, SHARES, st.integers(1, 30))
+def test_originals_stay_together(sizes: np.ndarray, validation_share: float, test_share: float, how_many: int) -> None:
+    labels = labels_of(sizes)
+    n = int(sizes.sum())
+    originals = [str(number) for number in np.random.default_rng(how_many).integers(0, how_many, n)]
+    settings = DataSettings(validation_share=validation_share, test_share=test_share)
+    parts = stratified(labels, settings, originals)
+    assert sorted(np.concatenate(parts)) == list(range(n))
+    of_parts = [{originals[number] for number in part} for part in parts]
+    assert sum(map(len, of_parts)) == len(set(originals))
+
+
+def test_shares_are_met_as_nearly_as_originals_allow() -> None:
+    labels = labels_of(np.full((2, 2), 400))
+    # Of each group (y, a) 100 originals of 4 images.
+    group = labels.target.values * 2 + labels.protected.values
+    originals = [""] * 1600
+    for number in range(4):
+        for place, image in enumerate(np.flatnonzero(group == number)):
+            originals[image] = f"{number} {place // 4}"
+    settings = DataSettings(validation_share=0.1, test_share=0.2)
+    parts = stratified(labels, settings, originals)
+    assert [counts(labels, part).tolist() for part in parts] == [[[n, n], [n, n]] for n in (280, 40, 80)]
+    alone = stratified(labels, settings, [str(number) for number in range(1600)])
+    for one, other in zip(alone, stratified(labels, settings), strict=True):
+        np.testing.assert_array_equal(one, other)

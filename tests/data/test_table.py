@@ -5,6 +5,7 @@ import pytest
 from aimfair.config import DataSettings
 from aimfair.data import table
 from aimfair.data.catalogue import Catalogue
+from aimfair.data.load import load_splits
 from aimfair.errors import AimfairError, ConfigError
 
 GOOD = """file,age,split,smile,sex
@@ -58,24 +59,75 @@ def test_a_row_that_is_there_twice_is_counted(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("row", "reason"),
+    [
+        ("e.png,26,test,yes", "found 4 cells, expected 5 as in the header"),
+        ("e.png,26,holdout,yes,f", "found split 'holdout', expected one of train, val, test"),
+        ('e.png,26,test,yes,"f\nm"', r"'sex' is 'f\nm', expected printable text"),
+        ("../e.png,26,test,yes,f", "found file '../e.png', expected a path inside the data set's folder"),
+        ("x/../../e.png,26,test,yes,f", "found file 'x/../../e.png', expected a path inside the data set's folder"),
+        ("/etc/e.png,26,test,yes,f", "found file '/etc/e.png', expected a path inside the data set's folder"),
+        ("x//../d.png,26,test,no,f", "found file 'x//../d.png', expected a path inside the data set's folder"),
+        (",26,test,yes,f", "found file '', expected a path inside the data set's folder"),
+        *(
+            (f"e.png,26,test,{missing},f", f"'smile' is '{missing}', expected a value in every row")
+            for missing in ("", "NaN", "NA", "N/A", "n/a", "None", "-", "Null", "<NA>")
+        ),
+    ],
+)
+def test_a_row_that_cannot_be_used_is_left_out_and_counted(tmp_path: Path, row: str, reason: str) -> None:
+    """One policy for all that a row can lack: reading goes on, and data.max_bad_share is for all of them."""
+    catalogue = read(tmp_path, GOOD + row + "\nf.png,26,test,no,m\n")
+    assert catalogue.files == ("b.png", "sub/a.png", "c.png", "d.png", "f.png")
+    line = 8 if "\n" in row else 7
+    assert [tuple(one) for one in catalogue.rejected] == [(f"labels.csv:{line}", reason)]
+    assert catalogue.rows == 6
+    with pytest.raises(AimfairError, match=rf"1 of 6 rows of .*labels.csv:{line}'"):
+        load_splits(DataSettings(kind="table", root=tmp_path, target="smile", protected="sex"))
+
+
+def test_none_may_be_a_class(tmp_path: Path) -> None:
+    assert read(tmp_path, GOOD.replace(",no,", ",none,")).target_names == ("none", "yes")
+
+
+@pytest.mark.parametrize("row", ["d.png,26,test,no,f", ".//d.png,26,train,yes,f"], ids=["label", "split"])
+def test_of_rows_that_contradict_each_other_none_is_taken(tmp_path: Path, row: str) -> None:
+    catalogue = read(tmp_path, f"{GOOD}{row}\nd.png,25,test,yes,f\ne.png,25,test,yes,f\n")
+    assert catalogue.files == ("b.png", "sub/a.png", "c.png", "e.png")
+    reason = "'d.png' is at labels.csv:6 and labels.csv:7, with different values"
+    assert [tuple(one) for one in catalogue.rejected] == [(f"labels.csv:{line}", reason) for line in (6, 7, 8)]
+
+
+def test_what_audit_does_not_know_is_a_value_of_its_own(tmp_path: Path) -> None:
+    (tmp_path / "labels.csv").write_text(GOOD.replace("b.png,30", "b.png,N/A"))
+    settings = DataSettings(kind="table", root=tmp_path, target="smile", protected="sex", audit=["age"])
+    catalogue = table.read(tmp_path, settings)
+    assert catalogue.files == ("b.png", "sub/a.png", "c.png", "d.png")
+    ages = catalogue.labels.attributes["age"]
+    assert ages.names == ("25", "41", "(unknown)")
+    assert ages.values.tolist() == [2, 1, 0, 0]
+    crossed = DataSettings(kind="table", root=tmp_path, target="smile", protected="age")
+    assert [one.reason for one in table.read(tmp_path, crossed).rejected] == [
+        "'age' is 'N/A', expected a value in every row"
+    ]
+
+
+def test_whole_numbers_are_the_same_however_they_are_written(tmp_path: Path) -> None:
+    """pandas writes the whole numbers of a column with gaps as 1.0."""
+    text = GOOD.replace("yes", "1.0").replace("no", "0")
+    assert read(tmp_path, text).target_names == ("0", "1")
+    assert read(tmp_path, text.replace("1.0", "1.5")).target_names == ("0", "1.5")
+
+
+@pytest.mark.parametrize(
     ("text", "message"),
     [
-        (GOOD + "e.png,26,test,yes\n", r"labels.csv:7: found 4 cells, expected 5"),
-        (GOOD + "e.png,26,holdout,yes,f\n", r"labels.csv:7: found split 'holdout', expected one of train, val, test"),
-        (GOOD + "e.png,26,test,,f\n", r"labels.csv:7: a label of 'e.png' is '', expected a value"),
-        (GOOD + "e.png,26,test,NaN,f\n", r"labels.csv:7: a label of 'e.png' is 'NaN', expected a value"),
-        (GOOD + 'e.png,26,test,"y\nes",f\n', r"labels.csv:8: a label of 'e.png' is 'y\\nes', expected printable text"),
         (GOOD + "e.png,26,dev,yes,f\n", r"labels.csv: found splits 'dev' and 'val', expected one 'val'"),
         (GOOD.splitlines()[0], r"labels.csv: found no rows, expected one for each image"),
-        (GOOD + "../e.png,26,test,yes,f\n", r"labels.csv:7: found file '../e.png', expected a path inside"),
-        (GOOD + "x/../../e.png,26,test,yes,f\n", r"labels.csv:7: found file 'x/../../e.png', expected a path inside"),
-        (GOOD + "/etc/e.png,26,test,yes,f\n", r"labels.csv:7: found file '/etc/e.png', expected a path inside"),
-        (GOOD + ",26,test,yes,f\n", r"labels.csv:7: found file '', expected a path inside"),
-        (GOOD + "d.png,26,test,no,f\n", r"labels.csv:7: 'd.png' is at labels.csv:6, too, with another label or in"),
-        (GOOD + "x//../d.png,26,test,no,f\n", r"labels.csv:7: found file"),
+        ("", r"labels.csv: is empty, expected a header and a row for each image"),
         (
-            GOOD + ".//d.png,26,train,yes,f\n",
-            r"labels.csv:7: 'd.png' is at labels.csv:6, too, with another label or in",
+            GOOD.splitlines()[0] + "\n" + 3 * "e.png,26,test,,f\n",
+            r"labels.csv: none of 3 rows can be used, for example labels.csv:2: 'smile' is ''",
         ),
         (GOOD.replace("age", "sex"), r"labels.csv: column 'sex' is there 2 times"),
         (GOOD + '"e.png,26,test,yes,f\n', r"labels.csv: cannot be read as a table .* unexpected end of data"),

@@ -8,6 +8,7 @@ from aimfair.data import utkface
 from aimfair.data.images import Splits
 from aimfair.data.load import load_splits
 from aimfair.errors import AimfairError
+from aimfair.run.log import Log
 from tests.data.conftest import Warnings, save_image
 
 
@@ -97,6 +98,20 @@ def test_splits(tmp_path: Path, log: Warnings) -> None:
     train, validation, test = ids(splits)
     assert len(train | validation | test) == len(train) + len(validation) + len(test)
     assert log.messages == []
+
+
+def test_what_balance_costs_the_test_set_is_told(tmp_path: Path) -> None:
+    data_set(tmp_path)
+    for number in range(100, 120):
+        save_image(tmp_path / f"{number}_0_0_2018{number}.jpg", number)
+    save_image(tmp_path / "._30_0_0_2018.jpg", 1)  # as macOS leaves them: no image of its own
+    told: list[str] = []
+    splits = load_splits(settings(tmp_path, bias=0.25), log=Log(None, show=told.append))
+    assert splits.test.group_counts(2, 2).tolist() == [[3, 3], [3, 3]]
+    assert told == [
+        "the balanced test set has 12 of the 15 images that were cut off for it: of each group as many as the smallest"
+        " has; 3 are not used"
+    ]
 
 
 def test_seeds(tmp_path: Path) -> None:

@@ -1,0 +1,27 @@
+"""The bootstrap draws images of one original together."""
+
+import numpy as np
+
+from aimfair.data.images import ImageSet
+from aimfair.evaluation import fairness, over_seeds
+from aimfair.seeds import generator
+
+N = 80
+
+
+def replicates(ids: tuple[str, ...], originals: tuple[str, ...] | None) -> np.ndarray:
+    target, protected = np.arange(N) % 2, np.arange(N) // 2 % 2
+    test = ImageSet(np.zeros((N, 8, 8, 3), np.uint8), target, protected, ids, originals=originals)
+    predicted = [np.where(np.arange(N) // 8 % 2 == 0, target, 1 - target)]  # right or wrong for eight in a row
+    found = over_seeds.replicates(
+        test, protected, (2, 2), {"biased": predicted}, fairness.METRICS, 200, generator("test")
+    )
+    return found["biased"]["accuracy"]
+
+
+def test_originals_are_drawn_and_not_images() -> None:
+    files = tuple(f"{number}.png" for number in range(N))
+    patients = tuple(f"p{number // 8}" for number in range(N))
+    alone, together = replicates(files, None), replicates(files, patients)
+    assert together.std() > 2 * alone.std()  # ten patients know less than eighty
+    np.testing.assert_array_equal(together, replicates(patients, None))
