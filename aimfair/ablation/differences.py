@@ -10,6 +10,7 @@ import numpy as np
 from aimfair.errors import AimfairError
 from aimfair.evaluation import fairness, intervals
 from aimfair.evaluation.counts import Integers, PairedPredictions
+from aimfair.evaluation.deciding import deciding_images
 from aimfair.evaluation.results import Difference, Results
 from aimfair.seeds import generator
 
@@ -72,10 +73,11 @@ def difference(mine: Predictions, other: Predictions, results: Results) -> dict[
     seeds = len(mine.predicted)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", fairness.UndefinedMetricWarning)  # the cautions of the results say it
-        observed = fairness.overall(_counts(mine, other, models, shape))
+        counts = _counts(mine, other, models, shape)
+        observed = fairness.overall(counts)
         chunks = [
-            fairness.overall(counts)
-            for counts in intervals.resample(paired, results.replicates, generator("evaluate", "bootstrap"))
+            fairness.overall(drawn)
+            for drawn in intervals.resample(paired, results.replicates, generator("evaluate", "bootstrap"))
         ]
     found = {}
     for metric in fairness.METRICS:
@@ -86,6 +88,7 @@ def difference(mine: Predictions, other: Predictions, results: Results) -> dict[
             mean=per_seed.mean().item(),
             over_images=tuple(intervals.percentile(resampled, results.confidence).tolist()),
             over_seeds=tuple(intervals.student_t(per_seed, results.confidence).tolist()),
+            deciding_images=deciding_images(metric, counts),
         )
     return found
 

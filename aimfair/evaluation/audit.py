@@ -4,11 +4,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 
-import numpy as np
-
-from aimfair.config import BIASED, Config
+from aimfair.config import BIASED, Config, DataSettings
 from aimfair.data.images import Splits
-from aimfair.evaluation import fairness, intervals, over_seeds
+from aimfair.evaluation import fairness, over_seeds
 from aimfair.evaluation.counts import Integers
 from aimfair.evaluation.logits import Logits
 from aimfair.evaluation.results import Audit, AuditMethod, Difference, ScoreResult
@@ -37,8 +35,11 @@ class Partition:
         return Partition(names, self.values * len(other.names) + other.values)
 
 
-def partitions(splits: Splits) -> tuple[dict[str, Partition], dict[str, Partition]]:
+def partitions(data: DataSettings, splits: Splits) -> tuple[dict[str, Partition], dict[str, Partition]]:
     """By each further attribute of the test images, and by the protected one and it.
+
+    Where the protected attribute is made of several (``data.intersect_with``), each of these is an attribute by itself
+    too, but is not crossed with what it is a part of.
 
     Raises:
         ValueError: the images have other attributes than the splits name values of.
@@ -50,7 +51,8 @@ def partitions(splits: Splits) -> tuple[dict[str, Partition], dict[str, Partitio
         )
     protected = Partition(splits.protected_names, splits.test.protected)
     alone = {name: Partition(names, splits.test.attributes[name]) for name, names in splits.attribute_names.items()}
-    return alone, {name: protected & partition for name, partition in alone.items()}
+    factors = {data.protected, *data.intersect_with}
+    return alone, {name: protected & partition for name, partition in alone.items() if name not in factors}
 
 
 def audit(
@@ -63,8 +65,7 @@ def audit(
 ) -> Audit:
     """Results for the groups (y, value of ``partition``).
 
-    Methods are told apart from the biased model with paired replicates; the intervals of one method come from its
-    counts, which is much faster.
+    The default method is told apart from the biased model with paired replicates; the others are counted only.
 
     Args:
         predicted, logits: as of :func:`aimfair.evaluation.compare.compare`.
@@ -81,12 +82,11 @@ def audit(
         partition.values,
         (values, targets),
         {name: predicted[name] for name in (BIASED, default)},
-        fairness.AUDITED,
         settings.replicates,
         generator("evaluate", "audit", *purpose),
     )
     against_biased = over_seeds.difference(
-        fairness.AUDITED, tables[default], tables[BIASED], replicates[default], replicates[BIASED], settings.confidence
+        tables[default], tables[BIASED], replicates[default], replicates[BIASED], settings.confidence
     )
     sizes = tables[BIASED][..., 0].sum(axis=2)
     return Audit(
@@ -95,10 +95,9 @@ def audit(
         cautions=cautions(splits.target_names, partition.names, sizes, settings.small_group),
         methods={
             name: _method(
-                config,
+                settings.confidence,
                 counts,
                 {BIASED: against_biased} if name == default else {},
-                generator("evaluate", "audit counts", *purpose, name),
                 over_seeds.score_spread(
                     over_seeds.score_results(
                         None if logits is None else logits[name], test.target, partition.values, values, settings
@@ -136,25 +135,17 @@ def _many(groups: Sequence[str], sizes: Integers) -> str:
 
 
 def _method(
-    config: Config,
+    confidence: float,
     counts: Integers,
     versus: dict[str, dict[str, Difference]],
-    random: np.random.Generator,
     score_spread: tuple[ScoreResult | None, ScoreResult | None],
 ) -> AuditMethod:
-    confidence = config.evaluate.confidence
-    per_seed = {metric: of(counts) for metric, of in fairness.AUDITED.items()}
+    per_seed = {metric: of(counts) for metric, of in fairness.METRICS.items()}
     rates = counts.mean(axis=-1)  # every seed sees the same images: the rates of the mean counts are the mean rates
     return AuditMethod(
         mean={metric: values.mean().item() for metric, values in per_seed.items()},
         std={metric: over_seeds.std(values).item() for metric, values in per_seed.items()},
-        of_mean_rates={metric: of(rates).item() for metric, of in fairness.AUDITED.items()},
-        interval={
-            metric: (low, high)
-            for metric, (low, high) in intervals.bootstrap(
-                rates, config.evaluate.replicates, confidence, random
-            ).items()
-        },
+        of_mean_rates={metric: of(rates).item() for metric, of in fairness.METRICS.items()},
         by_group=over_seeds.group_result(counts, confidence),
         worst_present_group=fairness.worst_present_group(rates),
         versus=versus,

@@ -47,7 +47,6 @@ def compare(
             test.protected,
             shape,
             predicted,
-            fairness.METRICS,
             settings.replicates,
             generator("evaluate", "bootstrap"),
         )
@@ -63,7 +62,6 @@ def compare(
                 reads_groups=name in reads_groups,
                 versus={
                     other: over_seeds.difference(
-                        fairness.METRICS,
                         tables[name],
                         tables[other],
                         replicates[name],
@@ -79,7 +77,7 @@ def compare(
     sizes = test.group_counts(shape[1], shape[0]).T
     attributes, intersections = (
         {name: audit(config, splits, partition, predicted, logits, kind, name) for name, partition in of_kind.items()}
-        for kind, of_kind in zip(("attribute", "intersection"), partitions(splits), strict=True)
+        for kind, of_kind in zip(("attribute", "intersection"), partitions(config.data, splits), strict=True)
     )
     return Results(
         title=config.title,
@@ -112,7 +110,10 @@ def _method(
     """The result of a method from counts [A, Y, K, S] and the metrics [S, R] of their replicates."""
     confidence = config.evaluate.confidence
     overall, groups = fairness.overall(counts), fairness.by_group(counts)
-    bounds = {metric: intervals.percentile(values, confidence).tolist() for metric, values in replicates.items()}
+    bounds = {
+        metric: intervals.bias_corrected(values, overall[metric], confidence).tolist()
+        for metric, values in replicates.items()
+    }
     seeds = [
         SeedResult(
             seed=seed,
@@ -133,7 +134,7 @@ def _method(
         mean={metric: values.mean().item() for metric, values in overall.items()},
         std={metric: over_seeds.std(values).item() for metric, values in overall.items()},
         interval={
-            metric: intervals.percentile(values.mean(axis=0), confidence).tolist()
+            metric: intervals.bias_corrected(values.mean(axis=0), overall[metric].mean(), confidence).tolist()
             for metric, values in replicates.items()
         },
         by_group=over_seeds.group_result(counts, confidence),

@@ -7,6 +7,7 @@ axes of the result. With P(k | y, a) = N[a, y, k] / N[a, y, .] and d = the large
 accuracy                    share of images that are right
 balanced_accuracy           mean over y of the recall of class y
 worst_group_accuracy        smallest accuracy of a group (y, a)
+worst_present_group_acc...  the same of the groups that have images, to be shown with the number of those without
 group_std                   standard deviation (ddof 0) of the group accuracies
 eo_mean                     equalized odds: mean over (y, k) of d P(k | y, a); with two classes (dTPR + dFPR) / 2
 eo_max                      equalized odds: the largest of them; with two classes max(dTPR, dFPR)
@@ -18,7 +19,8 @@ demographic_parity          d P(k = 1 | a); with more than two classes the large
 With two classes k is the positive class, 1, alone: what the other would add is the same (in the ratio it is not, and
 fairlearn and the literature leave it out too). Two rates of zero are equal: their ratio is 1.
 
-A rate over no images is NaN, and so is every metric that needs it. Nothing is left out of a minimum in silence.
+A rate over no images is NaN, and so is every metric that needs it; worst_present_group_accuracy alone leaves out the
+groups without images, and its name says so.
 """
 
 import warnings
@@ -53,7 +55,7 @@ def worst_group_accuracy(counts: Counts) -> Values:
 
 
 def worst_present_group_accuracy(counts: Counts) -> Values:
-    """The smallest accuracy of a group that has images; for tables of many groups, beside a list of the empty ones."""
+    """The smallest accuracy of a group that has images; to be shown beside a list or the number of the empty ones."""
     accuracies = by_group(counts)
     smallest = np.where(np.isnan(accuracies), np.inf, accuracies).min(axis=(0, 1))
     return np.asarray(np.where(np.isinf(smallest), np.nan, smallest))
@@ -64,28 +66,23 @@ def group_std(counts: Counts) -> Values:
 
 
 def eo_mean(counts: Counts) -> Values:
-    return np.asarray(_difference(_odds(counts)).mean(axis=(0, 1)))
+    return np.asarray(difference(odds(counts)).mean(axis=(0, 1)))
 
 
 def eo_max(counts: Counts) -> Values:
-    return np.asarray(_difference(_odds(counts)).max(axis=(0, 1)))
+    return np.asarray(difference(odds(counts)).max(axis=(0, 1)))
 
 
 def eo_ratio(counts: Counts) -> Values:
-    odds = _odds(counts)
-    smallest, largest = odds.min(axis=0), odds.max(axis=0)
-    return np.asarray(np.where(largest == 0, 1.0, _ratio(smallest, largest)).min(axis=(0, 1)))
+    return np.asarray(ratio(odds(counts)).min(axis=(0, 1)))
 
 
 def equal_opportunity(counts: Counts) -> Values:
-    recall = by_group(counts)
-    return np.asarray(_difference(recall[:, 1:] if counts.shape[2] == 2 else recall).max(axis=0))
+    return np.asarray(difference(by_group(counts)[:, told(counts)]).max(axis=0))
 
 
 def demographic_parity(counts: Counts) -> Values:
-    selected = counts.sum(axis=1)
-    rates = _ratio(selected, selected.sum(axis=1, keepdims=True))
-    return np.asarray(_difference(rates[:, _told(counts)]).max(axis=0))
+    return np.asarray(difference(selection_rates(counts)).max(axis=0))
 
 
 METRICS: Mapping[str, Callable[[Counts], Values]] = {
@@ -94,6 +91,7 @@ METRICS: Mapping[str, Callable[[Counts], Values]] = {
         accuracy,
         balanced_accuracy,
         worst_group_accuracy,
+        worst_present_group_accuracy,
         group_std,
         eo_mean,
         eo_max,
@@ -103,16 +101,37 @@ METRICS: Mapping[str, Callable[[Counts], Values]] = {
     )
 }
 
-AUDITED: Mapping[str, Callable[[Counts], Values]] = {
-    **METRICS,
-    "worst_present_group_accuracy": worst_present_group_accuracy,
-}
-"""Of further attributes and intersections, where groups without images are common."""
-
 HIGHER_IS_BETTER = frozenset(
     {"accuracy", "balanced_accuracy", "worst_group_accuracy", "worst_present_group_accuracy", "eo_ratio"}
 )
 """Of the others a lower value is better."""
+
+
+def odds(counts: Counts) -> Values:
+    """[A, Y, K or 1, ...]: P(k | y, a)."""
+    return _ratio(counts, counts.sum(axis=2, keepdims=True))[:, :, told(counts)]
+
+
+def selection_rates(counts: Counts) -> Values:
+    """[A, K or 1, ...]: P(k | a)."""
+    selected = counts.sum(axis=1)
+    return _ratio(selected, selected.sum(axis=1, keepdims=True))[:, told(counts)]
+
+
+def told(counts: Counts) -> slice:
+    """The classes that tell something the others do not: of two classes the positive one."""
+    return slice(1, None) if counts.shape[2] == 2 else slice(None)
+
+
+def difference(rates: Values) -> Values:
+    """The largest minus the smallest over a, the first axis."""
+    return np.asarray(rates.max(axis=0) - rates.min(axis=0))
+
+
+def ratio(rates: Values) -> Values:
+    """The smallest over the largest over a, the first axis; 1 where all are 0."""
+    smallest, largest = rates.min(axis=0), rates.max(axis=0)
+    return np.asarray(np.where(largest == 0, 1.0, _ratio(smallest, largest)))
 
 
 def overall(counts: Counts) -> dict[str, Values]:
@@ -151,21 +170,6 @@ def _right(counts: Counts) -> Counts:
     """[A, Y, ...]: images of each group whose class was predicted."""
     right: Counts = np.einsum("ayy...->ay...", counts)
     return right
-
-
-def _odds(counts: Counts) -> Values:
-    """[A, Y, K or 1, ...]: P(k | y, a)."""
-    return _ratio(counts, counts.sum(axis=2, keepdims=True))[:, :, _told(counts)]
-
-
-def _told(counts: Counts) -> slice:
-    """The predicted classes that tell something the others do not: of two classes the positive one."""
-    return slice(1, None) if counts.shape[2] == 2 else slice(None)
-
-
-def _difference(rates: Values) -> Values:
-    """The largest minus the smallest over a, the first axis."""
-    return np.asarray(rates.max(axis=0) - rates.min(axis=0))
 
 
 def _ratio(part: Counts, whole: Counts) -> Values:

@@ -12,14 +12,12 @@ from aimfair.config import EvaluateSettings
 from aimfair.data.images import ImageSet
 from aimfair.evaluation import fairness, intervals, scores
 from aimfair.evaluation.counts import Integers, PairedPredictions, count_predictions
-from aimfair.evaluation.fairness import Counts
+from aimfair.evaluation.deciding import deciding_images
+from aimfair.evaluation.fairness import METRICS
 from aimfair.evaluation.logits import Logits
 from aimfair.evaluation.results import Difference, GroupResult, ScoreResult
 
 Values = npt.NDArray[np.float64]
-
-Functions = Mapping[str, Callable[[Counts], Values]]
-"""Metric -> function of counts, :data:`aimfair.evaluation.fairness.METRICS` or AUDITED."""
 
 
 def tables(
@@ -36,7 +34,6 @@ def replicates(
     protected: Integers,
     shape: tuple[int, int],
     predicted: Mapping[str, Sequence[Integers]],
-    functions: Functions,
     number: int,
     generator: np.random.Generator,
 ) -> dict[str, dict[str, Values]]:
@@ -50,10 +47,10 @@ def replicates(
     models = np.stack([one for of_seeds in predicted.values() for one in of_seeds])
     paired = PairedPredictions.of(test.target, protected, models, shape[1], shape[0], test.clusters)
     chunks = [
-        {metric: of(counts) for metric, of in functions.items()}
+        {metric: of(counts) for metric, of in METRICS.items()}
         for counts in intervals.resample(paired, number, generator)
     ]
-    whole = {metric: np.concatenate([chunk[metric] for chunk in chunks], axis=-1) for metric in functions}
+    whole = {metric: np.concatenate([chunk[metric] for chunk in chunks], axis=-1) for metric in METRICS}
     ends = np.cumsum([len(of_seeds) for of_seeds in predicted.values()])
     return {
         name: {metric: values[end - len(of_seeds) : end] for metric, values in whole.items()}
@@ -78,7 +75,6 @@ def group_result(counts: Integers, confidence: float) -> GroupResult:
 
 
 def difference(
-    functions: Functions,
     mine: Integers,
     other: Integers,
     my_replicates: Mapping[str, Values],
@@ -87,13 +83,15 @@ def difference(
 ) -> dict[str, Difference]:
     """Metric -> the first method minus the second, of counts [A, Y, K, S] and metrics [S, R] of their replicates."""
     differences = {}
-    for metric, function in functions.items():
+    both = np.concatenate([mine, other], axis=-1)
+    for metric, function in METRICS.items():
         per_seed = function(mine) - function(other)
         resampled = (my_replicates[metric] - other_replicates[metric]).mean(axis=0)
         differences[metric] = Difference(
             mean=per_seed.mean().item(),
             over_images=intervals.percentile(resampled, confidence).tolist(),
             over_seeds=intervals.student_t(per_seed, confidence).tolist(),
+            deciding_images=deciding_images(metric, both),
         )
     return differences
 

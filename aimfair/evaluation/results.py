@@ -2,7 +2,7 @@
 
 The classes below are the schema. Arrays over groups are [A][Y]: protected value, then target class, in the order of
 ``protected_names`` and ``target_names``. ``metric`` stands for a name in :data:`aimfair.evaluation.fairness.METRICS`,
-in an :class:`Audit` in AUDITED there, and ``score`` for one in :data:`aimfair.evaluation.scores.SCORES`.
+and ``score`` for one in :data:`aimfair.evaluation.scores.SCORES`.
 NaN, for what is undefined, is null in the file. It holds no times and no dates: the same predictions give the same
 bytes.
 """
@@ -22,8 +22,9 @@ Interval = tuple[Number, Number]
 Metrics = dict[str, Number]
 
 
-SCHEMA_VERSION: Final = 2
-"""1 had no scores, attributes, intersections and readers of groups."""
+SCHEMA_VERSION: Final = 3
+"""1 had no scores, attributes, intersections and readers of groups; 2 had uncorrected intervals, and no metric of the
+groups that have images."""
 
 
 class _Part(BaseModel):
@@ -81,11 +82,14 @@ class Difference(_Part):
         mean: over the seeds.
         over_images: bootstrap of the test images, the same replicates for both methods.
         over_seeds: Student's t over the differences of the seeds; NaN with one seed.
+        deciding_images: the fewest test images of a group that the metric hangs on, see
+            :mod:`aimfair.evaluation.deciding`; None for metrics that no group decides.
     """
 
     mean: Number
     over_images: Interval
     over_seeds: Interval
+    deciding_images: int | None = None
 
 
 class MethodResult(_Part):
@@ -94,7 +98,8 @@ class MethodResult(_Part):
     Attributes:
         density: selected share of the weights, mean over the seeds; None where nothing is selected.
         reads_groups: the training of the method reads the protected attribute of real images.
-        mean: metric -> mean over the seeds. std: the same, ddof 1. interval: of the mean, bootstrap of the test images.
+        mean: metric -> mean over the seeds. std: the same, ddof 1. interval: of the mean, bootstrap of the test images,
+            bias-corrected. Where groups are empty, metrics that need them are NaN; worst_present_group_accuracy is not.
         of_mean_rates: metrics of the seed-averaged rates, as some papers give them; their worst group is flattering.
         versus: other method -> metric -> this method minus the other. Every method is compared with the biased model
             and with the default method.
@@ -118,7 +123,6 @@ class AuditMethod(_Part):
     """A method in the groups of another attribute; the names mean what they mean in :class:`MethodResult`.
 
     Attributes:
-        interval: of the metrics of the seed-averaged rates, bootstrap of one model's counts.
         worst_present_group: (y, a) of the lowest seed-averaged accuracy, of the groups that have images.
         versus: of the default method against the biased model; empty for the others.
     """
@@ -126,7 +130,6 @@ class AuditMethod(_Part):
     mean: Metrics
     std: Metrics
     of_mean_rates: Metrics
-    interval: dict[str, Interval]
     by_group: GroupResult
     worst_present_group: tuple[int, int] | None
     versus: dict[str, dict[str, Difference]]
@@ -153,7 +156,11 @@ class Audit(_Part):
     @property
     def empty(self) -> int:
         """How many groups have no test images."""
-        return sum(size == 0 for row in self.test_images for size in row)
+        return _empty(self.test_images)
+
+
+def _empty(test_images: list[list[int]]) -> int:
+    return sum(size == 0 for row in test_images for size in row)
 
 
 class Results(_Part):
@@ -166,10 +173,11 @@ class Results(_Part):
         cautions: sentences on empty and small groups.
         methods: the biased model first, then the methods as configured.
         bins: of the calibration error.
-        attributes: name -> the groups of a further attribute. intersections: the same of the protected one and it.
+        attributes: name -> the groups of a further attribute. intersections: the same of the protected one and it; not
+            of attributes that the protected one is made of.
     """
 
-    schema_version: Literal[2] = SCHEMA_VERSION
+    schema_version: Literal[3] = SCHEMA_VERSION
     title: str
     target_names: list[str]
     protected_names: list[str]
@@ -189,6 +197,11 @@ class Results(_Part):
     def groups(self) -> list[tuple[int, int]]:
         """Every (y, a), class by class."""
         return [(y, a) for y in range(len(self.target_names)) for a in range(len(self.protected_names))]
+
+    @property
+    def empty(self) -> int:
+        """How many groups have no test images."""
+        return _empty(self.test_images)
 
     def group_name(self, y: int, a: int) -> str:
         return f"{self.target_names[y]} · {self.protected_names[a]}"

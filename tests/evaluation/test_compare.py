@@ -127,7 +127,7 @@ def test_other_files_are_refused(tmp_path) -> None:
     path = tmp_path / "results.json"
     with pytest.raises(AimfairError, match="no results yet; first: aimfair evaluate"):
         Results.load(path)
-    for text in ("{", "{}", '{"schema_version": 2}', "3", "\xff"):
+    for text in ("{", "{}", '{"schema_version": 3}', "3", "\xff"):
         path.write_bytes(text.encode("latin-1"))
         with pytest.raises(AimfairError, match=r"results\.json: .*make it again"):
             Results.load(path)
@@ -169,7 +169,7 @@ def test_an_older_file_is_named_as_such(tmp_path) -> None:
     path = tmp_path / "run" / "results.json"
     path.parent.mkdir()
     path.write_text('{"schema_version": 1, "title": "Digits", "methods": {}}')
-    with pytest.raises(AimfairError, match=r"schema version 1, this aimfair reads 2; .*aimfair evaluate --run .*run$"):
+    with pytest.raises(AimfairError, match=r"schema version 1, this aimfair reads 3; .*aimfair evaluate --run .*run$"):
         Results.load(path)
 
 

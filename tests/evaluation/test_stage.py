@@ -137,7 +137,7 @@ def test_results_of_an_older_aimfair_are_made_again(run: Run, monkeypatch: pytes
     with monkeypatch.context() as older:
         older.setattr(evaluate, "SCHEMA_VERSION", 1)
         evaluate.run(run)
-    run.results.write_text(run.results.read_text().replace('"schema_version": 2', '"schema_version": 1'))
+    run.results.write_text(run.results.read_text().replace('"schema_version": 3', '"schema_version": 1'))
     with pytest.raises(AimfairError, match="schema version 1"):
         Results.load(run.results)
     evaluate.run(run)
