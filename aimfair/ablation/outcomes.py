@@ -54,7 +54,7 @@ class Outcomes:
 
     def verdict(self, outcome: Outcome, metric: str) -> Verdict:
         """Whether the arm is better than the reference, in the words of the report."""
-        return judge(metric, (outcome.versus or outcome.versus_biased)[metric])
+        return judge(metric, (outcome.versus or outcome.versus_biased)[metric], self.results.small_group)
 
 
 def collect(plan: Plan, folder: Path) -> Outcomes:

@@ -61,5 +61,6 @@ _WORDS = {
     "better": "clearly better is",
     "worse": "clearly worse is",
     "no clear change": "no clear difference in",
+    "too few images": "too few test images to judge",
     "undefined": "undefined in",
 }

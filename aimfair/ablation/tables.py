@@ -127,11 +127,7 @@ def _tuned(result: MethodResult) -> str:
 
 
 def _spreads(result: MethodResult) -> list[str]:
-    return [_spread(result.mean[metric], result.std[metric]) for metric in METRICS]
-
-
-def _spread(mean: float, std: float) -> str:
-    return wording.percent(mean) if math.isnan(std) or math.isnan(mean) else f"{100 * mean:.1f} ± {100 * std:.1f}%"
+    return [wording.spread(result.mean[metric], result.std[metric]) for metric in METRICS]
 
 
 def _judged(plan: Plan, outcomes: Outcomes, one: Outcome, metric: str) -> str:

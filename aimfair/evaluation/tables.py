@@ -21,14 +21,24 @@ COLUMNS: Mapping[str, str] = {
 _SCORES = {"auroc": "AUROC", "calibration_error": "ECE", "brier": "Brier"}
 
 
-def percent(value: float) -> str:
+def percent(value: float, digits: int = 1) -> str:
     """A share in percent, without the sign; a dash where undefined."""
-    return "\N{EN DASH}" if math.isnan(value) else f"{100 * value:.1f}"
+    return "\N{EN DASH}" if math.isnan(value) else f"{100 * value:.{digits}f}"
 
 
 def spread(mean: float, std: float) -> str:
     """Mean and standard deviation in percent; one seed has no standard deviation."""
     return percent(mean) if math.isnan(std) else f"{percent(mean)} ± {percent(std)}"
+
+
+def worst_metric(results: Results) -> str:
+    """The worst group of all; where groups have no test images, the worst of those that have some."""
+    return "worst_present_group_accuracy" if results.empty else "worst_group_accuracy"
+
+
+def empty_groups(results: Results) -> str:
+    """For example "1 of 4 groups has no test images"."""
+    return f"{results.empty} of {len(results.groups)} groups {'has' if results.empty == 1 else 'have'} no test images"
 
 
 def save_tables(results: Results, folder: Path) -> list[Path]:
@@ -73,7 +83,9 @@ def numeric_row(name: str, method: MethodResult) -> dict[str, str]:
 def markdown(results: Results) -> str:
     """A Markdown table of the methods, in percent, with what its columns mean."""
     seeds = len(results.seeds)
-    headings = ["method", "tuned", *COLUMNS.values()]
+    empty = f"worst of the {len(results.groups) - results.empty} groups with images"
+    columns = {**COLUMNS, **({"worst_present_group_accuracy": empty} if results.empty else {})}
+    headings = ["method", "tuned", *columns.values()]
     headings += [f"{COLUMNS[metric]} of seed-averaged rates" for metric in _AVERAGED]
     headings += list(_SCORES.values())
     lines = [_line(headings), _line(["---", *["---:"] * (len(headings) - 1)])]
@@ -85,7 +97,7 @@ def markdown(results: Results) -> str:
                 [
                     name + (" \\*" if method.reads_groups else ""),
                     "" if method.density is None else percent(method.density),
-                    *(spread(method.mean[metric], method.std[metric]) for metric in COLUMNS),
+                    *(spread(method.mean[metric], method.std[metric]) for metric in columns),
                     *(percent(method.of_mean_rates[metric]) for metric in _AVERAGED),
                     *(_score(method, score) for score in _SCORES),
                 ]
@@ -97,6 +109,7 @@ def markdown(results: Results) -> str:
         " rates; STD: of the group accuracies; ECE: expected calibration error"
         f" ({results.bins} bins). Columns “of seed-averaged rates” average the rates of the seeds first, as AIM-Fair"
         " does: their worst group, EO and STD flatter.",
+        *([f"{empty_groups(results)}: metrics of all groups are undefined."] if results.empty else []),
         *(["\\* trained with the protected attribute of real images."] if readers else []),
     ]
     return "\n".join(lines) + "\n\n" + "\n\n".join(notes) + "\n"

@@ -26,9 +26,11 @@ def new_folder(path: Path, *, overwrite: bool) -> Iterator[Path]:
         overwrite: whether an earlier export in ``path`` may be replaced; anything else in it never is.
 
     Raises:
-        AimfairError: there is something in ``path``.
+        AimfairError: there is something in ``path``, or it is the current folder, which cannot be replaced.
         OSError: the files cannot be written.
     """
+    _require_elsewhere(path)
+    path = Path(os.path.abspath(path))  # which has a name, also "..", but follows no link
     path.parent.mkdir(parents=True, exist_ok=True)
     old = path.with_name(f".{path.name}.old")
     _clean(path, old)
@@ -58,6 +60,12 @@ def _clean(path: Path, old: Path) -> None:
     for entry in path.parent.iterdir():
         if temporary.fullmatch(entry.name) and entry.is_dir() and not entry.is_symlink():
             shutil.rmtree(entry)
+
+
+def _require_elsewhere(path: Path) -> None:
+    here = Path.cwd().resolve()
+    if path.resolve() in (here, *here.parents):
+        raise AimfairError(f"{path}: is the current folder or holds it; choose a new one with --to")
 
 
 def _require_replaceable(path: Path, overwrite: bool) -> None:

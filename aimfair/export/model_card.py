@@ -2,6 +2,7 @@
 
 import math
 import re
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from aimfair.config import BIASED, Config, DataSettings
+from aimfair.config import BIASED, Config, DataSettings, MethodSettings
 from aimfair.errors import AimfairError
 from aimfair.evaluation.results import Interval, MethodResult, Results
 from aimfair.export import usage
@@ -19,14 +20,15 @@ from aimfair.export.markdown import escape, one_line, table
 from aimfair.export.onnx import FILE, TOLERANCE, Agreement
 from aimfair.export.preprocessor import Difference
 from aimfair.generation.summary import GenerationSummary
-from aimfair.report.wording import LABELS, percent, percents
+from aimfair.report import wording
+from aimfair.report.wording import LABELS, percent, percents, spread
+from aimfair.training.methods.choose import kind_of
 
 CARD = "README.md"
 UNKNOWN = "unknown"
 """The license of a model of which nobody has said one; the hub knows the word."""
 
 _METRICS = ("accuracy", "worst_group_accuracy", "balanced_accuracy", "group_std", "eo_mean", "eo_max")
-_READ_GROUPS = ("balanced_resampling", "group_dro")
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+", re.ASCII)
 
 
@@ -80,9 +82,10 @@ def render(facts: Facts) -> str:
         "How to use it": _usage(facts),
         "Before and after": _metrics(facts),
         "Groups": _groups(facts),
+        **({"Other attributes": _audits(facts)} if facts.results.attributes else {}),
         "Data": _data(facts),
         "Method": _method(facts),
-        "Synthetic images": _synthetic(facts),
+        **({"Synthetic images": _synthetic(facts)} if _saw_synthetic(facts) else {}),
         "Limits": _limits(facts),
         "How it was made": _reproducibility(facts),
     }
@@ -115,7 +118,7 @@ def _metadata(facts: Facts) -> Any:
             metric_name=LABELS[metric],
             metric_value=round(seed.overall[metric], 6),
         )
-        for metric in _METRICS
+        for metric in _metrics_of(facts.results)
         if not math.isnan(seed.overall[metric])
     ]
     of_transformers = facts.preprocessing is not None
@@ -209,11 +212,11 @@ def _metrics(facts: Facts) -> str:
     if number > 1:
         head += [f"before, {number} seeds", f"after, {number} seeds"]
     rows = []
-    for metric in _METRICS:
+    for metric in _metrics_of(results):
         seeds = [_of_seed(method, choice.seed) for method in (before, after)]
         row = [LABELS[metric], *(_with_interval(seed.overall[metric], seed.interval[metric]) for seed in seeds)]
         if number > 1:
-            row += [_spread(method.mean[metric], method.std[metric]) for method in (before, after)]
+            row += [spread(method.mean[metric], method.std[metric]) for method in (before, after)]
         rows.append(row)
     over_seeds = (
         "There is one seed: how much the numbers would change with another training is unknown."
@@ -225,6 +228,41 @@ def _metrics(facts: Facts) -> str:
         f" {percent(results.confidence, 0)}, bootstrap of the test images. {over_seeds} Equalized odds are differences"
         " of rates, 0 is best; their mean is (dTPR + dFPR) / 2 for two classes. The seed was not chosen by these"
         " numbers."
+    )
+
+
+def _metrics_of(results: Results) -> tuple[str, ...]:
+    """The strict worst group is undefined where groups are empty; that of the others then stands beside it."""
+    return (*_METRICS, *(["worst_present_group_accuracy"] if results.empty else []))
+
+
+def _audits(facts: Facts) -> str:
+    """The worst group by each audited attribute, and by the protected one and it."""
+    results, data = facts.results, facts.config.data
+    protected = wording.TIMES.join([data.protected, *data.intersect_with])
+    titled = [(name, audit) for name, audit in results.attributes.items()]
+    titled += [(f"{protected}{wording.TIMES}{name}", audit) for name, audit in results.intersections.items()]
+    rows = []
+    for title, audit in titled:
+        row = [escape(title)]
+        for name in (BIASED, facts.choice.method):
+            method = audit.methods[name]
+            if method.worst_present_group is None:
+                row.append(escape(""))
+                continue
+            y, a = method.worst_present_group
+            small = " (small)" if audit.test_images[a][y] < results.small_group else ""
+            group = escape(f"{results.target_names[y]} · {audit.value_names[a]}")
+            row.append(f"{group}: {percent(method.by_group.mean[a][y])}{small}")
+        sizes = [size for of_value in audit.test_images for size in of_value]
+        few = sum(0 < size < results.small_group for size in sizes)
+        rows.append([*row, f"{len(sizes)}, {audit.empty} empty, {few} small"])
+    return (
+        "The group, a class and a value, in which the accuracy on the test images is lowest, mean over seeds, of the"
+        " groups that have some:\n\n"
+        + table(["by", "worst before", "worst after", "groups"], rows)
+        + f"\n\nSmall groups have fewer than {results.small_group} test images. Of many groups the worst is low by"
+        " chance alone."
     )
 
 
@@ -240,7 +278,7 @@ def _groups(facts: Facts) -> str:
                 f"{escape(results.target_names[y])} · {escape(results.protected_names[a])}",
                 *(f"{int(facts.group_counts[split][y, a]):,}" for split in facts.group_counts),
                 *map(percent, pair),
-                _spread(after.by_group.mean[a][y], after.by_group.std[a][y]),
+                spread(after.by_group.mean[a][y], after.by_group.std[a][y]),
                 percents(after.by_group.interval[a][y]) + (" (small)" if small else ""),
             ]
         )
@@ -277,46 +315,97 @@ def _method(facts: Facts) -> str:
     method = config.methods[choice.method]
     given = method.model_dump(mode="json", exclude_defaults=True)
     words = ", ".join(f"{escape(key)} {escape(str(value))}" for key, value in given.items()) or "defaults"
+    kind = kind_of(method)
+    groups = (
+        "Its training reads the protected attribute of real images."
+        if kind.reads_groups
+        else "No step of its training reads the protected attribute of a real image."
+    )
+    images = facts.synthetic or 0
     if method.kind != "tune":
-        reads = method.kind in _READ_GROUPS or (method.kind == "dfr" and method.balanced_from == "real")
-        groups = "reads" if reads else "does not read"
-        return (
-            f"Kind `{method.kind}`, a baseline from the literature ({words}). Its training {groups} the protected"
-            " attribute of real images."
-        )
+        what = wording.training(method, facts.density, images)
+        return f"Kind `{method.kind}`, a baseline from the literature ({words}): it {what}. {groups}"
     share = "" if facts.density is None else f" They are {percent(facts.density)} of all."
     return (
-        f"Rule `{method.rule}` ({words}). The biased model's gradients on real biased, synthetic biased and synthetic"
-        " balanced images decide which weights are tuned, on balanced synthetic images alone; the others keep their"
-        f" bits.{share} No training step reads the protected attribute of a real image. The method is AIM-Fair's (CVPR"
-        " 2025, arXiv 2503.05665), the rule one of aimfair's."
+        f"Rule `{method.rule}` ({words}): {_chosen(method)} The others keep their bits.{share} What is"
+        f" tuned is tuned on balanced synthetic images alone, from the biased model on. {groups} {_source(method)}"
     )
+
+
+def _chosen(method: MethodSettings) -> str:
+    """What decides which weights are tuned."""
+    frozen = " Nothing is tuned in the modules under `freeze`." if method.freeze else ""
+    if (fixed := _WITHOUT_GRADIENTS.get(method.rule)) is not None:
+        return f"{fixed} No gradient decides it.{frozen}"
+    compared = {"synthetic_biased", "synthetic_fair"}
+    if method.criterion in ("fisher", "magnitude"):
+        compared = {method.source or "synthetic_fair"}
+    if method.rule != "top_k":  # which has no domain score
+        compared |= {"real_biased", "synthetic_biased"}
+    images = wording.listing([words for source, words in _SOURCES.items() if source in compared])
+    return f"the biased model's gradients on {images} images decide which weights are tuned.{frozen}"
+
+
+_SOURCES = {
+    "real_biased": "real biased",
+    "synthetic_biased": "synthetic biased",
+    "synthetic_fair": "synthetic balanced",
+}
+
+_WITHOUT_GRADIENTS: Mapping[str, str] = {
+    "all": "all weights are tuned.",
+    "random": "weights drawn at random are tuned.",
+    "head_only": "only the head is tuned.",
+    "blocks": "only the modules under `blocks` are tuned.",
+}
+
+
+def _source(method: MethodSettings) -> str:
+    """Whose the rule is."""
+    if method.rule in _WITHOUT_GRADIENTS:
+        return "It is a control for AIM-Fair's selection (CVPR 2025, arXiv 2503.05665), with its images and its tuning."
+    if (method.rule, method.granularity, method.criterion) == (
+        "intersection",
+        "tensor",
+        "difference",
+    ) and method.domain_criterion in (None, "difference"):
+        return "This is AIM-Fair's own rule (CVPR 2025, arXiv 2503.05665)."
+    return "The method is AIM-Fair's (CVPR 2025, arXiv 2503.05665), the rule one of aimfair's."
 
 
 def _synthetic(facts: Facts) -> str:
     generate, lines = facts.config.generate, []
+    made = sum(group.made for group in facts.generation.groups) if facts.generation is not None else 0
+    kept = sum(group.kept for group in facts.generation.groups) if facts.generation is not None else 0
     if generate.folder is not None:
-        lines.append("- Made elsewhere, and copied.")
+        found = f": {kept:,} of the {made:,} in a folder, balanced and biased sets together" if made else ""
+        lines.append(f"- Made elsewhere, not by this run nor from its prompts, and copied{found}.")
     else:
         lines.append(
             f"- Model {escape(_public(generate.model))}, {generate.steps} steps, guidance {generate.guidance_scale:g},"
             f" scheduler `{generate.scheduler}`, seed {generate.seed}."
         )
-    if facts.prompts is not None:
-        lines.append(
-            f"- {facts.prompts:,} prompts, the same contexts in every group (`{facts.config.prompts.provider}`)."
-        )
+        if facts.prompts is not None:
+            lines.append(
+                f"- {facts.prompts:,} prompts, the same contexts in every group (`{facts.config.prompts.provider}`)."
+            )
     if facts.synthetic is not None:
         lines.append(f"- {facts.synthetic:,} images in the balanced set.")
     if facts.generation is not None:
-        made = sum(group.made for group in facts.generation.groups)
-        rejected: dict[str, int] = {}
+        rejected: Counter[str] = Counter()
         for group in facts.generation.groups:
-            for reason, count in group.rejected.items():
-                rejected[reason] = rejected.get(reason, 0) + count
+            rejected.update(group.rejected)
         told = ", ".join(f"{escape(reason)} {count:,}" for reason, count in sorted(rejected.items())) or "none"
-        lines.append(f"- {made:,} images made; rejected by filters: {told}.")
+        if generate.folder is None:
+            lines.append(f"- {made:,} images made; rejected by filters: {told}.")
+        elif rejected:
+            lines.append(f"- Not copied: {told}.")
     return "\n".join(lines)
+
+
+def _saw_synthetic(facts: Facts) -> bool:
+    name = facts.choice.method
+    return name != BIASED and kind_of(facts.config.methods[name]).synthetic
 
 
 def _limits(facts: Facts) -> str:
@@ -328,7 +417,11 @@ def _limits(facts: Facts) -> str:
         "The numbers hold for the test images. For other cameras, places or people nothing is known; measure there"
         " before use.",
         "Fairness in one attribute says nothing about another, nor about their intersections.",
-        "Synthetic images differ from real ones and have biases of their own, which tuning may pass on.",
+        *(
+            ["Synthetic images differ from real ones and have biases of their own, which training may pass on."]
+            if _saw_synthetic(facts)
+            else []
+        ),
         *(escape(caution) for caution in results.cautions),
     ]
     return "\n".join(f"- {line}" for line in lines)
@@ -378,10 +471,6 @@ def _of_seed(method: MethodResult, seed: int) -> Any:
 def _with_interval(value: float, interval: Interval) -> str:
     between = percents(interval)
     return f"{percent(value)} ({between})" if between else percent(value)
-
-
-def _spread(mean: float, std: float) -> str:
-    return percent(mean) if math.isnan(std) else f"{percent(mean)} ± {100 * std:.1f}"
 
 
 def _code(text: str) -> str:

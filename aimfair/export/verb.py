@@ -70,8 +70,8 @@ def export_run(
     prepare_process(run.config)
     if with_onnx:
         onnx.require_packages()
+    run.digest_of("evaluate")  # what it needs is done, too; so that this is what an unfinished run is told first
     choice = choose(run, method, seed)
-    run.digest_of("evaluate")
     results = Results.load(run.results)
     to = run.path / "export" / f"{choice.method}-{choice.seed}" if to is None else to
     with new_folder(to, overwrite=overwrite) as folder:

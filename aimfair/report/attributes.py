@@ -69,11 +69,13 @@ class Table:
 
 
 def tables(results: Results, protected: str) -> list[Table]:
-    """Each attribute, followed by its intersection with the attribute that is called ``protected``."""
+    """Each attribute, followed by its intersection, where there is one, with that which is called ``protected``."""
     found = []
     for name, audit in results.attributes.items():
         found.append(_table(results, audit, name))
-        found.append(_table(results, results.intersections[name], f"{protected} \N{MULTIPLICATION SIGN} {name}"))
+        if name in results.intersections:
+            title = f"{protected}{wording.TIMES}{name}"
+            found.append(_table(results, results.intersections[name], title))
     return found
 
 
@@ -88,7 +90,7 @@ def _table(results: Results, audit: Audit, title: str) -> Table:
                 before.mean[metric],
                 after.mean[metric],
                 differences[metric],
-                wording.judge(metric, differences[metric]),
+                wording.judge(metric, differences[metric], results.small_group),
             )
             for metric, label in ((_PRESENT if audit.empty else {}) | _METRICS).items()
         ],

@@ -6,6 +6,7 @@ from typing import Any
 import aimfair
 from aimfair.config import BIASED
 from aimfair.evaluation.results import Results
+from aimfair.evaluation.tables import empty_groups, worst_metric
 from aimfair.report import (
     attributes,
     certainty,
@@ -21,27 +22,38 @@ from aimfair.report import (
 )
 from aimfair.report.material import Material
 from aimfair.report.template import template
+from aimfair.training.methods.choose import kind_of
 
-_HEADLINE = ("worst_group_accuracy", "eo_mean", "accuracy")
-"""Metrics of the tiles, and of comparisons between methods."""
+_BESIDE_WORST = ("eo_mean", "accuracy")
+"""Metrics of the tiles, and of comparisons between methods, besides the worst group."""
 
 
 def render(material: Material) -> str:
     """The report of a run as HTML. Nothing in it is loaded from elsewhere, and every text of the run is escaped."""
+    data = material.config.data
     return template("page.html").render(
         version=aimfair.__version__,
         date=datetime.now(UTC),
         material=material,
         results=material.results,
         environment=environment.describe(),
-        labels=wording.LABELS,
+        labels=_labels(material.results),
+        worst_metric=worst_metric(material.results),
+        empty_groups=empty_groups(material.results),
+        how=wording.training(
+            material.config.methods[material.results.default_method],
+            material.results.methods[material.results.default_method].density,
+            material.synthetic_images,
+        ),
+        synthetic_seen=kind_of(material.config.methods[material.results.default_method]).synthetic,
         **_summary(material.results),
         **_groups(material),
         **_methods(material),
         **_masks(material),
         certainty=certainty.section(material.results),
         certainty_labels=certainty.LABELS.values(),
-        attributes=attributes.tables(material.results, material.config.data.protected),
+        attributes=attributes.tables(material.results, wording.TIMES.join([data.protected, *data.intersect_with])),
+        factors=[data.protected, *data.intersect_with] if data.intersect_with else [],
         confusions=confusion.confusions(material.results),
         trainings=training.trainings(material.histories, material.results.default_method),
         prompts=prompts.section(material.diversity) if material.diversity is not None else None,
@@ -51,7 +63,8 @@ def render(material: Material) -> str:
 
 def _summary(results: Results) -> dict[str, Any]:
     others = [name for name in results.methods if name != results.default_method]
-    compared = {name: [wording.compare(results, name, metric) for metric in _HEADLINE] for name in others}
+    metrics = (worst_metric(results), *_BESIDE_WORST)
+    compared = {name: [wording.compare(results, name, metric) for metric in metrics] for name in others}
     return {
         "headline": wording.headline(results),
         "changes": compared[BIASED],
@@ -59,6 +72,12 @@ def _summary(results: Results) -> dict[str, Any]:
         "comparisons": [one for of_method in compared.values() for one in of_method],
         "cautions": wording.cautions(results),
     }
+
+
+def _labels(results: Results) -> dict[str, str]:
+    """Of the metrics that are shown."""
+    hidden = set() if results.empty else {"worst_present_group_accuracy"}  # it is the strict one then
+    return {metric: label for metric, label in wording.LABELS.items() if metric not in hidden}
 
 
 def _groups(material: Material) -> dict[str, Any]:
@@ -92,13 +111,14 @@ def _groups(material: Material) -> dict[str, Any]:
 def _methods(material: Material) -> dict[str, Any]:
     """A row per method, with the seeds as dots."""
     methods = material.results.methods
-    worst = {name: [one.overall["worst_group_accuracy"] for one in method.seeds] for name, method in methods.items()}
+    metric = worst_metric(material.results)
+    worst = {name: [one.overall[metric] for one in method.seeds] for name, method in methods.items()}
     scale = charts.scale_for([value for values in worst.values() for value in values])
     rows = [
         {
             "name": name,
             "method": method,
-            "strip": charts.strip(worst[name], method.mean["worst_group_accuracy"], scale),
+            "strip": charts.strip(worst[name], method.mean[metric], scale),
             "seconds": training.mean_seconds(material.histories.get(name, {})),
         }
         for name, method in methods.items()

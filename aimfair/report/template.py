@@ -21,6 +21,7 @@ def template(name: str) -> jinja2.Template:
     page.filters |= {
         "percent": wording.percent,
         "percents": wording.percents,
+        "spread": wording.spread,
         "points": wording.points,
         "between": wording.between,
         "duration": duration,

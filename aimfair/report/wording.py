@@ -5,18 +5,27 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from aimfair.config import BIASED
+from aimfair.config import BIASED, MethodSettings
+from aimfair.evaluation import tables
 from aimfair.evaluation.fairness import HIGHER_IS_BETTER
 from aimfair.evaluation.results import Difference, Interval, Results
+from aimfair.training.methods.choose import kind_of
 
-Verdict = Literal["better", "worse", "no clear change", "undefined"]
+Verdict = Literal["better", "worse", "no clear change", "too few images", "undefined"]
+
+_NO_WIDTH = 1e-12
+"""Quantiles of equal numbers differ by less, by rounding."""
 
 _NONE, _MINUS = "\N{EN DASH}", "\N{MINUS SIGN}"
+
+TIMES = " \N{MULTIPLICATION SIGN} "
+"""Between the names of attributes that are crossed."""
 
 LABELS = {
     "accuracy": "Accuracy",
     "balanced_accuracy": "Balanced accuracy",
     "worst_group_accuracy": "Worst-group accuracy",
+    "worst_present_group_accuracy": "Worst group with test images",
     "group_std": "Spread of groups (STD)",
     "eo_mean": "Equalized odds (mean)",
     "eo_max": "Equalized odds (max)",
@@ -28,7 +37,12 @@ LABELS = {
 
 def percent(value: float, digits: int = 1) -> str:
     """A share, for example 85.2%; a dash where undefined."""
-    return _NONE if math.isnan(value) else f"{100 * value:.{digits}f}%"
+    return tables.percent(value, digits) + ("" if math.isnan(value) else "%")
+
+
+def spread(mean: float, std: float) -> str:
+    """Mean and standard deviation over the seeds, for example "85.2% ± 1.3"; one seed has no deviation."""
+    return percent(mean) if math.isnan(mean) or math.isnan(std) else f"{percent(mean)} ± {tables.percent(std)}"
 
 
 def percents(interval: Interval) -> str:
@@ -51,17 +65,23 @@ def listing(names: Sequence[str]) -> str:
     return " and ".join(filter(None, [", ".join(names[:-1]), names[-1]])) if names else ""
 
 
-def judge(metric: str, difference: Difference) -> Verdict:
-    """Better or worse only if every interval that is defined, over images and over seeds, lies on that side of zero."""
+def judge(metric: str, difference: Difference, small_group: int) -> Verdict:
+    """Better or worse only if every interval that is defined, over images and over seeds, lies on that side of zero.
+
+    An interval without width says nothing of chance and lies on no side. Where a group of fewer than ``small_group``
+    test images decides the metric, they are too few to say better or worse.
+    """
     intervals = [i for i in (difference.over_images, difference.over_seeds) if not any(map(math.isnan, i))]
     if math.isnan(difference.mean) or not intervals:
         return "undefined"
     up = 1 if metric in HIGHER_IS_BETTER else -1
-    if all(min(up * low, up * high) > 0 for low, high in intervals):
-        return "better"
-    if all(max(up * low, up * high) < 0 for low, high in intervals):
-        return "worse"
-    return "no clear change"
+    better = all(min(up * low, up * high) > 0 for low, high in intervals)
+    worse = all(max(up * low, up * high) < 0 for low, high in intervals)
+    if not (better or worse) or any(high - low < _NO_WIDTH for low, high in intervals):
+        return "no clear change"
+    if difference.deciding_images is not None and difference.deciding_images < small_group:
+        return "too few images"
+    return "better" if better else "worse"
 
 
 def default_minus(results: Results, other: str, metric: str) -> Difference:
@@ -70,7 +90,12 @@ def default_minus(results: Results, other: str, metric: str) -> Difference:
         return results.methods[results.default_method].versus[BIASED][metric]
     turned = results.methods[other].versus[results.default_method][metric]
     (image_low, image_high), (seed_low, seed_high) = turned.over_images, turned.over_seeds
-    return Difference(mean=-turned.mean, over_images=(-image_high, -image_low), over_seeds=(-seed_high, -seed_low))
+    return Difference(
+        mean=-turned.mean,
+        over_images=(-image_high, -image_low),
+        over_seeds=(-seed_high, -seed_low),
+        deciding_images=turned.deciding_images,
+    )
 
 
 @dataclass(frozen=True)
@@ -92,26 +117,62 @@ class Comparison:
 def compare(results: Results, other: str, metric: str) -> Comparison:
     difference = default_minus(results, other, metric)
     before, after = (results.methods[name].mean[metric] for name in (other, results.default_method))
-    return Comparison(other, metric, before, after, difference, judge(metric, difference))
+    return Comparison(other, metric, before, after, difference, judge(metric, difference, results.small_group))
 
 
 def headline(results: Results) -> str:
-    """One sentence on the worst group."""
-    worst = compare(results, BIASED, "worst_group_accuracy")
+    """One sentence on the worst group; where groups are empty, on the worst of the others, and how many they are."""
+    metric = tables.worst_metric(results)
+    worst = compare(results, BIASED, metric)
     ends = f"from {percent(worst.before)} to {percent(worst.after)}"
+    what, empty = "worst-group accuracy", ""
+    if metric != "worst_group_accuracy":
+        what = "the worst accuracy of a group with test images"
+        empty = f" {tables.empty_groups(results)}: worst-group accuracy of all is undefined."
     return {
-        "better": f"Worst-group accuracy rose {ends}.",
-        "worse": f"Worst-group accuracy fell {ends}.",
-        "no clear change": f"No clear change of worst-group accuracy: {ends}.",
-        "undefined": "Worst-group accuracy is undefined: a group has no test images.",
-    }[worst.verdict]
+        "better": f"{what[0].upper()}{what[1:]} rose {ends}.",
+        "worse": f"{what[0].upper()}{what[1:]} fell {ends}.",
+        "no clear change": f"No clear change of {what}: {ends}.",
+        "too few images": f"Too few test images to judge {what}: {ends}.",
+        "undefined": f"{what[0].upper()}{what[1:]} is undefined.",
+    }[worst.verdict] + empty
+
+
+def training(method: MethodSettings, density: float | None, images: int) -> str:
+    """What the method does, to follow its name: from where it starts, and on what it trains.
+
+    Args:
+        density: share of the weights that are selected; None: nothing is selected, or nobody knows.
+        images: in the balanced synthetic set; 0: nobody knows.
+    """
+    kind = kind_of(method)
+    synthetic = f"{images:,} balanced synthetic images" if images else "balanced synthetic images"
+    if method.kind == "tune":
+        return f"tunes {'a part' if density is None else percent(density)} of the biased model's weights on {synthetic}"
+    if kind.from_biased:
+        other = "real images of the validation set, balanced by group" if kind.reads_groups else synthetic
+        return f"trains the last layer of the biased model anew, on {other}"
+    how = _TRAINED[method.kind]
+    return f"is a model trained anew, from where the biased one began, {how.format(synthetic=synthetic)}"
+
+
+_TRAINED = {
+    "erm": "on the same real images, without a correction",
+    "synthetic_only": "on {synthetic} alone",
+    "real_and_synthetic": "on real images and {synthetic} together",
+    "balanced_resampling": "on real images of which every group is drawn equally often",
+    "group_dro": "on real images, the groups with the largest loss weighted up",
+    "jtt": "on real images, those that a first model got wrong repeated",
+}
 
 
 def against_controls(results: Results) -> list[str]:
     """Sentences on the default method beside all but the biased model: on worst-group accuracy and on accuracy."""
     others = [name for name in results.methods if name not in (BIASED, results.default_method)]
     sentences = []
-    for metric, what in (("worst_group_accuracy", "worst-group accuracy"), ("accuracy", "accuracy")):
+    worst = tables.worst_metric(results)
+    name = "worst-group accuracy" if worst == "worst_group_accuracy" else "the worst group with test images"
+    for metric, what in ((worst, name), ("accuracy", "accuracy")):
         verdicts = {name: compare(results, name, metric).verdict for name in others}
         said = [
             f"{words} {listing([name for name in others if verdicts[name] == verdict])}"
@@ -133,5 +194,6 @@ _BESIDE: dict[Verdict, str] = {
     "better": "clearly better than",
     "no clear change": "not clearly different from",
     "worse": "clearly worse than",
+    "too few images": "measured on too few images beside",
     "undefined": "not comparable with",
 }

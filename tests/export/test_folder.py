@@ -90,3 +90,21 @@ def test_the_data_are_on_disk_before_the_name(tmp_path: Path, monkeypatch: pytes
     fill(tmp_path / "out", "1")
     assert synced[-1] == tmp_path.name
     assert {"a.txt", MARK} < set(synced[:-1])
+
+
+@pytest.mark.parametrize("name", [".", "", "..", "../here", "/"])
+def test_the_current_folder_is_never_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    refused = pytest.raises(AimfairError, match="is the current folder or holds it; choose a new one with --to")
+    with refused, new_folder(Path(name), overwrite=True):
+        pass
+    assert [entry.name for entry in tmp_path.iterdir()] == ["here"]
+
+
+def test_a_relative_name_is_resolved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    with new_folder(Path("../there/."), overwrite=False) as folder:
+        (folder / "file").write_text("text")
+    assert (tmp_path / "there" / "file").read_text() == "text"

@@ -17,6 +17,7 @@ from aimfair.generation.diversity import measure
 from aimfair.generation.manifest import Manifest
 from aimfair.generation.prompts import load_prompts
 from aimfair.report import page
+from aimfair.report.wording import training as said_of
 from aimfair.report.material import Material, Replies
 from aimfair.run.directory import Run
 from aimfair.stages import report
@@ -259,11 +260,34 @@ def test_undefined_numbers_are_dashes(material: Material) -> None:
     results = compare(config, splits, made_up_predictions(splits, config), {})
     text = Page(page.render(changed(material, config=config, results=results, splits=splits))).text
     assert "nan" not in text
-    assert "Worst-group accuracy is undefined" in text
+    assert "1 of 4 groups has no test images: worst-group accuracy of all is undefined." in text
     assert "No test images of the group five or more · red" in text
     assert "Only 20 test images of the group five or more · green" in text
     assert "One seed:" in text
     assert "over seeds" not in text.split("Accuracy of each group")[0]
+
+
+@pytest.mark.parametrize("kind", ["erm", "dfr", "synthetic_only"])
+def test_the_first_sentence_is_of_the_method(material: Material, kind: str) -> None:
+    config = made_up_config(methods={name: {"kind": kind} for name in material.config.methods})
+    methods = {name: of.model_copy(update={"density": None}) for name, of in material.results.methods.items()}
+    results = material.results.model_copy(update={"methods": methods})
+    text = Page(page.render(changed(material, config=config, results=results))).text
+    assert f"aimfair {said_of(config.methods['aimfair'], None, material.synthetic_images)}; before is the" in text
+    assert "tunes" not in text
+    assert ("which aimfair has not seen" in text) == (kind != "synthetic_only")
+
+
+def test_factors_of_the_protected_attribute_are_named(material: Material) -> None:
+    data = {
+        "kind": "table", "root": "/", "target": "digit", "protected": "ink", "intersect_with": ["stroke"],
+        "majority": [0, 1],
+    }  # fmt: skip
+    config = made_up_config(data=data)
+    results = material.results.model_copy(update={"intersections": {}})
+    text = Page(page.render(changed(material, config=config, results=results))).text
+    assert "told apart by each attribute that the protected one is made of (ink, stroke)." in text
+    assert "nothing else has read" not in text
 
 
 def ten_class_results() -> tuple[Results, Splits]:

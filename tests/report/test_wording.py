@@ -1,12 +1,16 @@
 """Nothing is called better or worse unless every interval says so."""
 
 import math
+import re
 
 import pytest
 
+from aimfair.config import MethodSettings
 from aimfair.evaluation.compare import compare
 from aimfair.evaluation.results import Difference, Interval, Results
+from aimfair.evaluation.tables import markdown
 from aimfair.report import wording
+from aimfair.training.methods.choose import kind_of
 from tests.report.made_up import made_up_config, made_up_predictions, made_up_splits
 
 NONE = (math.nan, math.nan)
@@ -29,12 +33,69 @@ def results() -> Results:
         ((0.0, 0.3), (0.05, 0.4), "no clear change", "no clear change"),
         ((0.1, 0.3), NONE, "better", "worse"),
         (NONE, NONE, "undefined", "undefined"),
+        ((0.2, 0.2), NONE, "no clear change", "no clear change"),
+        ((0.1, 0.3), (0.2, 0.2), "no clear change", "no clear change"),
     ],
 )
 def test_verdicts(over_images: Interval, over_seeds: Interval, higher: str, lower: str) -> None:
     difference = Difference(mean=0.2, over_images=over_images, over_seeds=over_seeds)
-    assert wording.judge("worst_group_accuracy", difference) == higher
-    assert wording.judge("eo_mean", difference) == lower
+    assert wording.judge("worst_group_accuracy", difference, 30) == higher
+    assert wording.judge("eo_mean", difference, 30) == lower
+
+
+def test_few_images_decide_nothing() -> None:
+    clear = Difference(mean=0.2, over_images=(0.1, 0.3), over_seeds=NONE, deciding_images=29)
+    assert wording.judge("eo_mean", clear, 30) == "too few images"
+    assert wording.judge("eo_mean", clear, 29) == "worse"
+    unclear = clear.model_copy(update={"over_images": (-0.1, 0.3)})
+    assert wording.judge("eo_mean", unclear, 30) == "no clear change", "which needs no images"
+
+
+def test_small_groups_reach_every_verdict() -> None:
+    """The groups in which the biased model errs have 20 images each; accuracy hangs on no group."""
+    config, splits = made_up_config(), made_up_splits((300, 20, 20, 300))
+    results = compare(config, splits, made_up_predictions(splits, config), {})
+    assert wording.headline(results).startswith("Too few test images to judge worst-group accuracy: from ")
+    verdicts = {metric: wording.compare(results, "biased", metric).verdict for metric in ("eo_mean", "accuracy")}
+    assert verdicts == {"eo_mean": "too few images", "accuracy": "worse"}
+    assert wording.compare(results, "biased", "worst_group_accuracy").verdict == "too few images"
+    assert wording.compare(results, "random", "eo_mean").difference.deciding_images == 20, "also turned round"
+
+
+def test_the_headline_where_a_group_is_empty() -> None:
+    config, splits = made_up_config(), made_up_splits((300, 300, 300, 0))
+    results = compare(config, splits, made_up_predictions(splits, config), {})
+    assert math.isnan(results.methods["aimfair"].mean["worst_group_accuracy"])
+    assert re.fullmatch(
+        r"The worst accuracy of a group with test images rose from 5\d\.\d% to 8\d\.\d%\. 1 of 4 groups has no test"
+        r" images: worst-group accuracy of all is undefined\.",
+        wording.headline(results),
+    )
+    text = markdown(results)
+    assert "| worst of the 3 groups with images |" in text
+    assert "1 of 4 groups has no test images" in text
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"rule": "all"}, "tunes 30.0% of the biased model's weights on 7 balanced synthetic images"),
+        ({"kind": "erm"}, "is a model trained anew, from where the biased one began, on the same real images"),
+        ({"kind": "synthetic_only"}, "on 7 balanced synthetic images alone"),
+        ({"kind": "real_and_synthetic"}, "on real images and 7 balanced synthetic images together"),
+        ({"kind": "balanced_resampling"}, "of which every group is drawn equally often"),
+        ({"kind": "group_dro"}, "the groups with the largest loss weighted up"),
+        ({"kind": "jtt"}, "those that a first model got wrong repeated"),
+        ({"kind": "dfr"}, "trains the last layer of the biased model anew, on real images of the validation set"),
+        ({"kind": "dfr", "balanced_from": "synthetic"}, "model anew, on 7 balanced synthetic images"),
+    ],
+)
+def test_what_a_method_does(settings: dict[str, str], said: str) -> None:
+    method = MethodSettings.model_validate(settings)
+    text = wording.training(method, 0.3, 7)
+    assert said in text
+    assert ("synthetic" in text) == kind_of(method).synthetic
+    assert ("biased model" in text) == kind_of(method).from_biased
 
 
 def test_the_headline_follows_the_verdict(results: Results) -> None:
