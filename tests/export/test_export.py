@@ -171,7 +171,7 @@ def test_a_run_that_is_not_evaluated(photographs: Path, tmp_path: Path, capsys: 
     Run.open(tmp_path / "run", config(photographs), quiet=True).close()
     for seed in ([], ["--seed", "3"]):  # without one, no validation accuracy is there to choose it by
         assert cli.main(["export", "--run", str(tmp_path / "run"), *seed, "--no-onnx"]) == 1
-        assert "step evaluate" in (said := capsys.readouterr().err), said
+        assert "step 'evaluate' is not finished; do it first" in (said := capsys.readouterr().err), said
     assert cli.main(["export", "--run", str(tmp_path / "none")]) == 2
     assert cli.main(["export", "--run", str(tmp_path / "run"), "--train.lr", "1"]) == 2
 

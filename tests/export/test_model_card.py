@@ -136,7 +136,7 @@ def test_images_that_were_made_elsewhere(make: Make) -> None:
     )
     assert "copied: 48 of the 70 in a folder" in said
     assert "Not copied: damaged 3." in said
-    assert not re.search("prompts,|24 prompts|images made|elsewhere/", said)
+    assert not re.search("24 prompts|images made|elsewhere/", said)
 
 
 def test_the_worst_group_of_every_attribute(make: Make, results: Results) -> None:

@@ -17,8 +17,8 @@ from aimfair.generation.diversity import measure
 from aimfair.generation.manifest import Manifest
 from aimfair.generation.prompts import load_prompts
 from aimfair.report import page
-from aimfair.report.wording import training as said_of
 from aimfair.report.material import Material, Replies
+from aimfair.report.wording import training as said_of
 from aimfair.run.directory import Run
 from aimfair.stages import report
 from tests.report.conftest import open_run
