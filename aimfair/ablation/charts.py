@@ -17,6 +17,7 @@ _HEIGHT, _TOP, _BOTTOM = 320, 34, 40  # pixels: of the whole, above and below th
 _LEFT, _RIGHT = 13.0, 96.0  # percent of the width between which points lie
 _NARROW = 320  # pixels of the narrowest plot, for which labels must keep apart
 _LETTER, _LINE = 6.6, 14  # pixels of a letter and of a line of labels
+_FAR = 8  # lines that a label may stand above or below its point
 
 Format = Callable[[float], str]
 
@@ -177,6 +178,10 @@ def _mark(one: Point, x: float, down: Callable[[float], float], left: bool, text
         if math.isfinite(one.low + one.high)
         else Markup("")
     )
+    if abs(text_y - 4 - down(one.y)) > 1.5 * _LINE:  # too far to be seen as its own
+        whisker += Markup('<line class="leader" x1="{0:.2f}%" x2="{0:.2f}%" y1="{1:.1f}" y2="{2:.1f}"/>').format(
+            x, down(one.y), text_y - 4
+        )
     return Markup(
         '<g class="{}">{}<circle cx="{:.2f}%" cy="{:.1f}" r="5"/><text x="{:.2f}%" y="{:.1f}" dx="{}"{}>{}</text></g>'
     ).format(
@@ -189,7 +194,7 @@ def _places(marks: Sequence[tuple[float, float, str]]) -> list[tuple[bool, float
     """For each (x in percent, y in pixels, label): whether the label stands left of it, and at which height.
 
     The first place that is free of points and of other labels: right or left of the point, then a line up or down, and
-    so on; right of it where none is.
+    so on; where none is, the one with the fewest of them.
     """
     points = [(x - 1.5, x + 1.5, y + 4) for x, y, _ in marks]
     labels: list[tuple[float, float, float]] = []
@@ -197,15 +202,16 @@ def _places(marks: Sequence[tuple[float, float, str]]) -> list[tuple[bool, float
     for index, (x, y, label) in enumerate(marks):
         width = 100 * (_LETTER * len(label) + 12) / _NARROW
         others = points[:index] + points[index + 1 :] + labels
-        for shift, left in product((0, -1, 1, -2, 2, -3, 3), (False, True)):
+        places: list[tuple[int, int, float, bool, float]] = []
+        for shift, left in product(sorted(range(-_FAR, _FAR + 1), key=abs), (False, True)):
             at = y + 4 + shift * _LINE
             start = x - width if left else x
-            free = all(
-                start >= end or begin >= start + width or abs(at - other) >= _LINE for begin, end, other in others
-            )
-            if free and start >= 0 and start + width <= 100 and _TOP - 8 <= at <= _HEIGHT - _BOTTOM:
-                break
-        else:
+            if start >= 0 and start + width <= 100 and _TOP - 8 <= at <= _HEIGHT - _BOTTOM:
+                hits = sum(begin < start + width and start < end and abs(at - of) < _LINE for begin, end, of in others)
+                places.append((hits, len(places), at, left, start))
+        if places:
+            _, _, at, left, start = min(places)
+        else:  # wider than the plot
             at, left, start = y + 4, x > 50, x - width if x > 50 else x
         labels.append((start, start + width, at))
         found.append((left, at))

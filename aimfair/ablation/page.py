@@ -1,6 +1,7 @@
 """ablation.html: the figures, the table and what may be said of them, in the style of the report."""
 
 from datetime import UTC, datetime
+from typing import Any
 
 import aimfair
 from aimfair.ablation import tables
@@ -39,7 +40,28 @@ def render(plan: Plan, outcomes: Outcomes, found: Findings) -> str:
         cautions=wording.cautions(outcomes.results),
         arms=arms,
         axis=charts.axis(scale),
-        header=tables.header(plan, found),
-        rows=tables.rows(plan, outcomes, found),
+        **_table(plan, outcomes, found),
         environment=environment.describe(),
     )
+
+
+def _table(plan: Plan, outcomes: Outcomes, found: Findings) -> dict[str, Any]:
+    """The table as wide as a screen: without STD, and without settings that all arms share.
+
+    Columns that are left out are named beside it, with the value that the arms share; table.csv has them all.
+    """
+    header, rows = tables.header(plan, found), tables.rows(plan, outcomes, found)
+    facts = {name for arm in plan.arms for name in arm.facts}
+    shown, shared = [], []
+    for column, name in enumerate(header):
+        values = {row[column] for row in rows[:-1]} - {""}
+        if name in facts and len(values) <= 1 and len(rows) > 2:
+            shared += [f"{name} {value}" for value in values]
+        elif name != tables.METRICS["group_std"]:
+            shown.append(column)
+    return {
+        "header": [header[column] for column in shown],
+        "rows": [[row[column] for column in shown] for row in rows],
+        "judged": [column for column, of in enumerate(shown) if " beside " in header[of]],
+        "shared": shared,
+    }

@@ -24,6 +24,9 @@ from aimfair.report.material import Material
 from aimfair.report.template import template
 from aimfair.training.methods.choose import kind_of
 
+_MASKS = 6
+"""Of more masks the default method's stands alone, and all of them in a table that opens."""
+
 _BESIDE_WORST = ("eo_mean", "accuracy")
 """Metrics of the tiles, and of comparisons between methods, besides the worst group."""
 
@@ -132,6 +135,12 @@ def _masks(material: Material) -> dict[str, Any]:
     default = material.masks.get(material.results.default_method)
     return {
         "masked": list(material.masks),
+        "every_masked": list(enumerate(material.masks)),
+        "few_masked": [
+            (i, name)
+            for i, name in enumerate(material.masks)
+            if len(material.masks) <= _MASKS or name == material.results.default_method
+        ],
         "blocks": blocks,
         "densest": [max(densities) for densities in zip(*(row.densities for row in blocks), strict=True)],
         "tensors": masks.tensors(default) if default else [],

@@ -13,6 +13,9 @@ from aimfair.training.methods.choose import kind_of
 
 Verdict = Literal["better", "worse", "no clear change", "too few images", "undefined"]
 
+_NAMED = 4
+"""Of more methods a sentence gives the number."""
+
 _NO_WIDTH = 1e-12
 """Quantiles of equal numbers differ by less, by rounding."""
 
@@ -175,13 +178,18 @@ def against_controls(results: Results) -> list[str]:
     for metric, what in ((worst, name), ("accuracy", "accuracy")):
         verdicts = {name: compare(results, name, metric).verdict for name in others}
         said = [
-            f"{words} {listing([name for name in others if verdicts[name] == verdict])}"
+            f"{words} {_few([name for name in others if verdicts[name] == verdict], len(others))}"
             for verdict, words in _BESIDE.items()
             if verdict in verdicts.values()
         ]
         if said:
             sentences.append(f"On {what}, {results.default_method} is {'; '.join(said)}.")
     return sentences
+
+
+def _few(names: Sequence[str], of: int) -> str:
+    """The names, or how many there are; the table of comparisons has them all."""
+    return listing(names) if len(names) <= _NAMED else f"{len(names)} of {of} other methods"
 
 
 def cautions(results: Results) -> list[str]:
