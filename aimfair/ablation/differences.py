@@ -11,6 +11,7 @@ from aimfair.errors import AimfairError
 from aimfair.evaluation import fairness, intervals
 from aimfair.evaluation.counts import Integers, PairedPredictions
 from aimfair.evaluation.deciding import deciding_images
+from aimfair.evaluation.predictions import column
 from aimfair.evaluation.results import Difference, Results
 from aimfair.seeds import generator
 
@@ -46,7 +47,10 @@ class Predictions:
             path = run / "seeds" / str(seed) / PREDICTIONS
             try:
                 with path.open(newline="", encoding="utf-8") as file:
-                    rows = [(row["id"], row["target"], row["protected"], row[method]) for row in csv.DictReader(file)]
+                    rows = [
+                        (row["id"], row["target"], row["protected"], row[column(method)])
+                        for row in csv.DictReader(file)
+                    ]
                 names, *columns = zip(*rows, strict=True)
                 *labels, said = np.array(columns, dtype=np.int64)
             except (OSError, KeyError, ValueError) as error:

@@ -110,6 +110,31 @@ def test_differences_from_the_biased_model_where_there_is_no_reference(material)
     assert any(cell.endswith("better") for cell in first)
 
 
+def test_the_table_of_the_page_is_as_wide_as_a_screen(material):
+    text = page.render(*material)
+    heading = text[text.index('class="arms"') :].split("</tr>")[0]
+    assert "STD" not in heading
+    assert "density" not in heading, "all arms share it"
+    assert "All arms: density 0.25." in text
+    assert heading.index("worst group beside ours") < heading.index("validation accuracy")
+    assert text.count('class="judged"') == 2 * (len(material[1].arms) + 1)
+
+
+def test_labels_of_a_cluster_keep_apart():
+    """Eight densities and two models within a few pixels, as where all tune well."""
+    marks = [(84 + i % 3, 250 + 3 * i, label) for i, label in enumerate(["0.01", "0.05", "full fine-tuning", *"12345"])]
+    boxes = []
+    for (x, _, label), (left, y) in zip(marks, charts._places(marks), strict=True):
+        width = 100 * (charts._LETTER * len(label) + 12) / charts._NARROW
+        boxes.append((x - width if left else x, x if left else x + width, y))
+    for i, (start, end, y) in enumerate(boxes):
+        assert 0 <= start < end <= 100
+        assert all(
+            end <= other or begin >= end or start >= other or abs(y - at) >= charts._LINE
+            for begin, other, at in boxes[:i]
+        )
+
+
 @pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium (Debian: apt-get install chromium)")
 @pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
 def test_the_page_in_a_browser(material, folder, address, tmp_path, dark):

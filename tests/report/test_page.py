@@ -290,6 +290,17 @@ def test_factors_of_the_protected_attribute_are_named(material: Material) -> Non
     assert "nothing else has read" not in text
 
 
+def test_many_masks_stand_in_a_table_that_opens(material: Material) -> None:
+    masks = material.masks
+    many = {**{f"other-{i}": masks["random"] for i in range(6)}, "aimfair": masks["aimfair"]}
+    part = section(page.render(changed(material, masks=many)), "mask")
+    before, after = part.split("Every block, all 7 methods")
+    assert "aimfair" in before
+    assert "other-" not in before.split("<table")[1]
+    assert all(name in after for name in many)
+    assert "Every block, all" not in section(page.render(material), "mask")
+
+
 def ten_class_results() -> tuple[Results, Splits]:
     config = made_up_config(replicates=100)
     generator = np.random.default_rng(0)

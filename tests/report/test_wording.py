@@ -138,7 +138,23 @@ def test_the_default_is_compared_the_right_way_round(results: Results) -> None:
     assert accuracy.startswith("On accuracy, aimfair is")
 
 
+def test_many_methods_are_a_number() -> None:
+    config, splits = made_up_config(), made_up_splits((300, 300, 300, 300))
+    config = config.model_copy(
+        update={"methods": {**config.methods, **{f"m{i}": config.methods["full"] for i in "abc"}}}
+    )
+    predicted = made_up_predictions(splits, made_up_config())
+    predicted |= {f"m{i}": predicted["random"] for i in "abc"}
+    worst, _ = wording.against_controls(compare(config, splits, predicted, {}))
+    assert worst == (
+        "On worst-group accuracy, aimfair is clearly better than 5 of 6 other methods; not clearly different from full."
+    )
+
+
 def test_numbers() -> None:
+    assert wording.spread(0.8567, 0.0123) == "85.7% ± 1.2"
+    assert wording.spread(0.8567, math.nan) == "85.7%"
+    assert wording.spread(math.nan, math.nan) == "\N{EN DASH}"
     assert wording.percent(0.8567) == "85.7%"
     assert wording.percent(math.nan) == "\N{EN DASH}"
     assert wording.percents((0.819, 0.964)) == "81.9% to 96.4%"
