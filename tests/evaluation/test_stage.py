@@ -141,7 +141,7 @@ def test_results_of_an_older_aimfair_are_made_again(run: Run, monkeypatch: pytes
     with pytest.raises(AimfairError, match="schema version 1"):
         Results.load(run.results)
     evaluate.run(run)
-    assert Results.load(run.results).schema_version == 2
+    assert Results.load(run.results).schema_version == 3
 
 
 def test_a_missing_model_is_named(run: Run) -> None:
