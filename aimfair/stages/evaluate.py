@@ -10,6 +10,7 @@ from aimfair.device import choose_device
 from aimfair.evaluation.compare import compare
 from aimfair.evaluation.counts import Integers
 from aimfair.evaluation.logits import load_logits, save_logits
+from aimfair.evaluation.predictions import column
 from aimfair.evaluation.results import SCHEMA_VERSION, Results
 from aimfair.evaluation.tables import COLUMNS, percent, save_tables, spread
 from aimfair.files import replace_file
@@ -96,7 +97,7 @@ def _write_predictions(path: Path, test: ImageSet, predicted: Mapping[str, Seque
     attributes = {f"attribute {name}": values for name, values in test.attributes.items()}
     with replace_file(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(["id", "target", "protected", *attributes, *predicted])
+        writer.writerow(["id", "target", "protected", *attributes, *map(column, predicted)])
         writer.writerows(
             zip(test.ids, test.target, test.protected, *attributes.values(), *predicted.values(), strict=True)
         )
