@@ -10,7 +10,7 @@ from importlib import import_module
 import aimfair
 from aimfair.config import Config
 from aimfair.data.images import Splits
-from aimfair.errors import AimfairError
+from aimfair.errors import AimfairError, ConfigError
 from aimfair.run.directory import Run
 
 STAGES = ("prompts", "generate", "train", "sensitivity", "select", "finetune", "evaluate", "report")
@@ -60,10 +60,26 @@ def _refuse_early(run: Run) -> None:
     device = run.config.device
     if tuning_device(device) != choose_device(device):
         run.log.warn("training and tuning run on the CPU: this aimfair was built without CUDA kernels")
+    _refuse_small_sources(run.config)
     splits = run.splits()
     for contradiction in contradictions(splits, run.config.data.majority):
         run.log.warn(contradiction)
     build_model(run.config.model, len(splits.target_names), run.config.seeds[0])
+
+
+def _refuse_small_sources(config: Config) -> None:
+    """Every source of sensitivity must fill a batch."""
+    groups = len(config.prompts.targets) * len(config.prompts.protected)
+    for key, images in (
+        ("generate.biased_total", config.generate.biased_total),
+        ("generate.balanced_per_group", config.generate.balanced_per_group * groups),
+        ("data.train_images", config.data.train_images),
+    ):
+        if images is not None and images < config.sensitivity.batch_size:
+            raise ConfigError(
+                f"sensitivity.batch_size: found {config.sensitivity.batch_size}, expected at most {images}, the images"
+                f" of {key}"
+            )
 
 
 def contradictions(splits: Splits, majority: Sequence[int]) -> list[str]:

@@ -50,7 +50,6 @@ class Config(Settings):
             raise Problem(("model",), "give model.pretrained, model.factory or model.config")
         self._check_groups()
         self._check_statistics()
-        self._check_batches()
         for name in self.methods:
             if name == BIASED or not _FILE_NAME.fullmatch(name):
                 raise Problem(
@@ -76,20 +75,6 @@ class Config(Settings):
                         f"found {kept!r}, but criterion {criterion!r} of methods.{name} needs"
                         f" {' or '.join(repr(text) for text in KEPT_FOR[criterion])}",
                     )
-
-    def _check_batches(self) -> None:
-        """Every source of sensitivity must fill a batch."""
-        groups = len(self.prompts.targets) * len(self.prompts.protected)
-        for key, images in (
-            ("generate.biased_total", self.generate.biased_total),
-            ("generate.balanced_per_group", self.generate.balanced_per_group * groups),
-            ("data.train_images", self.data.train_images),
-        ):
-            if images is not None and images < self.sensitivity.batch_size:
-                raise Problem(
-                    ("sensitivity", "batch_size"),
-                    f"found {self.sensitivity.batch_size}, expected at most {images}, the images of {key}",
-                )
 
     def _check_groups(self) -> None:
         targets, protected = len(self.prompts.targets), len(self.prompts.protected)

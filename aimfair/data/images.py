@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 
 class Pixels(Protocol):
-    """uint8 [N, H, W, 3], RGB, of which no more is read than is asked for: an array, a memory map, :class:`Rows` of one,
+    """uint8 [N, H, W, 3], RGB, of which no more is read than is asked for: an array, a memory map, :class:`Rows` of it,
     or several of them. Not to be written to."""
 
     @property

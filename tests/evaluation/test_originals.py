@@ -3,7 +3,7 @@
 import numpy as np
 
 from aimfair.data.images import ImageSet
-from aimfair.evaluation import fairness, over_seeds
+from aimfair.evaluation import over_seeds
 from aimfair.seeds import generator
 
 N = 80
@@ -13,9 +13,7 @@ def replicates(ids: tuple[str, ...], originals: tuple[str, ...] | None) -> np.nd
     target, protected = np.arange(N) % 2, np.arange(N) // 2 % 2
     test = ImageSet(np.zeros((N, 8, 8, 3), np.uint8), target, protected, ids, originals=originals)
     predicted = [np.where(np.arange(N) // 8 % 2 == 0, target, 1 - target)]  # right or wrong for eight in a row
-    found = over_seeds.replicates(
-        test, protected, (2, 2), {"biased": predicted}, fairness.METRICS, 200, generator("test")
-    )
+    found = over_seeds.replicates(test, protected, (2, 2), {"biased": predicted}, 200, generator("test"))
     return found["biased"]["accuracy"]
 
 
