@@ -30,6 +30,16 @@ def device(request: pytest.FixtureRequest) -> torch.device:
     return device
 
 
+_THREADS = torch.get_num_threads()
+
+
+@pytest.fixture(autouse=True)
+def threads() -> None:
+    """A run in an earlier test may have taken another number, on which last bits depend."""
+    if torch.get_num_threads() != _THREADS:
+        torch.set_num_threads(_THREADS)
+
+
 @pytest.fixture(autouse=True)
 def seeded(request: pytest.FixtureRequest) -> None:
     """Every test draws its own inputs, and the same ones in every run."""

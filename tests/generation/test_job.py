@@ -21,7 +21,7 @@ from aimfair.data.decode import read_rgb
 from aimfair.errors import AimfairError
 from aimfair.generation import job as job_module
 from aimfair.generation.job import Job
-from aimfair.generation.manifest import Manifest, seed_of_attempt
+from aimfair.generation.manifest import Manifest, Shards, seed_of_attempt
 from aimfair.generation.plan import PlannedImage
 from aimfair.generation.sampler import Samples
 from aimfair.generation.summary import GenerationSummary
@@ -301,14 +301,18 @@ def test_a_damaged_line_is_refused(tmp_path: Path) -> None:
 
 def test_disk_full(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     make(tmp_path / "whole")
-    calls = 0
+    append, appended = Shards.append, False
+
+    def watched(*arguments: Any) -> None:
+        nonlocal appended
+        append(*arguments)
+        appended = True
 
     def full(descriptor: int) -> None:
-        nonlocal calls
-        calls += 1
-        if calls > 40:
+        if appended:  # the lines of the first batch are there to stay
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
+    monkeypatch.setattr(Shards, "append", watched)
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(OSError, match="No space left"):
         make(tmp_path / "full")
