@@ -8,12 +8,11 @@ import numpy.typing as npt
 
 from aimfair.config import Config, DataSettings, PromptSettings
 from aimfair.data import digits
-from aimfair.data.cache import decode_files
 from aimfair.data.catalogue import SPLITS, Catalogue, Rejected
 from aimfair.data.duplicates import contradict
 from aimfair.data.duplicates import copies as copies_of
 from aimfair.data.images import Splits
-from aimfair.data.load import decoded_together, list_images, load_splits, with_biased_training
+from aimfair.data.load import decode, decoded_together, list_images, load_splits, with_biased_training
 from aimfair.errors import AimfairError, ConfigError
 from aimfair.run.interrupt import NEVER, Interrupt, Interrupted
 from aimfair.run.log import Log
@@ -142,16 +141,8 @@ def _decode_all(catalogue: Catalogue, settings: DataSettings, progress: Progress
         *((numbers[is_taken[numbers]], settings.image_size) for numbers in decoded_together(catalogue)),
         (np.flatnonzero(~is_taken), small),
     ]:
-        files = [catalogue.files[number] for number in numbers]
-        decoded = decode_files(
-            catalogue.root,
-            files,
-            size,
-            settings.max_pixels,
-            fit=settings.fit,
-            progress=progress,
-            interrupt=interrupt,
-        )
+        sized = settings.model_copy(update={"image_size": size})
+        decoded = decode(catalogue.subset(numbers), sized, progress, interrupt)
         kept = zip(numbers[decoded.kept].tolist(), decoded.digests, strict=True)
         found += [(number, digest, len(blocks), row) for row, (number, digest) in enumerate(kept)]
         blocks.append(decoded.images)
