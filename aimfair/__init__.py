@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from aimfair.build import build_info, cpu_paths, set_cpu_path
+    from aimfair.selective.build import build_info, cpu_paths, set_cpu_path
     from aimfair.selective.mask import ParameterMask
     from aimfair.selective.optim import MaskedAdamW, MaskedSGD
     from aimfair.selective.sensitivity import Sensitivity
@@ -19,9 +19,9 @@ _HOMES = {
     "MaskedSGD": "aimfair.selective.optim",
     "ParameterMask": "aimfair.selective.mask",
     "Sensitivity": "aimfair.selective.sensitivity",
-    "build_info": "aimfair.build",
-    "cpu_paths": "aimfair.build",
-    "set_cpu_path": "aimfair.build",
+    "build_info": "aimfair.selective.build",
+    "cpu_paths": "aimfair.selective.build",
+    "set_cpu_path": "aimfair.selective.build",
 }
 
 __all__ = [

@@ -2,6 +2,6 @@
 
 import sys
 
-from aimfair.cli import main
+from aimfair.commands.cli import main
 
 sys.exit(main())

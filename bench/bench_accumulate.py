@@ -9,7 +9,7 @@ import torch
 from pytest_benchmark.fixture import BenchmarkFixture
 from torch import Tensor
 
-from aimfair import ops
+from aimfair.selective import ops
 from bench import floors, targets
 from bench.harness import Case, Rival, Runner
 from bench.shapes import MODELS

@@ -21,13 +21,14 @@ from pytest_benchmark.fixture import BenchmarkFixture
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
-from aimfair.config import AugmentSettings, ModelSettings
 from aimfair.data.augment import change_on_device, draw
 from aimfair.data.cache import decode_files
 from aimfair.training.feed import Feed
 from aimfair.training.gradient import BatchGradient
 from aimfair.training.inputs import Normalize
+from aimfair.training.model_settings import ModelSettings
 from aimfair.training.models import build_model
+from aimfair.training.settings import AugmentSettings
 from bench.harness import Case, Rival, Runner
 from bench.targets import FEED, FEED_TO_STEPS, NO_FEED
 

@@ -8,8 +8,8 @@ import torch
 from pytest_benchmark.fixture import BenchmarkFixture
 from torch import Tensor
 
-from aimfair import ops
-from aimfair.layout import empty_mask
+from aimfair.selective import ops
+from aimfair.selective.layout import empty_mask
 from bench import floors, targets
 from bench.harness import Case, Rival, Runner
 from bench.shapes import MODELS, row_length

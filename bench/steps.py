@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.optim.adamw import adamw
 from torch.optim.sgd import sgd
 
-from aimfair import ops
+from aimfair.selective import ops
 from bench.workloads import Selection, flat
 
 LR = 1e-3

@@ -13,8 +13,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from aimfair import ops
-from aimfair.layout import empty_mask, first_blocks
+from aimfair.selective import ops
+from aimfair.selective.layout import empty_mask, first_blocks
 from bench.shapes import FLAT, MODELS, Shape, row_length, shrink
 
 Pattern = Literal["random", "rows", "all"]

@@ -22,8 +22,9 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
-from aimfair.config import FinetuneSettings, MethodSettings, ModelSettings, SensitivitySettings
 from aimfair.data.images import ImageSet
+from aimfair.methods.method_settings import MethodSettings
+from aimfair.methods.selection import select_mask
 from aimfair.selective.mask import ParameterMask
 from aimfair.selective.sensitivity import Sensitivity
 from aimfair.training.checkpoint import Checkpoint
@@ -31,8 +32,9 @@ from aimfair.training.execution import prepare
 from aimfair.training.finetune import finetune
 from aimfair.training.gradients import SOURCES, accumulate
 from aimfair.training.inputs import Normalize
-from aimfair.training.methods import select_mask
+from aimfair.training.model_settings import ModelSettings
 from aimfair.training.models import build_model, load_model, save_model
+from aimfair.training.settings import FinetuneSettings, SensitivitySettings
 
 SIZES: dict[str, dict[str, Any]] = {
     "large": {"hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 16, "intermediate_size": 4096},

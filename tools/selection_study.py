@@ -16,15 +16,18 @@ from typing import Any
 
 import torch
 
-from aimfair.config import Config, MethodSettings
-from aimfair.config_file import load
-from aimfair.data import digits, synthetic
+from aimfair.config import Config
+from aimfair.config.load import load
+from aimfair.data import digits
 from aimfair.data.images import ImageSet
 from aimfair.evaluation.counts import count_predictions
 from aimfair.evaluation.fairness import METRICS
+from aimfair.generation import synthetic
+from aimfair.methods.method_settings import MethodSettings
+from aimfair.methods.selection import select_mask
+from aimfair.methods.settings import finetune_settings
 from aimfair.selective.sensitivity import Sensitivity
 from aimfair.training.finetune import finetune
-from aimfair.training.methods import finetune_settings, select_mask
 from aimfair.training.models import load_model
 from aimfair.training.predict import predict
 

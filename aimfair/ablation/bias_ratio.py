@@ -10,9 +10,9 @@ from aimfair.ablation.findings import Findings
 from aimfair.ablation.options import Options, shares
 from aimfair.ablation.outcomes import Outcomes
 from aimfair.ablation.plan import Arm, Names, Parent, Plan, variant
+from aimfair.base.errors import AimfairError
 from aimfair.config import Config
 from aimfair.data.bias import group_sizes, largest_total
-from aimfair.errors import AimfairError
 
 VALUES = (1 / 9, 1 / 4, 1 / 2, 1.0)
 

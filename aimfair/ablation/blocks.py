@@ -9,12 +9,13 @@ from aimfair.ablation.findings import Figure, Findings
 from aimfair.ablation.options import Options, changed
 from aimfair.ablation.outcomes import Outcomes
 from aimfair.ablation.plan import ONLY_GROUP, Arm, Names, Parent, Plan, variant
-from aimfair.config import Config, MethodSettings
-from aimfair.errors import AimfairError
+from aimfair.base.errors import AimfairError
+from aimfair.config import Config
+from aimfair.methods.method_settings import MethodSettings
+from aimfair.methods.selection import select_mask
 from aimfair.run.directory import Run
 from aimfair.selective.mask import ParameterMask
 from aimfair.stages.select import sensitivity_of
-from aimfair.training.methods import select_mask
 
 
 @dataclass(frozen=True)

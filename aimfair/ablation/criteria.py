@@ -8,12 +8,12 @@ from aimfair.ablation.findings import Findings, Heat
 from aimfair.ablation.options import Options, checked, shares, words
 from aimfair.ablation.outcomes import Outcomes
 from aimfair.ablation.plan import ONLY_GROUP, Arm, Names, Parent, Plan, variant
+from aimfair.base.errors import AimfairError, ConfigError
 from aimfair.config import Config
-from aimfair.errors import AimfairError, ConfigError
+from aimfair.methods.selection import select_mask
 from aimfair.report import wording
 from aimfair.selective.choices import Criterion, Granularity
 from aimfair.stages.select import sensitivity_of
-from aimfair.training.methods import select_mask
 
 RULES = ("top_k", "intersection", "ratio", "random")
 """Those that a density is given to; ``random`` is the control and looks at no criterion."""

@@ -7,7 +7,8 @@ from aimfair.ablation.findings import Figure, Findings
 from aimfair.ablation.options import Options, changed, positive, shares, with_density
 from aimfair.ablation.outcomes import Outcome, Outcomes
 from aimfair.ablation.plan import ONLY_GROUP, Arm, Names, Parent, Plan, full_method, variant
-from aimfair.config import BIASED, Config, MethodSettings
+from aimfair.config import Config
+from aimfair.methods.method_settings import BIASED, MethodSettings
 
 VALUES = (0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 1.0)
 

@@ -7,13 +7,13 @@ from pathlib import Path
 
 import numpy as np
 
-from aimfair.errors import AimfairError
+from aimfair.base.errors import AimfairError
+from aimfair.base.seeds import generator
 from aimfair.evaluation import fairness, intervals
 from aimfair.evaluation.counts import Integers, PairedPredictions
 from aimfair.evaluation.deciding import deciding_images
 from aimfair.evaluation.predictions import column
 from aimfair.evaluation.results import Difference, Results
-from aimfair.seeds import generator
 
 PREDICTIONS = "predictions.csv"
 """What the stage evaluate leaves beside the models of a seed."""

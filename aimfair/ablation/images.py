@@ -9,9 +9,9 @@ from aimfair.ablation.findings import Findings
 from aimfair.ablation.options import Options, counts
 from aimfair.ablation.outcomes import Outcomes
 from aimfair.ablation.plan import Arm, Names, Parent, Plan, variant
+from aimfair.base.errors import ConfigError
 from aimfair.config import Config
 from aimfair.data.bias import group_sizes
-from aimfair.errors import ConfigError
 from aimfair.generation.plan import bias_of
 
 SHARES = (1 / 12, 1 / 6, 1 / 3, 2 / 3, 1.0)

@@ -8,8 +8,9 @@ from typing import TypeVar
 
 from pydantic import ValidationError
 
-from aimfair.config import Config, MethodSettings
-from aimfair.errors import ConfigError
+from aimfair.base.errors import ConfigError
+from aimfair.config import Config
+from aimfair.methods.method_settings import MethodSettings
 
 T = TypeVar("T", int, float)
 

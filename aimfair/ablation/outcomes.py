@@ -8,9 +8,10 @@ import numpy as np
 
 from aimfair.ablation.differences import Predictions, difference
 from aimfair.ablation.plan import Arm, Plan
-from aimfair.config import BIASED, Config
-from aimfair.errors import AimfairError
+from aimfair.base.errors import AimfairError
+from aimfair.config import Config
 from aimfair.evaluation.results import Difference, MethodResult, Results
+from aimfair.methods.method_settings import BIASED
 from aimfair.report.wording import Verdict, judge
 from aimfair.training.history import HISTORY, History
 

@@ -9,9 +9,10 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from aimfair.config import Config, MethodSettings
-from aimfair.errors import ConfigError
-from aimfair.faults import explain
+from aimfair.base.errors import ConfigError
+from aimfair.config import Config
+from aimfair.config.errors import explain
+from aimfair.methods.method_settings import MethodSettings
 from aimfair.run.directory import Run
 
 Fact = str | float | int | None

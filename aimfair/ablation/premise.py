@@ -15,16 +15,17 @@ from aimfair.ablation.findings import Figure, Findings
 from aimfair.ablation.options import Options, checked
 from aimfair.ablation.outcomes import Outcomes
 from aimfair.ablation.plan import ONLY_GROUP, Arm, Names, Parent, Plan, variant
-from aimfair.config import Config, MethodSettings
-from aimfair.errors import AimfairError, ConfigError
+from aimfair.base.errors import AimfairError, ConfigError
+from aimfair.base.seeds import generator
+from aimfair.config import Config
 from aimfair.evaluation.intervals import student_t
+from aimfair.methods.method_settings import MethodSettings
+from aimfair.methods.selection import FAIR, select_mask
 from aimfair.report import wording
 from aimfair.run.directory import Run
-from aimfair.seeds import generator
 from aimfair.selective.sensitivity import Sensitivity
 from aimfair.selective.statistics import CONTRAST_CRITERIA
 from aimfair.stages.select import sensitivity_of
-from aimfair.training.methods.selection import FAIR, select_mask
 from aimfair.training.models import load_model
 
 FEW = 8

@@ -7,9 +7,10 @@ from aimfair.ablation.findings import Findings
 from aimfair.ablation.options import Options
 from aimfair.ablation.outcomes import Outcomes
 from aimfair.ablation.plan import Arm, Names, Parent, Plan, variant
-from aimfair.config import Config, PromptSettings
-from aimfair.errors import ConfigError
-from aimfair.generation.prompts import bare_template
+from aimfair.base.errors import ConfigError
+from aimfair.config import Config
+from aimfair.prompts.grammar import bare_template
+from aimfair.prompts.settings import PromptSettings
 
 
 @dataclass(frozen=True)

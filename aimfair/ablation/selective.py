@@ -7,12 +7,12 @@ from aimfair.ablation.findings import Findings
 from aimfair.ablation.options import Options, words
 from aimfair.ablation.outcomes import Outcomes
 from aimfair.ablation.plan import ONLY_GROUP, Arm, Names, Parent, Plan, full_method, variant
+from aimfair.base.device import tuning_device
+from aimfair.base.errors import ConfigError
+from aimfair.base.progress import duration
 from aimfair.config import Config
-from aimfair.data import synthetic
-from aimfair.device import tuning_device
-from aimfair.errors import ConfigError
-from aimfair.run.progress import duration
-from aimfair.training.methods import finetune_settings
+from aimfair.generation import synthetic
+from aimfair.methods.settings import finetune_settings
 
 FULL = "full fine-tuning"
 

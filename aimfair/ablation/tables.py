@@ -10,9 +10,9 @@ from typing import Any
 from aimfair.ablation.findings import Findings
 from aimfair.ablation.outcomes import Outcome, Outcomes
 from aimfair.ablation.plan import Fact, Plan
-from aimfair.config import BIASED
+from aimfair.base.files import write_json, write_text
 from aimfair.evaluation.results import Difference, MethodResult
-from aimfair.files import write_json, write_text
+from aimfair.methods.method_settings import BIASED
 from aimfair.report import wording
 
 METRICS = {"accuracy": "accuracy", "worst_group_accuracy": "worst group", "eo_mean": "EO", "group_std": "STD"}

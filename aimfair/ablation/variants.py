@@ -5,12 +5,12 @@ import io
 import shutil
 from collections.abc import Collection, Sequence
 
-from aimfair import config_file
 from aimfair.ablation.plan import ONLY_GROUP, Parent, variant
+from aimfair.base.errors import AimfairError
 from aimfair.config import Config
-from aimfair.errors import AimfairError
-from aimfair.pipeline import run_stages
+from aimfair.config import load as config_file
 from aimfair.run.directory import Run
+from aimfair.stages.pipeline import run_stages
 
 SHARED = ("prompts", "generate", "train", "sensitivity")
 """Stages that every ablation builds on."""

@@ -5,17 +5,14 @@ from typing import Self
 
 from pydantic import Field, model_validator
 
-from aimfair.config.data import DataSettings
-from aimfair.config.evaluate import EvaluateSettings
-from aimfair.config.generate import GenerateSettings
-from aimfair.config.methods import MethodSettings
-from aimfair.config.model import ModelSettings
-from aimfair.config.node import Problem, Settings
-from aimfair.config.prompts import PromptSettings
-from aimfair.config.training import KEPT_FOR, FinetuneSettings, OptimizerSettings, SensitivitySettings
-
-BIASED = "biased"
-"""The name, beside those of methods, of the model that no method has touched."""
+from aimfair.base.settings import Problem, Settings
+from aimfair.data.settings import DataSettings
+from aimfair.evaluation.settings import EvaluateSettings
+from aimfair.generation.settings import GenerateSettings
+from aimfair.methods.method_settings import BIASED, MethodSettings
+from aimfair.prompts.settings import PromptSettings
+from aimfair.training.model_settings import ModelSettings
+from aimfair.training.settings import KEPT_FOR, FinetuneSettings, OptimizerSettings, SensitivitySettings
 
 _FILE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 _DEVICE = re.compile(r"auto|cpu|cuda(:[0-9]+)?")

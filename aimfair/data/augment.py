@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from aimfair.config import AugmentSettings
 from aimfair.data.images import Pixels
+from aimfair.training.settings import AugmentSettings
 
 _CROP_ATTEMPTS = 10
 

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-from aimfair.errors import AimfairError, ConfigError
-from aimfair.seeds import generator
+from aimfair.base.errors import AimfairError, ConfigError
+from aimfair.base.seeds import generator
 
 Indices = npt.NDArray[np.int64]
 

@@ -23,13 +23,13 @@ import numpy as np
 import numpy.typing as npt
 import PIL
 
-from aimfair.cache import cache_folder, locked
+from aimfair.base.cache import cache_folder, locked
+from aimfair.base.errors import AimfairError
+from aimfair.base.files import append_text, remove_temporaries, sync, write_json, write_text
+from aimfair.base.interrupt import NEVER, Interrupt
+from aimfair.base.progress import Progress
 from aimfair.data import decode
 from aimfair.data.catalogue import Rejected
-from aimfair.errors import AimfairError
-from aimfair.files import append_text, remove_temporaries, sync, write_json, write_text
-from aimfair.run.interrupt import NEVER, Interrupt
-from aimfair.run.progress import Progress
 
 _Item = TypeVar("_Item")
 _Result = TypeVar("_Result")

@@ -10,9 +10,9 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from aimfair.base.errors import AimfairError, ConfigError
+from aimfair.base.log import Log
 from aimfair.data.labels import Labels
-from aimfair.errors import AimfairError, ConfigError
-from aimfair.run.log import Log
 
 SPLITS = ("train", "val", "test")
 """In this order wherever a number stands for a split."""

@@ -10,10 +10,10 @@ from pathlib import Path
 
 import numpy as np
 
-from aimfair.config import DataSettings
+from aimfair.base.errors import AimfairError
 from aimfair.data.catalogue import SPLITS, Catalogue, Rejected, unknown_name
 from aimfair.data.labels import Attribute, Labels
-from aimfair.errors import AimfairError
+from aimfair.data.settings import DataSettings
 
 IMAGES = "img_align_celeba"
 ATTRIBUTES = "list_attr_celeba"

@@ -12,7 +12,7 @@ from PIL.JpegImagePlugin import JpegImageFile
 from PIL.PngImagePlugin import PngImageFile
 from PIL.WebPImagePlugin import WebPImageFile
 
-from aimfair.errors import AimfairError
+from aimfair.base.errors import AimfairError
 
 Pixels = npt.NDArray[np.uint8]
 Fit = Literal["crop", "stretch"]

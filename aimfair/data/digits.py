@@ -10,12 +10,12 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
-from aimfair.config import DataSettings
+from aimfair.base.errors import AimfairError, ConfigError
+from aimfair.base.seeds import generator
 from aimfair.data.bias import biased_indices, check_majority
 from aimfair.data.images import ImageSet, Splits
 from aimfair.data.render import INKS, SIZE, random_style, render
-from aimfair.errors import AimfairError, ConfigError
-from aimfair.seeds import generator
+from aimfair.data.settings import DataSettings
 
 Part = Literal["generator", "train", "validation", "test"]
 Integers = npt.NDArray[np.int64]

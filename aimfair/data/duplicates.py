@@ -6,10 +6,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from aimfair.base.errors import AimfairError
+from aimfair.base.log import Log
 from aimfair.data.bias import Indices
 from aimfair.data.catalogue import SPLITS, Catalogue
-from aimfair.errors import AimfairError
-from aimfair.run.log import Log
 
 _TEST = SPLITS.index("test")
 

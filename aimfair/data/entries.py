@@ -12,10 +12,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from aimfair.config import DataSettings
+from aimfair.base.errors import AimfairError
 from aimfair.data.catalogue import Catalogue, Rejected, relative_file
 from aimfair.data.labels import UNKNOWN, Attribute, Labels
-from aimfair.errors import AimfairError
+from aimfair.data.settings import DataSettings
 
 _MISSING = {"", "-", "na", "n/a", "#n/a", "nan", "null", "<na>"}
 """What programs write for "not known", in small letters. As a class of its own nobody would want it."""

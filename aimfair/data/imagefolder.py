@@ -13,7 +13,7 @@ The attribute ``label`` is the column of that name or, if there is none, the fol
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
-from aimfair.config import DataSettings
+from aimfair.base.errors import AimfairError
 from aimfair.data import entries
 from aimfair.data.catalogue import (
     Catalogue,
@@ -25,7 +25,7 @@ from aimfair.data.catalogue import (
     unknown_name,
 )
 from aimfair.data.rows import header, rows
-from aimfair.errors import AimfairError
+from aimfair.data.settings import DataSettings
 
 LABEL = "label"
 FILE_NAME = "file_name"

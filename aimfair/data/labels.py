@@ -6,8 +6,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from aimfair.config import DataSettings
-from aimfair.errors import ConfigError
+from aimfair.base.errors import ConfigError
+from aimfair.data.settings import DataSettings
 
 MAX_VALUES = 100
 """Values of a protected attribute, at most. A column with more is a number or an id, and its groups would be empty."""

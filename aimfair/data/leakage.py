@@ -6,15 +6,15 @@ from pathlib import Path
 
 from PIL import Image
 
-from aimfair.config import DataSettings
+from aimfair.base.errors import AimfairError
+from aimfair.base.interrupt import NEVER, Interrupt
+from aimfair.base.log import Log
+from aimfair.base.progress import Progress
 from aimfair.data.catalogue import SPLITS
 from aimfair.data.decode import content_digest
 from aimfair.data.images import ImageSet, Splits
 from aimfair.data.load import decode, decoded_together, read_catalogue, with_biased_training
-from aimfair.errors import AimfairError
-from aimfair.run.interrupt import NEVER, Interrupt
-from aimfair.run.log import Log
-from aimfair.run.progress import Progress
+from aimfair.data.settings import DataSettings
 
 
 @dataclass(frozen=True)

@@ -5,18 +5,18 @@ from dataclasses import replace
 
 import numpy as np
 
-from aimfair.config import DataSettings
+from aimfair.base.errors import AimfairError, ConfigError
+from aimfair.base.interrupt import NEVER, Interrupt
+from aimfair.base.log import NOWHERE, Log
+from aimfair.base.progress import Progress
 from aimfair.data import celeba, digits, imagefolder, table, utkface
 from aimfair.data.bias import Indices, check_majority
 from aimfair.data.cache import Decoded, decode_files
 from aimfair.data.catalogue import SPLITS, Catalogue, leave_out
 from aimfair.data.duplicates import check_leakage, distinct
 from aimfair.data.images import ImageSet, Pixels, Rows, Splits
+from aimfair.data.settings import DataSettings
 from aimfair.data.split import biased, stratified, without_validation
-from aimfair.errors import AimfairError, ConfigError
-from aimfair.run.interrupt import NEVER, Interrupt
-from aimfair.run.log import NOWHERE, Log
-from aimfair.run.progress import Progress
 
 _READERS = {"table": table.read, "imagefolder": imagefolder.read, "celeba": celeba.read, "utkface": utkface.read}
 

@@ -12,9 +12,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from aimfair.base.errors import AimfairError
 from aimfair.data import parquet
 from aimfair.data.catalogue import unknown_name
-from aimfair.errors import AimfairError
 
 _DELIMITERS = {".csv": ",", ".tsv": "\t"}
 

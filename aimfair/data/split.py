@@ -4,10 +4,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from aimfair.config import DataSettings
+from aimfair.base.seeds import generator
 from aimfair.data.bias import Indices, biased_indices
 from aimfair.data.labels import Labels
-from aimfair.seeds import generator
+from aimfair.data.settings import DataSettings
 
 
 def stratified(

@@ -8,10 +8,10 @@ each attribute that the settings name; ``data.group_column`` if that is set. Mor
 from collections.abc import Iterator
 from pathlib import Path
 
-from aimfair.config import DataSettings
 from aimfair.data import entries
 from aimfair.data.catalogue import SPLITS, Catalogue, one_spelling, split_number
 from aimfair.data.rows import rows
+from aimfair.data.settings import DataSettings
 
 
 def read(root: Path, settings: DataSettings) -> Catalogue:

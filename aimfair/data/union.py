@@ -5,8 +5,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from aimfair.base.errors import AimfairError
 from aimfair.data.images import ImageSet, Pixels
-from aimfair.errors import AimfairError
 
 
 def union(first: ImageSet, second: ImageSet) -> ImageSet:

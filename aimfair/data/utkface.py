@@ -9,13 +9,13 @@ from pathlib import Path
 
 import numpy as np
 
-from aimfair.config import UTKFACE, DataSettings
+from aimfair.base.errors import AimfairError
+from aimfair.base.log import Log
 from aimfair.data.bias import Indices
 from aimfair.data.catalogue import Catalogue, Rejected, image_files
 from aimfair.data.labels import Attribute, Labels
+from aimfair.data.settings import UTKFACE, DataSettings
 from aimfair.data.split import biased, stratified
-from aimfair.errors import AimfairError
-from aimfair.run.log import Log
 
 AGE_CUTS = (20, 40, 60)
 """First year of each band of age but the first."""

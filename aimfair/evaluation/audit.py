@@ -4,13 +4,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 
-from aimfair.config import BIASED, Config, DataSettings
+from aimfair.base.seeds import generator
+from aimfair.config import Config
 from aimfair.data.images import Splits
+from aimfair.data.settings import DataSettings
 from aimfair.evaluation import fairness, over_seeds
 from aimfair.evaluation.counts import Integers
 from aimfair.evaluation.logits import Logits
 from aimfair.evaluation.results import Audit, AuditMethod, Difference, ScoreResult
-from aimfair.seeds import generator
+from aimfair.methods.method_settings import BIASED
 
 SEPARATOR = " · "
 

@@ -6,14 +6,15 @@ from collections.abc import Collection, Mapping, Sequence
 import numpy as np
 import numpy.typing as npt
 
-from aimfair.config import BIASED, Config
+from aimfair.base.seeds import generator
+from aimfair.config import Config
 from aimfair.data.images import Splits
 from aimfair.evaluation import fairness, intervals, over_seeds
 from aimfair.evaluation.audit import audit, cautions, partitions
 from aimfair.evaluation.counts import Integers
 from aimfair.evaluation.logits import Logits
 from aimfair.evaluation.results import Difference, MethodResult, Results, ScoreResult, SeedResult
-from aimfair.seeds import generator
+from aimfair.methods.method_settings import BIASED
 
 Values = npt.NDArray[np.float64]
 

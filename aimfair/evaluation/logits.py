@@ -13,8 +13,8 @@ import numpy.typing as npt
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save
 
-from aimfair.errors import AimfairError
-from aimfair.files import replace_file
+from aimfair.base.errors import AimfairError
+from aimfair.base.files import replace_file
 
 Logits = npt.NDArray[np.float32]
 Values = npt.NDArray[np.float64]

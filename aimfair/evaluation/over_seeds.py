@@ -8,7 +8,6 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 import numpy.typing as npt
 
-from aimfair.config import EvaluateSettings
 from aimfair.data.images import ImageSet
 from aimfair.evaluation import fairness, intervals, scores
 from aimfair.evaluation.counts import Integers, PairedPredictions, count_predictions
@@ -16,6 +15,7 @@ from aimfair.evaluation.deciding import deciding_images
 from aimfair.evaluation.fairness import METRICS
 from aimfair.evaluation.logits import Logits
 from aimfair.evaluation.results import Difference, GroupResult, ScoreResult
+from aimfair.evaluation.settings import EvaluateSettings
 
 Values = npt.NDArray[np.float64]
 

@@ -14,8 +14,8 @@ from typing import Annotated, Final, Literal, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError
 
-from aimfair.errors import AimfairError
-from aimfair.files import write_text
+from aimfair.base.errors import AimfairError
+from aimfair.base.files import write_text
 
 Number = Annotated[float, BeforeValidator(lambda value: math.nan if value is None else value)]
 Interval = tuple[Number, Number]

@@ -5,10 +5,10 @@ import math
 from collections.abc import Mapping
 from pathlib import Path
 
+from aimfair.base.files import replace_file, write_text
 from aimfair.evaluation.fairness import METRICS
 from aimfair.evaluation.results import MethodResult, Results
 from aimfair.evaluation.scores import SCORES
-from aimfair.files import replace_file, write_text
 
 COLUMNS: Mapping[str, str] = {
     "accuracy": "accuracy",

@@ -3,8 +3,8 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from aimfair.config import BIASED
-from aimfair.errors import ConfigError
+from aimfair.base.errors import ConfigError
+from aimfair.methods.method_settings import BIASED
 from aimfair.run.directory import Run
 from aimfair.training.history import HISTORY, History
 

@@ -8,8 +8,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from aimfair.errors import AimfairError
-from aimfair.files import sync
+from aimfair.base.errors import AimfairError
+from aimfair.base.files import sync
 
 MARK = "export.json"
 """The file that says that a folder is an export of ours; the last one to be written."""

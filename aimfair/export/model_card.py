@@ -11,8 +11,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from aimfair.config import BIASED, Config, DataSettings, MethodSettings
-from aimfair.errors import AimfairError
+from aimfair.base.errors import AimfairError
+from aimfair.config import Config
+from aimfair.data.settings import DataSettings
 from aimfair.evaluation.results import Interval, MethodResult, Results
 from aimfair.export import usage
 from aimfair.export.choose import Choice
@@ -20,9 +21,10 @@ from aimfair.export.markdown import escape, one_line, table
 from aimfair.export.onnx import FILE, TOLERANCE, Agreement
 from aimfair.export.preprocessor import Difference
 from aimfair.generation.summary import GenerationSummary
+from aimfair.methods.choose import kind_of
+from aimfair.methods.method_settings import BIASED, MethodSettings
 from aimfair.report import wording
 from aimfair.report.wording import LABELS, percent, percents, spread
-from aimfair.training.methods.choose import kind_of
 
 CARD = "README.md"
 UNKNOWN = "unknown"

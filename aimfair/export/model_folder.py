@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from aimfair.errors import AimfairError
-from aimfair.files import write_json
+from aimfair.base.errors import AimfairError
+from aimfair.base.files import write_json
 from aimfair.training.models import CONFIG, WEIGHTS
 
 _OF_THIS_MACHINE = ("_name_or_path", "name_or_path")

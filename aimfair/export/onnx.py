@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from aimfair.errors import AimfairError
+from aimfair.base.errors import AimfairError
 from aimfair.training.execution import logits
 
 FILE = "model.onnx"
@@ -55,7 +55,7 @@ class _Logits(nn.Module):
 
 def require_packages() -> None:
     """Raises AimfairError unless all that an export needs is installed."""
-    from aimfair.generation.engines.export import missing_exporters
+    from aimfair.diffusion.engines.export import missing_exporters
 
     missing = missing_exporters()
     if find_spec("onnxruntime") is None:
@@ -80,8 +80,8 @@ def export(model: nn.Module, x: Tensor, folder: Path) -> Agreement:
             something else than the model.
         OSError: the file cannot be written.
     """
-    from aimfair.generation.engines.export import OPSET, NotExportable, write
-    from aimfair.generation.engines.onnx_runtime import open_file
+    from aimfair.diffusion.engines.export import OPSET, NotExportable, write
+    from aimfair.diffusion.engines.onnx_runtime import open_file
 
     require_packages()
     size = sum(tensor.nbytes for tensor in model.state_dict().values())

@@ -11,11 +11,12 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from aimfair.config import DataSettings, ModelSettings
+from aimfair.base.files import write_json
 from aimfair.data.images import ImageSet
-from aimfair.files import write_json
+from aimfair.data.settings import DataSettings
 from aimfair.training.execution import logits
 from aimfair.training.inputs import Normalize
+from aimfair.training.model_settings import ModelSettings
 
 PREPROCESSOR = "preprocessor_config.json"
 

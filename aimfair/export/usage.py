@@ -3,8 +3,9 @@
 No text of a user's comes into the code: names of classes are read from the files beside it.
 """
 
-from aimfair.config import DataSettings, ModelSettings
+from aimfair.data.settings import DataSettings
 from aimfair.export.onnx import FILE, INPUT
+from aimfair.training.model_settings import ModelSettings
 
 TRANSFORMERS = """\
 import sys

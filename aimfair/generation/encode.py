@@ -7,7 +7,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from aimfair.files import replace_file
+from aimfair.base.files import replace_file
 from aimfair.generation.manifest import Format
 
 # What is quickest without being larger than need be: see docs/generation.md for what each costs.

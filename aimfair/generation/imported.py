@@ -14,22 +14,23 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from aimfair.config import DataSettings, GenerateSettings
+from aimfair.base.errors import AimfairError
+from aimfair.base.files import replace_file
+from aimfair.base.interrupt import NEVER, Interrupt
+from aimfair.base.log import NOWHERE, Log
+from aimfair.base.progress import Progress
+from aimfair.base.seeds import generator
 from aimfair.data.bias import group_sizes
 from aimfair.data.cache import decode_files
 from aimfair.data.catalogue import IMAGE_SUFFIXES, Rejected, image_files, leave_out
 from aimfair.data.decode import ImageError, open_image
-from aimfair.data.synthetic import MAX_PIXELS
-from aimfair.errors import AimfairError
-from aimfair.files import replace_file
+from aimfair.data.settings import DataSettings
 from aimfair.generation.job_folder import IMAGES, JOB, settle, whole
 from aimfair.generation.manifest import DIGITS, ImageRecord, Manifest, Suffix, file_name
 from aimfair.generation.plan import bias_of
+from aimfair.generation.settings import GenerateSettings
 from aimfair.generation.summary import GenerationSummary, GroupSummary
-from aimfair.run.interrupt import NEVER, Interrupt
-from aimfair.run.log import NOWHERE, Log
-from aimfair.run.progress import Progress
-from aimfair.seeds import generator
+from aimfair.generation.synthetic import MAX_PIXELS
 
 _GROUP = re.compile(r"(0|[1-9]\d{0,3})_(0|[1-9]\d{0,3})", re.ASCII)
 _OURS: dict[str | None, Suffix] = {"JPEG": "jpg", "PNG": "png", "WEBP": "webp"}

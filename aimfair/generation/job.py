@@ -20,14 +20,17 @@ import numpy.typing as npt
 from PIL import Image
 from pydantic import BaseModel, ConfigDict
 
+from aimfair.base.errors import AimfairError
+from aimfair.base.interrupt import NEVER, Interrupt
+from aimfair.base.lines import as_lines
+from aimfair.base.progress import SILENT, Task
 from aimfair.data.decode import content_digest, fit
 from aimfair.data.dhash import dhash
-from aimfair.errors import AimfairError
+from aimfair.diffusion.sampler import Sampler
 from aimfair.generation.encode import write_image
 from aimfair.generation.filters import pixels as visible
 from aimfair.generation.filters.interface import ImageFilter
 from aimfair.generation.job_folder import IMAGES, JOB, settle, whole
-from aimfair.generation.lines import as_lines
 from aimfair.generation.manifest import (
     DIGITS,
     Format,
@@ -41,10 +44,7 @@ from aimfair.generation.manifest import (
 from aimfair.generation.plan import PlannedImage
 from aimfair.generation.ranks import ALONE, Ranks
 from aimfair.generation.rounds import Rounds
-from aimfair.generation.sampler import Sampler
 from aimfair.generation.writer import Writer
-from aimfair.run.interrupt import NEVER, Interrupt
-from aimfair.run.progress import SILENT, Task
 
 _BROKEN = visible.REASONS | {"duplicate"}  # what a model that works hardly ever makes
 _BROKEN_ATTEMPTS = 5  # at an image; a model that fails so often in a row will go on failing

@@ -7,11 +7,11 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+from aimfair.base.errors import AimfairError
+from aimfair.base.files import is_temporary, write_json
 from aimfair.data.decode import ImageError, content_digest, read_rgb
-from aimfair.data.synthetic import MAX_PIXELS
-from aimfair.errors import AimfairError
-from aimfair.files import is_temporary, write_json
 from aimfair.generation.manifest import DIGITS
+from aimfair.generation.synthetic import MAX_PIXELS
 
 IMAGES = "images"
 JOB = "job.json"

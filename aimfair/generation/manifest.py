@@ -11,10 +11,10 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from aimfair.files import append_text, write_text
-from aimfair.generation.lines import Line, as_lines, read_lines
+from aimfair.base.files import append_text, write_text
+from aimfair.base.lines import Line, as_lines, read_lines
+from aimfair.base.seeds import derive_seed
 from aimfair.generation.plan import PlannedImage
-from aimfair.seeds import derive_seed
 
 DIGITS = 12
 """Of the digest of an image's pixels, in the name of its file."""

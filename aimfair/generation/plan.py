@@ -4,12 +4,13 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from aimfair.config import DataSettings, GenerateSettings
+from aimfair.base.errors import AimfairError
+from aimfair.base.lines import Line
+from aimfair.base.seeds import derive_seed
 from aimfair.data.bias import group_sizes
-from aimfair.errors import AimfairError
-from aimfair.generation.lines import Line
-from aimfair.generation.prompts import Prompt
-from aimfair.seeds import derive_seed
+from aimfair.data.settings import DataSettings
+from aimfair.generation.settings import GenerateSettings
+from aimfair.prompts.grammar import Prompt
 
 
 class PlannedImage(Line):

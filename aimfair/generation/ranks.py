@@ -12,8 +12,8 @@ from collections.abc import Callable
 from datetime import timedelta
 from typing import Any, Self
 
-from aimfair.errors import AimfairError, ConfigError
-from aimfair.run.interrupt import NEVER, Interrupt, Interrupted
+from aimfair.base.errors import AimfairError, ConfigError
+from aimfair.base.interrupt import NEVER, Interrupt, Interrupted
 
 _SECONDS_TO_JOIN = 300
 _HOURS_TO_MEET = 48.0  # the slowest process may have so many hours more to do in a round than the fastest

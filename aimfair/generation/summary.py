@@ -6,8 +6,8 @@ from typing import Self
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from aimfair.errors import AimfairError
-from aimfair.files import write_text
+from aimfair.base.errors import AimfairError
+from aimfair.base.files import write_text
 from aimfair.generation.job import Job, Speed
 
 

@@ -6,8 +6,8 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Self
 
+from aimfair.base.interrupt import Interrupted
 from aimfair.generation.manifest import Outcome
-from aimfair.run.interrupt import Interrupted
 
 _THREADS = 4
 _BATCHES = 3  # that wait for their files or are being written; with the next one more, all that is held in memory

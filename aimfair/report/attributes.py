@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from aimfair.config import BIASED
 from aimfair.evaluation.results import Audit, Difference, Interval, Results
+from aimfair.methods.method_settings import BIASED
 from aimfair.report import wording
 from aimfair.report.wording import Verdict
 

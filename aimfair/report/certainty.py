@@ -4,9 +4,9 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from aimfair.config import BIASED
 from aimfair.evaluation.results import Results, ScoreResult
 from aimfair.evaluation.scores import SCORES
+from aimfair.methods.method_settings import BIASED
 
 LABELS = {"auroc": "AUROC", "calibration_error": "Calibration error", "brier": "Brier score"}
 

@@ -3,9 +3,9 @@
 from dataclasses import dataclass
 from typing import Any
 
+from aimfair.base.progress import duration
 from aimfair.generation.job import Speed
 from aimfair.generation.summary import GenerationSummary
-from aimfair.run.progress import duration
 
 
 @dataclass(frozen=True)

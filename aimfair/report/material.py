@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from aimfair.config import Config
 from aimfair.data.images import Splits
 from aimfair.evaluation.results import Results
-from aimfair.generation.diversity import Diversity
 from aimfair.generation.summary import GenerationSummary
+from aimfair.prompts.diversity import Diversity
 from aimfair.report.samples import Picture
 from aimfair.selective.mask import ParameterMask
 from aimfair.training.history import History

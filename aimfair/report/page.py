@@ -4,9 +4,10 @@ from datetime import UTC, datetime
 from typing import Any
 
 import aimfair
-from aimfair.config import BIASED
 from aimfair.evaluation.results import Results
 from aimfair.evaluation.tables import empty_groups, worst_metric
+from aimfair.methods.choose import kind_of
+from aimfair.methods.method_settings import BIASED
 from aimfair.report import (
     attributes,
     certainty,
@@ -22,7 +23,6 @@ from aimfair.report import (
 )
 from aimfair.report.material import Material
 from aimfair.report.template import template
-from aimfair.training.methods.choose import kind_of
 
 _MASKS = 6
 """Of more masks the default method's stands alone, and all of them in a table that opens."""

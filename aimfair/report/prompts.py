@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from markupsafe import Markup
 
-from aimfair.generation.diversity import Attribute, Diversity, Wording
+from aimfair.prompts.diversity import Attribute, Diversity, Wording
 from aimfair.report import charts, wording
 
 _MOST_VALUES = 12

@@ -9,8 +9,8 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from aimfair.base.seeds import generator
 from aimfair.data.images import ImageSet
-from aimfair.seeds import generator
 
 PER_GROUP = 6
 _LARGEST, _SMALL = 160, 64

@@ -5,8 +5,8 @@ from importlib.resources import files
 import jinja2
 from markupsafe import Markup
 
+from aimfair.base.progress import duration
 from aimfair.report import samples, wording
-from aimfair.run.progress import duration
 
 
 def template(name: str) -> jinja2.Template:

@@ -5,11 +5,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from aimfair.config import BIASED, MethodSettings
 from aimfair.evaluation import tables
 from aimfair.evaluation.fairness import HIGHER_IS_BETTER
 from aimfair.evaluation.results import Difference, Interval, Results
-from aimfair.training.methods.choose import kind_of
+from aimfair.methods.choose import kind_of
+from aimfair.methods.method_settings import BIASED, MethodSettings
 
 Verdict = Literal["better", "worse", "no clear change", "too few images", "undefined"]
 

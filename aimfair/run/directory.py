@@ -8,13 +8,13 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
-from aimfair import config_file
+from aimfair.base.errors import AimfairError
+from aimfair.base.files import is_temporary, remove_temporaries, write_text
+from aimfair.base.interrupt import Interrupt
+from aimfair.base.log import Log
+from aimfair.base.progress import Progress
 from aimfair.config import Config
-from aimfair.errors import AimfairError
-from aimfair.files import is_temporary, remove_temporaries, write_text
-from aimfair.run.interrupt import Interrupt
-from aimfair.run.log import Log
-from aimfair.run.progress import Progress
+from aimfair.config import load as config_file
 from aimfair.run.records import Records
 
 if TYPE_CHECKING:

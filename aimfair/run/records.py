@@ -12,8 +12,8 @@ from typing import Any
 from pydantic import BaseModel
 
 import aimfair
-from aimfair.errors import AimfairError
-from aimfair.files import replace_file, sync, write_json
+from aimfair.base.errors import AimfairError
+from aimfair.base.files import replace_file, sync, write_json
 
 
 class Records:

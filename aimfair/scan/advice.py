@@ -4,9 +4,9 @@ from collections.abc import Iterator
 
 from aimfair.config import Config
 from aimfair.data.images import Splits
-from aimfair.pipeline import contradictions
 from aimfair.scan.results import Copies, Duplicates, Imported, LeftOut, Pictures, Problem, Scan
 from aimfair.scan.settings import ScanSettings
+from aimfair.stages.pipeline import contradictions
 
 _ENLARGED = 0.5  # share of small images above which data.image_size is too large
 _ASSOCIATED = 0.1  # Cramer's V below which there is hardly a bias to learn (Cohen 1988: small effects begin there)

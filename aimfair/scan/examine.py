@@ -6,17 +6,19 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from aimfair.config import Config, DataSettings, PromptSettings
+from aimfair.base.errors import AimfairError, ConfigError
+from aimfair.base.interrupt import NEVER, Interrupt, Interrupted
+from aimfair.base.log import Log
+from aimfair.base.progress import Progress
+from aimfair.config import Config
 from aimfair.data import digits
 from aimfair.data.catalogue import SPLITS, Catalogue, Rejected
 from aimfair.data.duplicates import contradict
 from aimfair.data.duplicates import copies as copies_of
 from aimfair.data.images import Splits
 from aimfair.data.load import decode, decoded_together, list_images, load_splits, with_biased_training
-from aimfair.errors import AimfairError, ConfigError
-from aimfair.run.interrupt import NEVER, Interrupt, Interrupted
-from aimfair.run.log import Log
-from aimfair.run.progress import Progress
+from aimfair.data.settings import DataSettings
+from aimfair.prompts.settings import PromptSettings
 from aimfair.scan.advice import problems
 from aimfair.scan.alike import near_pairs
 from aimfair.scan.folder import look_at_folder

@@ -6,15 +6,15 @@ from pathlib import Path
 
 import numpy as np
 
+from aimfair.base.errors import AimfairError, ConfigError
+from aimfair.base.interrupt import Interrupt, Interrupted
+from aimfair.base.log import Log
+from aimfair.base.progress import Progress
 from aimfair.config import Config
 from aimfair.data.catalogue import SPLITS
 from aimfair.data.images import Splits
 from aimfair.data.leakage import Leak, find_leaks, refuse_leaks
-from aimfair.errors import AimfairError, ConfigError
 from aimfair.generation import imported
-from aimfair.run.interrupt import Interrupt, Interrupted
-from aimfair.run.log import Log
-from aimfair.run.progress import Progress
 from aimfair.scan.results import EXAMPLES, Groups, Imported, LeftOut, readable
 from aimfair.scan.settings import ScanSettings
 

@@ -9,10 +9,10 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from aimfair.base.interrupt import Interrupt
+from aimfair.base.progress import Progress
 from aimfair.data.decode import open_image, turned
 from aimfair.data.dhash import dhash
-from aimfair.run.interrupt import Interrupt
-from aimfair.run.progress import Progress
 from aimfair.scan.results import EXAMPLES, Extent, Pictures, readable
 
 _SMALL = 32  # pixels along each side of what hash and thumbnail are made of

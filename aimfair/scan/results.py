@@ -13,8 +13,8 @@ from typing import Literal, Self
 
 from pydantic import BaseModel, ConfigDict
 
+from aimfair.base.files import write_text
 from aimfair.data.catalogue import Rejected
-from aimfair.files import write_text
 
 Groups = list[list[int]]
 """[Y][A], numbers of images."""

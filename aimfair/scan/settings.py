@@ -1,6 +1,10 @@
 """What a scan needs of the settings: a data set can be looked at before there is a model or a word of a prompt."""
 
-from aimfair.config import DataSettings, EvaluateSettings, GenerateSettings, PromptSettings, Settings
+from aimfair.base.settings import Settings
+from aimfair.data.settings import DataSettings
+from aimfair.evaluation.settings import EvaluateSettings
+from aimfair.generation.settings import GenerateSettings
+from aimfair.prompts.settings import PromptSettings
 
 
 class ScanSettings(Settings):

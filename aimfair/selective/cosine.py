@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from aimfair import ops
+from aimfair.selective import ops
 from aimfair.selective.recipe import Recipe, parts
 
 CRITERION = "cosine"

@@ -8,9 +8,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from aimfair import ops
-from aimfair.layout import WORDS_PER_BLOCK, empty_mask, first_blocks
+from aimfair.selective import ops
 from aimfair.selective.collectives import gathered, total
+from aimfair.selective.layout import WORDS_PER_BLOCK, empty_mask, first_blocks
 from aimfair.selective.recipe import Recipe, entry
 
 _BINS, _BIN_BITS = 2048, 11

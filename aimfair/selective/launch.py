@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from aimfair.ops import StepPlan
+from aimfair.selective.ops import StepPlan
 from aimfair.selective.sharding import local, local_grad
 
 Lists = dict[str, list[Tensor]]

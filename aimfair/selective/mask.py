@@ -14,10 +14,9 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
-from aimfair import ops
-from aimfair.layout import BLOCK, WORDS_PER_BLOCK, empty_mask, first_blocks
-from aimfair.selective import storage
+from aimfair.selective import ops, storage
 from aimfair.selective.choices import Granularity
+from aimfair.selective.layout import BLOCK, WORDS_PER_BLOCK, empty_mask, first_blocks
 from aimfair.selective.parameters import Parameters, Shape, listing, named_parameters, require_one_device, shapes_of
 from aimfair.selective.summary import MaskSummary, summarize
 from aimfair.selective.units import density_or_k, select_units, unit_counts
@@ -37,7 +36,7 @@ class ParameterMask:
     Attributes:
         names: T names.
         shapes: T shapes.
-        bits: int32 [B * 32], the layout of :mod:`aimfair.ops`: every tensor begins a new block of 1024 elements.
+        bits: int32 [B * 32], as in :mod:`aimfair.selective.ops`: every tensor begins a new block of 1024 elements.
         rank: int64 [B + 1], set bits before each block.
     """
 

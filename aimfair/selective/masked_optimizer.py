@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from aimfair.layout import BLOCK
 from aimfair.selective import state_layout
 from aimfair.selective.launch import Launch, Lists, Operator, is_capturing, stream_of
+from aimfair.selective.layout import BLOCK
 from aimfair.selective.mask import ParameterMask
 from aimfair.selective.matching import Slot, match
 from aimfair.selective.parameters import named_errors

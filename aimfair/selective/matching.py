@@ -7,8 +7,8 @@ from typing import Any
 
 from torch import Tensor
 
-from aimfair.layout import first_blocks
 from aimfair.selective.collectives import require_same
+from aimfair.selective.layout import first_blocks
 from aimfair.selective.mask import ParameterMask
 from aimfair.selective.parameters import canonical_name, listing, require_tunable
 from aimfair.selective.sharding import groups_of, is_dtensor, part_of_mask, shard_of

@@ -4,7 +4,7 @@ from typing import Any
 
 from torch import Tensor
 
-from aimfair import ops
+from aimfair.selective import ops
 from aimfair.selective.launch import Operator
 from aimfair.selective.mask import ParameterMask
 from aimfair.selective.masked_optimizer import MaskedOptimizer, Params, State

@@ -5,8 +5,7 @@ from typing import Any, Literal
 
 from torch import Tensor
 
-from aimfair import ops
-from aimfair.selective import cosine
+from aimfair.selective import cosine, ops
 from aimfair.selective.choices import Granularity
 from aimfair.selective.mask import ParameterMask
 from aimfair.selective.parameters import Shape, named_errors

@@ -15,11 +15,10 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from aimfair import ops
-from aimfair.layout import WORDS_PER_BLOCK, empty_mask, first_blocks
-from aimfair.selective import cosine, counting
+from aimfair.selective import cosine, counting, ops
 from aimfair.selective.choices import Granularity
 from aimfair.selective.collectives import concatenated, require_same, total
+from aimfair.selective.layout import WORDS_PER_BLOCK, empty_mask, first_blocks
 from aimfair.selective.mask import ParameterMask
 from aimfair.selective.parameters import Shape, shapes_of
 from aimfair.selective.recipe import Recipe, entry, mapped

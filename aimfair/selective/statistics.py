@@ -8,7 +8,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from aimfair import ops
+from aimfair.selective import ops
 from aimfair.selective.collectives import sum_in_place, told_by_all
 from aimfair.selective.parameters import listing, named_errors
 from aimfair.selective.ranking import Score

@@ -12,7 +12,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from aimfair.files import replace_file
+from aimfair.base.files import replace_file
 
 _METADATA = "aimfair"
 """The only entry of a file's metadata: safetensors writes several in a random order. Files that have an entry for every

@@ -6,9 +6,9 @@ from typing import get_args
 
 from torch import Tensor
 
-from aimfair import ops
-from aimfair.layout import empty_mask
+from aimfair.selective import ops
 from aimfair.selective.choices import Granularity
+from aimfair.selective.layout import empty_mask
 from aimfair.selective.parameters import Shape
 
 

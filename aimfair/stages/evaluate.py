@@ -4,19 +4,19 @@ import csv
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from aimfair.config import BIASED
+from aimfair.base.device import choose_device
+from aimfair.base.files import replace_file
 from aimfair.data.images import ImageSet
-from aimfair.device import choose_device
 from aimfair.evaluation.compare import compare
 from aimfair.evaluation.counts import Integers
 from aimfair.evaluation.logits import load_logits, save_logits
 from aimfair.evaluation.predictions import column
 from aimfair.evaluation.results import SCHEMA_VERSION, Results
 from aimfair.evaluation.tables import COLUMNS, percent, save_tables, spread
-from aimfair.files import replace_file
+from aimfair.methods.choose import kind_of
+from aimfair.methods.method_settings import BIASED
 from aimfair.run.directory import Run
 from aimfair.selective.mask import ParameterMask
-from aimfair.training.methods.choose import kind_of
 from aimfair.training.models import load_model
 from aimfair.training.predict import predict
 

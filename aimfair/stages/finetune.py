@@ -5,19 +5,20 @@ from functools import cache
 
 from torch import nn
 
-from aimfair.config import Config, OptimizerSettings
-from aimfair.data import synthetic
+from aimfair.base.device import tuning_device
+from aimfair.base.errors import AimfairError
+from aimfair.config import Config
 from aimfair.data.images import ImageSet
-from aimfair.device import tuning_device
-from aimfair.errors import AimfairError
+from aimfair.generation import synthetic
+from aimfair.methods.choose import Kind, kind_of
+from aimfair.methods.jtt import ERROR_SET
+from aimfair.methods.settings import finetune_settings, train_settings
+from aimfair.methods.work import Work
 from aimfair.run.directory import Run
 from aimfair.run.records import digest_of_inputs
 from aimfair.selective.mask import ParameterMask
-from aimfair.training.methods import finetune_settings, train_settings
-from aimfair.training.methods.choose import Kind, kind_of
-from aimfair.training.methods.jtt import ERROR_SET
-from aimfair.training.methods.work import Work
 from aimfair.training.models import build_model, load_model, save_model
+from aimfair.training.settings import OptimizerSettings
 
 
 def run(run: Run) -> None:

@@ -5,25 +5,25 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from aimfair.base.errors import AimfairError, ConfigError
+from aimfair.base.interrupt import Interrupt
+from aimfair.base.log import NOWHERE, Log
 from aimfair.config import Config
 from aimfair.data.leakage import find_leaks, refuse_leaks
-from aimfair.errors import AimfairError, ConfigError
+from aimfair.diffusion.engines.auto import choose_engine
+from aimfair.diffusion.engines.choose import engine_facts
+from aimfair.diffusion.model import fingerprint, model_folder
+from aimfair.diffusion.sampler import Sampler
 from aimfair.generation import imported
-from aimfair.generation.engines.auto import choose_engine
-from aimfair.generation.engines.choose import engine_facts
 from aimfair.generation.filters.choose import filter_facts, load_filters
 from aimfair.generation.filters.interface import ImageFilter
 from aimfair.generation.job import Job
 from aimfair.generation.job_folder import recipe_of
-from aimfair.generation.model import fingerprint, model_folder
 from aimfair.generation.plan import bias_of, make_plan
-from aimfair.generation.prompts import load_prompts
 from aimfair.generation.ranks import Ranks
-from aimfair.generation.sampler import Sampler
 from aimfair.generation.summary import GenerationSummary
+from aimfair.prompts.grammar import load_prompts
 from aimfair.run.directory import Run
-from aimfair.run.interrupt import Interrupt
-from aimfair.run.log import NOWHERE, Log
 
 if TYPE_CHECKING:
     import torch
@@ -103,7 +103,7 @@ def follow(path: Path, interrupt: Interrupt) -> None:
     Raises:
         AimfairError, Interrupted: as :func:`run`, and if another process failed.
     """
-    from aimfair.pipeline import prepare_process
+    from aimfair.stages.pipeline import prepare_process
 
     with Ranks.join(interrupt) as ranks:
         settled = json.loads(ranks.gather("")[0])
@@ -174,7 +174,7 @@ class _Models:
         self._ranks, self._log, self._interrupt = ranks, log, interrupt
 
     def sampler(self) -> Sampler:
-        from aimfair.generation.diffusion import Diffusion
+        from aimfair.diffusion.text_to_image import Diffusion
 
         model = Diffusion(self._folder, self._config.generate, self._device(), self._log, self._interrupt)
         model.refuse_unreadable(dict.fromkeys(planned.text for planned in self._job.plan))  # before the first hour
@@ -185,7 +185,7 @@ class _Models:
 
     def _device(self) -> "torch.device":
         """Of several processes, each takes the GPU of its number on its machine."""
-        from aimfair.device import choose_device
+        from aimfair.base.device import choose_device
 
         name = self._config.device
         if self._ranks.size > 1 and ":" in name:
@@ -251,7 +251,7 @@ def _choose_engine(run: Run, made: dict[str, Any]) -> tuple[Config, str]:
     Args:
         made: the recipe of the images that are there or, of a variant, in its origin; empty if there are none.
     """
-    from aimfair.device import choose_device
+    from aimfair.base.device import choose_device
 
     made_with = made.get("engine", _EAGER)["name"] if made else None
     settings = run.config.generate

@@ -4,12 +4,12 @@ from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from typing import TYPE_CHECKING, Any
 
-from aimfair.generation import diversity
-from aimfair.generation.prompts import Prompt, fill_templates, save_prompts, write_prompts
+from aimfair.prompts import diversity
+from aimfair.prompts.grammar import Prompt, fill_templates, save_prompts, write_prompts
 from aimfair.run.directory import Run
 
 if TYPE_CHECKING:
-    from aimfair.generation.providers.chat import ChatModel
+    from aimfair.prompts.providers.chat import ChatModel
 
 _PATIENCE = {"timeout", "retries", "max_wait", "max_fruitless"}
 """Settings that decide whether there will be prompts, not which."""
@@ -39,7 +39,7 @@ def _inputs(run: Run) -> dict[str, Any]:
 
 
 def _ask(run: Run) -> list[Prompt]:
-    from aimfair.generation.providers.templates import ask_for_templates
+    from aimfair.prompts.providers.templates import ask_for_templates
 
     settings, data = run.config.prompts, run.config.data
     with _chat_model(run) as model:
@@ -60,12 +60,12 @@ def _ask(run: Run) -> list[Prompt]:
 def _chat_model(run: Run) -> Iterator["ChatModel"]:
     settings = run.config.prompts
     if settings.provider == "openai":
-        from aimfair.generation.providers.endpoint import Endpoint
+        from aimfair.prompts.providers.endpoint import Endpoint
 
         with closing(Endpoint(settings.llm, log=run.log, interrupt=run.interrupt)) as endpoint:
             yield endpoint
     else:
-        from aimfair.device import choose_device
-        from aimfair.generation.providers.local import LocalModel
+        from aimfair.base.device import choose_device
+        from aimfair.prompts.providers.local import LocalModel
 
         yield LocalModel(settings.llm, settings.seed, choose_device(run.config.device), interrupt=run.interrupt)

@@ -9,15 +9,15 @@ from typing import Any, TypeVar
 import numpy as np
 
 import aimfair
-from aimfair.config import BIASED
+from aimfair.base.files import write_text
 from aimfair.data.decode import read_rgb
-from aimfair.data.synthetic import MAX_PIXELS
 from aimfair.evaluation.results import Results
-from aimfair.files import write_text
-from aimfair.generation.diversity import Diversity, measure
 from aimfair.generation.manifest import ImageRecord, Manifest
-from aimfair.generation.prompts import load_prompts
 from aimfair.generation.summary import GenerationSummary
+from aimfair.generation.synthetic import MAX_PIXELS
+from aimfair.methods.method_settings import BIASED
+from aimfair.prompts.diversity import Diversity, measure
+from aimfair.prompts.grammar import load_prompts
 from aimfair.report import page, samples
 from aimfair.report.material import Material, Replies, Synthetic
 from aimfair.run.directory import Run

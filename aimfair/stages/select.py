@@ -6,13 +6,13 @@ from functools import partial
 
 from torch import nn
 
-from aimfair.config.methods import SELECTION
-from aimfair.errors import AimfairError
+from aimfair.base.errors import AimfairError
+from aimfair.base.progress import Task
+from aimfair.methods.method_settings import SELECTION
+from aimfair.methods.selection import select_mask
 from aimfair.run.directory import Run
-from aimfair.run.progress import Task
 from aimfair.selective.sensitivity import Sensitivity
 from aimfair.training.head import head_names
-from aimfair.training.methods import select_mask
 from aimfair.training.models import load_model
 
 

@@ -4,9 +4,9 @@ import gc
 from collections.abc import Callable, Mapping
 from functools import cache
 
-from aimfair.data import synthetic
+from aimfair.base.device import tuning_device
 from aimfair.data.images import ImageSet
-from aimfair.device import tuning_device
+from aimfair.generation import synthetic
 from aimfair.run.directory import Run
 from aimfair.training.gradients import SOURCES, accumulate, batches_of_each_source
 from aimfair.training.models import load_model

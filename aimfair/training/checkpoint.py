@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from aimfair.errors import AimfairError
+from aimfair.base.errors import AimfairError
 from aimfair.selective import storage
 from aimfair.training.history import Position
 

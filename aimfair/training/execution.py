@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
-from aimfair.config import ModelSettings
-from aimfair.errors import AimfairError
+from aimfair.base.errors import AimfairError
+from aimfair.training.model_settings import ModelSettings
 
 _ATTRIBUTE = "aimfair_execution"
 

@@ -13,10 +13,10 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from aimfair.config import AugmentSettings
 from aimfair.data.augment import Changes, change_on_device, change_pixels, draw
 from aimfair.data.images import Pixels
 from aimfair.training.inputs import Normalize, empty_images
+from aimfair.training.settings import AugmentSettings
 
 Batch = tuple[npt.NDArray[np.int64], np.random.Generator]
 """int64 [B], which images; and what its random changes are drawn from."""

@@ -6,18 +6,19 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from aimfair.config import FinetuneSettings, ModelSettings
+from aimfair.base.interrupt import NEVER, Interrupt
+from aimfair.base.log import NOWHERE, Log
+from aimfair.base.progress import SILENT, Task
 from aimfair.data.images import ImageSet
-from aimfair.run.interrupt import NEVER, Interrupt
-from aimfair.run.log import NOWHERE, Log
-from aimfair.run.progress import SILENT, Task
+from aimfair.methods.optimizer import build_optimizer
 from aimfair.selective.mask import ParameterMask
 from aimfair.selective.parameters import listing
 from aimfair.training.checkpoint import Checkpoint
 from aimfair.training.history import History
 from aimfair.training.loop import Training
-from aimfair.training.methods import build_optimizer
+from aimfair.training.model_settings import ModelSettings
 from aimfair.training.samplers import Sampler
+from aimfair.training.settings import FinetuneSettings
 
 _WORDS = {2: torch.int16, 4: torch.int32}
 """Bytes of an element -> an integer type in which two values are equal if all bits are."""

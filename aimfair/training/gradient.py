@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from aimfair.memory import MicroBatch, pieces
+from aimfair.base.memory import MicroBatch, pieces
 from aimfair.training.execution import logits
 from aimfair.training.random_state import seed_random_numbers
 

@@ -7,17 +7,18 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from aimfair.config import ModelSettings, SensitivitySettings
+from aimfair.base.errors import AimfairError
+from aimfair.base.interrupt import NEVER, Interrupt
+from aimfair.base.memory import MicroBatch, pieces
+from aimfair.base.progress import SILENT, Task
+from aimfair.base.seeds import derive_seed, generator
 from aimfair.data.images import ImageSet
-from aimfair.errors import AimfairError
-from aimfair.memory import MicroBatch, pieces
-from aimfair.run.interrupt import NEVER, Interrupt
-from aimfair.run.progress import SILENT, Task
-from aimfair.seeds import derive_seed, generator
 from aimfair.selective.sensitivity import Sensitivity
 from aimfair.training.execution import logits, prepare
 from aimfair.training.inputs import Normalize
+from aimfair.training.model_settings import ModelSettings
 from aimfair.training.random_state import own_random_numbers, seed_random_numbers
+from aimfair.training.settings import SensitivitySettings
 
 SOURCES = ("real_biased", "synthetic_biased", "synthetic_fair")
 """R, B and U of arXiv 2503.05665: the domain gap is between the first two, the bias between the last two."""

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from aimfair.errors import AimfairError
+from aimfair.base.errors import AimfairError
 from aimfair.selective.parameters import listing
 from aimfair.training.execution import logits
 

@@ -5,7 +5,7 @@ from typing import Self
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from aimfair.files import write_json
+from aimfair.base.files import write_json
 
 HISTORY = "history.json"
 """The file beside a trained model."""

@@ -5,7 +5,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from aimfair.config import ModelSettings
+from aimfair.training.model_settings import ModelSettings
 
 _VALUES_AT_ONCE = 2**20
 """Between the two passes over them these stay in the processor's cache."""

@@ -16,24 +16,25 @@ from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim import Optimizer
 
-from aimfair.config import ModelSettings, OptimizerSettings
+from aimfair.base.errors import AimfairError
+from aimfair.base.interrupt import NEVER, Interrupt
+from aimfair.base.log import NOWHERE, Log
+from aimfair.base.progress import SILENT, Task
+from aimfair.base.seeds import derive_seed, generator
 from aimfair.data.images import ImageSet
-from aimfair.errors import AimfairError
-from aimfair.run.interrupt import NEVER, Interrupt
-from aimfair.run.log import NOWHERE, Log
-from aimfair.run.progress import SILENT, Task
-from aimfair.seeds import derive_seed, generator
 from aimfair.training.checkpoint import Checkpoint, Tensors, changing_tensors, copy_tensors
 from aimfair.training.execution import prepare
 from aimfair.training.feed import Feed
 from aimfair.training.gradient import BatchGradient
 from aimfair.training.history import Epoch, History, Position
 from aimfair.training.inputs import Normalize
+from aimfair.training.model_settings import ModelSettings
 from aimfair.training.objective import Objective
 from aimfair.training.predict import predict_logits
 from aimfair.training.random_state import own_random_numbers
 from aimfair.training.samplers import EveryImage, Sampler
 from aimfair.training.schedule import epoch_batches, learning_rate, steps_per_epoch
+from aimfair.training.settings import OptimizerSettings
 
 SKIPS_IN_A_ROW = 5
 """Steps without a finite gradient, one after the other, that end a training."""

@@ -10,14 +10,14 @@ from typing import Any
 
 from torch import nn
 
-from aimfair.config import ModelSettings
-from aimfair.errors import AimfairError
-from aimfair.files import write_json
-from aimfair.seeds import derive_seed
+from aimfair.base.errors import AimfairError
+from aimfair.base.files import write_json
+from aimfair.base.seeds import derive_seed
 from aimfair.selective.parameters import named_parameters, require_tunable
 from aimfair.training.backbones import hf, own, timm, torchvision
 from aimfair.training.backbones.origin import CONFIG, WEIGHTS, origin_of, read_config
 from aimfair.training.backbones.weights import load_weights, read_weights, require_finite, transplant, write_weights
+from aimfair.training.model_settings import ModelSettings
 from aimfair.training.random_state import own_random_numbers, seed_random_numbers
 
 __all__ = ["CONFIG", "WEIGHTS", "build_model", "load_model", "preprocessing_caution", "save_model"]

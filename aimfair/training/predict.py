@@ -5,14 +5,14 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from aimfair.config import ModelSettings
+from aimfair.base.errors import AimfairError
+from aimfair.base.interrupt import NEVER, Interrupt
+from aimfair.base.memory import MicroBatch
+from aimfair.base.progress import SILENT, Task
 from aimfair.data.images import ImageSet
-from aimfair.errors import AimfairError
-from aimfair.memory import MicroBatch
-from aimfair.run.interrupt import NEVER, Interrupt
-from aimfair.run.progress import SILENT, Task
 from aimfair.training.execution import logits, prepare
 from aimfair.training.inputs import Normalize
+from aimfair.training.model_settings import ModelSettings
 
 
 def predict(

@@ -6,8 +6,8 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
+from aimfair.base.seeds import generator
 from aimfair.data.images import ImageSet
-from aimfair.seeds import generator
 
 Indices = npt.NDArray[np.int64]
 

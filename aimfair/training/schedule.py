@@ -5,7 +5,7 @@ import math
 import numpy as np
 import numpy.typing as npt
 
-from aimfair.config import OptimizerSettings
+from aimfair.training.settings import OptimizerSettings
 
 
 def steps_per_epoch(images: int, batch_size: int) -> int:

@@ -1,6 +1,6 @@
 #include <torch/csrc/stable/library.h>
 
-// The schema of every operator. Their meaning is in aimfair/ops.py; the checks of their arguments in checks.cpp.
+// The schema of every operator. Their meaning is in aimfair/selective/ops.py; the checks of their arguments in checks.cpp.
 
 STABLE_TORCH_LIBRARY(aimfair, m) {
   m.def(

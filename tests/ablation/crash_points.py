@@ -8,7 +8,7 @@ import sys
 from itertools import count
 from pathlib import Path
 
-from aimfair.files import write_text
+from aimfair.base.files import write_text
 from aimfair.run.directory import Run
 from tests.run.crash_points import CALLS, CONFIG, die_at, in_child
 

@@ -13,9 +13,9 @@ import torch
 
 from aimfair.ablation import charts, model_blocks, options, rank
 from aimfair.ablation.plan import Names
-from aimfair.config import MethodSettings
-from aimfair.errors import ConfigError
-from aimfair.files import write_text
+from aimfair.base.errors import ConfigError
+from aimfair.base.files import write_text
+from aimfair.methods.method_settings import MethodSettings
 from aimfair.run.directory import Run
 from aimfair.run.records import Records
 from tests.report.made_up import made_up_config
@@ -236,8 +236,8 @@ def test_labels_do_not_cover_one_another():
 
 
 def test_blocks_and_freeze_select_whole_modules(tmp_path):
+    from aimfair.methods.selection import select_mask
     from aimfair.selective.sensitivity import Sensitivity
-    from aimfair.training.methods import select_mask
 
     model = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.Linear(4, 2))
     sensitivity = Sensitivity(model)
@@ -250,8 +250,8 @@ def test_blocks_and_freeze_select_whole_modules(tmp_path):
 @pytest.mark.parametrize("granularity", ["element", "row", "tensor"])
 @pytest.mark.parametrize("rule", ["top_k", "ratio", "random", "intersection"])
 def test_a_density_of_weights_is_met_with_the_fewest_units(rule, granularity):
+    from aimfair.methods.selection import select_mask
     from aimfair.selective.sensitivity import Sensitivity
-    from aimfair.training.methods import select_mask
 
     torch.manual_seed(0)
     model = torch.nn.Sequential(*(torch.nn.Linear(width, width) for width in (2, 4, 8, 16)))

@@ -13,11 +13,11 @@ from pathlib import Path
 
 import pytest
 
-from aimfair import cli
 from aimfair.ablation import criteria
 from aimfair.ablation.differences import Predictions, difference
 from aimfair.ablation.names import ABLATIONS
-from aimfair.errors import AimfairError
+from aimfair.base.errors import AimfairError
+from aimfair.commands import cli
 from aimfair.evaluation.results import Results
 from aimfair.run.directory import Run
 from aimfair.selective.sensitivity import Sensitivity

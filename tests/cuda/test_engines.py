@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-from aimfair.config import GenerateSettings
-from aimfair.generation.engines import store
-from aimfair.generation.model import SHIPPED
+from aimfair.diffusion.engines import store
+from aimfair.diffusion.model import SHIPPED
+from aimfair.generation.settings import GenerateSettings
 
 from .device import CUDA
 
@@ -32,7 +32,7 @@ def cache_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def load(engine: str, device: torch.device = CUDA, **settings: Any) -> Any:
-    from aimfair.generation.diffusion import Diffusion
+    from aimfair.diffusion.text_to_image import Diffusion
 
     wanted = {"steps": 8, "guidance_scale": 2.0, "batch_size": 4, **settings}
     return Diffusion(SHIPPED["digits"], GenerateSettings(engine=engine, **wanted), device)

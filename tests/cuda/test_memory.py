@@ -5,7 +5,7 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from aimfair import layout, ops
+from aimfair.selective import layout, ops
 from tests.kernels import cases
 
 from .device import CUDA, needs_cuda

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from aimfair import layout, ops
+from aimfair.selective import layout, ops
 from tests.kernels import cases
 from tests.kernels.cases import Inputs
 from tests.kernels.test_paths_and_threads import CALLS

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from aimfair.run.log import Log
+from aimfair.base.log import Log
 
 
 @pytest.fixture(autouse=True)

@@ -3,8 +3,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from aimfair.base.errors import AimfairError, ConfigError
 from aimfair.data.bias import biased_indices, group_sizes, largest_total
-from aimfair.errors import AimfairError, ConfigError
 
 BIASES = st.floats(0.01, 1)
 

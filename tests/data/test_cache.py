@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from aimfair.base.errors import AimfairError
+from aimfair.base.interrupt import Interrupt, Interrupted
 from aimfair.data import cache
 from aimfair.data import decode as decode_module
 from aimfair.data.cache import Decoded, decode_files, default_folder
 from aimfair.data.decode import decode
-from aimfair.errors import AimfairError
-from aimfair.run.interrupt import Interrupt, Interrupted
 from tests.data.conftest import save_image
 
 FILES = [f"{number}.png" for number in range(40)]

@@ -5,13 +5,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from aimfair.config import DataSettings
+from aimfair.base.errors import AimfairError, ConfigError
 from aimfair.data import celeba
 from aimfair.data.bias import biased_indices
 from aimfair.data.catalogue import Catalogue
 from aimfair.data.labels import Attribute, Labels
 from aimfair.data.load import load_splits
-from aimfair.errors import AimfairError, ConfigError
+from aimfair.data.settings import DataSettings
 from tests.data.conftest import Warnings, save_image
 
 NAMES = ["Male", "Smiling", "Young"]

@@ -6,10 +6,10 @@ from typing import get_args
 import numpy as np
 import pytest
 
-from aimfair.config import DataSettings
+from aimfair.base.errors import ConfigError
 from aimfair.data import digits
 from aimfair.data.render import INKS, SIZE, STROKES, TILTS, Style, render
-from aimfair.errors import ConfigError
+from aimfair.data.settings import DataSettings
 
 
 @pytest.fixture(scope="module")

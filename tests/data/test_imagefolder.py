@@ -5,12 +5,12 @@ from pathlib import Path
 
 import pytest
 
-from aimfair.config import DataSettings
+from aimfair.base.errors import AimfairError, ConfigError
 from aimfair.data import imagefolder
 from aimfair.data.catalogue import Catalogue
 from aimfair.data.images import Splits
 from aimfair.data.load import load_splits
-from aimfair.errors import AimfairError, ConfigError
+from aimfair.data.settings import DataSettings
 from tests.data.conftest import Warnings, save_image
 from tests.data.test_rows import write
 

@@ -8,10 +8,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from aimfair import config_file
-from aimfair.config import DataSettings
+from aimfair.base.errors import ConfigError
+from aimfair.config import load as config_file
 from aimfair.data.labels import MAX_VALUES, Attribute, Labels, product
-from aimfair.errors import ConfigError
+from aimfair.data.settings import DataSettings
 
 
 @st.composite
@@ -187,7 +187,7 @@ def test_the_shape_of_groups_is_known_beforehand(changes: dict[str, object], sha
 
 
 def test_the_prompts_need_words_for_each_combination() -> None:
-    celeba = Path(config_file.__file__).parent / "configs" / "celeba-smiling-male.yaml"
+    celeba = Path(config_file.__file__).parents[1] / "configs" / "celeba-smiling-male.yaml"
     assert config_file.load(celeba, {"data.audit": "Young,Bald"}).data.audit == ["Young", "Bald"]
     with pytest.raises(ConfigError, match=r"prompts.protected: found 2 lists of words, expected 4, one for each value"):
         config_file.load(celeba, {"data.intersect_with": "Young"})

@@ -7,13 +7,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from aimfair.config import DataSettings
+from aimfair.base.errors import AimfairError, ConfigError
+from aimfair.base.log import Log
 from aimfair.data import decode as decode_module
 from aimfair.data.decode import decode
 from aimfair.data.images import Rows, Splits
 from aimfair.data.load import load_splits
-from aimfair.errors import AimfairError, ConfigError
-from aimfair.run.log import Log
+from aimfair.data.settings import DataSettings
 from tests.data.conftest import Warnings, save_image
 
 SIZES = {"train": 40, "val": 12, "test": 12}

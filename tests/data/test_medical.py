@@ -5,9 +5,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from aimfair.config import DataSettings
+from aimfair.base.errors import AimfairError
 from aimfair.data.load import load_splits
-from aimfair.errors import AimfairError
+from aimfair.data.settings import DataSettings
 from tests.data.conftest import Warnings, save_image
 from tests.data.test_rows import write
 

@@ -11,9 +11,9 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from aimfair.config import TABLES
+from aimfair.base.errors import AimfairError, ConfigError
 from aimfair.data.rows import header, rows
-from aimfair.errors import AimfairError, ConfigError
+from aimfair.data.settings import TABLES
 
 COLUMNS = [("data.file_column", "file"), ("data.target", "sick"), ("data.audit", "site")]
 

@@ -2,8 +2,8 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aimfair.config import DataSettings
 from aimfair.data.labels import Attribute, Labels
+from aimfair.data.settings import DataSettings
 from aimfair.data.split import biased, stratified
 
 

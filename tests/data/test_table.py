@@ -2,11 +2,11 @@ from pathlib import Path
 
 import pytest
 
-from aimfair.config import DataSettings
+from aimfair.base.errors import AimfairError, ConfigError
 from aimfair.data import table
 from aimfair.data.catalogue import Catalogue
 from aimfair.data.load import load_splits
-from aimfair.errors import AimfairError, ConfigError
+from aimfair.data.settings import DataSettings
 
 GOOD = """file,age,split,smile,sex
 b.png,30,train,yes,m

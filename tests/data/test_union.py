@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
+from aimfair.base.errors import AimfairError
 from aimfair.data.images import ImageSet
 from aimfair.data.union import union
-from aimfair.errors import AimfairError
 
 
 def images(count: int, size: int, seed: int) -> ImageSet:

@@ -3,12 +3,12 @@ from pathlib import Path
 
 import pytest
 
-from aimfair.config import DataSettings
+from aimfair.base.errors import AimfairError
+from aimfair.base.log import Log
 from aimfair.data import utkface
 from aimfair.data.images import Splits
 from aimfair.data.load import load_splits
-from aimfair.errors import AimfairError
-from aimfair.run.log import Log
+from aimfair.data.settings import DataSettings
 from tests.data.conftest import Warnings, save_image
 
 

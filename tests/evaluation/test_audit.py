@@ -6,8 +6,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from aimfair.config import Config, DataSettings
+from aimfair.config import Config
 from aimfair.data.images import Splits
+from aimfair.data.settings import DataSettings
 from aimfair.evaluation import fairness, intervals
 from aimfair.evaluation.audit import cautions, partitions
 from aimfair.evaluation.compare import compare

@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
+from aimfair.base.errors import AimfairError
 from aimfair.config import Config
 from aimfair.data.images import ImageSet, Splits
-from aimfair.errors import AimfairError
 from aimfair.evaluation import fairness
 from aimfair.evaluation.compare import compare
 from aimfair.evaluation.counts import count_predictions

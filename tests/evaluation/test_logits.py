@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from aimfair.errors import AimfairError
+from aimfair.base.errors import AimfairError
 from aimfair.evaluation.logits import load_logits, save_logits
 
 

@@ -2,9 +2,9 @@
 
 import numpy as np
 
+from aimfair.base.seeds import generator
 from aimfair.data.images import ImageSet
 from aimfair.evaluation import over_seeds
-from aimfair.seeds import generator
 
 N = 80
 

@@ -7,14 +7,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from aimfair.config import ModelSettings
-from aimfair.errors import AimfairError
+from aimfair.base.errors import AimfairError
 from aimfair.evaluation import scores
 from aimfair.evaluation.logits import load_logits
 from aimfair.evaluation.results import Results
 from aimfair.run.directory import Run
 from aimfair.selective.mask import ParameterMask
 from aimfair.stages import evaluate
+from aimfair.training.model_settings import ModelSettings
 from aimfair.training.models import build_model, load_model, save_model
 from aimfair.training.predict import predict
 from tests.report.made_up import made_up_config, made_up_splits, with_attributes

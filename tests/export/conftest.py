@@ -9,8 +9,8 @@ import pytest
 from PIL import Image
 
 from aimfair.config import Config
-from aimfair.pipeline import STAGES, run_stages
 from aimfair.run.directory import Run
+from aimfair.stages.pipeline import STAGES, run_stages
 
 TITLE = "Inks\n---\nlicense: mit\n# Heading <b>bold</b> ${jndi} [a](javascript:b) | x"
 TARGET, PROTECTED = "class | [x](javascript:y)", "ink: <i>"

@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 import torch
 
-from aimfair import cli
-from aimfair.errors import AimfairError, ConfigError
+from aimfair.base.errors import AimfairError, ConfigError
+from aimfair.commands import cli
+from aimfair.commands.export import export_run
 from aimfair.evaluation.results import Results
 from aimfair.export import onnx
 from aimfair.export.choose import choose
-from aimfair.export.verb import export_run
 from aimfair.run.directory import Run
 from aimfair.training.execution import logits
 from aimfair.training.history import HISTORY

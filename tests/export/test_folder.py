@@ -2,10 +2,10 @@ from pathlib import Path
 
 import pytest
 
-from aimfair.errors import AimfairError
+from aimfair.base.errors import AimfairError
+from aimfair.base.files import write_json
 from aimfair.export import folder
 from aimfair.export.folder import MARK, new_folder
-from aimfair.files import write_json
 
 
 def fill(path: Path, text: str, *, overwrite: bool = False) -> None:

@@ -5,10 +5,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from aimfair.config import ModelSettings
-from aimfair.errors import AimfairError
+from aimfair.base.errors import AimfairError
 from aimfair.export import onnx
 from aimfair.training.execution import logits
+from aimfair.training.model_settings import ModelSettings
 from aimfair.training.models import build_model
 
 TINY = {
@@ -21,7 +21,7 @@ TINY = {
 
 @pytest.mark.parametrize("kind", TINY)
 def test_the_file_says_what_the_model_says(tmp_path: Path, kind: str) -> None:
-    from aimfair.generation.engines.onnx_runtime import open_file
+    from aimfair.diffusion.engines.onnx_runtime import open_file
 
     model = build_model(ModelSettings(config={"model_type": kind, **TINY[kind]}), 3, seed=0).eval()
     x = torch.randn(9, 3, 16, 16)

@@ -9,10 +9,11 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from aimfair.config import DataSettings, ModelSettings
 from aimfair.data.decode import fit
 from aimfair.data.images import ImageSet
+from aimfair.data.settings import DataSettings
 from aimfair.export import preprocessor
+from aimfair.training.model_settings import ModelSettings
 
 SIZE = 64
 

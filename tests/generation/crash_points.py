@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from aimfair.files import is_temporary
+from aimfair.base.files import is_temporary
 from aimfair.generation.job import Job
 from aimfair.generation.manifest import Manifest
 from tests.generation.samples import NoiseSampler, small_plan

@@ -12,9 +12,10 @@ import threading
 from itertools import count
 from pathlib import Path
 
-from aimfair.config import DataSettings, GenerateSettings
+from aimfair.data.settings import DataSettings
 from aimfair.generation import imported
 from aimfair.generation.manifest import Manifest
+from aimfair.generation.settings import GenerateSettings
 from tests.data.conftest import save_image
 from tests.generation.crash_points import lasting
 from tests.run.crash_points import CALLS, die_at, in_child

@@ -5,10 +5,12 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from aimfair.config import DataSettings, GenerateSettings, PromptSettings
+from aimfair.data.settings import DataSettings
+from aimfair.diffusion.sampler import Samples
 from aimfair.generation.plan import PlannedImage, make_plan
-from aimfair.generation.prompts import write_prompts
-from aimfair.generation.sampler import Samples
+from aimfair.generation.settings import GenerateSettings
+from aimfair.prompts.grammar import write_prompts
+from aimfair.prompts.settings import PromptSettings
 
 SIZE = 16
 """Pixels along each side of an image."""

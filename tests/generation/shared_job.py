@@ -14,9 +14,9 @@ from collections.abc import Callable
 from itertools import count
 from pathlib import Path
 
+from aimfair.base.interrupt import Interrupt
 from aimfair.generation.job import Job
 from aimfair.generation.ranks import Ranks
-from aimfair.run.interrupt import Interrupt
 from tests.generation.crash_points import every_third_is_black, lasting
 from tests.generation.samples import NoiseSampler, small_plan
 from tests.run.crash_points import die_at

@@ -13,14 +13,15 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from aimfair.config import Config, FilterSettings
+from aimfair.base.errors import AimfairError
+from aimfair.config import Config
 from aimfair.data.dhash import dhash
-from aimfair.errors import AimfairError
 from aimfair.generation.filters.choose import filter_facts, load_filters
 from aimfair.generation.filters.clip import ClipAgreement, ClipView, clip_folder, fingerprint, plain_texts
 from aimfair.generation.filters.hooks import Hook
 from aimfair.generation.filters.near_duplicates import NearDuplicates
 from aimfair.generation.filters.safety import SafetyChecker
+from aimfair.generation.settings import FilterSettings
 from tests.generation.samples import prompt_settings
 
 CPU = torch.device("cpu")

@@ -15,21 +15,21 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from aimfair.config import Config, DataSettings
-from aimfair.data import synthetic
+from aimfair.base.errors import AimfairError, ConfigError
+from aimfair.base.interrupt import NEVER, Interrupted
+from aimfair.base.log import Log
+from aimfair.config import Config
 from aimfair.data.decode import decode
-from aimfair.errors import AimfairError, ConfigError
+from aimfair.data.settings import DataSettings
 from aimfair.evaluation.results import Results
-from aimfair.generation import imported
+from aimfair.generation import imported, synthetic
 from aimfair.generation.job import Job
 from aimfair.generation.manifest import ImageRecord, Manifest
 from aimfair.generation.ranks import Ranks
 from aimfair.generation.summary import GenerationSummary
-from aimfair.pipeline import run_stages
 from aimfair.run.directory import Run
-from aimfair.run.interrupt import NEVER, Interrupted
-from aimfair.run.log import Log
 from aimfair.stages import generate
+from aimfair.stages.pipeline import run_stages
 from tests.data.conftest import Warnings, save_image
 from tests.generation.samples import NoiseSampler, prompt_settings, small_plan
 from tests.generation.test_shared_job import in_threads
@@ -493,7 +493,7 @@ def test_killed_at_any_moment_it_goes_on(tmp_path: Path) -> None:
 def test_from_a_folder_to_the_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The whole pipeline on coloured digits; no image is generated."""
     from aimfair.data import digits
-    from aimfair.generation import diffusion
+    from aimfair.diffusion import text_to_image as diffusion
 
     def generate_nothing(*_: object) -> None:
         pytest.fail("a generator is loaded")

@@ -16,17 +16,17 @@ import pytest
 import torch
 from PIL import Image
 
-from aimfair.data import synthetic
+from aimfair.base.errors import AimfairError
+from aimfair.base.interrupt import Interrupt, Interrupted
+from aimfair.base.memory import MicroBatch, pieces
 from aimfair.data.decode import read_rgb
-from aimfair.errors import AimfairError
+from aimfair.diffusion.sampler import Samples
 from aimfair.generation import job as job_module
+from aimfair.generation import synthetic
 from aimfair.generation.job import Job
 from aimfair.generation.manifest import Manifest, Shards, seed_of_attempt
 from aimfair.generation.plan import PlannedImage
-from aimfair.generation.sampler import Samples
 from aimfair.generation.summary import GenerationSummary
-from aimfair.memory import MicroBatch, pieces
-from aimfair.run.interrupt import Interrupt, Interrupted
 from tests.generation.samples import SIZE, NoiseSampler, small_plan
 
 PLAN = small_plan()

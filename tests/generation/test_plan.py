@@ -6,11 +6,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from aimfair.config import DataSettings, GenerateSettings
+from aimfair.base.errors import AimfairError
 from aimfair.data.bias import group_sizes
-from aimfair.errors import AimfairError
+from aimfair.data.settings import DataSettings
 from aimfair.generation.plan import PlannedImage, make_plan
-from aimfair.generation.prompts import write_prompts
+from aimfair.generation.settings import GenerateSettings
+from aimfair.prompts.grammar import write_prompts
 from tests.generation.samples import prompt_settings
 
 PROMPTS = write_prompts(prompt_settings())

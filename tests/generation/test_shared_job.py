@@ -16,15 +16,16 @@ import pytest
 import torch.distributed as dist
 import yaml
 
-from aimfair import cli, config_file
-from aimfair.errors import AimfairError, ConfigError
+from aimfair.base.errors import AimfairError, ConfigError
+from aimfair.base.interrupt import Interrupt, Interrupted
+from aimfair.commands import cli
+from aimfair.config import load as config_file
 from aimfair.generation import ranks
 from aimfair.generation.job import Job
 from aimfair.generation.manifest import Manifest
 from aimfair.generation.ranks import Ranks, processes, rank_here
 from aimfair.generation.summary import GenerationSummary
 from aimfair.run.directory import Run
-from aimfair.run.interrupt import Interrupt, Interrupted
 from aimfair.stages import generate, prompts
 from tests.generation.crash_points import contents
 from tests.generation.samples import SIZE, NoiseSampler, prompt_settings, small_plan

@@ -8,14 +8,14 @@ from typing import Any
 
 import pytest
 
+from aimfair.base.errors import AimfairError
+from aimfair.base.interrupt import Interrupted
 from aimfair.config import Config
-from aimfair.data import synthetic
-from aimfair.errors import AimfairError
-from aimfair.generation.diffusion import Diffusion
-from aimfair.generation.prompts import load_prompts
+from aimfair.diffusion.text_to_image import Diffusion
+from aimfair.generation import synthetic
 from aimfair.generation.summary import GenerationSummary
+from aimfair.prompts.grammar import load_prompts
 from aimfair.run.directory import Run
-from aimfair.run.interrupt import Interrupted
 from aimfair.stages import generate, prompts
 from tests.generation.samples import SIZE, prompt_settings
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from aimfair.generation.lines import as_lines
+from aimfair.base.lines import as_lines
 from aimfair.generation.manifest import Outcome, Shards
 from aimfair.generation.writer import Writer
 

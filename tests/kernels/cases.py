@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from aimfair import layout, reference
+from aimfair.selective import layout, reference
 
 Shape = tuple[int, ...]
 Inputs = dict[str, Any]

@@ -6,7 +6,7 @@ import math
 import pytest
 import torch
 
-from aimfair import ops, reference
+from aimfair.selective import ops, reference
 
 from . import cases
 from .cases import DTYPES, MIXED, OFFSETS, SHAPES, Inputs

@@ -6,7 +6,7 @@ import math
 import pytest
 import torch
 
-from aimfair import layout, ops
+from aimfair.selective import layout, ops
 
 from . import cases
 from .valid_calls import (

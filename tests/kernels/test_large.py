@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from aimfair import layout, ops
+from aimfair.selective import layout, ops
 
 N = 2**31 + 1000
 PERIOD = 2**20

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from aimfair import layout, ops, reference
+from aimfair.selective import layout, ops, reference
 
 from . import cases
 from .cases import DENSITIES, OFFSETS, SHAPES

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from aimfair import layout, ops, reference
+from aimfair.selective import layout, ops, reference
 
 from . import cases
 from .cases import DENSITIES, DTYPES, MIXED, OFFSETS, SHAPES, Inputs

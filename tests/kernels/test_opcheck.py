@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 
-from aimfair import ops, reference
+from aimfair.selective import ops, reference
 
 from . import cases, valid_calls
 from .cases import Inputs
@@ -20,7 +20,7 @@ OPERATORS = sorted(
 
 
 def positional(name: str, inputs: Inputs) -> tuple[Any, ...]:
-    """Arguments in the order of the schema, with the defaults of ``aimfair.ops``."""
+    """Arguments in the order of the schema, with the defaults of ``aimfair.selective.ops``."""
     parameters = inspect.signature(getattr(ops, name)).parameters
     arguments = []
     for argument in getattr(torch.ops.aimfair, name).default._schema.arguments:

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import aimfair
-from aimfair import layout, ops
+from aimfair.selective import layout, ops
 
 from . import cases
 from .cases import DTYPES, MIXED, Inputs

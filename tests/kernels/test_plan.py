@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import pytest
 import torch
 
-from aimfair import ops, reference
+from aimfair.selective import ops, reference
 
 from . import cases
 from .cases import MIXED, Inputs

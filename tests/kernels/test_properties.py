@@ -8,7 +8,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from aimfair import layout, ops, reference
+from aimfair.selective import layout, ops, reference
 
 from . import cases
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 import aimfair
-from aimfair import layout, ops, reference
+from aimfair.selective import layout, ops, reference
 
 from . import cases
 from .cases import CRITERIA, OFFSETS, SECOND_OF, SHAPES

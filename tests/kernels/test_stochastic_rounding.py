@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from aimfair import layout, ops, reference
+from aimfair.selective import layout, ops, reference
 
 from . import cases
 from .cases import DENSITIES, MIXED

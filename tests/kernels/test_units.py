@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from aimfair import ops, reference
+from aimfair.selective import ops, reference
 
 from . import cases
 from .cases import CRITERIA

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from aimfair import ops
+from aimfair.selective import ops
 
 from . import cases
 from .cases import Inputs

@@ -10,11 +10,11 @@ from PIL import Image
 
 from aimfair.data.images import Splits
 from aimfair.evaluation.compare import compare
-from aimfair.generation.diversity import measure
 from aimfair.generation.job import Speed
 from aimfair.generation.manifest import ImageRecord, Manifest, file_name
-from aimfair.generation.prompts import save_prompts, write_prompts
 from aimfair.generation.summary import GenerationSummary, GroupSummary
+from aimfair.prompts.diversity import measure
+from aimfair.prompts.grammar import save_prompts, write_prompts
 from aimfair.run.directory import Run
 from aimfair.selective.mask import ParameterMask
 from aimfair.training.history import Epoch, History

@@ -9,13 +9,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from aimfair.base.errors import AimfairError
 from aimfair.data.images import ImageSet, Splits
-from aimfair.errors import AimfairError
 from aimfair.evaluation.compare import compare
 from aimfair.evaluation.results import Results
-from aimfair.generation.diversity import measure
 from aimfair.generation.manifest import Manifest
-from aimfair.generation.prompts import load_prompts
+from aimfair.prompts.diversity import measure
+from aimfair.prompts.grammar import load_prompts
 from aimfair.report import page
 from aimfair.report.material import Material, Replies
 from aimfair.report.wording import training as said_of

@@ -5,12 +5,12 @@ import re
 
 import pytest
 
-from aimfair.config import MethodSettings
 from aimfair.evaluation.compare import compare
 from aimfair.evaluation.results import Difference, Interval, Results
 from aimfair.evaluation.tables import markdown
+from aimfair.methods.choose import kind_of
+from aimfair.methods.method_settings import MethodSettings
 from aimfair.report import wording
-from aimfair.training.methods.choose import kind_of
 from tests.report.made_up import made_up_config, made_up_predictions, made_up_splits
 
 NONE = (math.nan, math.nan)

@@ -4,10 +4,10 @@ from pathlib import Path
 
 import pytest
 
-from aimfair import config_file
 from aimfair.config import Config
+from aimfair.config import load as config_file
 
-DEMO = Path(config_file.__file__).parent / "configs" / "demo.yaml"
+DEMO = Path(config_file.__file__).parents[1] / "configs" / "demo.yaml"
 
 
 @pytest.fixture

@@ -13,12 +13,12 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from aimfair import config_file
-from aimfair.files import is_temporary, write_text
+from aimfair.base.files import is_temporary, write_text
+from aimfair.config import load as config_file
 from aimfair.run.directory import Run
 from aimfair.run.records import Records
 
-CONFIG = config_file.load(Path(config_file.__file__).parent / "configs" / "demo.yaml")
+CONFIG = config_file.load(Path(config_file.__file__).parents[1] / "configs" / "demo.yaml")
 CALLS = {"open", "write", "flush", "truncate", "pwrite", "replace", "unlink", "mkdir", "flock", "close"}
 STEPS = ("prompts", "train/1")
 

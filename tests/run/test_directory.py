@@ -11,10 +11,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from aimfair import config_file
-from aimfair.config import Config, DataSettings
-from aimfair.errors import AimfairError, ConfigError
-from aimfair.files import write_text
+from aimfair.base.errors import AimfairError, ConfigError
+from aimfair.base.files import write_text
+from aimfair.config import Config
+from aimfair.config import load as config_file
+from aimfair.data.settings import DataSettings
 from aimfair.run.directory import Run
 
 from .conftest import DEMO
@@ -139,7 +140,7 @@ def test_stray_temporaries_are_removed(tmp_path, config):
 _HOLD = """
 import sys
 from pathlib import Path
-from aimfair import config_file
+from aimfair.config import load as config_file
 from aimfair.run.directory import Run
 with Run.open(Path(sys.argv[1]), config_file.load(Path(sys.argv[2]))):
     print("open", flush=True)

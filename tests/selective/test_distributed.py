@@ -16,8 +16,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 import aimfair
-from aimfair import layout, ops
-from aimfair.selective import counting
+from aimfair.selective import counting, layout, ops
 
 from . import processes
 from .models import same_bits, weights

@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from aimfair.generation.model import fingerprint
+from aimfair.diffusion.model import fingerprint
 
 
 def train(out, *options):
@@ -26,8 +26,8 @@ def test_one_seed_gives_one_model(tmp_path):
 def test_it_loads_as_the_pipelines_model(tmp_path):
     import torch
 
-    from aimfair.config import GenerateSettings
-    from aimfair.generation.diffusion import Diffusion
+    from aimfair.diffusion.text_to_image import Diffusion
+    from aimfair.generation.settings import GenerateSettings
 
     train(tmp_path / "model")
     diffusion = Diffusion(tmp_path / "model", GenerateSettings(engine="eager", steps=2), torch.device("cpu"))

@@ -2,7 +2,7 @@
 
 import json
 
-from aimfair.config import MethodSettings
+from aimfair.methods.method_settings import MethodSettings
 from tools.selection_study import cases, table
 
 

@@ -7,11 +7,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from aimfair.config import ModelSettings, OptimizerSettings
 from aimfair.data.images import ImageSet
+from aimfair.methods.optimizer import build_optimizer
 from aimfair.training.history import History
 from aimfair.training.loop import Training
-from aimfair.training.methods import build_optimizer
+from aimfair.training.model_settings import ModelSettings
+from aimfair.training.settings import OptimizerSettings
 
 SIZE = 16
 

@@ -10,12 +10,12 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 
-from aimfair.config import AugmentSettings, OptimizerSettings
-from aimfair.errors import AimfairError
-from aimfair.run.interrupt import Interrupt, Interrupted
-from aimfair.run.log import Log
+from aimfair.base.errors import AimfairError
+from aimfair.base.interrupt import Interrupt, Interrupted
+from aimfair.base.log import Log
 from aimfair.selective.mask import ParameterMask
 from aimfair.training.checkpoint import CHECKPOINT, Checkpoint
+from aimfair.training.settings import AugmentSettings, OptimizerSettings
 from tests.training.samples import ActAfter, Net, state_bits, training, without_seconds
 
 SETTINGS = OptimizerSettings(
@@ -135,7 +135,7 @@ KILLED = """
 import sys
 from pathlib import Path
 from safetensors.torch import save_file
-from aimfair.files import remove_temporaries
+from aimfair.base.files import remove_temporaries
 from aimfair.training.checkpoint import Checkpoint
 from tests.training.samples import Net, training
 from tests.training.test_checkpoint import LONG

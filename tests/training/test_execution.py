@@ -7,16 +7,17 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from aimfair.config import ModelSettings, OptimizerSettings, SensitivitySettings
-from aimfair.errors import AimfairError
+from aimfair.base.errors import AimfairError
+from aimfair.methods.optimizer import build_optimizer
 from aimfair.training.execution import logits, prepare, repeated_blocks
 from aimfair.training.gradient import BatchGradient
 from aimfair.training.gradients import SOURCES, accumulate
 from aimfair.training.inputs import Normalize
 from aimfair.training.loop import Training
-from aimfair.training.methods import build_optimizer
+from aimfair.training.model_settings import ModelSettings
 from aimfair.training.models import build_model
 from aimfair.training.predict import predict_logits
+from aimfair.training.settings import OptimizerSettings, SensitivitySettings
 from tests.training.samples import MODEL, TRAIN, VALIDATION, Net, images, state_bits
 from tests.training.test_families import FAMILIES
 

@@ -7,11 +7,12 @@ from typing import Any
 import pytest
 import torch
 
-from aimfair.config import ModelSettings, OptimizerSettings, SensitivitySettings
-from aimfair.errors import AimfairError
+from aimfair.base.errors import AimfairError
 from aimfair.training.execution import logits
 from aimfair.training.gradients import SOURCES, accumulate
+from aimfair.training.model_settings import ModelSettings
 from aimfair.training.models import build_model, load_model, preprocessing_caution, save_model
+from aimfair.training.settings import OptimizerSettings, SensitivitySettings
 from tests.training.samples import RESNET, SIZE, images, state_bits, training
 
 TOWER = {

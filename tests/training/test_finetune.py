@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from aimfair.config import FinetuneSettings
 from aimfair.selective.mask import ParameterMask
 from aimfair.training.finetune import finetune, require_unselected_unchanged, unselected_digests
+from aimfair.training.settings import FinetuneSettings
 from tests.training.samples import MODEL, TRAIN, VALIDATION, Net, state_bits
 
 SETTINGS = FinetuneSettings(lr=0.01, weight_decay=0.1, epochs=2, batch_size=16)

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from aimfair.errors import AimfairError
+from aimfair.base.errors import AimfairError
 from aimfair.training.gradient import BatchGradient
 from aimfair.training.inputs import Normalize
 from tests.training.samples import MODEL, TRAIN, Net, SmallMemory, state_bits

@@ -5,10 +5,10 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from aimfair.config import SensitivitySettings
-from aimfair.errors import AimfairError
+from aimfair.base.errors import AimfairError
 from aimfair.training.gradients import SOURCES, accumulate, batches_of_each_source
 from aimfair.training.inputs import Normalize
+from aimfair.training.settings import SensitivitySettings
 from tests.training.samples import MODEL, SIZE, ActAfter, Net, SmallMemory, images, state_bits
 
 SETTINGS = SensitivitySettings(batch_size=8)

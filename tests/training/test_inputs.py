@@ -2,9 +2,9 @@ import numpy as np
 import pytest
 import torch
 
-from aimfair.config import ModelSettings
 from aimfair.training import inputs
 from aimfair.training.inputs import Normalize
+from aimfair.training.model_settings import ModelSettings
 
 SETTINGS = ModelSettings(config={"model_type": "resnet"}, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
 

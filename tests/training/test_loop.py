@@ -6,14 +6,14 @@ import numpy as np
 import pytest
 import torch
 
-from aimfair.config import AugmentSettings, OptimizerSettings
+from aimfair.base.errors import AimfairError
+from aimfair.base.log import Log
 from aimfair.data.images import ImageSet
-from aimfair.errors import AimfairError
-from aimfair.run.log import Log
+from aimfair.methods.optimizer import build_optimizer
 from aimfair.training.history import HISTORY
 from aimfair.training.loop import Training, total_steps
-from aimfair.training.methods import build_optimizer
 from aimfair.training.predict import predict
+from aimfair.training.settings import AugmentSettings, OptimizerSettings
 from tests.training.samples import (
     MODEL,
     TRAIN,

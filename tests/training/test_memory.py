@@ -8,13 +8,14 @@ from safetensors import safe_open
 from torch import nn
 from torch._subclasses import FakeTensor
 
-from aimfair.config import FinetuneSettings, ModelSettings, OptimizerSettings, SensitivitySettings
-from aimfair.run.interrupt import NEVER
+from aimfair.base.interrupt import NEVER
 from aimfair.selective.mask import ParameterMask
 from aimfair.training.checkpoint import CHECKPOINT, Checkpoint
 from aimfair.training.finetune import finetune
 from aimfair.training.gradients import SOURCES, accumulate
+from aimfair.training.model_settings import ModelSettings
 from aimfair.training.models import build_model
+from aimfair.training.settings import FinetuneSettings, OptimizerSettings, SensitivitySettings
 from tests.training.samples import MODEL, SIZE, TRAIN, VALIDATION, Net, images, training
 
 VIT = ModelSettings(

@@ -8,10 +8,11 @@ import pytest
 import torch
 from torch import nn
 
-from aimfair.config import ModelSettings, OptimizerSettings
-from aimfair.errors import AimfairError
+from aimfair.base.errors import AimfairError
 from aimfair.training.execution import logits
+from aimfair.training.model_settings import ModelSettings
 from aimfair.training.models import build_model, load_model, save_model
+from aimfair.training.settings import OptimizerSettings
 from tests.training.samples import SIZE, Net, state_bits, training
 
 OWN = "tests.training.test_own_models:make"

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import torch
 
+from aimfair.base.errors import AimfairError
+from aimfair.base.interrupt import Interrupt, Interrupted
 from aimfair.data.images import ImageSet
-from aimfair.errors import AimfairError
-from aimfair.run.interrupt import Interrupt, Interrupted
 from aimfair.training.inputs import Normalize
 from aimfair.training.predict import predict, predict_logits
 from tests.training.samples import MODEL, VALIDATION, ActAfter, Net, SmallMemory

@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from aimfair.base.seeds import generator
 from aimfair.data.images import ImageSet
-from aimfair.seeds import generator
 from aimfair.training.samplers import EqualGroups, EveryImage, Repeated, groups_of
 from tests.training.samples import images
 

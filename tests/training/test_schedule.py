@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aimfair.config import OptimizerSettings
 from aimfair.training.schedule import epoch_batches, learning_rate, steps_per_epoch
+from aimfair.training.settings import OptimizerSettings
 
 
 @given(st.integers(2, 400), st.integers(1, 150))

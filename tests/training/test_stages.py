@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from aimfair.base.errors import AimfairError
+from aimfair.base.interrupt import Interrupted
 from aimfair.config import Config
 from aimfair.data.images import ImageSet, Splits
-from aimfair.errors import AimfairError
 from aimfair.run.directory import Run
-from aimfair.run.interrupt import Interrupted
 from aimfair.selective.mask import ParameterMask
 from aimfair.selective.sensitivity import Sensitivity
 from aimfair.stages import finetune, select, sensitivity, train
@@ -124,7 +124,7 @@ def test_synthetic_images_become_squares_as_real_ones_do(directory, monkeypatch)
         asked.append((which, size, fit))
         return images(24, 3)
 
-    monkeypatch.setattr("aimfair.data.synthetic.load", load)
+    monkeypatch.setattr("aimfair.generation.synthetic.load", load)
     do(directory, change(data={"fit": "stretch"}))
     assert set(asked) == {("biased", 16, "stretch"), ("balanced", 16, "stretch")}
 
@@ -132,7 +132,7 @@ def test_synthetic_images_become_squares_as_real_ones_do(directory, monkeypatch)
 def test_what_is_done_is_not_done_again(directory, monkeypatch):
     do(directory)
     monkeypatch.setattr(Training, "fit", lambda _: pytest.fail("trained again"))
-    monkeypatch.setattr("aimfair.data.synthetic.load", lambda *_: pytest.fail("loaded again"))
+    monkeypatch.setattr("aimfair.generation.synthetic.load", lambda *_: pytest.fail("loaded again"))
     assert do(directory) == []
 
 

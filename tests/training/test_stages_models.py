@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
+from aimfair.base.errors import AimfairError
 from aimfair.config import Config
-from aimfair.errors import AimfairError
 from aimfair.selective.mask import ParameterMask
 from aimfair.training.models import build_model, load_model, save_model
 from tests.training.samples import MODEL, state_bits

@@ -8,9 +8,9 @@ import torch
 from sklearn.svm import SVC
 from torch.nn import functional as F
 
+from aimfair.base.seeds import generator
 from aimfair.data.digits import originals
 from aimfair.data.render import INKS, random_style, render
-from aimfair.seeds import generator
 
 Pictures = npt.NDArray[np.uint8]
 

@@ -3,8 +3,9 @@
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from aimfair.config import Config, FilterSettings
+from aimfair.config import Config
 from aimfair.generation.filters.interface import ImageFilter
+from aimfair.generation.settings import FilterSettings
 
 if TYPE_CHECKING:
     import torch

@@ -10,13 +10,13 @@ import torch
 from pydantic import BaseModel, Field, FiniteFloat, ValidationError
 from torch import Tensor
 
-from aimfair.config import PromptSettings
-from aimfair.errors import AimfairError
-from aimfair.generation.checked_weights import load_model, load_tokenizer
+from aimfair.base.checked_weights import load_model, load_tokenizer
+from aimfair.base.errors import AimfairError
+from aimfair.base.memory import MicroBatch, pieces
+from aimfair.diffusion.model import digest_of_files, from_hub, missing_libraries
 from aimfair.generation.filters.interface import Group
-from aimfair.generation.model import digest_of_files, from_hub, missing_libraries
-from aimfair.generation.prompts import plain_text
-from aimfair.memory import MicroBatch, pieces
+from aimfair.prompts.grammar import plain_text
+from aimfair.prompts.settings import PromptSettings
 
 _READ = ("config.json", "preprocessor_config.json", "*.safetensors", "tokenizer*", "vocab.json", "merges.txt",
          "special_tokens_map.json")  # fmt: skip

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from aimfair.errors import AimfairError
+from aimfair.base.errors import AimfairError
 from aimfair.generation.filters.interface import Group
 
 _REASON = re.compile(r"[A-Za-z0-9_-]{1,40}")

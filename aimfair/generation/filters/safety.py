@@ -7,13 +7,13 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from aimfair.config import GenerateSettings
-from aimfair.errors import AimfairError
-from aimfair.generation.checked_weights import load_model
+from aimfair.base.checked_weights import load_model
+from aimfair.base.errors import AimfairError
+from aimfair.base.memory import MicroBatch, pieces
+from aimfair.diffusion.model import SHIPPED, digest_of_files, from_hub, missing_libraries
 from aimfair.generation.filters.clip import ClipView
 from aimfair.generation.filters.interface import Group
-from aimfair.generation.model import SHIPPED, digest_of_files, from_hub, missing_libraries
-from aimfair.memory import MicroBatch, pieces
+from aimfair.generation.settings import GenerateSettings
 
 _KEY = "generate.filters.safety"
 _READ = ("safety_checker/config.json", "safety_checker/*.safetensors", "feature_extractor/preprocessor_config.json")

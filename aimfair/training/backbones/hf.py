@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from torch import nn
 
-from aimfair.errors import AimfairError
-from aimfair.files import write_text
+from aimfair.base.errors import AimfairError
+from aimfair.base.files import write_text
 from aimfair.selective.parameters import listing
 from aimfair.selective.rules import head_names
 from aimfair.selective.storage import refuse_repeated_keys

@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import nn
 
-from aimfair.errors import AimfairError
+from aimfair.base.errors import AimfairError
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 """The files of a model folder, whatever library the model is of."""

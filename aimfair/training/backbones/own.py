@@ -5,7 +5,7 @@ from typing import Any
 
 from torch import nn
 
-from aimfair.errors import AimfairError
+from aimfair.base.errors import AimfairError
 from aimfair.training.backbones.origin import Origin, one_line, require_arguments, set_origin
 
 

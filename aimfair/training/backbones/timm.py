@@ -9,8 +9,8 @@ from typing import Any, cast
 
 from torch import nn
 
-from aimfair.errors import AimfairError
-from aimfair.files import write_json
+from aimfair.base.errors import AimfairError
+from aimfair.base.files import write_json
 from aimfair.training.backbones.origin import (
     CONFIG,
     WEIGHTS,

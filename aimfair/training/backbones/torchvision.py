@@ -16,7 +16,7 @@ from urllib.parse import urlparse
 import torch
 from torch import nn
 
-from aimfair.errors import AimfairError
+from aimfair.base.errors import AimfairError
 from aimfair.training.backbones.origin import Origin, import_library, one_line, require_arguments, set_origin
 from aimfair.training.backbones.weights import transplant
 

@@ -8,8 +8,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from aimfair.errors import AimfairError
-from aimfair.files import replace_file
+from aimfair.base.errors import AimfairError
+from aimfair.base.files import replace_file
 from aimfair.selective.parameters import listing
 from aimfair.selective.rules import head_names
 from aimfair.selective.storage import refuse_repeated_keys

@@ -1,0 +1,1 @@
+"""What every part stands on: files, errors, logs, seeds, devices."""

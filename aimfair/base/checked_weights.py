@@ -1,0 +1,98 @@
+"""Models of transformers from a folder, and their tokenizers; random and broken weights are refused."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from aimfair.base.errors import AimfairError
+
+
+def load_model(key: str, folder: Path, kind: Any, **options: Any) -> Any:
+    """A model with every weight as the folder's safetensors files have it; no pickle is read, no network asked.
+
+    Args:
+        key: the setting that names the folder, for errors.
+        kind: a class of transformers with ``from_pretrained``.
+        options: of ``from_pretrained``.
+
+    Returns:
+        The model, on the CPU.
+
+    Raises:
+        AimfairError: it cannot be loaded, or a tensor is missing, of another shape, or holds NaN or infinite values.
+    """
+    model, found = _one_line(
+        key,
+        folder,
+        kind,
+        lambda: kind.from_pretrained(
+            str(folder),
+            use_safetensors=True,
+            local_files_only=True,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # refused below, by name
+            **options,
+        ),
+    )
+    if missing := sorted(found["missing_keys"]):  # they would be random, as those of another shape
+        raise AimfairError(f"{key}: {folder}: {missing[0]} is missing; fetch or copy it again")
+    for name, saved, expected in sorted(found["mismatched_keys"]):
+        raise AimfairError(
+            f"{key}: {folder}: {name} has shape {tuple(saved)}, expected {tuple(expected)} by config.json; fetch or "
+            "copy it again"
+        )
+    refuse_broken_weights(f"{key}: {folder}", model)
+    return model
+
+
+def refuse_broken_weights(where: str, model: nn.Module) -> None:
+    """NaN loads without a word, and gives black images or filters that let everything pass.
+
+    Args:
+        where: the model is, for the error.
+
+    Raises:
+        AimfairError: a tensor holds NaN or infinite values.
+    """
+    for name, weights in model.state_dict().items():
+        if not _finite(weights):
+            raise AimfairError(f"{where}: {name} holds NaN or infinite weights; fetch or copy it again")
+
+
+def load_tokenizer(key: str, folder: Path) -> Any:
+    """The tokenizer in the folder of a model.
+
+    Args:
+        key: the setting that names the folder, for errors.
+
+    Raises:
+        AimfairError: it cannot be loaded.
+    """
+    from transformers import AutoTokenizer
+
+    return _one_line(
+        key, folder, AutoTokenizer, lambda: AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
+    )
+
+
+def _one_line(key: str, folder: Path, kind: Any, load: Callable[[], Any]) -> Any:
+    """What ``load`` gives, without bars and reports on the terminal; its errors in one line."""
+    import transformers as library
+
+    transformers: Any = library  # its types are not those of what it does
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    try:
+        return load()
+    except Exception as error:  # anything can be wrong with a user's folder, and each part of it has its own errors
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise AimfairError(f"{key}: {folder}: not a usable {kind.__name__}: {reason}") from error
+
+
+def _finite(weights: Tensor) -> bool:
+    if weights.is_floating_point() and weights.itemsize == 1:  # of which torch cannot tell for all kinds
+        weights = weights.float()
+    return bool(torch.isfinite(weights).all())

@@ -1,0 +1,65 @@
+"""Ctrl-C and SIGTERM as a question that long loops ask where their state is safe."""
+
+import contextlib
+import os
+import signal
+import threading
+from types import FrameType
+from typing import Any, Self
+
+from aimfair.base.errors import AimfairError
+
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+class Interrupted(AimfairError):
+    """The work was asked to stop and did, at a point from which it continues."""
+
+    def __init__(self, number: int):
+        super().__init__(f"stopped by {signal.Signals(number).name}; the same command continues")
+        self.exit_code = 128 + number
+
+
+class Interrupt:
+    """While entered, turns SIGINT and SIGTERM into a flag. A second SIGINT raises KeyboardInterrupt at once.
+
+    Python delivers signals to the main thread alone: entered in another thread this changes nothing.
+    """
+
+    def __init__(self) -> None:
+        self._signal: int | None = None
+        self._previous: dict[int, Any] = {}
+
+    @property
+    def requested(self) -> bool:
+        return self._signal is not None
+
+    def check(self) -> None:
+        """To be called where everything done so far can be found again.
+
+        Raises:
+            Interrupted: a signal has come.
+        """
+        if self._signal is not None:
+            raise Interrupted(self._signal)
+
+    def __enter__(self) -> Self:
+        if threading.current_thread() is threading.main_thread():
+            self._previous = {number: signal.signal(number, self._handle) for number in _SIGNALS}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+        self._previous = {}
+
+    def _handle(self, number: int, _: FrameType | None) -> None:
+        if self._signal is not None and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        self._signal = number
+        with contextlib.suppress(OSError):  # not print: its buffer may be in use by the code this interrupts
+            os.write(2, b"\nstopping after the current step; Ctrl-C again stops at once\n")
+
+
+NEVER = Interrupt()
+"""For work that nobody interrupts: it is not entered, so its flag is never raised."""

@@ -1,0 +1,151 @@
+"""``aimfair doctor``: what is installed, whether it works, and the command that mends what does not."""
+
+import importlib.metadata
+import os
+import platform
+import re
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import aimfair
+
+_DISK_BYTES = 2 << 30
+"""Free space below which a run may not end: images, and three seeds of models."""
+
+_REINSTALL = "pip install --no-build-isolation --editable ."
+
+
+@dataclass(frozen=True)
+class Check:
+    """One line of the table; ``missing`` is something that not every use needs, ``broken`` something that all do."""
+
+    name: str
+    state: Literal["fine", "missing", "broken"]
+    found: str
+    remedy: str = ""
+
+
+def examine(folder: Path) -> int:
+    """Prints every check, with the disk under ``folder``; 1 if something is broken, else 0."""
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    styles = {"fine": "green", "missing": "yellow", "broken": "bold red"}
+    console = Console()
+    table = Table(box=None, show_header=False, pad_edge=False)
+    checks = list(_checks(folder))
+    for check in checks:
+        table.add_row(check.name, Text(check.state, styles[check.state]), Text(check.found))
+    console.print(table)
+    for remedy in dict.fromkeys(check.remedy for check in checks if check.remedy):
+        console.print(f"to mend it: {remedy}", markup=False, highlight=False, soft_wrap=True)
+    return int(any(check.state == "broken" for check in checks))
+
+
+def _checks(folder: Path) -> Iterator[Check]:
+    yield Check("aimfair", "fine", f"{aimfair.__version__} at {Path(aimfair.__file__).parent}")
+    yield Check("Python", "fine", f"{platform.python_version()} on {platform.system()} {platform.machine()}")
+    yield Check("processors", "fine", str(len(os.sched_getaffinity(0))))
+    try:
+        yield from packages(importlib.metadata.requires("aimfair") or [])
+    except importlib.metadata.PackageNotFoundError:
+        yield Check("packages", "broken", "aimfair itself is not installed, so nobody knows what it needs", _REINSTALL)
+    yield from (_guarded(name, check) for name, check in _HARDWARE.items())
+    yield disk(folder)
+
+
+def packages(requirements: list[str]) -> Iterator[Check]:
+    """A check for each requirement of the package, such as ``torch>=2.11`` or ``jinja2; extra == "report"``."""
+    for requirement in requirements:
+        name = re.split(r"[^A-Za-z0-9._-]", requirement, maxsplit=1)[0]
+        extra = re.search(r"extra == [\"']([^\"']+)", requirement)
+        if name == "aimfair" or (extra is not None and extra[1] == "dev"):  # an extra that names another one; tools
+            continue
+        try:
+            yield Check(name, "fine", importlib.metadata.version(name))
+        except importlib.metadata.PackageNotFoundError:
+            remedy = f"pip install '{requirement.split(';')[0].strip()}'"
+            if extra is None:
+                yield Check(name, "broken", "not installed", remedy)
+            else:
+                yield Check(name, "missing", f"not installed, needed for {extra[1]}", remedy)
+
+
+def disk(folder: Path) -> Check:
+    """Free space where a run in ``folder``, which need not exist, would be."""
+    existing = next(parent for parent in (folder.absolute(), *folder.absolute().parents) if parent.exists())
+    free = shutil.disk_usage(existing).free
+    found = f"{free / (1 << 30):.1f} GB free at {existing}"
+    if not os.access(existing, os.W_OK):
+        return Check("disk", "broken", f"{existing} cannot be written to", "choose another directory with --run")
+    if free < _DISK_BYTES:
+        return Check("disk", "missing", found, "free some, or choose another directory with --run")
+    return Check("disk", "fine", found)
+
+
+# -- torch and the kernels ---------------------------------------------------------------------------------------------
+
+
+def _guarded(name: str, check: Callable[[], Check]) -> Check:
+    """A check that cannot even be made is one that failed."""
+    try:
+        return check()
+    except Exception as error:
+        first_line = (str(error).splitlines() or [""])[0]
+        return Check(name, "broken", f"{type(error).__name__}: {first_line}", _REINSTALL)
+
+
+def _extension() -> Check:
+    from aimfair.selective.build import build_info
+
+    info = build_info()
+    cuda = f"CUDA {info['cuda']} for {info['cuda_architectures']}" if info["cuda"] else "no CUDA"
+    return Check(
+        "compiled kernels", "fine", f"{info['compiler']}, {info['build_type']}, torch >= {info['torch_abi']}, {cuda}"
+    )
+
+
+def _cpu_path() -> Check:
+    from aimfair.selective.build import build_info
+
+    info = build_info()
+    return Check("CPU path", "fine", f"{info['cpu_path']} (of {', '.join(info['cpu_paths'])})")
+
+
+def _gpu() -> Check:
+    import torch
+
+    if not torch.cuda.is_available():
+        return Check("GPU", "fine", "none; everything runs on the CPU")
+    properties = torch.cuda.get_device_properties(0)
+    return Check("GPU", "fine", f"{properties.name}, {properties.total_memory / (1 << 30):.0f} GB")
+
+
+def kernels() -> Check:
+    """Whether every CPU path of the kernels does what the specification does, on a small problem; and the GPU."""
+    import torch
+
+    from aimfair.base.device import tuning_device
+    from aimfair.selective.build import build_info, cpu_paths, set_cpu_path
+    from aimfair.selective.self_check import wrong_kernels
+
+    current = build_info()["cpu_path"]
+    found = {}
+    try:
+        for path in cpu_paths():
+            set_cpu_path(path)
+            found[path] = wrong_kernels(torch.device("cpu"))
+    finally:
+        set_cpu_path(current)
+    if (device := tuning_device("auto")).type == "cuda":
+        found["CUDA"] = wrong_kernels(device)
+    if wrong := [f"{name}: {', '.join(kernels)}" for name, kernels in found.items() if kernels]:
+        return Check("kernels", "broken", f"{'; '.join(wrong)} differ from the reference", _REINSTALL)
+    return Check("kernels", "fine", f"equal to the reference, bit for bit: {', '.join(found)}")
+
+
+_HARDWARE = {"compiled kernels": _extension, "CPU path": _cpu_path, "GPU": _gpu, "kernels": kernels}

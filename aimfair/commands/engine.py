@@ -1,0 +1,73 @@
+"""``aimfair engine``: engines made ahead of a run, those that are kept, and how far one is from eager."""
+
+from aimfair.base.errors import AimfairError, ConfigError
+from aimfair.base.interrupt import Interrupt
+from aimfair.base.log import Log
+from aimfair.config import Config
+from aimfair.diffusion.engines import store
+from aimfair.stages.pipeline import prepare_process
+
+
+def list_engines() -> int:
+    """Prints every engine that is kept, and what is damaged."""
+    print(store.folder())
+    for place, entry in store.entries():
+        if isinstance(entry, str):
+            print(f"{place.name[:8]}  unusable: {entry}")
+            continue
+        facts = dict(entry.facts)
+        words = [f"{facts.pop('engine')} of {entry.model}", entry.made]
+        del facts["model"]
+        parts = facts.pop("parts")
+        words += [f"{name} {value}" for name, value in {**facts, **entry.tools}.items()]
+        megabytes = sum((place / name).stat().st_size for name in entry.files) / 1e6
+        agreement = entry.agreement or "not yet compared with eager: its first run on a GPU will be"
+        print(f"{place.name[:8]}  {', '.join(words)}, {megabytes:.0f} MB; {agreement}")
+        for name, signature in parts.items():
+            print(f"{'':8}  {name}: {signature}")
+    return 0
+
+
+def build_or_check(action: str, config: Config) -> int:
+    """Makes the engine of the settings if it is not there; ``check`` compares it with eager again, here and now.
+
+    Ctrl-C ends the making of an engine, and leaves nothing of it.
+
+    Raises:
+        ConfigError: ``generate.engine`` is eager, if only because auto is eager here, or keeps nothing to build.
+        AimfairError: the engine cannot be made, or differs from eager.
+    """
+    from aimfair.base.device import choose_device
+    from aimfair.diffusion.engines.agreement import compare
+    from aimfair.diffusion.engines.auto import choose_engine
+    from aimfair.diffusion.engines.choose import prepare_engine
+    from aimfair.diffusion.model import model_folder
+    from aimfair.diffusion.text_to_image import engine_and_source, load_source
+
+    device = choose_device(config.device)
+    name, reason = choose_engine(config.generate, lambda: device)
+    settings = config.generate.model_copy(update={"engine": name})
+    if name == "eager":
+        raise ConfigError(
+            f"generate.engine: {config.generate.engine} is eager ({reason}), which needs no building; name another:"
+            " --generate.engine onnxruntime"
+        )
+    if name == "compile" and action == "build":
+        raise ConfigError("generate.engine: compile is built in each run; aimfair engine check compares it with eager")
+
+    prepare_process(config)
+    folder = model_folder(settings.model, settings.allow_download)
+    log = Log(None, show=print)
+    with Interrupt() as interrupt:
+        if action == "build":
+            source, batches = load_source(folder, settings, device)
+            compared = prepare_engine(settings, source, batches, log, interrupt)
+            state = "ready" if compared else "built; its first run on a GPU will be compared with eager"
+            print(f"{settings.engine} of {folder}: {state}, in {store.folder()}")
+            return 0
+        engine, source = engine_and_source(folder, settings, device, log, interrupt)
+        agreement = compare(engine, source)
+    print(f"{settings.engine} of {folder}: {agreement}")
+    if not agreement.good:
+        raise AimfairError(f"generate.engine: {settings.engine} differs from eager; use --generate.engine eager")
+    return 0

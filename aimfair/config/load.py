@@ -1,0 +1,204 @@
+"""Settings from YAML files and command-line flags, and back; every error names its line or flag."""
+
+import difflib
+import json
+import types
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
+
+import yaml
+from pydantic import BaseModel, ValidationError
+from pydantic.fields import FieldInfo
+
+from aimfair.base.errors import ConfigError
+from aimfair.config import Config, strict_yaml, vocabulary
+from aimfair.config.errors import Key, explain
+
+_Part = TypeVar("_Part", bound=BaseModel)
+
+
+def load(path: Path | None, overrides: Mapping[str, str] | None = None) -> Config:
+    """The settings of a file under those of flags: defaults < vocabulary < file < flags.
+
+    A vocabulary (``prompts.vocabulary``) that a flag names takes the place of the words in the file.
+
+    Args:
+        path: a YAML file; None: defaults and flags alone.
+        overrides: dotted key -> its text on the command line. Texts, choices and paths are taken as they are, lists
+            may be written without brackets, all else is YAML; ``null`` is none.
+
+    Raises:
+        ConfigError: a line for each fault, beginning with the file and line, or with the flag.
+    """
+    return load_part(Config, path, overrides)
+
+
+def load_part(part: type[_Part], path: Path | None, overrides: Mapping[str, str] | None = None) -> _Part:
+    """As :func:`load`, of a class that has some of the fields of Config; the others may be missing or wrong.
+
+    Raises:
+        ConfigError: as :func:`load`.
+    """
+    tree: dict[str, Any] = {}
+    origins: dict[Key, str] = {}
+    if path is not None:
+        tree, lines = strict_yaml.read(path)
+        origins = {(): str(path)} | {key: f"{path}:{line}" for key, line in lines.items()}
+    vocabulary.add(tree, origins, (overrides or {}).get("prompts.vocabulary"))
+    for name, text in (overrides or {}).items():
+        key = tuple(name.split("."))
+        _put(tree, key, _value_of_flag(name, _annotation(name), text))
+        origins = {old: origin for old, origin in origins.items() if old[: len(key)] != key} | {key: f"--{name}"}
+    tree = {key: value for key, value in tree.items() if key in part.model_fields or key not in Config.model_fields}
+    try:
+        # JSON in strict mode: 1 may be a float and a list a tuple, but "1" is no number, nor true
+        return part.model_validate_json(json.dumps(tree), strict=True)
+    except ValidationError as error:
+        raise ConfigError("\n".join(explain(fault, tree, origins, _nearest) for fault in error.errors())) from error
+
+
+def require_known(names: Iterable[str]) -> None:
+    """Raises ConfigError for the first of these dotted keys that is none."""
+    for name in names:
+        _annotation(name)
+
+
+def dump(config: Config) -> str:
+    """YAML text from which :func:`load` makes an equal Config."""
+    return strict_yaml.write(config.model_dump(mode="json"))
+
+
+def differences(old: Config, new: Config) -> list[str]:
+    """The settings that differ, each as "train.lr: 0.01 -> 0.02"."""
+    return list(_changes(old.model_dump(mode="json"), new.model_dump(mode="json"), ""))
+
+
+def keys(model: type[BaseModel] = Config, prefix: str = "") -> Iterator[tuple[str, FieldInfo]]:
+    """Every key of the tree with its field, in order; ``methods.<name>.`` stands for the keys of each method."""
+    for name, field in model.model_fields.items():
+        inner = _model_in(field.annotation)
+        if inner is None:
+            yield prefix + name, field
+        else:
+            free = "<name>." if get_origin(field.annotation) is dict else ""
+            yield from keys(inner, f"{prefix}{name}.{free}")
+
+
+def reference() -> str:
+    """Every key with its type, default and meaning, as text."""
+    entries = []
+    for key, field in keys():
+        default = "required" if field.is_required() else json.dumps(field.get_default(call_default_factory=True))
+        entries.append(f"{key} = {default}    ({_type_name(field)})\n    {field.description}")
+    return "\n".join(entries)
+
+
+def _type_name(field: FieldInfo) -> str:
+    """For example "int >= 1 or null"."""
+    name = " or ".join(
+        "null" if choice is type(None) else _plain_name(choice) for choice in _alternatives(field.annotation)
+    )
+    limits = [
+        f"{sign} {getattr(limit, name)}"
+        for limit in field.metadata
+        for name, sign in (("gt", ">"), ("ge", ">="), ("lt", "<"), ("le", "<="))
+        if hasattr(limit, name)
+    ]
+    return ", ".join([name, *limits])
+
+
+def _changes(old: dict[str, Any], new: dict[str, Any], prefix: str) -> Iterator[str]:
+    for name in dict.fromkeys([*old, *new]):
+        key = prefix + name
+        if name not in old:
+            yield f"{key}: new"
+        elif name not in new:
+            yield f"{key}: gone"
+        elif isinstance(old[name], dict) and isinstance(new[name], dict):
+            yield from _changes(old[name], new[name], f"{key}.")
+        elif old[name] != new[name]:
+            yield f"{key}: {json.dumps(old[name])} -> {json.dumps(new[name])}"
+
+
+# -- flags -------------------------------------------------------------------------------------------------------------
+
+
+def _annotation(name: str) -> Any:
+    """The type of a dotted key.
+
+    Raises:
+        ConfigError: there is no such key.
+    """
+    annotation: Any = Config
+    for part in name.split("."):
+        if isinstance(annotation, type) and issubclass(annotation, BaseModel) and part in annotation.model_fields:
+            annotation = annotation.model_fields[part].annotation
+        elif get_origin(annotation) is dict and part:
+            annotation = get_args(annotation)[1]
+        elif annotation is not Any:
+            raise ConfigError(f"--{name}: unknown key{_nearest(name)}")
+    return annotation
+
+
+def _value_of_flag(name: str, annotation: Any, text: str) -> Any:
+    choices = _alternatives(annotation)
+    if text == "null" and type(None) in choices:
+        return None
+    if any(choice in (str, Path) or isinstance(choice, str) for choice in choices):
+        return text
+    if any(get_origin(choice) in (list, tuple) for choice in choices) and not text.lstrip().startswith("["):
+        text = f"[{text}]"
+    try:
+        return strict_yaml.parse(text)[0]
+    except yaml.YAMLError as error:
+        raise ConfigError(f"--{name}: {text!r} is not YAML: {strict_yaml.reason(error)}") from error
+
+
+def _alternatives(annotation: Any) -> list[Any]:
+    """The members of a union, the values of a Literal, or the type itself."""
+    if get_origin(annotation) is Annotated:
+        return _alternatives(get_args(annotation)[0])
+    if get_origin(annotation) in (Union, types.UnionType):
+        return [inner for member in get_args(annotation) for inner in _alternatives(member)]
+    return list(get_args(annotation)) if get_origin(annotation) is Literal else [annotation]
+
+
+def _plain_name(choice: Any) -> str:
+    if isinstance(choice, str):
+        return choice
+    if isinstance(choice, type) and get_origin(choice) is None:
+        return "text" if choice is str else "folder" if choice is Path else choice.__name__
+    return str(choice).replace("typing.", "").replace("str", "text")
+
+
+def _put(tree: dict[str, Any], key: Sequence[str], value: Any) -> None:
+    """Sets a value in nested dicts. Where the file has something else in the way, that stays, and is refused later."""
+    for part in key[:-1]:
+        tree = tree.setdefault(part, {})
+        if not isinstance(tree, dict):
+            return
+    tree[key[-1]] = value
+
+
+# -- errors ------------------------------------------------------------------------------------------------------------
+
+
+def _nearest(name: str) -> str:
+    """What may have been meant by an unknown key."""
+    parent, _, last = name.rpartition(".")
+    method = name.split(".")[1] if name.count(".") > 1 else "<name>"
+    full = [key.replace("<name>", method) for key, _ in keys()]
+    known = list(dict.fromkeys(".".join(key.split(".")[:n]) for key in full for n in range(1, key.count(".") + 2)))
+    siblings = [key for key in known if key.rpartition(".")[0] == parent]
+    near = difflib.get_close_matches(name, siblings, 1, 0.6) or difflib.get_close_matches(name, known, 1, 0.75)
+    near = near or [key for key in known if key.rpartition(".")[2] == last]
+    if near:
+        return f"; did you mean {' or '.join(near)}?"
+    return f"; expected one of {', '.join(siblings)}" if siblings else "; aimfair config --keys lists the keys"
+
+
+def _model_in(annotation: Any) -> type[BaseModel] | None:
+    """The settings class that a field holds, or holds by name."""
+    inner = get_args(annotation)[1] if get_origin(annotation) is dict else annotation
+    return inner if isinstance(inner, type) and issubclass(inner, BaseModel) else None

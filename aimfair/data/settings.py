@@ -1,0 +1,145 @@
+"""Settings of the real images."""
+
+import math
+from pathlib import PurePosixPath
+from typing import Any, Literal, Self
+
+from pydantic import Field, model_validator
+
+from aimfair.base.settings import Folder, Problem, Settings
+
+UTKFACE = {
+    "gender": ("male", "female"),
+    "white": ("not white", "white"),
+    "race": ("white", "black", "Asian", "Indian", "other"),
+    "age": ("under 20", "20 to 39", "40 to 59", "60 and over"),
+}
+"""Attributes that the file names of UTKFace give, and the names of their values."""
+
+TABLES = (".csv", ".tsv", ".jsonl", ".parquet")
+"""Suffixes of tables of labels."""
+
+
+class DataSettings(Settings):
+    """The real images."""
+
+    kind: Literal["digits", "table", "imagefolder", "celeba", "utkface"] = Field(
+        "digits", description="layout of the data set"
+    )
+    root: Folder | None = Field(None, description="folder of the data set; digits needs none")
+    table: str = Field("labels.csv", description="table: the file of labels in root, .csv, .tsv, .jsonl or .parquet")
+    file_column: str = Field("file", description="table: the column of paths")
+    split_column: str | None = Field(
+        "split",
+        description="table: the column of train, val and test; null: there is none, the rows are split by chance",
+    )
+    group_column: str | None = Field(
+        None,
+        description="table, imagefolder: the column that says which images belong together, such as a patient's: they"
+        " stay in one split, and the bootstrap draws them together; null: each image is by itself",
+    )
+    target: str = Field(
+        "at_least_five",
+        description="what is predicted: digits: at_least_five or digit; table: a column; imagefolder: label, the"
+        " folder's name, or a column; celeba: an attribute; utkface: gender, white, race or age",
+    )
+    protected: str = Field("ink", description="protected attribute: digits: ink; others: as target")
+    intersect_with: list[str] = Field(
+        [], description="further attributes; every combination of them with protected then is a protected value"
+    )
+    audit: list[str] = Field(
+        [], description="further attributes by which evaluate forms groups; nothing else reads them"
+    )
+    image_size: int = Field(32, ge=8, le=2048, description="pixels along each side, as the model sees them")
+    bias: float = Field(
+        1 / 9, gt=0, le=1, description="size of a minority group over that of a majority group in biased sets"
+    )
+    majority: list[int] = Field(
+        [1, 0], description="for each target class, the number of the protected value that dominates it in biased sets"
+    )
+    train_images: int | None = Field(
+        None,
+        ge=1,
+        description="biased training images; null: all that the bias allows, of a table all its rows",
+    )
+    validation_share: float = Field(
+        0.15, gt=0, lt=0.5, description="of each group, where the data set has no splits of its own"
+    )
+    test_share: float = Field(0.15, gt=0, lt=0.5, description="the same")
+    fit: Literal["crop", "stretch"] = Field(
+        "crop", description="how images become squares: by their middle, or stretched as AIM-Fair does"
+    )
+    seed: int = Field(0, ge=0, description="of the splits and of the choice of biased images")
+    max_pixels: int = Field(50_000_000, ge=1, description="larger images are refused before they are decoded")
+    max_bad_share: float = Field(
+        0.01, ge=0, le=1, description="share of unreadable images or rows above which the data set is refused"
+    )
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.kind != "digits" and self.root is None:
+            raise Problem(("root",), f"missing; {self.kind} needs the folder of the data set")
+        self._check_roles()
+        if self.group_column is not None and self.kind not in ("table", "imagefolder"):
+            raise Problem(("group_column",), f"found {self.group_column!r}; {self.kind} has no columns, leave it out")
+        if self.kind == "table":
+            self._check_table()
+        elif self.kind == "digits":
+            self._check_digits()
+        elif self.kind == "utkface":
+            for name, key in self.roles().items():
+                if name not in UTKFACE:
+                    expected = ", ".join(UTKFACE)
+                    raise Problem(
+                        (key.removeprefix("data."),), f"found {name!r}, expected one of {expected} for utkface"
+                    )
+        return self
+
+    def _check_roles(self) -> None:
+        seen: dict[str, str] = {}
+        for key, name in self._roles():
+            if name in seen:
+                raise Problem((key,), f"found {name!r}, which is data.{seen[name]}, expected another attribute")
+            seen[name] = key
+
+    def _check_table(self) -> None:
+        path = PurePosixPath(self.table)
+        if path.suffix not in TABLES or path.is_absolute() or ".." in path.parts:
+            raise Problem(
+                ("table",), f"found {self.table!r}, expected a file in data.root that ends in {', '.join(TABLES)}"
+            )
+
+    def _check_digits(self) -> None:
+        if self.target not in ("at_least_five", "digit"):
+            raise Problem(("target",), f"found {self.target!r}, expected 'at_least_five' or 'digit' for digits")
+        if self.protected != "ink":
+            raise Problem(("protected",), f"found {self.protected!r}, expected 'ink' for digits")
+        for key, names in (("intersect_with", self.intersect_with), ("audit", self.audit)):
+            if names:
+                raise Problem((key,), f"found {names[0]!r}; digits have no attribute but their ink, leave it out")
+
+    def _roles(self) -> list[tuple[str, str]]:
+        return [
+            ("target", self.target),
+            ("protected", self.protected),
+            *(("intersect_with", name) for name in self.intersect_with),
+            *(("audit", name) for name in self.audit),
+        ]
+
+    def roles(self) -> dict[str, str]:
+        """Every attribute that is named here -> the key that names it, such as "data.audit"; the target first."""
+        return {name: f"data.{key}" for key, name in self._roles()}
+
+    @property
+    def of_training(self) -> dict[str, Any]:
+        """What training images depend on; ``audit`` can be changed without training anew."""
+        return self.model_dump(mode="json", exclude={"audit"})
+
+    def group_shape(self) -> tuple[int, int] | None:
+        """(Y target classes, A protected values); None where only the table itself can tell."""
+        if self.kind in ("table", "imagefolder"):
+            return None
+        if self.kind == "digits":
+            return (10 if self.target == "digit" else 2), 2
+        sizes = [2 if self.kind == "celeba" else len(UTKFACE[name]) for name in self.roles()]
+        return sizes[0], math.prod(sizes[1 : 2 + len(self.intersect_with)])

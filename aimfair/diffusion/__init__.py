@@ -1,0 +1,1 @@
+"""Text-to-image models: families, engines that run them, and the sampler."""

@@ -1,0 +1,68 @@
+"""Whether an engine computes what eager does: each part once, on the same noise."""
+
+import torch
+from pydantic import BaseModel, ConfigDict
+from torch import Tensor
+
+from aimfair.diffusion.engines.eager import Eager
+from aimfair.diffusion.engines.interface import Engine, Source, Tensors
+from aimfair.diffusion.engines.precision import full_precision
+
+TOLERANCES = {torch.float32: 1e-4, torch.bfloat16: 1e-1, torch.float16: 3e-2}
+"""A grey level is 4e-3 of the range. Sums in another order change 1e-6 to 1e-5 in single precision and 2e-3 to 2e-2 in
+half; a wrong graph changes more than 1e-1."""
+
+_BATCH = 3  # not the size of the batch that exporters are shown: one that they took for fixed must come out
+
+
+class Agreement(BaseModel):
+    """Largest differences from eager, as shares of eager's largest value.
+
+    Attributes:
+        differences: part -> that of its worst output; infinite values and NaN count as 1e30.
+        tolerance: what they may be, by dtype.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    differences: dict[str, float]
+    tolerance: float
+
+    @property
+    def good(self) -> bool:
+        return bool(self.differences) and max(self.differences.values()) <= self.tolerance
+
+    def __str__(self) -> str:
+        found = ", ".join(f"{part} {share:.1e}" for part, share in self.differences.items())
+        return f"largest difference from eager, of its largest value: {found}; at most {self.tolerance:.0e}"
+
+
+@torch.inference_mode()
+@full_precision()
+def compare(engine: Engine, source: Source) -> Agreement:
+    """Runs every part of both on the same three images of noise."""
+    generator = torch.Generator("cpu").manual_seed(0)
+    eager, differences = Eager(source), {}
+    for part in source.parts:
+        inputs = [example(tensors, _BATCH, generator).to(source.device) for tensors in part.inputs.values()]
+        found = engine.run(part.name, inputs)
+        pairs = zip(found, eager.run(part.name, inputs), strict=True)
+        differences[part.name] = max(difference(*pair) for pair in pairs)
+    return Agreement(differences=differences, tolerance=TOLERANCES[source.dtype])
+
+
+def example(tensors: Tensors, batch: int, generator: torch.Generator) -> Tensor:
+    """Noise [batch, ...] as an input takes it, other values in each image; on the CPU."""
+    shape = (batch, *tensors.shape)
+    if tensors.below is None:
+        return torch.randn(shape, generator=generator).to(tensors.dtype)
+    if not tensors.dtype.is_floating_point:
+        return torch.randint(tensors.below, shape, generator=generator, dtype=tensors.dtype)
+    # Eighths: Flux multiplies them by 1000 in half precision, and ONNX Runtime does so without rounding.
+    return torch.randint(8, shape, generator=generator).mul(tensors.below / 8).to(tensors.dtype)
+
+
+def difference(found: Tensor, expected: Tensor) -> float:
+    """The largest one, as a share of the largest expected value; infinite values and NaN count as 1e30."""
+    share = (found.double() - expected.double()).abs().max() / expected.double().abs().max()
+    return min(float(share.nan_to_num(1e30)), 1e30)

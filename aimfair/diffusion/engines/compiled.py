@@ -1,0 +1,110 @@
+"""Denoiser and decoder compiled by torch, for the sizes of batches that come; text encoders stay as they are."""
+
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from aimfair.base.errors import AimfairError
+from aimfair.base.interrupt import NEVER, Interrupt
+from aimfair.base.log import NOWHERE, Log
+from aimfair.diffusion.engines.agreement import TOLERANCES, difference
+from aimfair.diffusion.engines.eager import Eager
+from aimfair.diffusion.engines.interface import Source
+
+NAME = "compile"
+_PARTS = ("denoiser", "decoder")  # an encoder is called once for each text
+_VARIANTS = 64  # that torch may keep of one part; with its own limit of 8 it gives up halfway through a halved batch
+
+
+class Compiled:
+    """An :class:`Engine`, with CUDA graphs on a GPU.
+
+    A size of batch that is new is compiled at its first call, which takes a minute or so, is logged, and is compared
+    with eager before its result is used. A batch of more than half of a size that is there is filled up to that.
+
+    Raises:
+        AimfairError: in :meth:`run`: the model cannot be compiled here, or the result differs from eager's.
+    """
+
+    def __init__(self, source: Source, log: Log = NOWHERE, interrupt: Interrupt = NEVER):
+        torch._dynamo.config.recompile_limit = _VARIANTS
+        self._eager, self._log, self._interrupt = Eager(source), log, interrupt
+        self._tolerance = TOLERANCES[source.dtype]
+        self._graphs = source.device.type == "cuda"
+        self._compiled = {
+            part.name: torch.compile(
+                part.module,
+                fullgraph=True,  # otherwise what cannot be compiled would run in eager without a word
+                dynamic=False,
+                mode="reduce-overhead" if self._graphs else None,
+            )
+            for part in source.parts
+            if part.name in _PARTS
+        }
+        self._sizes: dict[str, set[int]] = {name: set() for name in self._compiled}
+
+    def run(self, part: str, inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        """As :meth:`Engine.run`."""
+        if part not in self._compiled:
+            return self._eager.run(part, inputs)
+        batch = len(inputs[0])
+        size = min((size for size in self._sizes[part] if batch <= size < 2 * batch), default=None)
+        if size is None:
+            return self._first(part, inputs)
+        return tuple(output[:batch] for output in self._call(part, [_filled(tensor, size) for tensor in inputs]))
+
+    def _first(self, part: str, inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        self._interrupt.check()
+        batch, began = len(inputs[0]), time.monotonic()
+        try:
+            outputs = self._call(part, inputs)
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as error:  # tracer, compiler and the C++ compiler behind it each have errors of their own
+            lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+            reason = next((line for line in lines if not line.endswith("raised:")), type(error).__name__)
+            raise AimfairError(
+                f"generate.model cannot be compiled: {part}: {reason}; torch.compile needs a C++ compiler, and on a GPU"
+                " triton; or use --generate.engine eager"
+            ) from error
+        seconds = time.monotonic() - began
+        expected = self._eager.run(part, inputs)
+        if not all(output.isfinite().any() for output in expected):
+            return outputs  # these images tell nothing: the next batch of this size will
+        worst = max(_difference(*pair) for pair in zip(outputs, expected, strict=True))
+        self._log("compiled", part=part, batch=batch, seconds=round(seconds, 1), difference=worst)
+        if worst > self._tolerance:
+            raise AimfairError(
+                f"generate.engine: {NAME} is not to be trusted with generate.model: {part}: largest difference from"
+                f" eager, of its largest value: {worst:.1e}, at most {self._tolerance:.0e}; use --generate.engine eager"
+            )
+        self._sizes[part].add(batch)
+        return outputs
+
+    def _call(self, part: str, inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        module = self._compiled[part]
+        tensors = [tensor.contiguous() for tensor in inputs]
+        if not self._graphs:
+            return tuple(module(*tensors))
+        torch.compiler.cudagraph_mark_step_begin()  # type: ignore[no-untyped-call]
+        return tuple(output.clone() for output in module(*tensors))  # the next call writes over the graph's own
+
+
+def versions() -> dict[str, Any]:
+    """What images depend on, beside model and settings."""
+    return {"torch": torch.__version__}
+
+
+def _difference(found: Tensor, expected: Tensor) -> float:
+    """As :func:`difference`, where eager is finite: models overflow in half precision, and filters take such images."""
+    finite = expected.isfinite()
+    return difference(found[finite], expected[finite])
+
+
+def _filled(tensor: Tensor, size: int) -> Tensor:
+    """[size, ...], with the last image again and again."""
+    missing = size - len(tensor)
+    return torch.cat((tensor, tensor[-1:].expand(missing, *tensor.shape[1:]))) if missing else tensor

@@ -1,0 +1,232 @@
+"""What engines were made from, kept for later runs: a folder for each, made once, under a lock.
+
+An entry is ``<key>/``, with the files of the engine and ``entry.json``, which vouches for them by digest and says how
+far the engine was from eager. It is put in place as a whole. The key is a digest of the facts: the model's weights and
+configuration, dtype, shapes, versions. An entry may be deleted when no process uses it.
+"""
+
+import contextlib
+import hashlib
+import json
+import os
+import re
+import shutil
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from aimfair.base.cache import cache_folder, locked
+from aimfair.base.errors import AimfairError
+from aimfair.base.files import sync, write_json
+from aimfair.base.interrupt import NEVER, Interrupt
+from aimfair.base.log import NOWHERE, Log
+from aimfair.diffusion.engines.agreement import Agreement
+
+GROWING = ".kernels"
+"""Suffix of files that an engine adds to while it runs: an entry does not vouch for them."""
+
+_ENTRY = "entry.json"
+_KEY = re.compile(r"[0-9a-f]{32}")
+
+
+class Entry(BaseModel):
+    """An engine's files.
+
+    Attributes:
+        facts: what they depend on.
+        tools: versions of the packages that made them, and that running them does not need.
+        files: name -> SHA-256.
+        agreement: of the engine with eager, from its first run; None: made where it cannot run, and not compared yet.
+        model: where the model lay, for people to read.
+        made: when.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    facts: dict[str, Any]
+    tools: dict[str, str]
+    files: dict[str, str]
+    agreement: Agreement | None
+    model: str
+    made: str
+
+
+class _Unusable(Exception):
+    """Why an entry cannot be believed."""
+
+
+def folder() -> Path:
+    """``$XDG_CACHE_HOME/aimfair/engines``, or ``~/.cache/aimfair/engines``."""
+    return cache_folder("engines")
+
+
+def obtain(
+    facts: dict[str, Any],
+    make: Callable[[Path], Agreement | None],
+    *,
+    model: str,
+    tools: dict[str, str],
+    log: Log = NOWHERE,
+    interrupt: Interrupt = NEVER,
+) -> Path:
+    """The folder of the entry for these facts; made if there is none that can be believed.
+
+    Args:
+        facts: in JSON's types.
+        make: writes the files into an empty folder and compares the engine with eager, where it can.
+        model: as in :class:`Entry`.
+        tools: those that are installed; an entry made with other versions of them is made anew.
+
+    Raises:
+        AimfairError: the new engine does not agree with eager, the entry cannot be written, or as ``make`` raises.
+        Interrupted: as ``interrupt`` says; nothing is left behind.
+    """
+    root = folder()
+    place = root / hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:32]
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        with _locked(place, log, interrupt):
+            if os.path.lexists(place):
+                try:
+                    _require_fresh(_read(place), facts, tools)
+                    return place
+                except _Unusable as fault:
+                    log.warn(f"{place}: {fault}; it is made anew")
+                    _remove(place)
+            for stray in root.glob(f".{place.name}.*.tmp"):  # of killed processes: whoever is at work holds the lock
+                _remove(stray)
+            _build(place, facts, make, model, tools)
+    except OSError as error:
+        raise AimfairError(
+            f"{root}: engines cannot be kept there: {error}; it must be writable, with room for another copy of the"
+            " model (another folder: set XDG_CACHE_HOME)"
+        ) from error
+    return place
+
+
+def record(place: Path, agreement: Agreement, interrupt: Interrupt) -> None:
+    """Writes down how far an engine is from eager that was not compared when it was made.
+
+    Raises:
+        AimfairError: it does not agree; the entry stays as it was.
+        Interrupted: as ``interrupt`` says.
+    """
+    entry = entry_of(place)
+    _refuse_difference(entry.facts, agreement)
+    with _locked(place, NOWHERE, interrupt):
+        write_json(place / _ENTRY, entry.model_copy(update={"agreement": agreement}).model_dump(mode="json"))
+
+
+def remove(place: Path, entry: Entry, interrupt: Interrupt) -> None:
+    """Takes an entry away, if it is still this one and no other process has made it anew."""
+    with _locked(place, NOWHERE, interrupt):
+        if os.path.lexists(place) and _files_of(place) == entry.files:
+            _remove(place)
+
+
+def _files_of(place: Path) -> dict[str, str] | None:
+    try:
+        return entry_of(place).files
+    except (OSError, ValidationError):
+        return None
+
+
+@contextlib.contextmanager
+def _locked(place: Path, log: Log, interrupt: Interrupt) -> Iterator[None]:
+    """Holds the lock of an entry; says so if another process has it."""
+    path = place.with_name(f"{place.name}.lock")
+    with locked(path, interrupt, waiting=lambda: log.tell(f"waiting for another process that is at work on {place}")):
+        yield
+
+
+def entries() -> Iterator[tuple[Path, Entry | str]]:
+    """Each folder of the cache with its entry, or with the reason why it cannot be believed."""
+    root = folder()
+    for place in sorted(root.iterdir()) if root.is_dir() else []:
+        if _KEY.fullmatch(place.name):
+            try:
+                yield place, _read(place)
+            except _Unusable as fault:
+                yield place, str(fault)
+
+
+def _build(
+    place: Path, facts: dict[str, Any], make: Callable[[Path], Agreement | None], model: str, tools: dict[str, str]
+) -> None:
+    draft = place.with_name(f".{place.name}.{os.getpid()}.tmp")
+    draft.mkdir()
+    try:
+        agreement = make(draft)
+        if agreement is not None:
+            _refuse_difference(facts, agreement)
+        files = sorted(path for path in draft.rglob("*") if path.is_file() and path.suffix != GROWING)
+        for path in files:
+            sync(path)
+        entry = Entry(
+            facts=facts,
+            tools=tools,
+            files={path.relative_to(draft).as_posix(): _digest(path) for path in files},
+            agreement=agreement,
+            model=model,
+            made=datetime.now(UTC).isoformat(timespec="seconds"),
+        )
+        write_json(draft / _ENTRY, entry.model_dump(mode="json"))
+        draft.rename(place)
+        sync(place.parent)
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
+
+
+def _refuse_difference(facts: dict[str, Any], agreement: Agreement) -> None:
+    if not agreement.good:
+        raise AimfairError(
+            f"generate.engine: {facts['engine']} is not to be trusted with generate.model: {agreement}; use"
+            " --generate.engine eager"
+        )
+
+
+def entry_of(place: Path) -> Entry:
+    """What an entry that is there says of itself."""
+    return Entry.model_validate_json((place / _ENTRY).read_bytes())
+
+
+def _read(place: Path) -> Entry:
+    """An entry whose files are as it says."""
+    try:
+        entry = entry_of(place)
+    except FileNotFoundError:
+        raise _Unusable(f"holds no {_ENTRY}, so it is no engine") from None
+    except (OSError, ValidationError) as error:
+        raise _Unusable(f"{_ENTRY} is damaged") from error
+    for name, digest in entry.files.items():
+        path = place / name
+        if not path.is_file():
+            raise _Unusable(f"{name} is missing")
+        if _digest(path) != digest:
+            raise _Unusable(f"{name} is damaged")
+    if not entry.files or (entry.agreement is not None and not entry.agreement.good):
+        raise _Unusable("the engine was not found to agree with eager")
+    return entry
+
+
+def _require_fresh(entry: Entry, facts: dict[str, Any], tools: dict[str, str]) -> None:
+    if entry.facts != facts:
+        raise _Unusable("is of another model or setting")
+    for name, version in tools.items():
+        if entry.tools.get(name) != version:
+            raise _Unusable(f"was made with {name} {entry.tools.get(name)}, now there is {version}")
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink()

@@ -1,0 +1,107 @@
+"""Where a text-to-image model lies, and what tells it from every other; imports none of the libraries that run it."""
+
+import hashlib
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from aimfair.base.errors import AimfairError
+
+SHIPPED = {"digits": Path(__file__).parent.parent / "assets" / "digits-diffusion"}
+"""Models that come with this package."""
+
+COMPONENTS = (
+    "scheduler",
+    *("text_encoder", "text_encoder_2", "text_encoder_3"),
+    *("tokenizer", "tokenizer_2", "tokenizer_3"),
+    "transformer",
+    "unet",
+    "vae",
+)
+"""Folders that are read of a model in diffusers' layout, whichever its family has; a safety checker is not."""
+
+_ENDS = ("json", "txt", "model", "safetensors")
+_READ = ("model_index.json", *(f"{part}/*.{end}" for part in COMPONENTS for end in _ENDS))
+_NOT_READ = ("*.fp16.*", "*.fp16-*", "*.non_ema.*")  # other versions of the same weights
+
+
+def model_folder(model: str, allow_download: bool) -> Path:
+    """The folder, in diffusers' layout, of a model.
+
+    The network is used only with ``allow_download``; what the hub's cache holds is not fetched again.
+
+    Args:
+        model: a name of :data:`SHIPPED`, the absolute path of a folder, or a hub id.
+
+    Raises:
+        AimfairError: there is no such model here.
+    """
+    if model not in SHIPPED and not Path(model).is_absolute():
+        return from_hub("generate.model", model, allow_download)
+    folder = SHIPPED.get(model, Path(model))
+    if not (folder / "model_index.json").is_file():
+        raise AimfairError(f"generate.model: {folder} has no model_index.json, expected a folder in diffusers' layout")
+    return folder
+
+
+def fingerprint(folder: Path) -> str:
+    """SHA-256 over the names and contents of the files that are read: equal for models that make the same images."""
+    return digest_of_files(folder, _READ)
+
+
+def digest_of_files(folder: Path, patterns: Sequence[str]) -> str:
+    """SHA-256 over names and contents of the files of these patterns, but for other versions of the same weights."""
+    digest = hashlib.sha256()
+    for path in sorted({path for pattern in patterns for path in folder.glob(pattern)}):
+        if not any(path.match(pattern) for pattern in _NOT_READ):
+            digest.update(f"{path.relative_to(folder).as_posix()}\0".encode())
+            with path.open("rb") as file:
+                digest.update(hashlib.file_digest(file, "sha256").digest())
+    return digest.hexdigest()
+
+
+def from_hub(key: str, model: str, allow_download: bool, patterns: Sequence[str] = _READ) -> Path:
+    """The folder of a model of the hub, with the files of these patterns.
+
+    Args:
+        key: the setting that names it, for errors.
+
+    Raises:
+        AimfairError: it is not there, or may not or cannot be fetched.
+    """
+    if not re.fullmatch(r"[A-Za-z0-9][\w.-]*/[\w.-]+", model):
+        names = f"{' or '.join(map(repr, SHIPPED))}, " if key == "generate.model" else ""
+        raise AimfairError(
+            f"{key}: found {model!r}, expected {names}a folder (beginning with /, ./, ../ or ~/) or a hub id such as"
+            " 'owner/name'"
+        )
+    try:
+        from huggingface_hub import snapshot_download
+        from huggingface_hub.errors import LocalEntryNotFoundError
+    except ModuleNotFoundError as error:
+        raise missing_libraries(error) from error
+    try:
+        return Path(
+            snapshot_download(
+                model,
+                local_files_only=not allow_download,
+                allow_patterns=list(patterns),
+                ignore_patterns=list(_NOT_READ),
+            )
+        )
+    except LocalEntryNotFoundError as error:
+        if not allow_download:
+            raise AimfairError(
+                f"{key}: {model!r} is not in the hub's cache; give a folder, or have it fetched with "
+                "--generate.allow_download true"
+            ) from error
+        raise AimfairError(f"{key}: {model!r} could not be fetched; check the network") from error
+    except Exception as error:  # the hub's client raises errors of its own, of its HTTP client and of the system
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise AimfairError(f"{key}: {model!r} could not be fetched: {reason}") from error
+
+
+def missing_libraries(error: ModuleNotFoundError) -> AimfairError:
+    return AimfairError(
+        f"{error.name} is not installed; generating images needs: pip install accelerate diffusers transformers"
+    )

@@ -1,0 +1,276 @@
+"""Images from texts with a latent diffusion model. The only importer of diffusers."""
+
+import math
+from collections.abc import Iterable, Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from aimfair.base.checked_weights import refuse_broken_weights
+from aimfair.base.errors import AimfairError
+from aimfair.base.interrupt import NEVER, Interrupt
+from aimfair.base.log import NOWHERE, Log
+from aimfair.base.memory import MicroBatch, pieces
+from aimfair.diffusion.engines.choose import load_engine
+from aimfair.diffusion.engines.eager import Eager
+from aimfair.diffusion.engines.interface import Engine, Part, Source
+from aimfair.diffusion.engines.precision import full_precision
+from aimfair.diffusion.families.choose import absent, family_of
+from aimfair.diffusion.families.family import Family, Pipeline
+from aimfair.diffusion.guidance import GuidanceInterval
+from aimfair.diffusion.model import COMPONENTS, missing_libraries
+from aimfair.diffusion.sampler import Samples
+from aimfair.generation.settings import GenerateSettings
+from aimfair.selective.storage import refuse_repeated_keys
+
+_CACHED_BYTES = 1 << 30  # of embedded texts: thousands of Stable Diffusion's, 250 of Flux's
+_SLICED_FROM = 256  # pixels: from here on one image keeps the decoder busy, and a batch would only take memory
+
+
+class Diffusion:
+    """A model that is ready to sample.
+
+    An image depends on its text and its seed: noise comes from a generator of its own, on the CPU, and the text is
+    embedded by itself. The other images of a batch change the last bits of its arithmetic and, at most, one grey level.
+
+    Args:
+        folder: a model in diffusers' layout.
+        settings: engine, scheduler, steps, guidance, dtype, size; ``batch_size`` is halved whenever memory runs out.
+        device: where the model runs.
+        log, interrupt: for the making of an engine.
+
+    Raises:
+        AimfairError: the model is damaged, of a family that is not known, cannot make images as ``settings`` ask for
+            them, or cannot run in ``settings.engine``.
+        Interrupted: while an engine was made.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        settings: GenerateSettings,
+        device: torch.device,
+        log: Log = NOWHERE,
+        interrupt: Interrupt = NEVER,
+    ):
+        self._settings = settings
+        self._device = device
+        self._fitting = MicroBatch(settings.batch_size)
+        self._family = family_of(folder)
+        self._pipeline = _load(folder, self._family, settings, device)
+        self._guided = self._family.guided(self._pipeline, settings.guidance_scale)
+        self._latents = self._family.latents(self._pipeline, settings.render_size)
+        self.size: int = self._latents[1] * self._pipeline.vae_scale_factor
+        """Pixels along each side of an image."""
+        source = _source(folder, self._family, self._pipeline, settings, device)
+        self._dtype = source.dtype
+        self._embed = lru_cache(max(1, _CACHED_BYTES // _bytes(source.parts[0])))(self._embed_text)
+        batches = _batches(source, settings, guided=self._guided)
+        self._engine = load_engine(settings, source, batches, log, interrupt)
+        self._interval = self._guidance_interval()
+        if self._interval or not isinstance(self._engine, Eager):
+            self._family.replace(self._pipeline, self._interval or self._engine)
+
+    @torch.inference_mode()
+    @full_precision()
+    def sample(self, texts: Sequence[str], seeds: Sequence[int]) -> Samples:
+        """One image for each text and seed, in [0, 2^63).
+
+        Raises:
+            AimfairError: a text has words that the model cannot read or is too long for it, or one image is too much
+                for the memory.
+        """
+        return self._fitting.attempt(
+            lambda size: _join([self._sample(texts[part], seeds[part]) for part in pieces(len(texts), size)])
+        )
+
+    def _sample(self, texts: Sequence[str], seeds: Sequence[int]) -> Samples:
+        generators = [torch.Generator("cpu").manual_seed(seed) for seed in seeds]
+        noise = torch.stack([torch.randn(self._latents, generator=generator) for generator in generators])
+        if self._interval:
+            self._interval.begin()
+        latents: Tensor = self._pipeline(
+            **self._embeddings(texts),
+            latents=self._family.arrange(noise).to(self._device, self._dtype),
+            generator=generators,  # schedulers that add noise at every step draw it here
+            num_inference_steps=self._settings.steps,
+            guidance_scale=self._settings.guidance_scale,
+            height=self.size,
+            width=self.size,
+            output_type="latent",  # the pipeline's own decoding hides values that are not finite
+        ).images
+        at_once = _decoded_at_once(self.size, len(latents))
+        decoded = [self._engine.run("decoder", (part,))[0] for part in torch.split(latents, at_once)]
+        images = torch.cat(decoded).float()
+        finite = images.isfinite().flatten(1).all(1)
+        pixels = images.nan_to_num(-1).add(1).mul(127.5).round().clamp(0, 255).to(torch.uint8)  # -1 is black, 1 white
+        return Samples(pixels.permute(0, 2, 3, 1).contiguous().cpu().numpy(), finite.cpu().numpy())
+
+    def _guidance_interval(self) -> GuidanceInterval | None:
+        """None with guidance in every step, or in none."""
+        if (interval := self._settings.guidance_interval) == (0, 1):
+            return None
+        if not self._guided:
+            raise AimfairError(
+                f"generate.guidance_interval: found {list(interval)}, expected [0, 1]: with this generate.model and"
+                f" guidance_scale {self._settings.guidance_scale} no step is run for two texts"
+            )
+        return GuidanceInterval(self._engine, interval, lambda: len(self._pipeline.scheduler.timesteps))
+
+    def _embeddings(self, texts: Sequence[str]) -> dict[str, Tensor]:
+        """As arguments of the pipeline, each [B, ...]."""
+        names, embedded = self._family.embeddings, [self._embed(text) for text in texts]
+        arguments = {name: torch.cat(tensors) for name, *tensors in zip(names, *embedded, strict=True)}
+        if self._guided:
+            text = self._settings.negative_prompt
+            away = self._family.negative(self._pipeline, text, self._embed(text))
+            for name, tensor in zip(names, away, strict=True):
+                arguments[f"negative_{name}"] = tensor.expand_as(arguments[name])
+        return arguments
+
+    def refuse_unreadable(self, texts: Iterable[str]) -> None:
+        """Raises AimfairError for the first that has words the model cannot read or is too long for it."""
+        for text in texts:
+            self._refuse_unreadable(text)
+
+    def _embed_text(self, text: str) -> tuple[Tensor, ...]:
+        """Each [1, ...]. One text at a time: in a batch its last bits would depend on the others."""
+        self._refuse_unreadable(text)
+        return self._family.embed(self._pipeline, text)
+
+    def _refuse_unreadable(self, text: str) -> None:
+        """A tokenizer itself would cut the text, or put a mark in place of an unknown word, without an error."""
+        for name, (tokenizer, length) in self._family.vocabularies(self._pipeline).items():
+            most = length - tokenizer.num_special_tokens_to_add()  # marks of beginning and end
+            if (tokens := len(tokenizer.tokenize(text))) > most:
+                raise AimfairError(
+                    f"prompt {text!r} has {tokens} tokens, the {name} of generate.model takes {most}; shorten "
+                    "prompts.template or lower prompts.contexts_per_prompt"
+                )
+            unknown = [word for word in text.split() if tokenizer.unk_token_id in _numbers(tokenizer, word)]
+            if unknown:
+                raise AimfairError(
+                    f"prompt {text!r}: the {name} of generate.model does not know the words"
+                    f" {', '.join(map(repr, unknown))}; use others"
+                )
+
+
+def engine_and_source(
+    folder: Path, settings: GenerateSettings, device: torch.device, log: Log = NOWHERE, interrupt: Interrupt = NEVER
+) -> tuple[Engine, Source]:
+    """The engine of a model, made if need be, and the model; raises as :class:`Diffusion`."""
+    source, batches = load_source(folder, settings, device)
+    return load_engine(settings, source, batches, log, interrupt), source
+
+
+def load_source(folder: Path, settings: GenerateSettings, device: torch.device) -> tuple[Source, dict[str, int]]:
+    """The model alone, and part -> images that will go through it at a time, at most; raises as :class:`Diffusion`."""
+    family = family_of(folder)
+    pipeline = _load(folder, family, settings, device)
+    source = _source(folder, family, pipeline, settings, device)
+    return source, _batches(source, settings, guided=family.guided(pipeline, settings.guidance_scale))
+
+
+def _batches(source: Source, settings: GenerateSettings, *, guided: bool) -> dict[str, int]:
+    """Part -> images at a time, at most. Texts are embedded one by one."""
+    batches = {part.name: 1 for part in source.parts}
+    for part in source.parts:
+        if part.name == "denoiser":
+            batches[part.name] = settings.batch_size * (2 if guided else 1)
+        if part.name == "decoder":
+            (pixels,) = part.outputs.values()
+            batches[part.name] = _decoded_at_once(pixels.shape[-1], settings.batch_size)
+    return batches
+
+
+def _decoded_at_once(size: int, batch: int) -> int:
+    return 1 if size >= _SLICED_FROM else batch
+
+
+def _source(
+    folder: Path, family: Family, pipeline: Pipeline, settings: GenerateSettings, device: torch.device
+) -> Source:
+    parts = family.parts(pipeline, family.latents(pipeline, settings.render_size))
+    return Source(folder, parts, getattr(torch, settings.dtype), device)
+
+
+def _numbers(tokenizer: Any, word: str) -> list[int]:
+    """Of its tokens, without marks. T5's tokenizer shows the word itself where the model sees the unknown one."""
+    numbers: list[int] = tokenizer.convert_tokens_to_ids(tokenizer.tokenize(word))
+    return numbers
+
+
+def _bytes(part: Part) -> int:
+    """That the inputs of one image take."""
+    return sum(math.prod(tensors.shape) * tensors.dtype.itemsize for tensors in part.inputs.values())
+
+
+def _load(folder: Path, family: Family, settings: GenerateSettings, device: torch.device) -> Pipeline:
+    if family.own_scheduler and settings.scheduler != "as_saved":
+        raise AimfairError(
+            f"generate.scheduler: found {settings.scheduler!r}, expected as_saved: a {family.pipeline} was trained for"
+            " flow matching, and works with its own scheduler alone"
+        )
+    if settings.negative_prompt and not family.steers_away:
+        raise AimfairError(
+            f"generate.negative_prompt: found {settings.negative_prompt!r}, expected none: a {family.pipeline} cannot"
+            " be steered away from a text"
+        )
+    _refuse_repeated_tensors(folder, family)
+    diffusers = _diffusers()
+    try:
+        pipeline = getattr(diffusers, family.pipeline).from_pretrained(
+            str(folder),
+            dtype=getattr(torch, settings.dtype),
+            use_safetensors=True,  # pickled weights can run code
+            local_files_only=True,
+            **family.without,
+            **absent(folder, family),
+        )
+    except Exception as error:  # anything can be wrong with a user's folder, and each part of it has its own errors
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise AimfairError(f"{folder}: not a usable {family.pipeline}: {reason}") from error
+    for part, module in pipeline.components.items():
+        if isinstance(module, torch.nn.Module):
+            refuse_broken_weights(str(folder / part), module)
+    pipeline.set_progress_bar_config(disable=True)
+    match settings.scheduler:  # each with the noise schedule of the saved one
+        case "ddim":
+            pipeline.scheduler = diffusers.DDIMScheduler.from_config(pipeline.scheduler.config)
+        case "dpmpp_2m":
+            pipeline.scheduler = diffusers.DPMSolverMultistepScheduler.from_config(
+                pipeline.scheduler.config, algorithm_type="dpmsolver++"
+            )
+        case "unipc":
+            pipeline.scheduler = diffusers.UniPCMultistepScheduler.from_config(pipeline.scheduler.config)
+    return pipeline.to(device)
+
+
+def _diffusers() -> Any:
+    """The library, silent: without bars of its own, and without word of things it does not find."""
+    try:
+        import diffusers
+        import transformers
+    except ModuleNotFoundError as error:
+        raise missing_libraries(error) from error
+    for library in (diffusers, transformers):
+        library.utils.logging.set_verbosity_error()
+        library.utils.logging.disable_progress_bar()
+    return diffusers
+
+
+def _refuse_repeated_tensors(folder: Path, family: Family) -> None:
+    """Of two tensors with one name the format's reader keeps the last without a word."""
+    for path in sorted(path for part in COMPONENTS for path in (folder / part).glob("*.safetensors")):
+        try:
+            refuse_repeated_keys(path)
+        except ValueError as error:
+            raise AimfairError(f"{path}: not a usable {family.pipeline}: {error}") from error
+
+
+def _join(parts: Sequence[Samples]) -> Samples:
+    return Samples(np.concatenate([part.images for part in parts]), np.concatenate([part.finite for part in parts]))

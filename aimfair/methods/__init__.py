@@ -1,0 +1,1 @@
+"""Methods: what each trains, on which images, and with which optimizer."""

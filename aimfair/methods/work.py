@@ -1,0 +1,135 @@
+"""What a method has to work with."""
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from torch import nn
+
+from aimfair.base.interrupt import NEVER, Interrupt
+from aimfair.base.log import NOWHERE, Log
+from aimfair.base.progress import Progress, Task
+from aimfair.data.images import ImageSet, Splits
+from aimfair.methods.method_settings import MethodSettings
+from aimfair.methods.optimizer import build_optimizer
+from aimfair.selective.mask import ParameterMask
+from aimfair.training.checkpoint import Checkpoint
+from aimfair.training.finetune import finetune
+from aimfair.training.history import History
+from aimfair.training.loop import Training, total_steps
+from aimfair.training.model_settings import ModelSettings
+from aimfair.training.objective import Objective
+from aimfair.training.samplers import Indices, Sampler, groups_of
+from aimfair.training.settings import FinetuneSettings, OptimizerSettings
+
+Trained = tuple[nn.Module, History]
+"""A model in evaluation mode, and how its training went."""
+
+
+@dataclass(frozen=True)
+class Work:
+    """One method at one seed.
+
+    Attributes:
+        name: for progress, for example "finetune 100 jtt".
+        method: its settings. settings: of its training, :class:`FinetuneSettings` if it starts from the biased model.
+        preprocessing: mean and standard deviation of images.
+        folder: of the result; checkpoints and what a method records besides go there.
+        splits, balanced: the real images, and the balanced synthetic ones; loaded at the first call.
+        initial: a new model as it was before the biased training, on the device to work on. biased: after it.
+        mask: of a method that tunes, for the model given.
+        inputs: digest of all that the result depends on, for checkpoints.
+    """
+
+    name: str
+    method: MethodSettings
+    settings: OptimizerSettings
+    preprocessing: ModelSettings
+    seed: int
+    folder: Path
+    splits: Callable[[], Splits]
+    balanced: Callable[[], ImageSet]
+    initial: Callable[[], nn.Module]
+    biased: Callable[[], nn.Module]
+    mask: Callable[[nn.Module], ParameterMask]
+
+    inputs: str = ""
+    checkpoint_seconds: float = 30.0
+    progress: Progress = field(default_factory=lambda: Progress(quiet=True))
+    interrupt: Interrupt = NEVER
+    log: Log = NOWHERE
+
+    def groups(self, images: ImageSet) -> tuple[Indices, list[str]]:
+        """:func:`groups_of` these images and the names of the groups; a group without images is warned of."""
+        splits = self.splits()
+        counts = images.group_counts(len(splits.target_names), len(splits.protected_names))
+        present = []
+        for (y, a), count in np.ndenumerate(counts):
+            name = f"{splits.target_names[y]}, {splits.protected_names[a]}"
+            if count:
+                present.append(name)
+            else:
+                self.log.warn(f"{self.name}: no image of the group {name}: the others are balanced without it")
+        return groups_of(images), present
+
+    def checkpoint(self) -> Checkpoint:
+        return Checkpoint(self.folder, self.checkpoint_seconds, self.inputs)
+
+    def training(
+        self,
+        model: nn.Module,
+        train: ImageSet,
+        *,
+        settings: OptimizerSettings | None = None,
+        sampler: Sampler | None = None,
+        objective: Objective | None = None,
+        checkpoint: Checkpoint | None = None,
+        stop_after: int | None = None,
+    ) -> Training:
+        """The training of every weight of ``model``, with the settings of the method unless others are given."""
+        settings = settings or self.settings
+        return Training(
+            model,
+            train,
+            self.splits().validation,
+            settings,
+            self.preprocessing,
+            build_optimizer(model, settings),
+            self.seed,
+            sampler=sampler,
+            objective=objective,
+            stop_after=stop_after,
+            checkpoint=checkpoint or self.checkpoint(),
+            interrupt=self.interrupt,
+            log=self.log,
+        )
+
+    def fit(self, training: Training, name: str = "") -> Trained:
+        """Fits under the eyes of the user; ``name`` says which training of the method it is."""
+        with self._watched(training.steps, name) as training.task:
+            return training.model, training.fit()
+
+    def tune(self, model: nn.Module, mask: ParameterMask, train: ImageSet, sampler: Sampler | None = None) -> Trained:
+        """Fine-tuning of the selected weights of ``model``."""
+        assert isinstance(self.settings, FinetuneSettings)
+        with self._watched(total_steps(self.settings, sampler.images if sampler else len(train))) as task:
+            history = finetune(
+                model,
+                mask,
+                train,
+                self.splits().validation,
+                self.settings,
+                self.preprocessing,
+                seed=self.seed,
+                sampler=sampler,
+                checkpoint=self.checkpoint(),
+                task=task,
+                interrupt=self.interrupt,
+                log=self.log,
+            )
+        return model, history
+
+    def _watched(self, steps: int, name: str = "") -> AbstractContextManager[Task]:
+        return self.progress.task(f"{self.name} {name}".strip(), steps)

@@ -1,0 +1,1 @@
+"""Prompts of every group: from word lists, vocabularies and language models."""

@@ -1,0 +1,240 @@
+"""How varied prompts are, and how alike the groups: diversity.json.
+
+The classes below are the schema. Shares are from 0 to 1; what is undefined is null. The same prompts give
+the same bytes.
+"""
+
+import re
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from itertools import combinations
+from math import log
+from pathlib import Path
+from typing import Self
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from aimfair.base.errors import AimfairError
+from aimfair.base.files import write_text
+from aimfair.base.seeds import generator
+from aimfair.prompts.grammar import Prompt, without_contexts
+from aimfair.prompts.settings import PromptSettings
+
+MOST_COMPARED = 1000
+"""Prompts of a group of which every two are compared; of a larger group, so many drawn at random."""
+
+Group = tuple[int, int]
+"""(y, a): target class and protected value."""
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Coverage(_Part):
+    """One contextual attribute in the prompts of one group.
+
+    Attributes:
+        values: value -> prompts with it, the most frequent first; values that differ in case or spaces count as one.
+        coverage: values of the settings that are used, of all that the settings have.
+        evenness: entropy of ``values`` over the greatest it could have: 1 if all are used equally often. It could have
+            that of the values in the settings, where those alone are used, else that of the different values. None
+            where there is one value or none.
+    """
+
+    y: int
+    a: int
+    values: dict[str, int]
+    coverage: float
+    evenness: float | None
+
+
+class Attribute(_Part):
+    """One contextual attribute.
+
+    Attributes:
+        values: how many the settings have.
+        groups: in the order of (y, a).
+        difference: of the shares that each value has in the prompts of a group, prompts without the attribute being
+            one value more, total variation distance between the two groups where it is greatest: 0 if every value is
+            equally frequent in all groups, 1 if two groups share none.
+        between: those two groups.
+    """
+
+    name: str
+    values: int
+    groups: list[Coverage]
+    difference: float
+    between: tuple[Group, Group]
+
+
+class Wording(_Part):
+    """The texts of one group.
+
+    Attributes:
+        prompts: their number.
+        distinct_1, distinct_2: of the words, and of the pairs of neighbouring words, the share that are different ones
+            (Li et al. 2016). None where there is none.
+        similarity: words that two prompts share, of all the words of both (Jaccard), mean over the pairs. None for a
+            single prompt.
+        compared: prompts that ``similarity`` is of, drawn at random where the group has more.
+    """
+
+    y: int
+    a: int
+    prompts: int
+    distinct_1: float | None
+    distinct_2: float | None
+    similarity: float | None
+    compared: int
+
+
+class Diversity(_Part):
+    """
+    Attributes:
+        provider: who wrote the prompts.
+        attributes: in the order of the settings.
+        contextual: the prompts, group by group in the order of (y, a).
+        plain: as many prompts with the same words for the two attributes and no contexts: the template alone.
+    """
+
+    provider: str
+    attributes: list[Attribute]
+    contextual: list[Wording]
+    plain: list[Wording]
+
+    @property
+    def greatest_difference(self) -> Attribute | None:
+        """The attribute in which two groups differ most; None if there is none."""
+        return max(self.attributes, key=lambda attribute: attribute.difference, default=None)
+
+    def save(self, path: Path) -> None:
+        """Replaces ``path``."""
+        write_text(path, self.model_dump_json(indent=2) + "\n")
+
+    @classmethod
+    def load(cls, path: Path) -> Self:
+        """What :meth:`save` wrote.
+
+        Raises:
+            AimfairError: the file is missing or damaged.
+        """
+        try:
+            return cls.model_validate_json(path.read_bytes())
+        except OSError as error:
+            raise AimfairError(f"{path}: cannot be read: {error.strerror}; aimfair prompts writes it") from error
+        except ValidationError as error:
+            first = error.errors(include_url=False)[0]
+            key = ".".join(map(str, first["loc"])) or "file"
+            raise AimfairError(
+                f"{path}: {key}: {first['msg']}, expected what aimfair prompts writes; remove the file"
+            ) from error
+
+
+def measure(prompts: Sequence[Prompt], settings: PromptSettings) -> Diversity:
+    """The diversity of at least one prompt."""
+    groups: dict[Group, list[Prompt]] = {}
+    for prompt in prompts:
+        groups.setdefault((prompt.y, prompt.a), []).append(prompt)
+    groups = dict(sorted(groups.items()))
+    used = {name for prompt in prompts for name in prompt.contexts}
+    names = [*settings.contexts, *sorted(used.difference(settings.contexts))]
+    return Diversity(
+        provider=settings.provider,
+        attributes=[_attribute(name, settings.contexts.get(name, []), groups) for name in names],
+        contextual=[_wording(group, [prompt.text for prompt in of]) for group, of in groups.items()],
+        plain=[_wording(group, without_contexts(settings, of)) for group, of in groups.items()],
+    )
+
+
+def _attribute(name: str, known: Sequence[str], groups: dict[Group, list[Prompt]]) -> Attribute:
+    counts = {
+        group: Counter(_normal(prompt.contexts[name]) for prompt in of if name in prompt.contexts)
+        for group, of in groups.items()
+    }
+    shares = {group: _shares(counts[group], len(of)) for group, of in groups.items()}
+    farthest, difference = (next(iter(groups)),) * 2, 0.0
+    for pair in combinations(groups, 2):
+        if (found := _total_variation(shares[pair[0]], shares[pair[1]])) > difference:
+            farthest, difference = pair, found
+    return Attribute(
+        name=name,
+        values=len(known),
+        groups=[_coverage(group, counts[group], {_normal(value) for value in known}) for group in groups],
+        difference=difference,
+        between=farthest,
+    )
+
+
+def _coverage(group: Group, counts: Counter[str], known: set[str]) -> Coverage:
+    total = counts.total()
+    possible = len(known) if known.issuperset(counts) else len(counts)
+    entropy = -sum(n / total * log(n / total) for n in counts.values())
+    return Coverage(
+        y=group[0],
+        a=group[1],
+        values=dict(sorted(counts.items(), key=lambda item: (-item[1], item[0]))),
+        coverage=len(known.intersection(counts)) / max(len(known), 1),
+        evenness=min(abs(entropy) / log(possible), 1.0) if possible > 1 and total else None,
+    )
+
+
+def _shares(counts: Counter[str], prompts: int) -> dict[str, float]:
+    """Value -> share of the prompts with it; "" is for those without the attribute."""
+    return {"": 1 - counts.total() / prompts} | {value: n / prompts for value, n in counts.items()}
+
+
+def _total_variation(one: dict[str, float], other: dict[str, float]) -> float:
+    return sum(abs(one.get(value, 0.0) - other.get(value, 0.0)) for value in {**one, **other}) / 2
+
+
+def _wording(group: Group, texts: Sequence[str]) -> Wording:
+    words = [re.findall(r"\w+", text.casefold()) for text in texts]
+    drawn: Iterable[int] = range(len(words))
+    if len(words) > MOST_COMPARED:
+        drawn = np.sort(generator("diversity", *group).choice(len(words), MOST_COMPARED, replace=False))
+    compared = [set(words[i]) for i in drawn]
+    return Wording(
+        y=group[0],
+        a=group[1],
+        prompts=len(texts),
+        distinct_1=_distinct(words, 1),
+        distinct_2=_distinct(words, 2),
+        similarity=_similarity(compared),
+        compared=len(compared),
+    )
+
+
+def _distinct(texts: Sequence[Sequence[str]], n: int) -> float | None:
+    """None where no text has n words."""
+    total, different = 0, set[tuple[str, ...]]()
+    for words in texts:
+        grams = list(zip(*(words[k:] for k in range(n)), strict=False))
+        total += len(grams)
+        different.update(grams)
+    return len(different) / total if total else None
+
+
+def _similarity(sets: Sequence[set[str]]) -> float | None:
+    """Mean over the pairs of at most ``MOST_COMPARED`` sets: a few matrices of 4 MB, whatever the number of words."""
+    if len(sets) < 2:
+        return None
+    column = {word: k for k, word in enumerate(sorted(set().union(*sets)))}
+    shared = np.zeros((len(sets), len(sets)), dtype=np.float32)  # words of both
+    for start in range(0, len(column), _WORDS_AT_A_TIME):
+        has = np.zeros((len(sets), _WORDS_AT_A_TIME), dtype=np.float32)  # 1 where the prompt has the word
+        for row, words in zip(has, sets, strict=True):
+            row[[k - start for word in words if 0 <= (k := column[word]) - start < _WORDS_AT_A_TIME]] = 1
+        shared += has @ has.T
+    sizes = shared.diagonal()
+    together = sizes[:, None] + sizes[None, :] - shared
+    pairs = np.triu_indices(len(sets), 1)
+    return float(np.mean(shared[pairs] / np.maximum(together[pairs], 1), dtype=np.float64))
+
+
+_WORDS_AT_A_TIME = 1024
+
+
+def _normal(value: str) -> str:
+    return " ".join(value.casefold().split())

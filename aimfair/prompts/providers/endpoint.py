@@ -1,0 +1,229 @@
+"""A model behind an endpoint that speaks OpenAI's protocol; the only importer of its client.
+
+Address and key come from the environment, OPENAI_BASE_URL and OPENAI_API_KEY, and stay there: no error, log or reply
+that leaves this file holds the key.
+"""
+
+import json
+import math
+import os
+import random
+import time
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from typing import TYPE_CHECKING, Any
+
+from aimfair.base.errors import AimfairError
+from aimfair.base.interrupt import NEVER, Interrupt
+from aimfair.base.log import NOWHERE, Log
+from aimfair.prompts.providers.chat import Reply
+from aimfair.prompts.settings import LanguageModelSettings
+
+if TYPE_CHECKING:
+    import openai
+
+_NO_KEY = "none"  # the client wants one; servers of one's own seldom do
+_SHORTEST_SECRET = 8  # a shorter key is a placeholder, and may be a word of a reply
+_FIRST_WAIT, _LONGEST_WAIT = 1.0, 60.0  # seconds
+_AGAIN = (408, 409, 429)  # and 5xx
+_LEAVE_OUT = {
+    "response_format": "--prompts.llm.json_mode false",
+    "max_tokens": "--prompts.llm.max_tokens null",
+    "temperature": "--prompts.llm.temperature null",
+}
+"""Field of a request -> what keeps it from being sent; no other fields are sent but the model and the message."""
+_GRACE = 2.0  # seconds, for an answer that a signal meets on its way
+_LONGEST_ANSWER = 8_000_000  # bytes
+_TICK = 0.1  # seconds between looks at the interrupt
+
+
+class Endpoint:
+    """Answers through an endpoint; waits and asks again where that may help.
+
+    Args:
+        settings: ``prompts.llm``.
+
+    Raises:
+        AimfairError: the client is not installed, or there is no key for OpenAI itself.
+    """
+
+    def __init__(self, settings: LanguageModelSettings, *, log: Log = NOWHERE, interrupt: Interrupt = NEVER):
+        try:
+            import openai
+        except ModuleNotFoundError as error:
+            raise AimfairError(
+                f"{error.name} is not installed; prompts.provider openai needs: pip install openai"
+            ) from error
+        self._openai, self._settings, self._log, self._interrupt = openai, settings, log, interrupt
+        self._key = os.environ.get("OPENAI_API_KEY", "").strip()
+        address = os.environ.get("OPENAI_BASE_URL", "").strip()
+        if not self._key and not address:
+            raise AimfairError(
+                "prompts.provider openai: neither OPENAI_API_KEY nor OPENAI_BASE_URL is set in the environment; set "
+                "the key, or the address of a server of your own, such as http://localhost:8000/v1"
+            )
+        if not (self._key.isascii() and self._key.isprintable()):
+            raise AimfairError("OPENAI_API_KEY: found characters that no key has, expected printable ASCII")
+        try:
+            if address and not address.startswith(("http://", "https://")):
+                raise ValueError
+            self._client = openai.OpenAI(
+                api_key=self._key or _NO_KEY, base_url=address or None, timeout=settings.timeout, max_retries=0
+            )
+        except Exception:  # of the client or of its HTTP client, with the whole address, which may hold a password
+            raise AimfairError("OPENAI_BASE_URL: expected an address such as http://localhost:8000/v1") from None
+
+    def ask(self, message: str) -> Reply:
+        """See :class:`ChatModel`."""
+        wait = _FIRST_WAIT
+        for attempt in range(self._settings.retries + 1):
+            self._interrupt.check()
+            try:
+                return self._reply(self._send(message))
+            except self._openai.OpenAIError as error:
+                fault = self._fault(error)
+                told = self._told_to_wait(error)
+                if not self._may_pass(error):
+                    raise AimfairError(f"prompts.llm: {fault}") from None  # the cause may hold the key
+                if told is not None and told > self._settings.max_wait:
+                    raise AimfairError(
+                        f"prompts.llm: {fault}; it asks to wait {told:.0f} s, prompts.llm.max_wait is "
+                        f"{self._settings.max_wait:g}; what was accepted is kept, so the same command continues later"
+                    ) from None
+            if attempt < self._settings.retries:
+                seconds = told if told is not None else wait * random.uniform(0.75, 1.25)
+                self._log("prompts waiting", fault=fault, seconds=round(seconds, 3), attempt=attempt + 1)
+                self._sleep(seconds)
+                wait = min(2 * wait, _LONGEST_WAIT)
+        raise AimfairError(
+            f"prompts.llm: {fault}, {self._settings.retries + 1} times (prompts.llm.retries); what was accepted is "
+            "kept, so the same command continues later"
+        )
+
+    def close(self) -> None:
+        """Ends the connections that are kept for further requests."""
+        self._client.close()
+
+    def _send(self, message: str) -> Any:
+        """The body of the answer as JSON has it; None where it is no JSON, or longer than any answer."""
+        given: dict[str, Any] = {}
+        if self._settings.temperature is not None:
+            given["temperature"] = self._settings.temperature
+        if self._settings.max_tokens is not None:
+            given["max_tokens"] = self._settings.max_tokens
+        if self._settings.json_mode:
+            given["response_format"] = {"type": "json_object"}
+        end = time.monotonic() + self._settings.timeout
+        with self._client.chat.completions.with_streaming_response.create(
+            model=self._settings.model, messages=[{"role": "user", "content": message}], **given
+        ) as response:
+            body = self._read(response, end)
+        try:
+            return None if body is None else json.loads(body)
+        except (ValueError, RecursionError):
+            return None
+
+    def _read(self, response: Any, end: float) -> bytes | None:
+        """What the server sends until ``end``: the client's own limit is for each piece of it, and starts anew.
+
+        A signal ends it a little later: many servers send all at once, and that was paid for.
+        """
+        body, pieces = bytearray(), response.iter_bytes()
+        given_up = math.inf
+        while True:
+            if self._interrupt.requested:
+                given_up = min(given_up, time.monotonic() + _GRACE)
+            if time.monotonic() >= given_up:
+                self._interrupt.check()
+            try:
+                piece = next(pieces, None)
+            except Exception:  # of the HTTP client, which is not this file's to know
+                late = time.monotonic() >= end
+                kind = self._openai.APITimeoutError if late else self._openai.APIConnectionError
+                raise kind(request=response.http_request) from None
+            if piece is None:
+                return bytes(body)
+            body += piece
+            if time.monotonic() >= end:
+                raise self._openai.APITimeoutError(request=response.http_request)
+            if len(body) > _LONGEST_ANSWER:
+                return None
+
+    def _reply(self, body: Any) -> Reply:
+        tokens = [_within(body, "usage", name) for name in ("prompt_tokens", "completion_tokens")]
+        tokens_in, tokens_out = (count if isinstance(count, int) else 0 for count in tokens)
+        text = _within(body, "choices", 0, "message", "content")
+        finish = _within(body, "choices", 0, "finish_reason")
+        refused = bool(_within(body, "choices", 0, "message", "refusal")) or finish == "content_filter"
+        return Reply(
+            text=self._without_key(text) if isinstance(text, str) else "",
+            end="refusal" if refused else "cut off" if finish == "length" else "done",
+            tokens_in=tokens_in,
+            tokens_out=tokens_out,
+        )
+
+    def _may_pass(self, error: "openai.OpenAIError") -> bool:
+        """Whether the same request may succeed a little later."""
+        if isinstance(error, self._openai.APIStatusError):
+            spent = error.code == "insufficient_quota"  # a 429 that no waiting mends
+            return not spent and (error.status_code in _AGAIN or error.status_code >= 500)
+        return isinstance(error, self._openai.APIConnectionError)  # timeouts among them
+
+    def _fault(self, error: "openai.OpenAIError") -> str:
+        if isinstance(error, self._openai.APITimeoutError):
+            return f"no answer within {self._settings.timeout:g} s (prompts.llm.timeout)"
+        if isinstance(error, self._openai.APIStatusError):
+            said = self._said(error)
+            return f"the endpoint answers {error.status_code}: {said[:300]}{self._remedy(said)}"
+        if isinstance(error, self._openai.APIConnectionError):
+            return "the endpoint cannot be reached; check OPENAI_BASE_URL and that the server runs"
+        return f"the endpoint's answer cannot be read ({type(error).__name__})"
+
+    def _said(self, error: "openai.APIStatusError") -> str:
+        """The reason that the server gives, in one line: under "message" as OpenAI has it, or "detail" as FastAPI."""
+        body: Any = error.body
+        if isinstance(body, dict):
+            body = body.get("message") or body.get("detail") or body
+        text = " ".join(self._without_key(body if isinstance(body, str) else json.dumps(body)).split())
+        return "".join(c if c.isprintable() else "?" for c in text)
+
+    def _remedy(self, said: str) -> str:
+        """Which setting leaves out the field of the request that the server names."""
+        for field, setting in _LEAVE_OUT.items():
+            if field in said:
+                return f"; {setting} leaves it out"
+        return ""
+
+    def _told_to_wait(self, error: "openai.OpenAIError") -> float | None:
+        """Seconds, of the header Retry-After: a number, or a date."""
+        if not isinstance(error, self._openai.APIStatusError):
+            return None
+        header = error.response.headers.get("retry-after", "").strip()
+        if header.isascii() and header.isdigit():
+            return float(header)
+        try:
+            when = parsedate_to_datetime(header)
+        except (ValueError, TypeError, OverflowError):
+            return None
+        return max((when.replace(tzinfo=when.tzinfo or UTC) - datetime.now(UTC)).total_seconds(), 0.0)
+
+    def _sleep(self, seconds: float) -> None:
+        end = time.monotonic() + seconds
+        while (left := end - time.monotonic()) > 0:
+            self._interrupt.check()
+            time.sleep(min(left, _TICK))
+
+    def _without_key(self, text: str) -> str:
+        return text.replace(self._key, "[key]") if len(self._key) >= _SHORTEST_SECRET else text
+
+
+def _within(value: Any, *path: str | int) -> Any:
+    """What is at the end of a path of keys and indices; None if it does not lead there."""
+    for part in path:
+        if isinstance(value, dict):
+            value = value.get(part)
+        elif isinstance(value, list) and isinstance(part, int) and part < len(value):
+            value = value[part]
+        else:
+            return None
+    return value

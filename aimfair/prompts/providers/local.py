@@ -1,0 +1,103 @@
+"""A chat model of transformers, from a folder, on this machine."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from aimfair.base.checked_weights import load_model, load_tokenizer
+from aimfair.base.errors import AimfairError
+from aimfair.base.interrupt import NEVER, Interrupt
+from aimfair.base.seeds import derive_seed
+from aimfair.prompts.providers.chat import Reply
+from aimfair.prompts.settings import LanguageModelSettings
+
+_KEY = "prompts.llm.model"
+_MAX_TOKENS = 2048
+
+
+class LocalModel:
+    """Answers with the weights in a folder; no code from there is run, no pickle read, no network asked.
+
+    Args:
+        settings: ``prompts.llm``.
+        seed: of sampling; the same messages in the same order have the same replies.
+
+    Raises:
+        AimfairError: transformers is not installed, or the folder holds no chat model.
+    """
+
+    def __init__(
+        self, settings: LanguageModelSettings, seed: int, device: torch.device, *, interrupt: Interrupt = NEVER
+    ):
+        try:
+            from transformers import AutoModelForCausalLM
+        except ModuleNotFoundError as error:
+            raise AimfairError(
+                f"{error.name} is not installed; prompts.provider transformers needs: pip install transformers"
+            ) from error
+        folder = Path(settings.model)
+        if not (folder / "config.json").is_file():
+            raise AimfairError(f"{_KEY}: {folder} has no config.json, expected the folder of a chat model")
+        self._settings, self._seed, self._device, self._interrupt = settings, seed, device, interrupt
+        self._asked = 0
+        self._tokenizer = load_tokenizer(_KEY, folder)
+        if not self._tokenizer.chat_template:
+            raise AimfairError(f"{_KEY}: the tokenizer of {folder} has no chat template, expected a chat model")
+        model = load_model(_KEY, folder, AutoModelForCausalLM, dtype="auto")
+        self._model = model.to(device).eval()
+
+    def ask(self, message: str) -> Reply:
+        """See :class:`ChatModel`."""
+        from transformers import StoppingCriteriaList
+
+        inputs = self._tokenizer.apply_chat_template(
+            [{"role": "user", "content": message}], add_generation_prompt=True, return_dict=True, return_tensors="pt"
+        ).to(self._device)
+        given = int(inputs["input_ids"].shape[1])
+        most = self._room(given)
+        sampling = self._sampling()
+        with (
+            torch.random.fork_rng(devices=[self._device] if self._device.type == "cuda" else []),
+            torch.inference_mode(),
+        ):
+            torch.manual_seed(derive_seed(self._seed, "chat", self._asked))
+            self._asked += 1
+            output = self._model.generate(
+                **inputs,
+                **sampling,
+                max_new_tokens=most,
+                pad_token_id=self._pad(),
+                stopping_criteria=StoppingCriteriaList([self._stopped]),
+            )
+        self._interrupt.check()
+        new = output[0, given:]
+        text = self._tokenizer.decode(new, skip_special_tokens=True)
+        return Reply(text, "cut off" if len(new) >= most else "done", given, len(new))
+
+    def _room(self, given: int) -> int:
+        """Tokens that a reply may have."""
+        wanted = self._settings.max_tokens or _MAX_TOKENS
+        positions: int | None = getattr(self._model.config.get_text_config(), "max_position_embeddings", None)
+        if positions is None:
+            return wanted
+        if given >= positions:
+            raise AimfairError(
+                f"{_KEY}: the request has {given} tokens, the model takes {positions}; lower "
+                "prompts.llm.per_request, or take another model"
+            )
+        return min(wanted, positions - given)
+
+    def _sampling(self) -> dict[str, Any]:
+        temperature = self._settings.temperature
+        if temperature == 0:  # the likeliest token each time; what the folder says of sampling has no meaning then
+            return {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
+        return {"do_sample": True} | ({} if temperature is None else {"temperature": temperature})
+
+    def _pad(self) -> Any:
+        """The token for padding, or the end's: one text is generated at a time, so none is ever seen."""
+        number = self._tokenizer.pad_token_id
+        return self._tokenizer.eos_token_id if number is None else number
+
+    def _stopped(self, tokens: torch.Tensor, *_: Any, **__: Any) -> torch.Tensor:
+        return torch.full((len(tokens),), self._interrupt.requested, device=tokens.device)

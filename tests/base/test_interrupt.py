@@ -1,0 +1,58 @@
+"""Signals become a flag while an Interrupt is entered, and are what they were before and after."""
+
+import os
+import signal
+import threading
+
+import pytest
+
+from aimfair.base.interrupt import NEVER, Interrupt, Interrupted
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_is_noticed_where_asked(number, code, capfd):
+    before = signal.getsignal(number)
+    with Interrupt() as interrupt:
+        interrupt.check()
+        assert not interrupt.requested
+        os.kill(os.getpid(), number)
+        assert interrupt.requested
+        with pytest.raises(Interrupted, match=number.name) as caught:
+            interrupt.check()
+        assert caught.value.exit_code == code
+    assert signal.getsignal(number) == before
+    assert "Ctrl-C again" in capfd.readouterr().err
+
+
+def test_a_second_sigint_stops_at_once():
+    with Interrupt():
+        os.kill(os.getpid(), signal.SIGINT)
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+
+
+def test_a_second_sigterm_waits_like_the_first():
+    with Interrupt() as interrupt:
+        os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), signal.SIGTERM)
+        with pytest.raises(Interrupted):
+            interrupt.check()
+
+
+def test_never():
+    NEVER.check()
+    assert not NEVER.requested
+
+
+def test_another_thread_may_enter_but_gets_no_signals():
+    before = signal.getsignal(signal.SIGINT)
+    seen = []
+
+    def work() -> None:
+        with Interrupt():
+            seen.append(signal.getsignal(signal.SIGINT))
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    assert seen == [before]

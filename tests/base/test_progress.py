@@ -1,0 +1,84 @@
+"""Bars on a terminal, plain lines elsewhere, nothing when quiet."""
+
+import io
+
+import pytest
+from rich.console import Console
+
+from aimfair.base import progress as module
+from aimfair.base.progress import SILENT, Progress
+
+
+def plain(terminal: bool = False) -> tuple[Console, io.StringIO]:
+    stream = io.StringIO()
+    return Console(file=stream, force_terminal=terminal, width=100), stream
+
+
+def test_a_short_task_says_nothing_without_a_terminal():
+    console, stream = plain()
+    with Progress(console=console).task("train 100", total=10, done=4) as task:
+        task.advance(6, note="loss 0.31")
+    assert stream.getvalue() == ""
+
+
+def test_a_line_a_minute_with_the_time_left(monkeypatch):
+    console, stream = plain()
+    now = 1000.0
+    monkeypatch.setattr(module.time, "monotonic", lambda: now)
+    with Progress(console=console).task("generate", total=100, done=20) as task:
+        for _ in range(80):
+            now += 10
+            task.advance()
+    lines = stream.getvalue().splitlines()
+    assert len(lines) == 13 + 1
+    assert lines[0] == "generate: 26/100, about 12 min 20 s left"
+    assert lines[-1] == "generate: 100/100 in 13 min 20 s"
+
+
+def test_quiet_says_only_what_it_is_told_to_say():
+    console, stream = plain()
+    progress = Progress(quiet=True, console=console)
+    with progress.task("train 100", total=10) as task:
+        task.advance(10)
+    assert stream.getvalue() == ""
+    progress.say("warning: [b]this[/b]")
+    assert stream.getvalue() == "warning: [b]this[/b]\n"
+
+
+def test_bars_on_a_terminal_with_one_inside_another():
+    console, stream = plain(terminal=True)
+    progress = Progress(console=console)
+    with progress.task("[outer]", total=2) as outer:
+        with progress.task("inner", total=3) as inner:
+            inner.advance(3, note="[loss] 0.31")
+        outer.advance(2)
+    with progress.task("after", total=1) as after:
+        after.advance()
+    text = stream.getvalue()
+    for part in ("[outer]", "2/2", "inner", "3/3", "[loss] 0.31", "after", "1/1"):
+        assert part in text
+
+
+def test_an_error_ends_the_bars():
+    console, _ = plain(terminal=True)
+    progress = Progress(console=console)
+
+    def fail() -> None:
+        with progress.task("train", total=2):
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        fail()
+    with progress.task("train", total=2) as task:  # rich refuses a second live display
+        task.advance()
+
+
+def test_the_silent_task():
+    SILENT.advance(3, note="x")
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(3.21, "3.2 s"), (59.94, "59.9 s"), (303.4, "5 min 03 s"), (7805, "2 h 10 min")]
+)
+def test_durations(seconds, text):
+    assert module.duration(seconds) == text

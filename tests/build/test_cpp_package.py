@@ -1,0 +1,76 @@
+"""The C++ package: installed with CMake, found with find_package, embedded by the program in examples/cpp."""
+
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).parents[2]
+CMAKE = shutil.which("cmake", path=str(Path(sys.executable).parent)) or shutil.which("cmake")
+NINJA = shutil.which("ninja", path=str(Path(sys.executable).parent)) or shutil.which("ninja")
+
+
+def run(*command: object) -> str:
+    result = subprocess.run([str(word) for word in command], capture_output=True, text=True, check=False)
+    assert result.returncode == 0, f"{command}\n{result.stdout}\n{result.stderr}"
+    return result.stdout
+
+
+def configure_and_build(source: Path, build: Path, *settings: str) -> None:
+    run(CMAKE, "-S", source, "-B", build, "-G", "Ninja", f"-DCMAKE_MAKE_PROGRAM={NINJA}", *settings)
+    run(CMAKE, "--build", build)
+
+
+def install(work: Path, *settings: str) -> Path:
+    """Builds the package without Python and torch, and installs it into a folder of its own."""
+    configure_and_build(ROOT, work / "build", "-DCMAKE_DISABLE_FIND_PACKAGE_Python=ON", *settings)
+    run(CMAKE, "--install", work / "build", "--prefix", work / "installed")
+    return work / "installed"
+
+
+@pytest.fixture(scope="module")
+def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return install(tmp_path_factory.mktemp("package"), "-DAIMFAIR_CUDA=off")
+
+
+def test_headers_do_not_need_torch(installed: Path) -> None:
+    headers = sorted((installed / "include" / "aimfair").glob("*.h"))
+    assert headers
+    for header in headers:
+        included = re.findall(r'#include [<"](.*)[>"]', header.read_text())
+        assert not [name for name in included if name.startswith(("torch", "pybind11", "Python"))], header
+
+
+def test_embedding_program(installed: Path, tmp_path: Path) -> None:
+    configure_and_build(ROOT / "examples" / "cpp", tmp_path / "build", f"-DCMAKE_PREFIX_PATH={installed}")
+    output = run(tmp_path / "build" / "selective_regression")
+    match = re.search(r"selected (\d+) of 3000 weights, (\d+) of them the right ones", output)
+    assert match, output
+    assert int(match[1]) == 300
+    assert int(match[2]) > 200
+    assert "0 unselected weights moved" in output
+
+
+@pytest.mark.skipif(shutil.which("nvcc") is None, reason="needs nvcc on the PATH")
+def test_embedding_cuda_program(tmp_path: Path) -> None:
+    """Links without a GPU; where there is one, runs."""
+    architecture = "90"
+    if torch.cuda.is_available():
+        architecture = "".join(map(str, torch.cuda.get_device_capability()))
+    architectures = f"-DCMAKE_CUDA_ARCHITECTURES={architecture}-real"
+    installed = install(tmp_path / "package", "-DAIMFAIR_CUDA=on", architectures)
+    configure_and_build(
+        ROOT / "examples" / "cpp", tmp_path / "build", f"-DCMAKE_PREFIX_PATH={installed}", architectures
+    )
+    program = tmp_path / "build" / "selective_regression_cuda"
+    assert program.exists()
+    if not torch.cuda.is_available():
+        return
+    output = run(program)
+    assert "selected 300 of 3000 weights" in output
+    assert "0 unselected weights moved" in output
+    assert "the same bits" in output

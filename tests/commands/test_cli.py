@@ -1,0 +1,312 @@
+"""The command line as a person meets it: verbs, flags, exit codes, one line for an error, signals."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+import types
+from pathlib import Path
+
+import pytest
+
+from aimfair.base.errors import AimfairError
+from aimfair.commands import cli
+from aimfair.config import Config, strict_yaml
+from aimfair.config import load as config_file
+from aimfair.evaluation.compare import compare
+from aimfair.run.directory import Run
+from aimfair.stages.pipeline import STAGES
+from tests.report.made_up import made_up_config, made_up_predictions, made_up_splits
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(autouse=True)
+def elsewhere(tmp_path, monkeypatch):
+    """Default directories lie in a temporary one; what main sets in the environment is undone."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("OMP_WAIT_POLICY", "PASSIVE")
+    monkeypatch.setenv("GOMP_SPINCOUNT", "0")
+
+
+class Stages:
+    """Stand-ins for all stages: they note that they ran, or do what the test says."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch):
+        self.ran: list[str] = []
+        self.act: dict[str, object] = {}
+        for name in STAGES:
+            module = types.ModuleType(f"aimfair.stages.{name}")
+            module.run = lambda run, name=name: self._run(name, run)  # type: ignore[attr-defined]
+            monkeypatch.setitem(sys.modules, module.__name__, module)
+        monkeypatch.setattr(cli, "_print_headline", lambda run: print("headline"))
+
+    def _run(self, name: str, run: Run) -> None:
+        self.ran.append(name)
+        self.config: Config = run.config
+        if name in self.act:
+            self.act[name](run)  # type: ignore[operator]
+
+
+@pytest.fixture
+def stages(monkeypatch):
+    return Stages(monkeypatch)
+
+
+def aimfair(*arguments: str, **options) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-m", "aimfair", *arguments], capture_output=True, text=True, **options)
+
+
+# -- help --------------------------------------------------------------------------------------------------------------
+
+
+def test_help_is_quick_and_imports_little():
+    probe = (
+        "import sys, aimfair.commands.cli\n"
+        "try:\n    aimfair.commands.cli.main(['--help'])\n"
+        "except SystemExit:\n"
+        "    print({'torch', 'pydantic', 'rich', 'yaml', 'numpy', 'jinja2'} & set(sys.modules), file=sys.stderr)\n"
+    )
+    result = subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True)
+    assert result.stderr.strip() == "set()"
+    seconds = []
+    for _ in range(3):
+        start = time.perf_counter()
+        result = aimfair("--help")
+        seconds.append(time.perf_counter() - start)
+    assert result.returncode == 0
+    for verb in (*STAGES, "run", "demo", "doctor", "config", "engine", "scan"):
+        assert f"\n    {verb}" in result.stdout
+    assert min(seconds) < 0.5
+
+
+def test_settings_are_read_without_torch():
+    probe = (
+        "import sys, aimfair.commands.cli as cli; cli.main(['config', '--config', 'demo'])"
+        "; print('torch' in sys.modules)"
+    )
+    result = subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True)
+    assert result.stdout.splitlines()[-1] == "False"
+
+
+# -- verbs -------------------------------------------------------------------------------------------------------------
+
+
+def test_data_that_cannot_be_used_are_refused_before_anything_is_generated(stages, capsys):
+    command = ["run", "--config", "demo", "--quiet", "--data.image_size", "64"]
+    assert cli.main(command) == 2
+    assert stages.ran == []
+    assert "data.image_size: found 64" in capsys.readouterr().err
+    run = Run.open(Path("runs/demo"), Run.config_of(Path("runs/demo")))
+    run.finish("generate", {}, [])
+    run.close()
+    assert cli.main(command) == 0, "what is generated already needs no early look"
+
+
+def test_run_does_every_stage_in_order(stages, capsys):
+    assert cli.main(["run", "--config", "demo", "--quiet"]) == 0
+    assert tuple(stages.ran) == STAGES
+    assert capsys.readouterr().out == "headline\n"
+    events = [json.loads(line) for line in Path("runs/demo/log.jsonl").read_text().splitlines()]
+    assert [event["stage"] for event in events if event["event"] == "stage finished"] == list(STAGES)
+    assert all(event["seconds"] >= 0 for event in events if event["event"] == "stage finished")
+
+
+def test_demo_is_run_with_the_bundled_settings(stages):
+    assert cli.main(["demo", "--quiet", "--run", "here", "--seeds", "5"]) == 0
+    assert tuple(stages.ran) == STAGES
+    assert Run.config_of(Path("here")) == config_file.load(cli.BUNDLED / "demo.yaml", {"seeds": "5"})
+
+
+@pytest.mark.parametrize("verb", STAGES)
+def test_a_verb_does_its_stage(stages, verb):
+    assert cli.main([verb, "--config", "demo", "--quiet"]) == 0
+    assert stages.ran == [verb]
+
+
+def test_an_existing_run_needs_no_config(stages):
+    assert cli.main(["prompts", "--config", "demo", "--quiet", "--run", "r", "--train.lr", "0.25"]) == 0
+    assert cli.main(["train", "--quiet", "--run", "r"]) == 0
+    assert stages.config.train.lr == 0.25
+    Path("r/stages").mkdir()
+    Path("r/stages/prompts.json").write_text("{}")  # something is finished
+    assert cli.main(["train", "--quiet", "--run", "r", "--train.lr", "0.5"]) == 1
+    assert cli.main(["train", "--quiet", "--run", "r", "--train.lr", "0.5", "--overwrite"]) == 0
+    assert stages.config.train.lr == 0.5
+
+
+def test_the_directory_is_named_after_the_file(stages):
+    Path("mine.yaml").write_text((cli.BUNDLED / "demo.yaml").read_text())
+    assert cli.main(["prompts", "--config", "mine.yaml", "--quiet"]) == 0
+    assert Path("runs/mine/config.yaml").exists()
+
+
+def test_threads(stages):
+    import torch
+
+    before = torch.get_num_threads()
+    try:
+        seen = []
+        stages.act["prompts"] = lambda _: seen.append(torch.get_num_threads())
+        assert cli.main(["prompts", "--config", "demo", "--quiet", "--threads", "1"]) == 0
+        assert seen == [1]
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_the_end_says_what_came_out_and_where_to_read_on(capsys):
+    config, splits = made_up_config(), made_up_splits()
+    density = {name: [0.1] * len(config.seeds) for name in config.methods}
+    with Run.open(Path("runs/made-up"), config) as run:
+        compare(config, splits, made_up_predictions(splits, config), density).save(run.results)
+        cli._print_headline(run)
+    sentence, where = capsys.readouterr().out.splitlines()
+    assert sentence.startswith("Worst-group accuracy rose from ")
+    assert where == "Report: runs/made-up/report.html"
+
+
+def test_config_prints_what_a_file_can_hold(capsys):
+    assert cli.main(["config", "--config", "demo", "--train.lr=0.5", "--title", "--debug"]) == 2
+    assert (
+        cli.main(["config", "--config", "demo", "--train.lr=0.5", "--data.majority", "1,0", "--generate.seed", "7"])
+        == 0
+    )
+    tree, _ = strict_yaml.parse(capsys.readouterr().out)
+    config = Config.model_validate(tree)
+    assert (config.train.lr, config.data.majority, config.generate.seed) == (0.5, [1, 0], 7)
+
+
+def test_config_lists_the_keys(capsys):
+    assert cli.main(["config", "--keys"]) == 0
+    assert "train.lr = 0.001" in capsys.readouterr().out
+
+
+def test_output_that_nobody_reads_is_no_error():
+    with subprocess.Popen(
+        [sys.executable, "-m", "aimfair", "config", "--keys"], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdout.close()
+        assert process.stderr.read() == b""
+
+
+# -- errors ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["run"], "give --config FILE for a new run, or --run DIR"),
+        (["run", "--run", "none"], "there is no run yet; give --config FILE"),
+        (
+            ["run", "--config", "none"],
+            "none of those included: celeba-smiling-male, celeba-smiling-young, celeba-young-male, demo, utkface-",
+        ),
+        (["run", "--config", "demo", "--train.lrr", "1"], "--train.lrr: unknown key; did you mean train.lr?"),
+        (["run", "--config", "demo", "--train.lr"], "--train.lr: expected a value"),
+        (["run", "--config", "demo", "--train.lr", "--seeds", "1"], "--train.lr: expected a value"),
+        (["run", "--config", "demo", "--train.lr", "1", "2"], "'2': not understood"),
+        (["run", "--config", "demo", "extra"], "'extra': not understood"),
+        (["run", "--conf", "demo"], "--conf: unknown key"),
+        (["demo", "--config", "demo"], "--config: unknown key"),
+        (["doctor", "--train.lr", "1"], "--train.lr: doctor takes no settings"),
+    ],
+)
+def test_wrong_command_lines_exit_with_2(arguments, said, capsys):
+    assert cli.main(arguments) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    (line,) = captured.err.splitlines()
+    assert line.startswith("error: ")
+    assert said in line
+    assert not Path("runs").exists()
+
+
+@pytest.mark.parametrize("arguments", [[], ["trian"], ["run", "--overwrite=yes"]])
+def test_usage_errors_exit_with_2(arguments):
+    with pytest.raises(SystemExit) as caught:
+        cli.main(arguments)
+    assert caught.value.code == 2
+
+
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [
+        (AimfairError("mask.safetensors: truncated"), "error: mask.safetensors: truncated"),
+        (OSError(28, "No space left on device", "x"), "error: [Errno 28] No space left on device: 'x' (--debug"),
+        (RuntimeError("several\n  lines"), "error: RuntimeError: several lines (--debug"),
+        (ValueError(), "error: ValueError: no details (--debug"),
+    ],
+)
+def test_errors_are_a_line_and_exit_with_1(stages, capsys, error, line):
+    def fail(_: Run) -> None:
+        raise error
+
+    stages.act["train"] = fail
+    assert cli.main(["run", "--config", "demo", "--quiet"]) == 1
+    (said,) = capsys.readouterr().err.splitlines()
+    assert said.startswith(line)
+    assert stages.ran == ["prompts", "generate", "train"]
+    stopped = json.loads(Path("runs/demo/log.jsonl").read_text().splitlines()[-1])
+    assert (stopped["event"], stopped["stage"]) == ("stage stopped", "train")
+    assert (stopped["traceback"] is None) == isinstance(error, AimfairError)
+    assert cli.main(["run", "--config", "demo", "--quiet", "--debug"]) == 1
+    assert "Traceback" in capsys.readouterr().err
+
+
+def test_the_real_process_exits_as_main_says():
+    result = aimfair("train", "--run", "none")
+    assert (result.returncode, result.stdout) == (2, "")
+    assert result.stderr.startswith("error: none: there is no run yet")
+
+
+def test_a_run_that_is_open_elsewhere(stages):
+    with Run.open(Path("runs/demo"), config_file.load(cli.BUNDLED / "demo.yaml")):
+        assert cli.main(["run", "--config", "demo", "--quiet"]) == 1
+
+
+# -- signals -----------------------------------------------------------------------------------------------------------
+
+_LOOP = """
+import sys, time, types
+from aimfair.commands.cli import main
+
+def run(run):
+    print("working", flush=True)
+    while True:
+        time.sleep(0.01)
+        {body}
+
+stage = types.ModuleType("aimfair.stages.prompts")
+stage.run = run
+sys.modules["aimfair.stages.prompts"] = stage
+sys.exit(main(["prompts", "--config", "demo", "--quiet"]))
+"""
+
+
+@pytest.mark.parametrize(
+    ("body", "signals", "code"),
+    [
+        ("run.interrupt.check()", [signal.SIGINT], 130),
+        ("run.interrupt.check()", [signal.SIGTERM], 143),
+        ("pass", [signal.SIGINT, signal.SIGINT], 130),
+    ],
+)
+def test_signals_end_the_work_with_their_code(body, signals, code):
+    command = [sys.executable, "-c", _LOOP.format(body=body)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        assert process.stdout.readline() == "working\n"
+        for number in signals:
+            process.send_signal(number)
+            time.sleep(0.1)
+        assert process.wait(timeout=20) == code
+        error = process.stderr.read()
+    assert "Traceback" not in error
+    assert "error" not in error
+    assert "the same command continues" in error.splitlines()[-1]
+    with Run.open(Path("runs/demo"), config_file.load(cli.BUNDLED / "demo.yaml")):
+        pass  # nobody holds the lock

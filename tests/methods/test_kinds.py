@@ -1,0 +1,346 @@
+"""Every kind of method through the stages: what it reads, what it leaves, and that it goes on where it was stopped."""
+
+import json
+import os
+import shutil
+import signal
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from pydantic import ValidationError
+
+from aimfair.base.errors import AimfairError
+from aimfair.base.interrupt import Interrupted
+from aimfair.config import Config
+from aimfair.config import load as config_file
+from aimfair.data.images import ImageSet, Splits
+from aimfair.evaluation.results import Results
+from aimfair.methods.choose import kind_of
+from aimfair.methods.jtt import ERROR_SET
+from aimfair.methods.method_settings import MethodSettings
+from aimfair.methods.optimizer import build_optimizer
+from aimfair.methods.settings import finetune_settings, train_settings
+from aimfair.run.directory import Run
+from aimfair.stages import evaluate, finetune, select, train
+from aimfair.training.history import HISTORY, History
+from aimfair.training.loop import Training
+from aimfair.training.models import build_model, load_model
+from aimfair.training.predict import predict
+from aimfair.training.settings import FinetuneSettings, OptimizerSettings
+from tests.training.samples import MODEL, images, state_bits
+from tests.training.test_stages import SETTINGS, STAGES, write_synthetic
+
+METHODS = {
+    "full": {"rule": "all"},
+    "erm": {"kind": "erm"},
+    "synthetic": {"kind": "synthetic_only"},
+    "both": {"kind": "real_and_synthetic"},
+    "resampled": {"kind": "balanced_resampling"},
+    "dro": {"kind": "group_dro", "step_size": 0.3},
+    "jtt": {"kind": "jtt", "first_epochs": 1, "upweight": 3},
+    "dfr": {"kind": "dfr"},
+    "dfr_synthetic": {"kind": "dfr", "balanced_from": "synthetic"},
+}
+TRAIN, VALIDATION = images(42, 1, bias=0.8, bar=40), images(20, 2, bias=0.8, bar=40)
+SPLITS = Splits(TRAIN, VALIDATION, VALIDATION, ("level", "upright"), ("red", "blue"))
+
+
+def config(**changed: dict) -> Config:
+    return Config.model_validate(
+        SETTINGS | {"methods": METHODS | changed, "default_method": "full", "evaluate": {"replicates": 100}}
+    )
+
+
+def config_of_data(**changed: object) -> Config:
+    return Config.model_validate(config().model_dump() | {"data": SETTINGS["data"] | changed})
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run in which every method is done."""
+    path = tmp_path_factory.mktemp("kinds") / "run"
+    with Run.open(path, config(), quiet=True) as run:
+        write_synthetic(run.synthetic, {"balanced": images(24, 3), "biased": images(16, 4, bias=0.9)})
+        run.finish("generate", {}, [run.synthetic])
+    assert len(do(path)) == 3 + len(METHODS)
+    return path
+
+
+@pytest.fixture
+def directory(finished: Path, tmp_path: Path) -> Path:
+    """A copy of it to work with."""
+    return Path(shutil.copytree(finished, tmp_path / "run"))
+
+
+def do(path: Path, settings: Config | None = None, stages=STAGES, splits: Splits = SPLITS) -> list[str]:
+    """Does the stages; the steps that were not done already."""
+    log = path / "log.jsonl"
+    before = len(log.read_text().splitlines()) if log.exists() else 0
+    with Run.open(path, settings or config(), overwrite=True, quiet=True) as run:
+        run.__dict__["_splits"] = splits
+        for stage in stages:
+            stage.run(run)
+    events = [json.loads(line) for line in log.read_text().splitlines()[before:]]
+    return [event["step"] for event in events if event["event"] == "step finished"]
+
+
+def forget(path: Path, name: str) -> None:
+    (path / "stages" / "finetune" / "100" / f"{name}.json").unlink()
+    shutil.rmtree(folder_of(path, name))
+
+
+def folder_of(path: Path, name: str) -> Path:
+    return path / "seeds" / "100" / "finetuned" / name
+
+
+def histories(path: Path) -> dict[str, History]:
+    return {
+        name: History.model_validate_json((folder_of(path, name) / HISTORY).read_bytes())
+        for name in METHODS
+        if folder_of(path, name).exists()
+    }
+
+
+def test_all_kinds(directory):
+    assert do(directory) == []
+    models = {name: load_model(folder_of(directory, name)) for name in METHODS}
+    baseline = load_model(directory / "seeds" / "100" / "baseline")
+
+    assert state_bits(models["erm"]) == state_bits(baseline), "a control with the settings of the biased model is it"
+    others = [json.dumps({k: v.hex() for k, v in state_bits(model).items()}) for model in models.values()]
+    assert len(set(others)) == len(METHODS)
+    for name in ("dfr", "dfr_synthetic"):
+        same = {
+            key for key, tensor in models[name].state_dict().items() if torch.equal(tensor, baseline.state_dict()[key])
+        }
+        assert baseline.state_dict().keys() - same == {"classifier.1.weight", "classifier.1.bias"}
+
+    reads = {name for name, history in histories(directory).items() if history.reads_groups}
+    assert reads == {"resampled", "dro", "dfr"}
+    assert {name for name in METHODS if kind_of(config().methods[name]).reads_groups} == reads
+    for name in METHODS:
+        left = sorted(file.name for file in folder_of(directory, name).iterdir())
+        extra = [ERROR_SET] if name == "jtt" else []
+        assert left == sorted(["config.json", "history.json", "model.safetensors", *extra])
+    assert [file.name for file in (directory / "seeds" / "100" / "masks").iterdir()] == ["full.safetensors"]
+
+    notes = histories(directory)["dro"].notes
+    assert list(notes) == [f"last weight of {y}, {a}" for y in ("level", "upright") for a in ("red", "blue")]
+    assert sum(notes.values()) == pytest.approx(1)
+    assert max(notes.values()) > 0.26
+
+    do(directory, stages=[evaluate])
+    results = Results.load(directory / "results.json")
+    assert [name for name, method in results.methods.items() if method.density is not None] == ["full"]
+
+
+def test_an_epoch_of_each_kind(directory, monkeypatch):
+    """Which images it sees: by the indices that each step gets."""
+    seen: dict[str, list[tuple[ImageSet, np.ndarray]]] = {}
+    take = Training._take_step
+
+    def watched(self, indices, images):
+        if name.startswith("dfr") and not seen[name]:
+            assert not self.model.classifier[1].weight.any(), "the head begins anew"
+        seen[name].append((self.train, indices))
+        take(self, indices, images)
+
+    monkeypatch.setattr(Training, "_take_step", watched)
+    counts = {}
+    for name in METHODS:
+        forget(directory, name)
+        seen[name] = []
+        do(directory)
+        whole, indices = seen[name][-1][0], np.concatenate([indices for _, indices in seen[name]])
+        counts[name] = whole.subset(indices).group_counts(2, 2).ravel().tolist()
+    for name in ("resampled", "dro", "dfr", "dfr_synthetic"):
+        assert len(set(counts[name])) == 1, name
+    assert counts["erm"] == (2 * TRAIN.group_counts(2, 2)).ravel().tolist()
+    assert {name for name in METHODS if seen[name][0][0] is TRAIN} == {"erm", "resampled", "dro", "jtt"}
+    assert seen["dfr"][0][0] is VALIDATION
+    both = seen["both"][0][0]
+    assert len(both) == len(TRAIN) + 24
+    assert np.array_equal(both.images[: len(TRAIN)], TRAIN.images)
+    assert np.array_equal(both.images[len(TRAIN) :], seen["synthetic"][0][0].images)
+    assert np.array_equal(both.target[len(TRAIN) :], seen["full"][0][0].target)
+
+
+def test_the_error_set_is_what_the_first_model_gets_wrong(directory):
+    record = json.loads((folder_of(directory, "jtt") / ERROR_SET).read_text())
+    model = build_model(MODEL, 2, 100)
+    settings = train_settings(config().train, config().methods["jtt"]).model_copy(update={"epochs": 1})
+    Training(model, TRAIN, VALIDATION, settings, MODEL, build_optimizer(model, settings), 100).fit()
+    wrong = np.flatnonzero(
+        predict(model, TRAIN, MODEL, batch_size=9, device=torch.device("cpu")).argmax(1) != TRAIN.target
+    )
+    assert 0 < len(wrong) < len(TRAIN)
+    assert record["indices"] == wrong.tolist()
+    assert record["ids"] == [TRAIN.ids[index] for index in wrong]
+    history = histories(directory)["jtt"]
+    assert history.notes == {"images in the error set": len(wrong)}
+    assert len(history.epochs) == 2
+
+
+def test_the_first_model_is_an_ordinary_training_that_is_stopped(tmp_path, monkeypatch):
+    """Its learning rates are those of the whole one, not of one that ends with it."""
+    lrs, take = [], Training._take_step
+
+    def watched(self, indices, images):
+        take(self, indices, images)
+        lrs.append(self.optimizer.param_groups[0]["lr"])
+
+    monkeypatch.setattr(Training, "_take_step", watched)
+    values = SETTINGS | {"methods": {"jtt": METHODS["jtt"]}, "default_method": "jtt"}
+    settings = Config.model_validate(values | {"train": SETTINGS["train"] | {"schedule": "cosine"}})
+    do(tmp_path / "run", settings, stages=[train, finetune])
+    whole, first = lrs[:6], lrs[6:9]
+    assert len(set(whole)) == 6
+    assert first == whole[:3]
+    assert len(lrs) == 6 + 3 + 2 * 5
+
+    settings.methods["jtt"] = MethodSettings(kind="jtt", first_epochs=3)
+    with pytest.raises(AimfairError, match=r"100 jtt: first_epochs is 3, expected at most 2, the epochs of"):
+        do(tmp_path / "run", settings, stages=[train, finetune])
+
+
+def test_the_error_set_of_other_images_is_not_used(directory):
+    before = json.loads((folder_of(directory, "jtt") / ERROR_SET).read_text())
+    other = replace(TRAIN, images=255 - TRAIN.images)  # with the same ids and labels
+    do(directory, config_of_data(seed=5), splits=replace(SPLITS, train=other))
+    after = json.loads((folder_of(directory, "jtt") / ERROR_SET).read_text())
+    assert after["training"] != before["training"]
+    assert after["indices"] != before["indices"]
+
+
+STEPS = {
+    "resampled": ([2, 4], 6),
+    "dro": ([2, 4], 6),
+    "jtt": ([2, 3, 5, 8], 3 + 2 * 5),
+    "dfr": ([1], 2),
+    "both": ([3], 10),
+}
+"""The steps in which a method is stopped, and all that it takes; of jtt in the first training and in the second."""
+
+
+def test_a_stopped_method_continues_to_the_same_bits(directory, monkeypatch):
+    expected = {name: state_bits(load_model(folder_of(directory, name))) for name in STEPS}
+    notes = {name: history.notes for name, history in histories(directory).items()}
+    take = Training._take_step
+    for name, (steps, in_all) in STEPS.items():
+        forget(directory, name)
+        done = 0
+
+        def stop(self, indices, images, steps=steps):
+            nonlocal done
+            done += 1
+            if done in steps:
+                os.kill(os.getpid(), signal.SIGINT)
+            take(self, indices, images)
+
+        monkeypatch.setattr(Training, "_take_step", stop)
+        for _ in steps:
+            with pytest.raises(Interrupted):
+                do(directory)
+        do(directory)
+        assert done == in_all, f"{name}: steps were taken again"
+        assert state_bits(load_model(folder_of(directory, name))) == expected[name], name
+        assert histories(directory)[name].notes == notes[name]
+        assert not list(folder_of(directory, name).rglob("checkpoint*"))
+
+
+@pytest.mark.parametrize(
+    ("changed", "redone"),
+    [
+        ({"dro": {"kind": "group_dro", "step_size": 0.2}}, {"dro"}),
+        ({"jtt": {"kind": "jtt", "first_epochs": 1, "upweight": 4}}, {"jtt"}),
+        ({"dfr": {"kind": "dfr", "balanced_from": "synthetic"}}, {"dfr"}),
+        ({"erm": {"kind": "erm", "lr": 0.5}}, {"erm"}),
+        ({"full": {"rule": "all", "epochs": 2}}, {"full"}),
+        ({"jtt": {"kind": "erm"}}, {"jtt"}),
+    ],
+)
+def test_only_the_method_that_changed_is_done_again(directory, changed, redone):
+    assert {step.split("/")[-1] for step in do(directory, config(**changed))} == redone
+    if changed.get("jtt", {}).get("kind") == "erm":
+        assert not (folder_of(directory, "jtt") / ERROR_SET).exists()
+
+
+def test_other_synthetic_images_redo_those_who_read_them(directory):
+    with Run.open(directory, config(), quiet=True) as run:
+        (run.synthetic / "images").rename(run.synthetic / "old")
+        write_synthetic(run.synthetic, {"balanced": images(24, 5), "biased": images(16, 6, bias=0.9)})
+        run.finish("generate", {}, [run.synthetic])
+    redone = {step.split("/")[-1] for step in do(directory) if step.startswith("finetune")}
+    assert redone == {"full", "synthetic", "both", "dfr_synthetic"}
+
+
+def test_controls_need_no_generated_images(tmp_path):
+    only = config().model_copy(update={"methods": {"jtt": config().methods["jtt"]}, "default_method": "jtt"})
+    assert do(tmp_path / "run", only, stages=[train, select, finetune]) == ["train/100", "finetune/100/jtt"]
+
+
+def test_a_first_model_without_errors_is_told(directory, monkeypatch):
+    monkeypatch.setattr("aimfair.methods.jtt._wrong", lambda *_: np.array([], dtype=np.int64))
+    forget(directory, "jtt")
+    do(directory)
+    assert histories(directory)["jtt"].notes == {"images in the error set": 0}
+    assert "100 jtt: the first model gets every image right" in (directory / "log.jsonl").read_text()
+
+
+def test_a_group_without_images_is_told(directory):
+    there = np.flatnonzero((TRAIN.target == 0) | (TRAIN.protected == 1))
+    forget(directory, "dro")
+    do(directory, splits=replace(SPLITS, train=TRAIN.subset(there)))
+    assert "100 dro: no image of the group upright, red" in (directory / "log.jsonl").read_text()
+    assert list(histories(directory)["dro"].notes)[-1] == "last weight of upright, blue"
+    assert len(histories(directory)["dro"].notes) == 3
+
+
+def test_a_damaged_error_set_is_refused_by_name(directory):
+    (directory / "stages" / "finetune" / "100" / "jtt.json").unlink()
+    (folder_of(directory, "jtt") / ERROR_SET).write_text('{"training": 3')
+    with pytest.raises(AimfairError, match=r"error_set\.json: not a usable error set.*remove it"):
+        do(directory)
+
+
+# -- settings ---------------------------------------------------------------------------------------------------------
+
+
+def test_what_a_method_may_set_for_itself():
+    own = MethodSettings(kind="erm", lr=0.5, epochs=3, weight_decay=0.0)
+    assert train_settings(OptimizerSettings(batch_size=7), own) == OptimizerSettings(
+        batch_size=7, lr=0.5, epochs=3, weight_decay=0.0
+    )
+    common = FinetuneSettings(keep="best_validation", batchnorm="adapt")
+    assert finetune_settings(common, MethodSettings(rule="all", epochs=2)) == common.model_copy(update={"epochs": 2})
+    # Validation images that train the head do not choose its epoch.
+    real = finetune_settings(common, MethodSettings(kind="dfr"))
+    assert (real.keep, real.batchnorm) == ("last", "freeze")
+    synthetic = finetune_settings(common, MethodSettings(kind="dfr", balanced_from="synthetic", batchnorm="adapt"))
+    assert (synthetic.keep, synthetic.batchnorm) == ("best_validation", "adapt")
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"kind": "erm", "rule": "all"}, "kind 'erm' has no use for it, only tune"),
+        ({"kind": "jtt", "freeze": ["x"]}, "kind 'jtt' has no use"),
+        ({"kind": "erm", "batchnorm": "freeze"}, "kind 'erm' has no use for it, only tune and dfr"),
+        ({"rule": "all", "upweight": 3}, "kind 'tune' has no use for it, only jtt"),
+        ({"kind": "jtt", "step_size": 0.5}, "kind 'jtt' has no use for it, only group_dro"),
+        ({"rule": "blocks"}, "rule 'blocks' takes blocks, found none"),
+        ({"rule": "top_k", "k": 3, "criterion": "cosine"}, "found 'element', expected row or tensor"),
+    ],
+)
+def test_settings_that_do_not_go_together(settings, message):
+    with pytest.raises(ValidationError) as raised:
+        config(mine=settings)
+    assert message in str(raised.value)
+
+
+def test_settings_of_every_kind_survive_their_file(tmp_path):
+    (tmp_path / "config.yaml").write_text(config_file.dump(config()))
+    assert config_file.load(tmp_path / "config.yaml") == config()
