@@ -3,6 +3,7 @@ PYTHON ?= python3
 TORCH ?= torch==2.13.0
 VENV := .venv
 BIN := $(VENV)/bin
+IN_VENV = PATH="$(CURDIR)/$(BIN):$$PATH"
 BENCH ?=
 GPU_CHECK ?=
 
@@ -26,7 +27,8 @@ IN_EMULATED = cd $(EMULATED) && $(SANITIZERS) $(CURDIR)/$(BIN)/python -m pytest 
 # The tests that are repeated with the blocks and threads in other orders.
 SCRAMBLED := shapes or misaligned or special
 
-.PHONY: build demo demo-model test test-slow test-sanitized test-emulated gpu-check bench bench-quick lint format clean
+.PHONY: build demo demo-model test test-rest test-all test-slow test-sanitized test-emulated gpu-check bench bench-quick \
+    lint format clean
 
 build: $(VENV)/.built
 
@@ -38,7 +40,7 @@ $(VENV)/.torch:
 # Not isolated: the extension is compiled against the torch that is installed.
 $(VENV)/.built: $(VENV)/.torch $(SOURCES)
 	$(BIN)/pip install --quiet "scikit-build-core[wheel-free-setuptools]>=0.11" "setuptools>=70.1" "pybind11>=2.13" ninja cmake
-	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/pip install --quiet --no-build-isolation --editable ".[dev]"
+	$(IN_VENV) $(BIN)/pip install --quiet --no-build-isolation --editable ".[dev]"
 	touch $@
 
 demo: build
@@ -48,10 +50,16 @@ demo-model: build
 	$(BIN)/python -m tools.digits_diffusion.train --out build/digits-diffusion
 	$(BIN)/python -m tools.digits_diffusion.check build/digits-diffusion
 
-# Two processes, each with whole files.
+# Two processes, each with whole files; then the gates whose inputs have changed.
 test: build
 	$(BIN)/python -m pytest tests -n 2 --dist loadfile --no-loadscope-reorder
-	$(MAKE) test-emulated
+	$(IN_VENV) python -m tools.gates
+
+# What make test leaves out.
+test-rest: test-slow
+	$(IN_VENV) python -m tools.gates --all
+
+test-all: test test-rest
 
 test-slow: build
 	$(BIN)/python -m pytest tests -m slow
@@ -59,7 +67,7 @@ test-slow: build
 # The kernel tests once more, with the extension built under AddressSanitizer and UndefinedBehaviorSanitizer.
 test-sanitized: build
 	rm -rf $(SANITIZED) && mkdir -p $(SANITIZED)
-	PATH="$(CURDIR)/$(BIN):$$PATH" AIMFAIR_CUDA=off AIMFAIR_SANITIZE=address,undefined \
+	$(IN_VENV) AIMFAIR_CUDA=off AIMFAIR_SANITIZE=address,undefined \
 	    $(BIN)/pip install --quiet --no-build-isolation --no-deps --target $(SANITIZED) .
 	cp -r tests conftest.py pyproject.toml $(SANITIZED)
 	cd $(SANITIZED) && $(SANITIZERS) $(CURDIR)/$(BIN)/python -m pytest tests/kernels -p no:cacheprovider --capture=sys

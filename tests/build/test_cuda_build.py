@@ -11,6 +11,8 @@ import pytest
 from tools import cuda_kernels
 from tools.cuda_kernels import Kernel, Usage
 
+pytestmark = pytest.mark.gate
+
 needs_nvcc = pytest.mark.skipif(shutil.which("nvcc") is None, reason="needs nvcc on the PATH")
 
 

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.gate
+
 HERE = Path(__file__).parent
 ORDERS = ["forward", "backward", "1", "2"]
 

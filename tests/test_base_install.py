@@ -1,0 +1,113 @@
+"""What `pip install aimfair` gives without extras: the kernel package, on torch, numpy and safetensors alone."""
+
+import os
+import re
+import subprocess
+import sys
+import tomllib
+from importlib.metadata import distribution, requires
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+TUNING = """
+import copy, sys, torch, aimfair
+from aimfair.selective import ops, reference
+from aimfair.selective.self_check import wrong_kernels
+
+assert wrong_kernels(torch.device("cpu")) == []
+torch.manual_seed(0)
+model = torch.nn.Sequential(torch.nn.Linear(20, 30), torch.nn.ReLU(), torch.nn.Linear(30, 2))
+probe = aimfair.Sensitivity(model, sources=("real", "synthetic"))
+for source in ("real", "synthetic"):
+    model(torch.randn(8, 20)).square().mean().backward()
+    probe.update(source)
+mask = probe.select("top_k", density=0.1)
+mask.save(sys.argv[1])
+before = copy.deepcopy(model.state_dict())
+optimizer = aimfair.MaskedAdamW(model.named_parameters(), aimfair.ParameterMask.load(sys.argv[1]), state="compact")
+model(torch.randn(8, 20)).square().mean().backward()
+optimizer.step()
+moved = {name: value != before[name] for name, value in model.state_dict().items()}
+assert sum(int(tensor.sum()) for tensor in moved.values()) == mask.nnz
+assert all(torch.equal(moved[name], selected) for name, selected in mask.to_bool().items())
+print(aimfair.build_info()["version"])
+"""
+
+
+def base_distributions() -> set[str]:
+    """torch, numpy, safetensors and what they themselves require here, as names of installed distributions."""
+    found: set[str] = set()
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    waiting = [_name(requirement) for requirement in project["dependencies"]]
+    assert set(waiting) == {"numpy", "safetensors", "torch"}
+    while waiting:
+        name = waiting.pop()
+        if name in found:
+            continue
+        found.add(name)
+        needed = [
+            text for text in requires(name) or () if "extra ==" not in text and "sys_platform == 'win" not in text
+        ]
+        waiting += [_name(text) for text in needed if _is_installed(_name(text))]
+    return found
+
+
+def _name(requirement: str) -> str:
+    match = re.match(r"[A-Za-z0-9._-]+", requirement)
+    assert match
+    return re.sub(r"[-_.]+", "-", match[0]).lower()
+
+
+def _is_installed(name: str) -> bool:
+    try:
+        distribution(name)
+    except ModuleNotFoundError:
+        return False
+    return True
+
+
+@pytest.fixture(scope="module")
+def environment(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of packages that holds those distributions and aimfair, and nothing else."""
+    folder = tmp_path_factory.mktemp("site-packages")
+    for name in base_distributions():
+        for file in distribution(name).files or ():
+            top = file.parts[0]
+            if top not in ("..", "__pycache__") and not (folder / top).exists():
+                (folder / top).symlink_to(Path(str(distribution(name).locate_file(top))))
+    (folder / "aimfair").symlink_to(ROOT / "aimfair")
+    return folder
+
+
+def python(environment: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Runs Python with these packages: without the ones installed here, and without PYTHONPATH."""
+    variables = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
+    program = f"import runpy, sys; sys.path.insert(0, {str(environment)!r}); first = sys.argv.pop(1); "
+    if arguments[0] == "aimfair":
+        program += "runpy.run_module(first, run_name='__main__', alter_sys=True)"
+    else:
+        program += "exec(first)"
+    return subprocess.run(
+        [sys.executable, "-S", "-c", program, *arguments],
+        capture_output=True, text=True, cwd=environment, env=variables, timeout=120,
+    )  # fmt: skip
+
+
+def test_the_environment_holds_nothing_else(environment):
+    result = python(environment, "import pydantic")
+    assert "No module named 'pydantic'" in result.stderr
+
+
+def test_selective_tuning_works(environment, tmp_path):
+    result = python(environment, TUNING, str(tmp_path / "mask.safetensors"))
+    assert (result.returncode, result.stderr) == (0, "")
+    assert re.fullmatch(r"\d+\.\d+\.\d+\n", result.stdout)
+
+
+def test_every_module_of_it_imports(environment):
+    modules = sorted(path.stem for path in (ROOT / "aimfair" / "selective").glob("*.py"))
+    result = python(environment, "; ".join(f"import aimfair.selective.{module}" for module in modules))
+    assert (result.returncode, result.stderr) == (0, "")
