@@ -48,10 +48,8 @@ def base_distributions() -> set[str]:
         if name in found:
             continue
         found.add(name)
-        needed = [
-            text for text in requires(name) or () if "extra ==" not in text and "sys_platform == 'win" not in text
-        ]
-        waiting += [_name(text) for text in needed if _is_installed(_name(text))]
+        needed = [_name(requirement) for requirement in requires(name) or () if "extra ==" not in requirement]
+        waiting += [other for other in needed if _is_installed(other)]  # the others are of other platforms
     return found
 
 

@@ -2,9 +2,9 @@
 
     python -m tools.gates [--all] [NAME ...]
 
-A gate is skipped if its inputs are those of its last pass in this checkout or, before its first one, those of the commit
-that is checked out: `.ci/run` runs every gate on every commit, with --all. Compilers and torch count as inputs. A stamp
-with the hash of the inputs is written to build/gates/ when a gate passes.
+A gate is skipped if its inputs are those of its last pass in this checkout or, before its first one, those of the
+commit that is checked out: `.ci/run` runs every gate on every commit, with --all. Compilers and torch count as inputs.
+When a gate passes, a stamp with the hash of its inputs is written to build/gates/.
 
 Exit status: 0 every gate passed or was skipped, 1 one failed.
 """
