@@ -3,6 +3,7 @@ PYTHON ?= python3
 TORCH ?= torch==2.13.0
 VENV := .venv
 BIN := $(VENV)/bin
+UV := VIRTUAL_ENV="$(CURDIR)/$(VENV)" $(BIN)/uv
 IN_VENV = PATH="$(CURDIR)/$(BIN):$$PATH"
 BENCH ?=
 GPU_CHECK ?=
@@ -34,13 +35,13 @@ build: $(VENV)/.built
 
 $(VENV)/.torch:
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet "$(TORCH)"
+	$(BIN)/pip install --quiet uv "$(TORCH)"
 	touch $@
 
 # Not isolated: the extension is compiled against the torch that is installed.
 $(VENV)/.built: $(VENV)/.torch $(SOURCES)
-	$(BIN)/pip install --quiet "scikit-build-core[wheel-free-setuptools]>=0.11" "setuptools>=70.1" "pybind11>=2.13" ninja cmake
-	$(IN_VENV) $(BIN)/pip install --quiet --no-build-isolation --editable ".[dev]"
+	$(UV) pip install --quiet "scikit-build-core[wheel-free-setuptools]>=0.11" "setuptools>=70.1" "pybind11>=2.13" ninja cmake
+	$(IN_VENV) $(UV) pip install --quiet --no-build-isolation --editable ".[dev]"
 	touch $@
 
 demo: build
