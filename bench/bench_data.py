@@ -23,12 +23,11 @@ from torch.utils.data import DataLoader, Dataset
 
 from aimfair.data.augment import change_on_device, draw
 from aimfair.data.cache import decode_files
-from aimfair.training.feed import Feed
-from aimfair.training.gradient import BatchGradient
-from aimfair.training.inputs import Normalize
-from aimfair.training.model_settings import ModelSettings
+from aimfair.data.settings import AugmentSettings
+from aimfair.training.batch_gradient import BatchGradient
+from aimfair.training.feed import Feed, Normalize
 from aimfair.training.models import build_model
-from aimfair.training.settings import AugmentSettings
+from aimfair.training.settings import ModelSettings
 from bench.harness import Case, Rival, Runner
 from bench.targets import FEED, FEED_TO_STEPS, NO_FEED
 

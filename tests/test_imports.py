@@ -37,12 +37,10 @@ LAYERS = (
 
 PENDING = {
     ("config", "evaluation"),
-    ("data", "training"),
     ("diffusion", "generation"),
     ("generation", "config"),
     ("scan", "stages"),
     ("selective", "base"),
-    ("training", "methods"),
 }
 """Arrows that still run the other way."""
 

@@ -29,12 +29,11 @@ from aimfair.selective.mask import ParameterMask
 from aimfair.selective.sensitivity import Sensitivity
 from aimfair.training.checkpoint import Checkpoint
 from aimfair.training.execution import prepare
+from aimfair.training.feed import Normalize
 from aimfair.training.finetune import finetune
-from aimfair.training.gradients import SOURCES, accumulate
-from aimfair.training.inputs import Normalize
-from aimfair.training.model_settings import ModelSettings
 from aimfair.training.models import build_model, load_model, save_model
-from aimfair.training.settings import FinetuneSettings, SensitivitySettings
+from aimfair.training.sensitivity import SOURCES, measure_sensitivity
+from aimfair.training.settings import FinetuneSettings, ModelSettings, SensitivitySettings
 
 SIZES: dict[str, dict[str, Any]] = {
     "large": {"hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 16, "intermediate_size": 4096},
@@ -137,7 +136,7 @@ def full(model: torch.nn.Module, settings: ModelSettings, _: str, options: argpa
 def sensitivity(model: torch.nn.Module, settings: ModelSettings, kept: str, options: argparse.Namespace) -> None:
     sources = {name: images(options, seed) for seed, name in enumerate(SOURCES)}
     how = SensitivitySettings.model_validate({"batch_size": options.images, "statistics": kept})
-    accumulate(model, sources, how, settings, seed=1).save(options.folder / f"{kept}.safetensors")
+    measure_sensitivity(model, sources, how, settings, seed=1).save(options.folder / f"{kept}.safetensors")
 
 
 def select(model: torch.nn.Module, _: ModelSettings, density: str, options: argparse.Namespace) -> None:

@@ -9,14 +9,13 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from aimfair.data.images import ImageSet
-from aimfair.methods.optimizer import build_optimizer
 from aimfair.selective.mask import ParameterMask
 from aimfair.training.execution import logits, prepare
-from aimfair.training.inputs import Normalize
+from aimfair.training.feed import Normalize
 from aimfair.training.loop import set_training_mode
-from aimfair.training.model_settings import ModelSettings
 from aimfair.training.models import load_model
-from aimfair.training.settings import FinetuneSettings
+from aimfair.training.optimizer import build_optimizer
+from aimfair.training.settings import FinetuneSettings, ModelSettings
 
 _STEPS = 2  # the state is there after the first, and its peak with it in the second
 _FEW = 8  # images of a step whose peak is not measured

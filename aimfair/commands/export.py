@@ -28,7 +28,7 @@ from aimfair.report import environment
 from aimfair.run.directory import Run
 from aimfair.selective.mask import ParameterMask
 from aimfair.stages.pipeline import prepare_process
-from aimfair.training.inputs import Normalize
+from aimfair.training.feed import Normalize
 from aimfair.training.models import WEIGHTS, load_model
 
 EXAMPLES = 64

@@ -11,8 +11,7 @@ from aimfair.evaluation.settings import EvaluateSettings
 from aimfair.generation.settings import GenerateSettings
 from aimfair.methods.method_settings import BIASED, MethodSettings
 from aimfair.prompts.settings import PromptSettings
-from aimfair.training.model_settings import ModelSettings
-from aimfair.training.settings import KEPT_FOR, FinetuneSettings, OptimizerSettings, SensitivitySettings
+from aimfair.training.settings import KEPT_FOR, FinetuneSettings, ModelSettings, OptimizerSettings, SensitivitySettings
 
 _FILE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 _DEVICE = re.compile(r"auto|cpu|cuda(:[0-9]+)?")

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from aimfair.data.images import Pixels
-from aimfair.training.settings import AugmentSettings
+from aimfair.data.settings import AugmentSettings
 
 _CROP_ATTEMPTS = 10
 

@@ -143,3 +143,19 @@ class DataSettings(Settings):
             return (10 if self.target == "digit" else 2), 2
         sizes = [2 if self.kind == "celeba" else len(UTKFACE[name]) for name in self.roles()]
         return sizes[0], math.prod(sizes[1 : 2 + len(self.intersect_with)])
+
+
+class AugmentSettings(Settings):
+    """Random changes of training images."""
+
+    shift: int = Field(0, ge=0, description="pixels, at most, along each axis")
+    crop_scale: tuple[float, float] = Field((1.0, 1.0), description="least and greatest area of a random resized crop")
+    crop_ratio: tuple[float, float] = Field((3 / 4, 4 / 3), description="least and greatest width over height of it")
+    flip: bool = Field(False, description="left to right, half of the images")
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        for name, (low, high), limit in (("crop_scale", self.crop_scale, 1.0), ("crop_ratio", self.crop_ratio, 100.0)):
+            if not 0 < low <= high <= limit:
+                raise Problem((name,), f"found [{low}, {high}], expected 0 < least <= greatest <= {limit:g}")
+        return self

@@ -15,8 +15,8 @@ from aimfair.base.files import write_json
 from aimfair.data.images import ImageSet
 from aimfair.data.settings import DataSettings
 from aimfair.training.execution import logits
-from aimfair.training.inputs import Normalize
-from aimfair.training.model_settings import ModelSettings
+from aimfair.training.feed import Normalize
+from aimfair.training.settings import ModelSettings
 
 PREPROCESSOR = "preprocessor_config.json"
 

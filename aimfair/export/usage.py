@@ -5,7 +5,7 @@ No text of a user's comes into the code: names of classes are read from the file
 
 from aimfair.data.settings import DataSettings
 from aimfair.export.onnx import FILE, INPUT
-from aimfair.training.model_settings import ModelSettings
+from aimfair.training.settings import ModelSettings
 
 TRANSFORMERS = """\
 import sys

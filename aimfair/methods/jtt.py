@@ -10,7 +10,7 @@ from aimfair.base.files import write_json
 from aimfair.data.images import ImageSet
 from aimfair.methods.work import Trained, Work
 from aimfair.training.checkpoint import Checkpoint
-from aimfair.training.inputs import Normalize
+from aimfair.training.feed import Normalize
 from aimfair.training.loop import Training
 from aimfair.training.predict import predict_logits
 from aimfair.training.samplers import Indices, Repeated

@@ -13,16 +13,14 @@ from aimfair.base.log import NOWHERE, Log
 from aimfair.base.progress import Progress, Task
 from aimfair.data.images import ImageSet, Splits
 from aimfair.methods.method_settings import MethodSettings
-from aimfair.methods.optimizer import build_optimizer
 from aimfair.selective.mask import ParameterMask
 from aimfair.training.checkpoint import Checkpoint
 from aimfair.training.finetune import finetune
 from aimfair.training.history import History
-from aimfair.training.loop import Training, total_steps
-from aimfair.training.model_settings import ModelSettings
-from aimfair.training.objective import Objective
+from aimfair.training.loop import Objective, Training, total_steps
+from aimfair.training.optimizer import build_optimizer
 from aimfair.training.samplers import Indices, Sampler, groups_of
-from aimfair.training.settings import FinetuneSettings, OptimizerSettings
+from aimfair.training.settings import FinetuneSettings, ModelSettings, OptimizerSettings
 
 Trained = tuple[nn.Module, History]
 """A model in evaluation mode, and how its training went."""

@@ -8,8 +8,8 @@ from aimfair.base.device import tuning_device
 from aimfair.data.images import ImageSet
 from aimfair.generation import synthetic
 from aimfair.run.directory import Run
-from aimfair.training.gradients import SOURCES, accumulate, batches_of_each_source
 from aimfair.training.models import load_model
+from aimfair.training.sensitivity import SOURCES, batches_of_each_source, measure_sensitivity
 
 
 def run(run: Run) -> None:
@@ -48,7 +48,7 @@ def _measure(run: Run, seed: int, inputs: object, sources: Callable[[], Mapping[
     model = load_model(run.baseline(seed), config.model).to(tuning_device(config.device))
     batches = batches_of_each_source(sources(), config.sensitivity)
     with run.progress.task(f"sensitivity {seed}", batches * len(SOURCES)) as task:
-        probe = accumulate(
+        probe = measure_sensitivity(
             model, sources(), config.sensitivity, config.model, seed=seed, task=task, interrupt=run.interrupt
         )
     probe.save(run.sensitivity(seed))

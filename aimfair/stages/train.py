@@ -1,12 +1,12 @@
 """For each seed, the biased model: trained on the biased real images."""
 
 from aimfair.base.device import tuning_device
-from aimfair.methods.optimizer import build_optimizer
 from aimfair.run.directory import Run
 from aimfair.run.records import digest_of_inputs
 from aimfair.training.checkpoint import Checkpoint
 from aimfair.training.loop import Training, total_steps
 from aimfair.training.models import build_model, preprocessing_caution, save_model
+from aimfair.training.optimizer import build_optimizer
 
 
 def run(run: Run) -> None:

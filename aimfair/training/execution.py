@@ -16,7 +16,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
 from aimfair.base.errors import AimfairError
-from aimfair.training.model_settings import ModelSettings
+from aimfair.training.settings import ModelSettings
 
 _ATTRIBUTE = "aimfair_execution"
 

@@ -10,15 +10,14 @@ from aimfair.base.interrupt import NEVER, Interrupt
 from aimfair.base.log import NOWHERE, Log
 from aimfair.base.progress import SILENT, Task
 from aimfair.data.images import ImageSet
-from aimfair.methods.optimizer import build_optimizer
 from aimfair.selective.mask import ParameterMask
 from aimfair.selective.parameters import listing
 from aimfair.training.checkpoint import Checkpoint
 from aimfair.training.history import History
 from aimfair.training.loop import Training
-from aimfair.training.model_settings import ModelSettings
+from aimfair.training.optimizer import build_optimizer
 from aimfair.training.samplers import Sampler
-from aimfair.training.settings import FinetuneSettings
+from aimfair.training.settings import FinetuneSettings, ModelSettings
 
 _WORDS = {2: torch.int16, 4: torch.int32}
 """Bytes of an element -> an integer type in which two values are equal if all bits are."""

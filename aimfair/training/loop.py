@@ -6,10 +6,8 @@ import time
 from contextlib import closing
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Literal
+from typing import Literal, Protocol
 
-import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -20,24 +18,46 @@ from aimfair.base.errors import AimfairError
 from aimfair.base.interrupt import NEVER, Interrupt
 from aimfair.base.log import NOWHERE, Log
 from aimfair.base.progress import SILENT, Task
-from aimfair.base.seeds import derive_seed, generator
+from aimfair.base.seeds import derive_seed, forked_torch_rng, generator
 from aimfair.data.images import ImageSet
+from aimfair.training.batch_gradient import BatchGradient
 from aimfair.training.checkpoint import Checkpoint, Tensors, changing_tensors, copy_tensors
 from aimfair.training.execution import prepare
-from aimfair.training.feed import Feed
-from aimfair.training.gradient import BatchGradient
+from aimfair.training.feed import Feed, Normalize
 from aimfair.training.history import Epoch, History, Position
-from aimfair.training.inputs import Normalize
-from aimfair.training.model_settings import ModelSettings
-from aimfair.training.objective import Objective
+from aimfair.training.optimizer import learning_rate
 from aimfair.training.predict import predict_logits
-from aimfair.training.random_state import own_random_numbers
-from aimfair.training.samplers import EveryImage, Sampler
-from aimfair.training.schedule import epoch_batches, learning_rate, steps_per_epoch
-from aimfair.training.settings import OptimizerSettings
+from aimfair.training.samplers import EveryImage, Indices, Sampler, epoch_batches, steps_per_epoch
+from aimfair.training.settings import ModelSettings, OptimizerSettings
 
 SKIPS_IN_A_ROW = 5
 """Steps without a finite gradient, one after the other, that end a training."""
+
+
+class Objective(Protocol):
+    """Weighs the losses of a batch; may have a state, which moves on with every step that is taken."""
+
+    @property
+    def depends_on(self) -> object:
+        """What the weights follow from besides losses and state, as JSON can hold it."""
+
+    def weights(self, losses: Tensor, indices: Indices) -> Tensor:
+        """float32 [B]: the step minimises the sum of weight times loss, in which weights are constants.
+
+        Asked once or more for a step; the state stays as it is until :meth:`accept`.
+
+        Args:
+            losses: float32 [B], detached. indices: of the images among the training images.
+        """
+
+    def accept(self) -> None:
+        """The step that was last asked about is taken."""
+
+    def state(self) -> list[float]:
+        """For the checkpoint."""
+
+    def restore(self, state: list[float]) -> None:
+        """What :meth:`state` gave."""
 
 
 @dataclass
@@ -114,7 +134,7 @@ class Training:
         self._identity = self.identity()
         self._resume()
         feed = Feed(self.train.images, self.settings.augment, self._normalize)
-        with own_random_numbers(self._device), feed:
+        with forked_torch_rng(self._device), feed:
             while self._position.epoch <= self._epochs:
                 self._run_epoch(feed)
         history = self._position.history
@@ -165,7 +185,7 @@ class Training:
         self.log("epoch", **epoch.model_dump())
         self._finish_epoch(epoch)
 
-    def _take_step(self, indices: npt.NDArray[np.int64], images: Tensor) -> None:
+    def _take_step(self, indices: Indices, images: Tensor) -> None:
         """``images``: float32 [B, 3, H, W], those at ``indices``, augmented and normalised."""
         position = self._position
         target = torch.from_numpy(self.train.target[indices]).to(self._device)

@@ -12,13 +12,12 @@ from torch import nn
 
 from aimfair.base.errors import AimfairError
 from aimfair.base.files import write_json
-from aimfair.base.seeds import derive_seed
+from aimfair.base.seeds import derive_seed, forked_torch_rng, seed_torch
 from aimfair.selective.parameters import named_parameters, require_tunable
 from aimfair.training.backbones import hf, own, timm, torchvision
 from aimfair.training.backbones.origin import CONFIG, WEIGHTS, origin_of, read_config
 from aimfair.training.backbones.weights import load_weights, read_weights, require_finite, transplant, write_weights
-from aimfair.training.model_settings import ModelSettings
-from aimfair.training.random_state import own_random_numbers, seed_random_numbers
+from aimfair.training.settings import ModelSettings
 
 __all__ = ["CONFIG", "WEIGHTS", "build_model", "load_model", "preprocessing_caution", "save_model"]
 
@@ -32,8 +31,8 @@ def build_model(settings: ModelSettings, classes: int, seed: int) -> nn.Module:
         AimfairError: settings that name no image classifier, a library that is not installed, or pretrained weights
             that are missing, damaged or leave anything but the head without a value.
     """
-    with own_random_numbers():
-        seed_random_numbers(derive_seed(seed, "initial weights"))
+    with forked_torch_rng():
+        seed_torch(derive_seed(seed, "initial weights"))
         model = _build(settings, classes)
     where = f"model.pretrained: {settings.pretrained}" if settings.pretrained else "model.factory"
     require_finite(where, model.state_dict())
@@ -80,7 +79,7 @@ def load_model(folder: Path, settings: ModelSettings | None = None) -> nn.Module
             architecture (names listed), or names a function that the settings do not. Pickled weights are never read.
     """
     values = read_config(folder)
-    with own_random_numbers():  # random weights are replaced
+    with forked_torch_rng():  # random weights are replaced
         if "factory" in values:
             model = _load_made(folder, values, settings)
         elif "architecture" in values:

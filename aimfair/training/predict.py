@@ -11,8 +11,8 @@ from aimfair.base.memory import MicroBatch
 from aimfair.base.progress import SILENT, Task
 from aimfair.data.images import ImageSet
 from aimfair.training.execution import logits, prepare
-from aimfair.training.inputs import Normalize
-from aimfair.training.model_settings import ModelSettings
+from aimfair.training.feed import Normalize
+from aimfair.training.settings import ModelSettings
 
 
 def predict(

@@ -102,3 +102,21 @@ def groups_of(images: ImageSet) -> Indices:
     """int64 [N]: the group (y, a) of each image, of those that are present, numbered by y and then by a."""
     pairs = np.stack([images.target, images.protected], axis=1)
     return np.unique(pairs, axis=0, return_inverse=True)[1].reshape(-1).astype(np.int64)
+
+
+def steps_per_epoch(images: int, batch_size: int) -> int:
+    """Batches of one epoch: as few as hold every image, none of a single image unless ``batch_size`` is 1.
+
+    BatchNorm cannot be trained on one value per channel.
+    """
+    steps = -(-images // batch_size)
+    return min(steps, max(images // 2, 1)) if batch_size > 1 else steps
+
+
+def epoch_batches(order: Indices, batch_size: int) -> list[Indices]:
+    """The images of an epoch cut into batches, in their order.
+
+    Sizes differ by at most one, so that no small last batch weighs as much as the others; they are at most
+    ``batch_size`` (3 for ``batch_size`` 2 and an odd number of images).
+    """
+    return np.array_split(order, steps_per_epoch(len(order), batch_size))

@@ -1,25 +1,105 @@
-"""Settings of trainings and of gradients."""
+"""Settings of the classifier, of its training and of its gradients."""
 
-from typing import Literal, Self
+import os
+import re
+from typing import Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
-from aimfair.base.settings import Problem, Settings
+from aimfair.base.settings import FolderOrName, Problem, Settings
+from aimfair.data.settings import AugmentSettings
+
+_LIBRARIES = ("timm", "torchvision")
+_FUNCTION = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")
 
 
-class AugmentSettings(Settings):
-    """Random changes of training images."""
+class ModelSettings(Settings):
+    """The classifier."""
 
-    shift: int = Field(0, ge=0, description="pixels, at most, along each axis")
-    crop_scale: tuple[float, float] = Field((1.0, 1.0), description="least and greatest area of a random resized crop")
-    crop_ratio: tuple[float, float] = Field((3 / 4, 4 / 3), description="least and greatest width over height of it")
-    flip: bool = Field(False, description="left to right, half of the images")
+    pretrained: FolderOrName | None = Field(
+        None,
+        description="an image classifier or backbone: of transformers a folder (beginning with /, ./, ../ or ~/) or an"
+        " id on the hub, with or without hf: before it; or timm:<name>; or torchvision:<name>, followed by /<weights>"
+        " for others than its default ones; a folder may also be one of timm's or a model of a run",
+    )
+    factory: str | None = Field(
+        None,
+        description="instead of pretrained: what makes a model with random weights, or its own: timm:<name>,"
+        " torchvision:<name> or module:function of yours, which is called as function(num_classes=..., **config)",
+    )
+    config: dict[str, Any] = Field(
+        default_factory=dict,
+        description="arguments of factory; without one those of a transformers configuration, with model_type",
+    )
+    allow_download: bool = Field(False, description="may fetch pretrained from the hub")
+    mean: tuple[float, float, float] = Field((0.5, 0.5, 0.5), description="subtracted from red, green, blue in [0, 1]")
+    std: tuple[float, float, float] = Field((0.5, 0.5, 0.5), description="divides them then")
+
+    autocast: Literal["bfloat16"] | None = Field(
+        None, description="type that matrix products and convolutions are computed in; weights stay float32"
+    )
+    channels_last: bool = Field(True, description="images and activations channels last in memory")
+    compile: bool = Field(False, description="run the model through torch.compile")
+    checkpointing: bool = Field(
+        False, description="compute activations a second time in the backward pass instead of keeping them"
+    )
+
+    @property
+    def source(self) -> tuple[str, str]:
+        """Library and name of ``pretrained``, or of ``factory``: hf, folder, timm, torchvision or own.
+
+        Raises:
+            ValueError: the model is one of ``config`` alone.
+        """
+        text = self.pretrained or self.factory
+        if text is None:
+            raise ValueError("neither model.pretrained nor model.factory is given")
+        library, _, name = text.partition(":")
+        if library in _LIBRARIES:
+            return library, name
+        if self.pretrained is None:
+            return "own", text
+        return ("folder" if os.path.isabs(text) else "hf"), text
+
+    @property
+    def of_training(self) -> dict[str, Any]:
+        """What a training from the initial weights depends on."""
+        return self.model_dump(mode="json", exclude={"allow_download", "checkpointing"})
+
+    @property
+    def computation(self) -> dict[str, Any]:
+        """What decides, beside the weights, which numbers come out of the model."""
+        return self.model_dump(mode="json", include={"mean", "std", "autocast", "channels_last", "compile"})
+
+    @field_validator("pretrained", mode="before")
+    @classmethod
+    def _without_prefix(cls, value: Any) -> Any:
+        return value.removeprefix("hf:") if isinstance(value, str) else value
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        for name, (low, high), limit in (("crop_scale", self.crop_scale, 1.0), ("crop_ratio", self.crop_ratio, 100.0)):
-            if not 0 < low <= high <= limit:
-                raise Problem((name,), f"found [{low}, {high}], expected 0 < least <= greatest <= {limit:g}")
+        for key, text in (("pretrained", self.pretrained), ("factory", self.factory)):
+            if text is None:
+                continue
+            library, colon, name = text.partition(":")
+            if key == "factory" and library not in _LIBRARIES and not _FUNCTION.fullmatch(text):
+                raise Problem((key,), f"found {text!r}, expected timm:<name>, torchvision:<name> or module:function")
+            if key == "pretrained" and colon and library not in _LIBRARIES and not os.path.isabs(text):
+                raise Problem((key,), f"found {text!r}, expected hf:, timm: or torchvision: before the colon")
+            if library in _LIBRARIES and (not name or name.startswith((".", "/", "~"))):
+                raise Problem((key,), f"found {text!r}, expected a name after {library}:; a folder goes without it")
+        if self.compile and self.checkpointing:
+            raise Problem(
+                ("checkpointing",), "torch.compile chooses itself what it computes twice; give one of the two"
+            )
+        if self.pretrained is not None:
+            for name in ("factory", "config"):
+                if getattr(self, name):
+                    raise Problem((name,), "model.pretrained is given too; give one of the two")
+        if self.config and self.factory is None and not isinstance(self.config.get("model_type"), str):
+            raise Problem(("config",), "model_type is missing, for example model_type: resnet")
+        if min(self.std) <= 0:
+            raise Problem(("std",), f"found {list(self.std)}, expected numbers above 0")
         return self
 
 

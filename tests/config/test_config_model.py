@@ -4,7 +4,7 @@ import pytest
 
 from aimfair.base.errors import ConfigError
 from aimfair.config import load as config_file
-from aimfair.training.model_settings import ModelSettings
+from aimfair.training.settings import ModelSettings
 from tests.config.test_config import DEMO
 
 

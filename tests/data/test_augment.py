@@ -4,7 +4,7 @@ import torch
 from PIL import Image
 
 from aimfair.data.augment import Changes, change_on_device, change_pixels, draw
-from aimfair.training.settings import AugmentSettings
+from aimfair.data.settings import AugmentSettings
 
 ROUNDING = 1.1
 """The bound that :func:`change_on_device` states."""

@@ -14,9 +14,9 @@ from aimfair.evaluation.results import Results
 from aimfair.run.directory import Run
 from aimfair.selective.mask import ParameterMask
 from aimfair.stages import evaluate
-from aimfair.training.model_settings import ModelSettings
 from aimfair.training.models import build_model, load_model, save_model
 from aimfair.training.predict import predict
+from aimfair.training.settings import ModelSettings
 from tests.report.made_up import made_up_config, made_up_splits, with_attributes
 
 MODEL = {

@@ -19,8 +19,8 @@ from aimfair.export import onnx
 from aimfair.export.choose import choose
 from aimfair.run.directory import Run
 from aimfair.training.execution import logits
+from aimfair.training.feed import Normalize
 from aimfair.training.history import HISTORY
-from aimfair.training.inputs import Normalize
 from aimfair.training.models import load_model
 from tests.export.conftest import CLASSES, SEEDS, TITLE, VALUES
 

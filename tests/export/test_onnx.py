@@ -8,8 +8,8 @@ from torch import Tensor, nn
 from aimfair.base.errors import AimfairError
 from aimfair.export import onnx
 from aimfair.training.execution import logits
-from aimfair.training.model_settings import ModelSettings
 from aimfair.training.models import build_model
+from aimfair.training.settings import ModelSettings
 
 TINY = {
     "resnet": {"embedding_size": 8, "hidden_sizes": [8, 16], "depths": [1, 1], "layer_type": "basic"},

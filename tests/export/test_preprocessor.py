@@ -13,7 +13,7 @@ from aimfair.data.decode import fit
 from aimfair.data.images import ImageSet
 from aimfair.data.settings import DataSettings
 from aimfair.export import preprocessor
-from aimfair.training.model_settings import ModelSettings
+from aimfair.training.settings import ModelSettings
 
 SIZE = 64
 

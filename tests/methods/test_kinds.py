@@ -21,13 +21,13 @@ from aimfair.evaluation.results import Results
 from aimfair.methods.choose import kind_of
 from aimfair.methods.jtt import ERROR_SET
 from aimfair.methods.method_settings import MethodSettings
-from aimfair.methods.optimizer import build_optimizer
 from aimfair.methods.settings import finetune_settings, train_settings
 from aimfair.run.directory import Run
 from aimfair.stages import evaluate, finetune, select, train
 from aimfair.training.history import HISTORY, History
 from aimfair.training.loop import Training
 from aimfair.training.models import build_model, load_model
+from aimfair.training.optimizer import build_optimizer
 from aimfair.training.predict import predict
 from aimfair.training.settings import FinetuneSettings, OptimizerSettings
 from tests.training.samples import MODEL, images, state_bits

@@ -5,13 +5,13 @@ import torch
 
 from aimfair.base.errors import AimfairError
 from aimfair.methods.method_settings import MethodSettings
-from aimfair.methods.optimizer import build_optimizer
 from aimfair.methods.selection import select_mask
 from aimfair.methods.settings import finetune_settings
 from aimfair.selective.mask import ParameterMask
 from aimfair.selective.optim import MaskedAdamW, MaskedSGD
 from aimfair.selective.sensitivity import Sensitivity
-from aimfair.training.gradients import SOURCES
+from aimfair.training.optimizer import build_optimizer
+from aimfair.training.sensitivity import SOURCES
 from aimfair.training.settings import FinetuneSettings, OptimizerSettings
 from tests.training.samples import Net
 

@@ -14,11 +14,10 @@ from aimfair.methods.selection import select_mask
 from aimfair.selective.mask import ParameterMask
 from aimfair.selective.sensitivity import Sensitivity
 from aimfair.training.execution import logits
-from aimfair.training.gradients import SOURCES, accumulate
-from aimfair.training.inputs import Normalize
-from aimfair.training.model_settings import ModelSettings
+from aimfair.training.feed import Normalize
 from aimfair.training.models import build_model
-from aimfair.training.settings import SensitivitySettings
+from aimfair.training.sensitivity import SOURCES, measure_sensitivity
+from aimfair.training.settings import ModelSettings, SensitivitySettings
 from tests.training.samples import images
 
 RESNET18 = {
@@ -103,7 +102,7 @@ def test_gradients_are_those_of_batch_means_in_training_mode(model):
         for seed, (source, bias) in enumerate(zip(SOURCES, (0.9, 0.9, 0.5), strict=True))
     }
     settings = SensitivitySettings(batch_size=8, train_mode=True)
-    probe = accumulate(model, sets, settings, MODEL, seed=100)
+    probe = measure_sensitivity(model, sets, settings, MODEL, seed=100)
     names = [name for name, _ in model.named_parameters()]
     copy = build_model(MODEL, 2, 100).train()
     for source, whole in sets.items():
@@ -120,6 +119,6 @@ def test_gradients_are_those_of_batch_means_in_training_mode(model):
         wanted = chosen_by_the_paper(gradients, names, k)
         assert selected(probe, k) == ParameterMask.from_names(model, wanted)
 
-    frozen = accumulate(model, sets, settings.model_copy(update={"train_mode": False}), MODEL, seed=100)
+    frozen = measure_sensitivity(model, sets, settings.model_copy(update={"train_mode": False}), MODEL, seed=100)
     name = names[0]
     assert not torch.allclose(frozen.mean("real_biased")[name], probe.mean("real_biased")[name], rtol=1e-2)

@@ -13,7 +13,7 @@ from tests.training.test_memory import Watch
 from tools import memory_study
 
 real = SimpleNamespace(
-    accumulate=memory_study.accumulate,
+    measure_sensitivity=memory_study.measure_sensitivity,
     finetune=memory_study.finetune,
     select_mask=memory_study.select_mask,
     zero_grad=torch.optim.AdamW.zero_grad,
@@ -38,7 +38,7 @@ def test_what_a_weight_takes_is_within_the_budget_and_adamw_is_not(tmp_path, mon
     most: dict[str, int] = {}
     for name in ("full", *memory_study.BUDGETED):
         watch = Watch()
-        for worker in ("accumulate", "finetune"):
+        for worker in ("measure_sensitivity", "finetune"):
             monkeypatch.setattr(memory_study, worker, partial(getattr(real, worker), task=watch))
         monkeypatch.setattr(memory_study, "select_mask", watched(watch, real.select_mask))
         monkeypatch.setattr(torch.optim.AdamW, "zero_grad", watched(watch, real.zero_grad))

@@ -8,11 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from aimfair.data.images import ImageSet
-from aimfair.methods.optimizer import build_optimizer
 from aimfair.training.history import History
 from aimfair.training.loop import Training
-from aimfair.training.model_settings import ModelSettings
-from aimfair.training.settings import OptimizerSettings
+from aimfair.training.optimizer import build_optimizer
+from aimfair.training.settings import ModelSettings, OptimizerSettings
 
 SIZE = 16
 

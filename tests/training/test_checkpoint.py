@@ -13,9 +13,10 @@ from safetensors.torch import load_file
 from aimfair.base.errors import AimfairError
 from aimfair.base.interrupt import Interrupt, Interrupted
 from aimfair.base.log import Log
+from aimfair.data.settings import AugmentSettings
 from aimfair.selective.mask import ParameterMask
 from aimfair.training.checkpoint import CHECKPOINT, Checkpoint
-from aimfair.training.settings import AugmentSettings, OptimizerSettings
+from aimfair.training.settings import OptimizerSettings
 from tests.training.samples import ActAfter, Net, state_bits, training, without_seconds
 
 SETTINGS = OptimizerSettings(

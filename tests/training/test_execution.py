@@ -8,16 +8,15 @@ from torch import nn
 from torch.nn import functional as F
 
 from aimfair.base.errors import AimfairError
-from aimfair.methods.optimizer import build_optimizer
+from aimfair.training.batch_gradient import BatchGradient
 from aimfair.training.execution import logits, prepare, repeated_blocks
-from aimfair.training.gradient import BatchGradient
-from aimfair.training.gradients import SOURCES, accumulate
-from aimfair.training.inputs import Normalize
+from aimfair.training.feed import Normalize
 from aimfair.training.loop import Training
-from aimfair.training.model_settings import ModelSettings
 from aimfair.training.models import build_model
+from aimfair.training.optimizer import build_optimizer
 from aimfair.training.predict import predict_logits
-from aimfair.training.settings import OptimizerSettings, SensitivitySettings
+from aimfair.training.sensitivity import SOURCES, measure_sensitivity
+from aimfair.training.settings import ModelSettings, OptimizerSettings, SensitivitySettings
 from tests.training.samples import MODEL, TRAIN, VALIDATION, Net, images, state_bits
 from tests.training.test_families import FAMILIES
 
@@ -130,7 +129,7 @@ class TestCheckpointing:
         sets = dict(zip(SOURCES, (images(8, seed) for seed in (1, 2, 3)), strict=True))
         settings = SensitivitySettings(batch_size=4, train_mode=True)
         plain, twice = (
-            accumulate(Blocks(), sets, settings, with_(checkpointing=on), seed=1).mean("real_biased")
+            measure_sensitivity(Blocks(), sets, settings, with_(checkpointing=on), seed=1).mean("real_biased")
             for on in (False, True)
         )
         assert all(torch.equal(plain[name], twice[name]) for name in plain)

@@ -9,10 +9,9 @@ import torch
 
 from aimfair.base.errors import AimfairError
 from aimfair.training.execution import logits
-from aimfair.training.gradients import SOURCES, accumulate
-from aimfair.training.model_settings import ModelSettings
 from aimfair.training.models import build_model, load_model, preprocessing_caution, save_model
-from aimfair.training.settings import OptimizerSettings, SensitivitySettings
+from aimfair.training.sensitivity import SOURCES, measure_sensitivity
+from aimfair.training.settings import ModelSettings, OptimizerSettings, SensitivitySettings
 from tests.training.samples import RESNET, SIZE, images, state_bits, training
 
 TOWER = {
@@ -60,7 +59,7 @@ def test_from_a_configuration_through_training_and_sensitivity_to_a_folder(famil
     assert state_bits(model) != before
 
     sets = dict(zip(SOURCES, (images(8, 1), images(8, 2), images(8, 3)), strict=True))
-    probe = accumulate(model, sets, SensitivitySettings(batch_size=4), preprocessing, seed=1)
+    probe = measure_sensitivity(model, sets, SensitivitySettings(batch_size=4), preprocessing, seed=1)
     assert 0 < probe.select("top_k", density=0.1).nnz < sum(p.numel() for p in model.parameters())
 
     save_model(model, tmp_path)

@@ -8,11 +8,10 @@ import pytest
 import torch
 
 from aimfair.data.augment import change_on_device, draw
+from aimfair.data.settings import AugmentSettings
 from aimfair.training import feed as module
-from aimfair.training.feed import Batch, Feed
-from aimfair.training.inputs import Normalize
-from aimfair.training.model_settings import ModelSettings
-from aimfair.training.settings import AugmentSettings
+from aimfair.training.feed import Batch, Feed, Normalize
+from aimfair.training.settings import ModelSettings
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (50, 12, 12, 3), dtype=np.uint8)
 AUGMENT = AugmentSettings(shift=1, flip=True, crop_scale=(0.2, 1.0))

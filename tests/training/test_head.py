@@ -7,8 +7,8 @@ from torch import nn
 from aimfair.base.errors import AimfairError
 from aimfair.training.execution import prepare
 from aimfair.training.head import head_names
-from aimfair.training.model_settings import ModelSettings
 from aimfair.training.models import build_model
+from aimfair.training.settings import ModelSettings
 from tests.training.samples import SIZE, state_bits
 from tests.training.test_families import FAMILIES
 

@@ -2,9 +2,9 @@ import numpy as np
 import pytest
 import torch
 
-from aimfair.training import inputs
-from aimfair.training.inputs import Normalize
-from aimfair.training.model_settings import ModelSettings
+from aimfair.training import feed
+from aimfair.training.feed import Normalize
+from aimfair.training.settings import ModelSettings
 
 SETTINGS = ModelSettings(config={"model_type": "resnet"}, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
 
@@ -22,7 +22,7 @@ def expected(images: np.ndarray) -> torch.Tensor:
 
 @pytest.mark.parametrize("at_once", [1, 5000, 2**20])
 def test_every_value_of_every_channel(at_once: int, monkeypatch: pytest.MonkeyPatch, device: torch.device) -> None:
-    monkeypatch.setattr(inputs, "_VALUES_AT_ONCE", at_once)
+    monkeypatch.setattr(feed, "_VALUES_AT_ONCE", at_once)
     found = Normalize(SETTINGS, device)(all_values())
     assert found.is_contiguous(memory_format=torch.channels_last)
     torch.testing.assert_close(found.cpu(), expected(all_values()), atol=2e-7, rtol=2e-7)

@@ -10,9 +10,8 @@ from safetensors.torch import load_file, save_file
 
 from aimfair.base.errors import AimfairError
 from aimfair.training.execution import logits
-from aimfair.training.model_settings import ModelSettings
 from aimfair.training.models import build_model, load_model, preprocessing_caution, save_model
-from aimfair.training.settings import OptimizerSettings
+from aimfair.training.settings import ModelSettings, OptimizerSettings
 from tests.training.samples import state_bits, training
 
 TINY_TIMM_VIT = {"img_size": 16, "patch_size": 8, "embed_dim": 16, "depth": 2, "num_heads": 2}

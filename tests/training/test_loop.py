@@ -9,11 +9,12 @@ import torch
 from aimfair.base.errors import AimfairError
 from aimfair.base.log import Log
 from aimfair.data.images import ImageSet
-from aimfair.methods.optimizer import build_optimizer
+from aimfair.data.settings import AugmentSettings
 from aimfair.training.history import HISTORY
 from aimfair.training.loop import Training, total_steps
+from aimfair.training.optimizer import build_optimizer
 from aimfair.training.predict import predict
-from aimfair.training.settings import AugmentSettings, OptimizerSettings
+from aimfair.training.settings import OptimizerSettings
 from tests.training.samples import (
     MODEL,
     TRAIN,

@@ -12,10 +12,9 @@ from aimfair.base.interrupt import NEVER
 from aimfair.selective.mask import ParameterMask
 from aimfair.training.checkpoint import CHECKPOINT, Checkpoint
 from aimfair.training.finetune import finetune
-from aimfair.training.gradients import SOURCES, accumulate
-from aimfair.training.model_settings import ModelSettings
 from aimfair.training.models import build_model
-from aimfair.training.settings import FinetuneSettings, OptimizerSettings, SensitivitySettings
+from aimfair.training.sensitivity import SOURCES, measure_sensitivity
+from aimfair.training.settings import FinetuneSettings, ModelSettings, OptimizerSettings, SensitivitySettings
 from tests.training.samples import MODEL, SIZE, TRAIN, VALIDATION, Net, images, training
 
 VIT = ModelSettings(
@@ -62,7 +61,7 @@ def test_sensitivity_keeps_its_statistics_and_no_gradients(model, statistics, ti
     sources = {source: images(8, seed) for seed, source in enumerate(SOURCES)}
     settings = SensitivitySettings(batch_size=4, statistics=statistics)
     watch = Watch()
-    accumulate(model, sources, settings, VIT, seed=1, task=watch)
+    measure_sensitivity(model, sources, settings, VIT, seed=1, task=watch)
     weights = bytes_of(model)
     assert times * weights < watch.most < (times + 0.2) * weights
 

@@ -9,8 +9,8 @@ from safetensors.torch import load_file, save_file
 
 from aimfair.base.errors import AimfairError
 from aimfair.training.execution import logits
-from aimfair.training.model_settings import ModelSettings
 from aimfair.training.models import build_model, load_model, save_model
+from aimfair.training.settings import ModelSettings
 from tests.training.samples import MODEL, RESNET, SIZE, state_bits
 
 

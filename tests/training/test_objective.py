@@ -10,10 +10,10 @@ from torch.nn import functional as F
 
 from aimfair.base.interrupt import Interrupt, Interrupted
 from aimfair.methods.group_dro import GroupWeights
-from aimfair.methods.optimizer import build_optimizer
+from aimfair.training.batch_gradient import BatchGradient
 from aimfair.training.checkpoint import Checkpoint
-from aimfair.training.gradient import BatchGradient
 from aimfair.training.loop import Training
+from aimfair.training.optimizer import build_optimizer
 from aimfair.training.samplers import EqualGroups, groups_of
 from aimfair.training.settings import OptimizerSettings
 from tests.training.samples import (

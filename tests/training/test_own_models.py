@@ -10,9 +10,8 @@ from torch import nn
 
 from aimfair.base.errors import AimfairError
 from aimfair.training.execution import logits
-from aimfair.training.model_settings import ModelSettings
 from aimfair.training.models import build_model, load_model, save_model
-from aimfair.training.settings import OptimizerSettings
+from aimfair.training.settings import ModelSettings, OptimizerSettings
 from tests.training.samples import SIZE, Net, state_bits, training
 
 OWN = "tests.training.test_own_models:make"

@@ -7,7 +7,7 @@ import torch
 from aimfair.base.errors import AimfairError
 from aimfair.base.interrupt import Interrupt, Interrupted
 from aimfair.data.images import ImageSet
-from aimfair.training.inputs import Normalize
+from aimfair.training.feed import Normalize
 from aimfair.training.predict import predict, predict_logits
 from tests.training.samples import MODEL, VALIDATION, ActAfter, Net, SmallMemory
 

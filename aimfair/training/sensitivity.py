@@ -11,14 +11,12 @@ from aimfair.base.errors import AimfairError
 from aimfair.base.interrupt import NEVER, Interrupt
 from aimfair.base.memory import MicroBatch, pieces
 from aimfair.base.progress import SILENT, Task
-from aimfair.base.seeds import derive_seed, generator
+from aimfair.base.seeds import derive_seed, forked_torch_rng, generator, seed_torch
 from aimfair.data.images import ImageSet
 from aimfair.selective.sensitivity import Sensitivity
 from aimfair.training.execution import logits, prepare
-from aimfair.training.inputs import Normalize
-from aimfair.training.model_settings import ModelSettings
-from aimfair.training.random_state import own_random_numbers, seed_random_numbers
-from aimfair.training.settings import SensitivitySettings
+from aimfair.training.feed import Normalize
+from aimfair.training.settings import ModelSettings, SensitivitySettings
 
 SOURCES = ("real_biased", "synthetic_biased", "synthetic_fair")
 """R, B and U of arXiv 2503.05665: the domain gap is between the first two, the bias between the last two."""
@@ -42,7 +40,7 @@ def batches_of_each_source(sources: Mapping[str, ImageSet], settings: Sensitivit
     return min(batches, settings.batches or batches)
 
 
-def accumulate(
+def measure_sensitivity(
     model: nn.Module,
     sources: Mapping[str, ImageSet],
     settings: SensitivitySettings,
@@ -90,7 +88,7 @@ def accumulate(
                     interrupt.check()
                     target = torch.from_numpy(images.target[indices]).to(device)
                     x = normalize(images.images[indices])
-                    seed_random_numbers(derive_seed(seed, "dropout", source, number), device)
+                    seed_torch(derive_seed(seed, "dropout", source, number), device)
                     for part in parts:
                         loss = F.cross_entropy(logits(model, x[part]), target[part], reduction="sum")
                         (loss / len(x)).backward()  # type: ignore[no-untyped-call]
@@ -99,7 +97,7 @@ def accumulate(
                         done = number_in_all
                         task.advance(1, note=source)
 
-    with own_random_numbers(device), _mode(model, train=settings.train_mode) as restore_buffers:
+    with forked_torch_rng(device), _mode(model, train=settings.train_mode) as restore_buffers:
         try:
             MicroBatch(settings.batch_size).attempt(attempt)
         except FloatingPointError as error:

@@ -6,8 +6,8 @@ import torch
 from torch.nn import functional as F
 
 from aimfair.base.errors import AimfairError
-from aimfair.training.gradient import BatchGradient
-from aimfair.training.inputs import Normalize
+from aimfair.training.batch_gradient import BatchGradient
+from aimfair.training.feed import Normalize
 from tests.training.samples import MODEL, TRAIN, Net, SmallMemory, state_bits
 
 CPU = torch.device("cpu")

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from aimfair.base.memory import MicroBatch, pieces
+from aimfair.base.seeds import seed_torch
 from aimfair.training.execution import logits
-from aimfair.training.random_state import seed_random_numbers
 
 Weigh = Callable[[Tensor], Tensor]
 
@@ -59,14 +59,14 @@ class BatchGradient:
 
         def attempt(size: int) -> BatchResult:
             self.undo()
-            seed_random_numbers(seed, images.device)
+            seed_torch(seed, images.device)
             loss = torch.zeros((), device=images.device)
             correct = torch.zeros((), device=images.device)
             weights = None
             if weigh and size < len(images):
                 weights = weigh(self._losses(images, target, size))
                 self.undo()
-                seed_random_numbers(seed, images.device)
+                seed_torch(seed, images.device)
             for piece in pieces(len(images), size):
                 scores = logits(self._model, images[piece])
                 if weigh:

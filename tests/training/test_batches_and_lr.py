@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aimfair.training.schedule import epoch_batches, learning_rate, steps_per_epoch
+from aimfair.training.optimizer import learning_rate
+from aimfair.training.samplers import epoch_batches, steps_per_epoch
 from aimfair.training.settings import OptimizerSettings
 
 
