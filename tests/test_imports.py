@@ -30,13 +30,12 @@ def importers(library: str) -> set[str]:
 
 
 LAYERS = (
-    "selective", "base", "data", "prompts", "diffusion", "generation", "training", "methods", "config", "evaluation",
+    "selective", "base", "data", "prompts", "diffusion", "generation", "training", "methods", "evaluation", "config",
     "run", "scan", "report", "stages", "ablation", "export", "commands",
 )  # fmt: skip
 """Folders of the package from the bottom up: each may import those before it, and none after it."""
 
 PENDING = {
-    ("config", "evaluation"),
     ("diffusion", "generation"),
     ("generation", "config"),
     ("scan", "stages"),
@@ -71,7 +70,7 @@ def test_every_folder_has_a_layer():
         ("onnxscript", set()),
         ("sklearn", {"data/digits.py"}),
         ("jinja2", {"report/template.py"}),
-        ("scipy", {"evaluation/intervals.py"}),
+        ("scipy", {"ablation/rank.py", "evaluation/intervals.py", "evaluation/scores.py"}),
         ("pyarrow", {"data/parquet.py"}),
         ("torchvision", set()),
     ],

@@ -20,8 +20,7 @@ from aimfair.config import Config
 from aimfair.config.load import load
 from aimfair.data import digits
 from aimfair.data.images import ImageSet
-from aimfair.evaluation.counts import count_predictions
-from aimfair.evaluation.fairness import METRICS
+from aimfair.evaluation.metrics import METRICS, count_predictions
 from aimfair.generation import synthetic
 from aimfair.methods.method_settings import MethodSettings
 from aimfair.methods.selection import select_mask

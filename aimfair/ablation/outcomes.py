@@ -6,10 +6,12 @@ from pathlib import Path
 
 import numpy as np
 
-from aimfair.ablation.differences import Predictions, difference
 from aimfair.ablation.plan import Arm, Plan
 from aimfair.base.errors import AimfairError
+from aimfair.base.seeds import generator
 from aimfair.config import Config
+from aimfair.evaluation.over_seeds import Grouping
+from aimfair.evaluation.predictions import Predictions
 from aimfair.evaluation.results import Difference, MethodResult, Results
 from aimfair.methods.method_settings import BIASED
 from aimfair.report.wording import Verdict, judge
@@ -106,3 +108,27 @@ def _histories(run: Path, config: Config, method: str) -> list[History]:
         except (OSError, ValueError) as error:
             raise AimfairError(f"{path}: cannot be read; remove it and do: aimfair finetune --run {run}") from error
     return found
+
+
+def difference(mine: Predictions, other: Predictions, results: Results) -> dict[str, Difference]:
+    """Metric -> ``mine`` minus ``other``, methods of two runs, paired by seed and by image.
+
+    Args:
+        results: of either run, for the names of the groups and the settings of the intervals.
+
+    Raises:
+        AimfairError: they are not of the same images.
+    """
+    if mine.ids != other.ids:
+        raise AimfairError("the runs of this ablation have different test images; repeat it with --overwrite")
+    grouping = Grouping(
+        mine.target,
+        mine.protected,
+        (len(results.protected_names), len(results.target_names)),
+        {"mine": list(mine.predicted), "other": list(other.predicted)},
+        clusters=mine.ids,
+        confidence=results.confidence,
+        replicates=results.replicates,
+        generator=generator("evaluate", "bootstrap"),
+    )
+    return grouping.difference("mine", "other")

@@ -68,19 +68,10 @@ def agreement(
 
 
 def spearman(one: Values, other: Values) -> Values:
-    """Spearman's coefficient along the last axis of [R, n]: Pearson's of the ranks, ties sharing their mean; NaN where
-    all of one side are equal, or a value is NaN."""
-    a, b = (_ranks(side) for side in (one, other))
+    """Spearman's coefficient along the last axis of [R, n]; NaN where one side is constant or holds NaN."""
+    from scipy.stats import rankdata  # type: ignore[import-untyped]
+
+    a, b = (rankdata(side, axis=-1) for side in (one, other))
     a, b = (side - side.mean(axis=-1, keepdims=True) for side in (a, b))
     with np.errstate(invalid="ignore", divide="ignore"):
-        rho: Values = (a * b).sum(axis=-1) / np.sqrt((a**2).sum(axis=-1) * (b**2).sum(axis=-1))
-    rho[np.isnan(one + other).any(axis=-1)] = np.nan
-    return rho
-
-
-def _ranks(values: Values) -> Values:
-    """Ranks from 1; equal values have the mean of theirs."""
-    below = (values[..., None, :] < values[..., :, None]).sum(axis=-1)
-    equal = (values[..., None, :] == values[..., :, None]).sum(axis=-1)
-    ranks: Values = below + (equal + 1) / 2
-    return ranks
+        return np.asarray((a * b).sum(axis=-1) / np.sqrt((a**2).sum(axis=-1) * (b**2).sum(axis=-1)))

@@ -1,31 +1,31 @@
-"""The metrics once more, for the groups that further attributes make of the test images."""
+"""The metrics for further groupings of the test images: by other attributes, and by the protected one and another."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 
 from aimfair.base.seeds import generator
-from aimfair.config import Config
 from aimfair.data.images import Splits
-from aimfair.data.settings import DataSettings
-from aimfair.evaluation import fairness, over_seeds
-from aimfair.evaluation.counts import Integers
-from aimfair.evaluation.logits import Logits
+from aimfair.evaluation import metrics
+from aimfair.evaluation.metrics import Integers
+from aimfair.evaluation.over_seeds import Grouping, score_results, score_spread, std
+from aimfair.evaluation.predictions import Logits
 from aimfair.evaluation.results import Audit, AuditMethod, Difference, ScoreResult
+from aimfair.evaluation.settings import EvaluateSettings
 from aimfair.methods.method_settings import BIASED
 
 SEPARATOR = " · "
 
 _NAMED_ALONE = 4
-"""More groups than this are named in one sentence."""
+"""More groups than this share one sentence."""
 
 
 @dataclass(frozen=True)
 class Partition:
-    """A way to tell the test images apart.
+    """The test images by the values of an attribute.
 
     Attributes:
-        names: of its A values. values: int64 [N], the value of each image.
+        names: of the A values. values: int64 [N], the value of each image.
     """
 
     names: tuple[str, ...]
@@ -37,14 +37,14 @@ class Partition:
         return Partition(names, self.values * len(other.names) + other.values)
 
 
-def partitions(data: DataSettings, splits: Splits) -> tuple[dict[str, Partition], dict[str, Partition]]:
-    """By each further attribute of the test images, and by the protected one and it.
+def partitions(factors: Collection[str], splits: Splits) -> tuple[dict[str, Partition], dict[str, Partition]]:
+    """By each further attribute of the test images, and by its intersection with the protected one.
 
-    Where the protected attribute is made of several (``data.intersect_with``), each of these is an attribute by itself
-    too, but is not crossed with what it is a part of.
+    Args:
+        factors: attributes that the protected one is made of; they are not crossed with it.
 
     Raises:
-        ValueError: the images have other attributes than the splits name values of.
+        ValueError: the images have other attributes than ``splits`` has names of values for.
     """
     if set(splits.attribute_names) != set(splits.test.attributes):
         raise ValueError(
@@ -53,12 +53,12 @@ def partitions(data: DataSettings, splits: Splits) -> tuple[dict[str, Partition]
         )
     protected = Partition(splits.protected_names, splits.test.protected)
     alone = {name: Partition(names, splits.test.attributes[name]) for name, names in splits.attribute_names.items()}
-    factors = {data.protected, *data.intersect_with}
     return alone, {name: protected & partition for name, partition in alone.items() if name not in factors}
 
 
 def audit(
-    config: Config,
+    settings: EvaluateSettings,
+    default_method: str,
     splits: Splits,
     partition: Partition,
     predicted: Mapping[str, Sequence[Integers]],
@@ -67,52 +67,36 @@ def audit(
 ) -> Audit:
     """Results for the groups (y, value of ``partition``).
 
-    The default method is told apart from the biased model with paired replicates; the others are counted only.
+    Only the default method is compared with the biased model; of the others there are no replicates.
 
     Args:
         predicted, logits: as of :func:`aimfair.evaluation.compare.compare`.
-        purpose: names the random numbers.
+        purpose: seeds the random numbers.
     """
-    settings, test, default = config.evaluate, splits.test, config.default_method
-    values, targets = len(partition.names), len(splits.target_names)
-    tables = {
-        name: over_seeds.tables(test.target, partition.values, of_seeds, targets, values)
-        for name, of_seeds in predicted.items()
-    }
-    replicates = over_seeds.replicates(
-        test,
-        partition.values,
-        (values, targets),
-        {name: predicted[name] for name in (BIASED, default)},
-        settings.replicates,
-        generator("evaluate", "audit", *purpose),
-    )
-    against_biased = over_seeds.difference(
-        tables[default], tables[BIASED], replicates[default], replicates[BIASED], settings.confidence
-    )
-    sizes = tables[BIASED][..., 0].sum(axis=2)
+    test, values = splits.test, len(partition.names)
+    grouping = Grouping(
+        test.target, partition.values, (values, len(splits.target_names)), predicted, clusters=test.clusters,
+        confidence=settings.confidence, replicates=settings.replicates,
+        generator=generator("evaluate", "audit", *purpose), resampled=(BIASED, default_method),
+    )  # fmt: skip
+    sizes = grouping.counts[BIASED][..., 0].sum(axis=2)
+    methods = {}
+    for name in predicted:
+        versus = {BIASED: grouping.difference(name, BIASED)} if name == default_method else {}
+        scores = None
+        if logits is not None:
+            scores = score_results(logits[name], test.target, partition.values, values, settings.bins)
+        methods[name] = _method(grouping, name, versus, score_spread(scores))
     return Audit(
         value_names=list(partition.names),
         test_images=sizes.tolist(),
         cautions=cautions(splits.target_names, partition.names, sizes, settings.small_group),
-        methods={
-            name: _method(
-                settings.confidence,
-                counts,
-                {BIASED: against_biased} if name == default else {},
-                over_seeds.score_spread(
-                    over_seeds.score_results(
-                        None if logits is None else logits[name], test.target, partition.values, values, settings
-                    )
-                ),
-            )
-            for name, counts in tables.items()
-        },
+        methods=methods,
     )
 
 
 def cautions(target_names: Sequence[str], value_names: Sequence[str], sizes: Integers, small_group: int) -> list[str]:
-    """Sentences on the groups without and with few of the test images; ``sizes``: int64 [A, Y]."""
+    """Sentences on the empty and the small groups; ``sizes``: int64 [A, Y], test images."""
     names = {
         (a, y): f"{target}{SEPARATOR}{value}"
         for y, target in enumerate(target_names)
@@ -121,14 +105,14 @@ def cautions(target_names: Sequence[str], value_names: Sequence[str], sizes: Int
     empty = [name for group, name in names.items() if sizes[group] == 0]
     small = {name: sizes[group] for group, name in names.items() if 0 < sizes[group] < small_group}
     if len(empty) > _NAMED_ALONE:
-        sentences = [f"No test images of {_many(empty, sizes)}: every metric that needs them is undefined."]
+        sentences = [f"No test images in {_many(empty, sizes)}: metrics that need them are undefined."]
     else:
-        sentences = [f"No test images of the group {name}: every metric that needs it is undefined." for name in empty]
+        sentences = [f"No test images in group {name}: metrics that need it are undefined." for name in empty]
     if len(small) > _NAMED_ALONE:
         listed = _many([f"{name} ({size})" for name, size in small.items()], sizes)
-        return [*sentences, f"Under {small_group} test images of {listed}: what is said of them is uncertain."]
+        return [*sentences, f"Under {small_group} test images in {listed}: their results are uncertain."]
     return sentences + [
-        f"Only {size} test images of the group {name}: what is said of it is uncertain." for name, size in small.items()
+        f"Only {size} test images in group {name}: its results are uncertain." for name, size in small.items()
     ]
 
 
@@ -137,19 +121,19 @@ def _many(groups: Sequence[str], sizes: Integers) -> str:
 
 
 def _method(
-    confidence: float,
-    counts: Integers,
+    grouping: Grouping,
+    name: str,
     versus: dict[str, dict[str, Difference]],
     score_spread: tuple[ScoreResult | None, ScoreResult | None],
 ) -> AuditMethod:
-    per_seed = {metric: of(counts) for metric, of in fairness.METRICS.items()}
-    rates = counts.mean(axis=-1)  # every seed sees the same images: the rates of the mean counts are the mean rates
+    per_seed = metrics.overall(grouping.counts[name])
+    rates = grouping.counts[name].mean(axis=-1)  # every seed sees the same images: these are the mean rates
     return AuditMethod(
         mean={metric: values.mean().item() for metric, values in per_seed.items()},
-        std={metric: over_seeds.std(values).item() for metric, values in per_seed.items()},
-        of_mean_rates={metric: of(rates).item() for metric, of in fairness.METRICS.items()},
-        by_group=over_seeds.group_result(counts, confidence),
-        worst_present_group=fairness.worst_present_group(rates),
+        std={metric: std(values).item() for metric, values in per_seed.items()},
+        of_mean_rates={metric: value.item() for metric, value in metrics.overall(rates).items()},
+        by_group=grouping.by_group(name),
+        worst_present_group=metrics.worst_present_group(rates),
         versus=versus,
         scores_mean=score_spread[0],
         scores_std=score_spread[1],

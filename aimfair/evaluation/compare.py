@@ -1,91 +1,88 @@
-"""From the predictions of every method at every seed to results."""
+"""From the predictions of every method at every seed to :class:`aimfair.evaluation.results.Results`."""
 
-import warnings
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 
 from aimfair.base.seeds import generator
-from aimfair.config import Config
 from aimfair.data.images import Splits
-from aimfair.evaluation import fairness, intervals, over_seeds
-from aimfair.evaluation.audit import audit, cautions, partitions
-from aimfair.evaluation.counts import Integers
-from aimfair.evaluation.logits import Logits
-from aimfair.evaluation.results import Difference, MethodResult, Results, ScoreResult, SeedResult
+from aimfair.evaluation import intervals, metrics
+from aimfair.evaluation.audit import Partition, audit, cautions, partitions
+from aimfair.evaluation.metrics import Integers
+from aimfair.evaluation.over_seeds import Grouping, score_results, score_spread, std
+from aimfair.evaluation.predictions import Logits
+from aimfair.evaluation.results import MethodResult, Results, ScoreResult, SeedResult
+from aimfair.evaluation.settings import EvaluateSettings
 from aimfair.methods.method_settings import BIASED
 
-Values = npt.NDArray[np.float64]
+
+@dataclass(frozen=True)
+class Experiment:
+    """
+    Attributes:
+        seeds: of the models, in the order of the predictions.
+        default_method: the one every other method is compared with.
+        factors: attributes that the protected one is made of, itself if of one.
+    """
+
+    title: str
+    seeds: Sequence[int]
+    default_method: str
+    factors: Collection[str]
+    settings: EvaluateSettings
 
 
 def compare(
-    config: Config,
+    experiment: Experiment,
     splits: Splits,
     predicted: Mapping[str, Sequence[Integers]],
     density: Mapping[str, Sequence[float]],
     logits: Mapping[str, Sequence[Logits]] | None = None,
     reads_groups: Collection[str] = (),
 ) -> Results:
-    """Results of a run; ``splits.test`` is what was predicted.
+    """Results of a run on ``splits.test``.
 
     Args:
-        predicted: method -> for each of ``config.seeds`` int64 [N], the predicted classes. "biased" is the first.
-        density: method -> for each seed the selected share of the weights; none for those that select nothing.
-        logits: the same methods -> for each seed float32 [N, C]; None: no metrics of probabilities.
-        reads_groups: methods that read the protected attribute of real images in training.
+        predicted: method -> for each seed int64 [N], the predicted classes. "biased" comes first.
+        density: method -> for each seed the selected share of the weights; without methods that select nothing.
+        logits: the same methods -> for each seed float32 [N, C]; None: no scores.
+        reads_groups: methods whose training reads the protected attribute of real images.
     """
-    shape = len(splits.protected_names), len(splits.target_names)
-    test, settings = splits.test, config.evaluate
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", fairness.UndefinedMetricWarning)  # the cautions say it
-        tables = {
-            name: over_seeds.tables(test.target, test.protected, of_seeds, shape[1], shape[0])
-            for name, of_seeds in predicted.items()
-        }
-        replicates = over_seeds.replicates(
-            test,
-            test.protected,
-            shape,
-            predicted,
-            settings.replicates,
-            generator("evaluate", "bootstrap"),
+    settings, test = experiment.settings, splits.test
+    protected = Partition(splits.protected_names, test.protected)
+    shape = len(protected.names), len(splits.target_names)
+    grouping = Grouping(
+        test.target, test.protected, shape, predicted, clusters=test.clusters, confidence=settings.confidence,
+        replicates=settings.replicates, generator=generator("evaluate", "bootstrap"),
+    )  # fmt: skip
+    methods = {
+        name: _method(
+            experiment,
+            grouping,
+            name,
+            None
+            if logits is None
+            else score_results(logits[name], test.target, test.protected, shape[0], settings.bins),
+            density=float(np.mean(density[name])) if name in density else None,
+            reads_groups=name in reads_groups,
         )
-        methods = {
-            name: _method(
-                config,
-                tables[name],
-                replicates[name],
-                over_seeds.score_results(
-                    None if logits is None else logits[name], test.target, test.protected, shape[0], settings
-                ),
-                density=float(np.mean(density[name])) if name in density else None,
-                reads_groups=name in reads_groups,
-                versus={
-                    other: over_seeds.difference(
-                        tables[name],
-                        tables[other],
-                        replicates[name],
-                        replicates[other],
-                        settings.confidence,
-                    )
-                    for other in (BIASED, config.default_method)
-                    if other != name
-                },
-            )
-            for name in predicted
-        }
+        for name in predicted
+    }
     sizes = test.group_counts(shape[1], shape[0]).T
     attributes, intersections = (
-        {name: audit(config, splits, partition, predicted, logits, kind, name) for name, partition in of_kind.items()}
-        for kind, of_kind in zip(("attribute", "intersection"), partitions(config.data, splits), strict=True)
+        {
+            name: audit(settings, experiment.default_method, splits, partition, predicted, logits, kind, name)
+            for name, partition in of_kind.items()
+        }
+        for kind, of_kind in zip(("attribute", "intersection"), partitions(experiment.factors, splits), strict=True)
     )
     return Results(
-        title=config.title,
+        title=experiment.title,
         target_names=list(splits.target_names),
         protected_names=list(splits.protected_names),
-        seeds=config.seeds,
-        default_method=config.default_method,
+        seeds=list(experiment.seeds),
+        default_method=experiment.default_method,
         confidence=settings.confidence,
         replicates=settings.replicates,
         small_group=settings.small_group,
@@ -99,49 +96,56 @@ def compare(
 
 
 def _method(
-    config: Config,
-    counts: Integers,
-    replicates: Mapping[str, Values],
+    experiment: Experiment,
+    grouping: Grouping,
+    name: str,
     scores: Sequence[ScoreResult] | None,
     *,
     density: float | None,
     reads_groups: bool,
-    versus: dict[str, dict[str, Difference]],
 ) -> MethodResult:
-    """The result of a method from counts [A, Y, K, S] and the metrics [S, R] of their replicates."""
-    confidence = config.evaluate.confidence
-    overall, groups = fairness.overall(counts), fairness.by_group(counts)
+    counts, replicates, confidence = grouping.counts[name], grouping.replicates[name], grouping.confidence
+    overall = metrics.overall(counts)
+    scores_mean, scores_std = score_spread(scores)
+    return MethodResult(
+        density=density,
+        reads_groups=reads_groups,
+        seeds=_seeds(experiment.seeds, grouping, name, scores),
+        mean={metric: values.mean().item() for metric, values in overall.items()},
+        std={metric: std(values).item() for metric, values in overall.items()},
+        interval={
+            metric: intervals.bias_corrected(values.mean(axis=0), overall[metric].mean(), confidence).tolist()
+            for metric, values in replicates.items()
+        },
+        by_group=grouping.by_group(name),
+        # every seed sees the same test images, so the rates of the sums are the means of the rates
+        of_mean_rates={metric: value.item() for metric, value in metrics.overall(counts.sum(axis=-1)).items()},
+        versus={
+            other: grouping.difference(name, other) for other in (BIASED, experiment.default_method) if other != name
+        },
+        scores_mean=scores_mean,
+        scores_std=scores_std,
+    )
+
+
+def _seeds(
+    seeds: Sequence[int], grouping: Grouping, name: str, scores: Sequence[ScoreResult] | None
+) -> list[SeedResult]:
+    counts = grouping.counts[name]
+    overall, groups = metrics.overall(counts), metrics.by_group(counts)
     bounds = {
-        metric: intervals.bias_corrected(values, overall[metric], confidence).tolist()
-        for metric, values in replicates.items()
+        metric: intervals.bias_corrected(values, overall[metric], grouping.confidence).tolist()
+        for metric, values in grouping.replicates[name].items()
     }
-    seeds = [
+    return [
         SeedResult(
             seed=seed,
             counts=counts[..., s].tolist(),
             overall={metric: values[s].item() for metric, values in overall.items()},
             interval={metric: values[s] for metric, values in bounds.items()},
             by_group=groups[..., s].tolist(),
-            worst_group=fairness.worst_group(counts[..., s]),
+            worst_group=metrics.worst_group(counts[..., s]),
             scores=None if scores is None else scores[s],
         )
-        for s, seed in enumerate(config.seeds)
+        for s, seed in enumerate(seeds)
     ]
-    scores_mean, scores_std = over_seeds.score_spread(scores)
-    return MethodResult(
-        density=density,
-        reads_groups=reads_groups,
-        seeds=seeds,
-        mean={metric: values.mean().item() for metric, values in overall.items()},
-        std={metric: over_seeds.std(values).item() for metric, values in overall.items()},
-        interval={
-            metric: intervals.bias_corrected(values.mean(axis=0), overall[metric].mean(), confidence).tolist()
-            for metric, values in replicates.items()
-        },
-        by_group=over_seeds.group_result(counts, confidence),
-        # every seed sees the same test images, so the rates of the sums are the means of the rates
-        of_mean_rates={metric: value.item() for metric, value in fairness.overall(counts.sum(axis=-1)).items()},
-        versus=versus,
-        scores_mean=scores_mean,
-        scores_std=scores_std,
-    )

@@ -1,32 +1,29 @@
-"""How far a metric would move with other test images, and with other seeds."""
+"""Confidence intervals over test images (cluster bootstrap, Wilson) and over seeds (Student's t)."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from statistics import NormalDist
 
 import numpy as np
 import numpy.typing as npt
 
-from aimfair.evaluation import fairness
-from aimfair.evaluation.counts import Integers, PairedPredictions
-from aimfair.evaluation.fairness import Counts
-
-Values = npt.NDArray[np.float64]
+from aimfair.evaluation.metrics import Integers, Values, require_in_range
 
 _CHUNK = 4_000_000
-"""Numbers held at a time while resampling; 32 MB."""
+"""Numbers held in memory while resampling; 32 MB."""
 
 _EQUAL = 1e-12
-"""Metrics of tables that differ by less differ by rounding."""
+"""Smaller differences between metrics are rounding."""
 
 _CELLS_PER_DRAW = 7
-"""One binomial draw takes about as long as this many draws of one original."""
+"""One binomial draw takes about as long as drawing this many clusters one by one."""
 
 
 def wilson(successes: npt.ArrayLike, trials: npt.ArrayLike, confidence: float) -> Values:
-    """Wilson's score interval of a share (JASA 22, 1927): [..., 2], NaN where there are no trials.
+    """Wilson's score interval of a proportion (JASA 22, 1927): [..., 2], NaN where there are no trials.
 
     Args:
-        successes: [...], whole or, for a mean over several models, not.
+        successes: [...]; fractional for a mean over several models.
         trials: [...].
     """
     z = NormalDist().inv_cdf(0.5 + confidence / 2)
@@ -38,28 +35,91 @@ def wilson(successes: npt.ArrayLike, trials: npt.ArrayLike, confidence: float) -
     return np.clip(np.stack([centre - half, centre + half], axis=-1), 0, 1)
 
 
+@dataclass(frozen=True)
+class Stratum:
+    """Clusters whose images lie in the same groups.
+
+    Attributes:
+        groups: int64 [J], ascending: the group a * Y + y of each image of one cluster.
+        sizes: int64 [C]: clusters in each cell; within a cell all M models agree on each of the J images.
+        predicted: int64 [C, J, M]: the predicted class.
+    """
+
+    groups: Integers
+    sizes: Integers
+    predicted: Integers
+
+
+@dataclass(frozen=True)
+class PairedPredictions:
+    """Predictions of M models for the same images.
+
+    Unlike separate counts, this keeps on which images two models agree, and which images form a cluster, such as those
+    of one patient. Clusters, not images, are the independent draws.
+
+    Attributes:
+        strata: a partition of the clusters.
+        shape: (A, Y).
+        models: M.
+    """
+
+    strata: tuple[Stratum, ...]
+    shape: tuple[int, int]
+    models: int
+
+    @classmethod
+    def of(
+        cls,
+        target: Integers,
+        protected: Integers,
+        predicted: Integers,
+        targets: int,
+        protected_values: int,
+        ids: Sequence[str] | None = None,
+    ) -> "PairedPredictions":
+        """From int64 ``predicted`` [M, N]; the other arguments, and errors, as in :func:`count_predictions`.
+
+        Args:
+            ids: the cluster of each image; None: each image is one.
+        """
+        for one in predicted:
+            require_in_range(target, protected, one, targets, protected_values)
+        group = protected * targets + target
+        clusters: dict[str | int, list[int]] = {}
+        for image in np.argsort(group, kind="stable").tolist():
+            clusters.setdefault(image if ids is None else ids[image], []).append(image)
+        strata_of: dict[tuple[int, ...], list[list[int]]] = {}
+        for images in clusters.values():
+            strata_of.setdefault(tuple(group[images].tolist()), []).append(images)
+        strata = []
+        for groups, members in sorted(strata_of.items()):
+            classes = predicted[:, np.array(members)].transpose(1, 2, 0)  # [clusters, J, M]
+            cells, sizes = np.unique(classes, axis=0, return_counts=True)
+            strata.append(Stratum(np.array(groups, dtype=np.int64), sizes.astype(np.int64), cells))
+        return cls(tuple(strata), (protected_values, targets), len(predicted))
+
+
 def resample(
     predictions: PairedPredictions, replicates: int, generator: np.random.Generator
 ) -> Iterator[npt.NDArray[np.float64]]:
-    """Bootstrap: as many originals of each stratum as there are, drawn with replacement, with all their images.
+    """Stratified cluster bootstrap: within each stratum, clusters are drawn with replacement, with all their images.
 
-    Originals of which all M models say the same cannot be told apart, so a replicate is one multinomial draw per
-    stratum. All models see the same images in a replicate: differences between them are paired. Group sizes stay, so
-    that this is the uncertainty given them.
+    Clusters on which all M models agree are interchangeable, so a replicate is one multinomial draw per stratum. All
+    models see the same images in a replicate: differences between them are paired. Group sizes are kept fixed.
 
     Yields:
-        whole counts as float64 [A, Y, K, M, R], as many R at a time as fit in memory, ``replicates`` in all.
+        integral counts as float64 [A, Y, K, M, R], as many R at a time as fit in memory, ``replicates`` in total.
     """
     protected_values, targets = predictions.shape
     models, strata = predictions.models, predictions.strata
     # sums of whole numbers below 2^24 are exact in float32, whatever their order
     number = np.float32 if sum(int(stratum.sizes.sum()) for stratum in strata) < 2**24 else np.float64
-    # for each stratum and each image of its originals [(K - 1) * M, C]: which cells count towards class k of model m;
-    # what is left of a group is its last class
+    # per stratum and image of its clusters [(K - 1) * M, C]: which cells count towards class k of model m;
+    # the last class is the remainder of the group
     members = [
         [
-            (np.arange(targets - 1)[:, None, None] == said.T).reshape((targets - 1) * models, -1).astype(number)
-            for said in stratum.predicted.transpose(1, 0, 2)
+            (np.arange(targets - 1)[:, None, None] == classes.T).reshape((targets - 1) * models, -1).astype(number)
+            for classes in stratum.predicted.transpose(1, 0, 2)
         ]
         for stratum in strata
     ]
@@ -93,29 +153,8 @@ def _draw(sizes: Integers, count: int, generator: np.random.Generator) -> Intege
     return generator.multinomial(n, sizes / n, size=count)
 
 
-def bootstrap(counts: Counts, replicates: int, confidence: float, generator: np.random.Generator) -> dict[str, Values]:
-    """Bias-corrected intervals of every metric of one table, without its images: metric -> [2], NaN where undefined.
-
-    Every group is drawn anew as one multinomial of its size with its rates. That is the bootstrap of images, each its
-    own original, of one model; to compare models, or for images that share originals, :func:`resample` is right.
-
-    Args:
-        counts: [A, Y, K], whole or, for a mean over several models, not; what a group holds must be whole.
-    """
-    rows = np.asarray(counts, dtype=np.float64).reshape(-1, counts.shape[2])
-    drawn = np.zeros((replicates, *rows.shape))
-    for group, row in enumerate(rows):
-        if row.sum() > 0:
-            drawn[:, group] = generator.multinomial(round(row.sum()), row / row.sum(), size=replicates)
-    tables = np.ascontiguousarray(drawn.transpose(1, 2, 0)).reshape(*counts.shape, replicates)
-    return {
-        metric: bias_corrected(of(tables), of(rows.reshape(counts.shape)), confidence)
-        for metric, of in fairness.METRICS.items()
-    }
-
-
 def percentile(values: Values, confidence: float) -> Values:
-    """The percentile interval of replicates [..., R]: [..., 2]; of differences of two models, whose biases cancel."""
+    """The percentile interval of replicates [..., R]: [..., 2]; for differences of two models, whose biases cancel."""
     tail = (1 - confidence) / 2
     return np.moveaxis(np.quantile(values, [tail, 1 - tail], axis=-1), 0, -1)
 
@@ -123,21 +162,21 @@ def percentile(values: Values, confidence: float) -> Values:
 def bias_corrected(values: Values, estimate: npt.ArrayLike, confidence: float) -> Values:
     """The bias-corrected percentile interval (Efron, Canadian Journal of Statistics 9, 1981): [..., 2].
 
-    The smallest of several rates is too low by chance, their largest difference too high, and replicates repeat that
-    upon the estimate, which already has it. With z0 the normal quantile of the share of replicates below the estimate,
-    those equal to it counted half, the ends are the quantiles at Phi(2 z0 -+ z) instead of Phi(-+ z). The interval is
-    widened to hold the estimate where replicates are all on one side of it.
+    The smallest of several rates is biased downwards, their largest difference upwards, and replicates add that bias
+    once more to an estimate that already has it. With z0 the normal quantile of the share of replicates below the
+    estimate (ties count half), the ends are the quantiles at Phi(2 z0 -+ z) instead of Phi(-+ z). The interval is
+    extended to include the estimate where all replicates lie on one side of it.
 
-    Coverage of 95 percent intervals, in simulations of four groups of 30 to 200 images (in brackets without the
-    correction): worst group 92 to 95 percent (90 to 98), and 85 to 93 (62 to 81) where the model is equally good in all
-    groups; EO 85 to 94 (91 to 98) and STD 87 to 92 (84 to 92). Two things no replicate can tell. Where the model is
-    equally good in all groups the true EO and STD are 0, and intervals hold 0 in 0 to 57 percent of cases (0). And a
-    group that is right, or wrong, in all its images is so in every replicate: with a true rate of 2 percent in 50
-    images the interval of the worst group misses it in 6 of 10 cases; Wilson's, of the group, does not.
+    Coverage of 95 percent intervals in simulations with four groups of 30 to 200 images (without the correction in
+    brackets): worst group 92 to 95 percent (90 to 98), and 85 to 93 (62 to 81) where the model is equally good in all
+    groups; EO 85 to 94 (91 to 98) and STD 87 to 92 (84 to 92). Two limits of any bootstrap: where the model is equally
+    good in all groups, the true EO and STD are 0 and their intervals include zero in 0 to 57 percent of cases (0). And
+    a group classified entirely correctly, or entirely wrong, stays so in every replicate: with a true rate of 2 percent
+    in 50 images the interval of the worst group misses it in 6 of 10 cases; Wilson's, of the group, does not.
 
     Args:
         values: replicates [..., R].
-        estimate: [...], the metric of the images themselves.
+        estimate: [...], the metric on the test images.
     """
     from scipy.special import ndtr, ndtri  # type: ignore[import-untyped]
 

@@ -1,61 +1,88 @@
-"""What the seeds of a method say together.
+"""Evaluation of several methods at several seeds, for one grouping of the test images.
 
-Shapes: A protected values, Y = K classes, S seeds, R bootstrap replicates, N test images.
+Shapes: A values, Y = K classes, S seeds, R bootstrap replicates, N test images.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 
 import numpy as np
 import numpy.typing as npt
 
-from aimfair.data.images import ImageSet
-from aimfair.evaluation import fairness, intervals, scores
-from aimfair.evaluation.counts import Integers, PairedPredictions, count_predictions
-from aimfair.evaluation.deciding import deciding_images
-from aimfair.evaluation.fairness import METRICS
-from aimfair.evaluation.logits import Logits
+from aimfair.evaluation import intervals, metrics, scores
+from aimfair.evaluation.metrics import METRICS, Integers, Values, count_predictions
+from aimfair.evaluation.predictions import Logits
 from aimfair.evaluation.results import Difference, GroupResult, ScoreResult
-from aimfair.evaluation.settings import EvaluateSettings
-
-Values = npt.NDArray[np.float64]
 
 
-def tables(
-    target: Integers, protected: Integers, predicted: Sequence[Integers], targets: int, protected_values: int
-) -> Integers:
-    """Counts [A, Y, K, S] of the predictions of a method; the arguments as of ``count_predictions``."""
-    return np.stack(
-        [count_predictions(target, protected, one, targets, protected_values) for one in predicted], axis=-1
-    )
+class Grouping:
+    """Counts and bootstrap replicates of every method, with the test images grouped by class and one attribute.
 
-
-def replicates(
-    test: ImageSet,
-    protected: Integers,
-    shape: tuple[int, int],
-    predicted: Mapping[str, Sequence[Integers]],
-    number: int,
-    generator: np.random.Generator,
-) -> dict[str, dict[str, Values]]:
-    """Method -> metric -> [S, R], every method and seed on the same resampled test images.
-
-    Args:
-        protected: int64 [N], which may be another attribute than that of ``test``.
-        shape: (A, Y).
-        number: R.
+    Attributes:
+        counts: method -> [A, Y, K, S].
+        replicates: method -> metric -> [S, R], every method and seed on the same resampled test images.
     """
-    models = np.stack([one for of_seeds in predicted.values() for one in of_seeds])
-    paired = PairedPredictions.of(test.target, protected, models, shape[1], shape[0], test.clusters)
-    chunks = [
-        {metric: of(counts) for metric, of in METRICS.items()}
-        for counts in intervals.resample(paired, number, generator)
-    ]
-    whole = {metric: np.concatenate([chunk[metric] for chunk in chunks], axis=-1) for metric in METRICS}
-    ends = np.cumsum([len(of_seeds) for of_seeds in predicted.values()])
-    return {
-        name: {metric: values[end - len(of_seeds) : end] for metric, values in whole.items()}
-        for end, (name, of_seeds) in zip(ends, predicted.items(), strict=True)
-    }
+
+    def __init__(
+        self,
+        target: Integers,
+        values: Integers,
+        shape: tuple[int, int],
+        predicted: Mapping[str, Sequence[Integers]],
+        *,
+        clusters: Sequence[str],
+        confidence: float,
+        replicates: int,
+        generator: np.random.Generator,
+        resampled: Collection[str] | None = None,
+    ):
+        """
+        Args:
+            target, values: int64 [N], the true class and the value of the attribute.
+            shape: (A, Y).
+            predicted: method -> for each seed int64 [N], the predicted class.
+            clusters: of each image, see :class:`aimfair.evaluation.intervals.PairedPredictions`.
+            replicates: R.
+            resampled: the methods to resample; None: all.
+        """
+        self.confidence = confidence
+        self.counts = {
+            name: np.stack([count_predictions(target, values, one, shape[1], shape[0]) for one in of_seeds], axis=-1)
+            for name, of_seeds in predicted.items()
+        }
+        chosen = {name: predicted[name] for name in (predicted if resampled is None else resampled)}
+        models = np.stack([one for of_seeds in chosen.values() for one in of_seeds])
+        paired = intervals.PairedPredictions.of(target, values, models, shape[1], shape[0], clusters)
+        chunks = [metrics.overall(counts) for counts in intervals.resample(paired, replicates, generator)]
+        ends = np.cumsum([len(of_seeds) for of_seeds in chosen.values()])
+        whole = {metric: np.concatenate([chunk[metric] for chunk in chunks], axis=-1) for metric in METRICS}
+        self.replicates = {
+            name: {metric: all_of[end - len(of_seeds) : end] for metric, all_of in whole.items()}
+            for end, (name, of_seeds) in zip(ends, chosen.items(), strict=True)
+        }
+
+    def by_group(self, name: str) -> GroupResult:
+        counts = self.counts[name]
+        rates, sizes = metrics.by_group(counts), counts.sum(axis=2)[..., 0]
+        return GroupResult(
+            mean=rates.mean(axis=-1).tolist(),
+            std=std(rates).tolist(),
+            interval=intervals.wilson(rates.mean(axis=-1) * sizes, sizes, self.confidence).tolist(),
+        )
+
+    def difference(self, name: str, other: str) -> dict[str, Difference]:
+        """Metric -> ``name`` minus ``other``."""
+        both = np.concatenate([self.counts[name], self.counts[other]], axis=-1)
+        differences = {}
+        for metric, function in METRICS.items():
+            per_seed = function(self.counts[name]) - function(self.counts[other])
+            resampled = (self.replicates[name][metric] - self.replicates[other][metric]).mean(axis=0)
+            differences[metric] = Difference(
+                mean=per_seed.mean().item(),
+                over_images=intervals.percentile(resampled, self.confidence).tolist(),
+                over_seeds=intervals.student_t(per_seed, self.confidence).tolist(),
+                support=metrics.support(metric, both),
+            )
+        return differences
 
 
 def std(values: npt.ArrayLike) -> Values:
@@ -64,45 +91,11 @@ def std(values: npt.ArrayLike) -> Values:
     return numbers.std(axis=-1, ddof=1) if numbers.shape[-1] > 1 else np.full(numbers.shape[:-1], np.nan)
 
 
-def group_result(counts: Integers, confidence: float) -> GroupResult:
-    """Of counts [A, Y, K, S]."""
-    rates, sizes = fairness.by_group(counts), counts.sum(axis=2)[..., 0]
-    return GroupResult(
-        mean=rates.mean(axis=-1).tolist(),
-        std=std(rates).tolist(),
-        interval=intervals.wilson(rates.mean(axis=-1) * sizes, sizes, confidence).tolist(),
-    )
-
-
-def difference(
-    mine: Integers,
-    other: Integers,
-    my_replicates: Mapping[str, Values],
-    other_replicates: Mapping[str, Values],
-    confidence: float,
-) -> dict[str, Difference]:
-    """Metric -> the first method minus the second, of counts [A, Y, K, S] and metrics [S, R] of their replicates."""
-    differences = {}
-    both = np.concatenate([mine, other], axis=-1)
-    for metric, function in METRICS.items():
-        per_seed = function(mine) - function(other)
-        resampled = (my_replicates[metric] - other_replicates[metric]).mean(axis=0)
-        differences[metric] = Difference(
-            mean=per_seed.mean().item(),
-            over_images=intervals.percentile(resampled, confidence).tolist(),
-            over_seeds=intervals.student_t(per_seed, confidence).tolist(),
-            deciding_images=deciding_images(metric, both),
-        )
-    return differences
-
-
 def score_results(
-    logits: Sequence[Logits] | None, target: Integers, protected: Integers, values: int, settings: EvaluateSettings
-) -> list[ScoreResult] | None:
-    """Of each seed, from float32 [N, K] of each; None of None."""
-    if logits is None:
-        return None
-    found = [scores.measure(one, target, protected, values, settings.bins) for one in logits]
+    logits: Sequence[Logits], target: Integers, values: Integers, number: int, bins: int
+) -> list[ScoreResult]:
+    """Scores of each seed from its logits, float32 [N, K]; ``number``: A."""
+    found = [scores.measure(one, target, values, number, bins) for one in logits]
     return [
         ScoreResult(
             overall=dict(one.overall),

@@ -1,10 +1,9 @@
-"""results.json: what every method of a run is worth, with the counts it was computed from.
+"""results.json: the metrics of every method of a run, with the counts they are computed from.
 
 The classes below are the schema. Arrays over groups are [A][Y]: protected value, then target class, in the order of
-``protected_names`` and ``target_names``. ``metric`` stands for a name in :data:`aimfair.evaluation.fairness.METRICS`,
+``protected_names`` and ``target_names``. ``metric`` stands for a name in :data:`aimfair.evaluation.metrics.METRICS`,
 and ``score`` for one in :data:`aimfair.evaluation.scores.SCORES`.
-NaN, for what is undefined, is null in the file. It holds no times and no dates: the same predictions give the same
-bytes.
+Undefined values are NaN, null in the file. It holds no times or dates: the same predictions give the same bytes.
 """
 
 import json
@@ -22,9 +21,9 @@ Interval = tuple[Number, Number]
 Metrics = dict[str, Number]
 
 
-SCHEMA_VERSION: Final = 3
-"""1 had no scores, attributes, intersections and readers of groups; 2 had uncorrected intervals, and no metric of the
-groups that have images."""
+SCHEMA_VERSION: Final = 4
+"""1 had no scores, attributes, intersections and reads_groups; 2 had uncorrected intervals, and no metric of the
+non-empty groups; 3 called support deciding_images."""
 
 
 class _Part(BaseModel):
@@ -50,7 +49,7 @@ class SeedResult(_Part):
         overall: metric -> value. interval: the same, bootstrap over the test images.
         by_group: [A][Y], accuracy.
         worst_group: (y, a); None if a group is empty.
-        scores: None where probabilities were not given.
+        scores: None without probabilities.
     """
 
     seed: int
@@ -82,14 +81,14 @@ class Difference(_Part):
         mean: over the seeds.
         over_images: bootstrap of the test images, the same replicates for both methods.
         over_seeds: Student's t over the differences of the seeds; NaN with one seed.
-        deciding_images: the fewest test images of a group that the metric hangs on, see
-            :mod:`aimfair.evaluation.deciding`; None for metrics that no group decides.
+        support: the fewest test images behind the metric, see :func:`aimfair.evaluation.metrics.support`; None for
+            metrics that depend on no single group.
     """
 
     mean: Number
     over_images: Interval
     over_seeds: Interval
-    deciding_images: int | None = None
+    support: int | None = None
 
 
 class MethodResult(_Part):
@@ -100,10 +99,10 @@ class MethodResult(_Part):
         reads_groups: the training of the method reads the protected attribute of real images.
         mean: metric -> mean over the seeds. std: the same, ddof 1. interval: of the mean, bootstrap of the test images,
             bias-corrected. Where groups are empty, metrics that need them are NaN; worst_present_group_accuracy is not.
-        of_mean_rates: metrics of the seed-averaged rates, as some papers give them; their worst group is flattering.
+        of_mean_rates: metrics of the seed-averaged rates, as some papers report; their worst group is optimistic.
         versus: other method -> metric -> this method minus the other. Every method is compared with the biased model
             and with the default method.
-        scores_mean: over the seeds; None where probabilities were not given. scores_std: the same, ddof 1.
+        scores_mean: over the seeds; None without probabilities. scores_std: the same, ddof 1.
     """
 
     density: float | None
@@ -120,10 +119,10 @@ class MethodResult(_Part):
 
 
 class AuditMethod(_Part):
-    """A method in the groups of another attribute; the names mean what they mean in :class:`MethodResult`.
+    """A method in the groups of another attribute; fields as in :class:`MethodResult`.
 
     Attributes:
-        worst_present_group: (y, a) of the lowest seed-averaged accuracy, of the groups that have images.
+        worst_present_group: (y, a) of the lowest seed-averaged accuracy among the non-empty groups.
         versus: of the default method against the biased model; empty for the others.
     """
 
@@ -138,10 +137,10 @@ class AuditMethod(_Part):
 
 
 class Audit(_Part):
-    """The test images told apart by another attribute, or by the protected one and another.
+    """The test images grouped by another attribute, or by the protected one and another.
 
-    Its A is the number of ``value_names``, in whose order all arrays are. Metrics are strict: one that needs a group
-    without images is NaN. ``worst_present_group_accuracy`` alone is of the groups that have some.
+    Its A is the number of ``value_names``, in whose order all arrays are. A metric that needs an empty group is NaN;
+    only ``worst_present_group_accuracy`` skips empty groups.
 
     Attributes:
         test_images: [A][Y].
@@ -173,11 +172,11 @@ class Results(_Part):
         cautions: sentences on empty and small groups.
         methods: the biased model first, then the methods as configured.
         bins: of the calibration error.
-        attributes: name -> the groups of a further attribute. intersections: the same of the protected one and it; not
-            of attributes that the protected one is made of.
+        attributes: name -> the groups of a further attribute. intersections: the same crossed with the protected
+            attribute, except for attributes that the protected one is made of.
     """
 
-    schema_version: Literal[3] = SCHEMA_VERSION
+    schema_version: Literal[4] = SCHEMA_VERSION
     title: str
     target_names: list[str]
     protected_names: list[str]
@@ -236,7 +235,7 @@ class Results(_Part):
 
 
 def _version(content: bytes) -> object:
-    """What a file says of its schema; None where it says nothing that can be read."""
+    """The schema version a file states; None if it states none or cannot be parsed."""
     try:
         found = json.loads(content)
     except ValueError:

@@ -1,4 +1,4 @@
-"""Metrics of probabilities: how well they order the images, and whether they are as certain as they are right.
+"""Metrics of predicted probabilities: ranking (AUROC) and calibration.
 
 ==================  ===================================================================================================
 auroc               area under the ROC curve: the probability that an image of class 1 has a higher P(1) than one of
@@ -11,12 +11,12 @@ brier               Brier score (Monthly Weather Review 78, 1950): mean squared 
                     of P(1) with two classes, summed over the classes with more; 0 is best
 ==================  ===================================================================================================
 
-Each is that of all images (overall), of those of each protected value (by_value), and the largest minus the smallest
-over the values (gap). Within a value AUROC compares its own images alone. The estimate of a calibration error is too
-high by chance, the more so the fewer the images: between values of unequal sizes a gap is expected of equally
-calibrated models, too. Brier scores of values differ where their classes are unequally frequent.
+Each is computed over all images (overall), over those of each protected value (by_value), and as the largest minus the
+smallest over the values (gap). Within a value AUROC compares only images of that value. Calibration error is biased
+upwards, more so with fewer images: values of unequal sizes show a gap even for an equally calibrated model. Brier
+scores of values differ where their class frequencies differ.
 
-What no image tells is NaN: everything of a value without images, AUROC where a class has none.
+Undefined values are NaN: all scores of a value without images, AUROC where a class has none.
 
 Shapes: N images, C classes, A protected values.
 """
@@ -27,15 +27,13 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from aimfair.evaluation.counts import Integers
-from aimfair.evaluation.logits import Logits, log_odds, probabilities
-
-Values = npt.NDArray[np.float64]
+from aimfair.evaluation.metrics import Integers, Values
+from aimfair.evaluation.predictions import Logits
 
 SCORES = ("auroc", "calibration_error", "brier")
 
 HIGHER_IS_BETTER = frozenset({"auroc"})
-"""Of the others a lower value is better."""
+"""For the others lower is better."""
 
 
 @dataclass(frozen=True)
@@ -75,8 +73,8 @@ def auroc(scores: npt.ArrayLike, target: Integers) -> float:
     """Of scores [N, C] that rise with the probability of each class; NaN if a class has no images."""
     columns = np.asarray(scores, dtype=np.float64)
     classes = range(columns.shape[1])
-    told = [1] if len(classes) == 2 else classes  # of two classes each says the same
-    return float(np.mean([_above(columns[:, k], target == k) for k in told]))
+    informative = [1] if len(classes) == 2 else classes  # two classes give the same value
+    return float(np.mean([_rank_probability(columns[:, k], target == k) for k in informative]))
 
 
 def calibration_error(shares: Values, target: Integers, bins: int) -> float:
@@ -99,13 +97,29 @@ def brier(shares: Values, target: Integers) -> float:
     return float(squares.mean())
 
 
-def _above(scores: Values, positive: npt.NDArray[np.bool_]) -> float:
+def _rank_probability(scores: Values, positive: npt.NDArray[np.bool_]) -> float:
     """P(score of a positive > score of a negative) + P(equal) / 2: Mann and Whitney's U over the number of pairs."""
-    pairs = int(positive.sum()) * int((~positive).sum())
-    if pairs == 0:
+    from scipy.stats import rankdata  # type: ignore[import-untyped]
+
+    positives, negatives = int(positive.sum()), int((~positive).sum())
+    if positives * negatives == 0:
         return float("nan")
-    _, place = np.unique(scores, return_inverse=True)
-    positives = np.bincount(place, positive)
-    negatives = np.bincount(place, ~positive)
-    below = np.cumsum(negatives) - negatives
-    return float((positives * (below + negatives / 2)).sum() / pairs)
+    return float((rankdata(scores)[positive].sum() - positives * (positives + 1) / 2) / (positives * negatives))
+
+
+def probabilities(logits: npt.ArrayLike) -> Values:
+    """Softmax of logits [N, C]: float64 [N, C]."""
+    scores = np.asarray(logits, dtype=np.float64)
+    powers = np.exp(scores - scores.max(axis=1, keepdims=True))
+    return np.asarray(powers / powers.sum(axis=1, keepdims=True))
+
+
+def log_odds(logits: npt.ArrayLike) -> Values:
+    """log(p / (1 - p)) of each class of logits [N, C]: float64 [N, C].
+
+    It ranks images as the probability p does, and also separates those whose p rounds to 1. With two classes it is the
+    difference of the logits.
+    """
+    scores = np.asarray(logits, dtype=np.float64)
+    others = [np.logaddexp.reduce(np.delete(scores, k, axis=1), axis=1) for k in range(scores.shape[1])]
+    return np.asarray(scores - np.stack(others, axis=1))

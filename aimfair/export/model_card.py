@@ -17,13 +17,13 @@ from aimfair.data.settings import DataSettings
 from aimfair.evaluation.results import Interval, MethodResult, Results
 from aimfair.export import usage
 from aimfair.export.choose import Choice
-from aimfair.export.markdown import escape, one_line, table
 from aimfair.export.onnx import FILE, TOLERANCE, Agreement
 from aimfair.export.preprocessor import Difference
 from aimfair.generation.summary import GenerationSummary
 from aimfair.methods.choose import kind_of
 from aimfair.methods.method_settings import BIASED, MethodSettings
 from aimfair.report import wording
+from aimfair.report.tables import escape, markdown_table, one_line
 from aimfair.report.wording import LABELS, percent, percents, spread
 
 CARD = "README.md"
@@ -226,7 +226,7 @@ def _metrics(facts: Facts) -> str:
         else "Over seeds: mean ± standard deviation of the values of each seed."
     )
     return (
-        f"{table(head, rows)}\n\nOn the test images; before is the biased model of the same seed. Intervals:"
+        f"{markdown_table(head, rows)}\n\nOn the test images; before is the biased model of the same seed. Intervals:"
         f" {percent(results.confidence, 0)}, bootstrap of the test images. {over_seeds} Equalized odds are differences"
         " of rates, 0 is best; their mean is (dTPR + dFPR) / 2 for two classes. The seed was not chosen by these"
         " numbers."
@@ -262,7 +262,7 @@ def _audits(facts: Facts) -> str:
     return (
         "The group, a class and a value, in which the accuracy on the test images is lowest, mean over seeds, of the"
         " groups that have some:\n\n"
-        + table(["by", "worst before", "worst after", "groups"], rows)
+        + markdown_table(["by", "worst before", "worst after", "groups"], rows)
         + f"\n\nSmall groups have fewer than {results.small_group} test images. Of many groups the worst is low by"
         " chance alone."
     )
@@ -287,7 +287,7 @@ def _groups(facts: Facts) -> str:
     head = ["group", *(f"{split} images" for split in facts.group_counts), "before", "after", "over seeds", "interval"]
     return (
         f"A group is a class and a value of the protected attribute. {_definition(facts.config.data)}\n\n"
-        + table(head, rows)
+        + markdown_table(head, rows)
         + "\n\nAccuracy of each group on the test images; before and after are of this seed, the interval (Wilson's)"
         " is of the mean over seeds."
     )
@@ -435,8 +435,8 @@ def _reproducibility(facts: Facts) -> str:
     return "\n\n".join(
         [
             f"Seeds {', '.join(map(str, facts.results.seeds))}; this model is of {facts.choice.seed}.",
-            table(["version of", "at export"], versions),
-            table(["SHA-256 of", ""], digests),
+            markdown_table(["version of", "at export"], versions),
+            markdown_table(["SHA-256 of", ""], digests),
         ]
     )
 

@@ -5,7 +5,6 @@ from typing import Any
 
 import aimfair
 from aimfair.evaluation.results import Results
-from aimfair.evaluation.tables import empty_groups, worst_metric
 from aimfair.methods.choose import kind_of
 from aimfair.methods.method_settings import BIASED
 from aimfair.report import (
@@ -41,8 +40,8 @@ def render(material: Material) -> str:
         results=material.results,
         environment=environment.describe(),
         labels=_labels(material.results),
-        worst_metric=worst_metric(material.results),
-        empty_groups=empty_groups(material.results),
+        worst_metric=wording.worst_metric(material.results),
+        empty_groups=wording.empty_groups(material.results),
         how=wording.training(
             material.config.methods[material.results.default_method],
             material.results.methods[material.results.default_method].density,
@@ -66,7 +65,7 @@ def render(material: Material) -> str:
 
 def _summary(results: Results) -> dict[str, Any]:
     others = [name for name in results.methods if name != results.default_method]
-    metrics = (worst_metric(results), *_BESIDE_WORST)
+    metrics = (wording.worst_metric(results), *_BESIDE_WORST)
     compared = {name: [wording.compare(results, name, metric) for metric in metrics] for name in others}
     return {
         "headline": wording.headline(results),
@@ -114,7 +113,7 @@ def _groups(material: Material) -> dict[str, Any]:
 def _methods(material: Material) -> dict[str, Any]:
     """A row per method, with the seeds as dots."""
     methods = material.results.methods
-    metric = worst_metric(material.results)
+    metric = wording.worst_metric(material.results)
     worst = {name: [one.overall[metric] for one in method.seeds] for name, method in methods.items()}
     scale = charts.scale_for([value for values in worst.values() for value in values])
     rows = [

@@ -5,8 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from aimfair.evaluation import tables
-from aimfair.evaluation.fairness import HIGHER_IS_BETTER
+from aimfair.evaluation.metrics import HIGHER_IS_BETTER
 from aimfair.evaluation.results import Difference, Interval, Results
 from aimfair.methods.choose import kind_of
 from aimfair.methods.method_settings import BIASED, MethodSettings
@@ -38,14 +37,15 @@ LABELS = {
 }
 
 
-def percent(value: float, digits: int = 1) -> str:
+def percent(value: float, digits: int = 1, unit: str = "%") -> str:
     """A share, for example 85.2%; a dash where undefined."""
-    return tables.percent(value, digits) + ("" if math.isnan(value) else "%")
+    return _NONE if math.isnan(value) else f"{100 * value:.{digits}f}{unit}"
 
 
-def spread(mean: float, std: float) -> str:
+def spread(mean: float, std: float, unit: str = "%") -> str:
     """Mean and standard deviation over the seeds, for example "85.2% ± 1.3"; one seed has no deviation."""
-    return percent(mean) if math.isnan(mean) or math.isnan(std) else f"{percent(mean)} ± {tables.percent(std)}"
+    deviation = "" if math.isnan(mean) or math.isnan(std) else f" ± {percent(std, unit='')}"
+    return percent(mean, unit=unit) + deviation
 
 
 def percents(interval: Interval) -> str:
@@ -68,6 +68,16 @@ def listing(names: Sequence[str]) -> str:
     return " and ".join(filter(None, [", ".join(names[:-1]), names[-1]])) if names else ""
 
 
+def worst_metric(results: Results) -> str:
+    """Worst-group accuracy; with empty groups, that of the non-empty ones."""
+    return "worst_present_group_accuracy" if results.empty else "worst_group_accuracy"
+
+
+def empty_groups(results: Results) -> str:
+    """For example "1 of 4 groups has no test images"."""
+    return f"{results.empty} of {len(results.groups)} groups {'has' if results.empty == 1 else 'have'} no test images"
+
+
 def judge(metric: str, difference: Difference, small_group: int) -> Verdict:
     """Better or worse only if every interval that is defined, over images and over seeds, lies on that side of zero.
 
@@ -82,7 +92,7 @@ def judge(metric: str, difference: Difference, small_group: int) -> Verdict:
     worse = all(max(up * low, up * high) < 0 for low, high in intervals)
     if not (better or worse) or any(high - low < _NO_WIDTH for low, high in intervals):
         return "no clear change"
-    if difference.deciding_images is not None and difference.deciding_images < small_group:
+    if difference.support is not None and difference.support < small_group:
         return "too few images"
     return "better" if better else "worse"
 
@@ -97,7 +107,7 @@ def default_minus(results: Results, other: str, metric: str) -> Difference:
         mean=-turned.mean,
         over_images=(-image_high, -image_low),
         over_seeds=(-seed_high, -seed_low),
-        deciding_images=turned.deciding_images,
+        support=turned.support,
     )
 
 
@@ -125,13 +135,13 @@ def compare(results: Results, other: str, metric: str) -> Comparison:
 
 def headline(results: Results) -> str:
     """One sentence on the worst group; where groups are empty, on the worst of the others, and how many they are."""
-    metric = tables.worst_metric(results)
+    metric = worst_metric(results)
     worst = compare(results, BIASED, metric)
     ends = f"from {percent(worst.before)} to {percent(worst.after)}"
     what, empty = "worst-group accuracy", ""
     if metric != "worst_group_accuracy":
         what = "the worst accuracy of a group with test images"
-        empty = f" {tables.empty_groups(results)}: worst-group accuracy of all is undefined."
+        empty = f" {empty_groups(results)}: worst-group accuracy of all is undefined."
     return {
         "better": f"{what[0].upper()}{what[1:]} rose {ends}.",
         "worse": f"{what[0].upper()}{what[1:]} fell {ends}.",
@@ -173,7 +183,7 @@ def against_controls(results: Results) -> list[str]:
     """Sentences on the default method beside all but the biased model: on worst-group accuracy and on accuracy."""
     others = [name for name in results.methods if name not in (BIASED, results.default_method)]
     sentences = []
-    worst = tables.worst_metric(results)
+    worst = worst_metric(results)
     name = "worst-group accuracy" if worst == "worst_group_accuracy" else "the worst group with test images"
     for metric, what in ((worst, name), ("accuracy", "accuracy")):
         verdicts = {name: compare(results, name, metric).verdict for name in others}

@@ -1,20 +1,16 @@
-"""What every model of the run says of the test images, and results.json and tables from it."""
+"""Predicts the test images with every model of the run, and writes results.json and tables."""
 
-import csv
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 
 from aimfair.base.device import choose_device
-from aimfair.base.files import replace_file
-from aimfair.data.images import ImageSet
-from aimfair.evaluation.compare import compare
-from aimfair.evaluation.counts import Integers
-from aimfair.evaluation.logits import load_logits, save_logits
-from aimfair.evaluation.predictions import column
+from aimfair.config import Config
+from aimfair.evaluation.compare import Experiment, compare
+from aimfair.evaluation.predictions import load_logits, save_logits, write_predictions
 from aimfair.evaluation.results import SCHEMA_VERSION, Results
-from aimfair.evaluation.tables import COLUMNS, percent, save_tables, spread
 from aimfair.methods.choose import kind_of
 from aimfair.methods.method_settings import BIASED
+from aimfair.report.tables import COLUMNS, save_tables
+from aimfair.report.wording import percent, spread
 from aimfair.run.directory import Run
 from aimfair.selective.mask import ParameterMask
 from aimfair.training.models import load_model
@@ -45,9 +41,9 @@ def run(run: Run) -> None:
         tables = []
         for s, seed in enumerate(config.seeds):
             tables.append(run.baseline(seed).with_name("predictions.csv"))
-            _write_predictions(tables[-1], run.splits().test, {name: of[s] for name, of in predicted.items()})
+            write_predictions(tables[-1], run.splits().test, {name: of[s] for name, of in predicted.items()})
         reads_groups = [name for name, method in config.methods.items() if kind_of(method).reads_groups]
-        results = compare(config, run.splits(), predicted, density, logits, reads_groups)
+        results = compare(experiment(config), run.splits(), predicted, density, logits, reads_groups)
         for caution in results.cautions:
             run.log.warn(caution)
         results.save(run.results)
@@ -55,13 +51,21 @@ def run(run: Run) -> None:
     _print(Results.load(run.results))
 
 
+def experiment(config: Config) -> Experiment:
+    """What an evaluation needs of the settings."""
+    data = config.data
+    return Experiment(
+        config.title, config.seeds, config.default_method, {data.protected, *data.intersect_with}, config.evaluate
+    )
+
+
 def _step(seed: int, name: str) -> str:
-    """What one model says of the test images is a step of its own: metrics can change without predicting anew."""
+    """Predictions of a model are a step of their own: changed metrics do not repeat them."""
     return f"evaluate/{seed}/{name}"
 
 
 def _predict(run: Run, models: Sequence[tuple[int, str]]) -> None:
-    """The logits of these models, each a seed and a method, that are not there yet."""
+    """Computes the missing logits of these models, each a seed and a method."""
     config = run.config
     todo = []
     for seed, name in models:
@@ -92,17 +96,6 @@ def _predict(run: Run, models: Sequence[tuple[int, str]]) -> None:
             run.finish(_step(seed, name), inputs, [run.logits(seed, name)])
 
 
-def _write_predictions(path: Path, test: ImageSet, predicted: Mapping[str, Sequence[int] | Integers]) -> None:
-    """A row per test image: id, target, protected, further attributes, and the class that each method predicts."""
-    attributes = {f"attribute {name}": values for name, values in test.attributes.items()}
-    with replace_file(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(["id", "target", "protected", *attributes, *map(column, predicted)])
-        writer.writerows(
-            zip(test.ids, test.target, test.protected, *attributes.values(), *predicted.values(), strict=True)
-        )
-
-
 def _print(results: Results) -> None:
     """The table of methods, for the terminal."""
     from rich.console import Console
@@ -117,11 +110,11 @@ def _print(results: Results) -> None:
         table.add_row(
             Text(name, style="bold" if name == results.default_method else ""),
             "" if method.density is None else f"{method.density:.1%}",
-            *(spread(method.mean[metric], method.std[metric]) for metric in COLUMNS),
-            percent(method.of_mean_rates["worst_group_accuracy"]),
+            *(spread(method.mean[metric], method.std[metric], unit="") for metric in COLUMNS),
+            percent(method.of_mean_rates["worst_group_accuracy"], unit=""),
         )
     seeds = len(results.seeds)
     over = f"mean ± std of {seeds} seeds" if seeds > 1 else "one seed"
     console = Console()
     console.print(table)
-    console.print(Text(f"Percent, {over}; seed-avg. worst: of seed-averaged accuracies, it flatters.", style="dim"))
+    console.print(Text(f"Percent, {over}; seed-avg. worst: of seed-averaged accuracies, optimistic.", style="dim"))

@@ -14,10 +14,11 @@ from pathlib import Path
 import pytest
 
 from aimfair.ablation import criteria
-from aimfair.ablation.differences import Predictions, difference
 from aimfair.ablation.names import ABLATIONS
+from aimfair.ablation.outcomes import difference
 from aimfair.base.errors import AimfairError
 from aimfair.commands import cli
+from aimfair.evaluation.predictions import Predictions
 from aimfair.evaluation.results import Results
 from aimfair.run.directory import Run
 from aimfair.selective.sensitivity import Sensitivity

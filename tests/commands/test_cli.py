@@ -16,6 +16,7 @@ from aimfair.config import Config, strict_yaml
 from aimfair.config import load as config_file
 from aimfair.evaluation.compare import compare
 from aimfair.run.directory import Run
+from aimfair.stages.evaluate import experiment
 from aimfair.stages.pipeline import STAGES
 from tests.report.made_up import made_up_config, made_up_predictions, made_up_splits
 
@@ -159,7 +160,7 @@ def test_the_end_says_what_came_out_and_where_to_read_on(capsys):
     config, splits = made_up_config(), made_up_splits()
     density = {name: [0.1] * len(config.seeds) for name in config.methods}
     with Run.open(Path("runs/made-up"), config) as run:
-        compare(config, splits, made_up_predictions(splits, config), density).save(run.results)
+        compare(experiment(config), splits, made_up_predictions(splits, config), density).save(run.results)
         cli._print_headline(run)
     sentence, where = capsys.readouterr().out.splitlines()
     assert sentence.startswith("Worst-group accuracy rose from ")

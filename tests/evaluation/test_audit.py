@@ -8,12 +8,12 @@ import pytest
 
 from aimfair.config import Config
 from aimfair.data.images import Splits
-from aimfair.data.settings import DataSettings
-from aimfair.evaluation import fairness, intervals
+from aimfair.evaluation import intervals, metrics
 from aimfair.evaluation.audit import cautions, partitions
 from aimfair.evaluation.compare import compare
-from aimfair.evaluation.counts import count_predictions
+from aimfair.evaluation.metrics import count_predictions
 from aimfair.evaluation.results import Results
+from aimfair.stages.evaluate import experiment
 from tests.report.made_up import made_up_config, made_up_logits, made_up_splits, with_attributes
 
 AGES = ("young", "middle", "old")
@@ -37,7 +37,7 @@ def splits() -> Splits:
 @pytest.fixture(scope="module")
 def results(config: Config, splits: Splits) -> Results:
     logits = made_up_logits(splits, config)
-    return compare(config, splits, predictions(logits), {}, logits)
+    return compare(experiment(config), splits, predictions(logits), {}, logits)
 
 
 def predictions(logits: dict[str, list[np.ndarray]]) -> dict[str, list[np.ndarray]]:
@@ -56,12 +56,12 @@ def test_every_number_is_its_definition(config: Config, splits: Splits, results:
     for name, method in audit.methods.items():
         tables = [count_predictions(test.target, values, one, 2, len(names)) for one in predicted[name]]
         assert audit.test_images == tables[0].sum(axis=2).tolist()
-        for metric, of in fairness.METRICS.items():
+        for metric, of in metrics.METRICS.items():
             per_seed = [float(of(table)) for table in tables]
             assert method.mean[metric] == pytest.approx(np.mean(per_seed), nan_ok=True)
             assert method.std[metric] == pytest.approx(np.std(per_seed, ddof=1), nan_ok=True)
             assert method.of_mean_rates[metric] == pytest.approx(float(of(np.mean(tables, axis=0))), nan_ok=True)
-        rates = np.mean([fairness.by_group(table) for table in tables], axis=0)
+        rates = np.mean([metrics.by_group(table) for table in tables], axis=0)
         assert np.array(method.by_group.mean) == pytest.approx(rates, nan_ok=True)
         sizes = tables[0].sum(axis=2)
         expected = intervals.wilson(rates * sizes, sizes, config.evaluate.confidence)
@@ -83,9 +83,7 @@ def test_empty_groups_make_strict_metrics_undefined_and_are_named(results: Resul
     assert 0 < method.mean["worst_present_group_accuracy"] < 1
     assert not np.isnan(method.versus["biased"]["worst_present_group_accuracy"].over_images).any()
     for target in ("below five", "five or more"):
-        assert f"No test images of the group {target} · red · old: every metric that needs it is undefined." in (
-            audit.cautions
-        )
+        assert f"No test images in group {target} · red · old: metrics that need it are undefined." in (audit.cautions)
     assert results.attributes["age"].empty == 0
     assert not np.isnan(results.attributes["age"].methods["aimfair"].mean["worst_group_accuracy"])
 
@@ -115,16 +113,15 @@ def test_many_groups_are_named_in_one_sentence() -> None:
     sizes = np.array([[0, 0, 0], [0, 0, 31], [4, 4, 4], [4, 4, 50]])
     found = cautions("xyz", "abcd", sizes, 30)
     assert found == [
-        "No test images of 5 of 12 groups, x · a; x · b; y · a; y · b; z · a: every metric that needs them is"
-        " undefined.",
-        "Under 30 test images of 5 of 12 groups, x · c (4); x · d (4); y · c (4); y · d (4); z · c (4): what is said of"
-        " them is uncertain.",
+        "No test images in 5 of 12 groups, x · a; x · b; y · a; y · b; z · a: metrics that need them are undefined.",
+        "Under 30 test images in 5 of 12 groups, x · c (4); x · d (4); y · c (4); y · d (4); z · c (4): their results"
+        " are uncertain.",
     ]
 
 
 def test_unnamed_attributes_are_an_error(config: Config, splits: Splits) -> None:
     with pytest.raises(ValueError, match=r"attributes \['age'\], names of values of \[\]"):
-        partitions(config.data, replace(splits, attribute_names={}))
+        partitions({config.data.protected}, replace(splits, attribute_names={}))
 
 
 def test_factors_are_not_crossed_with_their_product() -> None:
@@ -139,13 +136,7 @@ def test_factors_are_not_crossed_with_their_product() -> None:
         protected_names=tuple(f"{one} · {other}" for one in ("green", "red") for other in sides),
     )
     crossed = with_attributes(crossed, {"ink": (("green", "red"), ink), "side": (sides, side), "age": (AGES, age)})
-    data = DataSettings.model_validate(
-        {
-            "kind": "table", "root": "/", "target": "digit", "protected": "ink", "intersect_with": ["side"],
-            "audit": ["age"], "majority": [0, 3],
-        }
-    )  # fmt: skip
-    alone, intersections = partitions(data, crossed)
+    alone, intersections = partitions({"ink", "side"}, crossed)
     assert list(alone) == ["ink", "side", "age"]
     assert list(intersections) == ["age"]
     assert intersections["age"].names[:4] == (

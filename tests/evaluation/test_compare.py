@@ -6,10 +6,11 @@ import pytest
 from aimfair.base.errors import AimfairError
 from aimfair.config import Config
 from aimfair.data.images import ImageSet, Splits
-from aimfair.evaluation import fairness
+from aimfair.evaluation import metrics
 from aimfair.evaluation.compare import compare
-from aimfair.evaluation.counts import count_predictions
+from aimfair.evaluation.metrics import count_predictions
 from aimfair.evaluation.results import Results
+from aimfair.stages.evaluate import experiment
 from tests.report.made_up import made_up_config, made_up_predictions, made_up_splits
 
 
@@ -25,7 +26,7 @@ def splits() -> Splits:
 
 @pytest.fixture(scope="module")
 def results(config: Config, splits: Splits) -> Results:
-    return compare(config, splits, made_up_predictions(splits, config), {"aimfair": [0.1, 0.1, 0.1]})
+    return compare(experiment(config), splits, made_up_predictions(splits, config), {"aimfair": [0.1, 0.1, 0.1]})
 
 
 def test_every_number_is_its_definition(config: Config, splits: Splits, results: Results) -> None:
@@ -34,18 +35,16 @@ def test_every_number_is_its_definition(config: Config, splits: Splits, results:
     overall: dict[str, list[dict[str, float]]] = {}
     for name, method in results.methods.items():
         tables = [count_predictions(splits.test.target, splits.test.protected, one, 2, 2) for one in predicted[name]]
-        overall[name] = [
-            {metric: float(value) for metric, value in fairness.overall(table).items()} for table in tables
-        ]
+        overall[name] = [{metric: float(value) for metric, value in metrics.overall(table).items()} for table in tables]
         assert [one.counts for one in method.seeds] == [table.tolist() for table in tables]
-        for metric in fairness.METRICS:
+        for metric in metrics.METRICS:
             values = [one[metric] for one in overall[name]]
             assert [one.overall[metric] for one in method.seeds] == pytest.approx(values)
             assert method.mean[metric] == pytest.approx(np.mean(values))
             assert method.std[metric] == pytest.approx(np.std(values, ddof=1))
             low, high = method.interval[metric]
             assert low <= high
-        rates = np.mean([fairness.by_group(table) for table in tables], axis=0)
+        rates = np.mean([metrics.by_group(table) for table in tables], axis=0)
         assert np.array(method.by_group.mean) == pytest.approx(rates)
         assert method.of_mean_rates["worst_group_accuracy"] == pytest.approx(rates.min())
         assert method.of_mean_rates["group_std"] == pytest.approx(rates.std())
@@ -68,11 +67,11 @@ def test_methods_are_paired_by_image(config: Config, splits: Splits) -> None:
     predicted = made_up_predictions(splits, config)
     better = []
     for one in predicted["biased"]:
-        mended = one.copy()
+        fixed = one.copy()
         wrong = np.flatnonzero(one != splits.test.target)
-        mended[wrong[: len(wrong) // 4]] = splits.test.target[wrong[: len(wrong) // 4]]
-        better.append(mended)
-    results = compare(config, splits, {**predicted, "aimfair": better}, {})
+        fixed[wrong[: len(wrong) // 4]] = splits.test.target[wrong[: len(wrong) // 4]]
+        better.append(fixed)
+    results = compare(experiment(config), splits, {**predicted, "aimfair": better}, {})
     low, high = results.methods["aimfair"].versus["biased"]["accuracy"].over_images
     assert 0 < low < high
     alone = results.methods["aimfair"].interval["accuracy"]
@@ -85,7 +84,7 @@ def test_methods_are_paired_by_image(config: Config, splits: Splits) -> None:
 
 def test_one_seed_has_no_spread(splits: Splits) -> None:
     config = made_up_config(replicates=200, seeds=[7])
-    results = compare(config, splits, made_up_predictions(splits, config), {})
+    results = compare(experiment(config), splits, made_up_predictions(splits, config), {})
     method = results.methods["aimfair"]
     assert np.isnan(method.std["accuracy"])
     assert np.isnan(method.versus["biased"]["accuracy"].over_seeds).all()
@@ -94,10 +93,10 @@ def test_one_seed_has_no_spread(splits: Splits) -> None:
 
 def test_empty_and_small_groups_are_cautioned(config: Config) -> None:
     splits = made_up_splits(test_per_group=(40, 29, 30, 0))
-    results = compare(config, splits, made_up_predictions(splits, config), {})
+    results = compare(experiment(config), splits, made_up_predictions(splits, config), {})
     assert [caution.split(":")[0] for caution in results.cautions] == [
-        "No test images of the group five or more · red",
-        "Only 29 test images of the group below five · red",
+        "No test images in group five or more · red",
+        "Only 29 test images in group below five · red",
     ]
     method = results.methods["aimfair"]
     assert np.isnan(method.mean["worst_group_accuracy"])
@@ -111,14 +110,14 @@ def test_the_file_keeps_everything(results: Results, config: Config, splits: Spl
     results.save(path)
     first = path.read_bytes()
     assert Results.load(path) == results
-    compare(config, splits, made_up_predictions(splits, config), {"aimfair": [0.1, 0.1, 0.1]}).save(path)
+    compare(experiment(config), splits, made_up_predictions(splits, config), {"aimfair": [0.1, 0.1, 0.1]}).save(path)
     assert path.read_bytes() == first, "the same predictions give the same bytes"
 
 
 def test_undefined_is_null_in_the_file(config: Config, tmp_path) -> None:
     splits = made_up_splits(test_per_group=(40, 40, 40, 0))
     path = tmp_path / "results.json"
-    compare(config, splits, made_up_predictions(splits, config), {}).save(path)
+    compare(experiment(config), splits, made_up_predictions(splits, config), {}).save(path)
     assert "NaN" not in path.read_text()
     assert np.isnan(Results.load(path).methods["biased"].mean["eo_max"])
 
@@ -127,7 +126,7 @@ def test_other_files_are_refused(tmp_path) -> None:
     path = tmp_path / "results.json"
     with pytest.raises(AimfairError, match="no results yet; first: aimfair evaluate"):
         Results.load(path)
-    for text in ("{", "{}", '{"schema_version": 3}', "3", "\xff"):
+    for text in ("{", "{}", '{"schema_version": 4}', "3", "\xff"):
         path.write_bytes(text.encode("latin-1"))
         with pytest.raises(AimfairError, match=r"results\.json: .*make it again"):
             Results.load(path)
@@ -146,7 +145,7 @@ def test_three_protected_values_and_classes_against_fairlearn(config: Config) ->
         for name in ("biased", *config.methods)
     }
     predicted = {name: [one.argmax(axis=1) for one in of] for name, of in logits.items()}
-    results = compare(config, splits, predicted, {}, logits)
+    results = compare(experiment(config), splits, predicted, {}, logits)
     for s, one in enumerate(results.methods["aimfair"].seeds):
         frame = MetricFrame(
             metrics=accuracy_score,
@@ -169,7 +168,7 @@ def test_an_older_file_is_named_as_such(tmp_path) -> None:
     path = tmp_path / "run" / "results.json"
     path.parent.mkdir()
     path.write_text('{"schema_version": 1, "title": "Digits", "methods": {}}')
-    with pytest.raises(AimfairError, match=r"schema version 1, this aimfair reads 3; .*aimfair evaluate --run .*run$"):
+    with pytest.raises(AimfairError, match=r"schema version 1, this aimfair reads 4; .*aimfair evaluate --run .*run$"):
         Results.load(path)
 
 
@@ -182,9 +181,9 @@ def test_ten_classes(config: Config) -> None:
         name: [np.where(generator.random(400) < 0.8, target, generator.integers(10, size=400)) for _ in config.seeds]
         for name in ("biased", *config.methods)
     }
-    results = compare(config, splits, predicted, {})
+    results = compare(experiment(config), splits, predicted, {})
     assert np.shape(results.methods["aimfair"].seeds[0].counts) == (2, 10, 10)
     assert np.shape(results.methods["aimfair"].by_group.interval) == (2, 10, 2)
     assert len(results.groups) == 20
     (caution,) = results.cautions
-    assert caution.startswith("Under 30 test images of 20 of 20 groups, 0 · green (20); 0 · red (20); 1 · green (20);")
+    assert caution.startswith("Under 30 test images in 20 of 20 groups, 0 · green (20); 0 · red (20); 1 · green (20);")

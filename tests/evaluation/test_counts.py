@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from aimfair.evaluation.counts import PairedPredictions, count_predictions
+from aimfair.evaluation.intervals import PairedPredictions
+from aimfair.evaluation.metrics import count_predictions
 
 
 def draw(generator: np.random.Generator, n: int, targets: int, protected_values: int) -> tuple[np.ndarray, ...]:

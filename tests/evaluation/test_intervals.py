@@ -1,13 +1,28 @@
 """Intervals against closed forms and other implementations; what pairing buys."""
 
-import time
-
 import numpy as np
 import pytest
 from scipy import stats
 
-from aimfair.evaluation import fairness, intervals
-from aimfair.evaluation.counts import PairedPredictions, count_predictions
+from aimfair.evaluation import intervals, metrics
+from aimfair.evaluation.intervals import PairedPredictions
+from aimfair.evaluation.metrics import count_predictions
+
+
+def multinomial_bootstrap(
+    counts: np.ndarray, replicates: int, confidence: float, generator: np.random.Generator
+) -> dict[str, np.ndarray]:
+    """The bootstrap of images of one model, each its own cluster, from their counts [A, Y, K] alone."""
+    rows = np.asarray(counts, dtype=np.float64).reshape(-1, counts.shape[2])
+    drawn = np.zeros((replicates, *rows.shape))
+    for group, row in enumerate(rows):
+        if row.sum() > 0:
+            drawn[:, group] = generator.multinomial(round(row.sum()), row / row.sum(), size=replicates)
+    tables = np.ascontiguousarray(drawn.transpose(1, 2, 0)).reshape(*counts.shape, replicates)
+    return {
+        metric: intervals.bias_corrected(of(tables), of(rows.reshape(counts.shape)), confidence)
+        for metric, of in metrics.METRICS.items()
+    }
 
 
 def resampled(predictions: PairedPredictions, replicates: int, seed: int = 0) -> np.ndarray:
@@ -56,7 +71,7 @@ def test_images_of_one_original_are_drawn_together() -> None:
 
     def standard_error(target, protected, predicted, ids=None) -> float:
         draws = resampled(PairedPredictions.of(target, protected, predicted[None], 2, 2, ids), 4000)
-        return float(fairness.accuracy(draws).std())
+        return float(metrics.accuracy(draws).std())
 
     assert standard_error(*twice, ids) == pytest.approx(standard_error(target, protected, predicted), rel=0.05)
     assert standard_error(*twice) == pytest.approx(standard_error(target, protected, predicted) / 2**0.5, rel=0.05)
@@ -71,7 +86,7 @@ def test_models_see_the_same_replicates() -> None:
     assert draws[..., 0, :].std() > 0
     better = np.where(np.arange(200) % 4 == 0, target, predicted)  # right wherever the other is
     draws = resampled(PairedPredictions.of(target, protected, np.stack([predicted, better]), 2, 2), 200)
-    accuracy = fairness.accuracy(draws)
+    accuracy = metrics.accuracy(draws)
     assert (accuracy[1] >= accuracy[0]).all()
 
 
@@ -104,33 +119,20 @@ def test_bootstrap_of_counts_is_that_of_images() -> None:
     target, protected = generator.integers(2, size=800), generator.integers(3, size=800)
     predicted = np.where(generator.random(800) < 0.75, target, 1 - target)
     counts = count_predictions(target, protected, predicted, 2, 3)
-    quick = intervals.bootstrap(counts, 10_000, 0.9, np.random.default_rng(1))
+    quick = multinomial_bootstrap(counts, 10_000, 0.9, np.random.default_rng(1))
     draws = resampled(PairedPredictions.of(target, protected, predicted[None], 2, 3), 10_000)
-    assert set(quick) == set(fairness.METRICS)
-    for metric, of in fairness.METRICS.items():
+    assert set(quick) == set(metrics.METRICS)
+    for metric, of in metrics.METRICS.items():
         slow = intervals.bias_corrected(of(draws)[0], of(counts), 0.9)
         assert quick[metric] == pytest.approx(slow, abs=0.015), metric
-    again = intervals.bootstrap(counts, 10_000, 0.9, np.random.default_rng(1))
-    assert all(np.array_equal(quick[metric], again[metric]) for metric in quick)
 
 
 def test_bootstrap_of_counts_with_an_empty_group() -> None:
     counts = np.array([[[8, 2], [0, 0]], [[8, 2], [1, 9]]])
-    found = intervals.bootstrap(counts, 500, 0.95, np.random.default_rng(0))
+    found = multinomial_bootstrap(counts, 500, 0.95, np.random.default_rng(0))
     assert np.isnan(found["worst_group_accuracy"]).all()
     low, high = found["worst_present_group_accuracy"]
     assert 0 < low < 0.8 <= high <= 1
-
-
-def test_ten_thousand_replicates_of_counts_take_a_moment() -> None:
-    """Under 0.1 s of one core; a tenth of it where this was written. The best of three: others may use the machine."""
-    counts = np.array([[[900, 100], [300, 700]], [[700, 300], [100, 900]]])
-    seconds = []
-    for _ in range(3):
-        start = time.process_time()
-        intervals.bootstrap(counts, 10_000, 0.95, np.random.default_rng(0))
-        seconds.append(time.process_time() - start)
-    assert min(seconds) < 0.1
 
 
 def test_bias_correction_is_its_formula() -> None:
@@ -159,8 +161,8 @@ def test_an_empty_group_stays_undefined() -> None:
     target, protected = np.array([0, 0, 1, 1]), np.array([0, 1, 1, 1])
     draws = resampled(PairedPredictions.of(target, protected, np.array([[0, 0, 1, 0]]), 2, 2), 50)
     assert draws[0, 1].sum() == 0
-    assert np.isnan(fairness.worst_group_accuracy(draws)).all()
-    assert np.isnan(intervals.percentile(fairness.worst_group_accuracy(draws), 0.95)).all()
+    assert np.isnan(metrics.worst_group_accuracy(draws)).all()
+    assert np.isnan(intervals.percentile(metrics.worst_group_accuracy(draws), 0.95)).all()
 
 
 def test_the_interval_of_accuracy_covers_the_truth() -> None:
@@ -171,7 +173,7 @@ def test_the_interval_of_accuracy_covers_the_truth() -> None:
     for _ in range(300):
         predicted = np.where(generator.random(100) < 0.8, target, 1 - target)
         draws = next(intervals.resample(PairedPredictions.of(target, protected, predicted[None], 2, 2), 400, generator))
-        low, high = intervals.percentile(fairness.accuracy(draws)[0], 0.9)
+        low, high = intervals.percentile(metrics.accuracy(draws)[0], 0.9)
         covered += low <= 0.8 <= high
     assert 0.84 <= covered / 300 <= 0.95
 
@@ -185,7 +187,7 @@ def test_the_interval_of_the_worst_group_covers_the_truth() -> None:
         counts = np.zeros((2, 2, 2))
         for y in range(2):
             counts[:, y, y], counts[:, y, 1 - y] = right[:, y], sizes[:, y] - right[:, y]
-        low, high = intervals.bootstrap(counts, 500, 0.95, generator)["worst_group_accuracy"]
+        low, high = multinomial_bootstrap(counts, 500, 0.95, generator)["worst_group_accuracy"]
         corrected += low - 1e-9 <= 0.9 <= high + 1e-9
         rates = generator.binomial(sizes, right / sizes, size=(500, 2, 2)) / sizes
         low, high = intervals.percentile(rates.min(axis=(1, 2)), 0.95)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from aimfair.base.errors import AimfairError
-from aimfair.evaluation.logits import load_logits, save_logits
+from aimfair.evaluation.predictions import load_logits, save_logits
 
 
 def test_it_keeps_every_bit_in_stated_room(tmp_path: Path) -> None:

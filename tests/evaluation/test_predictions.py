@@ -2,8 +2,7 @@
 
 from pathlib import Path
 
-from aimfair.ablation.differences import Predictions
-from aimfair.evaluation.predictions import LABELS, column
+from aimfair.evaluation.predictions import LABELS, Predictions, column
 
 
 def test_columns_never_collide() -> None:

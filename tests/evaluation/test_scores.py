@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from aimfair.evaluation import scores
-from aimfair.evaluation.logits import log_odds, probabilities
+from aimfair.evaluation.scores import log_odds, probabilities
 
 
 def draw(seed: int, n: int, classes: int, values: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -9,7 +9,7 @@ import pytest
 
 from aimfair.base.errors import AimfairError
 from aimfair.evaluation import scores
-from aimfair.evaluation.logits import load_logits
+from aimfair.evaluation.predictions import load_logits
 from aimfair.evaluation.results import Results
 from aimfair.run.directory import Run
 from aimfair.selective.mask import ParameterMask
@@ -88,7 +88,7 @@ def test_predictions_and_results(run: Run, capsys: pytest.CaptureFixture[str]) -
     assert f"{100 * results.methods['aimfair'].of_mean_rates['worst_group_accuracy']:.1f}" in shown
     assert "biased" in shown
     assert f"{100 * results.methods['aimfair'].mean['accuracy']:.1f}" in shown
-    assert "Only 20 test images of the group below five" in (run.path / "log.jsonl").read_text(encoding="utf-8")
+    assert "Only 20 test images in group below five" in (run.path / "log.jsonl").read_text(encoding="utf-8")
 
 
 def test_done_once_and_again_when_a_model_changes(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -137,11 +137,11 @@ def test_results_of_an_older_aimfair_are_made_again(run: Run, monkeypatch: pytes
     with monkeypatch.context() as older:
         older.setattr(evaluate, "SCHEMA_VERSION", 1)
         evaluate.run(run)
-    run.results.write_text(run.results.read_text().replace('"schema_version": 3', '"schema_version": 1'))
+    run.results.write_text(run.results.read_text().replace('"schema_version": 4', '"schema_version": 1'))
     with pytest.raises(AimfairError, match="schema version 1"):
         Results.load(run.results)
     evaluate.run(run)
-    assert Results.load(run.results).schema_version == 3
+    assert Results.load(run.results).schema_version == 4
 
 
 def test_a_missing_model_is_named(run: Run) -> None:

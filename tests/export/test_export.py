@@ -109,7 +109,7 @@ def test_the_card_tells_the_numbers_of_the_run(folder: Path, run: Run) -> None:
     for text in (
         *("4 | 6 | 8", "20 | 6 | 10", "20 | 6 | 12", "4 | 6 | 10"),  # images of the groups in train, val and test
         *("30.0% of all", "12 prompts", "16 images in the balanced set", "by validation accuracy"),
-        "Only 8 test images of the group",
+        "Only 8 test images in group",
     ):
         assert text in card.text, text
     assert str(run.config.data.root) not in card.content, "where the data lie is nobody's business"

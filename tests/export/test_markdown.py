@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aimfair.export.markdown import escape, table
+from aimfair.report.tables import escape, markdown_table
 
 PAGE = markdown_it.MarkdownIt("commonmark").enable(["table", "strikethrough"])
 TAGS = {"<p>", "</p>"}
@@ -31,5 +31,5 @@ def test_what_github_would_make_of_it_is_escaped(text: str) -> None:
 
 
 def test_a_table_keeps_its_cells() -> None:
-    page = PAGE.render(table(["a", "b"], [[escape("x | y"), escape("</td>")], ["1", "2"]]))
+    page = PAGE.render(markdown_table(["a", "b"], [[escape("x | y"), escape("</td>")], ["1", "2"]]))
     assert (page.count("<tr>"), page.count("<td"), page.count("</td>")) == (3, 4, 4)

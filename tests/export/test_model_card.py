@@ -16,6 +16,7 @@ from aimfair.export.choose import Choice
 from aimfair.export.model_card import Facts
 from aimfair.generation.summary import GenerationSummary, GroupSummary
 from aimfair.report.wording import TIMES
+from aimfair.stages.evaluate import experiment
 from tests.report.made_up import made_up_config, made_up_predictions, made_up_splits, with_attributes
 
 Make = Callable[..., Facts]
@@ -28,7 +29,7 @@ def results() -> Results:
     stroke = np.random.default_rng(1).integers(3, size=len(splits.test))
     stroke[(splits.test.protected == 1) & (stroke == 2)] = 0
     splits = with_attributes(splits, {"stroke": (("thin", "thick", "faint"), stroke)})
-    return compare(config, splits, made_up_predictions(splits, config), {})
+    return compare(experiment(config), splits, made_up_predictions(splits, config), {})
 
 
 @pytest.fixture(scope="module")

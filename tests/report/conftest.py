@@ -17,6 +17,7 @@ from aimfair.prompts.diversity import measure
 from aimfair.prompts.grammar import save_prompts, write_prompts
 from aimfair.run.directory import Run
 from aimfair.selective.mask import ParameterMask
+from aimfair.stages.evaluate import experiment
 from aimfair.training.history import Epoch, History
 from tests.report.made_up import (
     made_up_config,
@@ -95,7 +96,7 @@ def fill(run: Run) -> None:
             run.mask(seed, name).parent.mkdir(exist_ok=True)
             mask.save(run.mask(seed, name))
     density = {name: [ParameterMask.load(run.mask(s, name)).density for s in config.seeds] for name in config.methods}
-    compare(config, splits, predicted, density, logits, reads_groups={"full"}).save(run.results)
+    compare(experiment(config), splits, predicted, density, logits, reads_groups={"full"}).save(run.results)
     for stage, seconds in (("prompts", 0.1), ("generate", 41.5), ("train", 80.2), ("evaluate", 0.7)):
         run.log("stage finished", stage=stage, seconds=seconds)
     run.finish("evaluate", {}, [run.results])

@@ -21,6 +21,7 @@ from aimfair.report.material import Material, Replies
 from aimfair.report.wording import training as said_of
 from aimfair.run.directory import Run
 from aimfair.stages import report
+from aimfair.stages.evaluate import experiment
 from tests.report.conftest import open_run
 from tests.report.made_up import made_up_config, made_up_predictions, made_up_splits
 
@@ -257,12 +258,12 @@ def test_a_damaged_account_of_the_images(finished: Path, tmp_path: Path) -> None
 
 def test_undefined_numbers_are_dashes(material: Material) -> None:
     config, splits = made_up_config(seeds=[100]), made_up_splits((60, 60, 20, 0))
-    results = compare(config, splits, made_up_predictions(splits, config), {})
+    results = compare(experiment(config), splits, made_up_predictions(splits, config), {})
     text = Page(page.render(changed(material, config=config, results=results, splits=splits))).text
     assert "nan" not in text
     assert "1 of 4 groups has no test images: worst-group accuracy of all is undefined." in text
-    assert "No test images of the group five or more · red" in text
-    assert "Only 20 test images of the group five or more · green" in text
+    assert "No test images in group five or more · red" in text
+    assert "Only 20 test images in group five or more · green" in text
     assert "One seed:" in text
     assert "over seeds" not in text.split("Accuracy of each group")[0]
 
@@ -315,7 +316,7 @@ def ten_class_results() -> tuple[Results, Splits]:
             one[np.arange(600), target] += 2
         logits[name] = of_seeds
     predicted = {name: [one.argmax(axis=1) for one in of] for name, of in logits.items()}
-    return compare(config, splits, predicted, {}, logits), splits
+    return compare(experiment(config), splits, predicted, {}, logits), splits
 
 
 def test_ten_classes(material: Material) -> None:
@@ -347,7 +348,7 @@ def test_probabilities_before_and_after(material: Material) -> None:
             assert f"{method.scores_mean.by_value[score][1]:.3f} ±" in text
             assert f"{method.scores_mean.gap[score]:.3f} ±" in text
     config, splits = made_up_config(replicates=100), made_up_splits()
-    none = compare(config, splits, made_up_predictions(splits, config), {})
+    none = compare(experiment(config), splits, made_up_predictions(splits, config), {})
     html = page.render(changed(material, results=none, splits=splits))
     assert "The results hold no metrics of probabilities." in section(html, "certainty")
     assert "no further attributes of the test images" in section(html, "attributes")
@@ -363,7 +364,7 @@ def test_other_attributes_and_intersections(material: Material) -> None:
     assert f"{name}, {100 * rate:.1f}%" in text, "the worst intersection is named"
     assert "of the 10 of 12 groups that have test images" in text
     assert "2 groups have no test images" in text
-    assert "No test images of the group below five · red · faint" in text
+    assert "No test images in group below five · red · faint" in text
     assert part.count("<b>· empty</b>") == 2
     sizes = np.array(audit.test_images)
     assert (

@@ -7,10 +7,11 @@ import pytest
 
 from aimfair.evaluation.compare import compare
 from aimfair.evaluation.results import Difference, Interval, Results
-from aimfair.evaluation.tables import markdown
 from aimfair.methods.choose import kind_of
 from aimfair.methods.method_settings import MethodSettings
 from aimfair.report import wording
+from aimfair.report.tables import markdown
+from aimfair.stages.evaluate import experiment
 from tests.report.made_up import made_up_config, made_up_predictions, made_up_splits
 
 NONE = (math.nan, math.nan)
@@ -19,7 +20,7 @@ NONE = (math.nan, math.nan)
 @pytest.fixture(scope="module")
 def results() -> Results:
     config, splits = made_up_config(), made_up_splits((300, 300, 300, 300))
-    return compare(config, splits, made_up_predictions(splits, config), {})
+    return compare(experiment(config), splits, made_up_predictions(splits, config), {})
 
 
 @pytest.mark.parametrize(
@@ -44,7 +45,7 @@ def test_verdicts(over_images: Interval, over_seeds: Interval, higher: str, lowe
 
 
 def test_few_images_decide_nothing() -> None:
-    clear = Difference(mean=0.2, over_images=(0.1, 0.3), over_seeds=NONE, deciding_images=29)
+    clear = Difference(mean=0.2, over_images=(0.1, 0.3), over_seeds=NONE, support=29)
     assert wording.judge("eo_mean", clear, 30) == "too few images"
     assert wording.judge("eo_mean", clear, 29) == "worse"
     unclear = clear.model_copy(update={"over_images": (-0.1, 0.3)})
@@ -54,17 +55,17 @@ def test_few_images_decide_nothing() -> None:
 def test_small_groups_reach_every_verdict() -> None:
     """The groups in which the biased model errs have 20 images each; accuracy hangs on no group."""
     config, splits = made_up_config(), made_up_splits((300, 20, 20, 300))
-    results = compare(config, splits, made_up_predictions(splits, config), {})
+    results = compare(experiment(config), splits, made_up_predictions(splits, config), {})
     assert wording.headline(results).startswith("Too few test images to judge worst-group accuracy: from ")
     verdicts = {metric: wording.compare(results, "biased", metric).verdict for metric in ("eo_mean", "accuracy")}
     assert verdicts == {"eo_mean": "too few images", "accuracy": "worse"}
     assert wording.compare(results, "biased", "worst_group_accuracy").verdict == "too few images"
-    assert wording.compare(results, "random", "eo_mean").difference.deciding_images == 20, "also turned round"
+    assert wording.compare(results, "random", "eo_mean").difference.support == 20, "also turned round"
 
 
 def test_the_headline_where_a_group_is_empty() -> None:
     config, splits = made_up_config(), made_up_splits((300, 300, 300, 0))
-    results = compare(config, splits, made_up_predictions(splits, config), {})
+    results = compare(experiment(config), splits, made_up_predictions(splits, config), {})
     assert math.isnan(results.methods["aimfair"].mean["worst_group_accuracy"])
     assert re.fullmatch(
         r"The worst accuracy of a group with test images rose from 5\d\.\d% to 8\d\.\d%\. 1 of 4 groups has no test"
@@ -145,7 +146,7 @@ def test_many_methods_are_a_number() -> None:
     )
     predicted = made_up_predictions(splits, made_up_config())
     predicted |= {f"m{i}": predicted["random"] for i in "abc"}
-    worst, _ = wording.against_controls(compare(config, splits, predicted, {}))
+    worst, _ = wording.against_controls(compare(experiment(config), splits, predicted, {}))
     assert worst == (
         "On worst-group accuracy, aimfair is clearly better than 5 of 6 other methods; not clearly different from full."
     )

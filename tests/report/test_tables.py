@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 
 from aimfair.evaluation.compare import compare
-from aimfair.evaluation.fairness import METRICS
+from aimfair.evaluation.metrics import METRICS
 from aimfair.evaluation.results import Results
-from aimfair.evaluation.tables import save_tables
+from aimfair.report.tables import save_tables
+from aimfair.stages.evaluate import experiment
 from tests.report.made_up import made_up_config, made_up_logits, made_up_predictions, made_up_splits
 
 
@@ -18,7 +19,7 @@ def results() -> Results:
     config, splits = made_up_config(replicates=100), made_up_splits()
     logits = made_up_logits(splits, config)
     predicted = made_up_predictions(splits, config)
-    return compare(config, splits, predicted, {"aimfair": [0.1, 0.2, 0.3]}, logits, reads_groups={"full"})
+    return compare(experiment(config), splits, predicted, {"aimfair": [0.1, 0.2, 0.3]}, logits, reads_groups={"full"})
 
 
 def test_the_csv_has_every_number(results: Results, tmp_path: Path) -> None:
@@ -58,7 +59,7 @@ def test_the_markdown_names_what_is_seed_averaged(results: Results, tmp_path: Pa
 
 def test_one_seed_without_probabilities_and_an_empty_group(tmp_path: Path) -> None:
     config, splits = made_up_config(replicates=100, seeds=[7]), made_up_splits((20, 20, 20, 0))
-    results = compare(config, splits, made_up_predictions(splits, config), {})
+    results = compare(experiment(config), splits, made_up_predictions(splits, config), {})
     numbers, text = save_tables(results, tmp_path)
     assert "nan" not in numbers.read_text() + text.read_text()
     with numbers.open(newline="") as file:

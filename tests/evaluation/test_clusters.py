@@ -1,10 +1,10 @@
-"""The bootstrap draws images of one original together."""
+"""The bootstrap draws the images of a cluster together."""
 
 import numpy as np
 
 from aimfair.base.seeds import generator
 from aimfair.data.images import ImageSet
-from aimfair.evaluation import over_seeds
+from aimfair.evaluation.over_seeds import Grouping
 
 N = 80
 
@@ -13,11 +13,14 @@ def replicates(ids: tuple[str, ...], originals: tuple[str, ...] | None) -> np.nd
     target, protected = np.arange(N) % 2, np.arange(N) // 2 % 2
     test = ImageSet(np.zeros((N, 8, 8, 3), np.uint8), target, protected, ids, originals=originals)
     predicted = [np.where(np.arange(N) // 8 % 2 == 0, target, 1 - target)]  # right or wrong for eight in a row
-    found = over_seeds.replicates(test, protected, (2, 2), {"biased": predicted}, 200, generator("test"))
-    return found["biased"]["accuracy"]
+    grouping = Grouping(
+        target, protected, (2, 2), {"biased": predicted}, clusters=test.clusters, confidence=0.95, replicates=200,
+        generator=generator("test"),
+    )  # fmt: skip
+    return grouping.replicates["biased"]["accuracy"]
 
 
-def test_originals_are_drawn_and_not_images() -> None:
+def test_clusters_are_drawn_and_not_images() -> None:
     files = tuple(f"{number}.png" for number in range(N))
     patients = tuple(f"p{number // 8}" for number in range(N))
     alone, together = replicates(files, None), replicates(files, patients)

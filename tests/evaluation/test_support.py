@@ -3,8 +3,7 @@
 import numpy as np
 import pytest
 
-from aimfair.evaluation.deciding import deciding_images
-from aimfair.evaluation.fairness import METRICS
+from aimfair.evaluation.metrics import METRICS, support
 
 
 def table(groups: list[list[tuple[int, int]]]) -> np.ndarray:
@@ -36,28 +35,28 @@ MIDDLE = table([[(100, 90), (100, 60)], [(8, 6), (100, 80)], [(100, 70), (100, 9
     ],
 )
 def test_a_small_group_that_decides_nothing(metric: str, images: int | None) -> None:
-    assert deciding_images(metric, MIDDLE) == images
+    assert support(metric, MIDDLE) == images
 
 
 def test_a_small_group_at_the_end_decides() -> None:
     """It alone has the most false positives; only the recall of class 1 and what hangs on it are others' matter."""
     end = table([[(100, 90), (100, 60)], [(8, 4), (100, 80)], [(100, 70), (100, 95)]])
-    found = {metric: deciding_images(metric, end) for metric in METRICS}
+    found = {metric: support(metric, end) for metric in METRICS}
     assert found["worst_group_accuracy"] == found["eo_mean"] == found["eo_max"] == found["eo_ratio"] == 8
     assert found["equal_opportunity"] == 100
     both = np.stack([MIDDLE, end], axis=-1)
-    assert deciding_images("worst_group_accuracy", both) == 8, "one of several models is enough"
+    assert support("worst_group_accuracy", both) == 8, "one of several models is enough"
 
 
 def test_of_equal_groups_the_largest_speaks() -> None:
     equal = table([[(100, 50), (100, 100)], [(4, 2), (4, 4)]])
-    assert deciding_images("worst_group_accuracy", equal) == 100
-    assert deciding_images("eo_max", equal) == 100
+    assert support("worst_group_accuracy", equal) == 100
+    assert support("eo_max", equal) == 100
 
 
 def test_what_is_undefined_is_decided_by_none() -> None:
     empty = table([[(100, 50), (0, 0)], [(40, 30), (40, 20)]])
-    assert deciding_images("worst_group_accuracy", empty) is None
-    assert deciding_images("worst_present_group_accuracy", empty) == 100
-    assert deciding_images("equal_opportunity", empty) is None
-    assert deciding_images("demographic_parity", empty) == 80
+    assert support("worst_group_accuracy", empty) is None
+    assert support("worst_present_group_accuracy", empty) == 100
+    assert support("equal_opportunity", empty) is None
+    assert support("demographic_parity", empty) == 80
