@@ -23,8 +23,8 @@ import torch
 from torch.nn import functional as F
 
 from aimfair.data.images import ImageSet
-from aimfair.methods.method_settings import MethodSettings
-from aimfair.methods.selection import select_mask
+from aimfair.methods import Tune
+from aimfair.methods.tune import select_mask
 from aimfair.selective.mask import ParameterMask
 from aimfair.selective.sensitivity import Sensitivity
 from aimfair.training.checkpoint import Checkpoint
@@ -141,7 +141,7 @@ def sensitivity(model: torch.nn.Module, settings: ModelSettings, kept: str, opti
 
 def select(model: torch.nn.Module, _: ModelSettings, density: str, options: argparse.Namespace) -> None:
     probe = Sensitivity.load(options.folder / "signed.safetensors", model)
-    method = MethodSettings(rule="ratio", density=float(density))
+    method = Tune(rule="ratio", density=float(density))
     select_mask(probe, "ratio", method, seed=1).save(options.folder / f"{density}.safetensors")
 
 

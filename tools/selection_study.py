@@ -22,9 +22,8 @@ from aimfair.data import digits
 from aimfair.data.images import ImageSet
 from aimfair.evaluation.metrics import METRICS, count_predictions
 from aimfair.generation import synthetic
-from aimfair.methods.method_settings import MethodSettings
-from aimfair.methods.selection import select_mask
-from aimfair.methods.settings import finetune_settings
+from aimfair.methods import Tune
+from aimfair.methods.tune import select_mask
 from aimfair.selective.sensitivity import Sensitivity
 from aimfair.training.finetune import finetune
 from aimfair.training.models import load_model
@@ -69,9 +68,9 @@ def judge(config: Config, run: Path, seed: int, case: dict[str, Any], data: dict
     folder = run / "seeds" / str(seed)
     model = load_model(folder / "baseline", config.model)
     probe = Sensitivity.load(folder / "sensitivity.safetensors", model)
-    method = MethodSettings(**case)
+    method = Tune(**case)
     mask = select_mask(probe, "study", method, seed)
-    settings = finetune_settings(config.finetune, method)
+    settings = method.training_settings(config.train, config.finetune)
     finetune(model, mask, data["balanced"], data["validation"], settings, config.model, seed=seed)
     judged = data["judged"]
     predicted = predict(model, judged, config.model, batch_size=256, device=torch.device("cpu")).argmax(axis=1)

@@ -6,13 +6,12 @@ import numpy as np
 
 from aimfair.ablation import charts, model_blocks, sweep, variants
 from aimfair.ablation.findings import Figure, Findings
-from aimfair.ablation.options import Options, changed
+from aimfair.ablation.options import Options, changed, tuned
 from aimfair.ablation.outcomes import Outcomes
 from aimfair.ablation.plan import ONLY_GROUP, Arm, Names, Parent, Plan, variant
 from aimfair.base.errors import AimfairError
 from aimfair.config import Config
-from aimfair.methods.method_settings import MethodSettings
-from aimfair.methods.selection import select_mask
+from aimfair.methods.tune import Tune, select_mask
 from aimfair.run.directory import Run
 from aimfair.selective.mask import ParameterMask
 from aimfair.stages.select import sensitivity_of
@@ -31,7 +30,7 @@ def read(options: Options, config: Config) -> Request:
 
 def plan(parent: Parent, request: Request) -> Plan:
     config, names = parent.config, Names(parent.config)
-    method = config.methods[request.method]
+    method = tuned(config, request.method)
     masks = _selected(variants.with_gradients(parent), request.method, method)
     blocks = model_blocks.blocks(masks[0].names)
     whole = names.add(request.method, method)
@@ -91,7 +90,7 @@ def findings(parent: Parent, request: Request, outcomes: Outcomes) -> Findings:
     return Findings(figures, sweep.beside_reference(outcomes, sweep.METRICS[:2]))
 
 
-def _selected(run: Run, name: str, method: MethodSettings) -> list[ParameterMask]:
+def _selected(run: Run, name: str, method: Tune) -> list[ParameterMask]:
     """The mask of a method for each seed, selected here: which blocks it needs is to be known before its run is."""
     masks = []
     for seed in run.config.seeds:

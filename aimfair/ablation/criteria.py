@@ -5,12 +5,12 @@ from typing import get_args
 
 from aimfair.ablation import variants
 from aimfair.ablation.findings import Findings, Heat
-from aimfair.ablation.options import Options, checked, shares, words
+from aimfair.ablation.options import Options, checked, shares, tuned, words
 from aimfair.ablation.outcomes import Outcomes
 from aimfair.ablation.plan import ONLY_GROUP, Arm, Names, Parent, Plan, variant
 from aimfair.base.errors import AimfairError, ConfigError
 from aimfair.config import Config
-from aimfair.methods.selection import select_mask
+from aimfair.methods.tune import select_mask
 from aimfair.report import wording
 from aimfair.selective.choices import Criterion, Granularity
 from aimfair.stages.select import sensitivity_of
@@ -36,7 +36,7 @@ def read(options: Options, config: Config) -> Request:
     chosen = set(words("--values", options.values, [word for kind in kinds for word in kind]))
     picked = [[word for word in kind if word in chosen] or list(kind) for kind in kinds]
     name = options.method_of(config)
-    own = config.methods[name].density
+    own = tuned(config, name).density
     density = shares("--density", options.density, [own if own is not None else 0.1])
     if len(density) > 1:
         raise ConfigError(f"--density: found {options.density!r}, expected one")
@@ -45,7 +45,7 @@ def read(options: Options, config: Config) -> Request:
 
 def plan(parent: Parent, request: Request) -> Plan:
     config, names = parent.config, Names(parent.config)
-    own = config.methods[request.method]
+    own = tuned(config, request.method)
     common = {key: getattr(own, key) for key in ("lr", "epochs", "weight_decay", "batchnorm", "freeze")}
     run, seed = variants.with_gradients(parent), config.seeds[0]
     sensitivity = sensitivity_of(run, seed)

@@ -4,11 +4,11 @@ from dataclasses import dataclass, replace
 
 from aimfair.ablation import charts, sweep
 from aimfair.ablation.findings import Figure, Findings
-from aimfair.ablation.options import Options, changed, positive, shares, with_density
+from aimfair.ablation.options import Options, changed, positive, shares, tuned, with_density
 from aimfair.ablation.outcomes import Outcome, Outcomes
 from aimfair.ablation.plan import ONLY_GROUP, Arm, Names, Parent, Plan, full_method, variant
 from aimfair.config import Config
-from aimfair.methods.method_settings import BIASED, MethodSettings
+from aimfair.methods import BIASED, MethodSettings
 
 VALUES = (0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 1.0)
 
@@ -28,22 +28,22 @@ def read(options: Options, config: Config) -> Request:
         shares("--values", options.values, VALUES),
         positive("--lrs", options.lrs, ()),
     )
-    with_density("density", request.method, config.methods[request.method], request.densities[0])
+    with_density("density", request.method, tuned(config, request.method), request.densities[0])
     return request
 
 
 def plan(parent: Parent, request: Request) -> Plan:
     config, names = parent.config, Names(parent.config)
-    method = config.methods[request.method]
+    method = tuned(config, request.method)
     arms = []
     lrs: list[float | None] = [*request.lrs] or [None]
     for density in request.densities:
         of_density = with_density("density", request.method, method, density)
         for lr in lrs:
-            tuned = of_density if lr is None else changed(of_density, lr=lr)
+            rated = of_density if lr is None else changed(of_density, lr=lr)
             label = f"{density:.4g}" if lr is None else f"{density:.4g}, lr {lr:.4g}"
-            name = names.add(f"{request.method[:24]}_{label}", tuned)
-            facts = {"density": density, "lr": _lr(config, tuned)}
+            name = names.add(f"{request.method[:24]}_{label}", rated)
+            facts = {"density": density, "lr": _lr(config, rated)}
             arms.append(Arm(label, name, x=density, facts=facts))
     full = full_method(config)
     reference = "full fine-tuning"

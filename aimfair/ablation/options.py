@@ -10,7 +10,7 @@ from pydantic import ValidationError
 
 from aimfair.base.errors import ConfigError
 from aimfair.config import Config
-from aimfair.methods.method_settings import MethodSettings
+from aimfair.methods import Tune
 
 T = TypeVar("T", int, float)
 
@@ -46,11 +46,18 @@ class Options:
         name = config.default_method if self.method is None else self.method
         if name not in config.methods:
             raise ConfigError(f"--method: found {name!r}, expected one of {', '.join(config.methods)}")
-        if config.methods[name].kind != "tune":
+        if not isinstance(config.methods[name], Tune):
             raise ConfigError(
                 f"--method: {name!r} is of kind {config.methods[name].kind!r} and selects no weights; name another"
             )
         return name
+
+
+def tuned(config: Config, name: str) -> Tune:
+    """The method of this name, one that :meth:`Options.method_of` gave."""
+    method = config.methods[name]
+    assert isinstance(method, Tune)
+    return method
 
 
 def shares(flag: str, text: str | None, default: Sequence[float]) -> list[float]:
@@ -98,7 +105,7 @@ def _numbers(
     return sorted(found)
 
 
-def with_density(flag: str, name: str, method: MethodSettings, density: float) -> MethodSettings:
+def with_density(flag: str, name: str, method: Tune, density: float) -> Tune:
     """The method at another density.
 
     Raises:
@@ -110,7 +117,7 @@ def with_density(flag: str, name: str, method: MethodSettings, density: float) -
     return changed(method, **sizes)
 
 
-def changed(method: MethodSettings, **settings: object) -> MethodSettings:
+def changed(method: Tune, **settings: object) -> Tune:
     """The method with other settings.
 
     Raises:
@@ -119,13 +126,13 @@ def changed(method: MethodSettings, **settings: object) -> MethodSettings:
     return checked({**method.model_dump(), **settings})
 
 
-def checked(settings: Mapping[str, object]) -> MethodSettings:
-    """The settings of a method.
+def checked(settings: Mapping[str, object]) -> Tune:
+    """A method that selects.
 
     Raises:
         ConfigError: they do not go together.
     """
     try:
-        return MethodSettings.model_validate(settings)
+        return Tune.model_validate(settings)
     except ValidationError as error:
         raise ConfigError(error.errors()[0]["msg"].removeprefix("Value error, ")) from error

@@ -13,7 +13,7 @@ from aimfair.config import Config
 from aimfair.evaluation.over_seeds import Grouping
 from aimfair.evaluation.predictions import Predictions
 from aimfair.evaluation.results import Difference, MethodResult, Results
-from aimfair.methods.method_settings import BIASED
+from aimfair.methods import BIASED
 from aimfair.report.wording import Verdict, judge
 from aimfair.training.history import HISTORY, History
 

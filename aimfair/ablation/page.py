@@ -8,7 +8,7 @@ from aimfair.ablation import tables
 from aimfair.ablation.findings import Findings
 from aimfair.ablation.outcomes import Outcomes
 from aimfair.ablation.plan import Plan
-from aimfair.methods.method_settings import BIASED
+from aimfair.methods import BIASED
 from aimfair.report import charts, environment, wording
 from aimfair.report.template import template
 

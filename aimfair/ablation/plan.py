@@ -12,7 +12,7 @@ from pydantic import ValidationError
 from aimfair.base.errors import ConfigError
 from aimfair.config import Config
 from aimfair.config.errors import explain
-from aimfair.methods.method_settings import MethodSettings
+from aimfair.methods import MethodSettings, Tune
 from aimfair.run.directory import Run
 
 Fact = str | float | int | None
@@ -128,7 +128,7 @@ class Names:
         return name
 
 
-def full_method(config: Config) -> MethodSettings:
+def full_method(config: Config) -> Tune:
     """Full fine-tuning, as the parent has it, or with the settings of finetune."""
-    found = (method for method in config.methods.values() if method.kind == "tune" and method.rule == "all")
-    return next((method for method in found if not method.freeze), MethodSettings(rule="all"))
+    tuned = (method for method in config.methods.values() if isinstance(method, Tune) and method.rule == "all")
+    return next((method for method in tuned if not method.freeze), Tune(rule="all"))

@@ -12,15 +12,14 @@ import numpy.typing as npt
 
 from aimfair.ablation import charts, model_blocks, rank, variants
 from aimfair.ablation.findings import Figure, Findings
-from aimfair.ablation.options import Options, checked
+from aimfair.ablation.options import Options, checked, tuned
 from aimfair.ablation.outcomes import Outcomes
 from aimfair.ablation.plan import ONLY_GROUP, Arm, Names, Parent, Plan, variant
 from aimfair.base.errors import AimfairError, ConfigError
 from aimfair.base.seeds import generator
 from aimfair.config import Config
 from aimfair.evaluation.intervals import student_t
-from aimfair.methods.method_settings import MethodSettings
-from aimfair.methods.selection import FAIR, select_mask
+from aimfair.methods.tune import FAIR, Tune, select_mask
 from aimfair.report import wording
 from aimfair.run.directory import Run
 from aimfair.selective.sensitivity import Sensitivity
@@ -58,14 +57,14 @@ def read(options: Options, config: Config) -> Request:
     """``--method``."""
     options.only("premise", "method")
     name = options.method_of(config)
-    if config.methods[name].rule == "all":
+    if tuned(config, name).rule == "all":
         raise ConfigError(f"--method: {name!r} selects all of every block, so that nothing is predicted; name another")
     return Request(name)
 
 
 def plan(parent: Parent, request: Request) -> Plan:
     config, names = parent.config, Names(parent.config)
-    method = config.methods[request.method]
+    method = tuned(config, request.method)
     common = {key: getattr(method, key) for key in ("lr", "epochs", "weight_decay", "batchnorm")}
     arms = []
     blocks = _blocks(variants.with_gradients(parent))
@@ -96,7 +95,7 @@ def findings(parent: Parent, request: Request, outcomes: Outcomes) -> Findings:
     seeds = results.seeds
     biased = {one.seed: one.overall[_METRIC] for one in outcomes.biased.seeds}
     measured = np.array([[biased[s.seed] - s.overall[_METRIC] for s in one.result.seeds] for one in outcomes.arms])
-    predicted = _predicted(variants.with_gradients(parent), request.method, config.methods[request.method], seeds)
+    predicted = _predicted(variants.with_gradients(parent), request.method, tuned(config, request.method), seeds)
     agreements = {
         name: rank.agreement(values, measured, results.confidence, results.replicates, generator("premise", name))
         for name, values in predicted.items()
@@ -136,7 +135,7 @@ def findings(parent: Parent, request: Request, outcomes: Outcomes) -> Findings:
             label: wording.points(value) for label, value in zip(labels, measured.mean(axis=1), strict=True)
         },
     }
-    criterion = config.methods[request.method].criterion
+    criterion = tuned(config, request.method).criterion
     sentences = [
         f"{agreements[main].sentence} Of the {PREDICTIONS[main]} with the gain in equalized odds, over {len(labels)}"
         f" blocks and {len(seeds)} seed{'s' if len(seeds) > 1 else ''}: {agreements[main]}.",
@@ -159,14 +158,14 @@ def _blocks(run: Run) -> dict[str, list[str]]:
     return model_blocks.blocks(names, least=FEW)
 
 
-def _predicted(run: Run, name: str, method: MethodSettings, seeds: list[int]) -> dict[str, npt.NDArray[np.float64]]:
+def _predicted(run: Run, name: str, method: Tune, seeds: list[int]) -> dict[str, npt.NDArray[np.float64]]:
     """Prediction -> [blocks, seeds], of the gradients that ``run`` has."""
     blocks = list(_blocks(run).values())
     of_seeds = [_of_seed(run, name, method, seed, blocks) for seed in seeds]
     return {prediction: np.array([of[prediction] for of in of_seeds]).T for prediction in PREDICTIONS}
 
 
-def _of_seed(run: Run, name: str, method: MethodSettings, seed: int, blocks: list[list[str]]) -> dict[str, list[float]]:
+def _of_seed(run: Run, name: str, method: Tune, seed: int, blocks: list[list[str]]) -> dict[str, list[float]]:
     """Prediction -> value of each block. Sensitivity takes several times the memory of the model: one at a time."""
     sensitivity = sensitivity_of(run, seed)
     mask = select_mask(sensitivity, name, method, seed)
@@ -183,7 +182,7 @@ def _of_seed(run: Run, name: str, method: MethodSettings, seed: int, blocks: lis
     return found
 
 
-def _scores(sensitivity: Sensitivity, method: MethodSettings) -> list[npt.NDArray[np.float64]]:
+def _scores(sensitivity: Sensitivity, method: Tune) -> list[npt.NDArray[np.float64]]:
     """Mean bias and mean domain score of every tensor, of its elements or, for cosine, as a whole."""
     criterion = method.criterion
     domain = method.domain_criterion or (criterion if criterion in CONTRAST_CRITERIA else "difference")

@@ -12,7 +12,7 @@ from aimfair.base.errors import ConfigError
 from aimfair.base.progress import duration
 from aimfair.config import Config
 from aimfair.generation import synthetic
-from aimfair.methods.settings import finetune_settings
+from aimfair.methods import Tune
 
 FULL = "full fine-tuning"
 
@@ -25,7 +25,7 @@ class Request:
 def read(options: Options, config: Config) -> Request:
     """``--method``, or ``--values``: several."""
     options.only("selective", "method", "values")
-    tuned = [name for name, method in config.methods.items() if method.kind == "tune"]
+    tuned = [name for name, method in config.methods.items() if isinstance(method, Tune)]
     methods = [options.method_of(config)] if options.values is None else words("--values", options.values, tuned)
     if all(config.methods[name] == full_method(config) for name in methods):
         flag = "--method" if options.values is None else "--values"
@@ -63,7 +63,9 @@ def findings(parent: Parent, request: Request, outcomes: Outcomes) -> Findings:
     for one in outcomes.arms:
         parent.run.interrupt.check()
         folder = run / "seeds" / str(seed)
-        settings = finetune_settings(config.finetune, parent.config.methods.get(one.arm.method, full_method(config)))
+        method = parent.config.methods.get(one.arm.method)
+        method = method if isinstance(method, Tune) else full_method(config)
+        settings = method.training_settings(config.train, config.finetune)
         mask = folder / "masks" / f"{one.arm.method}.safetensors"
         measured[one.arm.label] = memory.measure(folder / "baseline", mask, images, settings, config.model, device)
     columns = {

@@ -12,7 +12,7 @@ from aimfair.ablation.outcomes import Outcome, Outcomes
 from aimfair.ablation.plan import Fact, Plan
 from aimfair.base.files import write_json, write_text
 from aimfair.evaluation.results import Difference, MethodResult
-from aimfair.methods.method_settings import BIASED
+from aimfair.methods import BIASED
 from aimfair.report import wording
 
 METRICS = {"accuracy": "accuracy", "worst_group_accuracy": "worst group", "eo_mean": "EO", "group_std": "STD"}

@@ -8,6 +8,7 @@ import argparse
 import os
 import sys
 import traceback
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -39,6 +40,7 @@ BUNDLED = Path(__file__).parents[1] / "configs"
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs a command line; the exit code."""
     _let_idle_threads_sleep()
+    warnings.formatwarning = lambda message, *_, **__: f"warning: {message}\n"  # no place in the code
     parser = _parser()
     options, words = parser.parse_known_args(arguments)
     try:

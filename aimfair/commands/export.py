@@ -22,7 +22,7 @@ from aimfair.export.model_card import CARD, UNKNOWN, Facts
 from aimfair.export.model_folder import copy_model
 from aimfair.generation.manifest import Manifest
 from aimfair.generation.summary import GenerationSummary
-from aimfair.methods.method_settings import BIASED
+from aimfair.methods import BIASED
 from aimfair.prompts.grammar import load_prompts
 from aimfair.report import environment
 from aimfair.run.directory import Run

@@ -34,10 +34,9 @@ def explain(fault: Any, tree: Any, origins: Mapping[Key, str], nearest: Callable
     """
     problem = fault.get("ctx", {}).get("error")
     key: Key = fault["loc"]
+    key = _without_type_names(key, tree, keep_last=fault["type"] == "missing")
     if isinstance(problem, Problem):
         key += problem.key
-    elif fault["type"] != "missing":
-        key = _without_type_names(key, tree)
     name = ".".join(str(part) for part in key)
     near = next((origins[key[:n]] for n in range(len(key), -1, -1) if key[:n] in origins), "")
     where = ": ".join(part for part in (near, name if near != f"--{name}" else "") if part)
@@ -52,13 +51,16 @@ def explain(fault: Any, tree: Any, origins: Mapping[Key, str], nearest: Callable
     return f"{where}: found {found if len(found) <= 80 else found[:77] + '...'}, expected {expected}"
 
 
-def _without_type_names(location: Key, tree: Any) -> Key:
-    """pydantic ends a location within a union with the member it tried; that is no key of ours."""
+def _without_type_names(location: Key, tree: Any, *, keep_last: bool) -> Key:
+    """A location without the members of unions that pydantic tried there: they are no keys of ours.
+
+    Args:
+        keep_last: the last part is a key that ``tree`` lacks.
+    """
     key: list[str | int] = []
     for part in location:
         inside = (isinstance(tree, dict) and part in tree) or (isinstance(tree, list) and isinstance(part, int))
-        if not inside:
-            break
-        key.append(part)
-        tree = tree[part]
-    return tuple(key)
+        if inside:
+            key.append(part)
+            tree = tree[part]
+    return (*key, location[-1]) if keep_last else tuple(key)

@@ -4,6 +4,7 @@ import difflib
 import json
 import types
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from copy import copy
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 
@@ -76,13 +77,22 @@ def differences(old: Config, new: Config) -> list[str]:
 
 def keys(model: type[BaseModel] = Config, prefix: str = "") -> Iterator[tuple[str, FieldInfo]]:
     """Every key of the tree with its field, in order; ``methods.<name>.`` stands for the keys of each method."""
-    for name, field in model.model_fields.items():
-        inner = _model_in(field.annotation)
-        if inner is None:
+    yield from _keys([model], prefix)
+
+
+def _keys(members: Sequence[type[BaseModel]], prefix: str) -> Iterator[tuple[str, FieldInfo]]:
+    """Those of each member of a union, a key that several have once, with all the types that it has there."""
+    for name in dict.fromkeys(name for member in members for name in member.model_fields):
+        fields = [member.model_fields[name] for member in members if name in member.model_fields]
+        annotation = _union(field.annotation for field in fields)
+        inner = _models_in(annotation)
+        if not inner:
+            field = copy(fields[0])
+            field.annotation = annotation
             yield prefix + name, field
         else:
-            free = "<name>." if get_origin(field.annotation) is dict else ""
-            yield from keys(inner, f"{prefix}{name}.{free}")
+            free = "<name>." if get_origin(annotation) is dict else ""
+            yield from _keys(inner, f"{prefix}{name}.{free}")
 
 
 def reference() -> str:
@@ -132,8 +142,13 @@ def _annotation(name: str) -> Any:
     """
     annotation: Any = Config
     for part in name.split("."):
-        if isinstance(annotation, type) and issubclass(annotation, BaseModel) and part in annotation.model_fields:
-            annotation = annotation.model_fields[part].annotation
+        fields = [
+            choice.model_fields[part]
+            for choice in _alternatives(annotation)
+            if isinstance(choice, type) and issubclass(choice, BaseModel) and part in choice.model_fields
+        ]
+        if fields:
+            annotation = _union(field.annotation for field in fields)
         elif get_origin(annotation) is dict and part:
             annotation = get_args(annotation)[1]
         elif annotation is not Any:
@@ -198,7 +213,12 @@ def _nearest(name: str) -> str:
     return f"; expected one of {', '.join(siblings)}" if siblings else "; aimfair config --keys lists the keys"
 
 
-def _model_in(annotation: Any) -> type[BaseModel] | None:
-    """The settings class that a field holds, or holds by name."""
+def _models_in(annotation: Any) -> list[type[BaseModel]]:
+    """The settings classes that a field holds, or holds by name: several for a union."""
     inner = get_args(annotation)[1] if get_origin(annotation) is dict else annotation
-    return inner if isinstance(inner, type) and issubclass(inner, BaseModel) else None
+    return [one for one in _alternatives(inner) if isinstance(one, type) and issubclass(one, BaseModel)]
+
+
+def _union(annotations: Iterable[Any]) -> Any:
+    """The annotation if all are the same, else one that takes them all."""
+    return Union[tuple(dict.fromkeys(annotations))]  # noqa: UP007

@@ -9,7 +9,7 @@ from aimfair.base.settings import Problem, Settings
 from aimfair.data.settings import DataSettings
 from aimfair.evaluation.settings import EvaluateSettings
 from aimfair.generation.settings import GenerateSettings
-from aimfair.methods.method_settings import BIASED, MethodSettings
+from aimfair.methods import BIASED, Method, Tune
 from aimfair.prompts.settings import PromptSettings
 from aimfair.training.settings import KEPT_FOR, FinetuneSettings, ModelSettings, OptimizerSettings, SensitivitySettings
 
@@ -32,7 +32,7 @@ class Config(Settings):
     train: OptimizerSettings = OptimizerSettings()
     sensitivity: SensitivitySettings = SensitivitySettings()
     finetune: FinetuneSettings = FinetuneSettings()
-    methods: dict[str, MethodSettings] = Field(description="name -> how it selects; the biased model is always there")
+    methods: dict[str, Method] = Field(description="name -> how it selects; the biased model is always there")
     default_method: str = Field(description="the method of the report's headline")
     evaluate: EvaluateSettings = EvaluateSettings()
 
@@ -62,7 +62,7 @@ class Config(Settings):
     def _check_statistics(self) -> None:
         kept = self.sensitivity.statistics
         for name, method in self.methods.items():
-            if method.kind != "tune" or method.rule not in ("top_k", "intersection", "ratio", "budget"):
+            if not isinstance(method, Tune) or not method.uses_gradients:
                 continue
             for criterion in (method.criterion, method.domain_criterion or "difference"):
                 if kept not in KEPT_FOR[criterion]:

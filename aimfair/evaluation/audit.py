@@ -12,7 +12,7 @@ from aimfair.evaluation.over_seeds import Grouping, score_results, score_spread,
 from aimfair.evaluation.predictions import Logits
 from aimfair.evaluation.results import Audit, AuditMethod, Difference, ScoreResult
 from aimfair.evaluation.settings import EvaluateSettings
-from aimfair.methods.method_settings import BIASED
+from aimfair.methods import BIASED
 
 SEPARATOR = " · "
 

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from aimfair.base.errors import ConfigError
-from aimfair.methods.method_settings import BIASED
+from aimfair.methods import BIASED
 from aimfair.run.directory import Run
 from aimfair.training.history import HISTORY, History
 

@@ -20,8 +20,7 @@ from aimfair.export.choose import Choice
 from aimfair.export.onnx import FILE, TOLERANCE, Agreement
 from aimfair.export.preprocessor import Difference
 from aimfair.generation.summary import GenerationSummary
-from aimfair.methods.choose import kind_of
-from aimfair.methods.method_settings import BIASED, MethodSettings
+from aimfair.methods import BIASED
 from aimfair.report import wording
 from aimfair.report.tables import escape, markdown_table, one_line
 from aimfair.report.wording import LABELS, percent, percents, spread
@@ -317,62 +316,7 @@ def _method(facts: Facts) -> str:
     method = config.methods[choice.method]
     given = method.model_dump(mode="json", exclude_defaults=True)
     words = ", ".join(f"{escape(key)} {escape(str(value))}" for key, value in given.items()) or "defaults"
-    kind = kind_of(method)
-    groups = (
-        "Its training reads the protected attribute of real images."
-        if kind.reads_groups
-        else "No step of its training reads the protected attribute of a real image."
-    )
-    images = facts.synthetic or 0
-    if method.kind != "tune":
-        what = wording.training(method, facts.density, images)
-        return f"Kind `{method.kind}`, a baseline from the literature ({words}): it {what}. {groups}"
-    share = "" if facts.density is None else f" They are {percent(facts.density)} of all."
-    return (
-        f"Rule `{method.rule}` ({words}): {_chosen(method)} The others keep their bits.{share} What is"
-        f" tuned is tuned on balanced synthetic images alone, from the biased model on. {groups} {_source(method)}"
-    )
-
-
-def _chosen(method: MethodSettings) -> str:
-    """What decides which weights are tuned."""
-    frozen = " Nothing is tuned in the modules under `freeze`." if method.freeze else ""
-    if (fixed := _WITHOUT_GRADIENTS.get(method.rule)) is not None:
-        return f"{fixed} No gradient decides it.{frozen}"
-    compared = {"synthetic_biased", "synthetic_fair"}
-    if method.criterion in ("fisher", "magnitude"):
-        compared = {method.source or "synthetic_fair"}
-    if method.rule != "top_k":  # which has no domain score
-        compared |= {"real_biased", "synthetic_biased"}
-    images = wording.listing([words for source, words in _SOURCES.items() if source in compared])
-    return f"the biased model's gradients on {images} images decide which weights are tuned.{frozen}"
-
-
-_SOURCES = {
-    "real_biased": "real biased",
-    "synthetic_biased": "synthetic biased",
-    "synthetic_fair": "synthetic balanced",
-}
-
-_WITHOUT_GRADIENTS: Mapping[str, str] = {
-    "all": "all weights are tuned.",
-    "random": "weights drawn at random are tuned.",
-    "head_only": "only the head is tuned.",
-    "blocks": "only the modules under `blocks` are tuned.",
-}
-
-
-def _source(method: MethodSettings) -> str:
-    """Whose the rule is."""
-    if method.rule in _WITHOUT_GRADIENTS:
-        return "It is a control for AIM-Fair's selection (CVPR 2025, arXiv 2503.05665), with its images and its tuning."
-    if (method.rule, method.granularity, method.criterion) == (
-        "intersection",
-        "tensor",
-        "difference",
-    ) and method.domain_criterion in (None, "difference"):
-        return "This is AIM-Fair's own rule (CVPR 2025, arXiv 2503.05665)."
-    return "The method is AIM-Fair's (CVPR 2025, arXiv 2503.05665), the rule one of aimfair's."
+    return method.model_card(words, facts.density, facts.synthetic or 0)
 
 
 def _synthetic(facts: Facts) -> str:
@@ -407,7 +351,7 @@ def _synthetic(facts: Facts) -> str:
 
 def _saw_synthetic(facts: Facts) -> bool:
     name = facts.choice.method
-    return name != BIASED and kind_of(facts.config.methods[name]).synthetic
+    return name != BIASED and facts.config.methods[name].uses_synthetic
 
 
 def _limits(facts: Facts) -> str:

@@ -2,18 +2,18 @@
 
 import json
 from pathlib import Path
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
+from pydantic import Field
 
 from aimfair.base.errors import AimfairError
-from aimfair.base.files import write_json
-from aimfair.data.images import ImageSet
-from aimfair.methods.work import Trained, Work
-from aimfair.training.checkpoint import Checkpoint
-from aimfair.training.feed import Normalize
-from aimfair.training.loop import Training
-from aimfair.training.predict import predict_logits
-from aimfair.training.samplers import Indices, Repeated
+from aimfair.methods.base import MethodSettings
+
+if TYPE_CHECKING:
+    from aimfair.methods.work import Trained, Work
+    from aimfair.training.loop import Training
+    from aimfair.training.samplers import Indices
 
 ERROR_SET = "error_set.json"
 """The file beside the model: which training images the first model got wrong."""
@@ -21,66 +21,88 @@ ERROR_SET = "error_set.json"
 _FIRST = "first"  # folder of the first model's checkpoint
 
 
-def jtt(work: Work) -> Trained:
-    """Trains a first model as usual but stops it after a few epochs, then a second one from the same start, for which
-    the training images that the first got wrong come ``upweight`` times in an epoch.
+class Jtt(MethodSettings):
+    """Trains a first model that is stopped after a few epochs, then a second one from the same start, in whose epochs
+    the training images that the first misclassified occur ``upweight`` times.
 
     The first model's learning rates are those of the whole training, as Algorithm 1 stops an ordinary one at epoch T.
-    Its predictions are those without augmentation, after its last epoch. No group labels are read; the
-    publication reads those of validation images to choose its settings.
-
-    Raises:
-        AimfairError: the first model is to have more epochs than the training has.
+    Its predictions are those without augmentation, after its last epoch. No group labels are read; the publication
+    reads those of validation images to choose its settings.
     """
-    if work.method.first_epochs > work.settings.epochs:
-        raise AimfairError(
-            f"{work.name}: first_epochs is {work.method.first_epochs}, expected at most {work.settings.epochs}, the"
-            " epochs of the training that is stopped there"
+
+    kind: Literal["jtt"] = Field("jtt", description="two new models; the second repeats what the first got wrong")
+    first_epochs: int = Field(1, ge=1, description="jtt: epochs after which the first training is stopped")
+    upweight: int = Field(20, ge=1, description="jtt: how often a misclassified image occurs in an epoch")
+
+    def run(self, work: "Work") -> "Trained":
+        """
+        Raises:
+            AimfairError: the first model is to have more epochs than the training has.
+        """
+        from aimfair.training.samplers import Repeated
+
+        if self.first_epochs > work.settings.epochs:
+            raise AimfairError(
+                f"{work.name}: first_epochs is {self.first_epochs}, expected at most {work.settings.epochs}, the"
+                " epochs of the training that is stopped there"
+            )
+        train = work.splits().train
+        errors = self._error_set(work)
+        if not len(errors):
+            work.log.warn(
+                f"{work.name}: the first model classifies every image correctly, so nothing is weighted up; lower"
+                " first_epochs"
+            )
+        times = np.ones(len(train), dtype=np.int64)
+        times[errors] = self.upweight
+        model, history = work.fit(work.training(work.initial(), train, sampler=Repeated(times)), "second model")
+        history.notes["images in the error set"] = len(errors)
+        return model, history
+
+    def summary(self, density: float | None = None, images: int = 0) -> str:
+        return (
+            "trains a new model from the initial weights on real images, repeating those that a first model"
+            " misclassified"
         )
-    train = work.splits().train
-    errors = _error_set(work)
-    if not len(errors):
-        work.log.warn(
-            f"{work.name}: the first model gets every image right: nothing is weighted up; fewer first_epochs"
+
+    def _error_set(self, work: "Work") -> "Indices":
+        """int64, ascending: recorded once, so that an interrupted second training resumes with the same."""
+        from aimfair.base.files import write_json
+        from aimfair.training.checkpoint import Checkpoint
+
+        train, file, folder = work.splits().train, work.folder / ERROR_SET, work.folder / _FIRST
+        settings = work.settings.model_copy(update={"keep": "last"})
+        checkpoint = Checkpoint(folder, work.checkpoint_seconds, work.inputs)
+        training = work.training(
+            work.initial(), train, settings=settings, checkpoint=checkpoint, stop_after=self.first_epochs
         )
-    times = np.ones(len(train), dtype=np.int64)
-    times[errors] = work.method.upweight
-    model, history = work.fit(work.training(work.initial(), train, sampler=Repeated(times)), "second model")
-    history.notes["images in the error set"] = len(errors)
-    return model, history
+        identity = training.identity()
+        if (recorded := _read(file, identity)) is not None:
+            return recorded
+        work.fit(training, "first model")
+        errors = _misclassified(training)
+        work.folder.mkdir(parents=True, exist_ok=True)
+        record = {"training": identity, "images": len(train), "ids": [train.ids[index] for index in errors]}
+        write_json(file, {**record, "indices": errors.tolist()})
+        checkpoint.remove()
+        if folder.exists():
+            folder.rmdir()
+        return errors
 
 
-def _error_set(work: Work) -> Indices:
-    """int64, ascending: recorded once, so that a second training that was cut off goes on with the same."""
-    train, file, folder = work.splits().train, work.folder / ERROR_SET, work.folder / _FIRST
-    settings = work.settings.model_copy(update={"keep": "last"})
-    checkpoint = Checkpoint(folder, work.checkpoint_seconds, work.inputs)
-    training = work.training(
-        work.initial(), train, settings=settings, checkpoint=checkpoint, stop_after=work.method.first_epochs
-    )
-    identity = training.identity()
-    if (recorded := _read(file, identity)) is not None:
-        return recorded
-    work.fit(training, "first model")
-    errors = _wrong(training, train)
-    work.folder.mkdir(parents=True, exist_ok=True)
-    record = {"training": identity, "images": len(train), "ids": [train.ids[index] for index in errors]}
-    write_json(file, {**record, "indices": errors.tolist()})
-    checkpoint.remove()
-    if folder.exists():
-        folder.rmdir()
-    return errors
+def _misclassified(training: "Training") -> "Indices":
+    """Which of its training images the model gets wrong."""
+    from aimfair.training.feed import Normalize
+    from aimfair.training.predict import predict_logits
 
-
-def _wrong(training: Training, images: ImageSet) -> Indices:
-    device = next(training.model.parameters()).device
+    images, device = training.train, next(training.model.parameters()).device
     normalize = Normalize(training.preprocessing, device)
     scores = predict_logits(training.model, images, normalize, training.settings.batch_size)
     return np.flatnonzero(scores.argmax(1).numpy() != images.target)
 
 
-def _read(file: Path, identity: str) -> Indices | None:
-    """What was recorded of this first training; None if nothing was."""
+def _read(file: Path, identity: str) -> "Indices | None":
+    """The recorded error set of this first training; None if there is none."""
     try:
         record = json.loads(file.read_text(encoding="utf-8"))
         if record["training"] != identity:
@@ -89,4 +111,4 @@ def _read(file: Path, identity: str) -> Indices | None:
     except FileNotFoundError:
         return None
     except (ValueError, KeyError, TypeError) as error:
-        raise AimfairError(f"{file}: not a usable error set: {error}; remove it and begin the method again") from error
+        raise AimfairError(f"{file}: not a usable error set: {error}; remove it to start the method again") from error

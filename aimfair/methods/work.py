@@ -12,7 +12,6 @@ from aimfair.base.interrupt import NEVER, Interrupt
 from aimfair.base.log import NOWHERE, Log
 from aimfair.base.progress import Progress, Task
 from aimfair.data.images import ImageSet, Splits
-from aimfair.methods.method_settings import MethodSettings
 from aimfair.selective.mask import ParameterMask
 from aimfair.training.checkpoint import Checkpoint
 from aimfair.training.finetune import finetune
@@ -32,7 +31,7 @@ class Work:
 
     Attributes:
         name: for progress, for example "finetune 100 jtt".
-        method: its settings. settings: of its training, :class:`FinetuneSettings` if it starts from the biased model.
+        settings: of its training, :class:`FinetuneSettings` if it starts from the biased model.
         preprocessing: mean and standard deviation of images.
         folder: of the result; checkpoints and what a method records besides go there.
         splits, balanced: the real images, and the balanced synthetic ones; loaded at the first call.
@@ -42,7 +41,6 @@ class Work:
     """
 
     name: str
-    method: MethodSettings
     settings: OptimizerSettings
     preprocessing: ModelSettings
     seed: int

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from aimfair.evaluation.results import Audit, Difference, Interval, Results
-from aimfair.methods.method_settings import BIASED
+from aimfair.methods import BIASED
 from aimfair.report import wording
 from aimfair.report.wording import Verdict
 

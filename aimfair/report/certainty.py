@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from aimfair.evaluation.results import Results, ScoreResult
 from aimfair.evaluation.scores import SCORES
-from aimfair.methods.method_settings import BIASED
+from aimfair.methods import BIASED
 
 LABELS = {"auroc": "AUROC", "calibration_error": "Calibration error", "brier": "Brier score"}
 

@@ -5,8 +5,7 @@ from typing import Any
 
 import aimfair
 from aimfair.evaluation.results import Results
-from aimfair.methods.choose import kind_of
-from aimfair.methods.method_settings import BIASED
+from aimfair.methods import BIASED
 from aimfair.report import (
     attributes,
     certainty,
@@ -33,6 +32,7 @@ _BESIDE_WORST = ("eo_mean", "accuracy")
 def render(material: Material) -> str:
     """The report of a run as HTML. Nothing in it is loaded from elsewhere, and every text of the run is escaped."""
     data = material.config.data
+    default = material.config.methods[material.results.default_method]
     return template("page.html").render(
         version=aimfair.__version__,
         date=datetime.now(UTC),
@@ -42,12 +42,10 @@ def render(material: Material) -> str:
         labels=_labels(material.results),
         worst_metric=wording.worst_metric(material.results),
         empty_groups=wording.empty_groups(material.results),
-        how=wording.training(
-            material.config.methods[material.results.default_method],
-            material.results.methods[material.results.default_method].density,
-            material.synthetic_images,
+        how=default.summary(
+            material.results.methods[material.results.default_method].density, material.synthetic_images
         ),
-        synthetic_seen=kind_of(material.config.methods[material.results.default_method]).synthetic,
+        synthetic_seen=default.uses_synthetic,
         **_summary(material.results),
         **_groups(material),
         **_methods(material),

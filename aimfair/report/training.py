@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from markupsafe import Markup
 
-from aimfair.methods.method_settings import BIASED
+from aimfair.methods import BIASED
 from aimfair.report import charts, wording
 from aimfair.training.history import History
 

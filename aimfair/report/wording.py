@@ -7,8 +7,7 @@ from typing import Literal
 
 from aimfair.evaluation.metrics import HIGHER_IS_BETTER
 from aimfair.evaluation.results import Difference, Interval, Results
-from aimfair.methods.choose import kind_of
-from aimfair.methods.method_settings import BIASED, MethodSettings
+from aimfair.methods import BIASED
 
 Verdict = Literal["better", "worse", "no clear change", "too few images", "undefined"]
 
@@ -149,34 +148,6 @@ def headline(results: Results) -> str:
         "too few images": f"Too few test images to judge {what}: {ends}.",
         "undefined": f"{what[0].upper()}{what[1:]} is undefined.",
     }[worst.verdict] + empty
-
-
-def training(method: MethodSettings, density: float | None, images: int) -> str:
-    """What the method does, to follow its name: from where it starts, and on what it trains.
-
-    Args:
-        density: share of the weights that are selected; None: nothing is selected, or nobody knows.
-        images: in the balanced synthetic set; 0: nobody knows.
-    """
-    kind = kind_of(method)
-    synthetic = f"{images:,} balanced synthetic images" if images else "balanced synthetic images"
-    if method.kind == "tune":
-        return f"tunes {'a part' if density is None else percent(density)} of the biased model's weights on {synthetic}"
-    if kind.from_biased:
-        other = "real images of the validation set, balanced by group" if kind.reads_groups else synthetic
-        return f"trains the last layer of the biased model anew, on {other}"
-    how = _TRAINED[method.kind]
-    return f"is a model trained anew, from where the biased one began, {how.format(synthetic=synthetic)}"
-
-
-_TRAINED = {
-    "erm": "on the same real images, without a correction",
-    "synthetic_only": "on {synthetic} alone",
-    "real_and_synthetic": "on real images and {synthetic} together",
-    "balanced_resampling": "on real images of which every group is drawn equally often",
-    "group_dro": "on real images, the groups with the largest loss weighted up",
-    "jtt": "on real images, those that a first model got wrong repeated",
-}
 
 
 def against_controls(results: Results) -> list[str]:

@@ -7,8 +7,7 @@ from aimfair.config import Config
 from aimfair.evaluation.compare import Experiment, compare
 from aimfair.evaluation.predictions import load_logits, save_logits, write_predictions
 from aimfair.evaluation.results import SCHEMA_VERSION, Results
-from aimfair.methods.choose import kind_of
-from aimfair.methods.method_settings import BIASED
+from aimfair.methods import BIASED
 from aimfair.report.tables import COLUMNS, save_tables
 from aimfair.report.wording import percent, spread
 from aimfair.run.directory import Run
@@ -42,7 +41,7 @@ def run(run: Run) -> None:
         for s, seed in enumerate(config.seeds):
             tables.append(run.baseline(seed).with_name("predictions.csv"))
             write_predictions(tables[-1], run.splits().test, {name: of[s] for name, of in predicted.items()})
-        reads_groups = [name for name, method in config.methods.items() if kind_of(method).reads_groups]
+        reads_groups = [name for name, method in config.methods.items() if method.reads_groups]
         results = compare(experiment(config), run.splits(), predicted, density, logits, reads_groups)
         for caution in results.cautions:
             run.log.warn(caution)

@@ -7,18 +7,15 @@ from torch import nn
 
 from aimfair.base.device import tuning_device
 from aimfair.base.errors import AimfairError
-from aimfair.config import Config
 from aimfair.data.images import ImageSet
 from aimfair.generation import synthetic
-from aimfair.methods.choose import Kind, kind_of
+from aimfair.methods import Tune
 from aimfair.methods.jtt import ERROR_SET
-from aimfair.methods.settings import finetune_settings, train_settings
 from aimfair.methods.work import Work
 from aimfair.run.directory import Run
 from aimfair.run.records import digest_of_inputs
 from aimfair.selective.mask import ParameterMask
 from aimfair.training.models import build_model, load_model, save_model
-from aimfair.training.settings import OptimizerSettings
 
 
 def run(run: Run) -> None:
@@ -35,45 +32,41 @@ def run(run: Run) -> None:
 
 
 def _train(run: Run, seed: int, name: str, balanced: Callable[[], ImageSet]) -> None:
-    step, folder = f"finetune/{seed}/{name}", run.finetuned(seed, name)
-    kind = kind_of(run.config.methods[name])
-    inputs = _inputs(run, seed, name, kind)
+    step, folder, method = f"finetune/{seed}/{name}", run.finetuned(seed, name), run.config.methods[name]
+    inputs = _inputs(run, seed, name)
     if run.is_done(step, inputs):
         return
-    if run.config.methods[name].kind != "jtt":
+    if method.kind != "jtt":
         (folder / ERROR_SET).unlink(missing_ok=True)  # of another method that had the name before
     run.log("step started", step=step)
-    work = _work(run, seed, name, kind, balanced, digest_of_inputs(inputs))
-    model, history = kind.run(work)
-    history.reads_groups = kind.reads_groups
+    work = _work(run, seed, name, balanced, digest_of_inputs(inputs))
+    model, history = method.run(work)
+    history.reads_groups = method.reads_groups
     save_model(model, folder)
     history.save(folder)
     work.checkpoint().remove()
     run.finish(step, inputs, [folder])
 
 
-def _settings(config: Config, name: str, kind: Kind) -> OptimizerSettings:
-    method = config.methods[name]
-    return finetune_settings(config.finetune, method) if kind.from_biased else train_settings(config.train, method)
-
-
-def _inputs(run: Run, seed: int, name: str, kind: Kind) -> dict[str, object]:
+def _inputs(run: Run, seed: int, name: str) -> dict[str, object]:
     """What the result depends on; of the settings, what the method reads."""
-    config, method, settings = run.config, run.config.methods[name], _settings(run.config, name, kind)
+    config, method = run.config, run.config.methods[name]
+    settings = method.training_settings(config.train, config.finetune)
     inputs: dict[str, object] = {"data": config.data.of_training, "seed": seed}
-    if kind.from_biased:
+    if method.from_biased:
         inputs |= {"preprocessing": config.model.computation, "finetune": settings}
     else:
         inputs |= {"model": config.model.of_training, "train": settings}
-    if method.kind != "tune":
-        inputs["method"] = method.model_dump(include={"kind", *kind.own})
-    upstream = ["generate"] if kind.synthetic else []
-    upstream += [f"train/{seed}"] if kind.from_biased else []
-    upstream += [f"select/{seed}/{name}"] if method.kind == "tune" else []
+    upstream = ["generate"] if method.uses_synthetic else []
+    upstream += [f"train/{seed}"] if method.from_biased else []
+    if isinstance(method, Tune):
+        upstream.append(f"select/{seed}/{name}")
+    else:
+        inputs["method"] = method.own
     return {**inputs, "upstream": [run.digest_of(step) for step in upstream]}
 
 
-def _work(run: Run, seed: int, name: str, kind: Kind, balanced: Callable[[], ImageSet], inputs: str) -> Work:
+def _work(run: Run, seed: int, name: str, balanced: Callable[[], ImageSet], inputs: str) -> Work:
     config = run.config
     device = tuning_device(config.device)
 
@@ -88,8 +81,7 @@ def _work(run: Run, seed: int, name: str, kind: Kind, balanced: Callable[[], Ima
 
     return Work(
         name=f"finetune {seed} {name}",
-        method=config.methods[name],
-        settings=_settings(config, name, kind),
+        settings=config.methods[name].training_settings(config.train, config.finetune),
         preprocessing=config.model,
         seed=seed,
         folder=run.finetuned(seed, name),

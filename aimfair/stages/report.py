@@ -15,7 +15,7 @@ from aimfair.evaluation.results import Results
 from aimfair.generation.manifest import ImageRecord, Manifest
 from aimfair.generation.summary import GenerationSummary
 from aimfair.generation.synthetic import MAX_PIXELS
-from aimfair.methods.method_settings import BIASED
+from aimfair.methods import BIASED
 from aimfair.prompts.diversity import Diversity, measure
 from aimfair.prompts.grammar import load_prompts
 from aimfair.report import page, samples

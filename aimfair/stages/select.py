@@ -8,8 +8,8 @@ from torch import nn
 
 from aimfair.base.errors import AimfairError
 from aimfair.base.progress import Task
-from aimfair.methods.method_settings import SELECTION
-from aimfair.methods.selection import select_mask
+from aimfair.methods import Tune
+from aimfair.methods.tune import select_mask
 from aimfair.run.directory import Run
 from aimfair.selective.sensitivity import Sensitivity
 from aimfair.training.head import head_names
@@ -17,11 +17,12 @@ from aimfair.training.models import load_model
 
 
 def run(run: Run) -> None:
-    todo = {
+    todo: dict[int, list[tuple[str, Tune, object]]] = {
         seed: [
-            (name, inputs)
+            (name, method, inputs)
             for name, method in run.config.methods.items()
-            if method.kind == "tune" and not run.is_done(f"select/{seed}/{name}", inputs := _inputs(run, seed, name))
+            if isinstance(method, Tune)
+            and not run.is_done(f"select/{seed}/{name}", inputs := _inputs(run, seed, method))
         ]
         for seed in run.config.seeds
     }
@@ -34,14 +35,14 @@ def run(run: Run) -> None:
                 gc.collect()  # models can refer to themselves
 
 
-def _select(run: Run, seed: int, methods: Sequence[tuple[str, object]], task: Task) -> None:
+def _select(run: Run, seed: int, methods: Sequence[tuple[str, Tune, object]], task: Task) -> None:
     """The masks of one seed: a function of its own, so that what they are selected by, which takes several times the
     memory of the model, is gone when that of the next is read."""
     model = load_model(run.baseline(seed), run.config.model)
     sensitivity = _load(run, seed, model)
-    for name, inputs in methods:
+    for name, method, inputs in methods:
         head = partial(head_names, model, run.config.data.image_size, f"methods.{name}")
-        mask = select_mask(sensitivity, name, run.config.methods[name], seed, head=head)
+        mask = select_mask(sensitivity, name, method, seed, head=head)
         path = run.mask(seed, name)
         path.parent.mkdir(parents=True, exist_ok=True)
         mask.save(path)
@@ -51,12 +52,8 @@ def _select(run: Run, seed: int, methods: Sequence[tuple[str, object]], task: Ta
         run.interrupt.check()
 
 
-def _inputs(run: Run, seed: int, name: str) -> dict[str, object]:
-    return {
-        "method": run.config.methods[name].model_dump(include=set(SELECTION)),
-        "seed": seed,
-        "upstream": run.digest_of(f"sensitivity/{seed}"),
-    }
+def _inputs(run: Run, seed: int, method: Tune) -> dict[str, object]:
+    return {"method": method.own, "seed": seed, "upstream": run.digest_of(f"sensitivity/{seed}")}
 
 
 def sensitivity_of(run: Run, seed: int) -> Sensitivity:

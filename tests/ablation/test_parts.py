@@ -15,7 +15,7 @@ from aimfair.ablation import charts, model_blocks, options, rank
 from aimfair.ablation.plan import Names
 from aimfair.base.errors import ConfigError
 from aimfair.base.files import write_text
-from aimfair.methods.method_settings import MethodSettings
+from aimfair.methods import Tune
 from aimfair.run.directory import Run
 from aimfair.run.records import Records
 from tests.report.made_up import made_up_config
@@ -193,10 +193,10 @@ def test_a_method_of_the_run_keeps_its_name_and_others_get_one_that_can_be_a_fil
     config = made_up_config()
     names = Names(config)
     assert names.add("whatever", config.methods["full"]) == "full"
-    new = names.add("without ../net.0 <b>", MethodSettings(rule="top_k", density=0.2))
+    new = names.add("without ../net.0 <b>", Tune(rule="top_k", density=0.2))
     assert new == "without_net_0_b"
-    assert names.add("full", MethodSettings(rule="top_k", density=0.3)) == "full_2"
-    assert names.add("again", MethodSettings(rule="top_k", density=0.2)) == new
+    assert names.add("full", Tune(rule="top_k", density=0.3)) == "full_2"
+    assert names.add("again", Tune(rule="top_k", density=0.2)) == new
 
 
 # -- charts ------------------------------------------------------------------------------------------------------------
@@ -236,21 +236,21 @@ def test_labels_do_not_cover_one_another():
 
 
 def test_blocks_and_freeze_select_whole_modules(tmp_path):
-    from aimfair.methods.selection import select_mask
+    from aimfair.methods.tune import select_mask
     from aimfair.selective.sensitivity import Sensitivity
 
     model = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.Linear(4, 2))
     sensitivity = Sensitivity(model)
-    alone = select_mask(sensitivity, "x", MethodSettings(rule="blocks", blocks=["1"]), 0)
+    alone = select_mask(sensitivity, "x", Tune(rule="blocks", blocks=["1"]), 0)
     assert alone.nnz_per_tensor == [0, 0, 8, 2]
-    rest = select_mask(sensitivity, "x", MethodSettings(rule="all", freeze=["1"]), 0)
+    rest = select_mask(sensitivity, "x", Tune(rule="all", freeze=["1"]), 0)
     assert rest.nnz_per_tensor == [12, 4, 0, 0]
 
 
 @pytest.mark.parametrize("granularity", ["element", "row", "tensor"])
 @pytest.mark.parametrize("rule", ["top_k", "ratio", "random", "intersection"])
 def test_a_density_of_weights_is_met_with_the_fewest_units(rule, granularity):
-    from aimfair.methods.selection import select_mask
+    from aimfair.methods.tune import select_mask
     from aimfair.selective.sensitivity import Sensitivity
 
     torch.manual_seed(0)
@@ -262,20 +262,20 @@ def test_a_density_of_weights_is_met_with_the_fewest_units(rule, granularity):
         sensitivity.update(source)
     settings = {"rule": rule, "granularity": granularity}
     for density in (0.02, 0.3, 1.0):
-        method = MethodSettings(**settings, density=density, density_of="weights")
+        method = Tune(**settings, density=density, density_of="weights")
         mask = select_mask(sensitivity, "x", method, 3)
         target = round(density * mask.numel)
         assert mask.nnz >= target
         if granularity == "element":
             assert mask.nnz <= target + 1
         elif rule != "intersection":
-            by_k = [select_mask(sensitivity, "x", MethodSettings(**settings, k=k), 3) for k in range(1, 9)]
+            by_k = [select_mask(sensitivity, "x", Tune(**settings, k=k), 3) for k in range(1, 9)]
             fewest = next((one for one in by_k if one.nnz >= target), None)
             assert fewest is None or fewest == mask
             frozen = select_mask(sensitivity, "x", method.model_copy(update={"freeze": ["1"]}), 3)
             assert frozen.nnz == mask.nnz - mask.nnz_per_tensor[2] - mask.nnz_per_tensor[3]
     with pytest.raises(ValueError, match="without a density"):
-        MethodSettings(rule="top_k", k=3, density_of="weights")
+        Tune(rule="top_k", k=3, density_of="weights")
 
 
 def test_bias_ratios_that_are_near_are_told_apart():
@@ -296,8 +296,8 @@ def test_settings_of_a_method_that_do_not_go_together_are_one_line():
     with pytest.raises(ConfigError, match=r"^rule 'top_k' takes density or k, found none$"):
         options.checked({"rule": "top_k"})
     with pytest.raises(ConfigError, match="has the rule 'head_only', which has no density"):
-        options.with_density("density", "probe", MethodSettings(rule="head_only"), 0.1)
-    swept = options.with_density("density", "paper", MethodSettings(rule="intersection", bias=0.5, domain=0.5), 0.1)
+        options.with_density("density", "probe", Tune(rule="head_only"), 0.1)
+    swept = options.with_density("density", "paper", Tune(rule="intersection", bias=0.5, domain=0.5), 0.1)
     assert (swept.density, swept.bias, swept.domain) == (0.1, None, None)
 
 

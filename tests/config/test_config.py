@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from aimfair.base.errors import ConfigError
 from aimfair.config import Config, strict_yaml
 from aimfair.config import load as config_file
-from aimfair.methods.method_settings import MethodSettings
+from aimfair.methods import Tune
 
 BUNDLED = sorted((Path(config_file.__file__).parents[1] / "configs").glob("*.yaml"))
 PAPER = {"celeba-smiling-male", "celeba-smiling-young", "celeba-young-male", "utkface-gender-white"}
@@ -104,7 +104,7 @@ def test_values_of_flags(key, text, value):
 
 def test_a_new_method_by_flags():
     config = demo(methods__mine__rule="top_k", methods__mine__density="0.2", default_method="mine")
-    assert config.methods["mine"] == MethodSettings(rule="top_k", density=0.2)
+    assert config.methods["mine"] == Tune(rule="top_k", density=0.2)
 
 
 def test_folders_are_recorded_absolute(tmp_path, monkeypatch):

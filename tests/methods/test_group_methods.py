@@ -8,9 +8,7 @@ import torch
 from torch import nn
 
 from aimfair.data.images import Splits
-from aimfair.methods.choose import kind_of
-from aimfair.methods.method_settings import MethodSettings
-from aimfair.methods.settings import finetune_settings, train_settings
+from aimfair.methods import read_method
 from aimfair.methods.work import Work
 from aimfair.training.models import build_model
 from aimfair.training.predict import predict
@@ -30,12 +28,10 @@ FINETUNE = FinetuneSettings(lr=0.01, epochs=10, batch_size=32)
 
 
 def trained(folder: Path, biased: nn.Module | None = None, **settings: object) -> nn.Module:
-    method = MethodSettings.model_validate(settings)
-    kind = kind_of(method)
+    method = read_method(settings)
     work = Work(
         name="",
-        method=method,
-        settings=finetune_settings(FINETUNE, method) if kind.from_biased else train_settings(TRAIN, method),
+        settings=method.training_settings(TRAIN, FINETUNE),
         preprocessing=MODEL,
         seed=100,
         folder=folder,
@@ -45,7 +41,7 @@ def trained(folder: Path, biased: nn.Module | None = None, **settings: object) -
         biased=lambda: copy.deepcopy(biased),
         mask=lambda _: pytest.fail("no mask here"),
     )
-    return kind.run(work)[0]
+    return method.run(work)[0]
 
 
 def worst_group(model: nn.Module) -> float:
@@ -68,8 +64,8 @@ def erm(tmp_path_factory: pytest.TempPathFactory) -> nn.Module:
         {"kind": "balanced_resampling"},
         {"kind": "group_dro", "step_size": 0.1},
         {"kind": "jtt", "first_epochs": 2, "upweight": 8},
-        {"kind": "dfr"},
-        {"kind": "dfr", "balanced_from": "synthetic"},
+        {"kind": "last_layer_retrain"},
+        {"kind": "last_layer_retrain", "balanced_from": "synthetic"},
     ],
     ids=lambda settings: "-".join(map(str, settings.values())),
 )

@@ -4,6 +4,8 @@ import json
 import os
 import shutil
 import signal
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,14 +16,14 @@ from pydantic import ValidationError
 
 from aimfair.base.errors import AimfairError
 from aimfair.base.interrupt import Interrupted
-from aimfair.config import Config
+from aimfair.config import Config, strict_yaml
 from aimfair.config import load as config_file
 from aimfair.data.images import ImageSet, Splits
 from aimfair.evaluation.results import Results
-from aimfair.methods.choose import kind_of
-from aimfair.methods.jtt import ERROR_SET
-from aimfair.methods.method_settings import MethodSettings
-from aimfair.methods.settings import finetune_settings, train_settings
+from aimfair.methods import KINDS, Tune
+from aimfair.methods.controls import Erm
+from aimfair.methods.jtt import ERROR_SET, Jtt
+from aimfair.methods.last_layer_retrain import LastLayerRetrain
 from aimfair.run.directory import Run
 from aimfair.stages import evaluate, finetune, select, train
 from aimfair.training.history import HISTORY, History
@@ -41,8 +43,8 @@ METHODS = {
     "resampled": {"kind": "balanced_resampling"},
     "dro": {"kind": "group_dro", "step_size": 0.3},
     "jtt": {"kind": "jtt", "first_epochs": 1, "upweight": 3},
-    "dfr": {"kind": "dfr"},
-    "dfr_synthetic": {"kind": "dfr", "balanced_from": "synthetic"},
+    "last_layer": {"kind": "last_layer_retrain"},
+    "last_layer_synthetic": {"kind": "last_layer_retrain", "balanced_from": "synthetic"},
 }
 TRAIN, VALIDATION = images(42, 1, bias=0.8, bar=40), images(20, 2, bias=0.8, bar=40)
 SPLITS = Splits(TRAIN, VALIDATION, VALIDATION, ("level", "upright"), ("red", "blue"))
@@ -112,15 +114,15 @@ def test_all_kinds(directory):
     assert state_bits(models["erm"]) == state_bits(baseline), "a control with the settings of the biased model is it"
     others = [json.dumps({k: v.hex() for k, v in state_bits(model).items()}) for model in models.values()]
     assert len(set(others)) == len(METHODS)
-    for name in ("dfr", "dfr_synthetic"):
+    for name in ("last_layer", "last_layer_synthetic"):
         same = {
             key for key, tensor in models[name].state_dict().items() if torch.equal(tensor, baseline.state_dict()[key])
         }
         assert baseline.state_dict().keys() - same == {"classifier.1.weight", "classifier.1.bias"}
 
     reads = {name for name, history in histories(directory).items() if history.reads_groups}
-    assert reads == {"resampled", "dro", "dfr"}
-    assert {name for name in METHODS if kind_of(config().methods[name]).reads_groups} == reads
+    assert reads == {"resampled", "dro", "last_layer"}
+    assert {name for name in METHODS if config().methods[name].reads_groups} == reads
     for name in METHODS:
         left = sorted(file.name for file in folder_of(directory, name).iterdir())
         extra = [ERROR_SET] if name == "jtt" else []
@@ -143,7 +145,7 @@ def test_an_epoch_of_each_kind(directory, monkeypatch):
     take = Training._take_step
 
     def watched(self, indices, images):
-        if name.startswith("dfr") and not seen[name]:
+        if name.startswith("last_layer") and not seen[name]:
             assert not self.model.classifier[1].weight.any(), "the head begins anew"
         seen[name].append((self.train, indices))
         take(self, indices, images)
@@ -156,11 +158,11 @@ def test_an_epoch_of_each_kind(directory, monkeypatch):
         do(directory)
         whole, indices = seen[name][-1][0], np.concatenate([indices for _, indices in seen[name]])
         counts[name] = whole.subset(indices).group_counts(2, 2).ravel().tolist()
-    for name in ("resampled", "dro", "dfr", "dfr_synthetic"):
+    for name in ("resampled", "dro", "last_layer", "last_layer_synthetic"):
         assert len(set(counts[name])) == 1, name
     assert counts["erm"] == (2 * TRAIN.group_counts(2, 2)).ravel().tolist()
     assert {name for name in METHODS if seen[name][0][0] is TRAIN} == {"erm", "resampled", "dro", "jtt"}
-    assert seen["dfr"][0][0] is VALIDATION
+    assert seen["last_layer"][0][0] is VALIDATION
     both = seen["both"][0][0]
     assert len(both) == len(TRAIN) + 24
     assert np.array_equal(both.images[: len(TRAIN)], TRAIN.images)
@@ -171,7 +173,7 @@ def test_an_epoch_of_each_kind(directory, monkeypatch):
 def test_the_error_set_is_what_the_first_model_gets_wrong(directory):
     record = json.loads((folder_of(directory, "jtt") / ERROR_SET).read_text())
     model = build_model(MODEL, 2, 100)
-    settings = train_settings(config().train, config().methods["jtt"]).model_copy(update={"epochs": 1})
+    settings = config().train.model_copy(update={"epochs": 1})
     Training(model, TRAIN, VALIDATION, settings, MODEL, build_optimizer(model, settings), 100).fit()
     wrong = np.flatnonzero(
         predict(model, TRAIN, MODEL, batch_size=9, device=torch.device("cpu")).argmax(1) != TRAIN.target
@@ -201,7 +203,7 @@ def test_the_first_model_is_an_ordinary_training_that_is_stopped(tmp_path, monke
     assert first == whole[:3]
     assert len(lrs) == 6 + 3 + 2 * 5
 
-    settings.methods["jtt"] = MethodSettings(kind="jtt", first_epochs=3)
+    settings.methods["jtt"] = Jtt(first_epochs=3)
     with pytest.raises(AimfairError, match=r"100 jtt: first_epochs is 3, expected at most 2, the epochs of"):
         do(tmp_path / "run", settings, stages=[train, finetune])
 
@@ -219,7 +221,7 @@ STEPS = {
     "resampled": ([2, 4], 6),
     "dro": ([2, 4], 6),
     "jtt": ([2, 3, 5, 8], 3 + 2 * 5),
-    "dfr": ([1], 2),
+    "last_layer": ([1], 2),
     "both": ([3], 10),
 }
 """The steps in which a method is stopped, and all that it takes; of jtt in the first training and in the second."""
@@ -256,7 +258,7 @@ def test_a_stopped_method_continues_to_the_same_bits(directory, monkeypatch):
     [
         ({"dro": {"kind": "group_dro", "step_size": 0.2}}, {"dro"}),
         ({"jtt": {"kind": "jtt", "first_epochs": 1, "upweight": 4}}, {"jtt"}),
-        ({"dfr": {"kind": "dfr", "balanced_from": "synthetic"}}, {"dfr"}),
+        ({"last_layer": {"kind": "last_layer_retrain", "balanced_from": "synthetic"}}, {"last_layer"}),
         ({"erm": {"kind": "erm", "lr": 0.5}}, {"erm"}),
         ({"full": {"rule": "all", "epochs": 2}}, {"full"}),
         ({"jtt": {"kind": "erm"}}, {"jtt"}),
@@ -274,7 +276,7 @@ def test_other_synthetic_images_redo_those_who_read_them(directory):
         write_synthetic(run.synthetic, {"balanced": images(24, 5), "biased": images(16, 6, bias=0.9)})
         run.finish("generate", {}, [run.synthetic])
     redone = {step.split("/")[-1] for step in do(directory) if step.startswith("finetune")}
-    assert redone == {"full", "synthetic", "both", "dfr_synthetic"}
+    assert redone == {"full", "synthetic", "both", "last_layer_synthetic"}
 
 
 def test_controls_need_no_generated_images(tmp_path):
@@ -283,11 +285,11 @@ def test_controls_need_no_generated_images(tmp_path):
 
 
 def test_a_first_model_without_errors_is_told(directory, monkeypatch):
-    monkeypatch.setattr("aimfair.methods.jtt._wrong", lambda *_: np.array([], dtype=np.int64))
+    monkeypatch.setattr("aimfair.methods.jtt._misclassified", lambda *_: np.array([], dtype=np.int64))
     forget(directory, "jtt")
     do(directory)
     assert histories(directory)["jtt"].notes == {"images in the error set": 0}
-    assert "100 jtt: the first model gets every image right" in (directory / "log.jsonl").read_text()
+    assert "100 jtt: the first model classifies every image correctly" in (directory / "log.jsonl").read_text()
 
 
 def test_a_group_without_images_is_told(directory):
@@ -310,27 +312,28 @@ def test_a_damaged_error_set_is_refused_by_name(directory):
 
 
 def test_what_a_method_may_set_for_itself():
-    own = MethodSettings(kind="erm", lr=0.5, epochs=3, weight_decay=0.0)
-    assert train_settings(OptimizerSettings(batch_size=7), own) == OptimizerSettings(
-        batch_size=7, lr=0.5, epochs=3, weight_decay=0.0
-    )
-    common = FinetuneSettings(keep="best_validation", batchnorm="adapt")
-    assert finetune_settings(common, MethodSettings(rule="all", epochs=2)) == common.model_copy(update={"epochs": 2})
+    train, finetune = OptimizerSettings(batch_size=7), FinetuneSettings(keep="best_validation", batchnorm="adapt")
+    own = Erm(lr=0.5, epochs=3, weight_decay=0.0)
+    assert own.training_settings(train, finetune) == OptimizerSettings(batch_size=7, lr=0.5, epochs=3, weight_decay=0.0)
+    tuned = Tune(rule="all", epochs=2).training_settings(train, finetune)
+    assert tuned == finetune.model_copy(update={"epochs": 2})
     # Validation images that train the head do not choose its epoch.
-    real = finetune_settings(common, MethodSettings(kind="dfr"))
+    real = LastLayerRetrain().training_settings(train, finetune)
     assert (real.keep, real.batchnorm) == ("last", "freeze")
-    synthetic = finetune_settings(common, MethodSettings(kind="dfr", balanced_from="synthetic", batchnorm="adapt"))
+    own = LastLayerRetrain(balanced_from="synthetic", batchnorm="adapt")
+    synthetic = own.training_settings(train, finetune)
     assert (synthetic.keep, synthetic.batchnorm) == ("best_validation", "adapt")
 
 
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"kind": "erm", "rule": "all"}, "kind 'erm' has no use for it, only tune"),
-        ({"kind": "jtt", "freeze": ["x"]}, "kind 'jtt' has no use"),
-        ({"kind": "erm", "batchnorm": "freeze"}, "kind 'erm' has no use for it, only tune and dfr"),
-        ({"rule": "all", "upweight": 3}, "kind 'tune' has no use for it, only jtt"),
-        ({"kind": "jtt", "step_size": 0.5}, "kind 'jtt' has no use for it, only group_dro"),
+        ({"kind": "erm", "rule": "all"}, "not valid for kind 'erm', only for tune; erm takes kind, lr, epochs"),
+        ({"kind": "jtt", "freeze": ["x"]}, "not valid for kind 'jtt'"),
+        ({"kind": "erm", "batchnorm": "freeze"}, "not valid for kind 'erm', only for tune and last_layer_retrain"),
+        ({"rule": "all", "upweight": 3}, "not valid for kind 'tune', only for jtt"),
+        ({"kind": "jtt", "step_size": 0.5}, "not valid for kind 'jtt', only for group_dro"),
+        ({"kind": "dro"}, "found 'dro', expected one of tune, erm, synthetic_only"),
         ({"rule": "blocks"}, "rule 'blocks' takes blocks, found none"),
         ({"rule": "top_k", "k": 3, "criterion": "cosine"}, "found 'element', expected row or tensor"),
     ],
@@ -344,3 +347,20 @@ def test_settings_that_do_not_go_together(settings, message):
 def test_settings_of_every_kind_survive_their_file(tmp_path):
     (tmp_path / "config.yaml").write_text(config_file.dump(config()))
     assert config_file.load(tmp_path / "config.yaml") == config()
+
+
+def test_saved_settings_hold_the_keys_of_their_kind_alone(tmp_path):
+    saved = strict_yaml.parse(config_file.dump(config()))[0]["methods"]
+    assert all(saved[name].keys() == KINDS[saved[name]["kind"]].model_fields.keys() for name in METHODS)
+    assert saved["erm"].keys() == {"kind", "lr", "epochs", "weight_decay"}
+
+
+def test_the_old_name_of_last_layer_retrain_is_taken_with_a_warning():
+    with pytest.warns(FutureWarning, match="method kind 'dfr' is now called 'last_layer_retrain'; rename it"):
+        old = config(mine={"kind": "dfr", "head": "x"})
+    assert old == config(mine={"kind": "last_layer_retrain", "head": "x"})
+
+
+def test_settings_need_no_torch():
+    program = "import aimfair.config, sys; assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", program], check=True, timeout=60)

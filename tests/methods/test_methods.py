@@ -4,9 +4,8 @@ import pytest
 import torch
 
 from aimfair.base.errors import AimfairError
-from aimfair.methods.method_settings import MethodSettings
-from aimfair.methods.selection import select_mask
-from aimfair.methods.settings import finetune_settings
+from aimfair.methods import Tune, read_method
+from aimfair.methods.tune import select_mask
 from aimfair.selective.mask import ParameterMask
 from aimfair.selective.optim import MaskedAdamW, MaskedSGD
 from aimfair.selective.sensitivity import Sensitivity
@@ -30,7 +29,7 @@ def probe() -> Sensitivity:
 
 
 def select(probe: Sensitivity, seed: int = 100, **settings: object) -> ParameterMask:
-    return select_mask(probe, "mine", MethodSettings.model_validate(settings), seed)
+    return select_mask(probe, "mine", read_method(settings), seed)
 
 
 @pytest.mark.parametrize(
@@ -88,8 +87,8 @@ def test_settings_that_select_nothing_are_refused_with_the_name_of_the_method(pr
 
 def test_a_method_may_have_its_own_lr_and_batchnorm():
     common = FinetuneSettings(lr=0.1, batchnorm="freeze", epochs=7)
-    assert finetune_settings(common, MethodSettings(rule="all")) == common
-    own = finetune_settings(common, MethodSettings(rule="all", lr=0.5, batchnorm="adapt"))
+    assert Tune(rule="all").training_settings(OptimizerSettings(), common) == common
+    own = Tune(rule="all", lr=0.5, batchnorm="adapt").training_settings(OptimizerSettings(), common)
     assert own == FinetuneSettings(lr=0.5, batchnorm="adapt", epochs=7)
 
 

@@ -9,8 +9,8 @@ import torch
 from torch.nn import functional as F
 
 from aimfair.base.seeds import generator
-from aimfair.methods.method_settings import MethodSettings
-from aimfair.methods.selection import select_mask
+from aimfair.methods import Tune
+from aimfair.methods.tune import select_mask
 from aimfair.selective.mask import ParameterMask
 from aimfair.selective.sensitivity import Sensitivity
 from aimfair.training.execution import logits
@@ -56,7 +56,7 @@ def chosen_by_the_paper(gradients, names, k):
 
 
 def selected(probe, k):
-    method = MethodSettings(rule="intersection", granularity="tensor", bias=k, domain=k)
+    method = Tune(rule="intersection", granularity="tensor", bias=k, domain=k)
     return select_mask(probe, "paper", method, 100)
 
 

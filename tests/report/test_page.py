@@ -18,7 +18,6 @@ from aimfair.prompts.diversity import measure
 from aimfair.prompts.grammar import load_prompts
 from aimfair.report import page
 from aimfair.report.material import Material, Replies
-from aimfair.report.wording import training as said_of
 from aimfair.run.directory import Run
 from aimfair.stages import report
 from aimfair.stages.evaluate import experiment
@@ -268,13 +267,13 @@ def test_undefined_numbers_are_dashes(material: Material) -> None:
     assert "over seeds" not in text.split("Accuracy of each group")[0]
 
 
-@pytest.mark.parametrize("kind", ["erm", "dfr", "synthetic_only"])
+@pytest.mark.parametrize("kind", ["erm", "last_layer_retrain", "synthetic_only"])
 def test_the_first_sentence_is_of_the_method(material: Material, kind: str) -> None:
     config = made_up_config(methods={name: {"kind": kind} for name in material.config.methods})
     methods = {name: of.model_copy(update={"density": None}) for name, of in material.results.methods.items()}
     results = material.results.model_copy(update={"methods": methods})
     text = Page(page.render(changed(material, config=config, results=results))).text
-    assert f"aimfair {said_of(config.methods['aimfair'], None, material.synthetic_images)}; before is the" in text
+    assert f"aimfair {config.methods['aimfair'].summary(None, material.synthetic_images)}; before is the" in text
     assert "tunes" not in text
     assert ("which aimfair has not seen" in text) == (kind != "synthetic_only")
 

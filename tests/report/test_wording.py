@@ -7,8 +7,7 @@ import pytest
 
 from aimfair.evaluation.compare import compare
 from aimfair.evaluation.results import Difference, Interval, Results
-from aimfair.methods.choose import kind_of
-from aimfair.methods.method_settings import MethodSettings
+from aimfair.methods import read_method
 from aimfair.report import wording
 from aimfair.report.tables import markdown
 from aimfair.stages.evaluate import experiment
@@ -81,22 +80,22 @@ def test_the_headline_where_a_group_is_empty() -> None:
     ("settings", "said"),
     [
         ({"rule": "all"}, "tunes 30.0% of the biased model's weights on 7 balanced synthetic images"),
-        ({"kind": "erm"}, "is a model trained anew, from where the biased one began, on the same real images"),
+        ({"kind": "erm"}, "trains a new model from the initial weights on the same real images"),
         ({"kind": "synthetic_only"}, "on 7 balanced synthetic images alone"),
         ({"kind": "real_and_synthetic"}, "on real images and 7 balanced synthetic images together"),
-        ({"kind": "balanced_resampling"}, "of which every group is drawn equally often"),
-        ({"kind": "group_dro"}, "the groups with the largest loss weighted up"),
-        ({"kind": "jtt"}, "those that a first model got wrong repeated"),
-        ({"kind": "dfr"}, "trains the last layer of the biased model anew, on real images of the validation set"),
-        ({"kind": "dfr", "balanced_from": "synthetic"}, "model anew, on 7 balanced synthetic images"),
+        ({"kind": "balanced_resampling"}, "sampling every group equally often"),
+        ({"kind": "group_dro"}, "weighting up the groups with the largest loss"),
+        ({"kind": "jtt"}, "repeating those that a first model misclassified"),
+        ({"kind": "last_layer_retrain"}, "retrains the last layer of the biased model on real validation images"),
+        ({"kind": "last_layer_retrain", "balanced_from": "synthetic"}, "biased model on 7 balanced synthetic images"),
     ],
 )
 def test_what_a_method_does(settings: dict[str, str], said: str) -> None:
-    method = MethodSettings.model_validate(settings)
-    text = wording.training(method, 0.3, 7)
+    method = read_method(settings)
+    text = method.summary(0.3, 7)
     assert said in text
-    assert ("synthetic" in text) == kind_of(method).synthetic
-    assert ("biased model" in text) == kind_of(method).from_biased
+    assert ("synthetic" in text) == method.uses_synthetic
+    assert ("biased model" in text) == method.from_biased
 
 
 def test_the_headline_follows_the_verdict(results: Results) -> None:

@@ -2,13 +2,13 @@
 
 import json
 
-from aimfair.methods.method_settings import MethodSettings
+from aimfair.methods import Tune
 from tools.selection_study import cases, table
 
 
 def test_every_case_is_a_method():
     for case in cases():
-        MethodSettings(**case)
+        Tune(**case)
     texts = [json.dumps(case) for case in cases()]
     assert len(set(texts)) == len(texts)
 

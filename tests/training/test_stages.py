@@ -277,7 +277,10 @@ def test_a_damaged_file_is_refused_by_name(directory, stage, file):
 def test_heads_are_what_the_logits_come_from_or_what_a_method_names(directory, named):
     """Of a model whose classifier is not what its maker has set up last."""
     own = {"factory": "tests.training.test_head:HeadFirst", "config": {}}
-    methods = {"probe": {"rule": "head_only", "head": named}, "dfr": {"kind": "dfr", "head": named}}
+    methods = {
+        "probe": {"rule": "head_only", "head": named},
+        "last_layer": {"kind": "last_layer_retrain", "head": named},
+    }
     settings = {"model": SETTINGS["model"] | own, "methods": methods, "default_method": "probe"}
     config = Config.model_validate(SETTINGS | settings)
     do(directory, config)
@@ -289,7 +292,7 @@ def test_heads_are_what_the_logits_come_from_or_what_a_method_names(directory, n
         assert moved == {named or "classifier"}, name
 
 
-@pytest.mark.parametrize("kind", [{"rule": "head_only"}, {"kind": "dfr"}])
+@pytest.mark.parametrize("kind", [{"rule": "head_only"}, {"kind": "last_layer_retrain"}])
 def test_a_method_whose_head_cannot_be_told_is_refused_by_name(directory, kind):
     own = {"factory": "tests.training.test_head:Temperature", "config": {}}
     settings = {"model": SETTINGS["model"] | own, "methods": {"mine": kind}, "default_method": "mine"}
