@@ -6,15 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-LONG = (
-    "test_cpp_package.py",
-    "test_cuda_build.py",
-    "test_digits_diffusion.py",
-    "test_end_to_end.py",
-    "test_families.py",
-    "test_real_configs.py",
-    "test_distributed.py",
-)
+LONG = ("test_families.py", "test_tensorrt_build.py", "test_verbs.py", "test_stages.py", "test_distributed.py")
 """Files that take most of the time. They come first, so that of several processes none is left alone with one."""
 
 

@@ -256,6 +256,7 @@ def require_all_methods(folder: Path, name: str) -> None:
     assert settings(name).title in report
 
 
+@pytest.mark.slow
 def test_celeba_from_start_to_report(tmp_path: Path, celeba: Path, generator: Path, resnet: Path) -> None:
     before = {file: file.stat().st_mtime_ns for file in celeba.rglob("*")}
     flags = {
@@ -273,6 +274,7 @@ def test_celeba_from_start_to_report(tmp_path: Path, celeba: Path, generator: Pa
     assert {file: file.stat().st_mtime_ns for file in celeba.rglob("*")} == before, "the data set is read only"
 
 
+@pytest.mark.slow
 def test_utkface_with_malformed_names_and_copies(tmp_path: Path, utkface: Path, generator: Path, resnet: Path) -> None:
     flags = {"data.root": str(utkface), "generate.model": str(generator), "model.pretrained": str(resnet)}
     done = run(UTKFACE, flags, tmp_path / "run", tmp_path / "cache")

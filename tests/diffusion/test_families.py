@@ -26,7 +26,8 @@ pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:Depreca
 CPU = torch.device("cpu")
 TEXTS, SEEDS = ["a one in green, thin", "a two in red", "seven"], [1, 2, 3]
 ALL = ["stable_diffusion", "sdxl", "sd3", "flux"]
-EXPORTED = ["sdxl", "sd3", "flux"]  # the shipped model is a Stable Diffusion 2.x: see test_onnx_runtime.py
+EXPORTED = ["sdxl", *(pytest.param(name, marks=pytest.mark.slow) for name in ("sd3", "flux"))]
+"""The shipped model is a Stable Diffusion 2.x: see test_onnx_runtime.py."""
 ENCODERS = {"stable_diffusion": 1, "sdxl": 2, "sd3": 3, "flux": 2}
 
 

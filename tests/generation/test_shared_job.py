@@ -221,6 +221,7 @@ def call(verb: str, config: Path, run: Path, size: int = 1, *more: str) -> subpr
     return subprocess.run(command(verb, config, run, size, *more), capture_output=True, text=True, timeout=120)
 
 
+@pytest.mark.slow
 def test_torchrun(tmp_path: Path, config: Path) -> None:
     for name in ("one", "two"):
         with Run.open(tmp_path / name, config_file.load(config), quiet=True) as run:

@@ -7,6 +7,8 @@ import pytest
 
 from aimfair.diffusion.model import fingerprint
 
+pytestmark = pytest.mark.slow
+
 
 def train(out, *options):
     short = ("--vae-steps", "2", "--steps", "2", "--rounds", "1", "--batch", "4")

@@ -30,6 +30,7 @@ def test_every_row_runs_on_what_the_ones_before_it_left(tmp_path):
     assert {path.name for path in tmp_path.iterdir()} >= {"signed.safetensors", "0.01.safetensors", "0.1.safetensors"}
 
 
+@pytest.mark.slow
 def test_what_a_weight_takes_is_within_the_budget_and_adamw_is_not(tmp_path, monkeypatch):
     """By the bytes of all tensors while each row works, without the half GiB that is for everything else."""
     options = argparse.Namespace(size="tiny", images=2, pixels=32, folder=tmp_path)
