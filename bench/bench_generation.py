@@ -23,10 +23,9 @@ from aimfair.commands import cli
 from aimfair.config import load as config_file
 from aimfair.diffusion.model import SHIPPED
 from aimfair.diffusion.text_to_image import Diffusion
-from aimfair.generation.encode import write_image
 from aimfair.generation.manifest import Format
 from aimfair.generation.settings import GenerateSettings
-from aimfair.generation.writer import Writer
+from aimfair.generation.writer import Writer, write_image
 from aimfair.prompts.grammar import Prompt, write_prompts
 from bench.harness import Case, Rival, Runner
 from bench.targets import ENCODE, GENERATE, PLAIN_DIFFUSERS, PROMPTS

@@ -37,7 +37,6 @@ LAYERS = (
 
 PENDING = {
     ("diffusion", "generation"),
-    ("generation", "config"),
     ("scan", "stages"),
     ("selective", "base"),
 }

@@ -21,7 +21,7 @@ from aimfair.config.load import load
 from aimfair.data import digits
 from aimfair.data.images import ImageSet
 from aimfair.evaluation.metrics import METRICS, count_predictions
-from aimfair.generation import synthetic
+from aimfair.generation.manifest import Manifest
 from aimfair.methods import Tune
 from aimfair.methods.tune import select_mask
 from aimfair.selective.sensitivity import Sensitivity
@@ -81,7 +81,7 @@ def judge(config: Config, run: Path, seed: int, case: dict[str, Any], data: dict
 def compute(run: Path, file: Path, seeds: list[int] | None) -> None:
     config = load(run / "config.yaml")
     data = {
-        "balanced": synthetic.load(run / "synthetic", "balanced", config.data.image_size, config.data.fit),
+        "balanced": Manifest(run / "synthetic").load("balanced", config.data.image_size, config.data.fit),
         "validation": digits.biased(config.data, "validation"),
         "judged": digits.balanced(config.data, "validation"),
     }

@@ -18,7 +18,7 @@ def available(parent: Parent) -> npt.NDArray[np.int64]:
     targets, protected = len(parent.config.prompts.targets), len(parent.config.prompts.protected)
     counts = np.zeros((targets, protected), dtype=np.int64)
     for record in Manifest(parent.run.synthetic).records.values():
-        counts[record.y, record.a] += 1
+        counts[record.group] += 1
     return counts
 
 

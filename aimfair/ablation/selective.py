@@ -11,7 +11,7 @@ from aimfair.base.device import tuning_device
 from aimfair.base.errors import ConfigError
 from aimfair.base.progress import duration
 from aimfair.config import Config
-from aimfair.generation import synthetic
+from aimfair.generation.manifest import Manifest
 from aimfair.methods import Tune
 
 FULL = "full fine-tuning"
@@ -57,7 +57,7 @@ def findings(parent: Parent, request: Request, outcomes: Outcomes) -> Findings:
     config, seed = parent.config, outcomes.results.seeds[0]
     run = parent.run.ablation("selective") / ONLY_GROUP
     size, fit = config.data.image_size, config.data.fit
-    images = synthetic.load(run / "synthetic", "balanced", size, fit, interrupt=parent.run.interrupt)
+    images = Manifest(run / "synthetic").load("balanced", size, fit, interrupt=parent.run.interrupt)
     device = tuning_device(config.device)
     measured = {}
     for one in outcomes.arms:

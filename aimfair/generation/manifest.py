@@ -1,47 +1,62 @@
-"""What is known of the images: a line for each one made, while a job goes on, and one for each one kept, at its end.
+"""What is known of the images: a line for each attempt while a job runs, one for each kept image at its end.
 
-``shards/<rank>.jsonl`` is what one process adds to, each line once the image is on disk; ``manifest.jsonl`` is the
-result, in which nothing tells any more how many processes there were, or how often they were killed.
+Every process of a job appends to its own ``shards/<rank>.jsonl``, each line once the image is on disk.
+``manifest.jsonl``, the result, does not depend on how many processes there were or how often they were killed.
 """
 
 import shutil
-from collections.abc import Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Annotated, Literal
 
+import numpy as np
 from pydantic import Field
 
+from aimfair.base.errors import AimfairError
 from aimfair.base.files import append_text, write_text
+from aimfair.base.interrupt import NEVER, Interrupt
 from aimfair.base.lines import Line, as_lines, read_lines
+from aimfair.base.progress import Progress
 from aimfair.base.seeds import derive_seed
+from aimfair.data.cache import decode_files
+from aimfair.data.decode import Fit
+from aimfair.data.images import ImageSet
 from aimfair.generation.plan import PlannedImage
+
+MANIFEST = "manifest.jsonl"
 
 DIGITS = 12
 """Of the digest of an image's pixels, in the name of its file."""
 
+MAX_PIXELS = 2**26
+"""Of a file: imported images keep their size."""
+
 Format = Literal["png", "webp"]
-"""Of images that are made here."""
+"""Of generated images."""
 
 Suffix = Literal["png", "webp", "jpg"]
-"""Of any: an image that was made elsewhere is kept as it came."""
+"""Of any image: imported ones keep their format."""
+
+_Hash = Annotated[str, Field(pattern=r"^[0-9a-f]{16}$")] | None
 
 
 class Outcome(Line):
-    """What came of one attempt at one image.
+    """The result of one attempt at one image.
 
     Attributes:
         image: its position in the plan.
         attempt: how many images were rejected before this one.
         digest: of its pixels, :data:`DIGITS` digits; None if it was rejected.
-        hash: its perceptual hash, 16 hexadecimal digits, where near-duplicates are looked for; None if it was rejected.
-        reason: why it was rejected; None if nothing was wrong with the image by itself.
+        hash: its perceptual hash, 16 hexadecimal digits, if near-duplicates are filtered; None if it was rejected.
+        reason: why it was rejected; None if nothing is wrong with the image on its own.
     """
 
     image: int
     attempt: int
-    digest: Annotated[str, Field(pattern=rf"^[0-9a-f]{{{DIGITS}}}$")] | None
-    hash: Annotated[str, Field(pattern=r"^[0-9a-f]{16}$")] | None
-    reason: str | None
+    digest: Annotated[str, Field(pattern=rf"^[0-9a-f]{{{DIGITS}}}$")] | None = None
+    hash: _Hash = None
+    reason: str | None = None
 
     @property
     def key(self) -> tuple[int, int]:
@@ -52,9 +67,9 @@ class ImageRecord(PlannedImage):
     """An image that was kept.
 
     Attributes:
-        seed: of the noise that it was made from: :func:`seed_of_attempt`. Of an image that was made elsewhere it is 0,
-            and text and prompt are empty, unless a manifest came with it.
-        file: relative to the folder of the manifest; its name is the image's number and the digest of its pixels.
+        seed: of the noise that it was made from (:func:`seed_of_attempt`). For an imported image it is 0, and text and
+            prompt are empty, unless its source has a manifest.
+        file: relative to the folder of the manifest; named by the image's number and the digest of its pixels.
         attempt: how many images were rejected before this one.
         rejected: why each was.
         hash: as in :class:`Outcome`.
@@ -63,7 +78,7 @@ class ImageRecord(PlannedImage):
     file: Annotated[str, Field(pattern=rf"^images/[0-9]{{6,}}-[0-9a-f]{{{DIGITS}}}\.(png|webp|jpg)$")]
     attempt: int
     rejected: list[str]
-    hash: Annotated[str, Field(pattern=r"^[0-9a-f]{16}$")] | None = None
+    hash: _Hash = None
 
     @property
     def digest(self) -> str:
@@ -72,50 +87,82 @@ class ImageRecord(PlannedImage):
 
 
 class Manifest:
-    """``manifest.jsonl`` in a folder.
+    """``manifest.jsonl`` in a folder: written and read here only.
 
     Attributes:
-        records: number of the image -> its record, in order; empty before the job has ended.
+        records: number of the image -> its record, in the order of the file; empty if there is no file yet.
 
     Raises:
-        AimfairError: a line is damaged.
+        AimfairError: a line is damaged, or two name the same file.
     """
 
     def __init__(self, folder: Path):
-        self.path = folder / "manifest.jsonl"
+        self.folder, self.path = folder, folder / MANIFEST
         lines = read_lines(self.path, ImageRecord) if self.path.exists() else []
+        if twice := [name for name, times in Counter(record.file for record in lines).items() if times > 1]:
+            raise AimfairError(f"{self.path}: {twice[0]!r} is in several lines, expected one; restore the file")
         self.records: dict[int, ImageRecord] = {record.image: record for record in lines}
 
-    def keep(self, records: Mapping[int, ImageRecord]) -> None:
+    def write(self, records: Iterable[ImageRecord]) -> None:
         """Replaces the file by these records, sorted by number."""
-        self.records = dict(sorted(records.items()))
+        self.records = {record.image: record for record in sorted(records, key=lambda record: record.image)}
         write_text(self.path, as_lines(list(self.records.values())))
 
     def outcomes(self) -> list[Outcome]:
-        """What the records say of every attempt."""
-        return [
-            outcome
-            for record in self.records.values()
-            for outcome in (
-                *(
-                    Outcome(image=record.image, attempt=attempt, digest=None, hash=None, reason=reason)
-                    for attempt, reason in enumerate(record.rejected)
-                ),
-                Outcome(
-                    image=record.image, attempt=record.attempt, digest=record.digest, hash=record.hash, reason=None
-                ),
-            )
-        ]
+        """The result of every attempt."""
+        found = []
+        for record in self.records.values():
+            found += [
+                Outcome(image=record.image, attempt=attempt, reason=reason)
+                for attempt, reason in enumerate(record.rejected)
+            ]
+            found.append(Outcome(image=record.image, attempt=record.attempt, digest=record.digest, hash=record.hash))
+        return found
+
+    def load(
+        self,
+        which: Literal["balanced", "biased"],
+        size: int,
+        fit: Fit,
+        *,
+        progress: Progress | None = None,
+        interrupt: Interrupt = NEVER,
+    ) -> ImageSet:
+        """The images of one of the two sets, in the order of the records.
+
+        They are decoded once, into ``decoded`` beside the manifest: a run directory is self-contained.
+
+        Args:
+            size: pixels along each side.
+            fit: how images become squares. As for the real images: any difference would tell the two apart.
+
+        Raises:
+            AimfairError: the set is empty, or an image is missing or damaged.
+        """
+        records = [record for record in self.records.values() if which in record.sets]
+        if not records:
+            raise AimfairError(f"{self.path}: the {which} set has no images; run: aimfair generate")
+        files = [record.file for record in records]
+        cache = self.folder / "decoded"
+        decoded = decode_files(
+            self.folder, files, size, MAX_PIXELS, fit=fit, folder=cache, progress=progress, interrupt=interrupt
+        )
+        if decoded.rejected:
+            name, reason = decoded.rejected[0]
+            remove = "remove it and " if (self.folder / name).exists() else ""
+            raise AimfairError(f"{self.folder / name}: {reason}; {remove}run: aimfair generate")
+        y, a = np.array([record.group for record in records], dtype=np.int64).T.copy()
+        return ImageSet(decoded.images, y, a, tuple(files))
 
 
 class Shards:
-    """``shards/*.jsonl`` in a folder: what the processes of a job have made that has not ended."""
+    """``shards/*.jsonl`` in a folder: the outcomes of a job that has not ended, one file for each process."""
 
     def __init__(self, folder: Path):
         self.folder = folder / "shards"
 
     def read(self) -> list[Outcome]:
-        """All lines of all of them, but for the half line that a killed process left at the end of one.
+        """All lines of all files, without the partial line that a killed process may have left at the end of its own.
 
         Raises:
             AimfairError: a line is damaged.
@@ -123,7 +170,7 @@ class Shards:
         return [line for path in self._paths() for line in read_lines(path, Outcome, appended=True)]
 
     def replace(self, outcomes: Iterable[Outcome]) -> None:
-        """Puts one file with these lines in place of all that is there."""
+        """Replaces all files by a single one with these lines."""
         first = self._path(0)
         self.folder.mkdir(exist_ok=True)
         lines = sorted(outcomes, key=lambda outcome: outcome.key)
@@ -133,11 +180,13 @@ class Shards:
                 path.unlink()
 
     def append(self, rank: int, outcomes: Sequence[Outcome]) -> None:
-        """Adds lines to the file of one process, on disk when this returns. Their images are there already.
+        """Adds lines to the file of one process, on disk when this returns. Their images are already there.
 
         Raises:
-            OSError: they cannot be written, of a full disk say; the file is cut back to what it was, if it can be.
+            OSError: they cannot be written, for example because the disk is full; the file is cut back to its previous
+                length if possible.
         """
+        self.folder.mkdir(exist_ok=True)
         append_text(self._path(rank), as_lines(outcomes))
 
     def remove(self) -> None:
@@ -155,10 +204,10 @@ class Shards:
 
 
 def file_name(image: int, digest: str, suffix: Suffix = "png") -> str:
-    """No text of a prompt becomes part of a path."""
+    """Holds nothing of the prompt: no user's text becomes part of a path."""
     return f"images/{image:06d}-{digest[:DIGITS]}.{suffix}"
 
 
 def seed_of_attempt(planned: PlannedImage, attempt: int) -> int:
-    """The planned seed, and for each new attempt another."""
+    """The planned seed for the first attempt, another for each further one."""
     return derive_seed(planned.seed, "attempt", attempt) if attempt else planned.seed

@@ -1,8 +1,9 @@
-"""Which images will be made: so many of each group, spread evenly over its prompts, every one with its own seed."""
+"""Which images to make: a fixed number for each group, spread evenly over its prompts, each with its own seed."""
 
 from collections.abc import Sequence
 
 import numpy as np
+from pydantic import NonNegativeInt
 
 from aimfair.base.errors import AimfairError
 from aimfair.base.lines import Line
@@ -12,9 +13,12 @@ from aimfair.data.settings import DataSettings
 from aimfair.generation.settings import GenerateSettings
 from aimfair.prompts.grammar import Prompt
 
+Group = tuple[int, int]
+"""(y, a): number of the target class, number of the protected value."""
+
 
 class PlannedImage(Line):
-    """An image to be made.
+    """An image to make.
 
     Attributes:
         image: its position in the plan.
@@ -23,17 +27,21 @@ class PlannedImage(Line):
         text: the prompt.
         replica: which of the prompt's images it is.
         seed: of its noise, in [0, 2^63).
-        sets: "balanced", "biased" or both: where it will be used.
+        sets: "balanced", "biased" or both: where it is used.
     """
 
     image: int
-    y: int
-    a: int
+    y: NonNegativeInt
+    a: NonNegativeInt
     prompt: str
     text: str
     replica: int
     seed: int
     sets: list[str]
+
+    @property
+    def group(self) -> Group:
+        return self.y, self.a
 
 
 def bias_of(settings: GenerateSettings, data: DataSettings) -> float:
@@ -45,14 +53,14 @@ def make_plan(prompts: Sequence[Prompt], settings: GenerateSettings, data: DataS
     """The images of both sets, group (0, 0) first, then (0, 1), ...
 
     The balanced set has ``settings.balanced_per_group`` images of each group, the biased set ``settings.biased_total``
-    in the proportions of :func:`bias_of`. Image j of a group belongs to its prompt j mod P, so each set takes any two
-    prompts of a group equally often, give or take one. Without ``settings.disjoint`` the biased set takes the images of
-    the balanced one first.
+    in the proportions of :func:`bias_of`. Image j of a group belongs to its prompt j mod P, so within a set the numbers
+    of images of any two prompts of a group differ by at most one. Without ``settings.disjoint`` the biased set takes
+    images of the balanced one first.
 
     Raises:
         AimfairError: the groups of the prompts are not those of ``data.majority``.
     """
-    groups: dict[tuple[int, int], list[Prompt]] = {}
+    groups: dict[Group, list[Prompt]] = {}
     for prompt in prompts:
         groups.setdefault((prompt.y, prompt.a), []).append(prompt)
     sizes = group_sizes(data.majority, max(a for _, a in groups) + 1, bias_of(settings, data), settings.biased_total)
@@ -65,22 +73,21 @@ def make_plan(prompts: Sequence[Prompt], settings: GenerateSettings, data: DataS
     plan: list[PlannedImage] = []
     for y, a in expected:
         group = groups[y, a]
-        balanced = range(settings.balanced_per_group)
-        first = balanced.stop if settings.disjoint else 0
-        biased = range(first, first + int(sizes[y, a]))
-        for j in range(max(balanced.stop, biased.stop)):
+        for j, sets in enumerate(sets_of_group(settings, int(sizes[y, a]))):
             replica, which = divmod(j, len(group))
             prompt = group[which]
+            seed = derive_seed(settings.seed, prompt.id, replica)
             plan.append(
                 PlannedImage(
-                    image=len(plan),
-                    y=y,
-                    a=a,
-                    prompt=prompt.id,
-                    text=prompt.text,
-                    replica=replica,
-                    seed=derive_seed(settings.seed, prompt.id, replica),
-                    sets=[name for name, images in (("balanced", balanced), ("biased", biased)) if j in images],
+                    image=len(plan), y=y, a=a, prompt=prompt.id, text=prompt.text, replica=replica, seed=seed, sets=sets
                 )
             )
     return plan
+
+
+def sets_of_group(settings: GenerateSettings, biased: int) -> list[list[str]]:
+    """For every image that a group needs, the sets it belongs to; ``biased`` images go to the biased set."""
+    balanced = settings.balanced_per_group
+    first = balanced if settings.disjoint else 0
+    sets = {"balanced": range(balanced), "biased": range(first, first + biased)}
+    return [[name for name, images in sets.items() if j in images] for j in range(max(balanced, first + biased))]

@@ -1,7 +1,7 @@
-"""The processes that share one job, as torchrun starts them.
+"""The processes that share one job, as started by torchrun.
 
-They exchange texts through the key-value store that torchrun keeps for them, and ask it again and again while they
-wait: so a signal, or word of another one's failure, ends the waiting, which a collective operation would sit through.
+They exchange strings through torchrun's key-value store and poll it while they wait, so that a signal or the failure of
+another process ends the wait, which a collective operation would not notice.
 """
 
 import contextlib
@@ -10,25 +10,28 @@ import os
 import time
 from collections.abc import Callable
 from datetime import timedelta
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from aimfair.base.errors import AimfairError, ConfigError
 from aimfair.base.interrupt import NEVER, Interrupt, Interrupted
 
+if TYPE_CHECKING:
+    import torch
+
 _SECONDS_TO_JOIN = 300
-_HOURS_TO_MEET = 48.0  # the slowest process may have so many hours more to do in a round than the fastest
-_SECONDS_BETWEEN_LOOKS = 0.05
-_LONGEST = 2**22  # bytes of a value; the store drops who sends more than twice that
+_HOURS_TO_MEET = 48.0  # the slowest process may take so many hours longer for a round than the fastest
+_SECONDS_BETWEEN_POLLS = 0.05
+_LONGEST = 2**22  # bytes of a value; the store disconnects whoever sends more than twice that
 _FAILED, _LEFT, _ADVANCED = "failed", "left", "advanced"
 
 
 class Ranks:
-    """One of the processes, and its way to the others. To be entered: whatever ends this one, ends the others.
+    """One of the processes, and its connection to the others. Used as a context: an error that ends one, ends all.
 
     Args:
         rank: in [0, size); 0 holds the lock of the run and writes its records.
         size: number of processes.
-        store: a store of torch.distributed that all of them see; None for a process that is alone.
+        store: a store of torch.distributed shared by all; None for a single process.
         interrupt: ends waiting.
     """
 
@@ -39,10 +42,10 @@ class Ranks:
 
     @classmethod
     def join(cls, interrupt: Interrupt) -> Self:
-        """Those of the environment, once the store is there.
+        """The processes that the environment describes, once the store is reachable.
 
         Raises:
-            AimfairError: the environment is not that of torchrun, or the store cannot be reached.
+            AimfairError: the environment is not torchrun's, or the store cannot be reached.
         """
         size = processes()
         if size == 1:
@@ -54,8 +57,8 @@ class Ranks:
             store, rank, size = next(rendezvous("env://", timeout=timedelta(seconds=_SECONDS_TO_JOIN)))
         except (RuntimeError, ValueError) as error:
             reason = " ".join(str(error).split())
-            raise AimfairError(f"WORLD_SIZE is {size}, but the processes do not find each other: {reason}") from error
-        attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")  # torchrun keeps the store when it starts them anew
+            raise AimfairError(f"WORLD_SIZE is {size}, but the processes cannot find each other: {reason}") from error
+        attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")  # torchrun keeps the store when it restarts them
         return cls(rank, size, PrefixStore(f"aimfair/{attempt}", store), interrupt)
 
     def __enter__(self) -> Self:
@@ -65,23 +68,23 @@ class Ranks:
         if self.size == 1:
             return
         if error is not None:
-            with contextlib.suppress(RuntimeError):  # the store may be gone, and the error is what matters
-                said = {"rank": self.rank, "error": str(error), "exit_code": getattr(error, "exit_code", 1)}
-                self._store.set(_FAILED, json.dumps(said))
+            with contextlib.suppress(RuntimeError):  # the store may be gone; the error is what matters
+                failure = {"rank": self.rank, "error": str(error), "exit_code": getattr(error, "exit_code", 1)}
+                self._store.set(_FAILED, json.dumps(failure))
         elif self.rank > 0:
             self._store.set(f"{_LEFT}/{self.rank}", "")
         else:  # the store may live in this process, which must leave last
             self._wait_for([f"{_LEFT}/{rank}" for rank in range(1, self.size)], lambda: None)
 
     def gather(self, text: str, waiting: Callable[[], None] = lambda: None) -> list[str]:
-        """The texts of all processes, by rank, once each has come here.
+        """The strings of all processes, by rank, once each of them has called this.
 
         Args:
-            waiting: called again and again meanwhile.
+            waiting: called at every poll.
 
         Raises:
-            AimfairError: another process failed, or none came for two days.
-            Interrupted: this process, or another one, was asked to stop.
+            AimfairError: another process failed, or took two days longer.
+            Interrupted: this process or another one was asked to stop.
         """
         if self.size == 1:
             return [text]
@@ -92,7 +95,7 @@ class Ranks:
         return [self._get(key).decode() for key in keys]
 
     def _put(self, key: str, data: bytes) -> None:
-        """In parts, and last under ``key`` how many there are."""
+        """In parts, and then their number under ``key``."""
         parts = [data[start : start + _LONGEST] for start in range(0, len(data), _LONGEST)]
         for number, part in enumerate(parts):
             self._store.set(f"{key}/{number}", part)
@@ -110,52 +113,69 @@ class Ranks:
             if time.monotonic() > end:
                 raise AimfairError(f"process {self.rank} of {self.size} waited {_HOURS_TO_MEET:g} hours for the others")
             waiting()
-            time.sleep(_SECONDS_BETWEEN_LOOKS)
+            time.sleep(_SECONDS_BETWEEN_POLLS)
 
     def _has(self, keys: list[str]) -> bool:
         try:
             return bool(self._store.check(keys))
-        except RuntimeError as error:  # it was kept by torchrun, or by rank 0, and went with them
-            raise AimfairError(f"process {self.rank} of {self.size} has lost the others") from error
+        except RuntimeError as error:  # it lived in torchrun or rank 0, and ended with it
+            raise AimfairError(f"process {self.rank} of {self.size} has lost the connection to the others") from error
 
     def advance(self, round: int, steps: int) -> int:
-        """Adds ``steps``, which may be none, to what all have done in this round; the sum, 0 for a process alone."""
-        if self.size > 1:
-            with contextlib.suppress(RuntimeError):  # the others are gone: to be said where their results are needed
-                return int(self._store.add(f"{_ADVANCED}/{round}", steps))
+        """Adds ``steps``, possibly 0, to what all processes have done in this round; the sum, or 0 if it is lost."""
+        with contextlib.suppress(RuntimeError):  # the others are gone, which gather() reports
+            return int(self._store.add(f"{_ADVANCED}/{round}", steps))
         return 0
+
+    def device(self, name: str) -> "torch.device":
+        """The device that a setting names; each of several processes takes the GPU of its number on its machine.
+
+        Raises:
+            ConfigError: there are several processes, and ``name`` has an index.
+        """
+        from aimfair.base.device import choose_device
+
+        if self.size > 1 and ":" in name:
+            raise ConfigError(f"device: found {name}, expected auto, cpu or cuda: each process has its own GPU")
+        device = choose_device(name)
+        if self.size > 1 and device.type == "cuda":
+            import torch
+
+            device = choose_device(f"cuda:{os.environ.get('LOCAL_RANK', self.rank)}")
+            torch.cuda.set_device(device)
+        return device
 
 
 ALONE = Ranks()
 
 
 def processes() -> int:
-    """How many there are, by the environment.
+    """The number of processes, from the environment.
 
     Raises:
-        ConfigError: WORLD_SIZE is no number above 0.
+        ConfigError: WORLD_SIZE is not a positive number.
     """
     text = os.environ.get("WORLD_SIZE", "1")
     if not text.isdecimal() or int(text) < 1:
-        raise ConfigError(f"WORLD_SIZE: found {text!r}, expected the number of processes, as torchrun sets it")
+        raise ConfigError(f"WORLD_SIZE: found {text!r}, expected the number of processes, as set by torchrun")
     return int(text)
 
 
 def rank_here() -> int:
-    """The number of this process, by the environment.
+    """The rank of this process, from the environment.
 
     Raises:
-        ConfigError: there are several processes, and RANK is none of their numbers.
+        ConfigError: there are several processes, and RANK is not below their number.
     """
     size, text = processes(), os.environ.get("RANK", "")
     if size == 1:
         return 0
     if not text.isdecimal() or int(text) >= size:
-        raise ConfigError(f"RANK: found {text!r}, expected a number below WORLD_SIZE ({size}), as torchrun sets it")
+        raise ConfigError(f"RANK: found {text!r}, expected a number below WORLD_SIZE ({size}), as set by torchrun")
     return int(text)
 
 
-def _raise_as(said: dict[str, Any]) -> None:
-    if said["exit_code"] > 128:
-        raise Interrupted(said["exit_code"] - 128)
-    raise AimfairError(f"process {said['rank']} failed, and so the others stop: {said['error']}")
+def _raise_as(failure: dict[str, Any]) -> None:
+    if failure["exit_code"] > 128:
+        raise Interrupted(failure["exit_code"] - 128)
+    raise AimfairError(f"process {failure['rank']} failed, so the others stop: {failure['error']}")

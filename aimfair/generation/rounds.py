@@ -1,17 +1,26 @@
-"""Which images are still to be made, given what came of those that were: a function of plan and outcomes alone.
+"""Which images are still to be made, and when to give up: a function of the plan and the outcomes so far alone.
 
-Round 0 tries every image of the plan, round r those that were rejected in round r - 1. A round ends when all its images
-are there: only then is it decided which of them are too like one another, in the order of the plan, so that neither the
-number of processes nor the order in which they work has a say.
+Round 0 tries every image of the plan, round r those rejected in round r - 1. Duplicates are found at the end of a
+round, in the order of the plan, so the result does not depend on the number of processes or the order of their work.
 """
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-from aimfair.generation.filters.near_duplicates import NearDuplicates
+from aimfair.base.errors import AimfairError
+from aimfair.generation.filters.pixels import BLANK, NearDuplicates
 from aimfair.generation.manifest import Outcome
-from aimfair.generation.plan import PlannedImage
+from aimfair.generation.plan import Group, PlannedImage
+
+_BROKEN = BLANK | {"duplicate"}  # what a working model hardly ever makes
+_BROKEN_ATTEMPTS = 5  # at one image; a model that fails so often in a row will go on failing
+_ATTEMPTS = 50  # with filters; if they reject two of three, one image in a billion gets this far
+_ADVICE = (
+    "try generate.dtype float32 or bfloat16, another generate.model or more steps, or, if a filter rejects them, "
+    "looser generate.filters"
+)
 
 
 class Rounds:
@@ -19,13 +28,13 @@ class Rounds:
 
     Args:
         plan: numbered from 0.
-        near_duplicates: two images of a group are too like each other if their hashes differ in so many bits of 64,
-            or fewer; None: there are no hashes.
+        near_duplicates: two images of a group are near-duplicates if their hashes differ in at most so many of 64 bits;
+            None: there are no hashes.
 
     Attributes:
-        outcomes: (image, attempt) -> what came of it.
-        attempt: the number of the present round.
-        wanted: the images of the present round, in the order of the plan; empty when all are kept.
+        outcomes: (image, attempt) -> its outcome.
+        attempt: the number of the current round.
+        wanted: the images of the current round, in the order of the plan; empty when all are kept.
         kept: number of an image -> its outcome.
         rejected: number of an image -> why its attempts in earlier rounds were rejected.
     """
@@ -38,43 +47,57 @@ class Rounds:
         self.wanted: list[PlannedImage] = list(plan)
         self.kept: dict[int, Outcome] = {}
         self.rejected: dict[int, list[str]] = {planned.image: [] for planned in plan}
-        self._hashes: dict[tuple[int, int], NearDuplicates] = {}
+        self._hashes: dict[Group, NearDuplicates] = {}
 
     def add(self, outcomes: Iterable[Outcome]) -> None:
-        """Adds outcomes, of this round or of any, and ends the rounds that are complete."""
+        """Adds outcomes of any round, and ends the rounds that are complete."""
         self.outcomes.update((outcome.key, outcome) for outcome in outcomes)
-        while self.wanted and not self.missing():
+        while self.wanted and not any(self.is_missing(planned) for planned in self.wanted):
             self._end_round()
 
-    def missing(self) -> list[PlannedImage]:
-        """The images of the present round that nobody has made."""
-        return [planned for planned in self.wanted if (planned.image, self.attempt) not in self.outcomes]
+    def is_missing(self, planned: PlannedImage) -> bool:
+        """Whether an image of the current round has no outcome yet."""
+        return (planned.image, self.attempt) not in self.outcomes
 
     def batches(self, size: int) -> list[list[PlannedImage]]:
-        """The present round cut from its first image on: an image that is made again has the same neighbours."""
+        """The current round, always cut from its first image on: an image made again has the same neighbours."""
         return [self.wanted[start : start + size] for start in range(0, len(self.wanted), size)]
 
     @property
     def rejections(self) -> list[tuple[PlannedImage, str]]:
-        """Every rejected attempt that is known, those of the present round, too."""
+        """Every known rejected attempt and its reason, those of the current round included."""
         earlier = [(planned, reason) for planned in self._plan for reason in self.rejected[planned.image]]
-        present = ((planned, self.outcomes.get((planned.image, self.attempt))) for planned in self.wanted)
-        return earlier + [(one, outcome.reason) for one, outcome in present if outcome and outcome.reason is not None]
+        current = ((planned, self.outcomes.get((planned.image, self.attempt))) for planned in self.wanted)
+        return earlier + [(one, outcome.reason) for one, outcome in current if outcome and outcome.reason is not None]
 
     @property
     def finished(self) -> int:
-        """Images that are kept, or will be unless they are too like others."""
+        """Images that are kept, or will be unless they turn out to be duplicates."""
         later = {image for (image, attempt), one in self.outcomes.items() if attempt >= self.attempt and not one.reason}
         return len(self.kept) + sum(planned.image in later for planned in self.wanted)
 
     def decided(self) -> list[Outcome]:
-        """All outcomes; those that were found to be too like others in an earlier round say so themselves."""
+        """All outcomes; an image rejected as a duplicate in an earlier round has that as its own reason."""
         return [
-            Outcome(image=image, attempt=attempt, digest=None, hash=None, reason=self.rejected[image][attempt])
+            Outcome(image=image, attempt=attempt, reason=self.rejected[image][attempt])
             if attempt < len(self.rejected[image])
             else outcome
             for (image, attempt), outcome in self.outcomes.items()
         ]
+
+    def refuse_stubborn_images(self) -> None:
+        """Gives up on an image that is rejected again and again.
+
+        Raises:
+            AimfairError: there is one.
+        """
+        for planned in self.wanted:
+            reasons = self.rejected[planned.image]
+            if sum(reason in _BROKEN for reason in reasons) >= _BROKEN_ATTEMPTS or len(reasons) >= _ATTEMPTS:
+                raise AimfairError(
+                    f"image {planned.image} ({planned.text!r}) was rejected {len(reasons)} times in a row "
+                    f"({_counted(Counter(reasons))}); {_ADVICE}"
+                )
 
     def _end_round(self) -> None:
         outcomes = [self.outcomes[planned.image, self.attempt] for planned in self.wanted]
@@ -85,7 +108,7 @@ class Rounds:
                 if outcome.digest in digests:
                     reasons[place] = "duplicate"
                 digests.add(outcome.digest)
-        for place in self._near_others([place for place, reason in enumerate(reasons) if reason is None]):
+        for place in self._near_duplicates([place for place, reason in enumerate(reasons) if reason is None]):
             reasons[place] = "near_duplicate"
         again = []
         for planned, outcome, reason in zip(self.wanted, outcomes, reasons, strict=True):
@@ -97,13 +120,13 @@ class Rounds:
         self.wanted = again
         self.attempt += 1
 
-    def _near_others(self, places: Sequence[int]) -> list[int]:
-        """Those of the ``places`` in the present round that are too like one of their group that is kept."""
+    def _near_duplicates(self, places: Sequence[int]) -> list[int]:
+        """Those of the ``places`` in the current round that are too close to a kept image of their group."""
         if self._bits is None:
             return []
-        groups: dict[tuple[int, int], list[int]] = {}
+        groups: dict[Group, list[int]] = {}
         for place in places:
-            groups.setdefault((self.wanted[place].y, self.wanted[place].a), []).append(place)
+            groups.setdefault(self.wanted[place].group, []).append(place)
         found = []
         for group, members in groups.items():
             texts = [self.outcomes[self.wanted[place].image, self.attempt].hash or "0" for place in members]
@@ -111,3 +134,33 @@ class Rounds:
             added = self._hashes.setdefault(group, NearDuplicates(self._bits)).add(hashes)
             found += [place for place, new in zip(members, added, strict=True) if not new]
         return found
+
+
+def refuse_many_rejections(rejected: Counter[str], wanted: int, most: float) -> None:
+    """Gives up on a model most of whose images are rejected.
+
+    Args:
+        rejected: reason -> images; wanted: images of the plan; most: rejected over wanted ones.
+
+    Raises:
+        AimfairError: there are more.
+    """
+    if (count := rejected.total()) > most * wanted:
+        raise AimfairError(
+            f"{count} images rejected ({_counted(rejected)}), more than {most:.0%} of the {wanted} wanted; raise"
+            f" generate.max_rejections, or {_ADVICE}"
+        )
+
+
+def refuse_only_rejections(rejected: Counter[str], made: int) -> None:
+    """Gives up on a model all of whose first images are rejected.
+
+    Raises:
+        AimfairError: ``rejected`` holds all ``made`` images.
+    """
+    if rejected.total() == made:
+        raise AimfairError(f"the first {made} images were all rejected ({_counted(rejected)}); {_ADVICE}")
+
+
+def _counted(reasons: Counter[str]) -> str:
+    return ", ".join(f"{reason} {number}" for reason, number in reasons.most_common())

@@ -1,20 +1,42 @@
-"""How a job went: images by group and reason, and speed. What the report shows of it."""
+"""How the images were made: counts by group and reason, and speed. The report shows it."""
 
 from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from aimfair.base.errors import AimfairError
 from aimfair.base.files import write_text
-from aimfair.generation.job import Job, Speed
+from aimfair.generation.plan import Group
 
 
-class GroupSummary(BaseModel):
-    """Images of the group (y, a): ``made``, or found, = ``kept`` + the sum of ``rejected``, by reason."""
-
+class _Part(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Speed(_Part):
+    """The time of the images made by one call of :meth:`aimfair.generation.job.Job.run`.
+
+    Attributes:
+        images: made by all processes, rejected ones included.
+        seconds: from beginning to end, without loading models.
+        sampling, filters: seconds in the sampler, and in filters that run beside it; mean over the processes.
+        stalled: seconds that samplers waited for files; mean over the processes.
+        processes: their number.
+    """
+
+    images: int
+    seconds: float
+    sampling: float
+    filters: float
+    stalled: float
+    processes: int
+
+
+class GroupSummary(_Part):
+    """Images of the group (y, a): ``made``, or found in a folder, = ``kept`` + the sum of ``rejected``, by reason."""
 
     y: int
     a: int
@@ -23,34 +45,39 @@ class GroupSummary(BaseModel):
     rejected: dict[str, int]
 
 
-class GenerationSummary(BaseModel):
+class GenerationSummary(_Part):
     """``generation.json`` of a run.
 
     Attributes:
         groups: in the order of (y, a).
-        speed: of the last call that made images; after a stop it tells of what came then. None: nobody knows.
-        folder: where images that were made elsewhere were copied from; None: they were made here.
+        speed: of the last call that made images, which after a stop made only the rest; None: not known.
+        folder: where images were imported from; None: they were generated here.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
     groups: list[GroupSummary]
-    speed: Speed | None
+    speed: Speed | None = None
     folder: str | None = None
 
     @classmethod
-    def of(cls, job: Job) -> Self:
-        rejected: dict[tuple[int, int], Counter[str]] = {(planned.y, planned.a): Counter() for planned in job.plan}
-        kept = Counter((planned.y, planned.a) for planned in job.plan)
-        for planned, reason in job.rejections:
-            rejected[planned.y, planned.a][reason] += 1
+    def of(cls, kept: Iterable[Group], rejected: Iterable[tuple[Group, str]], **others: Any) -> Self:
+        """Counts images.
+
+        Args:
+            kept: the group of each image kept; every group has some.
+            rejected: the group of each other image, and why it is not kept.
+            others: speed, folder.
+        """
+        counts = Counter(kept)
+        reasons: dict[Group, Counter[str]] = {group: Counter() for group in sorted(counts)}
+        for group, reason in rejected:
+            reasons[group][reason] += 1
         groups = [
             GroupSummary(
-                y=y, a=a, made=kept[y, a] + reasons.total(), kept=kept[y, a], rejected=dict(sorted(reasons.items()))
+                y=y, a=a, made=counts[y, a] + found.total(), kept=counts[y, a], rejected=dict(sorted(found.items()))
             )
-            for (y, a), reasons in sorted(rejected.items())
+            for (y, a), found in reasons.items()
         ]
-        return cls(groups=groups, speed=job.speed)
+        return cls(groups=groups, **others)
 
     def save(self, path: Path) -> None:
         write_text(path, self.model_dump_json(indent=2) + "\n")

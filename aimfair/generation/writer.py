@@ -1,30 +1,52 @@
-"""From the sampler to the disk while the sampler goes on: reduce, look at, encode, write, record."""
+"""From pixels to files and records, by threads that work while the sampler goes on."""
 
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Self
+from pathlib import Path
+from typing import Any, Self
 
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from aimfair.base.files import replace_file
 from aimfair.base.interrupt import Interrupted
-from aimfair.generation.manifest import Outcome
+from aimfair.generation.manifest import Format, Outcome
 
 _THREADS = 4
-_BATCHES = 3  # that wait for their files or are being written; with the next one more, all that is held in memory
+_BATCHES = 3  # that wait for their files or are being written; with the one being sampled, all that memory holds
+
+# The fastest lossless options that do not cost much space; docs/generation.md has the measurements.
+_OPTIONS: dict[Format, dict[str, Any]] = {
+    "png": {"format": "PNG", "compress_level": 1},
+    "webp": {"format": "WEBP", "lossless": True, "quality": 0, "method": 0},
+}
+
+
+def write_image(path: Path, pixels: npt.NDArray[np.uint8], image_format: Format) -> None:
+    """Replaces ``path`` by uint8 [H, W, 3], without loss: the same bytes for the same pixels and version of Pillow.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    with replace_file(path) as temporary:
+        Image.fromarray(pixels).save(temporary, **_OPTIONS[image_format])
 
 
 class Writer:
-    """A bounded queue before threads that write images, and one that records what they wrote, batch after batch.
+    """A bounded queue of batches: threads write their images, and one records the outcomes, batch after batch.
 
-    To be entered. At the end of the body, and when it was interrupted, everything is on disk; after an error, batches
-    that no thread has begun are given up, and none is recorded that comes after one that was not.
+    Used as a context. At its end, and after an interrupt, everything is on disk; after an error, batches that no thread
+    has begun are dropped, and no batch is recorded after one that was not.
 
     Args:
-        record: of the outcomes of a batch, when its files are written. Called by one thread, in the batches' order.
-        done: of the same outcomes, in the thread that puts and at a later time.
+        record: called with the outcomes of a batch once its files are written, by one thread, in the order of batches.
+        done: called with the same outcomes later, by the thread that calls :meth:`put`.
 
     Attributes:
-        stalled: seconds that :meth:`put` and the end waited for the threads.
+        stalled: seconds that :meth:`put` and the end of the context waited for the threads.
     """
 
     def __init__(self, record: Callable[[Sequence[Outcome]], None], done: Callable[[Sequence[Outcome]], None]):
@@ -47,17 +69,17 @@ class Writer:
             self._recorder.shutdown(cancel_futures=True)
 
     def put(self, work: Sequence[Callable[[], Outcome]]) -> None:
-        """Adds a batch, a function for each of its images; waits while too many are there.
+        """Adds a batch, one function for each image; waits while the queue is full.
 
         Raises:
-            Exception: what a thread raised, of this batch or of one before.
+            Exception: from a thread, at work on this batch or an earlier one.
         """
         images = [self._encoders.submit(one) for one in work]
         self._batches.append(self._recorder.submit(self._finish, images))
         self._wait(_BATCHES)
 
     def _finish(self, images: Sequence[Future[Outcome]]) -> list[Outcome]:
-        if self._failure is not None:  # a failed record may have left half a line, which must stay the last
+        if self._failure is not None:  # a failed record may have left a partial line, which must stay the last
             raise self._failure
         try:
             outcomes = [image.result() for image in images]
@@ -68,7 +90,7 @@ class Writer:
         return outcomes
 
     def _wait(self, most: int) -> None:
-        """Until at most so many batches are not recorded; takes away all that are, and raises what they raised."""
+        """Until at most ``most`` batches are not recorded; removes the recorded ones, raising their errors."""
         while self._batches and (len(self._batches) > most or self._batches[0].done()):
             start = time.monotonic()
             outcomes = self._batches[0].result()

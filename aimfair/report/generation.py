@@ -4,8 +4,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from aimfair.base.progress import duration
-from aimfair.generation.job import Speed
-from aimfair.generation.summary import GenerationSummary
+from aimfair.generation.summary import GenerationSummary, Speed
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from aimfair.base.errors import AimfairError, ConfigError
+from aimfair.base.errors import AimfairError
 from aimfair.base.interrupt import Interrupt, Interrupted
 from aimfair.base.log import Log
 from aimfair.base.progress import Progress
@@ -14,7 +14,7 @@ from aimfair.config import Config
 from aimfair.data.catalogue import SPLITS
 from aimfair.data.images import Splits
 from aimfair.data.leakage import Leak, find_leaks, refuse_leaks
-from aimfair.generation import imported
+from aimfair.generation import imported, source
 from aimfair.scan.results import EXAMPLES, Groups, Imported, LeftOut, readable
 from aimfair.scan.settings import ScanSettings
 
@@ -37,37 +37,35 @@ def look_at_folder(
         Interrupted: as ``interrupt`` says.
     """
     try:
-        if not folder.is_dir():
-            raise ConfigError(f"generate.folder: found {folder}, which is no folder, expected one with images")
-        source = imported.find(folder, shape)
+        found = source.find(folder, shape)
     except AimfairError as unread:
         return _unread(folder, unread), unread
-    pictures = imported.look(source, config.data, progress=progress, interrupt=interrupt)
+    checked = source.check(found, config.data, progress=progress, interrupt=interrupt)
     warnings: list[str] = []
     log = Log(None, show=lambda message: warnings.append(message.removeprefix("warning: ")))
     error: AimfairError | None = None
     leaks: list[Leak] = []
     if splits is not None:
-        leaks = find_leaks(pictures.digests, splits, config.data, progress=progress, interrupt=interrupt)
+        leaks = find_leaks(checked.digests, splits, config.data, progress=progress, interrupt=interrupt)
         try:
-            imported.Import(pictures, folder, config.generate, config.data, shape[1], log=log)
+            imported.choose(checked, config.generate, config.data, shape[1], log)
             refuse_leaks(leaks, folder, log)
         except Interrupted:
             raise
-        except AimfairError as found:
-            error = found
-    reasons = Counter(pictures.rejected.values())
+        except AimfairError as refusal:
+            error = refusal
+    reasons = Counter(checked.rejected.values())
     parts = Counter(leak.split for leak in leaks)
     worst_first = sorted(leaks, key=lambda leak: -SPLITS.index(leak.split))
     return Imported(
         folder=readable(str(folder)),
         refusal=None if error is None else str(error),
         warnings=warnings,
-        files=LeftOut.of(pictures.unreadable, len(source.images)),
-        found=_count(source, shape, {}),
-        usable=_count(source, shape, pictures.rejected),
-        copies=reasons[imported.COPY],
-        two_groups=reasons[imported.TWO_GROUPS],
+        files=LeftOut.of(checked.unreadable, len(found.images)),
+        found=_count(found, shape, {}),
+        usable=_count(found, shape, checked.rejected),
+        copies=reasons[source.COPY],
+        two_groups=reasons[source.TWO_GROUPS],
         leaks={split: parts[split] for split in SPLITS},
         leak_examples=[(readable(leak.file), readable(leak.real)) for leak in worst_first[:EXAMPLES]],
     ), error
@@ -88,9 +86,9 @@ def _unread(folder: Path, error: AimfairError) -> Imported:
     )
 
 
-def _count(source: imported.Source, shape: tuple[int, int], rejected: Mapping[str, str]) -> Groups:
+def _count(found: source.Source, shape: tuple[int, int], rejected: Mapping[str, str]) -> Groups:
     counts = np.zeros(shape, dtype=np.int64)
-    for one in source.images:
+    for one in found.images:
         counts[one.y, one.a] += one.file not in rejected
-    found: Groups = counts.tolist()
-    return found
+    groups: Groups = counts.tolist()
+    return groups

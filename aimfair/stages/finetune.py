@@ -8,7 +8,7 @@ from torch import nn
 from aimfair.base.device import tuning_device
 from aimfair.base.errors import AimfairError
 from aimfair.data.images import ImageSet
-from aimfair.generation import synthetic
+from aimfair.generation.manifest import Manifest
 from aimfair.methods import Tune
 from aimfair.methods.jtt import ERROR_SET
 from aimfair.methods.work import Work
@@ -22,8 +22,8 @@ def run(run: Run) -> None:
     @cache
     def balanced() -> ImageSet:
         data = run.config.data
-        return synthetic.load(
-            run.synthetic, "balanced", data.image_size, data.fit, progress=run.progress, interrupt=run.interrupt
+        return Manifest(run.synthetic).load(
+            "balanced", data.image_size, data.fit, progress=run.progress, interrupt=run.interrupt
         )
 
     for seed in run.config.seeds:

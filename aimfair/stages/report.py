@@ -12,9 +12,8 @@ import aimfair
 from aimfair.base.files import write_text
 from aimfair.data.decode import read_rgb
 from aimfair.evaluation.results import Results
-from aimfair.generation.manifest import ImageRecord, Manifest
+from aimfair.generation.manifest import MAX_PIXELS, ImageRecord, Manifest
 from aimfair.generation.summary import GenerationSummary
-from aimfair.generation.synthetic import MAX_PIXELS
 from aimfair.methods import BIASED
 from aimfair.prompts.diversity import Diversity, measure
 from aimfair.prompts.grammar import load_prompts
@@ -79,7 +78,7 @@ def _synthetic(folder: Path) -> tuple[int, dict[tuple[int, int], list[Synthetic]
     groups: dict[tuple[int, int], list[ImageRecord]] = defaultdict(list)
     for record in Manifest(folder).records.values():
         if "balanced" in record.sets and (folder / record.file).exists():
-            groups[record.y, record.a].append(record)
+            groups[record.group].append(record)
     return sum(map(len, groups.values())), {
         (y, a): [
             Synthetic(_picture(folder / record.file), record.text)

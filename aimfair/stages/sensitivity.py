@@ -6,7 +6,7 @@ from functools import cache
 
 from aimfair.base.device import tuning_device
 from aimfair.data.images import ImageSet
-from aimfair.generation import synthetic
+from aimfair.generation.manifest import Manifest
 from aimfair.run.directory import Run
 from aimfair.training.models import load_model
 from aimfair.training.sensitivity import SOURCES, batches_of_each_source, measure_sensitivity
@@ -15,11 +15,9 @@ from aimfair.training.sensitivity import SOURCES, batches_of_each_source, measur
 def run(run: Run) -> None:
     @cache
     def sources() -> dict[str, ImageSet]:
-        data = run.config.data
+        data, manifest = run.config.data, Manifest(run.synthetic)
         biased, fair = (
-            synthetic.load(
-                run.synthetic, which, data.image_size, data.fit, progress=run.progress, interrupt=run.interrupt
-            )
+            manifest.load(which, data.image_size, data.fit, progress=run.progress, interrupt=run.interrupt)
             for which in ("biased", "balanced")
         )
         return dict(zip(SOURCES, (run.splits().train, biased, fair), strict=True))

@@ -16,6 +16,8 @@ import numpy as np
 from aimfair.base.files import is_temporary
 from aimfair.generation.job import Job
 from aimfair.generation.manifest import Manifest
+from aimfair.generation.provenance import Provenance
+from aimfair.generation.settings import GenerateSettings
 from tests.generation.samples import NoiseSampler, small_plan
 from tests.run.crash_points import CALLS, die_at, in_child
 
@@ -28,9 +30,8 @@ def every_third_is_black(seed: int, pixels: np.ndarray) -> np.ndarray:
 
 def work(folder: Path, recipe: str) -> None:
     """Three images of 8 x 8 pixels in two batches."""
-    job = Job(
-        folder, small_plan()[:3], {"recipe": recipe}, image_size=8, batch_size=2, max_rejections=1, overwrite=True
-    )
+    settings = GenerateSettings(batch_size=2, max_rejections=1, image_format="png")
+    job = Job(folder, small_plan()[:3], Provenance({"recipe": recipe}), settings, 8, overwrite=True)
     job.run(lambda: NoiseSampler(8, every_third_is_black))
 
 

@@ -13,9 +13,11 @@ from itertools import count
 from pathlib import Path
 
 from aimfair.data.settings import DataSettings
-from aimfair.generation import imported
+from aimfair.generation.imported import choose, copy_images
 from aimfair.generation.manifest import Manifest
+from aimfair.generation.provenance import Provenance
 from aimfair.generation.settings import GenerateSettings
+from aimfair.generation.source import check, find
 from tests.data.conftest import save_image
 from tests.generation.crash_points import lasting
 from tests.run.crash_points import CALLS, die_at, in_child
@@ -27,9 +29,9 @@ DATA = DataSettings(bias=0.5)
 
 def work(source: Path, to: Path) -> None:
     """Six images of 12 x 10 pixels."""
-    found = imported.look(imported.find(source, (2, 2)), DATA)
-    job = imported.recipe(found.digest, SETTINGS, DATA, 2)
-    imported.Import(found, to, SETTINGS, DATA, 2).run(job, overwrite=True)
+    checked = check(find(source, (2, 2)), DATA)
+    provenance = Provenance.imported(checked.digest, SETTINGS, DATA, 2)
+    copy_images(choose(checked, SETTINGS, DATA, 2), to, provenance, overwrite=True)
 
 
 def killed_work(source: Path, to: Path, point: int) -> None:

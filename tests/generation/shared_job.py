@@ -16,7 +16,9 @@ from pathlib import Path
 
 from aimfair.base.interrupt import Interrupt
 from aimfair.generation.job import Job
+from aimfair.generation.provenance import Provenance
 from aimfair.generation.ranks import Ranks
+from aimfair.generation.settings import GenerateSettings
 from tests.generation.crash_points import every_third_is_black, lasting
 from tests.generation.samples import NoiseSampler, small_plan
 from tests.run.crash_points import die_at
@@ -27,16 +29,8 @@ EVERY = 29  # one of so many points
 def share(folder: Path) -> None:
     """The part of one process, as its environment says: twelve images of 8 x 8 pixels in six batches."""
     with Ranks.join(Interrupt()) as ranks:
-        job = Job(
-            folder,
-            small_plan()[:12],
-            {},
-            image_size=8,
-            batch_size=2,
-            max_rejections=2,
-            image_format="webp",
-            ranks=ranks,
-        )
+        settings = GenerateSettings(batch_size=2, max_rejections=2, image_format="webp")
+        job = Job(folder, small_plan()[:12], Provenance({}), settings, 8, ranks=ranks)
         job.run(lambda: NoiseSampler(8, every_third_is_black))
 
 

@@ -14,17 +14,17 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from aimfair.base.errors import AimfairError
-from aimfair.config import Config
 from aimfair.data.dhash import dhash
-from aimfair.generation.filters.choose import filter_facts, load_filters
+from aimfair.generation.filters import filter_facts, load_filters
 from aimfair.generation.filters.clip import ClipAgreement, ClipView, clip_folder, fingerprint, plain_texts
 from aimfair.generation.filters.hooks import Hook
-from aimfair.generation.filters.near_duplicates import NearDuplicates
+from aimfair.generation.filters.pixels import NearDuplicates
 from aimfair.generation.filters.safety import SafetyChecker
-from aimfair.generation.settings import FilterSettings
+from aimfair.generation.settings import FilterSettings, GenerateSettings
 from tests.generation.samples import prompt_settings
 
 CPU = torch.device("cpu")
+PROMPTS = prompt_settings()
 GROUPS = [(0, 0), (0, 1), (1, 0), (1, 1)]
 
 
@@ -327,36 +327,29 @@ def test_a_hook_that_cannot_be_used(hooks: Path, hook: str, message: str) -> Non
 # -- settings ----------------------------------------------------------------------------------------------------------
 
 
-def config_with(**filters: object) -> Config:
-    return Config.model_validate(
-        {
-            "prompts": prompt_settings().model_dump(),
-            "generate": {"filters": filters},
-            "model": {"config": {"model_type": "resnet"}},
-            "methods": {"full": {"rule": "all"}},
-            "default_method": "full",
-        }
-    )
+def facts_of(model: Path, **filters: object) -> dict[str, Any]:
+    return filter_facts(GenerateSettings.model_validate({"filters": filters}), PROMPTS, model)
 
 
 def test_what_tells_filters_apart(tmp_path: Path, clip: Path, hooks: Path) -> None:
-    assert filter_facts(config_with(), tmp_path) == {}
-    assert load_filters(config_with(), tmp_path, CPU) == []
-    config = config_with(near_duplicates=3, clip=str(clip), clip_margin=0.1, hooks=["my_hooks:dark"])
-    facts = filter_facts(config, tmp_path)
+    assert facts_of(tmp_path) == {}
+    assert load_filters(GenerateSettings(), PROMPTS, tmp_path, CPU) == []
+    filters = {"near_duplicates": 3, "clip": str(clip), "clip_margin": 0.1, "hooks": ["my_hooks:dark"]}
+    facts = facts_of(tmp_path, **filters)
     assert facts["near_duplicates"] == 3
     assert facts["clip"]["margin"] == 0.1
     assert facts["clip"]["model"] == fingerprint(clip)
     assert facts["clip"]["texts"][3] == [1, 1, ["a six in red", "a seven in red"]]
-    assert [type(one) for one in load_filters(config, tmp_path, CPU)] == [ClipAgreement, Hook]
+    loaded = load_filters(GenerateSettings.model_validate({"filters": filters}), PROMPTS, tmp_path, CPU)
+    assert [type(one) for one in loaded] == [ClipAgreement, Hook]
     hooks.write_text(hooks.read_text() + "# changed\n")
-    changed = filter_facts(config, tmp_path)
+    changed = facts_of(tmp_path, **filters)
     assert changed["hooks"] != facts["hooks"]
     assert {**changed, "hooks": 0} == {**facts, "hooks": 0}
     with pytest.raises(AimfairError, match=r"generate.filters.hooks: absent:f: Python finds no module absent"):
-        filter_facts(config_with(hooks=["absent:f"]), tmp_path)
+        facts_of(tmp_path, hooks=["absent:f"])
     with pytest.raises(AimfairError, match=r"generate.filters.safety: .*digits-diffusion has no safety_checker"):
-        filter_facts(config_with(safety=True), Path(__file__).parents[2] / "aimfair/assets/digits-diffusion")
+        facts_of(Path(__file__).parents[2] / "aimfair/assets/digits-diffusion", safety=True)
 
 
 @pytest.mark.parametrize("hook", ["faces", "faces:", "os.path:join:x", "../faces:f", "a b:c"])

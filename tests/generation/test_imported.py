@@ -22,26 +22,24 @@ from aimfair.config import Config
 from aimfair.data.decode import decode
 from aimfair.data.settings import DataSettings
 from aimfair.evaluation.results import Results
-from aimfair.generation import imported, synthetic
+from aimfair.generation import imported
 from aimfair.generation.job import Job
 from aimfair.generation.manifest import ImageRecord, Manifest
+from aimfair.generation.provenance import Provenance
 from aimfair.generation.ranks import Ranks
+from aimfair.generation.settings import GenerateSettings
+from aimfair.generation.source import check, find
 from aimfair.generation.summary import GenerationSummary
 from aimfair.run.directory import Run
 from aimfair.stages import generate
 from aimfair.stages.pipeline import run_stages
-from tests.data.conftest import Warnings, save_image
+from tests.data.conftest import Warnings, cache_home, save_image  # noqa: F401 - a fixture
 from tests.generation.samples import NoiseSampler, prompt_settings, small_plan
 from tests.generation.test_shared_job import in_threads
 from tests.training.samples import RESNET
 
 SIZE = 32
 GROUPS = [(0, 0), (0, 1), (1, 0), (1, 1)]
-
-
-@pytest.fixture(autouse=True)
-def cache_home(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
 
 
 @pytest.fixture
@@ -91,12 +89,13 @@ def pixels(path: Path) -> bytes:
     return decode(path, SIZE, 10**6).tobytes()
 
 
-def copy_of(settings: Config, to: Path, log: Log | None = None) -> imported.Import:
+def copy_of(settings: Config, to: Path, log: Log | None = None) -> imported.Choice:
     assert settings.generate.folder is not None
-    pictures = imported.look(imported.find(settings.generate.folder, (2, 2)), settings.data)
-    images = imported.Import(pictures, to, settings.generate, settings.data, 2, log=log or Warnings())
-    images.run(imported.recipe(pictures.digest, settings.generate, settings.data, 2), overwrite=True)
-    return images
+    checked = check(find(settings.generate.folder, (2, 2)), settings.data)
+    choice = imported.choose(checked, settings.generate, settings.data, 2, log or Warnings())
+    provenance = Provenance.imported(checked.digest, settings.generate, settings.data, 2)
+    imported.copy_images(choice, to, provenance, overwrite=True)
+    return choice
 
 
 # -- what is copied ----------------------------------------------------------------------------------------------------
@@ -108,7 +107,7 @@ def test_both_sets_have_the_images_of_their_groups(folder: Path, tmp_path: Path)
     }
     stage(tmp_path / "run", config(folder))
     made = tmp_path / "run/synthetic"
-    balanced, biased = (synthetic.load(made, name, SIZE, "crop") for name in ("balanced", "biased"))  # type: ignore[arg-type]
+    balanced, biased = (Manifest(made).load(name, SIZE, "crop") for name in ("balanced", "biased"))  # type: ignore[arg-type]
     assert balanced.group_counts(2, 2).tolist() == [[5, 5], [5, 5]]
     assert biased.group_counts(2, 2).tolist() == [[1, 2], [2, 1]]
     assert not set(balanced.ids) & set(biased.ids)
@@ -134,7 +133,7 @@ def test_what_is_not_known_is_empty(folder: Path, tmp_path: Path) -> None:
 
 def test_the_choice_follows_from_the_seed_alone(folder: Path, tmp_path: Path) -> None:
     first, again, other = (
-        [one.file for one, _ in copy_of(config(folder, generate={"seed": seed}), tmp_path / str(place)).chosen]
+        [one.file for one, _ in copy_of(config(folder, generate={"seed": seed}), tmp_path / str(place)).images]
         for place, seed in enumerate((0, 0, 1))
     )
     assert first == again
@@ -153,7 +152,7 @@ def test_images_of_another_run_keep_their_texts_and_their_prompts_in_turn(tmp_pa
     """Of 6 prompts with 2 images each, the first 6 images of a group are of 6 prompts."""
     other = tmp_path / "other" / "synthetic"
     other.parent.mkdir()
-    job = Job(other, small_plan(12), {}, image_size=SIZE, batch_size=50, max_rejections=0)
+    job = Job(other, small_plan(12), Provenance({}), GenerateSettings(batch_size=50, max_rejections=0), SIZE)
     job.run(lambda: NoiseSampler(SIZE))
     source = Manifest(other).records
     texts = {record.prompt: (record.text, record.y, record.a) for record in source.values()}
@@ -176,13 +175,13 @@ def test_copies_and_contradictions_are_left_out(folder: Path, tmp_path: Path) ->
         image.save(folder / "1_1/98.png")
     log = Warnings()
     images = copy_of(config(folder), tmp_path / "x", log)
-    assert not {"0_0/99.jpg", "0_0/08.webp", "1_1/98.png"} & {one.file for one, _ in images.chosen}
+    assert not {"0_0/99.jpg", "0_0/08.webp", "1_1/98.png"} & {one.file for one, _ in images.images}
     first, *_, last = images.summary.groups
     assert (first.made, first.kept, first.rejected) == (11, 6, {"copy": 1, "in two groups": 1, "not needed": 3})
     assert (last.made, last.kept, last.rejected) == (11, 6, {"in two groups": 1, "not needed": 4})
     assert [message.partition(" left out, ")[2] for message in log.messages] == [
         "copies of others: for example '0_0/99.jpg'",
-        "pictures that are in two groups: for example '0_0/08.webp'",
+        "images that appear in two groups: for example '0_0/08.webp'",
     ]
 
 
@@ -279,7 +278,7 @@ def test_too_few_images_are_refused_with_the_numbers(folder: Path, tmp_path: Pat
         (lambda root: [shutil.rmtree(root / f"{y}_{a}") for y, a in GROUPS], r"has no images, expected them in"),
         (lambda root: shutil.rmtree(root / "1_0"), r"group \(y=1, a=0\) has 0, 7 are needed"),
         (lambda root: (root / "manifest.jsonl").write_text('{"file": "x.png"}\n'), r"manifest.jsonl:1: "),
-        (shutil.rmtree, r"generate.folder: found .*elsewhere, which is no folder, expected one with images"),
+        (shutil.rmtree, r"generate.folder: found .*elsewhere, which is not a folder, expected one with images"),
     ],
 )  # fmt: skip
 def test_folders_that_cannot_be_used(folder: Path, tmp_path: Path, change: Any, message: str) -> None:
@@ -310,7 +309,7 @@ def test_a_manifest_that_lists_a_file_twice_is_refused(tmp_path: Path) -> None:
     lines = [json.dumps({**record, "image": number, "file": f"images/000000-{'0' * 12}.png"}) for number in (0, 1)]
     (tmp_path / "manifest.jsonl").write_text("\n".join(lines) + "\n")
     with pytest.raises(AimfairError, match=r"'images/000000-000000000000.png' is in several lines"):
-        imported.find(tmp_path, (2, 2))
+        find(tmp_path, (2, 2))
 
 
 def test_folders_with_other_names_are_named(folder: Path, tmp_path: Path) -> None:
@@ -318,12 +317,12 @@ def test_folders_with_other_names_are_named(folder: Path, tmp_path: Path) -> Non
     save_image(folder / "00_1/1.png", 78)
     log = Warnings()
     copy_of(config(folder), tmp_path / "x", log)
-    assert log.messages == [f"{folder}: not read, as its name is no group <y>_<a>: '00_1', 'smiling'"]
+    assert log.messages == [f"{folder}: ignored, as the name is not that of a group <y>_<a>: '00_1', 'smiling'"]
 
 
 def test_the_folder_of_the_run_itself_is_refused(folder: Path, tmp_path: Path) -> None:
     for inside in (tmp_path / "run/synthetic", tmp_path, tmp_path / "run/synthetic/images"):
-        with pytest.raises(ConfigError, match=r"generate.folder: found .*, which is or holds that of this run"):
+        with pytest.raises(ConfigError, match=r"generate.folder: found .*, which is or contains the images of this"):
             stage(tmp_path / "run", config(inside), overwrite=True)
 
 
@@ -388,31 +387,31 @@ def test_a_lost_or_damaged_image_is_copied_again(folder: Path, tmp_path: Path) -
 def test_images_of_a_model_are_not_taken_for_copies(folder: Path, tmp_path: Path) -> None:
     made = tmp_path / "run/synthetic"
     made.parent.mkdir()
-    Job(made, small_plan()[:2], {"model": "m"}, image_size=8, batch_size=2, max_rejections=1).run(
+    Job(made, small_plan()[:2], Provenance({"model": "m"}), GenerateSettings(batch_size=2), 8).run(
         lambda: NoiseSampler(8)
     )
     settings = config(folder)
-    pictures = imported.look(imported.find(folder, (2, 2)), settings.data)
-    images = imported.Import(pictures, made, settings.generate, settings.data, 2)
-    job = imported.recipe(pictures.digest, settings.generate, settings.data, 2)
+    checked = check(find(folder, (2, 2)), settings.data)
+    choice = imported.choose(checked, settings.generate, settings.data, 2)
+    provenance = Provenance.imported(checked.digest, settings.generate, settings.data, 2)
     with pytest.raises(AimfairError, match="its images are of another job"):
-        images.run(job, overwrite=False)
-    images.run(job, overwrite=True)
+        imported.copy_images(choice, made, provenance, overwrite=False)
+    imported.copy_images(choice, made, provenance, overwrite=True)
     assert len(list((made / "images").iterdir())) == 26
 
 
 def test_an_interrupt_keeps_what_is_copied(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(imported, "_CHUNK", 4)
-    original = imported.Import._copy
+    original = imported._copy
     calls = []
 
-    def interrupted(self: imported.Import, pair: Any) -> None:
-        calls.append(pair)
+    def interrupted(*arguments: Any) -> None:
+        calls.append(arguments)
         if len(calls) == 6:
             os.kill(os.getpid(), signal.SIGTERM)
-        original(self, pair)
+        original(*arguments)
 
-    monkeypatch.setattr(imported.Import, "_copy", interrupted)
+    monkeypatch.setattr(imported, "_copy", interrupted)
     with pytest.raises(Interrupted):
         stage(tmp_path / "run", config(folder))
     assert len(list((tmp_path / "run/synthetic/images").iterdir())) == 8
@@ -456,7 +455,7 @@ def test_an_image_that_changes_while_it_is_copied_is_refused(
         os.utime(source, ns=(1, 1))
 
     monkeypatch.setattr(shutil, "copyfile", meddling)
-    with pytest.raises(AimfairError, match=r"it was changed while images were copied; run again"):
+    with pytest.raises(AimfairError, match=r"changed while images were copied; run again"):
         stage(tmp_path / "run", config(folder))
     assert not list((tmp_path / "run/synthetic/images").iterdir())
 

@@ -21,11 +21,12 @@ from aimfair.base.interrupt import Interrupt, Interrupted
 from aimfair.base.memory import MicroBatch, pieces
 from aimfair.data.decode import read_rgb
 from aimfair.diffusion.sampler import Samples
-from aimfair.generation import job as job_module
-from aimfair.generation import synthetic
+from aimfair.generation import worker
 from aimfair.generation.job import Job
 from aimfair.generation.manifest import Manifest, Shards, seed_of_attempt
 from aimfair.generation.plan import PlannedImage
+from aimfair.generation.provenance import Provenance
+from aimfair.generation.settings import GenerateSettings
 from aimfair.generation.summary import GenerationSummary
 from tests.generation.samples import SIZE, NoiseSampler, small_plan
 
@@ -40,17 +41,13 @@ def job_in(
     image_size: int = SIZE,
     batch_size: int = 8,
     max_rejections: float = 0.2,
-    **others: Any,
+    overwrite: bool = False,
+    **settings: Any,
 ) -> Job:
-    return Job(
-        folder,
-        plan,
-        {"recipe": recipe},
-        image_size=image_size,
-        batch_size=batch_size,
-        max_rejections=max_rejections,
-        **others,
+    generate = GenerateSettings.model_validate(
+        {"batch_size": batch_size, "max_rejections": max_rejections, "image_format": "png", **settings}
     )
+    return Job(folder, plan, Provenance({"recipe": recipe}), generate, image_size, overwrite=overwrite)
 
 
 def make(folder: Path, sampler: NoiseSampler | None = None, **changes: object) -> Job:
@@ -99,7 +96,7 @@ def test_the_rest_of_the_pipeline_reads_it(tmp_path: Path) -> None:
     make(tmp_path)
     for name in ("balanced", "biased"):
         planned = [planned for planned in PLAN if name in planned.sets]
-        images = synthetic.load(tmp_path, name, SIZE, "crop")  # type: ignore[arg-type]
+        images = Manifest(tmp_path).load(name, SIZE, "crop")  # type: ignore[arg-type]
         assert list(zip(images.target, images.protected, strict=True)) == [(one.y, one.a) for one in planned]
     assert len(make(tmp_path).outputs) == 3  # what the reader keeps beside them does not disturb the job
 
@@ -337,7 +334,7 @@ def test_both_formats_keep_every_pixel(tmp_path: Path, image_format: str) -> Non
         assert np.array_equal(
             np.asarray(read_rgb(path, SIZE**2)), sampler.sample([planned.text], [planned.seed]).images[0]
         )
-    assert len(synthetic.load(tmp_path, "balanced", SIZE, "crop")) == 20
+    assert len(Manifest(tmp_path).load("balanced", SIZE, "crop")) == 20
     assert job_in(tmp_path, image_format=image_format).done == job.done == len(PLAN)
 
 
@@ -346,7 +343,7 @@ def test_the_sampler_goes_on_while_files_are_written_but_not_for_ever(
 ) -> None:
     """Without a bound all batches would be in memory; without the queue the sampler would wait for every file."""
     gate, ahead = threading.Event(), threading.Event()
-    original = job_module.write_image
+    original = worker.write_image
 
     def slow(*args: Any) -> None:
         assert gate.wait(20)
@@ -361,7 +358,7 @@ def test_the_sampler_goes_on_while_files_are_written_but_not_for_ever(
             assert len(self.batches) <= 4 or gate.is_set()
             return made
 
-    monkeypatch.setattr(job_module, "write_image", slow)
+    monkeypatch.setattr(worker, "write_image", slow)
     sampler = Counting()
     job = job_in(tmp_path, batch_size=4)
     job.run(lambda: sampler)
@@ -376,7 +373,7 @@ def test_an_error_of_a_thread_is_that_of_the_job(tmp_path: Path, monkeypatch: py
     def full(*args: Any) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(job_module, "write_image", full)
+    monkeypatch.setattr(worker, "write_image", full)
     sampler, before = NoiseSampler(), set(threading.enumerate())
     with pytest.raises(OSError, match="No space left"):
         make(tmp_path, sampler, batch_size=1)
@@ -435,7 +432,7 @@ def test_a_filter_rejects_within_groups_and_the_summary_counts(tmp_path: Path) -
         first = np.asarray(read_rgb(tmp_path / record.file, SIZE**2))[0, 0, 0]
         assert not record.y or first % 2
         assert record.rejected in ([], ["black"]) if not record.y else set(record.rejected) <= {"even"}
-    summary = GenerationSummary.of(job)
+    summary = job.summary
     assert [(group.y, group.a) for group in summary.groups] == [(0, 0), (0, 1), (1, 0), (1, 1)]
     assert summary.groups[0].rejected == {"black": 1}
     even = sum(len(record.rejected) for record in records.values() if record.y)
@@ -461,7 +458,7 @@ def test_near_duplicates_of_a_group_are_replaced_and_the_first_is_kept(tmp_path:
     def change(seed: int, pixels: np.ndarray) -> np.ndarray:
         return np.clip(picture.astype(int) + alike[seed], 0, 255).astype(np.uint8) if seed in alike else pixels
 
-    make(tmp_path / "whole", NoiseSampler(change=change), near_duplicates=3)
+    make(tmp_path / "whole", NoiseSampler(change=change), filters={"near_duplicates": 3})
     records = Manifest(tmp_path / "whole").records
     found = {image: record.rejected for image, record in records.items() if record.rejected}
     assert found == {group[3].image: ["near_duplicate"], group[4].image: ["near_duplicate"]}
@@ -469,6 +466,6 @@ def test_near_duplicates_of_a_group_are_replaced_and_the_first_is_kept(tmp_path:
     assert not any(record.rejected for record in Manifest(tmp_path / "off").records.values())
     (tmp_path / "whole" / records[group[1].image].file).unlink()  # made again, it is still the first
     before = set(contents(tmp_path / "whole"))
-    make(tmp_path / "whole", NoiseSampler(change=change), near_duplicates=3)
+    make(tmp_path / "whole", NoiseSampler(change=change), filters={"near_duplicates": 3})
     assert Manifest(tmp_path / "whole").records == records
     assert {*contents(tmp_path / "whole")} == before | {records[group[1].image].file}

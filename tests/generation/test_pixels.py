@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from aimfair.generation.filters.pixels import rejection
+from aimfair.generation.filters.pixels import blank
 
 NOISE = np.random.default_rng(0).integers(0, 256, (4, 4, 3), dtype=np.uint8)
 
@@ -28,9 +28,9 @@ def flat(*colour: int, change: int = 0) -> np.ndarray:
     ],
 )
 def test_pixels(pixels: np.ndarray, reason: str | None) -> None:
-    assert rejection(pixels, True) == reason
+    assert blank(pixels, True) == reason
 
 
 def test_not_finite_comes_first() -> None:
-    assert rejection(flat(0, 0, 0), False) == "not_finite"
-    assert rejection(NOISE, False) == "not_finite"
+    assert blank(flat(0, 0, 0), False) == "not_finite"
+    assert blank(NOISE, False) == "not_finite"

@@ -23,7 +23,9 @@ from aimfair.config import load as config_file
 from aimfair.generation import ranks
 from aimfair.generation.job import Job
 from aimfair.generation.manifest import Manifest
+from aimfair.generation.provenance import Provenance, refuse_different_processes
 from aimfair.generation.ranks import Ranks, processes, rank_here
+from aimfair.generation.settings import GenerateSettings
 from aimfair.generation.summary import GenerationSummary
 from aimfair.run.directory import Run
 from aimfair.stages import generate, prompts
@@ -54,8 +56,8 @@ def in_threads(body: Callable[[Ranks], None], size: int = 2) -> list[BaseExcepti
 
 
 def share(folder: Path, here: Ranks, sampler: NoiseSampler, **changes: Any) -> Job:
-    settings = {"image_size": SIZE, "batch_size": 3, "max_rejections": 1, "near_duplicates": 4, **changes}
-    job = Job(folder, PLAN, {}, ranks=here, **settings)
+    settings = {"batch_size": 3, "max_rejections": 1, "filters": {"near_duplicates": 4}, **changes}
+    job = Job(folder, PLAN, Provenance({}), GenerateSettings.model_validate(settings), SIZE, ranks=here)
     job.run(lambda: sampler)
     return job
 
@@ -102,18 +104,18 @@ def test_an_error_in_one_process_ends_the_others(tmp_path: Path) -> None:
         share(tmp_path, here, NoiseSampler(change=change))
 
     first, second = in_threads(body)
-    assert str(first) == "process 1 failed, and so the others stop: no memory left"
+    assert str(first) == "process 1 failed, so the others stop: no memory left"
     assert isinstance(first, AimfairError)
     assert str(second) == "no memory left"
 
 
 def test_processes_that_would_make_other_images_are_refused() -> None:
-    recipes = [{"model": "01", "generate": {"steps": 2}}, {"model": "02", "generate": {"steps": 2}}]
-    errors = in_threads(lambda here: generate._refuse_differences(here, recipes[here.rank]))
+    made = [Provenance({"model": model, "generate": {"steps": 2}}) for model in ("01", "02")]
+    errors = in_threads(lambda here: refuse_different_processes(here, made[here.rank]))
     for error in errors:
         assert isinstance(error, AimfairError)
         assert "process 1 would make other images than process 0: model differ; all need the same" in str(error)
-    assert in_threads(lambda here: generate._refuse_differences(here, recipes[0])) == [None, None]
+    assert in_threads(lambda here: refuse_different_processes(here, made[0])) == [None, None]
 
 
 def test_too_many_rejections_end_all(tmp_path: Path) -> None:

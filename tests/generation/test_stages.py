@@ -12,7 +12,7 @@ from aimfair.base.errors import AimfairError
 from aimfair.base.interrupt import Interrupted
 from aimfair.config import Config
 from aimfair.diffusion.text_to_image import Diffusion
-from aimfair.generation import synthetic
+from aimfair.generation.manifest import Manifest
 from aimfair.generation.summary import GenerationSummary
 from aimfair.prompts.grammar import load_prompts
 from aimfair.run.directory import Run
@@ -73,7 +73,7 @@ def samplers(monkeypatch: pytest.MonkeyPatch) -> list[Diffusion]:
 def test_prompts_and_both_sets(tmp_path: Path, settings: dict[str, Any], samplers: list[Diffusion]) -> None:
     stages(tmp_path, settings)
     assert len(load_prompts(tmp_path / "prompts.jsonl")) == 4 * 6
-    balanced, biased = (synthetic.load(tmp_path / "synthetic", name, SIZE, "crop") for name in ("balanced", "biased"))
+    balanced, biased = (Manifest(tmp_path / "synthetic").load(name, SIZE, "crop") for name in ("balanced", "biased"))
     assert balanced.group_counts(2, 2).tolist() == [[3, 3], [3, 3]]
     assert biased.group_counts(2, 2).tolist() == [[1, 2], [2, 1]]
     assert balanced.images.std() > 10

@@ -121,11 +121,11 @@ def test_links_and_headings_lead_somewhere(material: Material) -> None:
 
 def test_texts_of_the_run_are_escaped(run: Run) -> None:
     records = Manifest(run.synthetic).records
-    Manifest(run.synthetic).keep({i: record.model_copy(update={"text": EVIL}) for i, record in records.items()})
+    Manifest(run.synthetic).write(record.model_copy(update={"text": EVIL}) for record in records.values())
     try:
         material = report.gather(run)
     finally:
-        Manifest(run.synthetic).keep(records)
+        Manifest(run.synthetic).write(records.values())
     results = material.results.model_copy(update={"title": EVIL, "target_names": [EVIL, "b"], "cautions": [EVIL]})
     prompts = [prompt.model_copy(update={"contexts": {EVIL: EVIL}}) for prompt in load_prompts(run.prompts)]
     prompts[0] = prompts[0].model_copy(update={"contexts": {}})  # so that groups differ, in what is evil

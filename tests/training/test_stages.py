@@ -13,7 +13,9 @@ from PIL import Image
 from aimfair.base.errors import AimfairError
 from aimfair.base.interrupt import Interrupted
 from aimfair.config import Config
+from aimfair.data.decode import content_digest
 from aimfair.data.images import ImageSet, Splits
+from aimfair.generation.manifest import ImageRecord, Manifest, file_name
 from aimfair.run.directory import Run
 from aimfair.selective.mask import ParameterMask
 from aimfair.selective.sensitivity import Sensitivity
@@ -64,14 +66,15 @@ def directory(tmp_path: Path) -> Path:
 
 def write_synthetic(folder: Path, sets: dict[str, ImageSet]) -> None:
     (folder / "images").mkdir(parents=True)
-    lines = []
+    records = []
     for which, whole in sets.items():
         for pixels, y, a in zip(whole.images, whole.target.tolist(), whole.protected.tolist(), strict=True):
-            file = f"images/{len(lines):06d}.png"
-            Image.fromarray(pixels).save(folder / file)
-            row = {"file": file, "image": len(lines), "y": y, "a": a, "prompt": "0", "text": "", "replica": 0}
-            lines.append(json.dumps(row | {"seed": 0, "sets": [which], "attempt": 0}))
-    (folder / "manifest.jsonl").write_text("\n".join(lines) + "\n")
+            number, image = len(records), Image.fromarray(pixels)
+            file = file_name(number, content_digest(image))
+            image.save(folder / file)
+            facts = {"prompt": "0", "text": "", "replica": 0, "seed": 0, "attempt": 0, "rejected": []}
+            records.append(ImageRecord(image=number, y=y, a=a, sets=[which], file=file, **facts))
+    Manifest(folder).write(records)
 
 
 def opened(path: Path, config: Config | None = None) -> Run:
@@ -124,7 +127,7 @@ def test_synthetic_images_become_squares_as_real_ones_do(directory, monkeypatch)
         asked.append((which, size, fit))
         return images(24, 3)
 
-    monkeypatch.setattr("aimfair.generation.synthetic.load", load)
+    monkeypatch.setattr("aimfair.generation.manifest.Manifest.load", load)
     do(directory, change(data={"fit": "stretch"}))
     assert set(asked) == {("biased", 16, "stretch"), ("balanced", 16, "stretch")}
 
@@ -132,7 +135,7 @@ def test_synthetic_images_become_squares_as_real_ones_do(directory, monkeypatch)
 def test_what_is_done_is_not_done_again(directory, monkeypatch):
     do(directory)
     monkeypatch.setattr(Training, "fit", lambda _: pytest.fail("trained again"))
-    monkeypatch.setattr("aimfair.generation.synthetic.load", lambda *_: pytest.fail("loaded again"))
+    monkeypatch.setattr("aimfair.generation.manifest.Manifest.load", lambda *_: pytest.fail("loaded again"))
     assert do(directory) == []
 
 

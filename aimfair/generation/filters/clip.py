@@ -14,7 +14,7 @@ from aimfair.base.checked_weights import load_model, load_tokenizer
 from aimfair.base.errors import AimfairError
 from aimfair.base.memory import MicroBatch, pieces
 from aimfair.diffusion.model import digest_of_files, from_hub, missing_libraries
-from aimfair.generation.filters.interface import Group
+from aimfair.generation.plan import Group
 from aimfair.prompts.grammar import plain_text
 from aimfair.prompts.settings import PromptSettings
 

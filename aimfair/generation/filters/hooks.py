@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from aimfair.base.errors import AimfairError
-from aimfair.generation.filters.interface import Group
+from aimfair.generation.plan import Group
 
 _REASON = re.compile(r"[A-Za-z0-9_-]{1,40}")
 

@@ -1,22 +1,24 @@
-"""Images that show nothing, whatever they were to show."""
+"""Filters that need the pixels alone: images that show nothing, and near-duplicates."""
 
 import numpy as np
 import numpy.typing as npt
 
-REASONS = frozenset({"not_finite", "black", "constant"})
+BLANK = frozenset({"not_finite", "black", "constant"})
+"""The reasons that :func:`blank` gives."""
 
-_LEAST_RANGE = 8  # grey levels between the darkest and the brightest value of a channel; below, nothing can be seen
+_LEAST_RANGE = 8  # grey levels between the darkest and the brightest value of a channel; below, nothing is visible
+_BLOCK = 512  # rows of distances at a time: 80 MB against 20,000 hashes
 
 
-def rejection(pixels: npt.NDArray[np.uint8], finite: bool) -> str | None:
-    """Why an image cannot be kept; None if it can.
+def blank(pixels: npt.NDArray[np.uint8], finite: bool) -> str | None:
+    """Why an image shows nothing; None if it shows something.
 
     Args:
         pixels: uint8 [H, W, 3].
         finite: False if the model gave NaN or infinite values.
 
     Returns:
-        "not_finite"; "black", as overflow leaves it; "constant", of one colour; or None.
+        "not_finite"; "black", as left by overflow; "constant", a single colour; or None.
     """
     if not finite:
         return "not_finite"
@@ -24,3 +26,38 @@ def rejection(pixels: npt.NDArray[np.uint8], finite: bool) -> str | None:
     if (brightest - darkest).max() < _LEAST_RANGE:
         return "black" if brightest.max() < _LEAST_RANGE else "constant"
     return None
+
+
+class NearDuplicates:
+    """A set of perceptual hashes (:mod:`aimfair.data.dhash`), any two of which differ in more than ``bits`` bits.
+
+    Adding 20,000 takes a second; the time grows with the square of their number.
+    """
+
+    def __init__(self, bits: int):
+        self._bits = bits
+        self._kept = np.empty(0, dtype=np.uint64)
+
+    def add(self, hashes: npt.NDArray[np.uint64]) -> npt.NDArray[np.bool_]:
+        """Adds hashes one after the other, except those too close to one already in the set.
+
+        Args:
+            hashes: [N].
+
+        Returns:
+            [N], True where the hash was added.
+        """
+        added = np.zeros(len(hashes), dtype=np.bool_)
+        for start in range(0, len(hashes), _BLOCK):
+            block = hashes[start : start + _BLOCK]
+            free: npt.NDArray[np.bool_] = np.logical_not(self._near(block, self._kept).any(axis=1))
+            among = self._near(block, block)
+            for row in np.flatnonzero(free):
+                free[row + 1 :] &= ~among[row, row + 1 :] | ~free[row]
+            added[start : start + len(block)] = free
+            self._kept = np.concatenate([self._kept, block[free]])
+        return added
+
+    def _near(self, first: npt.NDArray[np.uint64], second: npt.NDArray[np.uint64]) -> npt.NDArray[np.bool_]:
+        """[len(first), len(second)]"""
+        return np.asarray(np.bitwise_count(first[:, None] ^ second[None, :]) <= self._bits)

@@ -12,7 +12,7 @@ from aimfair.base.errors import AimfairError
 from aimfair.base.memory import MicroBatch, pieces
 from aimfair.diffusion.model import SHIPPED, digest_of_files, from_hub, missing_libraries
 from aimfair.generation.filters.clip import ClipView
-from aimfair.generation.filters.interface import Group
+from aimfair.generation.plan import Group
 from aimfair.generation.settings import GenerateSettings
 
 _KEY = "generate.filters.safety"

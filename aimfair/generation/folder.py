@@ -1,0 +1,79 @@
+"""The folder of a set of images: all of one provenance, in files that hold what their names say."""
+
+import shutil
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from aimfair.base.errors import AimfairError
+from aimfair.base.files import is_temporary
+from aimfair.data.decode import ImageError, content_digest, read_rgb
+from aimfair.generation.manifest import DIGITS, MANIFEST, MAX_PIXELS
+from aimfair.generation.provenance import JOB, Provenance
+
+IMAGES = "images"
+
+_THREADS = 4  # that decode files
+
+
+def settle(folder: Path, provenance: Provenance, *, overwrite: bool) -> None:
+    """Prepares a folder for images of this provenance; those that are there already stay.
+
+    Args:
+        overwrite: whether images of another provenance may be removed.
+
+    Raises:
+        AimfairError: there are some and they may not; or the folder holds something else.
+    """
+    folder = folder.resolve()  # a link to a larger disk stays one
+    doomed = folder.with_name(f".{folder.name}.removed")
+    if doomed.exists():
+        shutil.rmtree(doomed)
+    path = folder / JOB
+    if path.exists() and (found := Provenance.read(folder)) != provenance:
+        if not overwrite:
+            names = [] if found is None else found.differences(provenance)
+            verb = "differs" if len(names) == 1 else "differ"
+            reason = f"{', '.join(names)} {verb}" if found is not None else f"{JOB} is damaged"
+            raise AimfairError(
+                f"{folder}: its images are of another job: {reason}; go back to that, or make them again with"
+                " --overwrite"
+            )
+        folder.rename(doomed)  # at once: half of a folder would look like an interrupted job
+        shutil.rmtree(doomed)
+    folder.mkdir(parents=True, exist_ok=True)
+    if not path.exists():
+        if foreign := sorted(entry.name for entry in folder.iterdir() if not is_temporary(entry.name)):
+            raise AimfairError(
+                f"{folder}: holds {', '.join(foreign[:3])} but no {JOB}, so it is no folder of synthetic images; "
+                "move it away"
+            )
+        provenance.write(folder)
+    (folder / IMAGES).mkdir(exist_ok=True)
+
+
+def outputs(folder: Path) -> list[Path]:
+    """What a finished set consists of."""
+    return [folder / JOB, folder / MANIFEST, folder / IMAGES]
+
+
+def intact(folder: Path, files: Iterable[str]) -> set[str]:
+    """Those of the files that hold the pixels whose digest is in their name."""
+
+    def is_intact(file: str) -> bool:
+        try:
+            return content_digest(read_rgb(folder / file, MAX_PIXELS))[:DIGITS] == Path(file).stem[-DIGITS:]
+        except ImageError:
+            return False
+
+    files = list(files)
+    with ThreadPoolExecutor(_THREADS) as threads:
+        return {file for file, good in zip(files, threads.map(is_intact, files), strict=True) if good}
+
+
+def remove_others(folder: Path, files: Iterable[str]) -> None:
+    """Removes every image but ``files``; folders among the images stay."""
+    known = {folder / file for file in files}
+    for path in (folder / IMAGES).iterdir():
+        if path not in known and not path.is_dir():
+            path.unlink()

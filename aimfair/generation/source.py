@@ -1,0 +1,176 @@
+"""Images made elsewhere: found in a folder, and checked. Nothing in the folder is ever changed.
+
+The folder either has images in folders ``<y>_<a>``, named by the numbers of class and protected value, at any depth; or
+it is the ``synthetic`` of another run, whose manifest says what each image is.
+"""
+
+import hashlib
+import re
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+from aimfair.base.errors import AimfairError, ConfigError
+from aimfair.base.interrupt import NEVER, Interrupt
+from aimfair.base.progress import Progress
+from aimfair.data.cache import decode_files
+from aimfair.data.catalogue import IMAGE_SUFFIXES, Rejected, image_files
+from aimfair.data.settings import DataSettings
+from aimfair.generation.manifest import MAX_PIXELS, Manifest
+from aimfair.generation.plan import Group
+
+UNREADABLE, COPY, TWO_GROUPS = "unreadable", "copy", "in two groups"
+"""Why an image cannot be used."""
+
+_GROUP = re.compile(r"(0|[1-9]\d{0,3})_(0|[1-9]\d{0,3})", re.ASCII)
+_SMALL = 8  # pixels along each side of the decoded images, of which only the digests matter
+
+
+@dataclass(frozen=True)
+class Found:  # its repr is part of the digests that runs keep
+    """An image of the group (y, a) in ``file``, relative to its folder; the rest as in a manifest."""
+
+    file: str
+    y: int
+    a: int
+    prompt: str = ""
+    text: str = ""
+    replica: int = 0
+    seed: int = 0
+
+    @property
+    def group(self) -> Group:
+        return self.y, self.a
+
+
+@dataclass(frozen=True)
+class Source:
+    """A folder of images made elsewhere.
+
+    Attributes:
+        images: sorted by file.
+        stamps: file -> its size in bytes and its modification time in ns; (-1, 0) if it is missing.
+        ignored: names at the top of the folder that are not those of groups.
+    """
+
+    folder: Path
+    images: tuple[Found, ...]
+    stamps: dict[str, tuple[int, int]]
+    ignored: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Checked:
+    """A source whose images have been decoded.
+
+    Attributes:
+        digests: file -> digest of its pixels, of the images that can be decoded.
+        unreadable: the others.
+        rejected: file -> why it cannot be used: :data:`UNREADABLE`, :data:`COPY` or :data:`TWO_GROUPS`.
+    """
+
+    source: Source
+    digests: dict[str, str]
+    unreadable: tuple[Rejected, ...]
+    rejected: dict[str, str]
+
+    @property
+    def digest(self) -> str:
+        """Of the files' names, groups, texts and pixels: the same wherever they are copied to, and whenever."""
+        facts = [(one, self.digests.get(one.file)) for one in self.source.images]
+        return hashlib.sha256("\n".join(map(repr, facts)).encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def find(folder: Path, groups: tuple[int, int]) -> Source:
+    """The images in a folder; none is opened.
+
+    Files whose names begin with a dot, or lack a suffix of JPEG, PNG or WebP, are not images.
+
+    Args:
+        groups: (Y target classes, A protected values).
+
+    Raises:
+        AimfairError: there is no such folder, it has neither layout, or an image is of a group that does not exist.
+    """
+    if not folder.is_dir():
+        raise missing(folder)
+    manifest = Manifest(folder)
+    ignored: list[str] = []
+    if manifest.path.exists():
+        images = [
+            Found(one.file, one.y, one.a, one.prompt, one.text, one.replica, one.seed)
+            for one in manifest.records.values()
+        ]
+    else:
+        images, ignored = _in_group_folders(folder)
+    images.sort(key=lambda one: one.file)
+    for one in images:
+        if one.y >= groups[0] or one.a >= groups[1]:
+            raise AimfairError(
+                f"{folder / one.file}: found group (y={one.y}, a={one.a}), expected y below {groups[0]} (classes, see"
+                f" data.majority) and a below {groups[1]} (lists of prompts.protected)"
+            )
+    if not images:
+        names = ", ".join(f"{y}_{a}" for y in range(groups[0]) for a in range(groups[1]))
+        raise AimfairError(
+            f"generate.folder: {folder} has no images, expected them in folders {names}, or a manifest.jsonl of aimfair"
+        )
+    return Source(folder, tuple(images), {one.file: stamp(folder / one.file) for one in images}, tuple(ignored))
+
+
+def check(
+    source: Source, data: DataSettings, *, progress: Progress | None = None, interrupt: Interrupt = NEVER
+) -> Checked:
+    """Decodes every image of a source; those decoded before, of the same size and modification time, are not read.
+
+    Raises:
+        Interrupted: as ``interrupt`` says.
+    """
+    files = [one.file for one in source.images]
+    decoded = decode_files(
+        source.folder, files, _SMALL, min(data.max_pixels, MAX_PIXELS), progress=progress, interrupt=interrupt
+    )
+    rejected = {name: UNREADABLE for name, _ in decoded.rejected}
+    digests = {files[number]: digest for number, digest in zip(decoded.kept, decoded.digests, strict=True)}
+    by_digest: dict[str, list[Found]] = {}
+    for one in source.images:
+        if one.file in digests:
+            by_digest.setdefault(digests[one.file], []).append(one)
+    for equal in by_digest.values():
+        if len({one.group for one in equal}) > 1:
+            rejected |= {one.file: TWO_GROUPS for one in equal}
+        else:
+            rejected |= {one.file: COPY for one in equal[1:]}
+    return Checked(source, digests, decoded.rejected, rejected)
+
+
+def missing(folder: Path) -> ConfigError:
+    return ConfigError(f"generate.folder: found {folder}, which is not a folder, expected one with images")
+
+
+def stamp(path: Path) -> tuple[int, int]:
+    """As in :attr:`Source.stamps`."""
+    try:
+        status = path.stat()
+    except OSError:
+        return -1, 0
+    return status.st_size, status.st_mtime_ns
+
+
+def _in_group_folders(folder: Path) -> tuple[list[Found], list[str]]:
+    """The images, and the names of folders and images that belong to no group."""
+    found: list[Found] = []
+    ignored = []
+    for entry in sorted(folder.iterdir()):
+        if entry.name.startswith("."):
+            continue
+        group = _GROUP.fullmatch(entry.name)
+        if group is None or not entry.is_dir():
+            if entry.is_dir() or entry.name.lower().endswith(IMAGE_SUFFIXES):
+                ignored.append(entry.name)
+            continue
+        found += [
+            Found(f"{entry.name}/{file}", int(group[1]), int(group[2]))
+            for file in image_files(entry)
+            if not PurePosixPath(file).name.startswith(".")
+        ]
+    return found, ignored

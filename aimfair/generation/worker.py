@@ -1,0 +1,132 @@
+"""One process's part of a job: batches go from the sampler through the filters to files and records."""
+
+import time
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from aimfair.base.interrupt import Interrupt
+from aimfair.data.decode import content_digest, fit
+from aimfair.data.dhash import dhash
+from aimfair.diffusion.sampler import Sampler
+from aimfair.generation.filters import ImageFilter
+from aimfair.generation.filters.pixels import blank
+from aimfair.generation.manifest import DIGITS, Outcome, file_name, seed_of_attempt
+from aimfair.generation.plan import PlannedImage
+from aimfair.generation.settings import GenerateSettings
+from aimfair.generation.writer import Writer, write_image
+
+Note = Callable[[Sequence[Outcome]], None]
+
+
+class Worker:
+    """Makes images, and keeps the time.
+
+    Args:
+        folder: of the images.
+        image_size: larger images are reduced to this many pixels along each side.
+        load, load_filters: give the model and the filters; called before the first batch.
+        record: called with the outcomes of a batch once its files are on disk, by a thread of its own.
+        interrupt: checked between two batches.
+
+    Attributes:
+        images, batches: made so far.
+        sampling, filtering, stalled: seconds in the sampler, in the filters, and waiting for files.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        settings: GenerateSettings,
+        image_size: int,
+        load: Callable[[], Sampler],
+        load_filters: Callable[[], Sequence[ImageFilter]],
+        record: Note,
+        interrupt: Interrupt,
+    ):
+        self._folder, self._settings, self._image_size = folder, settings, image_size
+        self._load, self._load_filters = load, load_filters
+        self._record, self._interrupt = record, interrupt
+        self._models: tuple[Sampler, Sequence[ImageFilter]] | None = None
+        self._start = 0.0
+        self.images = self.batches = 0
+        self.sampling = self.filtering = self.stalled = 0.0
+
+    @property
+    def seconds(self) -> float:
+        """Since the models were loaded; 0 if they are not."""
+        return 0.0 if self._models is None else time.monotonic() - self._start
+
+    def make(
+        self,
+        batches: Sequence[Sequence[PlannedImage]],
+        attempt: int,
+        is_missing: Callable[[PlannedImage], bool],
+        note: Note,
+    ) -> None:
+        """Makes the missing images of these batches; all are recorded when this returns.
+
+        Args:
+            is_missing: the others of a batch are sampled too, so that each image has the same neighbours, and dropped.
+            note: called with the outcomes of a batch once they are recorded, by the thread that calls this.
+
+        Raises:
+            Exception: from ``note``, the sampler, a filter, or the writing of an image or record.
+            Interrupted: between two batches.
+        """
+        if batches and self._models is None:
+            self._models = self._load(), self._load_filters()
+            self._start = time.monotonic()
+
+        def done(outcomes: Sequence[Outcome]) -> None:
+            self.images += len(outcomes)
+            self.batches += 1
+            note(outcomes)
+
+        with Writer(self._record, done) as writer:
+            for batch in batches:
+                self._interrupt.check()
+                writer.put(self._sample(batch, attempt, is_missing))
+        self.stalled += writer.stalled
+
+    def _sample(
+        self, batch: Sequence[PlannedImage], attempt: int, is_missing: Callable[[PlannedImage], bool]
+    ) -> list[Callable[[], Outcome]]:
+        """A batch from the sampler: for each missing image, the work that is left."""
+        assert self._models is not None
+        sampler, filters = self._models
+        begin = time.monotonic()
+        seeds = [seed_of_attempt(planned, attempt) for planned in batch]
+        samples = sampler.sample([planned.text for planned in batch], seeds)
+        sampled = time.monotonic()
+        reasons: list[str | None] = [None] * len(batch)
+        for one in filters:
+            found = one.reasons(samples.images, [planned.group for planned in batch])
+            reasons = [first or second for first, second in zip(reasons, found, strict=True)]
+        self.sampling += sampled - begin
+        self.filtering += time.monotonic() - sampled
+        return [
+            partial(self._complete, planned.image, attempt, pixels, bool(finite), reason)
+            for planned, pixels, finite, reason in zip(batch, *samples, reasons, strict=True)
+            if is_missing(planned)
+        ]
+
+    def _complete(
+        self, number: int, attempt: int, pixels: npt.NDArray[np.uint8], finite: bool, reason: str | None
+    ) -> Outcome:
+        """Reduces, checks and writes an image."""
+        image = Image.fromarray(pixels)
+        if len(pixels) > self._image_size:
+            image = Image.fromarray(fit(image, self._image_size))
+        reduced = np.asarray(image)
+        reason = blank(reduced, finite) or reason
+        if reason is not None:
+            return Outcome(image=number, attempt=attempt, reason=reason)
+        digest, suffix = content_digest(image)[:DIGITS], self._settings.image_format
+        write_image(self._folder / file_name(number, digest, suffix), reduced, suffix)
+        near = dhash(image) if self._settings.filters.near_duplicates is not None else None
+        return Outcome(image=number, attempt=attempt, digest=digest, hash=near)
