@@ -525,7 +525,7 @@ def test_images_that_were_made_elsewhere(tmp_path: Path) -> None:
         (lambda data, made: shutil.rmtree(made / "1_0"), r"group (y=1, a=0) has 0, 7 are needed"),
         (lambda data, made: (made / "1_0").rename(made / "2_0"), "found group (y=2, a=0)"),
         (lambda data, made: os.truncate(made / "0_0/0.png", 60), "1 of 40 images of"),
-        (lambda data, made: shutil.rmtree(made), "is no folder"),
+        (lambda data, made: shutil.rmtree(made), "is not a folder"),
     ],
 )
 def test_what_a_run_refuses_of_them_is_an_error(tmp_path: Path, harm: Callable[[Path, Path], Any], line: str) -> None:
