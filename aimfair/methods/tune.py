@@ -26,6 +26,9 @@ _SOURCES = {
     "synthetic_fair": "synthetic balanced",
 }
 
+_COUNTS = {"bias_k", "domain_k"}
+"""Sizes that ``bias`` and ``domain`` are if they are whole numbers."""
+
 _WITHOUT_GRADIENTS: Mapping[str, str] = {
     "all": "all weights are tuned.",
     "random": "weights drawn at random are tuned.",
@@ -76,8 +79,9 @@ class Tune(FinetuneMethod):
         given = {
             name for name in ("density", "k", "bias", "domain", "head", "blocks") if getattr(self, name) is not None
         }
-        if given not in SIZES[self.rule]:
-            ways = " or ".join(" and ".join(sorted(way)) or "no size" for way in SIZES[self.rule])
+        expected = [{name.removesuffix("_density") for name in way} for way in SIZES[self.rule] if not _COUNTS & way]
+        if given not in expected:
+            ways = " or ".join(" and ".join(sorted(way)) or "no size" for way in expected)
             raise Problem((), f"rule {self.rule!r} takes {ways}, found {' and '.join(sorted(given)) or 'none'}")
         if self.density_of == "weights" and self.density is None:
             raise Problem(("density_of",), "found 'weights' without a density; give one, or leave it out")
@@ -164,6 +168,9 @@ def select_mask(
     """
     arguments = {key: value for key, value in method.own.items() if value is not None}
     del arguments["kind"], arguments["density_of"]
+    for size in ("bias", "domain"):
+        if (value := arguments.pop(size, None)) is not None:
+            arguments[f"{size}_k" if isinstance(value, int) else f"{size}_density"] = value
     arguments["seed"] = derive_seed(seed, "random mask")
     if method.criterion in ("fisher", "magnitude"):
         arguments.setdefault("source", FAIR)
@@ -190,7 +197,7 @@ def _fewest_units(sensitivity: "Sensitivity", arguments: dict[str, Any], density
 
     arguments = {**arguments, "freeze": []}
     first = sensitivity.select(**arguments, k=1)
-    target = number_of_units(float(density), first.numel, "density")
+    target = number_of_units(density, None, first.numel)
     low, high = 1, sum(unit_counts(first.shapes, arguments["granularity"]))
     while low < high:
         middle = (low + high) // 2

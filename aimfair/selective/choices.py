@@ -10,7 +10,13 @@ element of a tensor with fewer. ``tensor``: a named tensor as a whole."""
 
 SIZES: dict[Rule, list[set[str]]] = {
     "top_k": [{"density"}, {"k"}],
-    "intersection": [{"bias", "domain"}, {"density"}],
+    "intersection": [
+        {"bias_density", "domain_density"},
+        {"bias_k", "domain_k"},
+        {"bias_density", "domain_k"},
+        {"bias_k", "domain_density"},
+        {"density"},
+    ],
     "ratio": [{"density"}, {"k"}],
     "budget": [{"density"}],
     "random": [{"density"}, {"k"}],
@@ -18,4 +24,4 @@ SIZES: dict[Rule, list[set[str]]] = {
     "head_only": [set(), {"head"}],
     "blocks": [{"blocks"}],
 }
-"""The ways to say how much each rule selects."""
+"""Sets of arguments, each of which says how much a rule selects: densities are shares in (0, 1], k numbers of units."""

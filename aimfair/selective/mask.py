@@ -19,7 +19,7 @@ from aimfair.selective.choices import Granularity
 from aimfair.selective.layout import BLOCK, WORDS_PER_BLOCK, empty_mask, first_blocks
 from aimfair.selective.parameters import Parameters, Shape, listing, named_parameters, require_one_device, shapes_of
 from aimfair.selective.summary import MaskSummary, summarize
-from aimfair.selective.units import density_or_k, select_units, unit_counts
+from aimfair.selective.units import number_of_units, select_units, unit_counts
 
 KIND, VERSION = "aimfair.mask", 1
 """What a mask file says it is."""
@@ -135,7 +135,7 @@ class ParameterMask:
         counts = unit_counts(shapes, granularity)
         generator = torch.Generator().manual_seed(seed)
         scores = [torch.rand(count, generator=generator) for count in counts]
-        bits, rank = select_units(scores, density_or_k(density, k, sum(counts)), shapes, granularity)
+        bits, rank = select_units(scores, number_of_units(density, k, sum(counts)), shapes, granularity)
         return cls(tuple(named), shapes, bits, rank).to(next(iter(named.values())).device)
 
     # -- reading it ------------------------------------------------------------------------------------

@@ -11,19 +11,18 @@ from aimfair.selective.summary import block_name
 from aimfair.selective.units import number_of_units
 
 
-def intersection(bias: Ranking, domain: Ranking, bias_share: int | float, domain_share: int | float) -> ParameterMask:
-    """The units that react most to the bias and least to the domain gap (AIM-Fair, arXiv 2503.05665).
+def intersection(bias: Ranking, domain: Ranking, most: int, least: int) -> ParameterMask:
+    """The ``most`` units that react most to the bias that are also among the ``least`` that react least to the domain
+    gap (AIM-Fair, arXiv 2503.05665).
 
     Raises:
-        ValueError: a share is out of range, or no unit is in both sets.
+        ValueError: no unit is in both sets.
     """
-    most = number_of_units(bias_share, bias.units, "bias")
-    least = number_of_units(domain_share, domain.units, "domain")
     mask = bias.top(most) & domain.bottom(least)
     if mask.nnz == 0:
         raise ValueError(
             f"the top {most} units by bias and the bottom {least} by domain of {bias.units} have none in common;"
-            " raise bias or domain, or ask for a density"
+            " raise bias_density (bias_k) or domain_density (domain_k), or give density alone"
         )
     return mask
 
@@ -35,7 +34,7 @@ def budget(bias: Ranking, domain: Ranking, density: float) -> ParameterMask:
     a step of k can add two units, and units can be large.
     """
     numel = sum(math.prod(shape) for shape in bias.shapes)
-    target = number_of_units(float(density), numel, "density")
+    target = number_of_units(density, None, numel)
     smallest, k = None, bias.units
     low = 1
     while low < k:

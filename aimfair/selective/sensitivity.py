@@ -25,7 +25,7 @@ from aimfair.selective.rules import budget, head_names, intersection, names_unde
 from aimfair.selective.sharding import holding_of, is_dtensor, local_grad
 from aimfair.selective.statistics import CONTRAST_CRITERIA, SOURCE_CRITERIA, Contrasts, GradientStatistics, Statistics
 from aimfair.selective.summary import SensitivitySummary
-from aimfair.selective.units import density_or_k
+from aimfair.selective.units import number_of_units
 
 GradScale = Tensor | float | torch.amp.GradScaler | None
 """What the gradients were multiplied by: a number, a tensor with one element, or the scaler itself."""
@@ -44,7 +44,7 @@ class Sensitivity:
             for x, y in batches:
                 loss_fn(model(x), y).backward()
                 probe.update(source)
-        mask = probe.select("intersection", bias=0.3, domain=0.3)
+        mask = probe.select("intersection", bias_density=0.3, domain_density=0.3)
 
     Args:
         parameters: a module, a dict name -> parameter, or (name, parameter) pairs. Those that require a gradient now
@@ -257,8 +257,10 @@ class Sensitivity:
         granularity: Granularity = "element",
         density: float | None = None,
         k: int | None = None,
-        bias: float | int | None = None,
-        domain: float | int | None = None,
+        bias_density: float | None = None,
+        bias_k: int | None = None,
+        domain_density: float | None = None,
+        domain_k: int | None = None,
         eps: float = 1e-12,
         seed: int = 0,
         source: str | None = None,
@@ -272,8 +274,8 @@ class Sensitivity:
         rule           selects                                                               size
         ============== ===================================================================== ======================
         top_k          the best by bias score                                                density or k
-        intersection   the top ``bias`` by bias score among the bottom ``domain`` by         bias and domain, or
-                       domain score                                                          density (as budget)
+        intersection   the top of the units by bias score that are also among the bottom     bias_* and domain_*, or
+                       by domain score                                                       density (as budget)
         ratio          the best by bias / (domain + eps)                                     density or k
         budget         the intersection of top k and bottom k, k the smallest that holds     density
         random         units drawn with ``seed``                                             density or k
@@ -296,10 +298,11 @@ class Sensitivity:
         Args:
             domain_criterion: default ``criterion``, or ``difference`` if that is one of a single source.
             granularity: what is ranked and selected as one, see :data:`Granularity`.
-            density: share of the units, exactly ``round(density * units)``; for budget, the least share of *elements*.
+            density: share of the units in (0, 1], exactly ``round(density * units)``; for budget, the least share of
+                *elements*. 1 means 1.0, everything; a number of units is ``k``.
             k: number of units.
-            bias, domain: shares of the units in (0, 1], or ints for numbers of units: ``bias=1.0`` is everything,
-                ``bias=1`` one unit.
+            bias_density, bias_k: how many units ``intersection`` takes from the top by bias score, one of the two.
+            domain_density, domain_k: likewise from the bottom by domain score.
             source: for fisher and magnitude; may be left out if there is only one.
             head: path or paths of the classifier's last layer, where that is not the module set up last.
             blocks: paths of modules or parameters, such as "layer1.0".
@@ -313,12 +316,15 @@ class Sensitivity:
             TypeError: ``blocks`` or ``freeze`` is a text.
             FloatingPointError: non-finite gradients (``nonfinite="raise"``).
         """
+        sizes: dict[str, Any] = {
+            "density": density, "k": k, "bias_density": bias_density, "bias_k": bias_k,
+            "domain_density": domain_density, "domain_k": domain_k,
+        }  # fmt: skip
         self._require_same(
             "select()", rule=rule, criterion=criterion, domain_criterion=domain_criterion, granularity=granularity,
-            density=density, k=k, bias=bias, domain=domain, eps=eps, seed=seed, source=source, head=head,
-            blocks=blocks, freeze=freeze,
+            **sizes, eps=eps, seed=seed, source=source, head=head, blocks=blocks, freeze=freeze,
         )  # fmt: skip
-        _require_arguments(rule, density=density, k=k, bias=bias, domain=domain, head=head, blocks=blocks)
+        _require_arguments(rule, **sizes, head=head, blocks=blocks)
         if isinstance(blocks, str) or isinstance(freeze, str):
             raise TypeError(f"blocks={blocks!r}, freeze={freeze!r}: expected several paths, not a text")
         frozen = names_under(self._statistics.names, freeze)
@@ -333,9 +339,7 @@ class Sensitivity:
         elif rule == "random":
             mask = ParameterMask.random(self._named, density, k=k, seed=seed, granularity=granularity)
         else:
-            mask = self._best(
-                rule, criterion, domain_criterion, granularity, density, k, bias, domain, eps=eps, source=source
-            )
+            mask = self._best(rule, criterion, domain_criterion, granularity, sizes, eps=eps, source=source)
         if not frozen:
             return mask
         mask -= ParameterMask.from_names(self._named, frozen)
@@ -349,10 +353,7 @@ class Sensitivity:
         criterion: Criterion,
         domain_criterion: Criterion | None,
         granularity: Granularity,
-        density: float | None,
-        k: int | None,
-        bias: float | int | None,
-        domain: float | int | None,
+        sizes: dict[str, Any],
         *,
         eps: float,
         source: str | None,
@@ -361,7 +362,7 @@ class Sensitivity:
         bias_score = self._score(criterion, "bias", source)
         if rule == "top_k":
             ranking = self._ranking(granularity, bias_score, eps=eps)
-            return ranking.top(density_or_k(density, k, ranking.units))
+            return ranking.top(number_of_units(sizes["density"], sizes["k"], ranking.units))
         if domain_criterion is None:
             domain_criterion = criterion if criterion in CONTRAST_CRITERIA else "difference"
         if domain_criterion not in CONTRAST_CRITERIA:
@@ -369,16 +370,20 @@ class Sensitivity:
         domain_score = self._score(domain_criterion, "domain", None)
         if rule == "ratio":
             ranking = self._ranking(granularity, bias_score, domain_score, eps=eps)
-            return ranking.top(density_or_k(density, k, ranking.units))
+            return ranking.top(number_of_units(sizes["density"], sizes["k"], ranking.units))
         by_bias = self._ranking(granularity, bias_score, eps=eps)
         by_domain = self._ranking(granularity, domain_score, eps=eps)
-        if rule == "intersection" and density is None:
-            if bias is None or domain is None:
-                raise ValueError("rule 'intersection' needs bias and domain, or density")
-            return intersection(by_bias, by_domain, bias, domain)
-        if density is None or bias is not None or domain is not None:
-            raise ValueError(f"rule {rule!r}: give density alone, or bias and domain to 'intersection'")
-        return budget(by_bias, by_domain, density)
+        if {name for name, size in sizes.items() if size is not None} not in SIZES[rule]:
+            raise ValueError(
+                f"rule {rule!r} needs density alone"
+                + (", or one of bias_density and bias_k with one of domain_density and domain_k"
+                   if rule == "intersection" else "")
+            )  # fmt: skip
+        if sizes["density"] is not None:
+            return budget(by_bias, by_domain, sizes["density"])
+        most = number_of_units(sizes["bias_density"], sizes["bias_k"], by_bias.units, "bias_")
+        least = number_of_units(sizes["domain_density"], sizes["domain_k"], by_domain.units, "domain_")
+        return intersection(by_bias, by_domain, most, least)
 
     def unit_scores(
         self,

@@ -26,35 +26,31 @@ def unit_counts(shapes: Sequence[Shape], granularity: Granularity) -> list[int]:
     return counts
 
 
-def number_of_units(wanted: int | float, total: int, argument: str) -> int:
-    """How many of ``total`` units an argument asks for: an int is a count, a float a share in (0, 1].
+def number_of_units(density: float | None, k: int | None, total: int, of: str = "") -> int:
+    """The number of units that exactly one of ``density`` and ``k`` asks for.
 
-    A share s means exactly ``round(s * total)`` units.
+    Args:
+        density: share in (0, 1] of the ``total`` units, rounded to ``round(density * total)``.
+        k: number of units, from 1 to ``total``.
+        of: prefix of the two arguments in errors, such as ``bias_``.
 
     Raises:
-        ValueError: naming ``argument``, if it is out of range or would select nothing.
+        ValueError: naming the argument, if both or neither are given, it is out of range, or it selects nothing.
     """
-    if isinstance(wanted, bool) or not isinstance(wanted, int | float):
-        raise ValueError(f"{argument}={wanted!r}: expected a share in (0, 1] or a whole number of units")
-    if isinstance(wanted, int):
-        if not 1 <= wanted <= total:
-            raise ValueError(f"{argument}={wanted}: expected between 1 and the {total} units there are")
-        return wanted
-    if not 0.0 < wanted <= 1.0:
-        raise ValueError(f"{argument}={wanted}: expected a share in (0, 1], or an int for a number of units")
-    count = round(wanted * total)
-    if count == 0:
-        raise ValueError(f"{argument}={wanted} of {total} units selects nothing; at least {0.5 / total:.2g} is needed")
-    return count
-
-
-def density_or_k(density: float | None, k: int | None, total: int) -> int:
-    """The number of units that exactly one of ``density`` (a share) and ``k`` (a count) asks for."""
     if (density is None) == (k is None):
-        raise ValueError("give either density, a share of the units, or k, a number of units")
-    if density is not None:
-        return number_of_units(float(density), total, "density")
-    return number_of_units(k, total, "k")  # type: ignore[arg-type]
+        raise ValueError(f"give either {of}density, a share of the units, or {of}k, a number of units")
+    if density is None:
+        if isinstance(k, bool) or not isinstance(k, int) or not 1 <= k <= total:
+            raise ValueError(f"{of}k={k!r}: expected between 1 and the {total} units there are")
+        return k
+    if isinstance(density, bool) or not 0.0 < density <= 1.0:
+        raise ValueError(f"{of}density={density!r}: expected a share in (0, 1]; for a number of units give {of}k")
+    count = round(density * total)
+    if count == 0:
+        raise ValueError(
+            f"{of}density={density} of {total} units selects nothing; at least {0.5 / total:.2g} is needed"
+        )
+    return count
 
 
 def select_units(

@@ -51,7 +51,11 @@ def select(probe: Sensitivity, seed: int = 100, **settings: object) -> Parameter
     ],
 )
 def test_it_asks_for_what_the_settings_say(probe, settings):
-    assert select(probe, **settings) == probe.select(**settings)
+    sizes = {"bias": "bias_density", "domain": "domain_density"}
+    if settings.get("granularity") == "tensor":
+        sizes = {"bias": "bias_k", "domain": "domain_k"}
+    arguments = {sizes.get(key, key): value for key, value in settings.items()}
+    assert select(probe, **settings) == probe.select(**arguments)
 
 
 def test_random_masks_follow_the_seed(probe):

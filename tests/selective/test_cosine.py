@@ -95,7 +95,8 @@ def test_rules(probe, model, granularity):
     scores = probe.unit_scores("cosine", granularity=granularity)
     assert_mask(mask, chosen(of_elements(scores, zeros), k, granularity))
 
-    mask = probe.select("intersection", criterion="cosine", granularity=granularity, bias=0.7, domain=0.8)
+    sizes = {"bias_density": 0.7, "domain_density": 0.8}
+    mask = probe.select("intersection", criterion="cosine", granularity=granularity, **sizes)
     by_domain = probe.unit_scores("cosine", contrast="domain", granularity=granularity)
     top = chosen(of_elements(scores, zeros), round(0.7 * units), granularity)
     bottom = chosen(of_elements(by_domain, zeros), round(0.8 * units), granularity, largest=False)
@@ -110,7 +111,7 @@ def test_rules(probe, model, granularity):
         assert_mask(mask, chosen(of_elements(ratio, zeros), k, granularity))
     mixed = probe.select(
         "intersection", criterion="magnitude", source="fair", domain_criterion="cosine", granularity=granularity,
-        bias=1.0, domain=k,
+        bias_density=1.0, domain_k=k,
     )  # fmt: skip
     assert_mask(mixed, chosen(of_elements(by_domain, zeros), k, granularity, largest=False))
 

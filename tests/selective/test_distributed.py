@@ -171,10 +171,10 @@ def check_reduce(rank: int, directory: Path) -> None:
                 if batches == 1 and not key.startswith(("square_norms", "signed")):
                     assert same_bits(found[key], expected[key]), key
                 torch.testing.assert_close(found[key], expected[key], rtol=1e-5, atol=1e-6)
-            mask = own.select("intersection", bias=0.5, domain=0.5)
+            mask = own.select("intersection", bias_density=0.5, domain_density=0.5)
             assert_same_in_all({"bits": mask.bits})
             if batches == 1 and statistics == "all":
-                assert mask == whole.select("intersection", bias=0.5, domain=0.5)
+                assert mask == whole.select("intersection", bias_density=0.5, domain_density=0.5)
     check_reduce_once(own, model, directory / f"probe{rank}")
 
 
@@ -311,7 +311,7 @@ SELECTIONS: list[dict[str, Any]] = [
     {"rule": "top_k", "density": 0.2, "criterion": "fisher", "source": "fair"},
     {"rule": "top_k", "density": 0.2, "criterion": "magnitude", "source": "fair"},
     {"rule": "ratio", "density": 0.3, "criterion": "relative_difference"},
-    {"rule": "intersection", "bias": 0.6, "domain": 0.6},
+    {"rule": "intersection", "bias_density": 0.6, "domain_density": 0.6},
     {"rule": "budget", "density": 0.1},
     {"rule": "random", "density": 0.3, "seed": 4},
     {"rule": "all"},
@@ -321,7 +321,7 @@ SELECTIONS: list[dict[str, Any]] = [
 ]
 OF_VECTORS: list[dict[str, Any]] = [
     {"rule": "top_k", "density": 0.3, "criterion": "cosine"},
-    {"rule": "intersection", "bias": 0.8, "domain": 0.8, "criterion": "cosine"},
+    {"rule": "intersection", "bias_density": 0.8, "domain_density": 0.8, "criterion": "cosine"},
     {"rule": "ratio", "k": 3, "criterion": "difference", "domain_criterion": "cosine"},
 ]
 WITHOUT_UNITS = ("all", "head_only", "blocks")

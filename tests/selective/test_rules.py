@@ -158,7 +158,9 @@ def test_criteria_of_one_source(probe, model, history, granularity, source):
 @criteria
 def test_intersection(probe, model, history, granularity, criterion):
     units = units_of(model, granularity)
-    mask = probe.select("intersection", criterion=criterion, granularity=granularity, bias=0.6, domain=0.7)
+    mask = probe.select(
+        "intersection", criterion=criterion, granularity=granularity, bias_density=0.6, domain_density=0.7
+    )
     top = chosen(element_scores(history, criterion, BIAS), round(0.6 * units), granularity)
     bottom = chosen(element_scores(history, criterion, DOMAIN), round(0.7 * units), granularity, largest=False)
     assert_mask(mask, both(top, bottom))
@@ -169,22 +171,24 @@ def test_intersection_with_counts_and_two_criteria(probe, model, history, granul
     units = units_of(model, granularity)
     mask = probe.select(
         "intersection", criterion="norm_ratio", domain_criterion="difference", granularity=granularity,
-        bias=units // 2, domain=units - 1,
+        bias_k=units // 2, domain_k=units - 1,
     )  # fmt: skip
     top = chosen(element_scores(history, "norm_ratio", BIAS), units // 2, granularity)
     bottom = chosen(element_scores(history, "difference", DOMAIN), units - 1, granularity, largest=False)
     assert_mask(mask, both(top, bottom))
     by_fisher = probe.select(
-        "intersection", criterion="fisher", source="fair", granularity=granularity, bias=0.5, domain=0.9
+        "intersection", criterion="fisher", source="fair", granularity=granularity, bias_density=0.5, domain_density=0.9
     )
     top = chosen(mean(history, "fair", 2), round(0.5 * units), granularity)
     bottom = chosen(element_scores(history, "difference", DOMAIN), round(0.9 * units), granularity, largest=False)
     assert_mask(by_fisher, both(top, bottom))
 
 
-def test_int_is_a_count_and_float_a_share(probe):
-    assert probe.select("intersection", bias=1.0, domain=1.0).density == 1.0
-    assert probe.select("intersection", bias=1, domain=1.0).nnz == 1
+def test_densities_and_counts(probe):
+    assert probe.select("intersection", bias_density=1.0, domain_density=1.0).density == 1.0
+    assert probe.select("intersection", bias_density=1, domain_density=1).density == 1.0
+    assert probe.select("intersection", bias_k=1, domain_density=1.0).nnz == 1
+    assert probe.select("top_k", density=1).density == 1.0
 
 
 @granularities
@@ -264,7 +268,7 @@ def test_blocks(probe, model):
     [
         {"rule": "all"},
         {"rule": "top_k", "density": 0.3},
-        {"rule": "intersection", "bias": 0.8, "domain": 0.8, "granularity": "row"},
+        {"rule": "intersection", "bias_density": 0.8, "domain_density": 0.8, "granularity": "row"},
         {"rule": "random", "density": 0.3, "granularity": "tensor"},
         {"rule": "blocks", "blocks": ["body", "conv"]},
     ],
@@ -311,7 +315,7 @@ def test_tensor_rule_of_the_paper(device):
                 {name: torch.rand_like(p) * torch.rand(()).item() for name, p in model.named_parameters()}
             )
     probe = fed(aimfair.Sensitivity(model, COUNTS), model, history)
-    mask = probe.select("intersection", granularity="tensor", bias=55, domain=55)
+    mask = probe.select("intersection", granularity="tensor", bias_k=55, domain_k=55)
 
     def difference(name: str, contrast: tuple[str, str]) -> float:
         a, b = (torch.stack([g[name].double() for g in history[source]]).mean(0) for source in contrast)
@@ -350,7 +354,7 @@ def test_signed_statistics_select_as_the_full_ones(probe, model, history, granul
     signed = fed(aimfair.Sensitivity(model, COUNTS, statistics="signed", batches=counts), model, history)
     for rule, sizes in (
         ("top_k", {"density": 0.3}),
-        ("intersection", {"bias": 0.5, "domain": 0.5}),
+        ("intersection", {"bias_density": 0.5, "domain_density": 0.5}),
         ("ratio", {"k": 9}),
     ):
         masks = [s.select(rule, granularity=granularity, **sizes) for s in (signed, probe)]
@@ -363,7 +367,7 @@ def test_two_sources_one_source_and_own_contrasts(model, history):
     expected = chosen(element_scores(history, "difference", BIAS), 100, "element")
     assert_mask(pair.select("top_k", k=100), expected)
     with pytest.raises(ValueError, match="needs the contrast 'domain', there is bias"):
-        pair.select("intersection", bias=0.5, domain=0.5)
+        pair.select("intersection", bias_density=0.5, domain_density=0.5)
 
     single = fed(aimfair.Sensitivity(model, ("fair",)), model, {"fair": history["fair"]})
     assert_mask(single.select("top_k", criterion="fisher", k=100), chosen(mean(history, "fair", 2), 100, "element"))
@@ -392,7 +396,7 @@ def test_unit_scores(probe, history, granularity):
     ({"rule": "best"}, "rule='best': expected one of top_k"),
     ({"rule": "top_k"}, "either density.* or k"),
     ({"rule": "top_k", "density": 0.1, "k": 5}, "either density.* or k"),
-    ({"rule": "top_k", "bias": 0.1, "k": 5}, "'top_k' does not take bias; it takes density, k"),
+    ({"rule": "top_k", "bias_density": 0.1, "k": 5}, "'top_k' does not take bias_density; it takes density, k"),
     ({"rule": "all", "density": 0.1}, "'all' does not take density"),
     ({"rule": "top_k", "density": 1e-9}, "of 4690 units selects nothing"),
     ({"rule": "top_k", "density": 1.1}, r"density=1.1: expected a share in \(0, 1\]"),
@@ -403,12 +407,15 @@ def test_unit_scores(probe, history, granularity):
     ({"rule": "top_k", "k": 5, "criterion": "loss"}, "criterion='loss': expected one of difference"),
     ({"rule": "top_k", "k": 5, "criterion": "fisher"}, "needs source=, one of real, biased, fair"),
     ({"rule": "top_k", "k": 5, "source": "fair"}, "compares two sources"),
-    ({"rule": "intersection"}, "needs bias and domain, or density"),
-    ({"rule": "intersection", "bias": 0.5}, "needs bias and domain, or density"),
-    ({"rule": "intersection", "bias": 0.5, "domain": True}, "domain=True"),
-    ({"rule": "intersection", "bias": 0, "domain": 0.5}, "bias=0: expected between 1"),
-    ({"rule": "intersection", "bias": 0.5, "domain": 0.5, "density": 0.5}, "density alone"),
-    ({"rule": "intersection", "bias": 0.5, "domain": 0.5, "domain_criterion": "fisher"}, "domain_criterion='fisher'"),
+    ({"rule": "top_k", "k": 0.5}, "k=0.5: expected between 1 and the 4690"),
+    ({"rule": "top_k", "density": 2}, r"density=2: expected a share in \(0, 1\]; for a number of units give k"),
+    ({"rule": "intersection"}, "needs density alone, or one of bias_density and bias_k with one of domain_density"),
+    ({"rule": "intersection", "bias_density": 0.5}, "needs density alone, or one of bias_density and bias_k"),
+    ({"rule": "intersection", "bias_k": 5, "bias_density": 0.5, "domain_k": 5}, "one of bias_density and bias_k"),
+    ({"rule": "intersection", "bias_density": 0.5, "domain_density": True}, "domain_density=True"),
+    ({"rule": "intersection", "bias_k": 0, "domain_density": 0.5}, "bias_k=0: expected between 1"),
+    ({"rule": "intersection", "bias_density": 0.5, "domain_density": 0.5, "density": 0.5}, "density alone"),
+    ({"rule": "intersection", "bias_k": 9, "domain_k": 9, "domain_criterion": "fisher"}, "domain_criterion='fisher'"),
     ({"rule": "budget"}, "density alone"),
     ({"rule": "budget", "density": 1e-9}, "selects nothing"),
 ])  # fmt: skip
@@ -427,7 +434,7 @@ def test_disjoint_intersection_is_an_error(model):
     with pytest.raises(
         ValueError, match="top 469 units by bias and the bottom 469 by domain of 4690 have none in common"
     ):
-        probe.select("intersection", bias=0.1, domain=0.1)
+        probe.select("intersection", bias_density=0.1, domain_density=0.1)
 
 
 def test_sources_without_batches_or_gradients_are_refused(model):
@@ -445,7 +452,7 @@ def test_sources_without_batches_or_gradients_are_refused(model):
 def test_statistics_that_were_not_kept(model, history):
     sums = fed(aimfair.Sensitivity(model, COUNTS, statistics="sum"), model, history)
     squares = fed(aimfair.Sensitivity(model, COUNTS, statistics="square"), model, history)
-    assert sums.select("intersection", bias=0.5, domain=0.5).nnz > 0
+    assert sums.select("intersection", bias_density=0.5, domain_density=0.5).nnz > 0
     assert squares.select("top_k", criterion="norm_ratio", density=0.1).nnz > 0
     with pytest.raises(ValueError, match=r"'norm_ratio' needs the squares .*statistics='sum'.*\"all\" or \"square\""):
         sums.select("top_k", criterion="norm_ratio", density=0.1)

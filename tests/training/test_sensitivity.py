@@ -145,7 +145,7 @@ def test_signed_statistics_select_what_all_of_them_do():
         kept: measure_sensitivity(Net(), SETS, SETTINGS.model_copy(update={"statistics": kept}), MODEL, seed=1)
         for kept in ("all", "sum", "signed")
     }
-    for rule in ({"bias": 0.5, "domain": 0.6}, {"density": 0.1}):
+    for rule in ({"bias_density": 0.5, "domain_density": 0.6}, {"density": 0.1}):
         masks = [probe.select("intersection", **rule).to_bool() for probe in probes.values()]
         for mask in masks[1:]:
             agreeing = sum(int((mask[name] == masks[0][name]).sum()) for name in mask)
