@@ -14,7 +14,7 @@ from pydantic.fields import FieldInfo
 
 from aimfair.base.errors import ConfigError
 from aimfair.config import Config, strict_yaml, vocabulary
-from aimfair.config.errors import Key, explain
+from aimfair.config.errors import Key, explain, replacement
 
 _Part = TypeVar("_Part", bound=BaseModel)
 
@@ -200,7 +200,9 @@ def _put(tree: dict[str, Any], key: Sequence[str], value: Any) -> None:
 
 
 def _nearest(name: str) -> str:
-    """What may have been meant by an unknown key."""
+    """The new name of a renamed key, or what may have been meant by an unknown one."""
+    if (new := replacement(name)) is not None:
+        return f"; it was renamed to {new}"
     parent, _, last = name.rpartition(".")
     method = name.split(".")[1] if name.count(".") > 1 else "<name>"
     full = [key.replace("<name>", method) for key, _ in keys()]

@@ -8,7 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
-from aimfair.base.errors import AimfairError
+from aimfair.base.errors import AimfairError, ConfigError
 from aimfair.base.files import is_temporary, remove_temporaries, write_text
 from aimfair.base.interrupt import Interrupt
 from aimfair.base.log import Log
@@ -67,8 +67,8 @@ class Run:
         _require_run_or_empty(path)
         lock = _acquire(path)
         try:
-            remove_temporaries(path, but=ABLATIONS)  # variants have locks of their own
             config = _settle_config(path, config, overwrite=overwrite)
+            remove_temporaries(path, but=ABLATIONS)  # variants have locks of their own
             return cls(path, config, lock, overwrite=overwrite, quiet=quiet)
         except BaseException:
             os.close(lock)
@@ -76,9 +76,12 @@ class Run:
 
     @staticmethod
     def config_of(path: Path, overrides: dict[str, str] | None = None) -> Config | None:
-        """The settings of an existing run, under ``overrides`` as in ``config_file.load``; None if there is no run."""
-        file = path / _CONFIG
-        return config_file.load(file, overrides) if file.exists() else None
+        """The settings of an existing run, under ``overrides`` as in ``config_file.load``; None if there is no run.
+
+        Raises:
+            ConfigError: a setting cannot be used; those of the run itself also say how to continue.
+        """
+        return _load_own(path / _CONFIG, overrides) if (path / _CONFIG).exists() else None
 
     def __enter__(self) -> Self:
         self.interrupt.__enter__()
@@ -212,6 +215,22 @@ def _origin(path: Path) -> Path | None:
     return path.parents[2]
 
 
+def _load_own(file: Path, overrides: dict[str, str] | None = None) -> Config:
+    """The settings of an existing run, perhaps one begun by an older version whose keys had other names."""
+    try:
+        return config_file.load(file, overrides)
+    except ConfigError as error:
+        lines = str(error).splitlines()
+        unknown = [line for line in lines if line.startswith(str(file)) and "unknown key" in line]
+        if not unknown:
+            raise
+        more = f" (and {len(lines) - 1} more faults)" if len(lines) > 1 else ""
+        raise ConfigError(
+            f"{unknown[0]}{more}; this run is of another version of aimfair: edit {file.name}, or start again with"
+            " --config FILE --overwrite"
+        ) from error
+
+
 def _require_run_or_empty(path: Path) -> None:
     """Files that are not ours must never be taken for a run's, and cleaned or replaced."""
     names = {entry.name for entry in path.iterdir()}
@@ -228,7 +247,7 @@ def _settle_config(path: Path, config: Config, *, overwrite: bool) -> Config:
     file = path / _CONFIG
     if file.exists():
         try:
-            old = config_file.load(file)
+            old = _load_own(file)
         except AimfairError:
             if not overwrite:
                 raise

@@ -166,6 +166,17 @@ def test_files_are_refused_with_line_and_key(tmp_path, text, said):
     assert any(line.startswith(said) for line in lines), lines
 
 
+def test_renamed_keys_are_refused_with_the_new_name(tmp_path, monkeypatch):
+    renamed = {"train.rate": "train.lr", "methods.<name>.share": "methods.<name>.density or methods.<name>.k"}
+    monkeypatch.setattr("aimfair.config.errors.RENAMED", renamed)
+    said = "FILE:2: train.rate: unknown key; it was renamed to train.lr"
+    assert said in refusal(tmp_path, "train:\n  rate: 1\n").splitlines()
+    said = "FILE:2: methods.a.share: unknown key; it was renamed to methods.a.density or methods.a.k"
+    assert said in refusal(tmp_path, "methods:\n  a: {share: 1}\n").splitlines()
+    assert flag_refusal(train__rate="1") == "--train.rate: unknown key; it was renamed to train.lr"
+    assert flag_refusal(methods__paper__share="1").endswith("methods.paper.density or methods.paper.k")
+
+
 def test_every_fault_has_its_line(tmp_path):
     said = refusal(
         tmp_path,

@@ -116,6 +116,26 @@ def test_damaged_settings_are_refused_or_overwritten(tmp_path, config):
     assert Run.config_of(tmp_path) == config
 
 
+def test_a_run_whose_keys_have_been_renamed_says_in_one_line_how_to_continue(tmp_path, config, monkeypatch):
+    monkeypatch.setattr("aimfair.config.errors.RENAMED", {"train.rate": "train.lr"})
+    Run.open(tmp_path, config).close()
+    old = (tmp_path / "config.yaml").read_text().replace("\n  lr: ", "\n  rate: ")
+    (tmp_path / "config.yaml").write_text(old)
+    stray = tmp_path / ".results.json.4711.tmp"
+    stray.touch()
+    for open_ in (lambda: Run.config_of(tmp_path, {"seeds": "1"}), lambda: Run.open(tmp_path, config)):
+        with pytest.raises(ConfigError) as caught:
+            open_()
+        (line,) = str(caught.value).splitlines()
+        for part in ("config.yaml:", "train.rate: unknown key; it was renamed to train.lr", "edit config.yaml",
+                     "--overwrite"):  # fmt: skip
+            assert part in line
+    assert stray.exists()
+    assert (tmp_path / "config.yaml").read_text() == old
+    Run.open(tmp_path, config, overwrite=True).close()
+    assert Run.config_of(tmp_path) == config
+
+
 @pytest.mark.parametrize("overwrite", [False, True])
 def test_a_directory_of_something_else_is_left_alone(tmp_path, config, overwrite):
     names = ["photo.jpg", ".other.12.tmp"]
