@@ -1,25 +1,25 @@
-"""What each block contributes: the method with one block of the model frozen at a time."""
+"""The contribution of each block: the method with one block of the model frozen at a time.
 
-from dataclasses import dataclass
+Blocks of a model are groups of modules that share no parameter, so that each can be frozen or tuned alone.
+"""
+
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from aimfair.ablation import charts, model_blocks, sweep, variants
-from aimfair.ablation.findings import Figure, Findings
-from aimfair.ablation.options import Options, changed, tuned
+from aimfair.ablation import variants
+from aimfair.ablation.findings import METRICS, Figure, Findings, beside_reference
+from aimfair.ablation.options import Options, Request, changed, tuned
 from aimfair.ablation.outcomes import Outcomes
 from aimfair.ablation.plan import ONLY_GROUP, Arm, Names, Parent, Plan, variant
 from aimfair.base.errors import AimfairError
 from aimfair.config import Config
 from aimfair.methods.tune import Tune, select_mask
+from aimfair.report import charts, wording
 from aimfair.run.directory import Run
 from aimfair.selective.mask import ParameterMask
+from aimfair.selective.summary import block_name
 from aimfair.stages.select import sensitivity_of
-
-
-@dataclass(frozen=True)
-class Request:
-    method: str
 
 
 def read(options: Options, config: Config) -> Request:
@@ -32,15 +32,15 @@ def plan(parent: Parent, request: Request) -> Plan:
     config, names = parent.config, Names(parent.config)
     method = tuned(config, request.method)
     masks = _selected(variants.with_gradients(parent), request.method, method)
-    blocks = model_blocks.blocks(masks[0].names)
+    blocks = blocks_of(masks[0].names)
     whole = names.add(request.method, method)
     arms, empty = [], []
     for block, modules in blocks.items():
-        share = share_of(masks, model_blocks.members(modules, masks[0].names))
+        share = share_of(masks, members(modules, masks[0].names))
         if share == 0:
             empty.append(block)
         elif share == 1:
-            empty.append(f"{block} (everything is in it)")
+            empty.append(f"{block} (it holds the whole selection)")
         else:
             frozen = changed(method, freeze=[*method.freeze, *modules])
             label = f"without {block}"
@@ -52,14 +52,14 @@ def plan(parent: Parent, request: Request) -> Plan:
                 )
             )
     if not arms:
-        raise AimfairError(f"ablate blocks: {request.method} selects in one block alone; name another --method")
+        raise AimfairError(f"ablate blocks: {request.method} selects in a single block; name another --method")
     arms.append(Arm(request.method, whole, facts={"frozen share of the selected": 0.0}))
-    notes = ["A mask without a block is smaller: nothing is selected elsewhere instead."]
+    notes = ["A mask without a block is smaller: nothing is selected elsewhere to compensate."]
     if empty:
-        notes.append(f"Left out, as freezing them changes nothing or everything: {', '.join(empty)}.")
+        notes.append(f"Left out, because freezing them changes nothing or everything: {', '.join(empty)}.")
     return Plan(
         title=f"Blocks of {request.method}, one frozen at a time",
-        question="The mask of the method without the weights of one block; what gets worse needed them.",
+        question="The mask of the method without the weights of one block: what gets worse depends on them.",
         groups={ONLY_GROUP: variant(config, names.methods, whole)},
         arms=arms,
         reference=request.method,
@@ -69,29 +69,23 @@ def plan(parent: Parent, request: Request) -> Plan:
 
 def findings(parent: Parent, request: Request, outcomes: Outcomes) -> Findings:
     figures = []
-    arms = [one for one in outcomes.arms if one.versus is not None]
-    for metric in sweep.METRICS[:2]:
+    for metric in METRICS[:2]:
+        differences = [(one.arm.label, one.versus[metric]) for one in outcomes.arms if one.versus is not None]
         points = [
-            charts.Point(float(i + 1), one.versus[metric].mean, "", "after", *one.versus[metric].over_images)
-            for i, one in enumerate(arms)
-            if one.versus is not None
+            charts.Point(float(i), difference.mean, label, "after", *difference.over_images)
+            for i, (label, difference) in enumerate(differences, 1)
         ]
-        figures.append(
-            Figure(
-                f"Change of {charts.axis_name(metric)} without each block",
-                "In points beside the method itself, blocks in the order of the table; bars are intervals over the test"
-                " images.",
-                charts.scatter(
-                    points, x_name="block", y_name="change in points", zero=True, x_format=lambda value: f"{value:.0f}",
-                    y_format=lambda value: charts.number(100 * value),
-                ),
-            )
+        chart = charts.scatter(
+            points, x_name="block", y_name="change in points", zero=True, x_format=charts.number,
+            y_format=lambda value: charts.number(100 * value),
         )  # fmt: skip
-    return Findings(figures, sweep.beside_reference(outcomes, sweep.METRICS[:2]))
+        caption = "Compared with the method itself, in the order of the table; bars are intervals over the test images."
+        figures.append(Figure(f"Change of {wording.lower_label(metric)} without each block", caption, chart))
+    return Findings(figures, beside_reference(outcomes, METRICS[:2]))
 
 
 def _selected(run: Run, name: str, method: Tune) -> list[ParameterMask]:
-    """The mask of a method for each seed, selected here: which blocks it needs is to be known before its run is."""
+    """The mask of a method for each seed, selected here because the arms depend on the blocks in it."""
     masks = []
     for seed in run.config.seeds:
         run.interrupt.check()
@@ -100,7 +94,54 @@ def _selected(run: Run, name: str, method: Tune) -> list[ParameterMask]:
 
 
 def share_of(masks: list[ParameterMask], names: list[str]) -> float:
-    """Of the selected weights, the share that lies in these parameters, mean over the masks."""
+    """The share of the selected weights in these parameters, mean over the masks."""
     return float(
         np.mean([sum(mask.nnz_per_tensor[mask.index[name]] for name in names) / max(mask.nnz, 1) for mask in masks])
     )
+
+
+# -- blocks of a model -------------------------------------------------------------------------------------------------
+
+
+def blocks_of(names: Sequence[str], least: int = 1) -> dict[str, list[str]]:
+    """Block -> modules that together hold its parameters and no others, in the order of the model.
+
+    Blocks are those of :func:`aimfair.selective.summary.block_name`; if those are fewer than ``least``, the largest
+    modules further inside that are at least as many, or the innermost. A block may be a module that contains others,
+    such as the stem of a network with numbered layers: then it consists of the modules inside that are its own. A
+    parameter that no such module holds is listed by its own name.
+    """
+    deepest = max(name.count(".") for name in names)
+    return next(
+        (found for finer in range(deepest) if len(found := _blocks(names, finer)) >= least), _blocks(names, deepest)
+    )
+
+
+def _blocks(names: Sequence[str], finer: int) -> dict[str, list[str]]:
+    """With blocks ``finer`` levels further inside than those of :func:`block_name`."""
+    found: dict[str, list[str]] = {}
+    block_of = {name: block_name(name, block_name(name).count(".") + 1 + finer) for name in names}
+    for name, block in block_of.items():
+        module = _module(name, block_of)
+        if module not in found.setdefault(block, []):
+            found[block].append(module)
+    return {modules[0] if len(modules) == 1 else block: modules for block, modules in found.items()}
+
+
+def members(modules: Sequence[str], names: Sequence[str]) -> list[str]:
+    """The parameters in these modules, in order."""
+    return [name for name in names if any(_holds(module, name) for module in modules)]
+
+
+def _module(name: str, block_of: Mapping[str, str]) -> str:
+    """The outermost module around a parameter whose parameters are all of its block."""
+    path = name.split(".")
+    for depth in range(1, len(path)):
+        module = ".".join(path[:depth])
+        if all(block == block_of[name] for other, block in block_of.items() if _holds(module, other)):
+            return module
+    return name
+
+
+def _holds(module: str, name: str) -> bool:
+    return name == module or name.startswith(f"{module}.")

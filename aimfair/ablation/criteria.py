@@ -1,9 +1,9 @@
-"""Every criterion with every rule and granularity that can be selected with it, at one share of the weights."""
+"""Every valid combination of criterion, rule and granularity, at one density."""
 
 from dataclasses import dataclass
 from typing import get_args
 
-from aimfair.ablation import variants
+from aimfair.ablation import options, variants
 from aimfair.ablation.findings import Findings, Heat
 from aimfair.ablation.options import Options, checked, shares, tuned, words
 from aimfair.ablation.outcomes import Outcomes
@@ -16,12 +16,11 @@ from aimfair.selective.choices import Criterion, Granularity
 from aimfair.stages.select import sensitivity_of
 
 RULES = ("top_k", "intersection", "ratio", "random")
-"""Those that a density is given to; ``random`` is the control and looks at no criterion."""
+"""Those with a density; ``random`` is the control and has no criterion."""
 
 
 @dataclass(frozen=True)
-class Request:
-    method: str
+class Request(options.Request):
     density: float
     criteria: list[str]
     rules: list[str]
@@ -29,8 +28,8 @@ class Request:
 
 
 def read(options: Options, config: Config) -> Request:
-    """``--method`` (for all but the selection), ``--density``, and of ``--values`` criteria, rules and granularities:
-    of a kind of which none is named, all."""
+    """``--method`` (for all settings but the selection), ``--density``, and in ``--values`` criteria, rules and
+    granularities; all of a kind if none of it is listed."""
     options.only("criteria", "method", "values", "density")
     kinds = (get_args(Criterion), RULES, get_args(Granularity))
     chosen = set(words("--values", options.values, [word for kind in kinds for word in kind]))
@@ -50,39 +49,31 @@ def plan(parent: Parent, request: Request) -> Plan:
     run, seed = variants.with_gradients(parent), config.seeds[0]
     sensitivity = sensitivity_of(run, seed)
     arms, left_out = [], []
-    for rule in request.rules:
-        for criterion in request.criteria if rule != "random" else ["difference"]:
-            for granularity in request.granularities:
-                said = [rule, *([criterion] if rule != "random" else []), granularity]
-                settings = {"rule": rule, "criterion": criterion, "granularity": granularity}
-                size = {"density": request.density, "density_of": "weights"}
-                try:  # what cannot be selected with the first seed's gradients cannot be with any
-                    method = checked({**settings, **size, **common})
-                    select_mask(sensitivity, ", ".join(said), method, seed)
-                except AimfairError as error:
-                    reason = str(error).removeprefix(f"methods.{', '.join(said)}: ")
-                    left_out.append(f"{' '.join(said)} ({reason})")
-                    continue
-                parent.run.interrupt.check()
-                facts = {
-                    "rule": rule,
-                    "criterion": criterion if rule != "random" else None,
-                    "granularity": granularity,
-                }
-                arms.append(Arm(" ".join(said), names.add("_".join(said), method), facts=facts))
+    for rule, criterion, granularity in _combinations(request):
+        label = " ".join(filter(None, (rule, criterion, granularity)))
+        selection = {"rule": rule, "criterion": criterion or "difference", "granularity": granularity}
+        try:  # a selection that fails with the gradients of the first seed fails with those of any
+            method = checked({**selection, "density": request.density, "density_of": "weights", **common})
+            select_mask(sensitivity, label, method, seed)
+        except AimfairError as error:
+            left_out.append(f"{label} ({str(error).removeprefix(f'methods.{label}: ')})")
+            continue
+        parent.run.interrupt.check()
+        facts = {"rule": rule, "criterion": criterion, "granularity": granularity}
+        arms.append(Arm(label, names.add(label.replace(" ", "_"), method), facts=facts))
     if not arms:
         raise AimfairError(f"ablate criteria: nothing can be selected: {'; '.join(left_out)}")
     reference = f"{request.method} as it is"
     arms.append(Arm(reference, names.add(request.method, own), facts={}))
     notes = [
-        f"All have the learning rate of {request.method}. All rules, the random control too, take the fewest rows or"
-        f" tensors that hold {100 * request.density:.4g}% of the weights; the last one can be large, and the column"
-        " “tuned” says what it came to, mean over the seeds.",
+        f"All have the learning rate of {request.method}. All rules, including the random control, take the fewest rows"
+        f" or tensors that hold {100 * request.density:.4g}% of the weights; the last one can be large, and the column"
+        " “tuned” has the resulting share, mean over the seeds.",
         *(f"Left out: {reason}." for reason in left_out),
     ]
     return Plan(
         title=f"Criteria, rules and granularities at density {request.density:.4g}",
-        question=f"How weights are chosen, and nothing else; compared with {request.method} as it is in the run.",
+        question=f"Only the selection of the weights varies; compared with {request.method} as it is in the run.",
         groups={ONLY_GROUP: variant(config, names.methods, arms[-1].method)},
         arms=arms,
         reference=reference,
@@ -101,25 +92,34 @@ def findings(parent: Parent, request: Request, outcomes: Outcomes) -> Findings:
     ]
     sentences = [
         f"On worst-group accuracy {len(better)} of {len(grid)} are clearly better than {request.method} as it is and"
-        f" {len(worse)} clearly worse; no correction is made for comparing so many.",
+        f" {len(worse)} clearly worse, without a correction for multiple comparisons.",
         *([f"Clearly better: {wording.listing(better)}."] if better else []),
-        *([f"Tuned far more than {100 * request.density:.4g}%: {wording.listing(uneven)}."] if uneven else []),
+        *([f"Tuned well over {100 * request.density:.4g}%: {wording.listing(uneven)}."] if uneven else []),
     ]
     return Findings([], sentences, heats=[_heat(request, outcomes, metric) for metric in _SHOWN])
 
 
 _FAR = 1.5
-"""Times the density asked for, from which a selection is no longer of that density."""
+"""Multiple of the requested density above which an arm is reported."""
 
 _SHOWN = {"worst_group_accuracy": True, "eo_mean": False, "accuracy": True}
 """Metrics of the heat tables -> whether a higher value is better."""
 
 
+def _combinations(request: Request) -> list[tuple[str, str | None, str]]:
+    """(rule, criterion, granularity); ``random`` has no criterion."""
+    criteria: list[str | None] = [*request.criteria]
+    return [
+        (rule, criterion, granularity)
+        for rule in request.rules
+        for criterion in (criteria if rule != "random" else [None])
+        for granularity in request.granularities
+    ]
+
+
 def _heat(request: Request, outcomes: Outcomes, metric: str) -> Heat:
     found = {tuple(one.arm.facts.values()): one.mean[metric] for one in outcomes.arms if one.arm.facts}
-    rows = [
-        (rule, criterion) for rule in request.rules for criterion in (request.criteria if rule != "random" else [None])
-    ]
+    rows = list(dict.fromkeys((rule, criterion) for rule, criterion, _ in _combinations(request)))
     values = [value for value in found.values() if value == value]
     low, high = min(values, default=0.0), max(values, default=1.0)
 
@@ -132,7 +132,7 @@ def _heat(request: Request, outcomes: Outcomes, metric: str) -> Heat:
 
     return Heat(
         wording.LABELS[metric],
-        "Mean over the seeds; the stronger the colour, the better. A dash is a combination that was left out.",
+        "Mean over the seeds; a stronger colour is better. A dash is a combination that was left out.",
         request.granularities,
         [" · ".join(filter(None, row)) for row in rows],
         [[cell(*row, granularity) for granularity in request.granularities] for row in rows],

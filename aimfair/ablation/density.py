@@ -1,21 +1,21 @@
-"""Accuracy against fairness, over the share of the weights that is tuned."""
+"""Accuracy against fairness over the share of tuned weights."""
 
 from dataclasses import dataclass, replace
 
-from aimfair.ablation import charts, sweep
-from aimfair.ablation.findings import Figure, Findings
+from aimfair.ablation import options
+from aimfair.ablation.findings import METRICS, Figure, Findings, beside_reference
 from aimfair.ablation.options import Options, changed, positive, shares, tuned, with_density
 from aimfair.ablation.outcomes import Outcome, Outcomes
 from aimfair.ablation.plan import ONLY_GROUP, Arm, Names, Parent, Plan, full_method, variant
 from aimfair.config import Config
 from aimfair.methods import BIASED, MethodSettings
+from aimfair.report import charts, wording
 
 VALUES = (0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 1.0)
 
 
 @dataclass(frozen=True)
-class Request:
-    method: str
+class Request(options.Request):
     densities: list[float]
     lrs: list[float]
 
@@ -40,10 +40,10 @@ def plan(parent: Parent, request: Request) -> Plan:
     for density in request.densities:
         of_density = with_density("density", request.method, method, density)
         for lr in lrs:
-            rated = of_density if lr is None else changed(of_density, lr=lr)
+            varied = of_density if lr is None else changed(of_density, lr=lr)
             label = f"{density:.4g}" if lr is None else f"{density:.4g}, lr {lr:.4g}"
-            name = names.add(f"{request.method[:24]}_{label}", rated)
-            facts = {"density": density, "lr": _lr(config, rated)}
+            name = names.add(f"{request.method[:24]}_{label}", varied)
+            facts = {"density": density, "lr": _lr(config, varied)}
             arms.append(Arm(label, name, x=density, facts=facts))
     full = full_method(config)
     reference = "full fine-tuning"
@@ -51,15 +51,15 @@ def plan(parent: Parent, request: Request) -> Plan:
     notes = []
     if request.lrs:
         notes.append(
-            "Of each density the learning rate with the highest accuracy on the validation images is marked chosen, and"
-            " drawn. Validation images are real and share the bias of the training set, and no group label is used:"
-            " their accuracy can prefer a model that was hardly changed. Test images choose nothing. Full"
-            " fine-tuning keeps its own rate; density 1 is the same with each of these."
+            "For each density the learning rate with the highest validation accuracy is marked chosen, and plotted."
+            " Validation images are real and share the bias of the training set, and no group label is used: their"
+            " accuracy can favour a model that hardly changed. Test images choose nothing. Full fine-tuning keeps its"
+            " own learning rate; density 1 is full fine-tuning with each of the others."
         )
     else:
         notes.append(
-            "One learning rate for all densities: few weights often want a larger one than many, so that this sweep can"
-            " be unfair to small densities; --lrs tries several."
+            "All densities share one learning rate. Few weights often need a larger one than many, so this sweep can be"
+            " unfair to small densities; --lrs tries several."
         )
     return Plan(
         title=f"Density of {request.method}",
@@ -83,16 +83,16 @@ def findings(parent: Parent, request: Request, outcomes: Outcomes) -> Findings:
         points.append(_point(BIASED, outcomes.biased.mean, metric, "before"))
         figures.append(
             Figure(
-                f"Accuracy and {charts.axis_name(metric)}",
-                "A point is a density, mean over the seeds; the line joins those that no other beats in both"
+                f"Accuracy and {wording.lower_label(metric)}",
+                "One point per density, mean over the seeds; the line joins the Pareto-optimal ones"
                 f" ({'up' if up else 'down'} and right is better).",
                 charts.scatter(
-                    points, x_name="accuracy", y_name=charts.axis_name(metric), joined=charts.frontier(points, up=up)
+                    points, x_name="accuracy", y_name=wording.lower_label(metric), joined=charts.frontier(points, up=up)
                 ),
             )
         )
     marks = {one.arm.label: "chosen" for one in chosen} if request.lrs else {}
-    sentences = sweep.beside_reference(replace(outcomes, arms=[*chosen, full]), sweep.METRICS)
+    sentences = beside_reference(replace(outcomes, arms=[*chosen, full]), METRICS)
     return Findings(figures, sentences, {"choice": marks} if marks else {})
 
 

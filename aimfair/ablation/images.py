@@ -1,26 +1,25 @@
-"""How many balanced synthetic images it takes."""
+"""The number of balanced synthetic images."""
 
 from dataclasses import dataclass
 
 import numpy as np
 
-from aimfair.ablation import pool, sweep
-from aimfair.ablation.findings import Findings
+from aimfair.ablation import options
+from aimfair.ablation.findings import Findings, sweep
 from aimfair.ablation.options import Options, counts
 from aimfair.ablation.outcomes import Outcomes
-from aimfair.ablation.plan import Arm, Names, Parent, Plan, variant
+from aimfair.ablation.plan import FOLDER, Arm, Names, Parent, Plan, available_images, from_parent, variant
 from aimfair.base.errors import ConfigError
 from aimfair.config import Config
 from aimfair.data.bias import group_sizes
 from aimfair.generation.plan import bias_of
 
 SHARES = (1 / 12, 1 / 6, 1 / 3, 2 / 3, 1.0)
-"""Of the run's own number; of 300 that is 25, 50, 100, 200 and 300."""
+"""Of the run's own number: of 300 these are 25, 50, 100, 200 and 300."""
 
 
 @dataclass(frozen=True)
-class Request:
-    method: str
+class Request(options.Request):
     values: list[int]
 
 
@@ -33,8 +32,8 @@ def read(options: Options, config: Config) -> Request:
     values = counts("--values", options.values, default)
     if values[0] < least:
         raise ConfigError(
-            f"--values: found {values[0]}, expected at least {least}: {groups} groups of {values[0]} images are fewer"
-            f" than a batch of sensitivity; ask for more, or for --sensitivity.batch_size {groups * values[0]}"
+            f"--values: found {values[0]}, expected at least {least}: {groups} groups of {values[0]} images are smaller"
+            f" than a batch of sensitivity; use larger values, or --sensitivity.batch_size {groups * values[0]}"
         )
     return Request(options.method_of(config), values)
 
@@ -47,7 +46,7 @@ def plan(parent: Parent, request: Request) -> Plan:
     groups, arms = {}, []
     for value in request.values:
         group = f"images-{value}"
-        settings = pool.from_parent(parent, balanced_per_group=value)
+        settings = from_parent(parent, balanced_per_group=value)
         groups[group] = variant(config, names.methods, name, generate=settings, sensitivity={"batches": batches})
         steps = -(-value * _groups(config) // config.finetune.batch_size)
         facts = {"images per group": value, "steps per epoch": steps}
@@ -59,17 +58,17 @@ def plan(parent: Parent, request: Request) -> Plan:
         arms=arms,
         reference=arms[-1].label,
         notes=[
-            f"The gradients of all are means of at most {batches} batches of each source, as many as the fewest images"
-            " give: how well they are estimated is not varied. A run with all its images takes more.",
-            "Epochs are as many for all, so that fewer images also mean fewer steps; --finetune.epochs changes that for"
-            " all of them.",
-            "The biased synthetic set keeps its size; where the two sets share no image it is drawn anew.",
+            f"Gradients of all arms are means over at most {batches} batches of each source, as many as the smallest"
+            " arm has, so that the noise of the gradients is not varied. A run with all its images uses more.",
+            "All arms train for the same number of epochs: fewer images also mean fewer steps. --finetune.epochs sets"
+            " it for all arms.",
+            "The biased synthetic set keeps its size; where the two sets are disjoint it is drawn again.",
         ],
     )
 
 
 def findings(parent: Parent, request: Request, outcomes: Outcomes) -> Findings:
-    return sweep.findings(outcomes, "images per group", lambda value: f"{value:.0f}")
+    return sweep(outcomes, "images per group", lambda value: f"{value:.0f}")
 
 
 def _groups(config: Config) -> int:
@@ -77,22 +76,22 @@ def _groups(config: Config) -> int:
 
 
 def _batches(config: Config, fewest: int) -> int:
-    """Batches of each source that the arm with the fewest images can give, too."""
+    """Batches of each source that even the arm with the fewest images has."""
     possible, wanted = fewest * _groups(config) // config.sensitivity.batch_size, config.sensitivity.batches
     return possible if wanted is None else min(possible, wanted)
 
 
 def _require_enough(parent: Parent, wanted: int) -> None:
     settings, data = parent.config.generate, parent.config.data
-    if pool.FLAG in parent.flags:
+    if FOLDER in parent.flags:
         return
-    there = pool.available(parent)
-    needed = np.zeros_like(there)
+    available = available_images(parent)
+    needed = np.zeros_like(available)
     if settings.disjoint:
-        needed = group_sizes(data.majority, there.shape[1], bias_of(settings, data), settings.biased_total)
-    most = int((there - needed).min())
+        needed = group_sizes(data.majority, available.shape[1], bias_of(settings, data), settings.biased_total)
+    most = int((available - needed).min())
     if wanted > most:
         raise ConfigError(
             f"--values: found {wanted}, but the images of {parent.run.synthetic} allow {max(most, 0)} balanced ones of"
-            f" each group beside the biased set; ask for fewer, or make new ones with --{pool.FLAG} null"
+            f" each group besides the biased set; lower it, or generate new images with --{FOLDER} null"
         )

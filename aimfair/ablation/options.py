@@ -1,4 +1,4 @@
-"""What a person asks of an ablation, read before any work begins."""
+"""The flags of an ablation, checked before any work begins."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -16,13 +16,20 @@ T = TypeVar("T", int, float)
 
 
 @dataclass(frozen=True)
+class Request:
+    """What every ablation is asked for: the method that is varied."""
+
+    method: str
+
+
+@dataclass(frozen=True)
 class Options:
-    """The flags of ``aimfair ablate``, as they were typed; None: not given.
+    """The flags of ``aimfair ablate``, as typed; None: not given.
 
     Attributes:
-        method: which one is varied, instead of ``default_method``.
-        values: what it is varied over, with commas.
-        lrs: learning rates for each, with commas.
+        method: the one that is varied, instead of ``default_method``.
+        values: what to vary, separated by commas.
+        lrs: learning rates for each value, separated by commas.
         density: of ``criteria``.
     """
 
@@ -32,16 +39,16 @@ class Options:
     density: str | None = None
 
     def only(self, ablation: str, *known: str) -> None:
-        """Raises ConfigError for an option beside ``known`` that was given."""
+        """Raises ConfigError for a given option other than ``known``."""
         for name in ("method", "values", "lrs", "density"):
             if name not in known and getattr(self, name) is not None:
-                raise ConfigError(f"--{name}: the ablation {ablation} takes none")
+                raise ConfigError(f"--{name}: not valid for the ablation {ablation}")
 
     def method_of(self, config: Config) -> str:
-        """The name of the method.
+        """The name of the method that is varied.
 
         Raises:
-            ConfigError: there is none of this name, or it selects no weights.
+            ConfigError: it is unknown, or selects no weights.
         """
         name = config.default_method if self.method is None else self.method
         if name not in config.methods:
@@ -54,34 +61,34 @@ class Options:
 
 
 def tuned(config: Config, name: str) -> Tune:
-    """The method of this name, one that :meth:`Options.method_of` gave."""
+    """The method of a name that :meth:`Options.method_of` returned."""
     method = config.methods[name]
     assert isinstance(method, Tune)
     return method
 
 
-def shares(flag: str, text: str | None, default: Sequence[float]) -> list[float]:
-    """Numbers above 0, at most 1, ascending; 1/9 is one."""
+def shares(flag: str, typed: str | None, default: Sequence[float]) -> list[float]:
+    """Numbers in (0, 1], ascending; fractions such as 1/9 are allowed."""
     return _numbers(
-        flag, text, default, lambda word: float(Fraction(word.replace(" ", ""))), "a share above 0, up to 1"
+        flag, typed, default, lambda word: float(Fraction(word.replace(" ", ""))), "a share above 0, up to 1"
     )
 
 
-def positive(flag: str, text: str | None, default: Sequence[float]) -> list[float]:
+def positive(flag: str, typed: str | None, default: Sequence[float]) -> list[float]:
     """Finite numbers above 0, ascending."""
-    return _numbers(flag, text, default, float, "a number above 0", most=math.inf)
+    return _numbers(flag, typed, default, float, "a number above 0", most=math.inf)
 
 
-def counts(flag: str, text: str | None, default: Sequence[int]) -> list[int]:
+def counts(flag: str, typed: str | None, default: Sequence[int]) -> list[int]:
     """Whole numbers above 0, ascending."""
-    return _numbers(flag, text, default, int, "a whole number above 0", most=math.inf)
+    return _numbers(flag, typed, default, int, "a whole number above 0", most=math.inf)
 
 
-def words(flag: str, text: str | None, known: Sequence[str]) -> list[str]:
-    """Some of ``known``, in its order; all of them if ``text`` is None."""
-    if text is None:
+def words(flag: str, typed: str | None, known: Sequence[str]) -> list[str]:
+    """A subset of ``known``, in its order; all of it if ``typed`` is None."""
+    if typed is None:
         return list(known)
-    found = [word.strip() for word in text.split(",")]
+    found = [word.strip() for word in typed.split(",")]
     for word in found:
         if word not in known:
             raise ConfigError(f"{flag}: found {word!r}, expected some of {', '.join(known)}")
@@ -89,18 +96,18 @@ def words(flag: str, text: str | None, known: Sequence[str]) -> list[str]:
 
 
 def _numbers(
-    flag: str, text: str | None, default: Sequence[T], read: Callable[[str], T], expected: str, most: float = 1.0
+    flag: str, typed: str | None, default: Sequence[T], read: Callable[[str], T], expected: str, most: float = 1.0
 ) -> list[T]:
-    if text is None:
+    if typed is None:
         return list(default)
     found: set[T] = set()
-    for word in text.split(","):
+    for word in typed.split(","):
         try:
             value = read(word)
         except (ValueError, ZeroDivisionError, OverflowError):
             value = read("0")
         if not 0 < value <= most or not math.isfinite(value):
-            raise ConfigError(f"{flag}: found {word.strip()!r}, expected {expected}; several are parted by commas")
+            raise ConfigError(f"{flag}: found {word.strip()!r}, expected {expected}; several are separated by commas")
         found.add(value)
     return sorted(found)
 
@@ -109,7 +116,7 @@ def with_density(flag: str, name: str, method: Tune, density: float) -> Tune:
     """The method at another density.
 
     Raises:
-        ConfigError: its rule knows no density.
+        ConfigError: its rule has no density.
     """
     if method.rule in ("all", "head_only", "blocks"):
         raise ConfigError(f"{flag}: {name!r} has the rule {method.rule!r}, which has no density; name another --method")
@@ -121,16 +128,16 @@ def changed(method: Tune, **settings: object) -> Tune:
     """The method with other settings.
 
     Raises:
-        ConfigError: they do not go together.
+        ConfigError: they are inconsistent.
     """
     return checked({**method.model_dump(), **settings})
 
 
 def checked(settings: Mapping[str, object]) -> Tune:
-    """A method that selects.
+    """The settings of a method.
 
     Raises:
-        ConfigError: they do not go together.
+        ConfigError: they are inconsistent.
     """
     try:
         return Tune.model_validate(settings)

@@ -1,4 +1,4 @@
-"""What came of every arm, read from the runs that they are in."""
+"""The results of every arm, read from the runs they are in."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -24,7 +24,7 @@ class Outcome:
 
     Attributes:
         result: over its seeds.
-        validation_accuracy, validation_loss: of the kept epoch, mean over the seeds; no group label is in them.
+        validation_accuracy, validation_loss: of the kept epoch, mean over the seeds; independent of group labels.
         seconds: of one fine-tuning, mean over the seeds.
         versus: metric -> this arm minus the reference; None for the reference itself.
         versus_biased: metric -> this arm minus the biased model.
@@ -47,8 +47,8 @@ class Outcome:
 class Outcomes:
     """
     Attributes:
-        biased: the model that no method has touched.
-        results: of the first run, for what all have in common: names of groups, confidence, seeds.
+        biased: the model before any method.
+        results: of the first run, for what all share: names of groups, confidence, seeds.
     """
 
     arms: list[Outcome]
@@ -56,7 +56,7 @@ class Outcomes:
     results: Results
 
     def verdict(self, outcome: Outcome, metric: str) -> Verdict:
-        """Whether the arm is better than the reference, in the words of the report."""
+        """Whether the arm is better than the reference, by the rule of the report."""
         return judge(metric, (outcome.versus or outcome.versus_biased)[metric], self.results.small_group)
 
 
@@ -64,7 +64,7 @@ def collect(plan: Plan, folder: Path) -> Outcomes:
     """Reads the finished runs ``folder/<group>``.
 
     Raises:
-        AimfairError: something of them is missing or damaged.
+        AimfairError: a file is missing or damaged.
     """
     results = {group: Results.load(folder / group / "results.json") for group in plan.groups}
     reference = next((arm for arm in plan.arms if arm.label == plan.reference), None)
@@ -106,7 +106,7 @@ def _histories(run: Path, config: Config, method: str) -> list[History]:
         try:
             found.append(History.model_validate_json(path.read_bytes()))
         except (OSError, ValueError) as error:
-            raise AimfairError(f"{path}: cannot be read; remove it and do: aimfair finetune --run {run}") from error
+            raise AimfairError(f"{path}: cannot be read; remove it and run: aimfair finetune --run {run}") from error
     return found
 
 

@@ -1,4 +1,4 @@
-"""What an ablation compares: arms, each a method in a run that varies the one it began with."""
+"""What an ablation compares: arms, each a method in a variant of the parent run."""
 
 import json
 import re
@@ -7,18 +7,24 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 from pydantic import ValidationError
 
 from aimfair.base.errors import ConfigError
 from aimfair.config import Config
 from aimfair.config.errors import explain
+from aimfair.generation.manifest import Manifest
 from aimfair.methods import MethodSettings, Tune
 from aimfair.run.directory import Run
 
 Fact = str | float | int | None
 
 ONLY_GROUP = "arms"
-"""The run of ablations whose arms differ in methods alone."""
+"""The run of ablations whose arms differ only in their methods."""
+
+FOLDER = "generate.folder"
+"""The setting of where a run copies synthetic images from; given as a flag, it overrides the parent's images."""
 
 
 @dataclass(frozen=True)
@@ -27,10 +33,10 @@ class Parent:
 
     Attributes:
         run: open; prompts, images, biased models and sensitivity are finished.
-        config: what its variants begin with: its own settings under the flags.
+        config: the base of its variants: its own settings with the flags applied.
         flags: keys of those flags.
-        folder: of the ablation; its variants lie within.
-        overwrite: whether variants of other settings may be replaced. quiet: whether they show their progress.
+        folder: of the ablation, which contains its variants.
+        overwrite: whether variants with other settings may be replaced. quiet: whether they hide their progress.
     """
 
     run: Run
@@ -43,13 +49,13 @@ class Parent:
 
 @dataclass(frozen=True)
 class Arm:
-    """One of the things compared.
+    """One row of the comparison.
 
     Attributes:
-        label: what people read.
+        label: on pages and in tables.
         group: the run it is in. method: its name there.
-        x: where it stands on an axis; None: it stands on none.
-        facts: column -> what is particular to it.
+        x: position on the axis of the sweep; None: it has none.
+        facts: column -> what distinguishes it.
     """
 
     label: str
@@ -67,10 +73,10 @@ class Plan:
         groups: name -> settings of the run.
         arms: in the order of the table.
         reference: label of the arm that the others are compared with; None: the biased model.
-        notes: what the reader must know, such as what was left out and why.
+        notes: caveats, such as what was left out and why.
 
     Raises:
-        ConfigError: two arms have one label, as their values are almost the same.
+        ConfigError: two arms have the same label, because their values are almost equal.
     """
 
     title: str
@@ -84,7 +90,7 @@ class Plan:
         labels = [arm.label for arm in self.arms]
         if twice := next((label for i, label in enumerate(labels) if label in labels[:i]), None):
             raise ConfigError(
-                f"{self.title}: two arms are called {twice!r}, as their values are too near; leave one out"
+                f"{self.title}: two arms have the label {twice!r}, because their values are too close; drop one"
             )
 
 
@@ -92,10 +98,10 @@ def variant(config: Config, methods: Mapping[str, MethodSettings], default: str,
     """The settings of a run with these methods.
 
     Args:
-        changes: node -> key -> value, of what else differs: ``generate={"bias": 0.5}``.
+        changes: node -> key -> value of further changes: ``generate={"bias": 0.5}``.
 
     Raises:
-        ConfigError: they cannot be used.
+        ConfigError: they are invalid.
     """
     tree = config.model_dump(mode="json")
     for node, values in changes.items():
@@ -109,14 +115,14 @@ def variant(config: Config, methods: Mapping[str, MethodSettings], default: str,
 
 
 class Names:
-    """Names for methods of a run. One that the parent has, too, keeps its name, so that nothing of it is done again."""
+    """Names for methods of a variant. A method of the parent keeps its name, so that none of its work is repeated."""
 
     def __init__(self, config: Config):
         self._config = config
         self.methods: dict[str, MethodSettings] = {}
 
     def add(self, wish: str, method: MethodSettings) -> str:
-        """Takes a method in, if it is new; the name it has."""
+        """Adds a method if it is new; returns its name."""
         for name, known in [*self.methods.items(), *self._config.methods.items()]:
             if known == method:
                 self.methods[name] = method
@@ -129,6 +135,21 @@ class Names:
 
 
 def full_method(config: Config) -> Tune:
-    """Full fine-tuning, as the parent has it, or with the settings of finetune."""
+    """Full fine-tuning as the parent has it, else with the settings of finetune."""
     tuned = (method for method in config.methods.values() if isinstance(method, Tune) and method.rule == "all")
     return next((method for method in tuned if not method.freeze), Tune(rule="all"))
+
+
+def available_images(parent: Parent) -> npt.NDArray[np.int64]:
+    """int64 [Y, A]: synthetic images of each group that the parent has, in any set."""
+    targets, protected = len(parent.config.prompts.targets), len(parent.config.prompts.protected)
+    counts = np.zeros((targets, protected), dtype=np.int64)
+    for record in Manifest(parent.run.synthetic).records.values():
+        counts[record.group] += 1
+    return counts
+
+
+def from_parent(parent: Parent, **settings: Any) -> Mapping[str, Any]:
+    """Settings of ``generate`` for a variant that draws from the parent's images instead of generating new ones."""
+    folder = {} if FOLDER in parent.flags else {"folder": str(parent.run.synthetic.resolve())}
+    return {**folder, **settings}

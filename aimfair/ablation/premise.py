@@ -1,34 +1,38 @@
-"""The premise of the method: that gradients tell which weights, when tuned, mend the bias.
+"""The premise of the method: gradients predict which weights reduce the bias when tuned.
 
-Each block of the model is tuned alone. What the gradients said of it beforehand is compared with what tuning it did to
-equalized odds, by Spearman's rank correlation over the blocks.
+Each block of the model is tuned alone. What the gradients predict of a block is compared with the effect of tuning it
+on equalized odds, by Spearman's rank correlation over the blocks.
 """
 
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from aimfair.ablation import charts, model_blocks, rank, variants
+from aimfair.ablation import variants
+from aimfair.ablation.blocks import blocks_of, members
 from aimfair.ablation.findings import Figure, Findings
-from aimfair.ablation.options import Options, checked, tuned
+from aimfair.ablation.options import Options, Request, checked, tuned
 from aimfair.ablation.outcomes import Outcomes
 from aimfair.ablation.plan import ONLY_GROUP, Arm, Names, Parent, Plan, variant
 from aimfair.base.errors import AimfairError, ConfigError
 from aimfair.base.seeds import generator
 from aimfair.config import Config
-from aimfair.evaluation.intervals import student_t
+from aimfair.evaluation.intervals import percentile, student_t
 from aimfair.methods.tune import FAIR, Tune, select_mask
-from aimfair.report import wording
+from aimfair.report import charts, wording
 from aimfair.run.directory import Run
 from aimfair.selective.sensitivity import Sensitivity
 from aimfair.selective.statistics import CONTRAST_CRITERIA
 from aimfair.stages.select import sensitivity_of
 from aimfair.training.models import load_model
 
+Values = npt.NDArray[np.float64]
+
 FEW = 8
-"""Blocks below which a rank correlation says next to nothing."""
+"""With fewer blocks a rank correlation is hardly informative."""
 
 PREDICTIONS = {
     "selected": "share of the block that the method selects",
@@ -36,7 +40,7 @@ PREDICTIONS = {
     "bias": "mean bias score",
     "domain": "mean domain score (the method expects a negative correlation)",
 }
-"""What the gradients say of a block; the first is the method's own verdict, and the test of the premise."""
+"""Predictions for a block from the gradients; the first is the method's own, and the test of the premise."""
 
 _TITLES = {
     "selected": "Selected share of the block",
@@ -48,17 +52,12 @@ _TITLES = {
 _METRIC = "eo_mean"
 
 
-@dataclass(frozen=True)
-class Request:
-    method: str
-
-
 def read(options: Options, config: Config) -> Request:
     """``--method``."""
     options.only("premise", "method")
     name = options.method_of(config)
     if tuned(config, name).rule == "all":
-        raise ConfigError(f"--method: {name!r} selects all of every block, so that nothing is predicted; name another")
+        raise ConfigError(f"--method: {name!r} selects every block entirely and so predicts nothing; name another")
     return Request(name)
 
 
@@ -74,15 +73,15 @@ def plan(parent: Parent, request: Request) -> Plan:
     if len(arms) < 3:
         raise AimfairError(f"ablate premise: the model has {len(arms)} blocks; a rank correlation needs at least 3")
     notes = [
-        "All blocks have one learning rate, and blocks differ in size, kind and depth: a correlation need not come from"
-        " the gradients alone.",
+        "All blocks share one learning rate, and differ in size, kind and depth: a correlation need not be due to the"
+        " gradients alone.",
     ]
     if len(arms) < FEW:
-        notes.append(f"{len(arms)} blocks are too few: with less than {FEW} a rank correlation is hardly ever clear.")
+        notes.append(f"{len(arms)} blocks are too few: with fewer than {FEW} a rank correlation is hardly ever clear.")
     return Plan(
         title=f"The premise of {request.method}",
-        question="Each block of the model tuned alone, all of its weights: does what the gradients said of the block"
-        " agree with what that does to equalized odds?",
+        question="Each block of the model tuned alone, with all of its weights: do the gradients predict the effect on"
+        " equalized odds?",
         groups={ONLY_GROUP: variant(config, names.methods, arms[0].method)},
         arms=arms,
         reference=None,
@@ -91,88 +90,93 @@ def plan(parent: Parent, request: Request) -> Plan:
 
 
 def findings(parent: Parent, request: Request, outcomes: Outcomes) -> Findings:
-    config, results = parent.config, outcomes.results
-    seeds = results.seeds
+    results, method = outcomes.results, tuned(parent.config, request.method)
     biased = {one.seed: one.overall[_METRIC] for one in outcomes.biased.seeds}
     measured = np.array([[biased[s.seed] - s.overall[_METRIC] for s in one.result.seeds] for one in outcomes.arms])
-    predicted = _predicted(variants.with_gradients(parent), request.method, tuned(config, request.method), seeds)
+    predicted = _predicted(variants.with_gradients(parent), request.method, method, results.seeds)
     agreements = {
-        name: rank.agreement(values, measured, results.confidence, results.replicates, generator("premise", name))
+        name: agreement(values, measured, results.confidence, results.replicates, generator("premise", name))
         for name, values in predicted.items()
     }
     labels = [one.arm.label for one in outcomes.arms]
-    main = next(iter(PREDICTIONS))
-    intervals = [tuple(student_t(row, results.confidence).tolist()) for row in measured]
-    figures = [
-        Figure(
-            _TITLES[name],
-            "A point is a block, mean over the seeds; bars are intervals over the seeds, cut at the edge."
-            f" {str(agreements[name]).capitalize()}.",
-            charts.scatter(
-                [
-                    charts.Point(float(x), float(y), label, "after", *pair)
-                    for x, y, label, pair in zip(
-                        values.mean(axis=1), measured.mean(axis=1), labels, intervals, strict=True
-                    )
-                ],
-                zero=True,
-                x_name="predicted",
-                y_name="gain in EO, points",
-                x_format=charts.percent if name == "selected" else charts.number,
-                y_format=lambda value: charts.number(100 * value),
-            ),
-        )
-        for name, values in predicted.items()
-    ]
     columns = {
-        "selected share": {
-            label: f"{100 * value:.1f}%" for label, value in zip(labels, predicted[main].mean(axis=1), strict=True)
-        },
-        "ratio score": {
-            label: f"{value:.3g}" for label, value in zip(labels, predicted["ratio"].mean(axis=1), strict=True)
-        },
-        "gain in EO": {
-            label: wording.points(value) for label, value in zip(labels, measured.mean(axis=1), strict=True)
-        },
+        "selected share": [wording.percent(value) for value in predicted["selected"].mean(axis=1)],
+        "ratio score": [f"{value:.3g}" for value in predicted["ratio"].mean(axis=1)],
+        "gain in EO": [wording.points(value) for value in measured.mean(axis=1)],
     }
-    criterion = tuned(config, request.method).criterion
-    sentences = [
-        f"{agreements[main].sentence} Of the {PREDICTIONS[main]} with the gain in equalized odds, over {len(labels)}"
-        f" blocks and {len(seeds)} seed{'s' if len(seeds) > 1 else ''}: {agreements[main]}.",
-        f"That is the test. Beside it, with scores of the criterion {criterion}: "
-        f"{'; '.join(f'{PREDICTIONS[name]}: {agreements[name]}' for name in agreements if name != main)}.",
+    return Findings(
+        _figures(labels, predicted, measured, agreements, results.confidence),
+        _sentences(agreements, len(labels), len(results.seeds), method.criterion),
+        {name: dict(zip(labels, cells, strict=True)) for name, cells in columns.items()},
+        data={
+            "blocks": labels,
+            "seeds": results.seeds,
+            "predicted": {name: values.tolist() for name, values in predicted.items()},
+            "measured_gain_in_eo_mean": measured.tolist(),
+            "spearman": {name: one.as_dict() for name, one in agreements.items()},
+        },
+    )
+
+
+def _figures(
+    labels: Sequence[str],
+    predicted: Mapping[str, Values],
+    measured: Values,
+    agreements: Mapping[str, "Agreement"],
+    confidence: float,
+) -> list[Figure]:
+    """A scatter chart of each prediction [blocks, seeds] against the measured gain [blocks, seeds]."""
+    intervals = [student_t(row, confidence).tolist() for row in measured]
+    figures = []
+    for name, values in predicted.items():
+        means = zip(values.mean(axis=1), measured.mean(axis=1), labels, intervals, strict=True)
+        chart = charts.scatter(
+            [charts.Point(float(x), float(y), label, "after", *interval) for x, y, label, interval in means],
+            zero=True,
+            x_name="predicted",
+            y_name="gain in EO, points",
+            x_format=charts.share if name == "selected" else charts.number,
+            y_format=lambda value: charts.number(100 * value),
+        )
+        caption = (
+            "One point per block, mean over the seeds; bars are intervals over the seeds, clipped at the edge."
+            f" {str(agreements[name]).capitalize()}."
+        )
+        figures.append(Figure(_TITLES[name], caption, chart))
+    return figures
+
+
+def _sentences(agreements: Mapping[str, "Agreement"], blocks: int, seeds: int, criterion: str) -> list[str]:
+    main, *others = agreements
+    listed = "; ".join(f"{PREDICTIONS[name]}: {agreements[name]}" for name in others)
+    return [
+        f"{agreements[main].sentence} The {PREDICTIONS[main]} against the gain in equalized odds, over {blocks} blocks"
+        f" and {seeds} seed{'s' if seeds > 1 else ''}: {agreements[main]}.",
+        f"That is the test. For comparison, scores of the criterion {criterion}: {listed}.",
     ]
-    data: dict[str, Any] = {
-        "blocks": labels,
-        "seeds": seeds,
-        "predicted": {name: values.tolist() for name, values in predicted.items()},
-        "measured_gain_in_eo_mean": measured.tolist(),
-        "spearman": {name: one.as_dict() for name, one in agreements.items()},
-    }
-    return Findings(figures, sentences, columns, data=data)
 
 
 def _blocks(run: Run) -> dict[str, list[str]]:
     model = load_model(run.baseline(run.config.seeds[0]), run.config.model)
     names = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
-    return model_blocks.blocks(names, least=FEW)
+    return blocks_of(names, least=FEW)
 
 
-def _predicted(run: Run, name: str, method: Tune, seeds: list[int]) -> dict[str, npt.NDArray[np.float64]]:
-    """Prediction -> [blocks, seeds], of the gradients that ``run`` has."""
+def _predicted(run: Run, name: str, method: Tune, seeds: list[int]) -> dict[str, Values]:
+    """Prediction -> [blocks, seeds], from the gradients of ``run``."""
     blocks = list(_blocks(run).values())
     of_seeds = [_of_seed(run, name, method, seed, blocks) for seed in seeds]
     return {prediction: np.array([of[prediction] for of in of_seeds]).T for prediction in PREDICTIONS}
 
 
 def _of_seed(run: Run, name: str, method: Tune, seed: int, blocks: list[list[str]]) -> dict[str, list[float]]:
-    """Prediction -> value of each block. Sensitivity takes several times the memory of the model: one at a time."""
+    """Prediction -> value of each block; one seed at a time, as sensitivity takes several times the model's memory."""
     sensitivity = sensitivity_of(run, seed)
     mask = select_mask(sensitivity, name, method, seed)
     bias, domain = _scores(sensitivity, method)
     found: dict[str, list[float]] = {prediction: [] for prediction in PREDICTIONS}
     for modules in blocks:
-        of = [mask.index[tensor] for tensor in model_blocks.members(modules, mask.names)]
+        of = [mask.index[tensor] for tensor in members(modules, mask.names)]
         numels = np.array([mask.numels[i] for i in of], dtype=np.float64)
         means = [float((numels * score[of]).sum() / numels.sum()) for score in (bias, domain)]
         found["selected"].append(sum(mask.nnz_per_tensor[i] for i in of) / numels.sum())
@@ -182,8 +186,8 @@ def _of_seed(run: Run, name: str, method: Tune, seed: int, blocks: list[list[str
     return found
 
 
-def _scores(sensitivity: Sensitivity, method: Tune) -> list[npt.NDArray[np.float64]]:
-    """Mean bias and mean domain score of every tensor, of its elements or, for cosine, as a whole."""
+def _scores(sensitivity: Sensitivity, method: Tune) -> list[Values]:
+    """Mean bias and mean domain score of every tensor, over its elements or, for cosine, of the whole."""
     criterion = method.criterion
     domain = method.domain_criterion or (criterion if criterion in CONTRAST_CRITERIA else "difference")
     scores = []
@@ -192,3 +196,73 @@ def _scores(sensitivity: Sensitivity, method: Tune) -> list[npt.NDArray[np.float
         by_tensor = sensitivity.unit_scores(one, contrast=contrast, source=source, granularity="tensor")
         scores.append(np.array([score.double().item() for score in by_tensor.values()]))
     return scores
+
+
+# -- rank correlation --------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """
+    Attributes:
+        rho: Spearman's coefficient of the means over the seeds; NaN where one side is constant.
+        low, high: percentile interval; NaN where it is undefined.
+        blocks: n.
+    """
+
+    rho: float
+    low: float
+    high: float
+    blocks: int
+
+    @property
+    def sentence(self) -> str:
+        """The conclusion the interval supports."""
+        if math.isnan(self.rho + self.low):
+            return "Undefined: the blocks cannot be ranked."
+        if self.low > 0:
+            return "Sensitivity agrees with the measured effect."
+        if self.high < 0:
+            return "Sensitivity contradicts the measured effect."
+        return "No evidence for or against agreement of sensitivity with the measured effect."
+
+    def as_dict(self) -> dict[str, float | int | None]:
+        values = {"rho": self.rho, "low": self.low, "high": self.high}
+        return {**{key: None if math.isnan(value) else value for key, value in values.items()}, "n": self.blocks}
+
+    def __str__(self) -> str:
+        if math.isnan(self.rho):
+            return "rank correlation undefined"
+        interval = "" if math.isnan(self.low) else f" ({self.low:+.2f} to {self.high:+.2f})"
+        return f"rank correlation {self.rho:+.2f}{interval}".replace("-", "\N{MINUS SIGN}")
+
+
+def agreement(
+    predicted: Values, measured: Values, confidence: float, replicates: int, random: np.random.Generator
+) -> Agreement:
+    """Spearman's rank correlation of predictions and measurements [blocks, seeds], with a bootstrap interval.
+
+    A replicate draws blocks and, independently, seeds with replacement, and correlates the means over its seeds.
+    Replicates in which one side is constant have no correlation and are omitted; with more than a tenth of them there
+    is no interval.
+    """
+    blocks, seeds = measured.shape
+    rho = float(spearman(predicted.mean(axis=1)[None], measured.mean(axis=1)[None])[0])
+    rows = random.integers(blocks, size=(replicates, blocks, 1))
+    columns = random.integers(seeds, size=(replicates, 1, seeds))
+    found = spearman(predicted[rows, columns].mean(axis=2), measured[rows, columns].mean(axis=2))
+    found = found[~np.isnan(found)]
+    if math.isnan(rho) or len(found) < 0.9 * replicates:
+        return Agreement(rho, math.nan, math.nan, blocks)
+    low, high = percentile(found, confidence).tolist()
+    return Agreement(rho, low, high, blocks)
+
+
+def spearman(one: Values, other: Values) -> Values:
+    """Spearman's coefficient along the last axis of [R, n]; NaN where one side is constant or holds NaN."""
+    from scipy.stats import rankdata  # type: ignore[import-untyped]
+
+    a, b = (rankdata(side, axis=-1) for side in (one, other))
+    a, b = (side - side.mean(axis=-1, keepdims=True) for side in (a, b))
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return np.asarray((a * b).sum(axis=-1) / np.sqrt((a**2).sum(axis=-1) * (b**2).sum(axis=-1)))

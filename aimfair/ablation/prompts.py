@@ -1,10 +1,7 @@
-"""Plain prompts, which name the two attributes alone, against the contextual ones of the run."""
+"""Plain prompts, which name only the two attributes, against the contextual ones of the run."""
 
-from dataclasses import dataclass
-
-from aimfair.ablation import sweep
-from aimfair.ablation.findings import Findings
-from aimfair.ablation.options import Options
+from aimfair.ablation.findings import METRICS, Findings, beside_reference
+from aimfair.ablation.options import Options, Request
 from aimfair.ablation.outcomes import Outcomes
 from aimfair.ablation.plan import Arm, Names, Parent, Plan, variant
 from aimfair.base.errors import ConfigError
@@ -13,17 +10,12 @@ from aimfair.prompts.grammar import bare_template
 from aimfair.prompts.settings import PromptSettings
 
 
-@dataclass(frozen=True)
-class Request:
-    method: str
-
-
 def read(options: Options, config: Config) -> Request:
     """``--method``."""
     options.only("prompts", "method")
     if config.generate.folder is not None:
         raise ConfigError(
-            "ablate prompts: the images of this run were made elsewhere (generate.folder), not of prompts"
+            "ablate prompts: the images of this run were imported (generate.folder), not generated from prompts"
         )
     return Request(options.method_of(config))
 
@@ -40,19 +32,19 @@ def plan(parent: Parent, request: Request) -> Plan:
     arms = [Arm(group, name, group, facts={"prompts per group": prompts[group]}) for group in groups]
     return Plan(
         title=f"Plain against contextual prompts, {request.method}",
-        question="As many images, made of prompts that name the two attributes alone, and of those of the run.",
+        question="As many images from prompts that name only the two attributes as from those of the run.",
         groups=groups,
         arms=arms,
         reference="plain",
         notes=[
-            "The wordings of the two attributes are the same. Plain prompts are as many as these wordings make, at"
-            " most; more images of one prompt differ by their noise alone."
+            "Both use the same words for the two attributes. There are at most as many plain prompts as combinations of"
+            " these words; further images of a prompt differ only in their noise."
         ],
     )
 
 
 def findings(parent: Parent, request: Request, outcomes: Outcomes) -> Findings:
-    return Findings([], sweep.beside_reference(outcomes, sweep.METRICS))
+    return Findings([], beside_reference(outcomes, METRICS))
 
 
 def _plain(settings: PromptSettings) -> dict[str, str | int]:

@@ -1,4 +1,4 @@
-"""The runs of an ablation: opened, done as far as is asked, and rid of what no arm needs any more."""
+"""The runs of an ablation: opening, running, and removing those that no arm needs any more."""
 
 import contextlib
 import io
@@ -17,13 +17,13 @@ SHARED = ("prompts", "generate", "train", "sensitivity")
 
 
 def finish(parent: Parent, group: str, settings: Config, stages: Sequence[str], note: str) -> Run:
-    """Does these stages of a variant, without the tables that they print: that of the ablation says the same of all.
+    """Runs these stages of a variant, without printing their tables: that of the ablation covers all variants.
 
     Returns:
-        The run, closed again, for where things are.
+        The run, closed again, for its paths.
 
     Raises:
-        AimfairError: it was made with other settings and ``parent.overwrite`` is not given, or as the stages.
+        AimfairError: it has other settings and ``parent.overwrite`` is not set, or as the stages.
     """
     path = parent.folder / group
     with Run.open(path, settings, overwrite=_may_replace(parent, group, settings), quiet=parent.quiet) as run:
@@ -34,9 +34,9 @@ def finish(parent: Parent, group: str, settings: Config, stages: Sequence[str], 
 
 
 def with_gradients(parent: Parent) -> Run:
-    """The run ``ONLY_GROUP`` with biased models and sensitivity under the flags, before it is known what its arms are.
+    """The run ``ONLY_GROUP`` with biased models and sensitivity under the flags, before its arms are known.
 
-    Without flags that change them they are those of the parent. Methods that the run has are left as they are.
+    Without flags that change them they are those of the parent. Existing methods of the run are kept.
 
     Raises:
         AimfairError: as :func:`finish`.
@@ -49,29 +49,27 @@ def with_gradients(parent: Parent) -> Run:
 
 
 def remove_others(parent: Parent, groups: Collection[str]) -> None:
-    """Removes runs of an earlier ablation of the name that this one has no arm in, if ``parent.overwrite`` is given.
+    """Removes runs of an earlier ablation of this name that have no arm in this one, if ``parent.overwrite`` is set.
 
     Raises:
-        AimfairError: it is not, and one of them has models.
+        AimfairError: it is not set, and one of them has models.
     """
     for config in sorted(parent.folder.glob("*/config.yaml")):
         path = config.parent
         if path.name in groups or path.is_symlink():
             continue
         if parent.overwrite:
-            run = Run.open(path, parent.config, overwrite=True, quiet=True)  # nobody else may be in it
+            run = Run.open(path, parent.config, overwrite=True, quiet=True)  # locks it
             shutil.rmtree(path)
             run.close()
         elif _has_models(parent, path.name):
             raise AimfairError(
-                f"{path}: of an ablation with other arms; replace it with --overwrite (what both have in common is not"
-                " done again)"
+                f"{path}: of an ablation with other arms; replace it with --overwrite (common work is kept)"
             )
 
 
 def forget_decoded(run: Run) -> None:
-    """Removes the decoded images of a finished variant, a copy as large as those of the parent; they come again when
-    they are asked for."""
+    """Removes the decoded images of a finished variant, as large as the parent's; they are decoded again on use."""
     decoded = run.synthetic / "decoded"
     if decoded.exists():
         lock = Run.open(run.path, run.config, quiet=True)
@@ -80,13 +78,13 @@ def forget_decoded(run: Run) -> None:
 
 
 def _may_replace(parent: Parent, group: str, settings: Config) -> bool:
-    """Whether the run of a group may be given these settings: they are asked for, or nothing is lost with the old ones.
+    """Whether the run of a group may take these settings: with ``overwrite``, or if no work is lost.
 
-    Nothing is where other methods are asked for and none was fine-tuned, as after a request whose masks could not be
+    None is lost if only the methods differ and none was fine-tuned, as after a request whose masks could not be
     selected.
 
     Raises:
-        AimfairError: it has other settings, and work in it.
+        AimfairError: it has other settings, and finished work.
     """
     old = None if parent.overwrite else _settings_of(parent, group)
     if old is None or old == settings:
@@ -97,13 +95,13 @@ def _may_replace(parent: Parent, group: str, settings: Config) -> bool:
         return True
     changes = "; ".join(config_file.differences(old, settings))
     raise AimfairError(
-        f"{parent.folder / group}: this ablation was made with other settings: {changes}. Take the new ones with"
-        " --overwrite (what both have in common is not done again)"
+        f"{parent.folder / group}: this ablation was made with other settings: {changes}. Replace them with"
+        " --overwrite (common work is kept)"
     )
 
 
 def _settings_of(parent: Parent, group: str) -> Config | None:
-    """Of the run of a group; None where there is none, or with ``parent.overwrite`` none that can be read."""
+    """Of the run of a group; None if there is none, or with ``parent.overwrite`` none that can be read."""
     try:
         return Run.config_of(parent.folder / group)
     except AimfairError:

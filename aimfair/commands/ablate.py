@@ -1,19 +1,18 @@
-"""``aimfair ablate``: plans the arms, runs what is not there yet, and writes what they show.
+"""``aimfair ablate``: plans the arms, runs what is missing, and writes what they show.
 
-Everything lies in ``<run>/ablations/<name>``: a run for each group of arms that share what comes before selection, and
+Everything is in ``<run>/ablations/<name>``: a run for each group of arms that share everything before selection, and
 ``table.csv``, ``table.md``, ``<name>.json`` and ``ablation.html``.
 """
 
 from collections.abc import Mapping
-from importlib import import_module
 from pathlib import Path
 
-from aimfair.ablation import page, tables, variants
+from aimfair.ablation import registry, report, variants
 from aimfair.ablation.options import Options
 from aimfair.ablation.outcomes import collect
-from aimfair.ablation.plan import Parent, Plan
+from aimfair.ablation.plan import Parent
 from aimfair.base.errors import AimfairError, ConfigError
-from aimfair.base.files import is_temporary, write_text
+from aimfair.base.files import is_temporary
 from aimfair.run.directory import Run
 from aimfair.stages.pipeline import STAGES, prepare_process, run_stages
 
@@ -23,15 +22,15 @@ _OF_SEEDS = {"train", "sensitivity"}
 def ablate(
     name: str, directory: Path, options: Options, overrides: Mapping[str, str], *, overwrite: bool, quiet: bool
 ) -> Path:
-    """Does an ablation of the run in ``directory``; the page that it wrote.
+    """Runs an ablation of the run in ``directory``; returns the path of its page.
 
-    What the run lacks of prompts, images, biased models and sensitivity is done first, in the run itself and with its
-    own settings; beyond that it is only read. It stays locked until the end.
+    Prompts, images, biased models and sensitivity that the run lacks are made first, in the run itself and with its own
+    settings; otherwise the run is only read. It stays locked until the end.
 
     Args:
-        name: in :data:`aimfair.ablation.names.ABLATIONS`.
+        name: in :data:`aimfair.ablation.registry.ABLATIONS`.
         overrides: settings of the variants, instead of those of the run.
-        overwrite: an ablation of other values may be replaced; what both have in common is not done again.
+        overwrite: an ablation of other values may be replaced; work common to both is kept.
 
     Raises:
         ConfigError: there is no run, or a value that cannot be used.
@@ -43,7 +42,7 @@ def ablate(
         raise ConfigError(
             f"{directory}: there is no run yet; begin one with: aimfair run --config FILE --run {directory}"
         )
-    ablation = import_module(f"aimfair.ablation.{name.replace('-', '_')}")
+    ablation = registry.load(name)
     request = ablation.read(options, config)
     with Run.open(directory, own, quiet=quiet) as run:
         _finish_shared(run)
@@ -51,7 +50,7 @@ def ablate(
         folder = run.ablation(name)
         _remove_stray(folder)
         parent = Parent(run, config, frozenset(overrides), folder, overwrite, quiet)
-        plan: Plan = ablation.plan(parent, request)
+        plan = ablation.plan(parent, request)
         variants.remove_others(parent, plan.groups)
         stages = [stage for stage in STAGES if stage != "report"]
         done: Run | None = None
@@ -64,21 +63,20 @@ def ablate(
         found = ablation.findings(parent, request, outcomes)
         if done is not None:
             variants.forget_decoded(done)
-        tables.write(folder, name, plan, outcomes, found)
-        write_text(folder / "ablation.html", page.render(plan, outcomes, found))
-    tables.show(plan, outcomes, found)
-    return folder / "ablation.html"
+        report.write(folder, name, plan, outcomes, found)
+    report.show(plan, outcomes, found)
+    return folder / report.PAGE
 
 
 def _remove_stray(folder: Path) -> None:
-    """What a killed ablation left of its tables; opening the run leaves its variants alone."""
+    """Removes temporary files that a killed ablation left; opening the run does not look into its ablations."""
     for path in folder.glob(".*.tmp"):
         if is_temporary(path.name):
             path.unlink()
 
 
 def _finish_shared(run: Run) -> None:
-    """Does those of the shared stages of the run that are not finished, and touches nothing if all are."""
+    """Runs the unfinished stages among the shared ones; touches nothing if all are finished."""
     missing = [
         stage
         for stage in variants.SHARED

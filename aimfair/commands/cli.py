@@ -254,7 +254,7 @@ def _config_file(name: str) -> Path:
 
 def _parser() -> argparse.ArgumentParser:
     from aimfair import __version__
-    from aimfair.ablation.names import ABLATIONS
+    from aimfair.ablation.registry import ABLATIONS
 
     common = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     common.add_argument("--debug", action="store_true", help="show the traceback of an error")
@@ -305,7 +305,9 @@ def _parser() -> argparse.ArgumentParser:
         work,
         epilog="Ablations: " + "; ".join(f"{name}: {what}" for name, what in ABLATIONS.items()) + f". {settings}",
     )
-    ablate.add_argument("name", choices=tuple(ABLATIONS), metavar="NAME", help=", ".join(ABLATIONS))
+    ablate.add_argument(
+        "name", type=_ablation_name, choices=tuple(ABLATIONS), metavar="NAME", help=", ".join(ABLATIONS)
+    )
     ablate.add_argument("--method", metavar="NAME", help="which method is varied (default: default_method)")
     ablate.add_argument(
         "--values", metavar="A,B,...", help="what it is varied over; docs/ablations.md says what of which"
@@ -317,6 +319,14 @@ def _parser() -> argparse.ArgumentParser:
     add("doctor", "check the installation and say what mends it")
     parser.set_defaults(config=None)
     return parser
+
+
+def _ablation_name(word: str) -> str:
+    from aimfair.ablation.registry import RENAMED
+
+    if word in RENAMED:
+        raise argparse.ArgumentTypeError(f"{word} is now called {RENAMED[word]}")
+    return word
 
 
 def _overrides(words: Sequence[str]) -> dict[str, str]:

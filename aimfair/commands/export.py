@@ -24,7 +24,7 @@ from aimfair.generation.manifest import Manifest
 from aimfair.generation.summary import GenerationSummary
 from aimfair.methods import BIASED
 from aimfair.prompts.grammar import load_prompts
-from aimfair.report import environment
+from aimfair.report.template import environment
 from aimfair.run.directory import Run
 from aimfair.selective.mask import ParameterMask
 from aimfair.stages.pipeline import prepare_process
@@ -112,7 +112,7 @@ def _fill(run: Run, choice: Choice, results: Results, folder: Path, *, with_onnx
         synthetic=_balanced(run.synthetic),
         agreement=agreement,
         preprocessing=difference,
-        environment=environment.describe(),
+        environment=environment(),
         digests={WEIGHTS: _digest(folder / WEIGHTS), "config.yaml of the run": _digest(run.path / "config.yaml")},
         license=license,
     )

@@ -1,63 +1,44 @@
-"""The page: material in, one HTML text out."""
+"""The report page: from its material to one HTML string."""
 
-from datetime import UTC, datetime
 from typing import Any
 
-import aimfair
 from aimfair.evaluation.results import Results
 from aimfair.methods import BIASED
-from aimfair.report import (
-    attributes,
-    certainty,
-    charts,
-    confusion,
-    environment,
-    generation,
-    masks,
-    prompts,
-    samples,
-    training,
-    wording,
-)
-from aimfair.report.material import Material
-from aimfair.report.template import template
+from aimfair.report import charts, results_sections, run_sections, template, wording
+from aimfair.report.material import Material, real_samples
 
 _MASKS = 6
-"""Of more masks the default method's stands alone, and all of them in a table that opens."""
+"""Of more masks only the default method's is shown, and all of them in a collapsed table."""
 
 _BESIDE_WORST = ("eo_mean", "accuracy")
 """Metrics of the tiles, and of comparisons between methods, besides the worst group."""
 
 
 def render(material: Material) -> str:
-    """The report of a run as HTML. Nothing in it is loaded from elsewhere, and every text of the run is escaped."""
-    data = material.config.data
-    default = material.config.methods[material.results.default_method]
-    return template("page.html").render(
-        version=aimfair.__version__,
-        date=datetime.now(UTC),
+    """The report of a run as HTML. It loads nothing from elsewhere, and every string of the run is escaped."""
+    data, results = material.config.data, material.results
+    default = material.config.methods[results.default_method]
+    factors = [data.protected, *data.intersect_with]
+    return template.render(
+        "page.html",
         material=material,
-        results=material.results,
-        environment=environment.describe(),
-        labels=_labels(material.results),
-        worst_metric=wording.worst_metric(material.results),
-        empty_groups=wording.empty_groups(material.results),
-        how=default.summary(
-            material.results.methods[material.results.default_method].density, material.synthetic_images
-        ),
+        results=results,
+        labels=_labels(results),
+        worst_metric=wording.worst_metric(results),
+        empty_groups=wording.empty_groups(results),
+        how=default.summary(results.methods[results.default_method].density, material.synthetic_images),
         synthetic_seen=default.uses_synthetic,
-        **_summary(material.results),
+        **_summary(results),
         **_groups(material),
         **_methods(material),
         **_masks(material),
-        certainty=certainty.section(material.results),
-        certainty_labels=certainty.LABELS.values(),
-        attributes=attributes.tables(material.results, wording.TIMES.join([data.protected, *data.intersect_with])),
-        factors=[data.protected, *data.intersect_with] if data.intersect_with else [],
-        confusions=confusion.confusions(material.results),
-        trainings=training.trainings(material.histories, material.results.default_method),
-        prompts=prompts.section(material.diversity) if material.diversity is not None else None,
-        generation=generation.describe(material.generation),
+        scores=results_sections.scores(results),
+        attributes=results_sections.audit_tables(results, wording.TIMES.join(factors)),
+        factors=factors if data.intersect_with else [],
+        confusions=results_sections.confusions(results),
+        trainings=run_sections.trainings(material.histories, results.default_method),
+        prompts=run_sections.prompts_section(material.diversity) if material.diversity is not None else None,
+        generation=run_sections.generation_section(material.generation),
     )
 
 
@@ -75,13 +56,13 @@ def _summary(results: Results) -> dict[str, Any]:
 
 
 def _labels(results: Results) -> dict[str, str]:
-    """Of the metrics that are shown."""
-    hidden = set() if results.empty else {"worst_present_group_accuracy"}  # it is the strict one then
+    """Of the metrics shown."""
+    hidden = set() if results.empty else {"worst_present_group_accuracy"}  # equal to worst_group_accuracy
     return {metric: label for metric, label in wording.LABELS.items() if metric not in hidden}
 
 
 def _groups(material: Material) -> dict[str, Any]:
-    """Every group with its accuracies, chart and pictures."""
+    """Every group with its accuracies, chart and images."""
     results, splits = material.results, material.splits
     before, after = (results.methods[name].by_group for name in (BIASED, results.default_method))
     scale = charts.scale_for([low for group in (before, after) for row in group.interval for low, _ in row])
@@ -101,7 +82,7 @@ def _groups(material: Material) -> dict[str, Any]:
                 "before": marks[0],
                 "after": marks[1],
                 "chart": charts.dots_with_intervals(marks, scale),
-                "real": samples.real(splits.train, y, a),
+                "real": real_samples(splits.train, y, a),
                 "synthetic": material.synthetic.get((y, a), ()),
             }
         )
@@ -119,7 +100,7 @@ def _methods(material: Material) -> dict[str, Any]:
             "name": name,
             "method": method,
             "strip": charts.strip(worst[name], method.mean[metric], scale),
-            "seconds": training.mean_seconds(material.histories.get(name, {})),
+            "seconds": run_sections.mean_seconds(material.histories.get(name, {})),
         }
         for name, method in methods.items()
     ]
@@ -127,8 +108,8 @@ def _methods(material: Material) -> dict[str, Any]:
 
 
 def _masks(material: Material) -> dict[str, Any]:
-    """Densities of the blocks for every method whose masks are there, and of the tensors for the default."""
-    blocks = masks.blocks(material.masks) if material.masks else []
+    """Densities of the blocks for every method with masks, and of the tensors for the default."""
+    blocks = run_sections.block_densities(material.masks) if material.masks else []
     default = material.masks.get(material.results.default_method)
     return {
         "masked": list(material.masks),
@@ -140,6 +121,6 @@ def _masks(material: Material) -> dict[str, Any]:
         ],
         "blocks": blocks,
         "densest": [max(densities) for densities in zip(*(row.densities for row in blocks), strict=True)],
-        "tensors": masks.tensors(default) if default else [],
-        "agreement": masks.agreement(default) if default else None,
+        "tensors": run_sections.tensor_densities(default) if default else [],
+        "agreement": run_sections.agreement(default) if default else None,
     }

@@ -23,9 +23,9 @@ _SCORES = {"auroc": "AUROC", "calibration_error": "ECE", "brier": "Brier"}
 _AVERAGED = ("worst_group_accuracy", "eo_mean", "group_std")
 """Also shown of the seed-averaged rates."""
 
-_SPECIAL = re.compile(r"([\\`*_{}\[\]#|~$!@]|:(?=\S)|(?<=www)\.)", re.IGNORECASE)
+_SPECIAL = re.compile(r"([\\`*{}\[\]#|~$!@]|(?<![^\W_])_|_(?![^\W_])|:(?=\S)|(?<=www)\.)", re.IGNORECASE)
 """Inline syntax of CommonMark 0.31 and GitHub (tables, formulas, bare links), disabled by a backslash. Block syntax
-needs no escape: no foreign string begins a line."""
+needs no escape, as no foreign string begins a line; nor do underscores within words."""
 
 
 # -- writers -----------------------------------------------------------------------------------------------------------

@@ -1,16 +1,28 @@
-"""Pages from the templates in this folder: every text is escaped, and what is not defined is an error."""
+"""What the pages of reports and ablations share: their templates, and the facts on versions and hardware.
 
+Every string is escaped, and an undefined name in a template is an error.
+"""
+
+import os
+import platform
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
 from importlib.resources import files
+from pathlib import Path
 
 import jinja2
 from markupsafe import Markup
 
+import aimfair
 from aimfair.base.progress import duration
-from aimfair.report import samples, wording
+from aimfair.report import wording
+from aimfair.report.material import data_uri
+
+_PACKAGES = ("aimfair", "torch", "transformers", "diffusers", "safetensors", "numpy", "scikit-learn")
 
 
-def template(name: str) -> jinja2.Template:
-    """The template of this file name, with the filters of all pages and the style as ``style``."""
+def render(name: str, **context: object) -> str:
+    """The page of the template ``name``; the context also has style, version, date and environment."""
     page = jinja2.Environment(
         loader=jinja2.FunctionLoader(_source),
         autoescape=True,
@@ -25,11 +37,44 @@ def template(name: str) -> jinja2.Template:
         "points": wording.points,
         "between": wording.between,
         "duration": duration,
-        "data_uri": samples.data_uri,
+        "data_uri": data_uri,
     }
-    page.globals["style"] = Markup(_source("page.css"))
-    return page.get_template(name)
+    return page.get_template(name).render(
+        style=Markup(_source("page.css")),
+        version=aimfair.__version__,
+        date=datetime.now(UTC),
+        environment=environment(),
+        **context,
+    )
 
 
 def _source(name: str) -> str:
     return files("aimfair.report").joinpath(name).read_text(encoding="utf-8")
+
+
+def environment() -> dict[str, str]:
+    """Name -> version or description; packages that are not installed are omitted."""
+    import torch
+
+    facts = {"Python": platform.python_version()}
+    for package in _PACKAGES:
+        try:
+            facts[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    facts["System"] = f"{platform.system()} {platform.release()}, {platform.machine()}"
+    facts["Processor"] = f"{_processor()}, {os.cpu_count()} logical cores"
+    if torch.cuda.is_available():
+        names = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+        facts["GPU"] = f"{', '.join(names)} (CUDA {torch.version.cuda})"
+    return facts
+
+
+def _processor() -> str:
+    """The name in /proc/cpuinfo, or that of the platform module."""
+    listing = Path("/proc/cpuinfo")
+    if listing.exists():
+        for line in listing.read_text(encoding="utf-8", errors="replace").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()

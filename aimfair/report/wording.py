@@ -1,7 +1,7 @@
 """Numbers in words: what the figures allow to be said, and nothing beyond."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -34,6 +34,11 @@ LABELS = {
     "equal_opportunity": "Equal opportunity",
     "demographic_parity": "Demographic parity",
 }
+
+
+def lower_label(metric: str) -> str:
+    """The label of a metric within a sentence or on an axis."""
+    return LABELS[metric][0].lower() + LABELS[metric][1:]
 
 
 def percent(value: float, digits: int = 1, unit: str = "%") -> str:
@@ -121,15 +126,29 @@ class Comparison:
     difference: Difference
     verdict: Verdict
 
+    @classmethod
+    def of(
+        cls,
+        metric: str,
+        other: str,
+        before: Mapping[str, float],
+        after: Mapping[str, float],
+        differences: Mapping[str, Difference],
+        small_group: int,
+    ) -> "Comparison":
+        """From metric -> value of both methods, and metric -> difference."""
+        verdict = judge(metric, differences[metric], small_group)
+        return cls(other, metric, before[metric], after[metric], differences[metric], verdict)
+
     @property
     def label(self) -> str:
         return LABELS[self.metric]
 
 
 def compare(results: Results, other: str, metric: str) -> Comparison:
-    difference = default_minus(results, other, metric)
-    before, after = (results.methods[name].mean[metric] for name in (other, results.default_method))
-    return Comparison(other, metric, before, after, difference, judge(metric, difference, results.small_group))
+    before, after = (results.methods[name].mean for name in (other, results.default_method))
+    difference = {metric: default_minus(results, other, metric)}
+    return Comparison.of(metric, other, before, after, difference, results.small_group)
 
 
 def headline(results: Results) -> str:

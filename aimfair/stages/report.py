@@ -1,4 +1,4 @@
-"""report.html from what the run holds; what is missing, the report says."""
+"""Gathers what a report is made from, and writes report.html."""
 
 import json
 from collections import Counter, defaultdict
@@ -17,8 +17,8 @@ from aimfair.generation.summary import GenerationSummary
 from aimfair.methods import BIASED
 from aimfair.prompts.diversity import Diversity, measure
 from aimfair.prompts.grammar import load_prompts
-from aimfair.report import page, samples
-from aimfair.report.material import Material, Replies, Synthetic
+from aimfair.report import page
+from aimfair.report.material import Material, Picture, Replies, Synthetic, choose
 from aimfair.run.directory import Run
 from aimfair.selective.mask import ParameterMask
 from aimfair.training.history import HISTORY, History
@@ -34,7 +34,7 @@ def run(run: Run) -> None:
 
 
 def gather(run: Run) -> Material:
-    """Reads everything that a report is made from.
+    """Reads everything that a report needs.
 
     Raises:
         AimfairError: there are no results.
@@ -74,7 +74,7 @@ def gather(run: Run) -> Material:
 
 
 def _synthetic(folder: Path) -> tuple[int, dict[tuple[int, int], list[Synthetic]]]:
-    """How many images the balanced set has, and a few of each group."""
+    """The number of images in the balanced set, and a few of each group."""
     groups: dict[tuple[int, int], list[ImageRecord]] = defaultdict(list)
     for record in Manifest(folder).records.values():
         if "balanced" in record.sets and (folder / record.file).exists():
@@ -82,18 +82,18 @@ def _synthetic(folder: Path) -> tuple[int, dict[tuple[int, int], list[Synthetic]
     return sum(map(len, groups.values())), {
         (y, a): [
             Synthetic(_picture(folder / record.file), record.text)
-            for record in samples.choose(records, [record.prompt for record in records], "synthetic", y, a)
+            for record in choose(records, [record.prompt for record in records], "synthetic", y, a)
         ]
         for (y, a), records in groups.items()
     }
 
 
-def _picture(path: Path) -> samples.Picture:
+def _picture(path: Path) -> Picture:
     return np.asarray(read_rgb(path, MAX_PIXELS))
 
 
 def _diversity(run: Run) -> Diversity | None:
-    """Of the stage, or measured now for a run of an aimfair that did not."""
+    """From the stage, or measured now for runs of older versions that did not."""
     if run.diversity.exists():
         return Diversity.load(run.diversity)
     return measure(load_prompts(run.prompts), run.config.prompts) if run.prompts.exists() else None
@@ -112,7 +112,7 @@ def _replies(events: Sequence[dict[str, Any]]) -> Replies | None:
 
 
 def _stage_seconds(events: Sequence[dict[str, Any]]) -> dict[str, float]:
-    """Stage -> time it took, in all the runs that it was done in."""
+    """Stage -> total time over all invocations."""
     seconds: dict[str, float] = defaultdict(float)
     for event in events:
         if event["event"] in ("stage finished", "stage stopped"):

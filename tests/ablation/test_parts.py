@@ -11,11 +11,12 @@ import numpy as np
 import pytest
 import torch
 
-from aimfair.ablation import charts, model_blocks, options, rank
+from aimfair.ablation import blocks, options, premise
 from aimfair.ablation.plan import Names
 from aimfair.base.errors import ConfigError
 from aimfair.base.files import write_text
 from aimfair.methods import Tune
+from aimfair.report import charts
 from aimfair.run.directory import Run
 from aimfair.run.records import Records
 from tests.report.made_up import made_up_config
@@ -131,7 +132,7 @@ def test_blocks_share_no_parameter_and_leave_none_out():
         "pos_embed", "net.stem.conv.weight", "net.stem.norm.weight", "net.layers.0.a.weight", "net.layers.0.b.weight",
         "net.layers.1.a.weight", "net.norm.weight", "head.weight", "head.bias",
     ]  # fmt: skip
-    found = model_blocks.blocks(names)
+    found = blocks.blocks_of(names)
     assert found == {
         "pos_embed": ["pos_embed"],
         "net": ["net.stem", "net.norm"],
@@ -139,12 +140,12 @@ def test_blocks_share_no_parameter_and_leave_none_out():
         "net.layers.1": ["net.layers.1"],
         "head": ["head"],
     }
-    held = [name for modules in found.values() for name in model_blocks.members(modules, names)]
+    held = [name for modules in found.values() for name in blocks.members(modules, names)]
     assert sorted(held) == sorted(names)
 
 
 def test_a_module_is_no_part_of_one_whose_name_begins_like_it():
-    assert model_blocks.members(["net.1"], ["net.1.weight", "net.10.weight", "net.1"]) == ["net.1.weight", "net.1"]
+    assert blocks.members(["net.1"], ["net.1.weight", "net.10.weight", "net.1"]) == ["net.1.weight", "net.1"]
 
 
 # -- ranks -------------------------------------------------------------------------------------------------------------
@@ -155,12 +156,12 @@ def test_spearman_agrees_with_scipy():
     random = np.random.default_rng(3)
     one, other = (random.integers(0, 5, size=(20, 9)).astype(float) for _ in range(2))
     expected = [stats.spearmanr(a, b).statistic for a, b in zip(one, other, strict=True)]
-    assert rank.spearman(one, other) == pytest.approx(np.array(expected))
+    assert premise.spearman(one, other) == pytest.approx(np.array(expected))
 
 
 def test_a_constant_side_has_no_correlation():
-    assert np.isnan(rank.spearman(np.ones((1, 4)), np.arange(4.0)[None]))
-    found = rank.agreement(np.ones((4, 2)), np.arange(8.0).reshape(4, 2), 0.95, 100, np.random.default_rng(0))
+    assert np.isnan(premise.spearman(np.ones((1, 4)), np.arange(4.0)[None]))
+    found = premise.agreement(np.ones((4, 2)), np.arange(8.0).reshape(4, 2), 0.95, 100, np.random.default_rng(0))
     assert math.isnan(found.rho)
     assert found.sentence.startswith("Undefined")
     assert found.as_dict() == {"rho": None, "low": None, "high": None, "n": 4}
@@ -169,13 +170,13 @@ def test_a_constant_side_has_no_correlation():
 def test_sentences_follow_the_interval():
     random = np.random.default_rng(1)
     x = np.arange(12.0)[:, None] + random.normal(0, 0.5, size=(12, 5))
-    agrees = rank.agreement(x, 2 * x + random.normal(0, 0.5, size=x.shape), 0.95, 500, np.random.default_rng(0))
+    agrees = premise.agreement(x, 2 * x + random.normal(0, 0.5, size=x.shape), 0.95, 500, np.random.default_rng(0))
     assert agrees.low > 0.5
     assert "agrees" in agrees.sentence
-    contradicts = rank.agreement(x, -x, 0.95, 500, np.random.default_rng(0))
+    contradicts = premise.agreement(x, -x, 0.95, 500, np.random.default_rng(0))
     assert "contradicts" in contradicts.sentence
     assert contradicts.rho == pytest.approx(-1)
-    noise = rank.agreement(x[:5], random.normal(size=(5, 5)), 0.95, 500, np.random.default_rng(0))
+    noise = premise.agreement(x[:5], random.normal(size=(5, 5)), 0.95, 500, np.random.default_rng(0))
     assert "No evidence" in noise.sentence
 
 
@@ -226,10 +227,14 @@ def test_a_scatter_is_well_formed_and_escapes_labels():
     assert charts.scatter([charts.Point(math.nan, 1, "x", "after")], x_name="a", y_name="b") == ""
 
 
-def test_labels_do_not_cover_one_another():
-    marks = [(20.0, 100.0, "0.05"), (20.5, 101.0, "0.1"), (21.0, 99.0, "full")]
-    places = charts._places(marks)
-    assert len({(left, round(y)) for left, y in places}) == 3
+def test_points_are_numbered_as_in_the_legend():
+    """Without labels in the plot, points that are close together stay readable."""
+    points = [charts.Point(0.5, 0.5 + 0.001 * i, label, "after") for i, label in enumerate(("0.05", "0.1", "full"))]
+    root = xml.fromstring(charts.scatter([charts.Point(0.1, 0.2, "", "after"), *points], x_name="a", y_name="b"))
+    assert [item.text.strip() for item in root.findall(".//li")] == ["0.05", "0.1", "full"]
+    marks = {group.find("text").text: float(group.find("circle").get("cy")) for group in root.findall(".//g")[1:]}
+    assert sorted(marks, key=marks.__getitem__) == ["3", "2", "1"]
+    assert root.find(".//g").find("text") is None
 
 
 # -- the model behind selections ---------------------------------------------------------------------------------------
@@ -278,8 +283,8 @@ def test_a_density_of_weights_is_met_with_the_fewest_units(rule, granularity):
         Tune(rule="top_k", k=3, density_of="weights")
 
 
-def test_bias_ratios_that_are_near_are_told_apart():
-    from aimfair.ablation.bias_ratio import ratio
+def test_minority_ratios_that_are_near_are_told_apart():
+    from aimfair.ablation.minority_ratio import ratio
 
     assert [ratio(value) for value in (1 / 9, 0.1111, 0.5, 1.0, 1e-5)] == ["1/9", "0.111", "1/2", "1", "1e-05"]
 
@@ -304,12 +309,12 @@ def test_settings_of_a_method_that_do_not_go_together_are_one_line():
 def test_a_model_of_few_blocks_is_cut_further_in():
     names = [f"net.stages.{stage}.layers.{layer}.{what}" for stage in (0, 1) for layer in (0, 1) for what in "wb"]
     names += ["head.weight", "head.bias"]
-    assert list(model_blocks.blocks(names)) == ["net.stages.0", "net.stages.1", "head"]
-    assert list(model_blocks.blocks(names, least=3)) == ["net.stages.0", "net.stages.1", "head"]
+    assert list(blocks.blocks_of(names)) == ["net.stages.0", "net.stages.1", "head"]
+    assert list(blocks.blocks_of(names, least=3)) == ["net.stages.0", "net.stages.1", "head"]
     finer = [f"net.stages.{stage}.layers.{layer}" for stage in (0, 1) for layer in (0, 1)]
-    assert list(model_blocks.blocks(names, least=4)) == [*finer, "head"]
-    assert list(model_blocks.blocks(names, least=100)) == [*finer, "head"]
+    assert list(blocks.blocks_of(names, least=4)) == [*finer, "head"]
+    assert list(blocks.blocks_of(names, least=100)) == [*finer, "head"]
     for least in (1, 4, 100):
-        found = model_blocks.blocks(names, least)
-        held = [name for modules in found.values() for name in model_blocks.members(modules, names)]
+        found = blocks.blocks_of(names, least)
+        held = [name for modules in found.values() for name in blocks.members(modules, names)]
         assert sorted(held) == sorted(names)

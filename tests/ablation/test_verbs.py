@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 
 from aimfair.ablation import criteria
-from aimfair.ablation.names import ABLATIONS
 from aimfair.ablation.outcomes import difference
+from aimfair.ablation.registry import ABLATIONS
 from aimfair.base.errors import AimfairError
 from aimfair.commands import cli
 from aimfair.evaluation.predictions import Predictions
@@ -113,7 +113,7 @@ def test_density_chooses_the_learning_rate_by_validation_and_trains_no_baseline(
     versus = Results.load(run / "results.json").methods[data["arms"][0]["method"]].versus["full"]["accuracy"]
     assert data["arms"][0]["minus_reference"]["accuracy"]["mean"] == versus.mean
 
-    # across runs differences are computed anew: of one run they are those of its results
+    # across runs differences are computed again: of one run they are those of its results
     results, name = Results.load(run / "results.json"), data["arms"][0]["method"]
     mine, other = (Predictions.load(run, [7, 8], method) for method in (name, "full"))
     for metric, found in difference(mine, other, results).items():
@@ -173,13 +173,13 @@ def test_criteria_leaves_out_what_cannot_be_selected_and_says_why(parent, monkey
     assert "Left out: top_k fisher element (no squares were kept)." in (folder / "ablation.html").read_text()
 
 
-def test_bias_ratio_keeps_baselines_and_compares_sets_of_one_size(parent):
+def test_minority_ratio_keeps_baselines_and_compares_sets_of_one_size(parent):
     flags = ("--values", "1/3,1", "--generate.balanced_per_group", "4")
-    folder = ablate(parent, "bias-ratio", *flags)
+    folder = ablate(parent, "minority-ratio", *flags)
     rows = table(folder)
-    assert list(rows) == ["bias 1/3", "bias 1", "biased"]
-    assert rows["bias 1/3"]["biased images"] == rows["bias 1"]["biased images"]
-    for arm, minority in (("bias 1/3", 1 / 3), ("bias 1", 1.0)):
+    assert list(rows) == ["ratio 1/3", "ratio 1", "biased"]
+    assert rows["ratio 1/3"]["biased images"] == rows["ratio 1"]["biased images"]
+    for arm, minority in (("ratio 1/3", 1 / 3), ("ratio 1", 1.0)):
         run = folder / rows[arm]["run"]
         config = Run.config_of(run)
         assert config is not None
@@ -195,8 +195,8 @@ def test_bias_ratio_keeps_baselines_and_compares_sets_of_one_size(parent):
             assert biased.count((0, 0)) < biased.count((0, 1))
 
 
-def test_bias_ratio_refuses_when_a_group_has_too_few_images(parent, capsys):
-    assert cli.main(["ablate", "bias-ratio", "--run", str(parent), "--quiet", "--values", "1/4,1"]) == 1
+def test_minority_ratio_refuses_when_a_group_has_too_few_images(parent, capsys):
+    assert cli.main(["ablate", "minority-ratio", "--run", str(parent), "--quiet", "--values", "1/4,1"]) == 1
     assert "without an empty group" in capsys.readouterr().err
 
 
@@ -317,15 +317,18 @@ def test_every_ablation_is_tested_here():
         (("density", "--lrs", "-1"), "--lrs: found '-1', expected a number above 0"),
         (("density", "--method", "paper2"), "--method: found 'paper2', expected one of linear_probe"),
         (("density", "--method", "full"), "has the rule 'all', which has no density"),
-        (("density", "--density", "0.1"), "--density: the ablation density takes none"),
+        (("density", "--density", "0.1"), "--density: not valid for the ablation density"),
         (("criteria", "--values", "fischer"), "--values: found 'fischer', expected some of difference"),
         (("images", "--values", "2.5"), "--values: found '2.5', expected a whole number above 0"),
         (("images", "--values", "1"), "--values: found 1, expected at least 2"),
-        (("density", "--values", "0.1,0.100001"), "two arms are called '0.1', as their values are too near"),
-        (("bias-ratio", "--values", "0.12301,0.12302", "--generate.balanced_per_group", "4"), "two arms are called"),
-        (("premise", "--method", "full"), "--method: 'full' selects all of every block"),
+        (("density", "--values", "0.1,0.100001"), "two arms have the label '0.1', because their values are too close"),
+        (
+            ("minority-ratio", "--values", "0.12301,0.12302", "--generate.balanced_per_group", "4"),
+            "two arms have the label",
+        ),
+        (("premise", "--method", "full"), "--method: 'full' selects every block entirely"),
         (("selective", "--method", "full"), "--method: 'full' is full fine-tuning itself"),
-        (("prompts", "--lrs", "0.1"), "--lrs: the ablation prompts takes none"),
+        (("prompts", "--lrs", "0.1"), "--lrs: not valid for the ablation prompts"),
         (("premise", "--finetune.lrr", "0.1"), "--finetune.lrr: unknown key"),
     ],
 )
@@ -343,6 +346,9 @@ def test_an_unknown_ablation_or_no_run_is_refused(parent, tmp_path, capsys):
     with pytest.raises(SystemExit) as stopped:
         cli.main(["ablate", "colour", "--run", str(parent)])
     assert stopped.value.code == 2
+    with pytest.raises(SystemExit):
+        cli.main(["ablate", "bias-ratio", "--run", str(parent)])
+    assert "bias-ratio is now called minority-ratio" in capsys.readouterr().err
     assert cli.main(["ablate", "density"]) == 2
     assert cli.main(["ablate", "density", "--run", str(tmp_path / "none")]) == 2
     assert "there is no run yet" in capsys.readouterr().err

@@ -82,7 +82,7 @@ def test_a_whole_report(material: Material) -> None:
     for text in ("below five · red", "clearly better than", "a handwritten zero in green ink", "stages.1", "generate"):
         assert text in seen.text, text
     assert "There are no" not in seen.text
-    assert "holds no" not in seen.text
+    assert "The run has no" not in seen.text
     assert seen.text.count("Cautions") == 0
     images = [attributes for tag, attributes in seen.tags if tag == "img"]
     assert len(images) == 4 * (6 + 6)
@@ -141,11 +141,11 @@ def test_texts_of_the_run_are_escaped(run: Run) -> None:
 @pytest.mark.parametrize(
     ("gone", "said"),
     [
-        ("masks", "The run holds no masks."),
-        ("history.json", "The run holds no training history."),
-        ("prompts.jsonl diversity.json", "The run holds no prompts."),
+        ("masks", "The run has no masks."),
+        ("history.json", "The run has no training history."),
+        ("prompts.jsonl diversity.json", "The run has no prompts."),
         ("images", "There are no synthetic images of this group in the run."),
-        ("generation.json", "The run does not say how its images were made."),
+        ("generation.json", "The run has no record of how its images were generated."),
         ("manifest.jsonl", "There are no synthetic images of this group in the run."),
     ],
 )
@@ -221,7 +221,7 @@ def test_groups_that_differ_are_named_with_the_attribute(run: Run, material: Mat
     text = Page(section(page.render(changed(material, diversity=diversity, replies=replies)), "prompts")).text
     assert "Contexts differ between groups , most in paper: 100.0% between below five · green and five or more" in text
     assert "ink pot" in text
-    assert "different values the language model found" in text
+    assert "different values the language model produced" in text
     assert "asked 3 times in this run: 1,234 tokens in, 56 out, 6 templates accepted." in text
     assert "Refused: not JSON (2), too like another (1)." in text
 
@@ -240,8 +240,8 @@ def test_replies_are_counted_over_all_that_a_run_asked(run: Run) -> None:
 
 def test_how_the_images_were_made(material: Material) -> None:
     text = Page(page.render(material)).text
-    assert "58 images were made, 48 kept" in text
-    assert "Made Kept black too_dark" in " ".join(text.split())
+    assert "58 images were generated, 48 kept" in text
+    assert "Generated Kept black too_dark" in " ".join(text.split())
     assert "17 12 2 3" in " ".join(text.split())
     assert "10.6 images/s (1,058 images in 1 min 40 s)" in text
     assert "13.2 images/s" in text
@@ -286,8 +286,8 @@ def test_factors_of_the_protected_attribute_are_named(material: Material) -> Non
     config = made_up_config(data=data)
     results = material.results.model_copy(update={"intersections": {}})
     text = Page(page.render(changed(material, config=config, results=results))).text
-    assert "told apart by each attribute that the protected one is made of (ink, stroke)." in text
-    assert "nothing else has read" not in text
+    assert "grouped by each attribute that the protected one is made of (ink, stroke)." in text
+    assert "no other stage reads" not in text
 
 
 def test_many_masks_stand_in_a_table_that_opens(material: Material) -> None:
@@ -349,7 +349,7 @@ def test_probabilities_before_and_after(material: Material) -> None:
     config, splits = made_up_config(replicates=100), made_up_splits()
     none = compare(experiment(config), splits, made_up_predictions(splits, config), {})
     html = page.render(changed(material, results=none, splits=splits))
-    assert "The results hold no metrics of probabilities." in section(html, "certainty")
+    assert "The results contain no metrics of probabilities." in section(html, "certainty")
     assert "no further attributes of the test images" in section(html, "attributes")
 
 
@@ -394,7 +394,7 @@ def test_both_worst_groups_are_named_and_readers_of_groups_marked(material: Mate
     assert "All start from the same biased models" in text
     other = material.results.methods["full"].model_copy(update={"density": None})
     mixed = material.results.model_copy(update={"methods": {**material.results.methods, "full": other}})
-    assert "Those with a share under “Tuned” start from" in section(
+    assert "Methods with a share under “Tuned” start from" in section(
         page.render(changed(material, results=mixed)), "methods"
     )
     unmarked = {name: of.model_copy(update={"reads_groups": False}) for name, of in material.results.methods.items()}

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from aimfair.report import charts, masks, samples, training
+from aimfair.report import charts, material, run_sections
 from aimfair.selective.mask import ParameterMask
 from aimfair.training.history import Epoch, History
 
@@ -60,19 +60,19 @@ def test_curves_reach_the_edges() -> None:
 def test_samples_show_different_prompts_first() -> None:
     rows = list(range(40))
     keys = [str(row // 10) for row in rows]
-    chosen = samples.choose(rows, keys, "test")
-    assert len(chosen) == len(set(chosen)) == samples.PER_GROUP
+    chosen = material.choose(rows, keys, "test")
+    assert len(chosen) == len(set(chosen)) == material.PER_GROUP
     assert {keys[row] for row in chosen[:4]} == set(keys)
-    assert chosen == samples.choose(rows, keys, "test")
-    assert chosen != samples.choose(rows, keys, "another")
-    assert samples.choose(rows[:2], keys[:2], "test") in ([0, 1], [1, 0])
-    assert samples.choose([], [], "test") == []
+    assert chosen == material.choose(rows, keys, "test")
+    assert chosen != material.choose(rows, keys, "another")
+    assert material.choose(rows[:2], keys[:2], "test") in ([0, 1], [1, 0])
+    assert material.choose([], [], "test") == []
 
 
 @pytest.mark.parametrize(("size", "kind", "shown"), [(32, "png", 32), (300, "jpeg", 160)])
 def test_pictures_are_small_and_whole(size: int, kind: str, shown: int) -> None:
     picture = np.random.default_rng(0).integers(256, size=(size, size, 3), dtype=np.uint8)
-    head, data = samples.data_uri(picture).split(",")
+    head, data = material.data_uri(picture).split(",")
     assert head == f"data:image/{kind};base64"
     with Image.open(io.BytesIO(base64.b64decode(data))) as image:
         assert image.size == (shown, shown)
@@ -87,15 +87,15 @@ def test_densities_are_means_over_seeds() -> None:
         1: ParameterMask.from_bool(half, parameters),
         2: ParameterMask.from_names(parameters, ["stem.weight", "blocks.0.bias"]),
     }
-    rows = masks.blocks({"aimfair": of_seeds, "full": {1: ParameterMask.full(parameters)}})
+    rows = run_sections.block_densities({"aimfair": of_seeds, "full": {1: ParameterMask.full(parameters)}})
     assert [(row.name, row.numel, row.densities) for row in rows] == [
         ("stem", 100, (0.75, 1.0)),
         ("blocks.0", 40, (0.25, 1.0)),
         ("head", 20, (0.0, 1.0)),
     ]
-    assert [row.densities for row in masks.tensors(of_seeds)] == [(0.75,), (0.0,), (0.5,), (0.0,)]
-    assert masks.agreement(of_seeds) == pytest.approx(50 / 120)
-    assert masks.agreement({1: of_seeds[1]}) is None
+    assert [row.densities for row in run_sections.tensor_densities(of_seeds)] == [(0.75,), (0.0,), (0.5,), (0.0,)]
+    assert run_sections.agreement(of_seeds) == pytest.approx(50 / 120)
+    assert run_sections.agreement({1: of_seeds[1]}) is None
 
 
 def test_a_training_is_told_from_its_histories() -> None:
@@ -103,10 +103,10 @@ def test_a_training_is_told_from_its_histories() -> None:
     history = History(
         epochs=[Epoch(epoch=e, train_loss=loss, **values) for e, loss in ((1, 1.7), (2, 0.6))], kept_epoch=2
     )
-    (told,) = training.trainings({"biased": {1: history, 2: History()}}, "aimfair")
+    (told,) = run_sections.trainings({"biased": {1: history, 2: History()}}, "aimfair")
     accuracy, loss = told.panels
     assert (told.name, told.epochs, told.kept_epochs) == ("biased", 2, [2])
     assert (loss.top, loss.bottom, loss.last_train, loss.last_validation) == ("2", "0", "0.600", "0.400")
     assert (accuracy.top, accuracy.bottom) == ("100%", "80%")
-    assert training.mean_seconds({1: history, 2: history}) == pytest.approx(4)
-    assert training.mean_seconds({}) is None
+    assert run_sections.mean_seconds({1: history, 2: history}) == pytest.approx(4)
+    assert run_sections.mean_seconds({}) is None
