@@ -37,7 +37,7 @@ METHODS: list[tuple[dict[str, Any], tuple[float, ...]]] = [
     ({"rule": "head_only", "batchnorm": "freeze"}, (0.01, 0.03, 0.1)),
     ({"rule": "random", "density": 0.1}, (0.01, 0.03, 0.05)),
     ({"rule": "random", "density": 0.3}, (0.01, 0.02)),
-    ({"rule": "intersection", "granularity": "tensor", "bias": 0.887, "domain": 0.887}, (0.002, 0.004)),
+    ({"rule": "intersection", "granularity": "tensor", "bias_density": 0.887, "domain_density": 0.887}, (0.002, 0.004)),
     ({"rule": "ratio", "criterion": "relative_difference", "density": 0.1}, (0.02, 0.03, 0.04)),
     ({"rule": "ratio", "criterion": "relative_difference", "density": 0.3}, (0.007, 0.01, 0.015)),
     ({"rule": "ratio", "criterion": "relative_difference", "density": 0.5}, (0.006,)),
@@ -109,7 +109,9 @@ def table(file: Path) -> str:
         density = statistics.mean(row["density"] for row in members)
         columns = [[100 * row[name] for row in members] for name in JUDGED_BY]
         spread = [f"{statistics.mean(c):.1f} ± {statistics.stdev(c) if len(c) > 1 else 0:.1f}" for c in columns]
-        words = ", ".join(f"{key} {value}" if key in ("bias", "domain") else str(value) for key, value in case.items())
+        words = ", ".join(
+            f"{key} {value}" if key in ("bias_density", "domain_density") else str(value) for key, value in case.items()
+        )
         lines.append((statistics.mean(columns[1]), f"| {words} | {density:.1%} | {lr} | {' | '.join(spread)} |"))
     head = "| rule | tuned | lr | accuracy | worst group | EO |\n|---|---:|---:|---:|---:|---:|"
     return "\n".join([head, *(line for _, line in sorted(lines, key=lambda item: -item[0]))])

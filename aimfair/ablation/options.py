@@ -120,8 +120,8 @@ def with_density(flag: str, name: str, method: Tune, density: float) -> Tune:
     """
     if method.rule in ("all", "head_only", "blocks"):
         raise ConfigError(f"{flag}: {name!r} has the rule {method.rule!r}, which has no density; name another --method")
-    sizes = {"k": None, "bias": None, "domain": None, "density": density}
-    return changed(method, **sizes)
+    others = dict.fromkeys(("k", "bias_density", "domain_density", "bias_k", "domain_k"))
+    return changed(method, **others, density=density)
 
 
 def changed(method: Tune, **settings: object) -> Tune:

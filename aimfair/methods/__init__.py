@@ -28,6 +28,9 @@ KINDS: dict[str, type[MethodSettings]] = {method.model_fields["kind"].default: m
 RENAMED = {"dfr": "last_layer_retrain"}
 """Old name of a kind -> its name."""
 
+_REPLACED = {name: f"{name}_density (a share) or {name}_k (a count)" for name in ("bias", "domain")}
+"""Key that there was -> what there is instead."""
+
 
 def _of_its_kind(value: Any) -> Any:
     """Settings with their kind, by default ``tune``.
@@ -45,6 +48,8 @@ def _of_its_kind(value: Any) -> Any:
         raise Problem(("kind",), f"found {kind!r}, expected one of {', '.join(KINDS)}")
     valid = KINDS[kind].model_fields
     for key in value.keys() - valid:
+        if key in _REPLACED:
+            raise Problem((key,), f"replaced by {_REPLACED[key]}")
         if others := [other for other, method in KINDS.items() if key in method.model_fields]:
             raise Problem(
                 (key,), f"not valid for kind {kind!r}, only for {' and '.join(others)}; {kind} takes {', '.join(valid)}"

@@ -26,15 +26,14 @@ _SOURCES = {
     "synthetic_fair": "synthetic balanced",
 }
 
-_COUNTS = {"bias_k", "domain_k"}
-"""Sizes that ``bias`` and ``domain`` are if they are whole numbers."""
-
 _WITHOUT_GRADIENTS: Mapping[str, str] = {
     "all": "all weights are tuned.",
     "random": "weights drawn at random are tuned.",
     "head_only": "only the head is tuned.",
     "blocks": "only the modules under `blocks` are tuned.",
 }
+
+_SIZES = ("density", "k", "bias_density", "domain_density", "bias_k", "domain_k", "head", "blocks")
 
 
 class Tune(FinetuneMethod):
@@ -59,12 +58,10 @@ class Tune(FinetuneMethod):
         " (intersection and budget always count weights)",
     )
     k: int | None = Field(None, ge=1, description="number that is selected")
-    bias: float | int | None = Field(
-        None, gt=0, description="intersection: top share (1.0 is all) or number (1 is one) by bias score"
-    )
-    domain: float | int | None = Field(
-        None, gt=0, description="intersection: bottom share (1.0 is all) or number (1 is one) by domain score"
-    )
+    bias_density: float | None = Field(None, gt=0, le=1, description="intersection: top share by bias score")
+    domain_density: float | None = Field(None, gt=0, le=1, description="intersection: bottom share by domain score")
+    bias_k: int | None = Field(None, ge=1, description="intersection: top number by bias score")
+    domain_k: int | None = Field(None, ge=1, description="intersection: bottom number by domain score")
     source: Literal["real_biased", "synthetic_biased", "synthetic_fair"] | None = Field(
         None, description="fisher and magnitude: whose gradients; null: synthetic_fair"
     )
@@ -76,19 +73,12 @@ class Tune(FinetuneMethod):
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        given = {
-            name for name in ("density", "k", "bias", "domain", "head", "blocks") if getattr(self, name) is not None
-        }
-        expected = [{name.removesuffix("_density") for name in way} for way in SIZES[self.rule] if not _COUNTS & way]
-        if given not in expected:
-            ways = " or ".join(" and ".join(sorted(way)) or "no size" for way in expected)
+        given = {name for name in _SIZES if getattr(self, name) is not None}
+        if given not in SIZES[self.rule]:
+            ways = " or ".join(" and ".join(sorted(way)) or "no size" for way in SIZES[self.rule])
             raise Problem((), f"rule {self.rule!r} takes {ways}, found {' and '.join(sorted(given)) or 'none'}")
         if self.density_of == "weights" and self.density is None:
             raise Problem(("density_of",), "found 'weights' without a density; give one, or leave it out")
-        for name in ("bias", "domain"):
-            share = getattr(self, name)
-            if isinstance(share, float) and share > 1:
-                raise Problem((name,), f"found {share}, expected a share up to 1.0, or a whole number")
         if "cosine" in (self.criterion, self.domain_criterion) and self.granularity == "element":
             raise Problem(("granularity",), "found 'element', expected row or tensor for the criterion 'cosine'")
         if self.source is not None and self.criterion not in ("fisher", "magnitude"):
@@ -168,9 +158,6 @@ def select_mask(
     """
     arguments = {key: value for key, value in method.own.items() if value is not None}
     del arguments["kind"], arguments["density_of"]
-    for size in ("bias", "domain"):
-        if (value := arguments.pop(size, None)) is not None:
-            arguments[f"{size}_k" if isinstance(value, int) else f"{size}_density"] = value
     arguments["seed"] = derive_seed(seed, "random mask")
     if method.criterion in ("fisher", "magnitude"):
         arguments.setdefault("source", FAIR)

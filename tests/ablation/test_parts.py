@@ -302,8 +302,10 @@ def test_settings_of_a_method_that_do_not_go_together_are_one_line():
         options.checked({"rule": "top_k"})
     with pytest.raises(ConfigError, match="has the rule 'head_only', which has no density"):
         options.with_density("density", "probe", Tune(rule="head_only"), 0.1)
-    swept = options.with_density("density", "paper", Tune(rule="intersection", bias=0.5, domain=0.5), 0.1)
-    assert (swept.density, swept.bias, swept.domain) == (0.1, None, None)
+    swept = options.with_density(
+        "density", "paper", Tune(rule="intersection", bias_density=0.5, domain_density=0.5), 0.1
+    )
+    assert (swept.density, swept.bias_density, swept.domain_density) == (0.1, None, None)
 
 
 def test_a_model_of_few_blocks_is_cut_further_in():

@@ -78,7 +78,7 @@ def test_settings_of_the_paper(name: str) -> None:
     assert config.seeds == [*range(100, 1001, 100)]
     paper = config.methods["paper"]
     assert (paper.rule, paper.criterion, paper.granularity) == ("intersection", "difference", "tensor")
-    assert (paper.bias, paper.domain, paper.lr) == (55, 55, None)
+    assert (paper.bias_k, paper.domain_k, paper.lr) == (55, 55, None)
     sizes = group_sizes(config.data.majority, 2, config.data.bias, 20_000)
     assert sizes.tolist() == [[1000, 9000], [9000, 1000]]
     if config.data.kind == "celeba":

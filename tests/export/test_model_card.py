@@ -75,7 +75,7 @@ OURS, PAPERS, CONTROL = "the rule one of aimfair's.", "This is AIM-Fair's own ru
         ({"rule": "intersection", "granularity": "tensor", "density": 0.1}, ALL_THREE, PAPERS),
         ({"rule": "intersection", "density": 0.1}, ALL_THREE, OURS),
         (
-            {"rule": "intersection", "granularity": "tensor", "criterion": "cosine", "bias": 5, "domain": 5},
+            {"rule": "intersection", "granularity": "tensor", "criterion": "cosine", "bias_k": 5, "domain_k": 5},
             ALL_THREE,
             OURS,
         ),

@@ -37,8 +37,8 @@ def select(probe: Sensitivity, seed: int = 100, **settings: object) -> Parameter
     [
         {"rule": "top_k", "density": 0.1},
         {"rule": "top_k", "criterion": "norm_ratio", "k": 5, "granularity": "row"},
-        {"rule": "intersection", "bias": 0.5, "domain": 0.4},
-        {"rule": "intersection", "bias": 4, "domain": 5, "granularity": "tensor"},
+        {"rule": "intersection", "bias_density": 0.5, "domain_density": 0.4},
+        {"rule": "intersection", "bias_k": 4, "domain_k": 5, "granularity": "tensor"},
         {"rule": "intersection", "density": 0.1, "criterion": "relative_difference", "domain_criterion": "difference"},
         {"rule": "ratio", "density": 0.2},
         {"rule": "budget", "density": 0.2},
@@ -51,11 +51,7 @@ def select(probe: Sensitivity, seed: int = 100, **settings: object) -> Parameter
     ],
 )
 def test_it_asks_for_what_the_settings_say(probe, settings):
-    sizes = {"bias": "bias_density", "domain": "domain_density"}
-    if settings.get("granularity") == "tensor":
-        sizes = {"bias": "bias_k", "domain": "domain_k"}
-    arguments = {sizes.get(key, key): value for key, value in settings.items()}
-    assert select(probe, **settings) == probe.select(**arguments)
+    assert select(probe, **settings) == probe.select(**settings)
 
 
 def test_random_masks_follow_the_seed(probe):
@@ -76,7 +72,7 @@ def test_criteria_of_one_source_look_at_the_fair_one(probe, criterion):
 
 def test_settings_that_select_nothing_are_refused_with_the_name_of_the_method(probe):
     with pytest.raises(AimfairError, match=r"methods\.mine: the top 1 units .*have none in common"):
-        select(probe, rule="intersection", bias=1, domain=1)
+        select(probe, rule="intersection", bias_k=1, domain_k=1)
     with pytest.raises(AimfairError, match=r"methods\.mine: k=100000"):
         select(probe, rule="top_k", k=100_000)
     with pytest.raises(

@@ -56,7 +56,7 @@ def chosen_by_the_paper(gradients, names, k):
 
 
 def selected(probe, k):
-    method = Tune(rule="intersection", granularity="tensor", bias=k, domain=k)
+    method = Tune(rule="intersection", granularity="tensor", bias_k=k, domain_k=k)
     return select_mask(probe, "paper", method, 100)
 
 
