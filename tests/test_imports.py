@@ -36,7 +36,6 @@ LAYERS = (
 """Folders of the package from the bottom up: each may import those before it, and none after it."""
 
 PENDING = {
-    ("diffusion", "generation"),
     ("scan", "stages"),
     ("selective", "base"),
 }

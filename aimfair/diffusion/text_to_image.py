@@ -24,7 +24,7 @@ from aimfair.diffusion.families.family import Family, Pipeline
 from aimfair.diffusion.guidance import GuidanceInterval
 from aimfair.diffusion.model import COMPONENTS, missing_libraries
 from aimfair.diffusion.sampler import Samples
-from aimfair.generation.settings import GenerateSettings
+from aimfair.diffusion.settings import TextToImageSettings
 from aimfair.selective.storage import refuse_repeated_keys
 
 _CACHED_BYTES = 1 << 30  # of embedded texts: thousands of Stable Diffusion's, 250 of Flux's
@@ -52,7 +52,7 @@ class Diffusion:
     def __init__(
         self,
         folder: Path,
-        settings: GenerateSettings,
+        settings: TextToImageSettings,
         device: torch.device,
         log: Log = NOWHERE,
         interrupt: Interrupt = NEVER,
@@ -160,14 +160,14 @@ class Diffusion:
 
 
 def engine_and_source(
-    folder: Path, settings: GenerateSettings, device: torch.device, log: Log = NOWHERE, interrupt: Interrupt = NEVER
+    folder: Path, settings: TextToImageSettings, device: torch.device, log: Log = NOWHERE, interrupt: Interrupt = NEVER
 ) -> tuple[Engine, Source]:
     """The engine of a model, made if need be, and the model; raises as :class:`Diffusion`."""
     source, batches = load_source(folder, settings, device)
     return load_engine(settings, source, batches, log, interrupt), source
 
 
-def load_source(folder: Path, settings: GenerateSettings, device: torch.device) -> tuple[Source, dict[str, int]]:
+def load_source(folder: Path, settings: TextToImageSettings, device: torch.device) -> tuple[Source, dict[str, int]]:
     """The model alone, and part -> images that will go through it at a time, at most; raises as :class:`Diffusion`."""
     family = family_of(folder)
     pipeline = _load(folder, family, settings, device)
@@ -175,7 +175,7 @@ def load_source(folder: Path, settings: GenerateSettings, device: torch.device) 
     return source, _batches(source, settings, guided=family.guided(pipeline, settings.guidance_scale))
 
 
-def _batches(source: Source, settings: GenerateSettings, *, guided: bool) -> dict[str, int]:
+def _batches(source: Source, settings: TextToImageSettings, *, guided: bool) -> dict[str, int]:
     """Part -> images at a time, at most. Texts are embedded one by one."""
     batches = {part.name: 1 for part in source.parts}
     for part in source.parts:
@@ -192,7 +192,7 @@ def _decoded_at_once(size: int, batch: int) -> int:
 
 
 def _source(
-    folder: Path, family: Family, pipeline: Pipeline, settings: GenerateSettings, device: torch.device
+    folder: Path, family: Family, pipeline: Pipeline, settings: TextToImageSettings, device: torch.device
 ) -> Source:
     parts = family.parts(pipeline, family.latents(pipeline, settings.render_size))
     return Source(folder, parts, getattr(torch, settings.dtype), device)
@@ -209,7 +209,7 @@ def _bytes(part: Part) -> int:
     return sum(math.prod(tensors.shape) * tensors.dtype.itemsize for tensors in part.inputs.values())
 
 
-def _load(folder: Path, family: Family, settings: GenerateSettings, device: torch.device) -> Pipeline:
+def _load(folder: Path, family: Family, settings: TextToImageSettings, device: torch.device) -> Pipeline:
     if family.own_scheduler and settings.scheduler != "as_saved":
         raise AimfairError(
             f"generate.scheduler: found {settings.scheduler!r}, expected as_saved: a {family.pipeline} was trained for"

@@ -27,8 +27,9 @@ from aimfair.diffusion.engines.tensorrt_build import Plan, build
 from aimfair.diffusion.engines.tensorrt_library import Library, Messages, load_library
 from aimfair.diffusion.engines.tensorrt_load import Maker
 from aimfair.diffusion.engines.tensorrt_run import PlanRefused
+from aimfair.diffusion.settings import TensorRtSettings
 from aimfair.diffusion.text_to_image import load_source
-from aimfair.generation.settings import GenerateSettings, TensorRtSettings
+from aimfair.generation.settings import GenerateSettings
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
 BATCHES = {"denoiser": 4, "decoder": 1, "text_encoder": 1}

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import torch
 
-from aimfair.generation.settings import GenerateSettings
+from aimfair.diffusion.settings import TextToImageSettings
 
 AUTO = "auto"
 _ONNX = ("onnx", "onnxscript", "onnxruntime")
@@ -20,7 +20,7 @@ class Choice(NamedTuple):
 
 
 def choose_engine(
-    settings: GenerateSettings, device: Callable[[], torch.device], made_with: str | None = None
+    settings: TextToImageSettings, device: Callable[[], torch.device], made_with: str | None = None
 ) -> Choice:
     """What ``settings.engine`` asks for; for ``auto`` what a user would most likely want.
 

@@ -9,11 +9,11 @@ from aimfair.diffusion.engines import compiled, onnx_runtime, tensorrt_library, 
 from aimfair.diffusion.engines.auto import choose_engine
 from aimfair.diffusion.engines.eager import Eager
 from aimfair.diffusion.engines.interface import Engine, Source
-from aimfair.generation.settings import GenerateSettings
+from aimfair.diffusion.settings import TextToImageSettings
 
 
 def load_engine(
-    settings: GenerateSettings,
+    settings: TextToImageSettings,
     source: Source,
     batches: Mapping[str, int],
     log: Log = NOWHERE,
@@ -41,7 +41,7 @@ def load_engine(
 
 
 def prepare_engine(
-    settings: GenerateSettings,
+    settings: TextToImageSettings,
     source: Source,
     batches: Mapping[str, int],
     log: Log = NOWHERE,

@@ -20,7 +20,7 @@ from aimfair.diffusion.engines.interface import Source
 from aimfair.diffusion.engines.tensorrt_build import Plan, build
 from aimfair.diffusion.engines.tensorrt_library import RTX, Library, load_library
 from aimfair.diffusion.engines.tensorrt_run import CudaStream, PlanRefused, TensorRt
-from aimfair.generation.settings import TensorRtSettings
+from aimfair.diffusion.settings import TensorRtSettings
 
 
 class Maker:
