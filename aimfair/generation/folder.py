@@ -32,9 +32,7 @@ def settle(folder: Path, provenance: Provenance, *, overwrite: bool) -> None:
     path = folder / JOB
     if path.exists() and (found := Provenance.read(folder)) != provenance:
         if not overwrite:
-            names = [] if found is None else found.differences(provenance)
-            verb = "differs" if len(names) == 1 else "differ"
-            reason = f"{', '.join(names)} {verb}" if found is not None else f"{JOB} is damaged"
+            reason = f"{JOB} is damaged" if found is None else found.difference(provenance)
             raise AimfairError(
                 f"{folder}: its images are of another job: {reason}; go back to that, or make them again with"
                 " --overwrite"

@@ -3,7 +3,7 @@
 import shutil
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 
@@ -22,7 +22,7 @@ from aimfair.generation.manifest import DIGITS, ImageRecord, Manifest, Suffix, f
 from aimfair.generation.plan import Group, bias_of, sets_of_group
 from aimfair.generation.provenance import Provenance
 from aimfair.generation.settings import GenerateSettings
-from aimfair.generation.source import COPY, TWO_GROUPS, Checked, Found, Source, stamp
+from aimfair.generation.source import COPY, TWO_GROUPS, Found, Source, stamp
 from aimfair.generation.summary import GenerationSummary
 
 SPARE = "not needed"
@@ -47,7 +47,7 @@ class Choice:
     summary: GenerationSummary
 
 
-def choose(checked: Checked, settings: GenerateSettings, data: DataSettings, values: int, log: Log = NOWHERE) -> Choice:
+def choose(source: Source, settings: GenerateSettings, data: DataSettings, values: int, log: Log = NOWHERE) -> Choice:
     """A balanced and a biased set, as :func:`aimfair.generation.plan.make_plan` would order them.
 
     Left out are images that cannot be decoded, copies of an earlier image, and images that appear in two groups. Each
@@ -59,8 +59,8 @@ def choose(checked: Checked, settings: GenerateSettings, data: DataSettings, val
     Raises:
         AimfairError: more than ``data.max_bad_share`` of the images cannot be read, or a group has too few.
     """
-    source, rejected = checked.source, dict(checked.rejected)
-    _warn_of_omissions(checked, data, log)
+    rejected = dict(source.rejected)
+    _warn_of_omissions(source, data, log)
     sizes = group_sizes(data.majority, values, bias_of(settings, data), settings.biased_total)
     groups: dict[Group, list[Found]] = {(y, a): [] for y in range(len(sizes)) for a in range(values)}
     for one in source.images:
@@ -72,7 +72,7 @@ def choose(checked: Checked, settings: GenerateSettings, data: DataSettings, val
     for group, members in groups.items():
         ordered = _in_turn(members, settings.seed)
         for one, sets in zip(ordered, wanted[group], strict=False):
-            chosen.append((one, _record(len(chosen), one, sets, checked.digests[one.file], source.folder)))
+            chosen.append((one, _record(len(chosen), one, sets, source.digests[one.file], source.folder)))
         rejected |= {one.file: SPARE for one in ordered[len(wanted[group]) :]}
     not_kept = [(one.group, rejected[one.file]) for one in source.images if one.file in rejected]
     summary = GenerationSummary.of([one.group for one, _ in chosen], not_kept, folder=str(source.folder))
@@ -124,19 +124,17 @@ def _copy(source: Source, to: Path, image: tuple[Found, ImageRecord]) -> None:
             raise AimfairError(f"{path}: changed while images were copied; run again")
 
 
-def _warn_of_omissions(checked: Checked, data: DataSettings, log: Log) -> None:
-    source = checked.source
+def _warn_of_omissions(source: Source, data: DataSettings, log: Log) -> None:
     folder, total = source.folder, len(source.images)
     if source.ignored:
         names = ", ".join(map(repr, source.ignored[:5]))
         log.warn(f"{folder}: ignored, as the name is not that of a group <y>_<a>: {names}")
-    leave_out(checked.unreadable, total, f"images of {folder}", data.max_bad_share, log)
+    leave_out(source.unreadable, total, f"images of {folder}", data.max_bad_share, log)
     for reason, what in ((COPY, "copies of others"), (TWO_GROUPS, "images that appear in two groups")):
-        if names_of_files := [one.file for one in source.images if checked.rejected.get(one.file) == reason]:
+        if files := [one.file for one in source.images if source.rejected.get(one.file) == reason]:
             log.warn(
-                f"{len(names_of_files):,} of {total:,} images of {folder} left out, {what}: for example"
-                f" {names_of_files[0]!r}",
-                rejected=names_of_files,
+                f"{len(files):,} of {total:,} images of {folder} left out, {what}: for example {files[0]!r}",
+                rejected=files,
             )
 
 
@@ -175,16 +173,5 @@ def _record(image: int, one: Found, sets: list[str], digest: str, folder: Path) 
             suffix = _SUFFIXES[open_image(folder / one.file, file).format]
     except (OSError, ImageError, KeyError) as error:
         raise AimfairError(f"{folder / one.file}: changed while it was read ({error}); run again") from error
-    return ImageRecord(
-        image=image,
-        y=one.y,
-        a=one.a,
-        prompt=one.prompt,
-        text=one.text,
-        replica=one.replica,
-        seed=one.seed,
-        sets=sets,
-        file=file_name(image, digest[:DIGITS], suffix),
-        attempt=0,
-        rejected=[],
-    )
+    name = file_name(image, digest[:DIGITS], suffix)
+    return ImageRecord(**asdict(one) | {"image": image, "sets": sets, "file": name, "attempt": 0, "rejected": []})

@@ -78,18 +78,9 @@ class Job:
         self._rounds.add(_parse(ranks.gather(as_lines(outcomes))[0]))
 
     @property
-    def total(self) -> int:
-        return len(self.plan)
-
-    @property
     def done(self) -> int:
         """Images that are finished."""
         return self._rounds.finished
-
-    @property
-    def outputs(self) -> list[Path]:
-        """What the job makes."""
-        return image_folder.outputs(self._folder)
 
     @property
     def rejected(self) -> Counter[str]:
@@ -157,7 +148,7 @@ class Job:
         return made
 
     def _refuse_many(self, rejected: Counter[str]) -> None:
-        refuse_many_rejections(rejected, self.total, self._settings.max_rejections)
+        refuse_many_rejections(rejected, len(self.plan), self._settings.max_rejections)
 
     def _new_rounds(self) -> Rounds:
         return Rounds(self.plan, self._settings.filters.near_duplicates)

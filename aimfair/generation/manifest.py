@@ -6,7 +6,7 @@ Every process of a job appends to its own ``shards/<rank>.jsonl``, each line onc
 
 import shutil
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -108,16 +108,12 @@ class Manifest:
         self.records = {record.image: record for record in sorted(records, key=lambda record: record.image)}
         write_text(self.path, as_lines(list(self.records.values())))
 
-    def outcomes(self) -> list[Outcome]:
+    def outcomes(self) -> Iterator[Outcome]:
         """The result of every attempt."""
-        found = []
         for record in self.records.values():
-            found += [
-                Outcome(image=record.image, attempt=attempt, reason=reason)
-                for attempt, reason in enumerate(record.rejected)
-            ]
-            found.append(Outcome(image=record.image, attempt=record.attempt, digest=record.digest, hash=record.hash))
-        return found
+            for attempt, reason in enumerate(record.rejected):
+                yield Outcome(image=record.image, attempt=attempt, reason=reason)
+            yield Outcome(image=record.image, attempt=record.attempt, digest=record.digest, hash=record.hash)
 
     def load(
         self,

@@ -111,14 +111,13 @@ class Provenance:
     def engine_name(self) -> str:
         return str((self.engine or {"name": "eager"})["name"])
 
-    def differences(self, other: "Provenance") -> list[str]:
-        """The facts that differ, by key; settings one by one."""
-        differing = _differing(self.facts, other.facts)
+    def difference(self, other: "Provenance") -> str:
+        """In words: the facts that differ, settings one by one."""
+        names = _differing(self.facts, other.facts)
         mine, theirs = self.facts.get("generate"), other.facts.get("generate")
         if isinstance(mine, dict) and isinstance(theirs, dict):
-            settings = [f"generate.{name}" for name in _differing(mine, theirs)]
-            differing = sorted({*differing} - {"generate"} | {*settings})
-        return differing
+            names = sorted({*names} - {"generate"} | {f"generate.{name}" for name in _differing(mine, theirs)})
+        return f"{', '.join(names)} {'differs' if len(names) == 1 else 'differ'}"
 
 
 def refuse_other_engine(folder: Path, made: Provenance, engine: Facts | None) -> None:

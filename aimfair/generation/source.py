@@ -6,7 +6,7 @@ it is the ``synthetic`` of another run, whose manifest says what each image is.
 
 import hashlib
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path, PurePosixPath
 
 from aimfair.base.errors import AimfairError, ConfigError
@@ -50,25 +50,15 @@ class Source:
         images: sorted by file.
         stamps: file -> its size in bytes and its modification time in ns; (-1, 0) if it is missing.
         ignored: names at the top of the folder that are not those of groups.
-    """
-
-    folder: Path
-    images: tuple[Found, ...]
-    stamps: dict[str, tuple[int, int]]
-    ignored: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class Checked:
-    """A source whose images have been decoded.
-
-    Attributes:
         digests: file -> digest of its pixels, of the images that can be decoded.
         unreadable: the others.
         rejected: file -> why it cannot be used: :data:`UNREADABLE`, :data:`COPY` or :data:`TWO_GROUPS`.
     """
 
-    source: Source
+    folder: Path
+    images: tuple[Found, ...]
+    stamps: dict[str, tuple[int, int]]
+    ignored: tuple[str, ...]
     digests: dict[str, str]
     unreadable: tuple[Rejected, ...]
     rejected: dict[str, str]
@@ -76,63 +66,37 @@ class Checked:
     @property
     def digest(self) -> str:
         """Of the files' names, groups, texts and pixels: the same wherever they are copied to, and whenever."""
-        facts = [(one, self.digests.get(one.file)) for one in self.source.images]
+        facts = [(one, self.digests.get(one.file)) for one in self.images]
         return hashlib.sha256("\n".join(map(repr, facts)).encode("utf-8", "surrogatepass")).hexdigest()
 
 
-def find(folder: Path, groups: tuple[int, int]) -> Source:
-    """The images in a folder; none is opened.
-
-    Files whose names begin with a dot, or lack a suffix of JPEG, PNG or WebP, are not images.
+def read_source(
+    folder: Path,
+    groups: tuple[int, int],
+    data: DataSettings,
+    *,
+    progress: Progress | None = None,
+    interrupt: Interrupt = NEVER,
+) -> Source:
+    """Finds and decodes the images in a folder; those decoded before, unchanged since, are not read again.
 
     Args:
         groups: (Y target classes, A protected values).
 
     Raises:
         AimfairError: there is no such folder, it has neither layout, or an image is of a group that does not exist.
-    """
-    if not folder.is_dir():
-        raise missing(folder)
-    manifest = Manifest(folder)
-    ignored: list[str] = []
-    if manifest.path.exists():
-        images = [
-            Found(one.file, one.y, one.a, one.prompt, one.text, one.replica, one.seed)
-            for one in manifest.records.values()
-        ]
-    else:
-        images, ignored = _in_group_folders(folder)
-    images.sort(key=lambda one: one.file)
-    for one in images:
-        if one.y >= groups[0] or one.a >= groups[1]:
-            raise AimfairError(
-                f"{folder / one.file}: found group (y={one.y}, a={one.a}), expected y below {groups[0]} (classes, see"
-                f" data.majority) and a below {groups[1]} (lists of prompts.protected)"
-            )
-    if not images:
-        names = ", ".join(f"{y}_{a}" for y in range(groups[0]) for a in range(groups[1]))
-        raise AimfairError(
-            f"generate.folder: {folder} has no images, expected them in folders {names}, or a manifest.jsonl of aimfair"
-        )
-    return Source(folder, tuple(images), {one.file: stamp(folder / one.file) for one in images}, tuple(ignored))
-
-
-def check(
-    source: Source, data: DataSettings, *, progress: Progress | None = None, interrupt: Interrupt = NEVER
-) -> Checked:
-    """Decodes every image of a source; those decoded before, of the same size and modification time, are not read.
-
-    Raises:
         Interrupted: as ``interrupt`` says.
     """
-    files = [one.file for one in source.images]
+    images, ignored = _find(folder, groups)
+    files = [one.file for one in images]
+    stamps = {file: stamp(folder / file) for file in files}
     decoded = decode_files(
-        source.folder, files, _SMALL, min(data.max_pixels, MAX_PIXELS), progress=progress, interrupt=interrupt
+        folder, files, _SMALL, min(data.max_pixels, MAX_PIXELS), progress=progress, interrupt=interrupt
     )
     rejected = {name: UNREADABLE for name, _ in decoded.rejected}
     digests = {files[number]: digest for number, digest in zip(decoded.kept, decoded.digests, strict=True)}
     by_digest: dict[str, list[Found]] = {}
-    for one in source.images:
+    for one in images:
         if one.file in digests:
             by_digest.setdefault(digests[one.file], []).append(one)
     for equal in by_digest.values():
@@ -140,7 +104,7 @@ def check(
             rejected |= {one.file: TWO_GROUPS for one in equal}
         else:
             rejected |= {one.file: COPY for one in equal[1:]}
-    return Checked(source, digests, decoded.rejected, rejected)
+    return Source(folder, tuple(images), stamps, tuple(ignored), digests, decoded.rejected, rejected)
 
 
 def missing(folder: Path) -> ConfigError:
@@ -156,8 +120,33 @@ def stamp(path: Path) -> tuple[int, int]:
     return status.st_size, status.st_mtime_ns
 
 
+def _find(folder: Path, groups: tuple[int, int]) -> tuple[list[Found], list[str]]:
+    """The images, sorted by file, and the names that belong to no group. No image is opened."""
+    if not folder.is_dir():
+        raise missing(folder)
+    manifest = Manifest(folder)
+    if manifest.path.exists():
+        facts = {field.name for field in fields(Found)}
+        images, ignored = [Found(**one.model_dump(include=facts)) for one in manifest.records.values()], list[str]()
+    else:
+        images, ignored = _in_group_folders(folder)
+    images.sort(key=lambda one: one.file)
+    for one in images:
+        if one.y >= groups[0] or one.a >= groups[1]:
+            raise AimfairError(
+                f"{folder / one.file}: found group (y={one.y}, a={one.a}), expected y below {groups[0]} (classes, see"
+                f" data.majority) and a below {groups[1]} (lists of prompts.protected)"
+            )
+    if not images:
+        names = ", ".join(f"{y}_{a}" for y in range(groups[0]) for a in range(groups[1]))
+        raise AimfairError(
+            f"generate.folder: {folder} has no images, expected them in folders {names}, or a manifest.jsonl of aimfair"
+        )
+    return images, ignored
+
+
 def _in_group_folders(folder: Path) -> tuple[list[Found], list[str]]:
-    """The images, and the names of folders and images that belong to no group."""
+    """As :func:`_find`. Files whose names begin with a dot, or lack a suffix of JPEG, PNG or WebP, are not images."""
     found: list[Found] = []
     ignored = []
     for entry in sorted(folder.iterdir()):

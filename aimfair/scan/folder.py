@@ -37,33 +37,34 @@ def look_at_folder(
         Interrupted: as ``interrupt`` says.
     """
     try:
-        found = source.find(folder, shape)
+        found = source.read_source(folder, shape, config.data, progress=progress, interrupt=interrupt)
+    except Interrupted:
+        raise
     except AimfairError as unread:
         return _unread(folder, unread), unread
-    checked = source.check(found, config.data, progress=progress, interrupt=interrupt)
     warnings: list[str] = []
     log = Log(None, show=lambda message: warnings.append(message.removeprefix("warning: ")))
     error: AimfairError | None = None
     leaks: list[Leak] = []
     if splits is not None:
-        leaks = find_leaks(checked.digests, splits, config.data, progress=progress, interrupt=interrupt)
+        leaks = find_leaks(found.digests, splits, config.data, progress=progress, interrupt=interrupt)
         try:
-            imported.choose(checked, config.generate, config.data, shape[1], log)
+            imported.choose(found, config.generate, config.data, shape[1], log)
             refuse_leaks(leaks, folder, log)
         except Interrupted:
             raise
         except AimfairError as refusal:
             error = refusal
-    reasons = Counter(checked.rejected.values())
+    reasons = Counter(found.rejected.values())
     parts = Counter(leak.split for leak in leaks)
     worst_first = sorted(leaks, key=lambda leak: -SPLITS.index(leak.split))
     return Imported(
         folder=readable(str(folder)),
         refusal=None if error is None else str(error),
         warnings=warnings,
-        files=LeftOut.of(checked.unreadable, len(found.images)),
+        files=LeftOut.of(found.unreadable, len(found.images)),
         found=_count(found, shape, {}),
-        usable=_count(found, shape, checked.rejected),
+        usable=_count(found, shape, found.rejected),
         copies=reasons[source.COPY],
         two_groups=reasons[source.TWO_GROUPS],
         leaks={split: parts[split] for split in SPLITS},

@@ -17,13 +17,13 @@ from aimfair.diffusion.engines.choose import engine_facts
 from aimfair.diffusion.model import model_folder
 from aimfair.diffusion.sampler import Sampler
 from aimfair.generation import folder as image_folder
-from aimfair.generation import source
 from aimfair.generation.filters import ImageFilter, load_filters
 from aimfair.generation.imported import choose, copy_images
 from aimfair.generation.job import Job
 from aimfair.generation.plan import bias_of, make_plan
 from aimfair.generation.provenance import Provenance, refuse_different_processes, refuse_other_engine
 from aimfair.generation.ranks import Ranks
+from aimfair.generation.source import missing, read_source
 from aimfair.generation.summary import GenerationSummary
 from aimfair.prompts.grammar import load_prompts
 from aimfair.run.directory import Run
@@ -83,7 +83,7 @@ def _generate(run: Run, ranks: Ranks) -> None:
     speed = job.speed.model_dump() if job.speed else None
     used = engine or config.generate.engine
     run.log("images", made=job.done, rejected=dict(job.rejected), engine=used, speed=speed)
-    run.finish("generate", {**provenance.facts, **settings}, job.outputs)
+    run.finish("generate", {**provenance.facts, **settings}, image_folder.outputs(run.synthetic))
 
 
 def _with_engine(config: Config, known: Provenance | None) -> tuple[Config, str]:
@@ -158,7 +158,7 @@ class _Work:
         def filters() -> list[ImageFilter]:
             return load_filters(settings, self.config.prompts, self.model, ranks.device(self.config.device))
 
-        with progress.task("generate", job.total, job.done) as task:
+        with progress.task("generate", len(plan), job.done) as task:
             job.run(sampler, filters, task=task, interrupt=interrupt)
         return job
 
@@ -166,20 +166,20 @@ class _Work:
 def _import(run: Run, folder: Path) -> None:
     settings, data, values = run.config.generate, run.config.data, len(run.config.prompts.protected)
     _refuse_overlap(run.synthetic, folder)
-    checked = None
+    found = None
     if folder.is_dir():
-        found = source.find(folder, (len(data.majority), values))
-        checked = source.check(found, data, progress=run.progress, interrupt=run.interrupt)
-    digest = checked.digest if checked is not None else _digest_of_copy(run, folder)
+        groups = len(data.majority), values
+        found = read_source(folder, groups, data, progress=run.progress, interrupt=run.interrupt)
+    digest = found.digest if found is not None else _digest_of_copy(run, folder)
     provenance = Provenance.imported(digest, settings, data, values)
     # Whether a real image is among these depends on which real images there are.
     inputs = {**provenance.facts, "real": data.model_dump(mode="json", exclude={"audit", "image_size", "fit"})}
     if run.is_done("generate", inputs):
         return
-    if checked is None:
-        raise source.missing(folder)
-    choice = choose(checked, settings, data, values, run.log)
-    leaks = find_leaks(checked.digests, run.splits(), data, progress=run.progress, interrupt=run.interrupt)
+    if found is None:
+        raise missing(folder)
+    choice = choose(found, settings, data, values, run.log)
+    leaks = find_leaks(found.digests, run.splits(), data, progress=run.progress, interrupt=run.interrupt)
     refuse_leaks(leaks, folder, run.log)
     copy_images(
         choice, run.synthetic, provenance, overwrite=run.overwrite, progress=run.progress, interrupt=run.interrupt
@@ -202,8 +202,7 @@ def _digest_of_copy(run: Run, folder: Path) -> str:
         ConfigError: no images were imported from there.
     """
     known = Provenance.read(run.synthetic)
-    if known is None or known.source_digest is None or not run.generation.exists():
-        raise source.missing(folder)
-    if GenerationSummary.load(run.generation).folder != str(folder):
-        raise source.missing(folder)
-    return known.source_digest
+    digest = known.source_digest if known is not None and run.generation.exists() else None
+    if digest is None or GenerationSummary.load(run.generation).folder != str(folder):
+        raise missing(folder)
+    return digest

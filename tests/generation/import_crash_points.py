@@ -17,7 +17,7 @@ from aimfair.generation.imported import choose, copy_images
 from aimfair.generation.manifest import Manifest
 from aimfair.generation.provenance import Provenance
 from aimfair.generation.settings import GenerateSettings
-from aimfair.generation.source import check, find
+from aimfair.generation.source import read_source
 from tests.data.conftest import save_image
 from tests.generation.crash_points import lasting
 from tests.run.crash_points import CALLS, die_at, in_child
@@ -29,9 +29,9 @@ DATA = DataSettings(bias=0.5)
 
 def work(source: Path, to: Path) -> None:
     """Six images of 12 x 10 pixels."""
-    checked = check(find(source, (2, 2)), DATA)
-    provenance = Provenance.imported(checked.digest, SETTINGS, DATA, 2)
-    copy_images(choose(checked, SETTINGS, DATA, 2), to, provenance, overwrite=True)
+    found = read_source(source, (2, 2), DATA)
+    provenance = Provenance.imported(found.digest, SETTINGS, DATA, 2)
+    copy_images(choose(found, SETTINGS, DATA, 2), to, provenance, overwrite=True)
 
 
 def killed_work(source: Path, to: Path, point: int) -> None:

@@ -28,7 +28,7 @@ from aimfair.generation.manifest import ImageRecord, Manifest
 from aimfair.generation.provenance import Provenance
 from aimfair.generation.ranks import Ranks
 from aimfair.generation.settings import GenerateSettings
-from aimfair.generation.source import check, find
+from aimfair.generation.source import read_source
 from aimfair.generation.summary import GenerationSummary
 from aimfair.run.directory import Run
 from aimfair.stages import generate
@@ -91,9 +91,9 @@ def pixels(path: Path) -> bytes:
 
 def copy_of(settings: Config, to: Path, log: Log | None = None) -> imported.Choice:
     assert settings.generate.folder is not None
-    checked = check(find(settings.generate.folder, (2, 2)), settings.data)
-    choice = imported.choose(checked, settings.generate, settings.data, 2, log or Warnings())
-    provenance = Provenance.imported(checked.digest, settings.generate, settings.data, 2)
+    source = read_source(settings.generate.folder, (2, 2), settings.data)
+    choice = imported.choose(source, settings.generate, settings.data, 2, log or Warnings())
+    provenance = Provenance.imported(source.digest, settings.generate, settings.data, 2)
     imported.copy_images(choice, to, provenance, overwrite=True)
     return choice
 
@@ -309,7 +309,7 @@ def test_a_manifest_that_lists_a_file_twice_is_refused(tmp_path: Path) -> None:
     lines = [json.dumps({**record, "image": number, "file": f"images/000000-{'0' * 12}.png"}) for number in (0, 1)]
     (tmp_path / "manifest.jsonl").write_text("\n".join(lines) + "\n")
     with pytest.raises(AimfairError, match=r"'images/000000-000000000000.png' is in several lines"):
-        find(tmp_path, (2, 2))
+        read_source(tmp_path, (2, 2), DataSettings())
 
 
 def test_folders_with_other_names_are_named(folder: Path, tmp_path: Path) -> None:
@@ -391,9 +391,9 @@ def test_images_of_a_model_are_not_taken_for_copies(folder: Path, tmp_path: Path
         lambda: NoiseSampler(8)
     )
     settings = config(folder)
-    checked = check(find(folder, (2, 2)), settings.data)
-    choice = imported.choose(checked, settings.generate, settings.data, 2)
-    provenance = Provenance.imported(checked.digest, settings.generate, settings.data, 2)
+    source = read_source(folder, (2, 2), settings.data)
+    choice = imported.choose(source, settings.generate, settings.data, 2)
+    provenance = Provenance.imported(source.digest, settings.generate, settings.data, 2)
     with pytest.raises(AimfairError, match="its images are of another job"):
         imported.copy_images(choice, made, provenance, overwrite=False)
     imported.copy_images(choice, made, provenance, overwrite=True)

@@ -1,4 +1,4 @@
-"""Images that look like another group than the one they were made for, by CLIP."""
+"""The CLIP filter: rejects images that look like another group than their own."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -21,25 +21,25 @@ from aimfair.prompts.settings import PromptSettings
 _READ = ("config.json", "preprocessor_config.json", "*.safetensors", "tokenizer*", "vocab.json", "merges.txt",
          "special_tokens_map.json")  # fmt: skip
 _KEY = "generate.filters.clip"
-_MEAN, _STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)  # those CLIP was trained with
+_MEAN, _STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)  # of CLIP's training
 _Positive = Annotated[FiniteFloat, Field(gt=0)]
 
 
 class _Preprocessor(BaseModel):
-    """What is read of preprocessor_config.json: of red, green and blue in [0, 1]. Without it, as CLIP was trained."""
+    """The part of preprocessor_config.json that matters: mean and deviation of red, green and blue in [0, 1]."""
 
     image_mean: tuple[FiniteFloat, FiniteFloat, FiniteFloat] = _MEAN
     image_std: tuple[_Positive, _Positive, _Positive] = _STD
 
 
 def clip_folder(model: str, allow_download: bool) -> Path:
-    """The folder of a CLIP in the layout of transformers.
+    """The folder of a CLIP model in the layout of transformers.
 
     Args:
         model: the absolute path of a folder, or a hub id.
 
     Raises:
-        AimfairError: there is no such model here.
+        AimfairError: there is no such model.
     """
     if not Path(model).is_absolute():
         return from_hub(_KEY, model, allow_download, _READ)
@@ -49,12 +49,12 @@ def clip_folder(model: str, allow_download: bool) -> Path:
 
 
 def fingerprint(folder: Path) -> str:
-    """SHA-256 over the files that are read."""
+    """SHA-256 of the files that are read."""
     return digest_of_files(folder, _READ)
 
 
 def plain_texts(settings: PromptSettings) -> dict[Group, list[str]]:
-    """Group -> its prompts without contexts, one for each pair of its words."""
+    """Group -> its prompts without contexts, one for each pair of words."""
     return {
         (y, a): [plain_text(settings.template, target, protected) for target in targets for protected in protecteds]
         for y, targets in enumerate(settings.targets)
@@ -63,15 +63,15 @@ def plain_texts(settings: PromptSettings) -> dict[Group, list[str]]:
 
 
 class ClipAgreement:
-    """Rejects an image whose cosine with its own group's texts is not above that with every other group's by a margin.
+    """Rejects an image unless its cosine with its own group exceeds that with every other group by a margin.
 
-    A group's direction is that of the mean of its texts' unit embeddings.
+    The direction of a group is that of the mean of its texts' unit embeddings.
 
     Args:
         folder: a CLIPModel with its tokenizer.
         texts: group -> texts.
-        margin: 0: the own group must be nearest.
-        device: where it runs.
+        margin: 0: the own group must be the nearest.
+        device: to run on.
 
     Raises:
         AimfairError: the model cannot be used.
@@ -107,15 +107,15 @@ class ClipAgreement:
 
 
 class ClipView:
-    """Images as CLIP was trained to see them.
+    """Resizes and normalizes images as in CLIP's training.
 
     Args:
-        key: the setting that names the folder, for errors.
+        key: the setting that names the folder, for error messages.
         folder: where preprocessor_config.json may be.
         size: pixels along each side.
 
     Raises:
-        AimfairError: that file is damaged.
+        AimfairError: preprocessor_config.json is damaged.
     """
 
     def __init__(self, key: str, folder: Path, size: int, device: torch.device):
@@ -154,7 +154,7 @@ def _load(folder: Path, device: torch.device) -> tuple[Any, Any]:
 
 
 def _features(output: Any) -> Tensor:
-    """transformers gives a tensor, or since 5.0 an output that holds it."""
+    """transformers returns a tensor, since 5.0 wrapped in an output object."""
     features: Tensor = output if isinstance(output, Tensor) else output.pooler_output
     return features
 

@@ -1,4 +1,4 @@
-"""Functions of the user that look at images: a face count, a watermark detector, a classifier of one's own."""
+"""User-defined filters: a face counter, a watermark detector, any classifier."""
 
 import hashlib
 import importlib
@@ -18,10 +18,10 @@ _REASON = re.compile(r"[A-Za-z0-9_-]{1,40}")
 
 
 def fingerprint(hook: str) -> str:
-    """SHA-256 of the source of a hook's module. What the module imports is not in it.
+    """SHA-256 of the source file of a hook's module, without what the module imports.
 
     Raises:
-        AimfairError: Python does not find the module, or it has no source.
+        AimfairError: Python cannot find the module, or it has no source file.
     """
     module, _, _ = hook.partition(":")
     try:
@@ -36,9 +36,9 @@ def fingerprint(hook: str) -> str:
 
 
 class Hook:
-    """A function ``(images, groups) -> reasons``, with the arguments and the result of :class:`ImageFilter`.
+    """A function ``(images, groups) -> reasons``, as :meth:`ImageFilter.reasons`.
 
-    It is called from one thread, a batch at a time, and must give the same answer for the same images.
+    It is called by one thread, a batch at a time, and must be deterministic.
 
     Args:
         hook: as module:function.
@@ -52,17 +52,17 @@ class Hook:
         module, _, name = hook.partition(":")
         try:
             function: Any = getattr(importlib.import_module(module), name)
-        except Exception as error:  # a module of the user may raise anything
+        except Exception as error:  # a user's module may raise anything
             raise AimfairError(f"generate.filters.hooks: {hook}: {type(error).__name__}: {error}") from error
         if not callable(function):
             raise AimfairError(f"generate.filters.hooks: {hook}: a {type(function).__name__}, expected a function")
         self._function: Callable[[npt.NDArray[np.uint8], Sequence[Group]], Any] = function
 
     def reasons(self, images: npt.NDArray[np.uint8], groups: Sequence[Group]) -> list[str | None]:
-        """As :class:`ImageFilter` says; the function gets a copy of the images.
+        """As :meth:`ImageFilter.reasons`; the function receives a copy of the images.
 
         Raises:
-            AimfairError: the function fails, or gives something else than a word or None for each image.
+            AimfairError: the function fails, or does not return a word or None for each image.
         """
         try:
             found = list(self._function(images.copy(), list(groups)))

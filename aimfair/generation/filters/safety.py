@@ -1,4 +1,4 @@
-"""Images that the safety checker of a Stable Diffusion objects to. Imports diffusers, like ``diffusion.py``."""
+"""The safety filter: Stable Diffusion's own checker, run by diffusers."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,10 +20,10 @@ _READ = ("safety_checker/config.json", "safety_checker/*.safetensors", "feature_
 
 
 def safety_folder(settings: GenerateSettings, model: Path) -> Path:
-    """The folder of the text-to-image model, with its checker in it.
+    """The folder of the text-to-image model, with its safety checker.
 
     Args:
-        model: where the model itself is.
+        model: the folder of the model itself.
 
     Raises:
         AimfairError: the model has no checker.
@@ -36,18 +36,18 @@ def safety_folder(settings: GenerateSettings, model: Path) -> Path:
 
 
 def fingerprint(folder: Path) -> str:
-    """SHA-256 over the files that are read."""
+    """SHA-256 of the files that are read."""
     return digest_of_files(folder, _READ)
 
 
 class SafetyChecker:
-    """The checker of diffusers, on its own terms: no threshold of ours.
+    """The checker of diffusers with its own thresholds.
 
     Args:
         folder: of the text-to-image model.
 
     Raises:
-        AimfairError: the checker cannot be used.
+        AimfairError: the checker cannot be loaded.
     """
 
     def __init__(self, folder: Path, device: torch.device):
