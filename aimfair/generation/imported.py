@@ -17,7 +17,7 @@ from aimfair.data.bias import group_sizes
 from aimfair.data.catalogue import leave_out
 from aimfair.data.decode import ImageError, open_image
 from aimfair.data.settings import DataSettings
-from aimfair.generation import folder as image_folder
+from aimfair.generation import image_folder
 from aimfair.generation.manifest import DIGITS, ImageRecord, Manifest, Suffix, file_name
 from aimfair.generation.plan import Group, bias_of, sets_of_group
 from aimfair.generation.provenance import Provenance
@@ -92,7 +92,7 @@ def copy_images(
 
     Args:
         to: ``synthetic`` of the run.
-        overwrite: as in :func:`aimfair.generation.folder.settle`.
+        overwrite: as in :func:`aimfair.generation.image_folder.settle`.
 
     Raises:
         AimfairError: ``to`` has other images, or an image changed while it was copied.

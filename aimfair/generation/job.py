@@ -17,7 +17,7 @@ from aimfair.base.interrupt import NEVER, Interrupt
 from aimfair.base.lines import as_lines
 from aimfair.base.progress import SILENT, Task
 from aimfair.diffusion.sampler import Sampler
-from aimfair.generation import folder as image_folder
+from aimfair.generation import image_folder
 from aimfair.generation.filters import ImageFilter
 from aimfair.generation.manifest import ImageRecord, Manifest, Outcome, Shards, file_name, seed_of_attempt
 from aimfair.generation.plan import PlannedImage

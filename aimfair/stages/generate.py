@@ -16,7 +16,7 @@ from aimfair.diffusion.engines.auto import choose_engine
 from aimfair.diffusion.engines.choose import engine_facts
 from aimfair.diffusion.model import model_folder
 from aimfair.diffusion.sampler import Sampler
-from aimfair.generation import folder as image_folder
+from aimfair.generation import image_folder
 from aimfair.generation.filters import ImageFilter, load_filters
 from aimfair.generation.imported import choose, copy_images
 from aimfair.generation.job import Job

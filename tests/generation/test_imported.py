@@ -239,7 +239,7 @@ def test_real_images_are_refused_or_named(folder: Path, tmp_path: Path, number: 
         assert line in (tmp_path / "run/log.jsonl").read_text()
 
 
-def test_other_real_images_are_looked_at_again(folder: Path, tmp_path: Path) -> None:
+def test_other_real_images_are_checked_again(folder: Path, tmp_path: Path) -> None:
     data = real_table(tmp_path / "real").model_dump(exclude_unset=True)
     stage(tmp_path / "run", config(folder, data=data))
     lines = (tmp_path / "real/labels.csv").read_text()
@@ -354,7 +354,7 @@ def test_a_changed_source_is_refused_and_replaced_when_asked(folder: Path, tmp_p
     assert contents(tmp_path / "run/synthetic") != before
 
 
-def test_the_same_pictures_copied_touched_or_moved_change_nothing(folder: Path, tmp_path: Path) -> None:
+def test_copying_touching_or_moving_the_source_changes_nothing(folder: Path, tmp_path: Path) -> None:
     """Of what follows from the images nothing is done again."""
     stage(tmp_path / "run", config(folder))
 

@@ -22,7 +22,7 @@ from aimfair.base.memory import MicroBatch, pieces
 from aimfair.data.decode import read_rgb
 from aimfair.diffusion.sampler import Samples
 from aimfair.generation import worker
-from aimfair.generation.folder import outputs
+from aimfair.generation.image_folder import outputs
 from aimfair.generation.job import Job
 from aimfair.generation.manifest import Manifest, Shards, seed_of_attempt
 from aimfair.generation.plan import PlannedImage

@@ -1,4 +1,4 @@
-"""Several processes and one job: the files of one process, whatever happens to them."""
+"""Several processes share a job: the files are those of a single process, even after kills and errors."""
 
 import os
 import signal
@@ -63,7 +63,7 @@ def share(folder: Path, here: Ranks, sampler: NoiseSampler, **changes: Any) -> J
 
 
 def often_alike(seed: int, pixels: np.ndarray) -> np.ndarray:
-    """Black, one of three pictures, or noise."""
+    """Black, one of three images, or noise."""
     match seed % 5:
         case 0:
             return pixels * 0
