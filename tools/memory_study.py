@@ -30,7 +30,7 @@ from aimfair.selective.sensitivity import Sensitivity
 from aimfair.training.checkpoint import Checkpoint
 from aimfair.training.execution import prepare
 from aimfair.training.feed import Normalize
-from aimfair.training.finetune import finetune
+from aimfair.training.loop import Training
 from aimfair.training.models import build_model, load_model, save_model
 from aimfair.training.sensitivity import SOURCES, measure_sensitivity
 from aimfair.training.settings import FinetuneSettings, ModelSettings, SensitivitySettings
@@ -150,7 +150,7 @@ def tune(model: torch.nn.Module, settings: ModelSettings, rest: str, options: ar
     mask = ParameterMask.load(options.folder / f"{density}.safetensors", model)
     how = FinetuneSettings(lr=1e-5, epochs=1, batch_size=options.images)
     checkpoint = Checkpoint(options.folder / "tuned", 0)  # one after every step
-    finetune(model, mask, images(options, 1), images(options, 2), how, settings, seed=1, checkpoint=checkpoint)
+    Training(model, images(options, 1), images(options, 2), how, settings, 1, mask, checkpoint=checkpoint).fit()
     save_model(model, options.folder / "tuned")
 
 

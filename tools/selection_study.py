@@ -25,7 +25,7 @@ from aimfair.generation.manifest import Manifest
 from aimfair.methods import Tune
 from aimfair.methods.tune import select_mask
 from aimfair.selective.sensitivity import Sensitivity
-from aimfair.training.finetune import finetune
+from aimfair.training.loop import Training
 from aimfair.training.models import load_model
 from aimfair.training.predict import predict
 
@@ -71,7 +71,7 @@ def judge(config: Config, run: Path, seed: int, case: dict[str, Any], data: dict
     method = Tune(**case)
     mask = select_mask(probe, "study", method, seed)
     settings = method.training_settings(config.train, config.finetune)
-    finetune(model, mask, data["balanced"], data["validation"], settings, config.model, seed=seed)
+    Training(model, data["balanced"], data["validation"], settings, config.model, seed, mask).fit()
     judged = data["judged"]
     predicted = predict(model, judged, config.model, batch_size=256, device=torch.device("cpu")).argmax(axis=1)
     counts = count_predictions(judged.target, judged.protected, predicted, len(config.data.majority), 2)

@@ -57,7 +57,7 @@ class LastLayerRetrain(FinetuneMethod):
         images = work.splits().validation if self.balanced_from == "real" else work.balanced()
         mask = self._head_mask(work.name, model, images.images.shape[1])
         _clear(model, mask)
-        return work.tune(model, mask, images, EqualGroups(work.groups(images)[0]))
+        return work.fit(work.training(model, images, mask=mask, sampler=EqualGroups(work.groups(images)[0])))
 
     def summary(self, density: float | None = None, images: int = 0) -> str:
         real = "real validation images, balanced by group"

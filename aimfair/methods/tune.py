@@ -98,7 +98,7 @@ class Tune(FinetuneMethod):
 
     def run(self, work: "Work") -> "Trained":
         model = work.biased()
-        return work.tune(model, work.mask(model), work.balanced())
+        return work.fit(work.training(model, work.balanced(), mask=work.mask(model)))
 
     def summary(self, density: float | None = None, images: int = 0) -> str:
         part = "a part" if density is None else f"{density:.1%}"

@@ -1,7 +1,6 @@
 """What a method has to work with."""
 
 from collections.abc import Callable
-from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -10,16 +9,14 @@ from torch import nn
 
 from aimfair.base.interrupt import NEVER, Interrupt
 from aimfair.base.log import NOWHERE, Log
-from aimfair.base.progress import Progress, Task
+from aimfair.base.progress import Progress
 from aimfair.data.images import ImageSet, Splits
 from aimfair.selective.mask import ParameterMask
 from aimfair.training.checkpoint import Checkpoint
-from aimfair.training.finetune import finetune
 from aimfair.training.history import History
-from aimfair.training.loop import Objective, Training, total_steps
-from aimfair.training.optimizer import build_optimizer
+from aimfair.training.loop import Objective, Training
 from aimfair.training.samplers import Indices, Sampler, groups_of
-from aimfair.training.settings import FinetuneSettings, ModelSettings, OptimizerSettings
+from aimfair.training.settings import ModelSettings, OptimizerSettings
 
 Trained = tuple[nn.Module, History]
 """A model in evaluation mode, and how its training went."""
@@ -31,7 +28,7 @@ class Work:
 
     Attributes:
         name: for progress, for example "finetune 100 jtt".
-        settings: of its training, :class:`FinetuneSettings` if it starts from the biased model.
+        settings: of its training.
         preprocessing: mean and standard deviation of images.
         folder: of the result; checkpoints and what a method records besides go there.
         splits, balanced: the real images, and the balanced synthetic ones; loaded at the first call.
@@ -79,21 +76,21 @@ class Work:
         train: ImageSet,
         *,
         settings: OptimizerSettings | None = None,
+        mask: ParameterMask | None = None,
         sampler: Sampler | None = None,
         objective: Objective | None = None,
         checkpoint: Checkpoint | None = None,
         stop_after: int | None = None,
     ) -> Training:
-        """The training of every weight of ``model``, with the settings of the method unless others are given."""
-        settings = settings or self.settings
+        """A training of ``model``, with the settings of the method unless others are given."""
         return Training(
             model,
             train,
             self.splits().validation,
-            settings,
+            settings or self.settings,
             self.preprocessing,
-            build_optimizer(model, settings),
             self.seed,
+            mask=mask,
             sampler=sampler,
             objective=objective,
             stop_after=stop_after,
@@ -103,29 +100,6 @@ class Work:
         )
 
     def fit(self, training: Training, name: str = "") -> Trained:
-        """Fits under the eyes of the user; ``name`` says which training of the method it is."""
-        with self._watched(training.steps, name) as training.task:
+        """Fits and shows the progress; ``name`` says which training of the method it is."""
+        with self.progress.task(f"{self.name} {name}".strip(), training.steps) as training.task:
             return training.model, training.fit()
-
-    def tune(self, model: nn.Module, mask: ParameterMask, train: ImageSet, sampler: Sampler | None = None) -> Trained:
-        """Fine-tuning of the selected weights of ``model``."""
-        assert isinstance(self.settings, FinetuneSettings)
-        with self._watched(total_steps(self.settings, sampler.images if sampler else len(train))) as task:
-            history = finetune(
-                model,
-                mask,
-                train,
-                self.splits().validation,
-                self.settings,
-                self.preprocessing,
-                seed=self.seed,
-                sampler=sampler,
-                checkpoint=self.checkpoint(),
-                task=task,
-                interrupt=self.interrupt,
-                log=self.log,
-            )
-        return model, history
-
-    def _watched(self, steps: int, name: str = "") -> AbstractContextManager[Task]:
-        return self.progress.task(f"{self.name} {name}".strip(), steps)

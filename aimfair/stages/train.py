@@ -4,9 +4,8 @@ from aimfair.base.device import tuning_device
 from aimfair.run.directory import Run
 from aimfair.run.records import digest_of_inputs
 from aimfair.training.checkpoint import Checkpoint
-from aimfair.training.loop import Training, total_steps
+from aimfair.training.loop import Training
 from aimfair.training.models import build_model, preprocessing_caution, save_model
-from aimfair.training.optimizer import build_optimizer
 
 
 def run(run: Run) -> None:
@@ -24,20 +23,12 @@ def _train(run: Run, seed: int) -> None:
     model = build_model(config.model, len(splits.target_names), seed).to(tuning_device(config.device))
     checkpoint = Checkpoint(folder, config.checkpoint_seconds, digest_of_inputs(inputs))
     run.log("step started", step=step)
-    with run.progress.task(f"train {seed}", total_steps(config.train, len(splits.train))) as task:
-        history = Training(
-            model,
-            splits.train,
-            splits.validation,
-            config.train,
-            config.model,
-            build_optimizer(model, config.train),
-            seed,
-            checkpoint=checkpoint,
-            task=task,
-            interrupt=run.interrupt,
-            log=run.log,
-        ).fit()
+    training = Training(
+        model, splits.train, splits.validation, config.train, config.model, seed,
+        checkpoint=checkpoint, interrupt=run.interrupt, log=run.log,
+    )  # fmt: skip
+    with run.progress.task(f"train {seed}", training.steps) as training.task:
+        history = training.fit()
     save_model(model, folder)
     history.save(folder)
     checkpoint.remove()

@@ -1,8 +1,9 @@
-"""Training: the same loop for every model, of all weights or of those that a mask selects."""
+"""Training: one loop for every model, of all weights or of those that a mask selects and of nothing else."""
 
 import hashlib
 import json
 import time
+from collections.abc import Mapping
 from contextlib import closing
 from dataclasses import dataclass, field
 from functools import partial
@@ -12,7 +13,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
-from torch.optim import Optimizer
 
 from aimfair.base.errors import AimfairError
 from aimfair.base.interrupt import NEVER, Interrupt
@@ -20,18 +20,23 @@ from aimfair.base.log import NOWHERE, Log
 from aimfair.base.progress import SILENT, Task
 from aimfair.base.seeds import derive_seed, forked_torch_rng, generator
 from aimfair.data.images import ImageSet
+from aimfair.selective.mask import ParameterMask
+from aimfair.selective.parameters import listing
 from aimfair.training.batch_gradient import BatchGradient
 from aimfair.training.checkpoint import Checkpoint, Tensors, changing_tensors, copy_tensors
 from aimfair.training.execution import prepare
 from aimfair.training.feed import Feed, Normalize
 from aimfair.training.history import Epoch, History, Position
-from aimfair.training.optimizer import learning_rate
+from aimfair.training.optimizer import build_optimizer, learning_rate
 from aimfair.training.predict import predict_logits
 from aimfair.training.samplers import EveryImage, Indices, Sampler, epoch_batches, steps_per_epoch
-from aimfair.training.settings import ModelSettings, OptimizerSettings
+from aimfair.training.settings import FinetuneSettings, ModelSettings, OptimizerSettings
 
 SKIPS_IN_A_ROW = 5
-"""Steps without a finite gradient, one after the other, that end a training."""
+"""Consecutive steps without a finite gradient that end a training."""
+
+_WORDS = {2: torch.int16, 4: torch.int32}
+"""Bytes of an element -> an integer type in which two values are equal if all bits are."""
 
 
 class Objective(Protocol):
@@ -71,11 +76,11 @@ class Training:
     Args:
         model: on the device where it is to be trained; frozen parameters stay as they are.
         validation: gives loss and accuracy after each epoch, without augmentation.
-        settings: of which optimizer, momentum and weight decay concern those who make ``optimizer``.
+        settings: of :class:`FinetuneSettings` BatchNorm's running statistics stay as they are or follow the training
+            images; of others they follow.
         preprocessing: mean and standard deviation of images, and how the model is run.
-        optimizer: over parameters of ``model``; its lr is set here at each step.
         seed: of the order of images, augmentation and dropout.
-        batchnorm: running statistics stay as they are (``freeze``) or follow the training images.
+        mask: the weights that are trained; all unless given. Tensors in which nothing is selected are frozen.
         sampler: chooses the images of an epoch; every image once unless given.
         objective: weighs the losses of a batch; their mean unless given.
         stop_after: epochs that are done, of the ``settings.epochs`` that learning rates are for; all unless given.
@@ -89,9 +94,8 @@ class Training:
     validation: ImageSet
     settings: OptimizerSettings
     preprocessing: ModelSettings
-    optimizer: Optimizer
     seed: int
-    batchnorm: Literal["freeze", "adapt"] = "adapt"
+    mask: ParameterMask | None = None
     sampler: Sampler | None = None
     objective: Objective | None = None
     stop_after: int | None = None
@@ -109,6 +113,11 @@ class Training:
             raise AimfairError(
                 f"{len(self.train)} training and {len(self.validation)} validation images, expected at least 2 and 1"
             )
+        if self.mask is not None:
+            self._unselected = unselected_digests(self.mask, dict(self.model.named_parameters()))
+            self.mask.freeze_unselected(self.model)
+        self.optimizer = build_optimizer(self.model, self.settings, self.mask)
+        self._batchnorm = self.settings.batchnorm if isinstance(self.settings, FinetuneSettings) else "adapt"
         self._device = next(self.model.parameters()).device
         self._normalize = Normalize(self.preprocessing, self._device)
         prepare(self.model, self.preprocessing)
@@ -129,6 +138,7 @@ class Training:
 
         Raises:
             AimfairError: the training diverges, memory does not suffice, or the checkpoint is damaged.
+            RuntimeError: a weight that is not selected has changed.
             Interrupted: after a step, with the checkpoint written.
         """
         self._identity = self.identity()
@@ -141,6 +151,8 @@ class Training:
         if history.kept_epoch < len(history.epochs):
             copy_tensors(self._kept, self.model)
         self.model.eval()
+        if self.mask is not None:
+            require_unselected_unchanged(self.mask, self._unselected, dict(self.model.named_parameters()))
         return history
 
     def _resume(self) -> None:
@@ -153,7 +165,7 @@ class Training:
             self.task.advance((self._position.epoch - 1) * self._steps + self._position.step)
 
     def _run_epoch(self, feed: Feed) -> None:
-        set_training_mode(self.model, self.batchnorm)
+        set_training_mode(self.model, self._batchnorm)
         position = self._position
         start = time.monotonic() - position.seconds
         batches = epoch_batches(self._sampler.order(self.seed, position.epoch), self.settings.batch_size)
@@ -245,7 +257,7 @@ class Training:
             "optimizer": (type(self.optimizer).__name__, [group.get("mask_digest") for group in groups]),
             "seed": self.seed,
             "epochs": self._epochs,
-            "batchnorm": self.batchnorm,
+            "batchnorm": self._batchnorm,
             "sizes": [images.images.shape for images in (self.train, self.validation)],
             "ids": [images.ids for images in (self.train, self.validation)],
             "targets": [images.target.tolist() for images in (self.train, self.validation)],
@@ -259,11 +271,6 @@ class Training:
         return digest.hexdigest()
 
 
-def total_steps(settings: OptimizerSettings, images: int) -> int:
-    """Steps of a whole training with so many images in an epoch."""
-    return settings.epochs * steps_per_epoch(images, settings.batch_size)
-
-
 def set_training_mode(model: nn.Module, batchnorm: Literal["freeze", "adapt"]) -> None:
     """Training mode; with ``freeze`` but for BatchNorm, whose scale and shift can be tuned all the same."""
     model.train()
@@ -271,3 +278,39 @@ def set_training_mode(model: nn.Module, batchnorm: Literal["freeze", "adapt"]) -
         for module in model.modules():
             if isinstance(module, _BatchNorm):
                 module.eval()
+
+
+# -- unselected weights ------------------------------------------------------------------------------------------------
+
+
+def unselected_digests(mask: ParameterMask, parameters: Mapping[str, Tensor]) -> dict[str, bytes]:
+    """Parameter -> SHA-256 of the bits of its elements that are not selected.
+
+    Works through one tensor at a time, so that it takes room for one: a copy of all weights would take as much as they.
+    Tensors that are selected whole are left out.
+    """
+    digests = {}
+    for name, nnz, numel in zip(mask.names, mask.nnz_per_tensor, mask.numels, strict=True):
+        if nnz < numel:
+            parameter = parameters[name].detach()
+            bits = parameter.view(_WORDS[parameter.element_size()])
+            if nnz:
+                bits = bits.masked_fill(mask.bool_of(name), 0)
+            digests[name] = hashlib.sha256(bits.cpu().view(-1).view(torch.uint8).numpy().data).digest()
+    return digests
+
+
+def require_unselected_unchanged(
+    mask: ParameterMask, before: Mapping[str, bytes], parameters: Mapping[str, Tensor]
+) -> None:
+    """Refuses the result of a step that is not what this package promises.
+
+    Args:
+        before: what :func:`unselected_digests` said of them.
+
+    Raises:
+        RuntimeError: naming the parameters in which an unselected element has other bits than before.
+    """
+    after = unselected_digests(mask, parameters)
+    if moved := [name for name in after if after[name] != before[name]]:
+        raise RuntimeError(f"unselected elements of {listing(moved)} have changed")

@@ -29,7 +29,6 @@ from aimfair.stages import evaluate, finetune, select, train
 from aimfair.training.history import HISTORY, History
 from aimfair.training.loop import Training
 from aimfair.training.models import build_model, load_model
-from aimfair.training.optimizer import build_optimizer
 from aimfair.training.predict import predict
 from aimfair.training.settings import FinetuneSettings, OptimizerSettings
 from tests.training.samples import MODEL, images, state_bits
@@ -174,7 +173,7 @@ def test_the_error_set_is_what_the_first_model_gets_wrong(directory):
     record = json.loads((folder_of(directory, "jtt") / ERROR_SET).read_text())
     model = build_model(MODEL, 2, 100)
     settings = config().train.model_copy(update={"epochs": 1})
-    Training(model, TRAIN, VALIDATION, settings, MODEL, build_optimizer(model, settings), 100).fit()
+    Training(model, TRAIN, VALIDATION, settings, MODEL, 100).fit()
     wrong = np.flatnonzero(
         predict(model, TRAIN, MODEL, batch_size=9, device=torch.device("cpu")).argmax(1) != TRAIN.target
     )

@@ -14,7 +14,7 @@ from tools import memory_study
 
 real = SimpleNamespace(
     measure_sensitivity=memory_study.measure_sensitivity,
-    finetune=memory_study.finetune,
+    Training=memory_study.Training,
     select_mask=memory_study.select_mask,
     zero_grad=torch.optim.AdamW.zero_grad,
 )
@@ -39,7 +39,7 @@ def test_what_a_weight_takes_is_within_the_budget_and_adamw_is_not(tmp_path, mon
     most: dict[str, int] = {}
     for name in ("full", *memory_study.BUDGETED):
         watch = Watch()
-        for worker in ("measure_sensitivity", "finetune"):
+        for worker in ("measure_sensitivity", "Training"):
             monkeypatch.setattr(memory_study, worker, partial(getattr(real, worker), task=watch))
         monkeypatch.setattr(memory_study, "select_mask", watched(watch, real.select_mask))
         monkeypatch.setattr(torch.optim.AdamW, "zero_grad", watched(watch, real.zero_grad))

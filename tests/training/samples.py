@@ -10,8 +10,7 @@ from torch import Tensor, nn
 from aimfair.data.images import ImageSet
 from aimfair.training.history import History
 from aimfair.training.loop import Training
-from aimfair.training.optimizer import build_optimizer
-from aimfair.training.settings import ModelSettings, OptimizerSettings
+from aimfair.training.settings import FinetuneSettings, ModelSettings, OptimizerSettings
 
 SIZE = 16
 
@@ -98,8 +97,9 @@ class ActAfter:
 
 def training(model: nn.Module, settings: OptimizerSettings, seed: int = 100, **options: Any) -> Training:
     """A training of ``model`` on the small sets."""
-    optimizer = build_optimizer(model, settings, options.pop("mask", None))
-    return Training(model, TRAIN, VALIDATION, settings, MODEL, optimizer, seed, **options)
+    if batchnorm := options.pop("batchnorm", None):
+        settings = FinetuneSettings(**settings.model_dump(), batchnorm=batchnorm, state="dense")
+    return Training(model, TRAIN, VALIDATION, settings, MODEL, seed, **options)
 
 
 def state_bits(model: nn.Module) -> dict[str, bytes]:

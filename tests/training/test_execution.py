@@ -13,7 +13,6 @@ from aimfair.training.execution import logits, prepare, repeated_blocks
 from aimfair.training.feed import Normalize
 from aimfair.training.loop import Training
 from aimfair.training.models import build_model
-from aimfair.training.optimizer import build_optimizer
 from aimfair.training.predict import predict_logits
 from aimfair.training.sensitivity import SOURCES, measure_sensitivity
 from aimfair.training.settings import ModelSettings, OptimizerSettings, SensitivitySettings
@@ -138,7 +137,7 @@ class TestCheckpointing:
 
 def trained(model: nn.Module, settings: ModelSettings) -> nn.Module:
     optimizer = OptimizerSettings(lr=0.01, epochs=2, batch_size=16)
-    Training(model, TRAIN, VALIDATION, optimizer, settings, build_optimizer(model, optimizer), 100).fit()
+    Training(model, TRAIN, VALIDATION, optimizer, settings, 100).fit()
     return model
 
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from aimfair.selective.mask import ParameterMask
-from aimfair.training.finetune import finetune, require_unselected_unchanged, unselected_digests
+from aimfair.training.loop import Training, require_unselected_unchanged, unselected_digests
 from aimfair.training.settings import FinetuneSettings
 from tests.training.samples import MODEL, TRAIN, VALIDATION, Net, state_bits
 
@@ -12,7 +12,7 @@ SETTINGS = FinetuneSettings(lr=0.01, weight_decay=0.1, epochs=2, batch_size=16)
 
 
 def tune(model, mask, settings=SETTINGS):
-    return finetune(model, mask, TRAIN, VALIDATION, settings, MODEL, seed=100)
+    return Training(model, TRAIN, VALIDATION, settings, MODEL, 100, mask).fit()
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "sgd"])

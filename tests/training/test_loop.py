@@ -11,8 +11,7 @@ from aimfair.base.log import Log
 from aimfair.data.images import ImageSet
 from aimfair.data.settings import AugmentSettings
 from aimfair.training.history import HISTORY
-from aimfair.training.loop import Training, total_steps
-from aimfair.training.optimizer import build_optimizer
+from aimfair.training.loop import Training
 from aimfair.training.predict import predict
 from aimfair.training.settings import OptimizerSettings
 from tests.training.samples import (
@@ -35,8 +34,9 @@ def test_it_learns_and_says_how_it_went(tmp_path):
     model = Net()
     settings = OptimizerSettings(lr=0.01, epochs=12, batch_size=16, schedule="cosine")
     task = ActAfter(0, lambda: None)
-    history = training(model, settings, task=task).fit()
-    assert task.done == total_steps(settings, len(TRAIN)) == 36
+    whole = training(model, settings, task=task)
+    history = whole.fit()
+    assert task.done == whole.steps == 36
     assert [epoch.epoch for epoch in history.epochs] == list(range(1, 13))
     assert history.epochs[-1].validation_accuracy >= 0.9 > history.epochs[0].train_accuracy
     assert history.epochs[-1].train_loss < 0.5 * history.epochs[0].train_loss
@@ -66,8 +66,7 @@ def test_the_result_is_a_function_of_the_arguments():
 def test_protected_labels_are_never_read():
     def result(train, validation):
         model = Net()
-        optimizer = build_optimizer(model, SHORT)
-        Training(model, train, validation, SHORT, MODEL, optimizer, 100).fit()
+        Training(model, train, validation, SHORT, MODEL, 100).fit()
         return state_bits(model)
 
     def hidden(whole):
@@ -178,4 +177,4 @@ def test_out_of_memory_keeps_the_effective_batch():
 def test_too_few_images_are_refused(train, validation):
     model = Net()
     with pytest.raises(AimfairError, match=f"{train} training and {validation} validation images"):
-        Training(model, images(train), images(validation), SHORT, MODEL, build_optimizer(model, SHORT), 1)
+        Training(model, images(train), images(validation), SHORT, MODEL, 1)

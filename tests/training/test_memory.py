@@ -11,7 +11,7 @@ from torch._subclasses import FakeTensor
 from aimfair.base.interrupt import NEVER
 from aimfair.selective.mask import ParameterMask
 from aimfair.training.checkpoint import CHECKPOINT, Checkpoint
-from aimfair.training.finetune import finetune
+from aimfair.training.loop import Training
 from aimfair.training.models import build_model
 from aimfair.training.sensitivity import SOURCES, measure_sensitivity
 from aimfair.training.settings import FinetuneSettings, ModelSettings, OptimizerSettings, SensitivitySettings
@@ -72,7 +72,7 @@ def test_fine_tuning_keeps_gradients_and_the_state_of_selected_weights(density):
     mask = ParameterMask.random(model, density)
     settings = FinetuneSettings(lr=0.001, epochs=1, batch_size=16)
     watch = Watch()
-    finetune(model, mask, TRAIN, VALIDATION, settings, VIT, seed=1, task=watch)
+    Training(model, TRAIN, VALIDATION, settings, VIT, 1, mask, task=watch).fit()
     weights = bytes_of(model)
     state = 2 * density  # exp_avg and exp_avg_sq
     assert 0.9 * (1 + state) * weights < watch.most < (1 + state + 0.2) * weights  # torch's AdamW: 3

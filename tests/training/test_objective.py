@@ -13,7 +13,6 @@ from aimfair.methods.group_dro import GroupWeights
 from aimfair.training.batch_gradient import BatchGradient
 from aimfair.training.checkpoint import Checkpoint
 from aimfair.training.loop import Training
-from aimfair.training.optimizer import build_optimizer
 from aimfair.training.samplers import EqualGroups, groups_of
 from aimfair.training.settings import OptimizerSettings
 from tests.training.samples import (
@@ -148,7 +147,7 @@ def trained(task=None, checkpoint=None, interrupt=None, model=None):
     options = {"checkpoint": checkpoint, "sampler": EqualGroups(groups), "objective": objective}
     options |= {"interrupt": interrupt} if interrupt else {}
     options |= {"task": task} if task else {}
-    training = Training(model, TRAIN, VALIDATION, SETTINGS, MODEL, build_optimizer(model, SETTINGS), 100, **options)
+    training = Training(model, TRAIN, VALIDATION, SETTINGS, MODEL, 100, **options)
     history = training.fit()
     return state_bits(model), without_seconds(history), objective.q
 
@@ -177,7 +176,7 @@ def test_a_skipped_step_moves_no_weight(tmp_path):
     task.advance = lambda *_, **__: states.append(objective.state())
     with pytest.warns(UserWarning, match="skipped"):
         Training(
-            model, TRAIN, VALIDATION, SETTINGS, MODEL, build_optimizer(model, SETTINGS), 100,
+            model, TRAIN, VALIDATION, SETTINGS, MODEL, 100,
             sampler=EqualGroups(groups), objective=objective, task=task,
         ).fit()  # fmt: skip
     assert states[1] == states[0] != states[2]
@@ -186,10 +185,7 @@ def test_a_skipped_step_moves_no_weight(tmp_path):
 def test_another_sampler_or_objective_is_another_training():
     def identity(sampler, objective):
         model = Net()
-        optimizer = build_optimizer(model, SETTINGS)
-        return Training(
-            model, TRAIN, VALIDATION, SETTINGS, MODEL, optimizer, 100, sampler=sampler, objective=objective
-        ).identity()
+        return Training(model, TRAIN, VALIDATION, SETTINGS, MODEL, 100, sampler=sampler, objective=objective).identity()
 
     groups = groups_of(TRAIN)
     found = {
