@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from aimfair.ablation import variants
-from aimfair.ablation.findings import METRICS, Figure, Findings, beside_reference
+from aimfair.ablation.findings import METRICS, Figure, Findings, versus_reference
 from aimfair.ablation.options import Options, Request, changed, tuned
 from aimfair.ablation.outcomes import Outcomes
 from aimfair.ablation.plan import ONLY_GROUP, Arm, Names, Parent, Plan, variant
@@ -81,7 +81,7 @@ def findings(parent: Parent, request: Request, outcomes: Outcomes) -> Findings:
         )  # fmt: skip
         caption = "Compared with the method itself, in the order of the table; bars are intervals over the test images."
         figures.append(Figure(f"Change of {wording.lower_label(metric)} without each block", caption, chart))
-    return Findings(figures, beside_reference(outcomes, METRICS[:2]))
+    return Findings(figures, versus_reference(outcomes, METRICS[:2]))
 
 
 def _selected(run: Run, name: str, method: Tune) -> list[ParameterMask]:

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, replace
 
 from aimfair.ablation import options
-from aimfair.ablation.findings import METRICS, Figure, Findings, beside_reference
+from aimfair.ablation.findings import METRICS, Figure, Findings, versus_reference
 from aimfair.ablation.options import Options, changed, positive, shares, tuned, with_density
 from aimfair.ablation.outcomes import Outcome, Outcomes
 from aimfair.ablation.plan import ONLY_GROUP, Arm, Names, Parent, Plan, full_method, variant
@@ -92,7 +92,7 @@ def findings(parent: Parent, request: Request, outcomes: Outcomes) -> Findings:
             )
         )
     marks = {one.arm.label: "chosen" for one in chosen} if request.lrs else {}
-    sentences = beside_reference(replace(outcomes, arms=[*chosen, full]), METRICS)
+    sentences = versus_reference(replace(outcomes, arms=[*chosen, full]), METRICS)
     return Findings(figures, sentences, {"choice": marks} if marks else {})
 
 

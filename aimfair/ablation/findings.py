@@ -72,10 +72,10 @@ def sweep(outcomes: Outcomes, x_name: str, x_format: Callable[[float], str]) -> 
         )  # fmt: skip
         caption = "Mean over the seeds; bars are intervals over the test images."
         figures.append(Figure(wording.LABELS[metric], caption, chart))
-    return Findings(figures, beside_reference(outcomes, METRICS[:2]))
+    return Findings(figures, versus_reference(outcomes, METRICS[:2]))
 
 
-def beside_reference(outcomes: Outcomes, metrics: Sequence[str]) -> list[str]:
+def versus_reference(outcomes: Outcomes, metrics: Sequence[str]) -> list[str]:
     """For each metric a sentence on which arms are clearly better or worse than the reference."""
     reference = next((one for one in outcomes.arms if one.versus is None), None)
     others = [one for one in outcomes.arms if one is not reference]

@@ -1,6 +1,6 @@
 """Plain prompts, which name only the two attributes, against the contextual ones of the run."""
 
-from aimfair.ablation.findings import METRICS, Findings, beside_reference
+from aimfair.ablation.findings import METRICS, Findings, versus_reference
 from aimfair.ablation.options import Options, Request
 from aimfair.ablation.outcomes import Outcomes
 from aimfair.ablation.plan import Arm, Names, Parent, Plan, variant
@@ -44,7 +44,7 @@ def plan(parent: Parent, request: Request) -> Plan:
 
 
 def findings(parent: Parent, request: Request, outcomes: Outcomes) -> Findings:
-    return Findings([], beside_reference(outcomes, METRICS))
+    return Findings([], versus_reference(outcomes, METRICS))
 
 
 def _plain(settings: PromptSettings) -> dict[str, str | int]:

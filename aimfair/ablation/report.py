@@ -12,7 +12,7 @@ from aimfair.base.files import write_json, write_text
 from aimfair.evaluation.results import Difference, MethodResult
 from aimfair.methods import BIASED
 from aimfair.report import charts, template, wording
-from aimfair.report.tables import COLUMNS, csv_table, escape, markdown_table
+from aimfair.report.tables import COLUMNS, csv_table, escape, markdown_table, print_table
 
 JUDGED = ("worst_group_accuracy", "eo_mean")
 """Metrics with a verdict against the reference."""
@@ -53,26 +53,18 @@ def rows(plan: Plan, outcomes: Outcomes, found: Findings) -> list[list[str]]:
 
 def show(plan: Plan, outcomes: Outcomes, found: Findings) -> None:
     """Prints means and verdicts, as far as they fit a terminal, and the sentences."""
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
-    console = Console()
-    table = Table(box=None, pad_edge=False)
-    table.add_column("arm", overflow="fold", vertical="bottom")
     metrics = [metric for metric in COLUMNS if metric != "group_std"]
     versus = f"vs. {plan.reference or BIASED}"
-    for heading in ["tuned", *(COLUMNS[metric] for metric in metrics), f"worst group\n{versus}", f"EO\n{versus}"]:
-        table.add_column(Text(heading), justify="right", vertical="bottom", overflow="fold")
-    for one in outcomes.arms:
-        cells = [one.arm.label, _tuned(one.result), *(wording.percent(one.result.mean[metric]) for metric in metrics)]
-        cells += [_verdict(plan, outcomes, one, metric) for metric in JUDGED]
-        table.add_row(*map(Text, cells), style="bold" if one.arm.label == plan.reference else "")
+    head = ["arm", "tuned", *(COLUMNS[metric] for metric in metrics), f"worst group\n{versus}", f"EO\n{versus}"]
+    arms = [
+        [one.arm.label, _tuned(one.result), *(wording.percent(one.result.mean[metric]) for metric in metrics)]
+        + [_verdict(plan, outcomes, one, metric) for metric in JUDGED]
+        for one in outcomes.arms
+    ]
     biased = [f"{BIASED} model", "", *(wording.percent(outcomes.biased.mean[metric]) for metric in metrics), "", ""]
-    table.add_row(*map(Text, biased))
-    console.print(table)
+    print_table(head, [*arms, biased], plan.reference)
     for sentence in [*found.sentences, *plan.notes]:
-        console.print(Text(sentence))
+        print(sentence)
 
 
 def _data(name: str, plan: Plan, outcomes: Outcomes, found: Findings) -> dict[str, Any]:

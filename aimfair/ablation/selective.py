@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from aimfair.ablation.findings import METRICS, Findings, beside_reference
+from aimfair.ablation.findings import METRICS, Findings, versus_reference
 from aimfair.ablation.options import Options, words
 from aimfair.ablation.outcomes import Outcomes
 from aimfair.ablation.plan import ONLY_GROUP, Arm, Names, Parent, Plan, full_method, variant
@@ -93,7 +93,7 @@ def findings(parent: Parent, request: Request, outcomes: Outcomes) -> Findings:
     if device.type == "cuda":
         columns["peak"] = {label: _size(one.peak or 0) for label, one in measured.items()}
     full = next(one for one in outcomes.arms if one.versus is None)
-    sentences = beside_reference(outcomes, METRICS)
+    sentences = versus_reference(outcomes, METRICS)
     for one in outcomes.arms:
         if one is not full:
             state, kept = (

@@ -8,9 +8,10 @@ from aimfair.base.seeds import generator
 from aimfair.data.images import Splits
 from aimfair.evaluation import metrics
 from aimfair.evaluation.metrics import Integers
-from aimfair.evaluation.over_seeds import Grouping, score_results, score_spread, std
+from aimfair.evaluation.over_seeds import Grouping
 from aimfair.evaluation.predictions import Logits
-from aimfair.evaluation.results import Audit, AuditMethod, Difference, ScoreResult
+from aimfair.evaluation.results import Audit, AuditMethod
+from aimfair.evaluation.scores import measure
 from aimfair.evaluation.settings import EvaluateSettings
 from aimfair.methods import BIASED
 
@@ -82,11 +83,15 @@ def audit(
     sizes = grouping.counts[BIASED][..., 0].sum(axis=2)
     methods = {}
     for name in predicted:
-        versus = {BIASED: grouping.difference(name, BIASED)} if name == default_method else {}
         scores = None
         if logits is not None:
-            scores = score_results(logits[name], test.target, partition.values, values, settings.bins)
-        methods[name] = _method(grouping, name, versus, score_spread(scores))
+            scores = [measure(one, test.target, partition.values, values, settings.bins) for one in logits[name]]
+        rates = grouping.counts[name].mean(axis=-1)  # every seed sees the same images: these are the mean rates
+        methods[name] = AuditMethod(
+            of_mean_rates={metric: value.item() for metric, value in metrics.overall(rates).items()},
+            worst_present_group=metrics.worst_present_group(rates),
+            **grouping.summary(name, (BIASED,) if name == default_method else (), scores),
+        )
     return Audit(
         value_names=list(partition.names),
         test_images=sizes.tolist(),
@@ -118,23 +123,3 @@ def cautions(target_names: Sequence[str], value_names: Sequence[str], sizes: Int
 
 def _many(groups: Sequence[str], sizes: Integers) -> str:
     return f"{len(groups)} of {sizes.size} groups, {'; '.join(groups)}"
-
-
-def _method(
-    grouping: Grouping,
-    name: str,
-    versus: dict[str, dict[str, Difference]],
-    score_spread: tuple[ScoreResult | None, ScoreResult | None],
-) -> AuditMethod:
-    per_seed = metrics.overall(grouping.counts[name])
-    rates = grouping.counts[name].mean(axis=-1)  # every seed sees the same images: these are the mean rates
-    return AuditMethod(
-        mean={metric: values.mean().item() for metric, values in per_seed.items()},
-        std={metric: std(values).item() for metric, values in per_seed.items()},
-        of_mean_rates={metric: value.item() for metric, value in metrics.overall(rates).items()},
-        by_group=grouping.by_group(name),
-        worst_present_group=metrics.worst_present_group(rates),
-        versus=versus,
-        scores_mean=score_spread[0],
-        scores_std=score_spread[1],
-    )

@@ -7,12 +7,14 @@ import numpy as np
 
 from aimfair.base.seeds import generator
 from aimfair.data.images import Splits
-from aimfair.evaluation import intervals, metrics
+from aimfair.evaluation import metrics
 from aimfair.evaluation.audit import Partition, audit, cautions, partitions
+from aimfair.evaluation.intervals import bias_corrected
 from aimfair.evaluation.metrics import Integers
-from aimfair.evaluation.over_seeds import Grouping, score_results, score_spread, std
+from aimfair.evaluation.over_seeds import Grouping
 from aimfair.evaluation.predictions import Logits
 from aimfair.evaluation.results import MethodResult, Results, ScoreResult, SeedResult
+from aimfair.evaluation.scores import measure
 from aimfair.evaluation.settings import EvaluateSettings
 from aimfair.methods import BIASED
 
@@ -56,19 +58,25 @@ def compare(
         test.target, test.protected, shape, predicted, clusters=test.clusters, confidence=settings.confidence,
         replicates=settings.replicates, generator=generator("evaluate", "bootstrap"),
     )  # fmt: skip
-    methods = {
-        name: _method(
-            experiment,
-            grouping,
-            name,
-            None
-            if logits is None
-            else score_results(logits[name], test.target, test.protected, shape[0], settings.bins),
+    methods = {}
+    for name in predicted:
+        scores = None
+        if logits is not None:
+            scores = [measure(one, test.target, test.protected, shape[0], settings.bins) for one in logits[name]]
+        counts, replicates = grouping.counts[name], grouping.replicates[name]
+        overall = metrics.overall(counts)
+        methods[name] = MethodResult(
             density=float(np.mean(density[name])) if name in density else None,
             reads_groups=name in reads_groups,
+            seeds=_seeds(experiment.seeds, grouping, name, scores),
+            interval={
+                metric: bias_corrected(values.mean(axis=0), overall[metric].mean(), settings.confidence).tolist()
+                for metric, values in replicates.items()
+            },
+            # every seed sees the same test images, so the rates of the sums are the means of the rates
+            of_mean_rates={metric: value.item() for metric, value in metrics.overall(counts.sum(axis=-1)).items()},
+            **grouping.summary(name, (BIASED, experiment.default_method), scores),
         )
-        for name in predicted
-    }
     sizes = test.group_counts(shape[1], shape[0]).T
     attributes, intersections = (
         {
@@ -95,46 +103,13 @@ def compare(
     )
 
 
-def _method(
-    experiment: Experiment,
-    grouping: Grouping,
-    name: str,
-    scores: Sequence[ScoreResult] | None,
-    *,
-    density: float | None,
-    reads_groups: bool,
-) -> MethodResult:
-    counts, replicates, confidence = grouping.counts[name], grouping.replicates[name], grouping.confidence
-    overall = metrics.overall(counts)
-    scores_mean, scores_std = score_spread(scores)
-    return MethodResult(
-        density=density,
-        reads_groups=reads_groups,
-        seeds=_seeds(experiment.seeds, grouping, name, scores),
-        mean={metric: values.mean().item() for metric, values in overall.items()},
-        std={metric: std(values).item() for metric, values in overall.items()},
-        interval={
-            metric: intervals.bias_corrected(values.mean(axis=0), overall[metric].mean(), confidence).tolist()
-            for metric, values in replicates.items()
-        },
-        by_group=grouping.by_group(name),
-        # every seed sees the same test images, so the rates of the sums are the means of the rates
-        of_mean_rates={metric: value.item() for metric, value in metrics.overall(counts.sum(axis=-1)).items()},
-        versus={
-            other: grouping.difference(name, other) for other in (BIASED, experiment.default_method) if other != name
-        },
-        scores_mean=scores_mean,
-        scores_std=scores_std,
-    )
-
-
 def _seeds(
     seeds: Sequence[int], grouping: Grouping, name: str, scores: Sequence[ScoreResult] | None
 ) -> list[SeedResult]:
     counts = grouping.counts[name]
     overall, groups = metrics.overall(counts), metrics.by_group(counts)
     bounds = {
-        metric: intervals.bias_corrected(values, overall[metric], grouping.confidence).tolist()
+        metric: bias_corrected(values, overall[metric], grouping.confidence).tolist()
         for metric, values in grouping.replicates[name].items()
     }
     return [

@@ -112,7 +112,7 @@ def resample(
     """
     protected_values, targets = predictions.shape
     models, strata = predictions.models, predictions.strata
-    # sums of whole numbers below 2^24 are exact in float32, whatever their order
+    # sums of whole numbers below 2^24 are exact in float32, in any order
     number = np.float32 if sum(int(stratum.sizes.sum()) for stratum in strata) < 2**24 else np.float64
     # per stratum and image of its clusters [(K - 1) * M, C]: which cells count towards class k of model m;
     # the last class is the remainder of the group

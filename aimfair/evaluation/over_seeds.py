@@ -4,14 +4,15 @@ Shapes: A values, Y = K classes, S seeds, R bootstrap replicates, N test images.
 """
 
 from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from aimfair.evaluation import intervals, metrics, scores
+from aimfair.evaluation import intervals, metrics
 from aimfair.evaluation.metrics import METRICS, Integers, Values, count_predictions
-from aimfair.evaluation.predictions import Logits
 from aimfair.evaluation.results import Difference, GroupResult, ScoreResult
+from aimfair.evaluation.scores import SCORES
 
 
 class Grouping:
@@ -60,6 +61,24 @@ class Grouping:
             for end, (name, of_seeds) in zip(ends, chosen.items(), strict=True)
         }
 
+    def summary(self, name: str, others: Collection[str], scores: Sequence[ScoreResult] | None) -> dict[str, Any]:
+        """The fields of :class:`aimfair.evaluation.results.MethodSummary` but of_mean_rates.
+
+        Args:
+            others: methods to compare with.
+            scores: of each seed.
+        """
+        overall = metrics.overall(self.counts[name])
+        scores_mean, scores_std = _score_spread(scores)
+        return {
+            "mean": {metric: values.mean().item() for metric, values in overall.items()},
+            "std": {metric: std(values).item() for metric, values in overall.items()},
+            "by_group": self.by_group(name),
+            "versus": {other: self.difference(name, other) for other in others if other != name},
+            "scores_mean": scores_mean,
+            "scores_std": scores_std,
+        }
+
     def by_group(self, name: str) -> GroupResult:
         counts = self.counts[name]
         rates, sizes = metrics.by_group(counts), counts.sum(axis=2)[..., 0]
@@ -91,22 +110,7 @@ def std(values: npt.ArrayLike) -> Values:
     return numbers.std(axis=-1, ddof=1) if numbers.shape[-1] > 1 else np.full(numbers.shape[:-1], np.nan)
 
 
-def score_results(
-    logits: Sequence[Logits], target: Integers, values: Integers, number: int, bins: int
-) -> list[ScoreResult]:
-    """Scores of each seed from its logits, float32 [N, K]; ``number``: A."""
-    found = [scores.measure(one, target, values, number, bins) for one in logits]
-    return [
-        ScoreResult(
-            overall=dict(one.overall),
-            by_value={name: of.tolist() for name, of in one.by_value.items()},
-            gap=dict(one.gap),
-        )
-        for one in found
-    ]
-
-
-def score_spread(of_seeds: Sequence[ScoreResult] | None) -> tuple[ScoreResult | None, ScoreResult | None]:
+def _score_spread(of_seeds: Sequence[ScoreResult] | None) -> tuple[ScoreResult | None, ScoreResult | None]:
     """Mean and standard deviation (ddof 1)."""
     if of_seeds is None:
         return None, None
@@ -118,7 +122,7 @@ def _reduce(of_seeds: Sequence[ScoreResult], function: Callable[[Values], Values
         return function(np.stack([np.asarray(value, dtype=np.float64) for value in values], axis=-1))
 
     return ScoreResult(
-        overall={name: reduced([one.overall[name] for one in of_seeds]).item() for name in scores.SCORES},
-        by_value={name: reduced([one.by_value[name] for one in of_seeds]).tolist() for name in scores.SCORES},
-        gap={name: reduced([one.gap[name] for one in of_seeds]).item() for name in scores.SCORES},
+        overall={name: reduced([one.overall[name] for one in of_seeds]).item() for name in SCORES},
+        by_value={name: reduced([one.by_value[name] for one in of_seeds]).tolist() for name in SCORES},
+        gap={name: reduced([one.gap[name] for one in of_seeds]).item() for name in SCORES},
     )

@@ -91,49 +91,49 @@ class Difference(_Part):
     support: int | None = None
 
 
-class MethodResult(_Part):
-    """A method over the seeds.
+class MethodSummary(_Part):
+    """A method over the seeds, for one grouping of the test images.
+
+    Attributes:
+        mean: metric -> mean over the seeds. std: the same, ddof 1. Metrics that need an empty group are NaN;
+            worst_present_group_accuracy skips empty groups.
+        of_mean_rates: metrics of the seed-averaged rates, as some papers report; their worst group is optimistic.
+        versus: other method -> metric -> this method minus the other.
+        scores_mean: over the seeds; None without probabilities. scores_std: the same, ddof 1.
+    """
+
+    mean: Metrics
+    std: Metrics
+    of_mean_rates: Metrics
+    by_group: GroupResult
+    versus: dict[str, dict[str, Difference]]
+    scores_mean: ScoreResult | None = None
+    scores_std: ScoreResult | None = None
+
+
+class MethodResult(MethodSummary):
+    """A method in the groups of the protected attribute, compared with the biased model and the default method.
 
     Attributes:
         density: selected share of the weights, mean over the seeds; None where nothing is selected.
         reads_groups: the training of the method reads the protected attribute of real images.
-        mean: metric -> mean over the seeds. std: the same, ddof 1. interval: of the mean, bootstrap of the test images,
-            bias-corrected. Where groups are empty, metrics that need them are NaN; worst_present_group_accuracy is not.
-        of_mean_rates: metrics of the seed-averaged rates, as some papers report; their worst group is optimistic.
-        versus: other method -> metric -> this method minus the other. Every method is compared with the biased model
-            and with the default method.
-        scores_mean: over the seeds; None without probabilities. scores_std: the same, ddof 1.
+        interval: metric -> of the mean, bootstrap of the test images, bias-corrected.
     """
 
     density: float | None
     reads_groups: bool = False
     seeds: list[SeedResult]
-    mean: Metrics
-    std: Metrics
     interval: dict[str, Interval]
-    by_group: GroupResult
-    of_mean_rates: Metrics
-    versus: dict[str, dict[str, Difference]]
-    scores_mean: ScoreResult | None = None
-    scores_std: ScoreResult | None = None
 
 
-class AuditMethod(_Part):
-    """A method in the groups of another attribute; fields as in :class:`MethodResult`.
+class AuditMethod(MethodSummary):
+    """A method in the groups of another attribute; only the default method is compared, with the biased model.
 
     Attributes:
         worst_present_group: (y, a) of the lowest seed-averaged accuracy among the non-empty groups.
-        versus: of the default method against the biased model; empty for the others.
     """
 
-    mean: Metrics
-    std: Metrics
-    of_mean_rates: Metrics
-    by_group: GroupResult
     worst_present_group: tuple[int, int] | None
-    versus: dict[str, dict[str, Difference]]
-    scores_mean: ScoreResult | None = None
-    scores_std: ScoreResult | None = None
 
 
 class Audit(_Part):

@@ -22,13 +22,13 @@ Shapes: N images, C classes, A protected values.
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
 from aimfair.evaluation.metrics import Integers, Values
 from aimfair.evaluation.predictions import Logits
+from aimfair.evaluation.results import ScoreResult
 
 SCORES = ("auroc", "calibration_error", "brier")
 
@@ -36,16 +36,7 @@ HIGHER_IS_BETTER = frozenset({"auroc"})
 """For the others lower is better."""
 
 
-@dataclass(frozen=True)
-class ScoreValues:
-    """Metrics of one model: name -> value; ``by_value`` has float64 [A]."""
-
-    overall: Mapping[str, float]
-    by_value: Mapping[str, Values]
-    gap: Mapping[str, float]
-
-
-def measure(logits: Logits, target: Integers, protected: Integers, values: int, bins: int) -> ScoreValues:
+def measure(logits: Logits, target: Integers, protected: Integers, values: int, bins: int) -> ScoreResult:
     """Every metric of SCORES.
 
     Args:
@@ -61,11 +52,11 @@ def measure(logits: Logits, target: Integers, protected: Integers, values: int, 
         "brier": lambda chosen: brier(shares[chosen], target[chosen]),
     }
     members = [protected == a for a in range(values)]
-    by_value = {name: np.array([of(chosen) for chosen in members]) for name, of in functions.items()}
-    return ScoreValues(
+    by_value = {name: [of(chosen) for chosen in members] for name, of in functions.items()}
+    return ScoreResult(
         overall={name: of(slice(None)) for name, of in functions.items()},
         by_value=by_value,
-        gap={name: float(found.max() - found.min()) for name, found in by_value.items()},
+        gap={name: float(np.max(found) - np.min(found)) for name, found in by_value.items()},
     )
 
 

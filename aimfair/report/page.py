@@ -10,7 +10,7 @@ from aimfair.report.material import Material, real_samples
 _MASKS = 6
 """Of more masks only the default method's is shown, and all of them in a collapsed table."""
 
-_BESIDE_WORST = ("eo_mean", "accuracy")
+_SECONDARY = ("eo_mean", "accuracy")
 """Metrics of the tiles, and of comparisons between methods, besides the worst group."""
 
 
@@ -44,7 +44,7 @@ def render(material: Material) -> str:
 
 def _summary(results: Results) -> dict[str, Any]:
     others = [name for name in results.methods if name != results.default_method]
-    metrics = (wording.worst_metric(results), *_BESIDE_WORST)
+    metrics = (wording.worst_metric(results), *_SECONDARY)
     compared = {name: [wording.compare(results, name, metric) for metric in metrics] for name in others}
     return {
         "headline": wording.headline(results),

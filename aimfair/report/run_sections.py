@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from markupsafe import Markup
 
 from aimfair.base.progress import duration
 from aimfair.generation.summary import GenerationSummary, Speed
@@ -171,45 +170,23 @@ def _densities(shares: Sequence[Sequence[Sequence[Share]]]) -> list[DensityRow]:
 # -- training ----------------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Panel:
-    """A chart with the labels of its edges, and the values at the last epoch, mean over the seeds."""
-
-    quantity: str
-    chart: Markup
-    top: str
-    bottom: str
-    last_train: str
-    last_validation: str
-
-
-@dataclass(frozen=True)
-class Training:
-    """One method: the seeds are lines of the same panels."""
-
-    name: str
-    panels: Sequence[Panel]
-    epochs: int
-    kept_epochs: Sequence[int]
-    skipped_steps: int
-
-
-def trainings(histories: Mapping[str, Mapping[int, History]], default_method: str) -> list[Training]:
-    """Of the biased model and of the default method, where there are histories."""
-    found = []
-    for name in (BIASED, default_method):
-        of_seeds = [history for history in histories.get(name, {}).values() if history.epochs]
-        if of_seeds:
-            found.append(
-                Training(
-                    name,
-                    [_panel(quantity, of_seeds) for quantity in ("accuracy", "loss")],
-                    epochs=max(len(history.epochs) for history in of_seeds),
-                    kept_epochs=[history.kept_epoch for history in of_seeds],
-                    skipped_steps=sum(history.skipped_steps for history in of_seeds),
-                )
-            )
-    return found
+def trainings(histories: Mapping[str, Mapping[int, History]], default_method: str) -> list[dict[str, Any]]:
+    """Of the biased model and of the default method, where there are histories; the seeds are lines of the panels."""
+    of_methods = {
+        name: [history for history in histories.get(name, {}).values() if history.epochs]
+        for name in (BIASED, default_method)
+    }
+    return [
+        {
+            "name": name,
+            "panels": [_panel(quantity, of_seeds) for quantity in ("accuracy", "loss")],
+            "epochs": max(len(history.epochs) for history in of_seeds),
+            "kept_epochs": [history.kept_epoch for history in of_seeds],
+            "skipped_steps": sum(history.skipped_steps for history in of_seeds),
+        }
+        for name, of_seeds in of_methods.items()
+        if of_seeds
+    ]
 
 
 def mean_seconds(of_seeds: Mapping[int, History]) -> float | None:
@@ -218,7 +195,8 @@ def mean_seconds(of_seeds: Mapping[int, History]) -> float | None:
     return sum(times) / len(times) if times else None
 
 
-def _panel(quantity: str, histories: Sequence[History]) -> Panel:
+def _panel(quantity: str, histories: Sequence[History]) -> dict[str, Any]:
+    """A chart with the labels of its edges, and the values at the last epoch, mean over the seeds."""
     lines = [
         (kind, [float(getattr(epoch, f"{kind}_{quantity}")) for epoch in history.epochs])
         for kind in ("train", "validation")
@@ -230,13 +208,13 @@ def _panel(quantity: str, histories: Sequence[History]) -> Panel:
     else:
         top, bottom, show = _round_up(max(values, default=1.0)), 0.0, "{:.3f}".format
     last = {kind: [line[-1] for of, line in lines if of == kind] for kind in ("train", "validation")}
-    return Panel(
-        quantity,
-        charts.curves(lines, top, bottom),
-        f"{top:.0%}" if quantity == "accuracy" else f"{top:g}",
-        f"{bottom:.0%}" if quantity == "accuracy" else "0",
-        *(show(sum(of_seeds) / len(of_seeds)) for of_seeds in last.values()),
-    )
+    return {
+        "quantity": quantity,
+        "chart": charts.curves(lines, top, bottom),
+        "top": f"{top:.0%}" if quantity == "accuracy" else f"{top:g}",
+        "bottom": f"{bottom:.0%}" if quantity == "accuracy" else "0",
+        **{f"last_{kind}": show(sum(of_seeds) / len(of_seeds)) for kind, of_seeds in last.items()},
+    }
 
 
 def _round_up(value: float) -> float:

@@ -62,6 +62,20 @@ def csv_table(head: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
     return out.getvalue()
 
 
+def print_table(head: Sequence[str], rows: Iterable[Sequence[str]], bold: str | None) -> None:
+    """A table for the terminal; the row that begins with ``bold`` is bold."""
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=None, pad_edge=False)
+    for i, heading in enumerate(head):
+        table.add_column(Text(heading), justify="right" if i else "left", vertical="bottom", overflow="fold")
+    for row in rows:
+        table.add_row(*map(Text, row), style="bold" if row[0] == bold else "")
+    Console().print(table)
+
+
 # -- results of a run --------------------------------------------------------------------------------------------------
 
 

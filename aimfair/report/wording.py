@@ -1,4 +1,4 @@
-"""Numbers in words: what the figures allow to be said, and nothing beyond."""
+"""Numbers in words: formats, verdicts, and the sentences that the intervals support."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -12,10 +12,10 @@ from aimfair.methods import BIASED
 Verdict = Literal["better", "worse", "no clear change", "too few images", "undefined"]
 
 _NAMED = 4
-"""Of more methods a sentence gives the number."""
+"""A sentence lists at most this many methods."""
 
 _NO_WIDTH = 1e-12
-"""Quantiles of equal numbers differ by less, by rounding."""
+"""Narrower intervals are those of equal numbers, up to rounding."""
 
 _NONE, _MINUS = "\N{EN DASH}", "\N{MINUS SIGN}"
 
@@ -85,8 +85,8 @@ def empty_groups(results: Results) -> str:
 def judge(metric: str, difference: Difference, small_group: int) -> Verdict:
     """Better or worse only if every interval that is defined, over images and over seeds, lies on that side of zero.
 
-    An interval without width says nothing of chance and lies on no side. Where a group of fewer than ``small_group``
-    test images decides the metric, they are too few to say better or worse.
+    An interval without width carries no information and lies on no side. With a support under ``small_group`` test
+    images the verdict is "too few images" instead.
     """
     intervals = [i for i in (difference.over_images, difference.over_seeds) if not any(map(math.isnan, i))]
     if math.isnan(difference.mean) or not intervals:
@@ -117,7 +117,7 @@ def default_minus(results: Results, other: str, metric: str) -> Difference:
 
 @dataclass(frozen=True)
 class Comparison:
-    """One metric of the default method beside that of another."""
+    """One metric of the default method compared with that of another."""
 
     other: str
     metric: str
@@ -152,7 +152,7 @@ def compare(results: Results, other: str, metric: str) -> Comparison:
 
 
 def headline(results: Results) -> str:
-    """One sentence on the worst group; where groups are empty, on the worst of the others, and how many they are."""
+    """One sentence on the worst group; with empty groups, on the worst non-empty one, and how many are empty."""
     metric = worst_metric(results)
     worst = compare(results, BIASED, metric)
     ends = f"from {percent(worst.before)} to {percent(worst.after)}"
@@ -170,38 +170,38 @@ def headline(results: Results) -> str:
 
 
 def against_controls(results: Results) -> list[str]:
-    """Sentences on the default method beside all but the biased model: on worst-group accuracy and on accuracy."""
+    """Sentences comparing the default method with all but the biased model, on worst-group accuracy and accuracy."""
     others = [name for name in results.methods if name not in (BIASED, results.default_method)]
     sentences = []
     worst = worst_metric(results)
     name = "worst-group accuracy" if worst == "worst_group_accuracy" else "the worst group with test images"
     for metric, what in ((worst, name), ("accuracy", "accuracy")):
         verdicts = {name: compare(results, name, metric).verdict for name in others}
-        said = [
+        parts = [
             f"{words} {_few([name for name in others if verdicts[name] == verdict], len(others))}"
-            for verdict, words in _BESIDE.items()
+            for verdict, words in _VERDICTS.items()
             if verdict in verdicts.values()
         ]
-        if said:
-            sentences.append(f"On {what}, {results.default_method} is {'; '.join(said)}.")
+        if parts:
+            sentences.append(f"On {what}, {results.default_method} is {'; '.join(parts)}.")
     return sentences
 
 
 def _few(names: Sequence[str], of: int) -> str:
-    """The names, or how many there are; the table of comparisons has them all."""
+    """The names, or their number; the table of comparisons lists all."""
     return listing(names) if len(names) <= _NAMED else f"{len(names)} of {of} other methods"
 
 
 def cautions(results: Results) -> list[str]:
-    """What the reader must know before the numbers."""
-    one_seed = "One seed: how much the result would change with another training is unknown."
+    """Caveats to be read before the numbers."""
+    one_seed = "One seed: the variance over trainings is unknown."
     return [*results.cautions, *([one_seed] if len(results.seeds) == 1 else [])]
 
 
-_BESIDE: dict[Verdict, str] = {
+_VERDICTS: dict[Verdict, str] = {
     "better": "clearly better than",
     "no clear change": "not clearly different from",
     "worse": "clearly worse than",
-    "too few images": "measured on too few images beside",
+    "too few images": "evaluated on too few images to compare with",
     "undefined": "not comparable with",
 }

@@ -8,7 +8,7 @@ from aimfair.evaluation.compare import Experiment, compare
 from aimfair.evaluation.predictions import load_logits, save_logits, write_predictions
 from aimfair.evaluation.results import SCHEMA_VERSION, Results
 from aimfair.methods import BIASED
-from aimfair.report.tables import COLUMNS, save_tables
+from aimfair.report.tables import COLUMNS, print_table, save_tables
 from aimfair.report.wording import percent, spread
 from aimfair.run.directory import Run
 from aimfair.selective.mask import ParameterMask
@@ -97,23 +97,16 @@ def _predict(run: Run, models: Sequence[tuple[int, str]]) -> None:
 
 def _print(results: Results) -> None:
     """The table of methods, for the terminal."""
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table(box=None, pad_edge=False)
-    table.add_column("method", vertical="bottom", overflow="fold")
-    for heading in ("tuned", *COLUMNS.values(), "seed-avg.\nworst"):
-        table.add_column(heading, justify="right", vertical="bottom")
-    for name, method in results.methods.items():
-        table.add_row(
-            Text(name, style="bold" if name == results.default_method else ""),
+    rows = [
+        [
+            name,
             "" if method.density is None else f"{method.density:.1%}",
             *(spread(method.mean[metric], method.std[metric], unit="") for metric in COLUMNS),
             percent(method.of_mean_rates["worst_group_accuracy"], unit=""),
-        )
+        ]
+        for name, method in results.methods.items()
+    ]
+    print_table(["method", "tuned", *COLUMNS.values(), "seed-avg.\nworst"], rows, results.default_method)
     seeds = len(results.seeds)
     over = f"mean ± std of {seeds} seeds" if seeds > 1 else "one seed"
-    console = Console()
-    console.print(table)
-    console.print(Text(f"Percent, {over}; seed-avg. worst: of seed-averaged accuracies, optimistic.", style="dim"))
+    print(f"Percent, {over}; seed-avg. worst: of seed-averaged accuracies, optimistic.")

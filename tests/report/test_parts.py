@@ -104,9 +104,9 @@ def test_a_training_is_told_from_its_histories() -> None:
         epochs=[Epoch(epoch=e, train_loss=loss, **values) for e, loss in ((1, 1.7), (2, 0.6))], kept_epoch=2
     )
     (told,) = run_sections.trainings({"biased": {1: history, 2: History()}}, "aimfair")
-    accuracy, loss = told.panels
-    assert (told.name, told.epochs, told.kept_epochs) == ("biased", 2, [2])
-    assert (loss.top, loss.bottom, loss.last_train, loss.last_validation) == ("2", "0", "0.600", "0.400")
-    assert (accuracy.top, accuracy.bottom) == ("100%", "80%")
+    accuracy, loss = told["panels"]
+    assert (told["name"], told["epochs"], told["kept_epochs"]) == ("biased", 2, [2])
+    assert [loss[key] for key in ("top", "bottom", "last_train", "last_validation")] == ["2", "0", "0.600", "0.400"]
+    assert (accuracy["top"], accuracy["bottom"]) == ("100%", "80%")
     assert run_sections.mean_seconds({1: history, 2: history}) == pytest.approx(4)
     assert run_sections.mean_seconds({}) is None
