@@ -10,6 +10,7 @@ from torch import Tensor
 
 from aimfair.selective import ops
 from aimfair.selective.layout import empty_mask
+from aimfair.selective.score import Score, ScoreCriterion
 from bench import floors, targets
 from bench.harness import Case, Rival, Runner
 from bench.shapes import MODELS, row_length
@@ -41,7 +42,7 @@ def cases() -> Iterator[Any]:
 def test_select(
     name: str,
     density: float,
-    criterion: ops.Criterion,
+    criterion: ScoreCriterion,
     device: torch.device,
     shrink: float,
     runner: Runner,
@@ -54,7 +55,7 @@ def test_select(
     bits, rank = mask_words(tensors, device)
     k = max(1, round(density * tensors.numel))
     accumulators = 1 + bool(b)
-    scores = score_function(tensors, criterion, a, b)
+    score, scores = Score(criterion, a, b or None), score_function(tensors, criterion, a, b)
     case = Case(
         work=f"select {criterion}",
         tensors=name,
@@ -64,7 +65,7 @@ def test_select(
         floor_bytes=floors.select_bytes(tensors.numel, accumulators=accumulators),
         accumulator_bytes=4 * accumulators * tensors.numel,
         capturable=False,  # it waits, to say whether a score is NaN
-        ours=lambda: ops.select_(bits, rank, k, criterion, a, b or None),
+        ours=lambda: ops.select_(bits, rank, k, score),
         check=lambda: check_top_k(
             mask_of(tensors, bits), exact_norm_ratio(a, b) if criterion == "norm_ratio" else scores(), k
         ),
@@ -73,7 +74,7 @@ def test_select(
     runner.run(case, benchmark)
 
 
-def score_function(tensors: TensorList, criterion: ops.Criterion, a: list[Tensor], b: list[Tensor]) -> Scores:
+def score_function(tensors: TensorList, criterion: ScoreCriterion, a: list[Tensor], b: list[Tensor]) -> Scores:
     """A call that returns all scores as one tensor: the scores themselves if they are one, else a buffer it fills."""
     if criterion == "value":
         assert len(a) == 1, "the scores of several tensors would have to be concatenated"
@@ -135,8 +136,8 @@ def test_select_rows(
     k = max(1, round(0.10 * sum(units)))
 
     def ours() -> None:
-        ops.unit_scores_(means, "difference", a, b)
-        ops.select_(unit_bits, unit_rank, k, "value", means)
+        ops.unit_scores_(means, Score("difference", a, b))
+        ops.select_(unit_bits, unit_rank, k, Score("value", means))
         ops.expand_units_(bits, rank, unit_bits, tensors.numels, units)
 
     bools = [torch.zeros(shape, dtype=torch.bool, device=device).view(count, -1)

@@ -73,7 +73,7 @@ class LastLayerRetrain(FinetuneMethod):
         """
         from aimfair.base.errors import AimfairError
         from aimfair.selective.mask import ParameterMask
-        from aimfair.selective.rules import names_under
+        from aimfair.selective.selection import names_under
         from aimfair.training.head import head_names
 
         if self.head is None:

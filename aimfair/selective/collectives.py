@@ -1,4 +1,7 @@
-"""What the processes of a group tell each other; they call each function together."""
+"""What the processes of a group compute together: agreement, sums, and the exact top-k.
+
+All processes of the group call each function.
+"""
 
 import hashlib
 import json
@@ -9,6 +12,10 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from aimfair.selective import ops
+from aimfair.selective.layout import WORDS_PER_BLOCK, empty_mask, first_blocks
+from aimfair.selective.score import Score
+
 Groups = Iterable[dist.ProcessGroup | None]
 """Groups that this process is in; None is all processes."""
 
@@ -18,13 +25,13 @@ def several_processes() -> bool:
     return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
 
 
-def told_by_all(told: Any, groups: Groups) -> dict[int, Any]:
-    """Rank -> what it tells, ascending. Of the groups of a device mesh, one per dimension: of the whole mesh.
+def gathered_objects(value: Any, groups: Groups) -> dict[int, Any]:
+    """Rank -> its ``value``, ascending. Given the groups of a device mesh, one per dimension: of the whole mesh.
 
     Raises:
         ValueError: this process is not in a group.
     """
-    known = {dist.get_rank(): told}
+    known = {dist.get_rank(): value}
     for group in groups:
         if dist.get_rank(group) < 0:
             raise ValueError(f"process {dist.get_rank()} is not in the group")
@@ -45,9 +52,9 @@ def require_same(call: str, described: Mapping[str, Any], groups: Groups) -> Non
         ValueError: on every process, with the first key that differs and what two of them have.
     """
     texts = {"the call": call, **{key: _text(value) for key, value in described.items()}}
-    told = told_by_all(texts, groups)
-    first, expected = next(iter(told.items()))
-    for rank, found in told.items():
+    found_by_rank = gathered_objects(texts, groups)
+    first, expected = next(iter(found_by_rank.items()))
+    for rank, found in found_by_rank.items():
         for key, text in expected.items():
             if found.get(key) != text:
                 raise ValueError(
@@ -87,3 +94,98 @@ def sum_in_place(values: Tensor, group: dist.ProcessGroup | None) -> None:
     """Leaves the sum over the processes in all of them, to the same bit whatever the backend: one of them adds."""
     dist.reduce(values, group=group, group_dst=0)
     dist.broadcast(values, group=group, group_src=0)
+
+
+# -- the exact top-k over elements held by several processes, by counting keys -------------------------------
+
+_BINS, _BIN_BITS = 2048, 11
+"""Bins of a histogram of ``ops.count_keys_``."""
+
+
+def top_k(score: Score, k: int, group: dist.ProcessGroup, *, largest: bool) -> tuple[Tensor, Tensor]:
+    """``(bits, rank)`` over the whole tensors, the same on every process: the mask that one process would select.
+
+    Three rounds of counting find the k-th best key; elements with just that key are taken in index order.
+
+    Args:
+        score: over the run of every tensor that this process holds, which may be empty; the runs of a tensor in rank
+            order are the tensor.
+
+    Raises:
+        RuntimeError: on every process, naming the tensor, if one of them has a NaN score.
+    """
+    sizes = gathered(torch.tensor(score.numels, device=score.device), group)
+    key, wanted = _threshold(score, k, group, largest=largest)
+    equal = torch.zeros(len(score.a), dtype=torch.int64, device=score.device)
+    ops.count_equal_(equal, key, score, largest=largest)
+    ties = _share(gathered(equal, group), wanted)[dist.get_rank(group)].contiguous()
+    bits, rank = empty_mask(score.numels, score.device)
+    ops.select_above_(bits, rank, key, ties, score, largest=largest)
+    return _joined(bits, sizes, group)
+
+
+def refuse_nan(score: Score, group: dist.ProcessGroup) -> None:
+    """RuntimeError on every process, naming the tensor, if a process has a NaN score."""
+    counts = torch.zeros(_BINS + 1, dtype=torch.int64, device=score.device)
+    ops.count_keys_(counts, 0, 0, score)
+    _refuse_nan(score, int(total(counts[_BINS:], group)), group)
+
+
+def _threshold(score: Score, k: int, group: dist.ProcessGroup, *, largest: bool) -> tuple[int, int]:
+    """The k-th best key, and how many of the elements with that key belong to the k best."""
+    first, bits = 0, 32
+    while bits:
+        counts = torch.zeros(_BINS + 1, dtype=torch.int64, device=score.device)
+        ops.count_keys_(counts, first, bits, score, largest=largest)
+        *bins, nan = total(counts, group).tolist()
+        _refuse_nan(score, nan, group)
+        best = (1 << min(bits, _BIN_BITS)) - 1
+        while best and bins[best] < k:
+            k -= bins[best]
+            best -= 1
+        bits = max(0, bits - _BIN_BITS)
+        first += best << bits
+    return first, k
+
+
+def _refuse_nan(score: Score, found: int, group: dist.ProcessGroup) -> None:
+    if not found:
+        return
+    counts = torch.zeros(len(score.a), _BINS + 1, dtype=torch.int64, device=score.device)
+    for t, row in enumerate(counts):
+        ops.count_keys_(row, 0, 0, score.entry(t))
+    has_nan = total(counts[:, _BINS].contiguous(), group)
+    raise RuntimeError(f"a[{int(has_nan.nonzero()[0])}] has a score that is NaN")
+
+
+def _share(equal: Tensor, wanted: int) -> Tensor:
+    """Of ``equal`` [processes, T], the first ``wanted`` in index order: tensor by tensor, in it process by process."""
+    in_order = equal.T.flatten()
+    before = in_order.cumsum(0) - in_order
+    return (wanted - before).clamp(min=0).minimum(in_order).view(equal.T.shape).T
+
+
+def _joined(bits: Tensor, sizes: Tensor, group: dist.ProcessGroup) -> tuple[Tensor, Tensor]:
+    """The mask over whole tensors from the masks over the runs of ``sizes`` [processes, T]."""
+    own = dist.get_rank(group)
+    numels = sizes.sum(0).tolist()
+    begins = (sizes.cumsum(0) - sizes)[own].tolist()
+    whole_bits, whole_rank = empty_mask(numels, bits.device)
+    runs = sizes[own].tolist()
+    places = zip(first_blocks(runs), first_blocks(numels), runs, begins, strict=False)
+    for from_block, to_block, numel, begin in places:
+        # The run shifted to its place in the word it begins in. Nobody else sets its bits, so that sums are unions.
+        lead = begin % 32
+        shifted = torch.zeros(lead + numel, dtype=torch.bool, device=bits.device)
+        ops.unpack_bits_([shifted[lead:]], bits[from_block * WORDS_PER_BLOCK :][: _words(numel)])
+        packed, packed_rank = empty_mask([lead + numel], bits.device)
+        ops.pack_bits_(packed, packed_rank, [shifted])
+        used = -(-(lead + numel) // 32)
+        whole_bits[to_block * WORDS_PER_BLOCK + begin // 32 :][:used] = packed[:used]
+    whole_bits = total(whole_bits, group)
+    ops.rank_(whole_rank, whole_bits)
+    return whole_bits, whole_rank
+
+
+def _words(numel: int) -> int:
+    return first_blocks([numel])[-1] * WORDS_PER_BLOCK

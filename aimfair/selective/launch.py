@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from aimfair.selective.distributed import local, local_grad
 from aimfair.selective.ops import StepPlan
-from aimfair.selective.sharding import local, local_grad
 
 Lists = dict[str, list[Tensor]]
 """The lists of an operator by the names of its arguments."""

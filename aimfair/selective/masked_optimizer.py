@@ -10,13 +10,13 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from aimfair.selective import state_layout
+from aimfair.selective import state as state_layout
+from aimfair.selective.distributed import is_dtensor
 from aimfair.selective.launch import Launch, Lists, Operator, is_capturing, stream_of
 from aimfair.selective.layout import BLOCK
 from aimfair.selective.mask import ParameterMask
-from aimfair.selective.matching import Slot, match
 from aimfair.selective.parameters import named_errors
-from aimfair.selective.sharding import is_dtensor
+from aimfair.selective.state import Slot, match
 
 State = Literal["dense", "compact"]
 """Optimizer state of a parameter: in its shape, or only for its selected elements."""

@@ -1,8 +1,8 @@
 """The operators: the only caller of ``torch.ops.aimfair``.
 
 Every operator writes into tensors it is given and returns nothing. Tensors come in lists, one entry per parameter,
-in the same order everywhere; an empty list means "not wanted". ``aimfair.selective.reference`` holds the same
-signatures in plain PyTorch and is the specification.
+in the same order everywhere; an empty list leaves that part out. There are four families: accumulate, topk, mask and
+step. ``aimfair.selective.reference`` has the same signatures in plain PyTorch and is the specification.
 
 Legend
     T       number of tensors in a list
@@ -13,26 +13,27 @@ Legend
     rank    int64[B + 1]: rank[b] = number of set bits before block b, rank[B] = nnz
     nnz[t]  set bits of tensor t
 
-What an operator cannot do (other dtypes, non-contiguous or overlapping memory, sizes or devices that do not match)
-it refuses with a ``RuntimeError`` that names the entry, as in ``grads[3]``, before any memory is written.
+Unsupported input (other dtypes, non-contiguous or overlapping memory, sizes or devices that do not match) raises a
+``RuntimeError`` that names the entry, as in ``grads[3]``, before any memory is written.
 Sizes are 64-bit; empty lists, empty tensors and any storage offset are fine.
 """
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any
 
 import torch
 from torch import Tensor
 
 import aimfair._C  # noqa: F401 (registers the operators)
 from aimfair.selective.layout import first_blocks as first_blocks_of
-
-Criterion = Literal["value", "magnitude", "difference", "relative_difference", "norm_ratio"]
+from aimfair.selective.score import Score
 
 ADAMW_STATES = ("exp_avgs", "exp_avg_sqs", "max_exp_avg_sqs")
 SGD_STATES = ("momentum_buffers",)
 
 _ops = torch.ops.aimfair
+
+# -- accumulate ---------------------------------------------------------------------------------------
 
 
 def accumulate_(
@@ -68,71 +69,47 @@ def accumulate_(
     )
 
 
+# -- topk ---------------------------------------------------------------------------------------------
+
+
+def _flat(score: Score) -> tuple[Any, ...]:
+    """The score as the operators take it, in the order of their schemas."""
+    below = score.divisor
+    divisor = (
+        (below.criterion, below.a, below.b or [], below.scale_a, below.scale_b) if below else ("", [], [], 1.0, 1.0)
+    )
+    return score.criterion, score.a, score.b or [], score.scale_a, score.scale_b, *divisor, score.eps
+
+
 def select_(
     bits: Tensor,
     rank: Tensor,
     k: int,
-    criterion: Criterion,
-    a: list[Tensor],
-    b: list[Tensor] | None = None,
+    score: Score,
     *,
-    scale_a: float = 1.0,
-    scale_b: float = 1.0,
     largest: bool = True,
-    divisor_criterion: Criterion | None = None,
-    c: list[Tensor] | None = None,
-    d: list[Tensor] | None = None,
-    scale_c: float = 1.0,
-    scale_d: float = 1.0,
-    eps: float = 1e-12,
 ) -> None:
     """Writes the mask of the ``k`` best-scored elements over all tensors at once.
 
     Exact: the k elements that a stable sort of all scores (descending if ``largest``, else ascending) puts first; equal
-    scores go to the lowest global index, and -0.0 equals 0.0. Scores are computed on the fly in fp32 from
-    ``x = a * scale_a`` and ``y = b * scale_b``, never stored:
-
-    ======================= =============================== ==========================================
-    criterion               score                           a and b
-    ======================= =============================== ==========================================
-    ``value``               a                               caller's scores, any sign; no b, no scale
-    ``magnitude``           |x|                             one accumulator; no b
-    ``difference``          |x - y|                         sums of two sources
-    ``relative_difference`` |x - y| / (|x| + |y| + eps)     sums of two sources
-    ``norm_ratio``          sqrt(y) / sqrt(x + eps)         squares of two sources
-    ======================= =============================== ==========================================
-
-    With ``divisor_criterion`` the score is ``score(a, b) / (score(c, d) + eps)``. Infinite scores are legal; a NaN
-    score is an error that names the tensor, and leaves the mask as it was.
+    scores go to the lowest global index, and -0.0 equals 0.0. Infinite scores are legal; a NaN score is an error that
+    names the tensor, and leaves the mask as it was.
 
     Args:
-        bits, rank: the mask to write, over tensors with the sizes of ``a``.
+        bits, rank: the mask to write, over tensors with the sizes of ``score.a``.
         k: 0 <= k <= sum of n[t].
-        a, b, c, d: [T] float32 tensors of the same sizes.
+        score: see :class:`Score`; a cosine is of units alone and refused here.
     """
-    _ops.select_.default(
-        bits, rank, k, largest, criterion, a, b or [], scale_a, scale_b,
-        divisor_criterion or "", c or [], d or [], scale_c, scale_d, eps,
-    )  # fmt: skip
+    _ops.select_.default(bits, rank, k, largest, *_flat(score))
 
 
 def count_keys_(
     counts: Tensor,
     first: int,
     bits: int,
-    criterion: Criterion,
-    a: list[Tensor],
-    b: list[Tensor] | None = None,
+    score: Score,
     *,
-    scale_a: float = 1.0,
-    scale_b: float = 1.0,
     largest: bool = True,
-    divisor_criterion: Criterion | None = None,
-    c: list[Tensor] | None = None,
-    d: list[Tensor] | None = None,
-    scale_c: float = 1.0,
-    scale_d: float = 1.0,
-    eps: float = 1e-12,
 ) -> None:
     """Adds the histogram of the keys of all scores to ``counts``: one round of a selection over several processes.
 
@@ -147,42 +124,26 @@ def count_keys_(
     Args:
         counts: int64 [2049].
         first, bits: the range of keys, 0 <= bits <= 32; ``first`` is a multiple of 2^bits, below 2^32.
-        others: as in :func:`select_`.
+        score, largest: as in :func:`select_`.
     """
-    _ops.count_keys_.default(
-        counts, first, bits, largest, criterion, a, b or [], scale_a, scale_b,
-        divisor_criterion or "", c or [], d or [], scale_c, scale_d, eps,
-    )  # fmt: skip
+    _ops.count_keys_.default(counts, first, bits, largest, *_flat(score))
 
 
 def count_equal_(
     counts: Tensor,
     key: int,
-    criterion: Criterion,
-    a: list[Tensor],
-    b: list[Tensor] | None = None,
+    score: Score,
     *,
-    scale_a: float = 1.0,
-    scale_b: float = 1.0,
     largest: bool = True,
-    divisor_criterion: Criterion | None = None,
-    c: list[Tensor] | None = None,
-    d: list[Tensor] | None = None,
-    scale_c: float = 1.0,
-    scale_d: float = 1.0,
-    eps: float = 1e-12,
 ) -> None:
     """Adds to ``counts[t]`` the number of elements of tensor t whose key (:func:`count_keys_`) is ``key``.
 
     Args:
         counts: int64 [T].
         key: 0 <= key < 2^32.
-        others: as in :func:`select_`.
+        score, largest: as in :func:`select_`.
     """
-    _ops.count_equal_.default(
-        counts, key, largest, criterion, a, b or [], scale_a, scale_b,
-        divisor_criterion or "", c or [], d or [], scale_c, scale_d, eps,
-    )  # fmt: skip
+    _ops.count_equal_.default(counts, key, largest, *_flat(score))
 
 
 def select_above_(
@@ -190,19 +151,9 @@ def select_above_(
     rank: Tensor,
     key: int,
     ties: Tensor,
-    criterion: Criterion,
-    a: list[Tensor],
-    b: list[Tensor] | None = None,
+    score: Score,
     *,
-    scale_a: float = 1.0,
-    scale_b: float = 1.0,
     largest: bool = True,
-    divisor_criterion: Criterion | None = None,
-    c: list[Tensor] | None = None,
-    d: list[Tensor] | None = None,
-    scale_c: float = 1.0,
-    scale_d: float = 1.0,
-    eps: float = 1e-12,
 ) -> None:
     """Writes the mask of all elements with a greater key (:func:`count_keys_`) than ``key``, and of some with that key.
 
@@ -211,31 +162,17 @@ def select_above_(
     it was.
 
     Args:
-        bits, rank: the mask to write, over tensors with the sizes of ``a``.
+        bits, rank: the mask to write, over tensors with the sizes of ``score.a``.
         key: 0 <= key < 2^32.
         ties: int64 [T].
-        others: as in :func:`select_`.
+        score, largest: as in :func:`select_`.
     """
-    _ops.select_above_.default(
-        bits, rank, key, ties, largest, criterion, a, b or [], scale_a, scale_b,
-        divisor_criterion or "", c or [], d or [], scale_c, scale_d, eps,
-    )  # fmt: skip
+    _ops.select_above_.default(bits, rank, key, ties, largest, *_flat(score))
 
 
 def unit_scores_(
     out: list[Tensor],
-    criterion: Criterion,
-    a: list[Tensor],
-    b: list[Tensor] | None = None,
-    *,
-    scale_a: float = 1.0,
-    scale_b: float = 1.0,
-    divisor_criterion: Criterion | None = None,
-    c: list[Tensor] | None = None,
-    d: list[Tensor] | None = None,
-    scale_c: float = 1.0,
-    scale_d: float = 1.0,
-    eps: float = 1e-12,
+    score: Score,
 ) -> None:
     """Scores of rows or whole tensors: ``out[t][u]`` = mean score of the elements of unit u of tensor t.
 
@@ -244,14 +181,14 @@ def unit_scores_(
 
     Args:
         out: [T] float32 tensors; n[t] is a multiple of ``out[t].numel()``.
-        others: as in :func:`select_`.
+        score: as in :func:`select_`.
     """
-    if not out and not a:
+    if not out and not score.a:
         return  # the dispatcher needs a tensor to find the device
-    _ops.unit_scores_.default(
-        out, criterion, a, b or [], scale_a, scale_b,
-        divisor_criterion or "", c or [], d or [], scale_c, scale_d, eps,
-    )  # fmt: skip
+    _ops.unit_scores_.default(out, *_flat(score))
+
+
+# -- mask ---------------------------------------------------------------------------------------------
 
 
 def expand_units_(bits: Tensor, rank: Tensor, unit_bits: Tensor, numels: list[int], units: list[int]) -> None:
@@ -276,6 +213,9 @@ def unpack_bits_(bools: list[Tensor], bits: Tensor) -> None:
 def rank_(rank: Tensor, bits: Tensor) -> None:
     """Fills the rank directory of ``bits``."""
     _ops.rank_.default(rank, bits)
+
+
+# -- step ---------------------------------------------------------------------------------------------
 
 
 def masked_adamw_(
@@ -326,7 +266,7 @@ def masked_adamw_(
         bits, rank, first_blocks: the mask and the first block of each of the T tensors in it (``layout.first_blocks``
             without its last entry); None = every element. ``rank`` must be the directory of ``bits`` (:func:`rank_`).
         stochastic_rounding: bfloat16 parameters are rounded up or down at random, in proportion to the distance, from a
-            generator keyed by (seed, step, element). Float32 ones are not concerned, float16 ones are refused.
+            generator keyed by (seed, step, element). float32 parameters are unaffected, float16 ones are refused.
         grad_scale, found_inf: float32 with one element. ``found_inf`` != 0 makes the call change nothing.
     """
     _ops.masked_adamw_.default(

@@ -1,7 +1,7 @@
 """The specification: every operator of :mod:`aimfair.selective.ops` in plain PyTorch, without the extension.
 
 Signatures and meanings are those of ``ops``; shapes, dtypes and errors are documented there and only there.
-What a kernel computes must equal what stands here to the last bit, except where noted (the float64 sums of
+A kernel must compute the same to the last bit, except where noted (the float64 sums of
 :func:`accumulate_` and :func:`unit_scores_`, whose order is the kernel's own). Hence the plain style: one operation
 per fp32 rounding, in the order of the specification, and none of the functions that may fuse a multiply with an add
 (``lerp``, ``addcmul``, ``addcdiv``, ``alpha=``).
@@ -16,8 +16,193 @@ from torch import Tensor
 
 from aimfair.selective import layout
 from aimfair.selective.layout import BLOCK, WORDS_PER_BLOCK
+from aimfair.selective.score import Score
 
-# -- masks -----------------------------------------------------------------------------------------
+# -- accumulate ------------------------------------------------------------------------------------
+
+
+def _fp32(value: float, device: torch.device) -> Tensor:
+    """A float64 rounded to fp32 once; a tensor, as dividing by a Python number may multiply by its reciprocal."""
+    return torch.tensor(value, dtype=torch.float32, device=device)
+
+
+def _sqrt(x: Tensor) -> Tensor:
+    """The correctly rounded fp32 square root; that of torch on CPU is often one unit off in the last place."""
+    return x.double().sqrt().float()
+
+
+def _gradient(grad: Tensor, grad_scale: Tensor | None) -> Tensor:
+    """fp32 gradient, flat, multiplied by the fp32 reciprocal of ``grad_scale``."""
+    flat = grad.view(-1).float()
+    return flat if grad_scale is None else flat * (_fp32(1.0, flat.device) / grad_scale.view(()))
+
+
+@torch.no_grad()
+def accumulate_(
+    grads: list[Tensor],
+    sums: list[Tensor],
+    squares: list[Tensor],
+    square_norms: Tensor,
+    nonfinite: Tensor,
+    *,
+    weight: float = 1.0,
+    second_sums: list[Tensor] | None = None,
+    second_weight: float = 0.0,
+    grad_scale: Tensor | None = None,
+    zero_grads: bool = False,
+) -> None:
+    for t, grad in enumerate(grads):
+        g = _gradient(grad, grad_scale)
+        finite = g.isfinite()
+        g = torch.where(finite, g, 0.0)
+        square = g * g
+        if sums:
+            sums[t].view(-1).add_(g * _fp32(weight, g.device))
+        if second_sums:
+            second_sums[t].view(-1).add_(g * _fp32(second_weight, g.device))
+        if squares:
+            squares[t].view(-1).add_(square)
+        square_norms[t] += square.double().sum()
+        nonfinite[t] += (~finite).sum()
+        if zero_grads:
+            grad.zero_()
+
+
+# -- topk ------------------------------------------------------------------------------------------
+
+
+def _criterion_scores(
+    criterion: str, a: Tensor, b: Tensor | None, scale_a: float, scale_b: float, eps: Tensor
+) -> Tensor:
+    """fp32 [n] scores of one criterion. Scales turn sums over batches into means; ``value`` has none."""
+    if criterion == "value":
+        return a.view(-1)
+    x = a.view(-1) * _fp32(scale_a, a.device)
+    if criterion == "magnitude":
+        return x.abs()
+    assert b is not None, f"{criterion} needs two accumulators"
+    y = b.view(-1) * _fp32(scale_b, b.device)
+    if criterion == "difference":
+        return (x - y).abs()
+    if criterion == "relative_difference":
+        return (x - y).abs() / ((x.abs() + y.abs()) + eps)
+    if criterion == "norm_ratio":
+        return _sqrt(y) / _sqrt(x + eps)
+    raise RuntimeError(f"unknown criterion {criterion!r}")
+
+
+def _scores(score: Score) -> list[Tensor]:
+    """fp32 [n[t]] scores of every tensor."""
+    scores, *divisors = (
+        [
+            _criterion_scores(
+                part.criterion, a, part.b[t] if part.b else None, part.scale_a, part.scale_b, _fp32(part.eps, a.device)
+            )
+            for t, a in enumerate(part.a)
+        ]
+        for part in score.parts
+    )
+    for divisor in divisors:
+        scores = [x / (y + _fp32(score.eps, y.device)) for x, y in zip(scores, divisor, strict=True)]
+    return scores
+
+
+def _require_no_nan(scores: list[Tensor]) -> None:
+    for t, score in enumerate(scores):
+        if score.isnan().any():
+            raise RuntimeError(f"a[{t}]: the score of element {int(score.isnan().nonzero()[0])} is NaN")
+
+
+@torch.no_grad()
+def select_(
+    bits: Tensor,
+    rank: Tensor,
+    k: int,
+    score: Score,
+    *,
+    largest: bool = True,
+) -> None:
+    scores = _scores(score)
+    _require_no_nan(scores)
+    numels = [values.numel() for values in scores]
+    if not scores:
+        _write_mask(bits, rank, [])
+        return
+    flat = torch.cat(scores) + 0.0  # -0.0 becomes 0.0: some sorts tell them apart
+    selected = torch.zeros_like(flat, dtype=torch.bool)
+    selected[flat.sort(stable=True, descending=largest).indices[:k]] = True
+    _write_mask(bits, rank, torch.split(selected, numels))
+
+
+def _keys(score: Tensor, largest: bool) -> Tensor:
+    """int64 [n] keys from 0 to 2^32 - 1 in the order of the scores, the best ones greatest."""
+    bits = (score + 0.0).view(torch.int32).long()  # -0.0 becomes 0.0
+    key = torch.where(bits < 0, bits ^ 0x7FFFFFFF, bits)
+    return (key if largest else ~key) + 2**31
+
+
+@torch.no_grad()
+def count_keys_(
+    counts: Tensor,
+    first: int,
+    bits: int,
+    score: Score,
+    *,
+    largest: bool = True,
+) -> None:
+    for values in _scores(score):
+        keys = _keys(values[~values.isnan()], largest)
+        bins = (keys[(keys >= first) & (keys < first + 2**bits)] - first) >> max(0, bits - 11)
+        counts[:2048] += torch.bincount(bins, minlength=2048)
+        counts[2048] += values.isnan().sum()
+
+
+@torch.no_grad()
+def count_equal_(
+    counts: Tensor,
+    key: int,
+    score: Score,
+    *,
+    largest: bool = True,
+) -> None:
+    for t, values in enumerate(_scores(score)):
+        counts[t] += (_keys(values[~values.isnan()], largest) == key).sum()
+
+
+@torch.no_grad()
+def select_above_(
+    bits: Tensor,
+    rank: Tensor,
+    key: int,
+    ties: Tensor,
+    score: Score,
+    *,
+    largest: bool = True,
+) -> None:
+    scores = _scores(score)
+    _require_no_nan(scores)
+    selected = []
+    for values, wanted in zip(scores, ties, strict=True):
+        keys = _keys(values, largest)
+        equal = keys == key
+        selected.append((keys > key) | (equal & (equal.cumsum(0) <= wanted)))
+    _write_mask(bits, rank, selected)
+
+
+@torch.no_grad()
+def unit_scores_(
+    out: list[Tensor],
+    score: Score,
+) -> None:
+    scores = _scores(score)
+    _require_no_nan(scores)
+    for units, values in zip(out, scores, strict=True):
+        if units.numel():
+            rows = values.double().view(units.numel(), -1)
+            units.view(-1).copy_((rows.sum(1) / rows.shape[1]).float())
+
+
+# -- mask ------------------------------------------------------------------------------------------
 
 
 def _pack(selected: Tensor) -> Tensor:
@@ -74,242 +259,7 @@ def expand_units_(bits: Tensor, rank: Tensor, unit_bits: Tensor, numels: list[in
     _write_mask(bits, rank, selected)
 
 
-# -- statistics and selection ----------------------------------------------------------------------
-
-
-def _fp32(value: float, device: torch.device) -> Tensor:
-    """A float64 rounded to fp32 once; a tensor, as dividing by a Python number may multiply by its reciprocal."""
-    return torch.tensor(value, dtype=torch.float32, device=device)
-
-
-def _sqrt(x: Tensor) -> Tensor:
-    """The correctly rounded fp32 square root; that of torch on CPU is often one unit off in the last place."""
-    return x.double().sqrt().float()
-
-
-def _gradient(grad: Tensor, grad_scale: Tensor | None) -> Tensor:
-    """fp32 gradient, flat, multiplied by the fp32 reciprocal of ``grad_scale``."""
-    flat = grad.view(-1).float()
-    return flat if grad_scale is None else flat * (_fp32(1.0, flat.device) / grad_scale.view(()))
-
-
-@torch.no_grad()
-def accumulate_(
-    grads: list[Tensor],
-    sums: list[Tensor],
-    squares: list[Tensor],
-    square_norms: Tensor,
-    nonfinite: Tensor,
-    *,
-    weight: float = 1.0,
-    second_sums: list[Tensor] | None = None,
-    second_weight: float = 0.0,
-    grad_scale: Tensor | None = None,
-    zero_grads: bool = False,
-) -> None:
-    for t, grad in enumerate(grads):
-        g = _gradient(grad, grad_scale)
-        finite = g.isfinite()
-        g = torch.where(finite, g, 0.0)
-        square = g * g
-        if sums:
-            sums[t].view(-1).add_(g * _fp32(weight, g.device))
-        if second_sums:
-            second_sums[t].view(-1).add_(g * _fp32(second_weight, g.device))
-        if squares:
-            squares[t].view(-1).add_(square)
-        square_norms[t] += square.double().sum()
-        nonfinite[t] += (~finite).sum()
-        if zero_grads:
-            grad.zero_()
-
-
-def _criterion_scores(
-    criterion: str, a: Tensor, b: Tensor | None, scale_a: float, scale_b: float, eps: Tensor
-) -> Tensor:
-    """fp32 [n] scores of one criterion. Scales turn sums over batches into means; ``value`` has none."""
-    if criterion == "value":
-        return a.view(-1)
-    x = a.view(-1) * _fp32(scale_a, a.device)
-    if criterion == "magnitude":
-        return x.abs()
-    assert b is not None, f"{criterion} needs two accumulators"
-    y = b.view(-1) * _fp32(scale_b, b.device)
-    if criterion == "difference":
-        return (x - y).abs()
-    if criterion == "relative_difference":
-        return (x - y).abs() / ((x.abs() + y.abs()) + eps)
-    if criterion == "norm_ratio":
-        return _sqrt(y) / _sqrt(x + eps)
-    raise RuntimeError(f"unknown criterion {criterion!r}")
-
-
-def _scores(
-    criterion: str, a: list[Tensor], b: list[Tensor] | None, scale_a: float, scale_b: float,
-    divisor_criterion: str | None, c: list[Tensor] | None, d: list[Tensor] | None, scale_c: float, scale_d: float,
-    eps: float,
-) -> list[Tensor]:  # fmt: skip
-    """fp32 [n[t]] scores of every tensor."""
-    result = []
-    for t, tensor in enumerate(a):
-        eps_t = _fp32(eps, tensor.device)
-        score = _criterion_scores(criterion, tensor, b[t] if b else None, scale_a, scale_b, eps_t)
-        if divisor_criterion and c:
-            divisor = _criterion_scores(divisor_criterion, c[t], d[t] if d else None, scale_c, scale_d, eps_t)
-            score = score / (divisor + eps_t)
-        result.append(score)
-    return result
-
-
-def _require_no_nan(scores: list[Tensor]) -> None:
-    for t, score in enumerate(scores):
-        if score.isnan().any():
-            raise RuntimeError(f"a[{t}]: the score of element {int(score.isnan().nonzero()[0])} is NaN")
-
-
-@torch.no_grad()
-def select_(
-    bits: Tensor,
-    rank: Tensor,
-    k: int,
-    criterion: str,
-    a: list[Tensor],
-    b: list[Tensor] | None = None,
-    *,
-    scale_a: float = 1.0,
-    scale_b: float = 1.0,
-    largest: bool = True,
-    divisor_criterion: str | None = None,
-    c: list[Tensor] | None = None,
-    d: list[Tensor] | None = None,
-    scale_c: float = 1.0,
-    scale_d: float = 1.0,
-    eps: float = 1e-12,
-) -> None:
-    scores = _scores(criterion, a, b, scale_a, scale_b, divisor_criterion, c, d, scale_c, scale_d, eps)
-    _require_no_nan(scores)
-    numels = [score.numel() for score in scores]
-    if not scores:
-        _write_mask(bits, rank, [])
-        return
-    flat = torch.cat(scores) + 0.0  # -0.0 becomes 0.0: some sorts tell them apart
-    selected = torch.zeros_like(flat, dtype=torch.bool)
-    selected[flat.sort(stable=True, descending=largest).indices[:k]] = True
-    _write_mask(bits, rank, torch.split(selected, numels))
-
-
-def _keys(score: Tensor, largest: bool) -> Tensor:
-    """int64 [n] keys from 0 to 2^32 - 1 in the order of the scores, the best ones greatest."""
-    bits = (score + 0.0).view(torch.int32).long()  # -0.0 becomes 0.0
-    key = torch.where(bits < 0, bits ^ 0x7FFFFFFF, bits)
-    return (key if largest else ~key) + 2**31
-
-
-@torch.no_grad()
-def count_keys_(
-    counts: Tensor,
-    first: int,
-    bits: int,
-    criterion: str,
-    a: list[Tensor],
-    b: list[Tensor] | None = None,
-    *,
-    scale_a: float = 1.0,
-    scale_b: float = 1.0,
-    largest: bool = True,
-    divisor_criterion: str | None = None,
-    c: list[Tensor] | None = None,
-    d: list[Tensor] | None = None,
-    scale_c: float = 1.0,
-    scale_d: float = 1.0,
-    eps: float = 1e-12,
-) -> None:
-    scores = _scores(criterion, a, b, scale_a, scale_b, divisor_criterion, c, d, scale_c, scale_d, eps)
-    for score in scores:
-        keys = _keys(score[~score.isnan()], largest)
-        bins = (keys[(keys >= first) & (keys < first + 2**bits)] - first) >> max(0, bits - 11)
-        counts[:2048] += torch.bincount(bins, minlength=2048)
-        counts[2048] += score.isnan().sum()
-
-
-@torch.no_grad()
-def count_equal_(
-    counts: Tensor,
-    key: int,
-    criterion: str,
-    a: list[Tensor],
-    b: list[Tensor] | None = None,
-    *,
-    scale_a: float = 1.0,
-    scale_b: float = 1.0,
-    largest: bool = True,
-    divisor_criterion: str | None = None,
-    c: list[Tensor] | None = None,
-    d: list[Tensor] | None = None,
-    scale_c: float = 1.0,
-    scale_d: float = 1.0,
-    eps: float = 1e-12,
-) -> None:
-    scores = _scores(criterion, a, b, scale_a, scale_b, divisor_criterion, c, d, scale_c, scale_d, eps)
-    for t, score in enumerate(scores):
-        counts[t] += (_keys(score[~score.isnan()], largest) == key).sum()
-
-
-@torch.no_grad()
-def select_above_(
-    bits: Tensor,
-    rank: Tensor,
-    key: int,
-    ties: Tensor,
-    criterion: str,
-    a: list[Tensor],
-    b: list[Tensor] | None = None,
-    *,
-    scale_a: float = 1.0,
-    scale_b: float = 1.0,
-    largest: bool = True,
-    divisor_criterion: str | None = None,
-    c: list[Tensor] | None = None,
-    d: list[Tensor] | None = None,
-    scale_c: float = 1.0,
-    scale_d: float = 1.0,
-    eps: float = 1e-12,
-) -> None:
-    scores = _scores(criterion, a, b, scale_a, scale_b, divisor_criterion, c, d, scale_c, scale_d, eps)
-    _require_no_nan(scores)
-    selected = []
-    for score, wanted in zip(scores, ties, strict=True):
-        keys = _keys(score, largest)
-        equal = keys == key
-        selected.append((keys > key) | (equal & (equal.cumsum(0) <= wanted)))
-    _write_mask(bits, rank, selected)
-
-
-@torch.no_grad()
-def unit_scores_(
-    out: list[Tensor],
-    criterion: str,
-    a: list[Tensor],
-    b: list[Tensor] | None = None,
-    *,
-    scale_a: float = 1.0,
-    scale_b: float = 1.0,
-    divisor_criterion: str | None = None,
-    c: list[Tensor] | None = None,
-    d: list[Tensor] | None = None,
-    scale_c: float = 1.0,
-    scale_d: float = 1.0,
-    eps: float = 1e-12,
-) -> None:
-    scores = _scores(criterion, a, b, scale_a, scale_b, divisor_criterion, c, d, scale_c, scale_d, eps)
-    _require_no_nan(scores)
-    for units, score in zip(out, scores, strict=True):
-        if units.numel():
-            rows = score.double().view(units.numel(), -1)
-            units.view(-1).copy_((rows.sum(1) / rows.shape[1]).float())
-
-
-# -- masked steps ----------------------------------------------------------------------------------
+# -- step ------------------------------------------------------------------------------------------
 
 
 def _splitmix64(z: Tensor) -> Tensor:

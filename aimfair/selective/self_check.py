@@ -1,4 +1,4 @@
-"""Whether the kernels do what the specification does, on the machine at hand."""
+"""Checks the kernels against the reference on this machine."""
 
 from collections.abc import Callable
 from types import ModuleType
@@ -7,22 +7,23 @@ from typing import Any
 import torch
 
 from aimfair.selective import layout, ops, reference
+from aimfair.selective.score import Score
 
 Steps = tuple[Callable[..., None], Callable[..., ops.StepPlan], Callable[..., None]]
-"""On lists, the making of a plan, on a plan."""
+"""An optimizer's operator: on lists; making a plan; on a plan."""
 
 ADAMW = {"beta1": 0.9, "beta2": 0.999, "eps": 1e-8}
 SGD = {"momentum": 0.9}
 
 
 def wrong_kernels(device: torch.device) -> list[str]:
-    """The kernels that do not do, to the bit, what the specification does, on a small problem."""
+    """Names of the kernels whose results on a small problem differ from the reference in any bit."""
     expected = _exercise(reference, torch.device("cpu"))
     return [name for name, value in _exercise(ops, device).items() if value != expected[name]]
 
 
 def _exercise(operators: ModuleType, device: torch.device) -> dict[str, list[list[float]]]:
-    """Kernel -> every value that it writes, for a small problem: statistics, a mask, steps of both optimizers."""
+    """Kernel -> every value it writes on a small problem: statistics, a mask, steps of both optimizers."""
     generator = torch.Generator().manual_seed(0)
     sizes = (1500, 77)
 
@@ -36,7 +37,7 @@ def _exercise(operators: ModuleType, device: torch.device) -> dict[str, list[lis
     bits, rank = layout.empty_mask(sizes, device)
     norms, nonfinite = (torch.zeros(2, dtype=dtype, device=device) for dtype in (torch.float64, torch.int64))
     operators.accumulate_(grads, sums, squares, norms, nonfinite, weight=0.5)
-    operators.select_(bits, rank, 500, "relative_difference", sums, others)
+    operators.select_(bits, rank, 500, Score("relative_difference", sums, others))
     written = {"accumulate": sums + squares, "select": [bits, rank]}
 
     mask: dict[str, Any] = {"bits": bits, "rank": rank, "first_blocks": layout.first_blocks(sizes)[:-1]}

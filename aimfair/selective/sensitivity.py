@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Literal, Self, get_args
 
 import torch
@@ -11,6 +12,7 @@ from aimfair.selective import storage
 from aimfair.selective.capture import GradientCapture
 from aimfair.selective.choices import SIZES, Criterion, Granularity, Rule
 from aimfair.selective.collectives import require_same, several_processes
+from aimfair.selective.distributed import holding_of, is_dtensor, local_grad
 from aimfair.selective.mask import ParameterMask
 from aimfair.selective.parameters import (
     Parameters,
@@ -20,9 +22,8 @@ from aimfair.selective.parameters import (
     require_tunable,
     shapes_of,
 )
-from aimfair.selective.ranking import Ranking, Score
-from aimfair.selective.rules import budget, head_names, intersection, names_under
-from aimfair.selective.sharding import holding_of, is_dtensor, local_grad
+from aimfair.selective.score import Score
+from aimfair.selective.selection import Ranking, budget, head_names, intersection, names_under
 from aimfair.selective.statistics import CONTRAST_CRITERIA, SOURCE_CRITERIA, Contrasts, GradientStatistics, Statistics
 from aimfair.selective.summary import SensitivitySummary
 from aimfair.selective.units import number_of_units
@@ -291,7 +292,7 @@ class Sensitivity:
         - ``relative_difference``: that / (abs(mean g_A) + abs(mean g_B) + eps);
         - ``norm_ratio``: sqrt(mean g_B^2) / sqrt(mean g_A^2 + eps);
         - ``cosine``: 1 - cos(mean g_A, mean g_B) over the elements of a row or tensor; an element has none. Details and
-          the case of a zero gradient: :mod:`aimfair.selective.cosine`. ``ratio`` then divides the scores of units.
+          the case of a zero gradient: :func:`aimfair.selective.units.unit_scores`. ``ratio`` then divides unit scores.
 
         The bias score may also be ``fisher`` (mean g^2) or ``magnitude`` (abs(mean g)) of one ``source``.
 
@@ -339,7 +340,11 @@ class Sensitivity:
         elif rule == "random":
             mask = ParameterMask.random(self._named, density, k=k, seed=seed, granularity=granularity)
         else:
-            mask = self._best(rule, criterion, domain_criterion, granularity, sizes, eps=eps, source=source)
+            bias_score = self._score(criterion, "bias", source, eps)
+            domain_score = None
+            if rule != "top_k":
+                domain_score = self._score(_domain_criterion(criterion, domain_criterion), "domain", None, eps)
+            mask = self._best(rule, granularity, bias_score, domain_score, sizes)
         if not frozen:
             return mask
         mask -= ParameterMask.from_names(self._named, frozen)
@@ -348,37 +353,17 @@ class Sensitivity:
         return mask
 
     def _best(
-        self,
-        rule: Rule,
-        criterion: Criterion,
-        domain_criterion: Criterion | None,
-        granularity: Granularity,
-        sizes: dict[str, Any],
-        *,
-        eps: float,
-        source: str | None,
+        self, rule: Rule, granularity: Granularity, bias: Score, domain: Score | None, sizes: Mapping[str, Any]
     ) -> ParameterMask:
         """The mask of a rule that ranks units by their scores."""
-        bias_score = self._score(criterion, "bias", source)
-        if rule == "top_k":
-            ranking = self._ranking(granularity, bias_score, eps=eps)
+        if rule in ("top_k", "ratio"):
+            ranking = self._ranking(granularity, replace(bias, divisor=domain))
             return ranking.top(number_of_units(sizes["density"], sizes["k"], ranking.units))
-        if domain_criterion is None:
-            domain_criterion = criterion if criterion in CONTRAST_CRITERIA else "difference"
-        if domain_criterion not in CONTRAST_CRITERIA:
-            raise ValueError(f"domain_criterion={domain_criterion!r}: expected one of {', '.join(CONTRAST_CRITERIA)}")
-        domain_score = self._score(domain_criterion, "domain", None)
-        if rule == "ratio":
-            ranking = self._ranking(granularity, bias_score, domain_score, eps=eps)
-            return ranking.top(number_of_units(sizes["density"], sizes["k"], ranking.units))
-        by_bias = self._ranking(granularity, bias_score, eps=eps)
-        by_domain = self._ranking(granularity, domain_score, eps=eps)
+        assert domain is not None
+        by_bias, by_domain = self._ranking(granularity, bias), self._ranking(granularity, domain)
         if {name for name, size in sizes.items() if size is not None} not in SIZES[rule]:
-            raise ValueError(
-                f"rule {rule!r} needs density alone"
-                + (", or one of bias_density and bias_k with one of domain_density and domain_k"
-                   if rule == "intersection" else "")
-            )  # fmt: skip
+            pair = ", or one of bias_density and bias_k with one of domain_density and domain_k"
+            raise ValueError(f"rule {rule!r} needs density alone{pair if rule == 'intersection' else ''}")
         if sizes["density"] is not None:
             return budget(by_bias, by_domain, sizes["density"])
         most = number_of_units(sizes["bias_density"], sizes["bias_k"], by_bias.units, "bias_")
@@ -398,15 +383,15 @@ class Sensitivity:
         self._require_same(
             "unit_scores()", criterion=criterion, contrast=contrast, source=source, granularity=granularity, eps=eps
         )
-        ranking = self._ranking(granularity, self._score(criterion, contrast, source), eps=eps)
+        ranking = self._ranking(granularity, self._score(criterion, contrast, source, eps))
         return dict(zip(self._statistics.names, ranking.unit_scores(), strict=True))
 
-    def _score(self, criterion: Criterion, contrast: str, source: str | None) -> Score:
+    def _score(self, criterion: Criterion, contrast: str, source: str | None, eps: float) -> Score:
         if criterion in CONTRAST_CRITERIA:
             if source is not None:
                 raise ValueError(f"criterion {criterion!r} compares two sources; source={source!r} has no meaning")
             self._require_finite(self._statistics.contrasts.get(contrast, ()))
-            return self._statistics.contrast_score(criterion, contrast)
+            return self._statistics.contrast_score(criterion, contrast, eps)
         if criterion not in SOURCE_CRITERIA:
             raise ValueError(f"criterion={criterion!r}: expected one of {', '.join(get_args(Criterion))}")
         sources = self._statistics.sources
@@ -415,11 +400,10 @@ class Sensitivity:
         if source not in sources:
             raise ValueError(f"criterion {criterion!r} needs source=, one of {', '.join(sources)}, found {source!r}")
         self._require_finite((source,))
-        return self._statistics.source_score(criterion, source)
+        return self._statistics.source_score(criterion, source, eps)
 
-    def _ranking(self, granularity: Granularity, score: Score, divisor: Score | None = None, *, eps: float) -> Ranking:
-        shapes = shapes_of(self._parameters)
-        return Ranking(self._statistics.names, shapes, granularity, self._holding, score, divisor, eps=eps)
+    def _ranking(self, granularity: Granularity, score: Score) -> Ranking:
+        return Ranking(self._statistics.names, shapes_of(self._parameters), granularity, self._holding, score)
 
     # -- reading ---------------------------------------------------------------------------------------
 
@@ -526,6 +510,14 @@ def _default_contrasts(sources: Sequence[str]) -> Contrasts:
     if len(sources) == 3:
         return {"domain": (sources[0], sources[1]), "bias": (sources[1], sources[2])}
     return {"bias": (sources[0], sources[1])} if len(sources) == 2 else {}
+
+
+def _domain_criterion(criterion: Criterion, domain_criterion: Criterion | None) -> Criterion:
+    if domain_criterion is None:
+        return criterion if criterion in CONTRAST_CRITERIA else "difference"
+    if domain_criterion not in CONTRAST_CRITERIA:
+        raise ValueError(f"domain_criterion={domain_criterion!r}: expected one of {', '.join(CONTRAST_CRITERIA)}")
+    return domain_criterion
 
 
 def _require_arguments(rule: str, **given: object) -> None:

@@ -9,10 +9,10 @@ import torch.distributed as dist
 from torch import Tensor
 
 from aimfair.selective import ops
-from aimfair.selective.collectives import sum_in_place, told_by_all
+from aimfair.selective.collectives import gathered_objects, sum_in_place
+from aimfair.selective.distributed import Whole
 from aimfair.selective.parameters import listing, named_errors
-from aimfair.selective.ranking import Score
-from aimfair.selective.sharding import Whole
+from aimfair.selective.score import Score
 
 Statistics = Literal["all", "sum", "square", "signed"]
 """What is kept per element, in float32: sum of g and of g^2 for every source (``all``), one of them, or for every
@@ -186,8 +186,8 @@ class GradientStatistics:
 
     def reduce(self, group: dist.ProcessGroup | None) -> None:
         """Sums everything over processes of the same :meth:`config`, see ``Sensitivity.reduce``."""
-        told = told_by_all((self.reduced, sorted(self.interrupted)), (group,))
-        for rank, (reduced, interrupted) in told.items():
+        found = gathered_objects((self.reduced, sorted(self.interrupted)), (group,))
+        for rank, (reduced, interrupted) in found.items():
             if reduced:
                 raise RuntimeError("reduce() has summed the statistics already; reset() and accumulate again")
             if interrupted:
@@ -226,7 +226,7 @@ class GradientStatistics:
             name: view.view(shape) / batches for name, shape, view in zip(self.names, self.shapes, views, strict=True)
         }
 
-    def contrast_score(self, criterion: str, contrast: str) -> Score:
+    def contrast_score(self, criterion: str, contrast: str, eps: float) -> Score:
         """The score of a criterion that compares the two sources of a contrast."""
         if contrast not in self.contrasts:
             known = f"there is {listing(self.contrasts)}" if self.contrasts else "there is none"
@@ -235,19 +235,20 @@ class GradientStatistics:
         if self.statistics == "signed":
             if criterion != "difference":
                 self._require(_NEEDED[criterion], f"criterion {criterion!r}")
-            return Score("magnitude", self._views[f"signed/{contrast}"])
+            return Score("magnitude", self._views[f"signed/{contrast}"], eps=eps)
         kept = _NEEDED[criterion]
         self._require(kept, f"criterion {criterion!r}")
         (a, scale_a), (b, scale_b) = (
             (self._views[f"{kept}/{source}"], 1.0 / self.batches[source]) for source in self.contrasts[contrast]
         )
-        return Score(criterion, a, b, scale_a, scale_b)  # type: ignore[arg-type]
+        return Score(criterion, a, b, scale_a, scale_b, eps=eps)  # type: ignore[arg-type]
 
-    def source_score(self, criterion: str, source: str) -> Score:
+    def source_score(self, criterion: str, source: str, eps: float) -> Score:
         """The score of a criterion of one source: ``fisher`` (mean g^2) or ``magnitude`` (\\|mean g\\|)."""
         self._require(_NEEDED[criterion], f"criterion {criterion!r}")
         self.require_ready((source,))
-        return Score("magnitude", self._views[f"{_NEEDED[criterion]}/{source}"], scale_a=1.0 / self.batches[source])
+        views, scale = self._views[f"{_NEEDED[criterion]}/{source}"], 1.0 / self.batches[source]
+        return Score("magnitude", views, scale_a=scale, eps=eps)
 
     def _require(self, kept: str, wanted_by: str) -> None:
         if kept not in _KEPT[self.statistics]:

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from aimfair.selective import layout, ops
+from aimfair.selective.score import Score
 from tests.kernels import cases
 
 from .device import CUDA, needs_cuda
@@ -34,7 +35,7 @@ def test_select_takes_less_than_a_twentieth_of_its_input(kind, k):
     if kind == "few_values":  # the bracket fails, and all scores are counted
         scores = [score.round() for score in scores]
     bits, rank = layout.empty_mask([score.numel() for score in scores], CUDA)
-    assert extra_bytes(lambda: ops.select_(bits, rank, k, "value", scores)) < 0.05 * 4 * NUMEL
+    assert extra_bytes(lambda: ops.select_(bits, rank, k, Score("value", scores))) < 0.05 * 4 * NUMEL
 
 
 def test_the_others_take_less_than_a_hundredth():
@@ -54,4 +55,4 @@ def test_the_others_take_less_than_a_hundredth():
     assert extra_bytes(lambda: ops.pack_bits_(bits, rank, bools)) < 0.01 * NUMEL
     assert extra_bytes(lambda: ops.unpack_bits_(bools, bits)) < 0.01 * NUMEL
     rows = [torch.zeros(shape[0], device=CUDA) for shape in SHAPES]
-    assert extra_bytes(lambda: ops.unit_scores_(rows, "value", step["params"])) < 0.01 * 4 * NUMEL
+    assert extra_bytes(lambda: ops.unit_scores_(rows, Score("value", step["params"]))) < 0.01 * 4 * NUMEL

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from aimfair.selective import layout, ops
+from aimfair.selective.score import Score
 from tests.kernels import cases
 from tests.kernels.cases import Inputs
 from tests.kernels.test_paths_and_threads import CALLS
@@ -60,7 +61,7 @@ def accumulate() -> tuple[Callable[..., None], Inputs]:
 
 def select(criterion: str, k: int) -> tuple[Callable[..., None], Inputs]:
     inputs = cases.score_inputs(MANY_CHUNKS, criterion, CUDA)
-    bits, rank = layout.empty_mask([a.numel() for a in inputs["a"]], CUDA)
+    bits, rank = layout.empty_mask([a.numel() for a in inputs["score"].a], CUDA)
     return ops.select_, inputs | {"bits": bits, "rank": rank, "k": k}
 
 
@@ -68,7 +69,7 @@ def select_ties() -> tuple[Callable[..., None], Inputs]:
     """So few values that the place of each tie decides."""
     scores = [torch.randint(-20, 20, shape, device=CUDA).float() for shape in MANY_CHUNKS]
     bits, rank = layout.empty_mask([score.numel() for score in scores], CUDA)
-    return ops.select_, {"bits": bits, "rank": rank, "k": 1_234_567, "criterion": "value", "a": scores}
+    return ops.select_, {"bits": bits, "rank": rank, "k": 1_234_567, "score": Score("value", scores)}
 
 
 def unit_scores() -> tuple[Callable[..., None], Inputs]:

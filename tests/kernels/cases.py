@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from aimfair.selective import layout, reference
+from aimfair.selective.score import Score
 
 Shape = tuple[int, ...]
 Inputs = dict[str, Any]
@@ -75,6 +76,8 @@ def clone(value: Any, device: torch.device | str | None = None) -> Any:
         return storage.as_strided(value.shape, value.stride(), value.storage_offset())
     if isinstance(value, dict):
         return {name: clone(item, device) for name, item in value.items()}
+    if isinstance(value, Score):
+        return value.map(lambda _, tensor: clone(tensor, device))
     return [clone(item, device) for item in value] if isinstance(value, list) else value
 
 
@@ -102,6 +105,8 @@ def assert_same(actual: Any, expected: Any, name: str = "tensor") -> None:
         assert actual.keys() == expected.keys()
         for key in expected:
             assert_same(actual[key], expected[key], key)
+    elif isinstance(expected, Score):
+        assert_same(vars(actual), vars(expected), name)
     elif isinstance(expected, list):
         assert len(actual) == len(expected), name
         for i, (x, y) in enumerate(zip(actual, expected, strict=True)):
@@ -119,6 +124,7 @@ def assert_same(actual: Any, expected: Any, name: str = "tensor") -> None:
 
 
 def tensors_in(value: Any) -> Iterator[Tensor]:
+    value = vars(value) if isinstance(value, Score) else value
     if isinstance(value, Tensor):
         yield value
     elif isinstance(value, dict | list):
@@ -212,11 +218,11 @@ def score_inputs(
     criterion: str,
     device: torch.device,
     offset: int = 0,
-    divisor_criterion: str | None = None,
+    divisor: str | None = None,
 ) -> Inputs:
-    """Accumulators and scales for ``select_`` and ``unit_scores_``; a third of the values repeat, so scores tie.
+    """A score for ``select_`` and ``unit_scores_``; a third of the values repeat, so scores tie.
 
-    ``a`` and ``c`` have the shapes asked for, ``b`` and ``d`` are flat.
+    ``a`` has the shapes asked for, ``b`` is flat, in the score and in its divisor.
     """
 
     def accumulators(name: str) -> list[Tensor]:
@@ -227,14 +233,13 @@ def score_inputs(
             tensors.append(place(values.abs() if name == "norm_ratio" else values, offset))
         return tensors
 
-    inputs: Inputs = {"criterion": criterion, "a": accumulators(criterion), "scale_a": 1 / 3}
-    if SECOND_OF[criterion]:
-        inputs |= {"b": [tensor.view(-1) for tensor in accumulators(criterion)], "scale_b": 0.7}
-    if divisor_criterion:
-        inputs |= {"divisor_criterion": divisor_criterion, "c": accumulators(divisor_criterion), "scale_c": 0.11}
-        if SECOND_OF[divisor_criterion]:
-            inputs |= {"d": [tensor.view(-1) for tensor in accumulators(divisor_criterion)], "scale_d": 1.3}
-    return inputs
+    def score(name: str, scale_a: float, scale_b: float, divisor: Score | None = None) -> Score:
+        a = accumulators(name)
+        b = [tensor.view(-1) for tensor in accumulators(name)] if SECOND_OF[name] else None
+        return Score(name, a, b, scale_a, scale_b, divisor)
+
+    below = score(divisor, 0.11, 1.3) if divisor else None
+    return {"score": score(criterion, 1 / 3, 0.7, below)}
 
 
 class _StepInputs:

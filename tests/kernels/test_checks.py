@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from aimfair.selective import layout, ops
+from aimfair.selective.score import Score
 
 from . import cases
 from .valid_calls import (
@@ -187,7 +188,7 @@ def test_reading_twice_is_fine(device):
     inputs["grads"][4] = inputs["grads"][2]
     ops.accumulate_(**inputs)
     scores = select(device)
-    ops.select_(**scores | {"b": scores["a"], "c": scores["a"], "a": [scores["a"][0], *scores["a"][1:]]})
+    OPERATORS[select](**scores | {"b": scores["a"], "c": scores["a"], "a": [scores["a"][0], *scores["a"][1:]]})
 
 
 # -- masks ------------------------------------------------------------------------------------------------------------
@@ -371,6 +372,26 @@ def test_criteria(build, device):
     refused(build, device, r"\bc\b|divisor_criterion", divisor_criterion=None, d=None)
 
 
+def test_scores_that_make_no_sense(device):
+    """Refused when the score is made, before any operator."""
+    a, b = ([torch.ones(3, device=device), torch.ones(2, device=device)] for _ in range(2))
+    good = Score("difference", a, b)
+    for message, make in {
+        "criterion='nonsense': expected one of value, magnitude": lambda: Score("nonsense", a),
+        "'magnitude' reads one list: b": lambda: Score("magnitude", a, b),
+        "'value' reads one list: b": lambda: Score("value", a, b),
+        "'difference' compares two lists: b is missing": lambda: Score("difference", a),
+        "b has 1 tensors, expected 2": lambda: Score("difference", a, b[:1]),
+        r"divisor\.a has 1 tensors, expected 2": lambda: Score("value", a, divisor=Score("value", b[:1])),
+        "cannot have a divisor": lambda: Score("value", a, divisor=Score("value", a, divisor=good)),
+    }.items():
+        with pytest.raises(ValueError, match=message):
+            make()
+    bits, rank = layout.empty_mask([3, 2], device)
+    with pytest.raises(RuntimeError, match="criterion"):
+        ops.select_(bits, rank, 1, Score("cosine", a, b))
+
+
 def test_units_must_divide(device):
     for units in (7, 0, 2000):
         out = unit_scores(device)["out"]
@@ -406,15 +427,16 @@ def test_empty_lists_are_fine(device):
     square_norms, nonfinite = torch.zeros(0, dtype=torch.float64, device=device), torch.zeros(0, device=device).long()
     ops.accumulate_([], [], [], square_norms, nonfinite)
     bits, rank = layout.empty_mask([], device)
-    ops.select_(bits, rank, 0, "value", [])
+    empty = Score("value", [])
+    ops.select_(bits, rank, 0, empty)
     counts = torch.zeros(2049, dtype=torch.int64, device=device)
-    ops.count_keys_(counts, 0, 32, "value", [])
-    ops.count_equal_(nonfinite, 0, "value", [])
-    ops.select_above_(bits, rank, 0, nonfinite, "value", [])
+    ops.count_keys_(counts, 0, 32, empty)
+    ops.count_equal_(nonfinite, 0, empty)
+    ops.select_above_(bits, rank, 0, nonfinite, empty)
     assert not counts.any()
     ops.pack_bits_(bits, rank, [])
     ops.unpack_bits_([], bits)
-    ops.unit_scores_([], "value", [])
+    ops.unit_scores_([], empty)
     ops.expand_units_(bits, rank, bits.clone(), [], [])
     lr = torch.ones(1, device=device)
     ops.masked_adamw_([], [], [], [], [], lr=lr, beta1=0.9, beta2=0.99, eps=1e-8, weight_decay=0.0)

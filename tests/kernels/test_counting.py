@@ -1,12 +1,14 @@
 """count_keys_, count_equal_ and select_above_: together they are select_, over scores held in several places."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 from torch import Tensor
 
 from aimfair.selective import layout, ops, reference
+from aimfair.selective.score import Score
 
 from . import cases
 from .cases import CRITERIA, OFFSETS, SECOND_OF, SHAPES
@@ -28,14 +30,14 @@ def counts_of(n: int, device: torch.device, offset: int = 0) -> Tensor:
 
 
 def check_against_reference(arguments: cases.Inputs, device: torch.device, offset: int = 0) -> None:
-    sizes = len(arguments["a"])
+    sizes = len(arguments["score"].a)
     for first, bits in ROUNDS:
         inputs = {"counts": counts_of(2049, device, offset), "first": first, "bits": bits} | arguments
         cases.assert_matches_reference(ops.count_keys_, reference.count_keys_, inputs)
     for key in keys_to_try(arguments):
         inputs = {"counts": counts_of(sizes, device, offset), "key": key} | arguments
         cases.assert_matches_reference(ops.count_equal_, reference.count_equal_, inputs)
-        bits, rank = dirty_mask(arguments["a"], offset)
+        bits, rank = dirty_mask(arguments["score"].a, offset)
         ties = cases.place(torch.arange(sizes, device=device) % 5 * 3 - 1, offset)  # -1, 2, 5, 8, 11
         inputs = {"bits": bits.to(device), "rank": rank.to(device), "key": key, "ties": ties} | arguments
         cases.assert_matches_reference(ops.select_above_, reference.select_above_, inputs)
@@ -43,17 +45,9 @@ def check_against_reference(arguments: cases.Inputs, device: torch.device, offse
 
 def keys_to_try(arguments: cases.Inputs) -> list[int]:
     """The ends, zero, and the keys of two scores."""
-    recipe = dict(arguments)
-    largest = recipe.pop("largest")
-    scores = [score for score in reference_scores(recipe) if score.numel()]
-    found = [int(reference._keys(score[:1], largest)) for score in (scores[:1] + scores[-1:])]
+    scores = [values for values in reference._scores(arguments["score"]) if values.numel()]
+    found = [int(reference._keys(values[:1], arguments["largest"])) for values in (scores[:1] + scores[-1:])]
     return [0, ZERO, 2**32 - 1, *found]
-
-
-def reference_scores(recipe: cases.Inputs) -> list[Tensor]:
-    names = ("criterion", "a", "b", "scale_a", "scale_b", "divisor_criterion", "c", "d", "scale_c", "scale_d", "eps")
-    defaults = {"scale_a": 1.0, "scale_b": 1.0, "scale_c": 1.0, "scale_d": 1.0, "eps": 1e-12}
-    return reference._scores(*[recipe.get(name, defaults.get(name)) for name in names])
 
 
 @each_direction
@@ -66,14 +60,14 @@ def test_criteria(shapes, criterion, largest, device):
 @pytest.mark.parametrize("divisor", CRITERIA[1:])
 @pytest.mark.parametrize("criterion", CRITERIA[1:])
 def test_ratio_rule(criterion, divisor, device):
-    arguments = cases.score_inputs(cases.MIXED, criterion, device, divisor_criterion=divisor)
+    arguments = cases.score_inputs(cases.MIXED, criterion, device, divisor=divisor)
     check_against_reference(arguments | {"largest": True}, device)
 
 
 @pytest.mark.parametrize("offset", OFFSETS)
 @pytest.mark.parametrize("criterion", CRITERIA)
 def test_misaligned_storage(criterion, offset, device):
-    arguments = cases.score_inputs(cases.MIXED, criterion, device, offset, divisor_criterion="difference")
+    arguments = cases.score_inputs(cases.MIXED, criterion, device, offset, divisor="difference")
     check_against_reference(arguments | {"largest": False}, device, offset)
 
 
@@ -81,7 +75,7 @@ def test_misaligned_storage(criterion, offset, device):
 @pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS)
 def test_kinds_of_scores(kind, largest, device):
     scores = [kind(n).to(device) for n in (3000, 1, 5, 1024, 700)]
-    check_against_reference({"criterion": "value", "a": scores, "largest": largest}, device)
+    check_against_reference({"score": Score("value", scores), "largest": largest}, device)
 
 
 def test_keys_of_known_scores(device):
@@ -92,7 +86,7 @@ def test_keys_of_known_scores(device):
         for key in keys:
             counts = torch.zeros(1, dtype=torch.int64, device=device)
             wanted = key if largest else 2**32 - 1 - key
-            ops.count_equal_(counts, wanted, "value", [scores], largest=largest)
+            ops.count_equal_(counts, wanted, Score("value", [scores]), largest=largest)
             assert counts.tolist() == [keys.count(key)], hex(key)
 
 
@@ -103,7 +97,7 @@ def find_threshold(parts: list[cases.Inputs], k: int) -> tuple[int, int]:
     """The k-th best key over all parts and how many elements with that key are wanted."""
     first, bits = 0, 32
     while True:
-        counts = torch.zeros(2049, dtype=torch.int64, device=parts[0]["a"][0].device)
+        counts = torch.zeros(2049, dtype=torch.int64, device=parts[0]["score"].device)
         for part in parts:
             ops.count_keys_(counts, first, bits, **part)
         shift, found = max(0, bits - 11), 2047
@@ -120,21 +114,23 @@ def find_threshold(parts: list[cases.Inputs], k: int) -> tuple[int, int]:
 def test_counting_over_parts_is_a_selection(criterion, largest, device):
     """Two processes' parts; the mask of each is its part of the mask over both."""
     parts = [cases.score_inputs(cases.MIXED, criterion, device) | {"largest": largest} for _ in range(2)]
-    whole = parts[0] | {name: parts[0][name] + parts[1][name] for name in ("a", "b") if name in parts[0]}
-    total = sum(a.numel() for a in whole["a"])
+    first, second = (part["score"] for part in parts)
+    both = replace(first, a=first.a + second.a, b=first.b + second.b if first.b else None)
+    whole = parts[0] | {"score": both}
+    total = sum(a.numel() for a in whole["score"].a)
     for k in (1, 7, total // 100, total // 3, total - 1, total):
         key, left = find_threshold(parts, k)
         words = []
         for part in parts:
-            ties = torch.zeros(len(part["a"]), dtype=torch.int64, device=device)
+            ties = torch.zeros(len(part["score"].a), dtype=torch.int64, device=device)
             ops.count_equal_(ties, key, **part)
             for t, equal in enumerate(ties.tolist()):
                 ties[t] = min(equal, left)
                 left -= min(equal, left)
-            bits, rank = dirty_mask(part["a"])
+            bits, rank = dirty_mask(part["score"].a)
             ops.select_above_(bits, rank, key, ties, **part)
             words.append(bits)
-        bits, rank = dirty_mask(whole["a"])
+        bits, rank = dirty_mask(whole["score"].a)
         ops.select_(bits, rank, k, **whole)
         cases.assert_same(torch.cat(words), bits, f"mask of {k}")
 
@@ -151,13 +147,13 @@ def test_nan_is_counted_apart(largest, device):
     for place, bits in enumerate(NANS):
         scores[0].view(torch.int32)[place * 700] = bits
         scores[2].view(torch.int32)[place] = bits
-    inputs = {"counts": counts_of(2049, device), "first": 0, "bits": 32, "criterion": "value", "a": scores}
+    inputs = {"counts": counts_of(2049, device), "first": 0, "bits": 32, "score": Score("value", scores)}
     cases.assert_matches_reference(ops.count_keys_, reference.count_keys_, inputs | {"largest": largest})
     assert int(inputs["counts"][2048]) == 2048 + 10
     assert int(inputs["counts"].sum()) == 2048 * 2049 // 2 + 3041
     for key in (0, 2**32 - 1, *[0x7FC00000 + ZERO, 0x7F800001 + ZERO, 0x3FFFFF]):  # keys that the NaN would have
         counts = torch.zeros(3, dtype=torch.int64, device=device)
-        ops.count_equal_(counts, key, "value", scores, largest=largest)
+        ops.count_equal_(counts, key, Score("value", scores), largest=largest)
         assert not counts.any()
 
 
@@ -171,14 +167,14 @@ def test_nan_is_refused_by_name(nan_bits, largest, key, device):
     before = cases.clone(list(mask))
     ties = torch.ones(3, dtype=torch.int64, device=device)
     with pytest.raises(RuntimeError, match=r"a\[2\]"):
-        ops.select_above_(*mask, key, ties, "value", scores, largest=largest)
+        ops.select_above_(*mask, key, ties, Score("value", scores), largest=largest)
     cases.assert_same(list(mask), before)
 
 
 @pytest.mark.parametrize("criterion", [criterion for criterion in CRITERIA if SECOND_OF[criterion]])
 def test_nan_made_by_the_criterion(criterion, device):
     arguments = cases.score_inputs([(2000,), (30,)], criterion, device) | {"largest": True}
-    arguments["a"][1][29] = arguments["b"][1][29] = INF
+    arguments["score"].a[1][29] = arguments["score"].b[1][29] = INF
     counts = torch.zeros(2049, dtype=torch.int64, device=device)
     ops.count_keys_(counts, 0, 32, **arguments)
     assert counts[2048] == 1

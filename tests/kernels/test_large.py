@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from aimfair.selective import layout, ops
+from aimfair.selective.score import Score
 
 N = 2**31 + 1000
 PERIOD = 2**20
@@ -72,7 +73,7 @@ def test_accumulate_select_and_step(pattern: Tensor, winners: Tensor, device: to
     peaks = peaks[~torch.isin(peaks, winners)][:1000]
     chosen = torch.cat([winners, peaks]).sort().values
     bits, rank = layout.empty_mask([N], device)
-    ops.select_(bits, rank, chosen.numel(), "magnitude", [sums])
+    ops.select_(bits, rank, chosen.numel(), Score("magnitude", [sums]))
     del sums
     assert torch.equal(set_bits(bits), chosen)
     starts = torch.arange(rank.numel(), device=device) * layout.BLOCK

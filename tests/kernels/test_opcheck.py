@@ -9,7 +9,7 @@ import torch
 from aimfair.selective import ops, reference
 
 from . import cases, valid_calls
-from .cases import Inputs
+from .valid_calls import positional
 
 OPERATORS = sorted(
     name
@@ -17,18 +17,6 @@ OPERATORS = sorted(
     if inspect.isfunction(function) and name.endswith("_") and not name.startswith(("_", "planned_"))
 )
 """Those on lists; test_plan.py has the others."""
-
-
-def positional(name: str, inputs: Inputs) -> tuple[Any, ...]:
-    """Arguments in the order of the schema, with the defaults of ``aimfair.selective.ops``."""
-    parameters = inspect.signature(getattr(ops, name)).parameters
-    arguments = []
-    for argument in getattr(torch.ops.aimfair, name).default._schema.arguments:
-        value = inputs[argument.name] if argument.name in inputs else parameters[argument.name].default
-        if value is None and not isinstance(argument.type, torch.OptionalType):
-            value = "" if str(argument.type) == "str" else []
-        arguments.append(value)
-    return tuple(arguments)
 
 
 BUILDERS = {

@@ -7,6 +7,7 @@ import torch
 
 import aimfair
 from aimfair.selective import layout, ops
+from aimfair.selective.score import Score
 
 from . import cases
 from .cases import DTYPES, MIXED, Inputs
@@ -39,14 +40,14 @@ def accumulate(dtype: torch.dtype) -> tuple[Callable[..., None], Inputs]:
 
 def select(criterion: str, divisor: str | None = None) -> tuple[Callable[..., None], Inputs]:
     inputs = cases.score_inputs(SHAPES, criterion, CPU, 1, divisor)
-    bits, rank = layout.empty_mask([a.numel() for a in inputs["a"]])
+    bits, rank = layout.empty_mask([a.numel() for a in inputs["score"].a])
     return ops.select_, inputs | {"bits": bits, "rank": rank, "k": 40_000}
 
 
 def select_kind(kind: str) -> tuple[Callable[..., None], Inputs]:
     scores = list(KINDS[kind](1_200_000).split([999_999, 17, 200_000 - 16]))
     bits, rank = layout.empty_mask([score.numel() for score in scores])
-    return ops.select_, {"bits": bits, "rank": rank, "k": 300_000, "criterion": "value", "a": scores}
+    return ops.select_, {"bits": bits, "rank": rank, "k": 300_000, "score": Score("value", scores)}
 
 
 def count_keys(criterion: str) -> tuple[Callable[..., None], Inputs]:
@@ -61,8 +62,8 @@ def count_equal(criterion: str) -> tuple[Callable[..., None], Inputs]:
 
 def select_above(criterion: str) -> tuple[Callable[..., None], Inputs]:
     inputs = cases.score_inputs(SHAPES, criterion, CPU, 1)
-    bits, rank = layout.empty_mask([a.numel() for a in inputs["a"]])
-    ties = torch.tensor([a.numel() // 20 for a in inputs["a"]])
+    bits, rank = layout.empty_mask([a.numel() for a in inputs["score"].a])
+    ties = torch.tensor([a.numel() // 20 for a in inputs["score"].a])
     return ops.select_above_, inputs | {"bits": bits, "rank": rank, "key": 1 << 31, "ties": ties}
 
 
@@ -184,6 +185,6 @@ def test_nan_is_named_by_every_path(threads):
     for path in aimfair.cpu_paths():
         aimfair.set_cpu_path(path)
         with pytest.raises(RuntimeError, match=r"a\[1\]"):
-            ops.select_(bits, rank, 10_000, "value", scores)
+            ops.select_(bits, rank, 10_000, Score("value", scores))
         assert not bits.any()
         assert not rank.any()

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from aimfair.selective import layout, ops, reference
+from aimfair.selective.score import Score
 
 from . import cases
 
@@ -141,7 +142,7 @@ def selected(tensors: list[Tensor], k: int, largest: bool = True) -> np.ndarray:
     sizes = [tensor.numel() for tensor in tensors]
     device = tensors[0].device if tensors else "cpu"
     bits, rank = layout.empty_mask(sizes, device)
-    ops.select_(bits, rank, k, "value", tensors, largest=largest)
+    ops.select_(bits, rank, k, Score("value", tensors), largest=largest)
     assert int(rank[-1]) == k
     bools = [torch.empty(size, dtype=torch.bool, device=device) for size in sizes]
     ops.unpack_bits_(bools, bits)

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from torch import Tensor
 
 import aimfair
 from aimfair.selective import layout, ops, reference
+from aimfair.selective.score import Score
 
 from . import cases
 from .cases import CRITERIA, OFFSETS, SECOND_OF, SHAPES
@@ -28,7 +30,7 @@ def dirty_mask(tensors: list[Tensor], offset: int = 0) -> tuple[Tensor, Tensor]:
 
 
 def check_against_reference(arguments: cases.Inputs, k: int, largest: bool, offset: int = 0) -> None:
-    actual = dirty_mask(arguments["a"], offset)
+    actual = dirty_mask(arguments["score"].a, offset)
     expected = cases.clone(list(actual), "cpu")
     ops.select_(*actual, k, **arguments, largest=largest)
     reference.select_(*expected, k, **cases.clone(arguments, "cpu"), largest=largest)
@@ -48,7 +50,7 @@ def check_against_stable_sort(scores: list[Tensor], ks: list[int], largest: bool
         flat[order[:k]] = True
         bools = torch.from_numpy(flat).to(scores[0].device).split([score.numel() for score in scores])
         actual = dirty_mask(scores)
-        ops.select_(*actual, k, "value", scores, largest=largest)
+        ops.select_(*actual, k, Score("value", scores), largest=largest)
         cases.assert_same(list(actual), list(cases.packed(bools, scores[0].device)), f"mask of {k}")
 
 
@@ -60,7 +62,7 @@ def check_against_stable_sort(scores: list[Tensor], ks: list[int], largest: bool
 @pytest.mark.parametrize("shapes", SHAPES.values(), ids=SHAPES)
 def test_criteria(shapes, criterion, largest, device):
     arguments = cases.score_inputs(shapes, criterion, device)
-    total = sum(a.numel() for a in arguments["a"])
+    total = sum(a.numel() for a in arguments["score"].a)
     for k in sorted({0, min(1, total), total // 100, total // 3, max(total - 1, 0), total}):
         check_against_reference(arguments, k, largest)
 
@@ -68,7 +70,7 @@ def test_criteria(shapes, criterion, largest, device):
 @pytest.mark.parametrize("divisor", CRITERIA[1:])
 @pytest.mark.parametrize("criterion", CRITERIA[1:])
 def test_ratio_rule(criterion, divisor, device):
-    arguments = cases.score_inputs(cases.MIXED, criterion, device, divisor_criterion=divisor)
+    arguments = cases.score_inputs(cases.MIXED, criterion, device, divisor=divisor)
     for largest in (True, False):
         check_against_reference(arguments, 1234, largest)
 
@@ -76,7 +78,7 @@ def test_ratio_rule(criterion, divisor, device):
 @pytest.mark.parametrize("offset", OFFSETS)
 @pytest.mark.parametrize("criterion", CRITERIA)
 def test_misaligned_storage(criterion, offset, device):
-    arguments = cases.score_inputs(cases.MIXED, criterion, device, offset, divisor_criterion="difference")
+    arguments = cases.score_inputs(cases.MIXED, criterion, device, offset, divisor="difference")
     check_against_reference(arguments, 2345, True, offset)
 
 
@@ -85,10 +87,10 @@ def test_misaligned_storage(criterion, offset, device):
 def test_eps(criterion, eps, device):
     """Many zeros, so that eps decides."""
     arguments = cases.score_inputs(cases.MIXED, criterion, device)
-    for a, b in zip(arguments["a"], arguments["b"], strict=True):
+    for a, b in zip(arguments["score"].a, arguments["score"].b, strict=True):
         a[torch.rand(a.shape, device=device) < 0.5] = 0.0
         b[torch.rand(b.shape, device=device) < 0.5] = 0.0
-    check_against_reference(arguments | {"eps": eps}, 2345, True)
+    check_against_reference({"score": replace(arguments["score"], eps=eps)}, 2345, True)
 
 
 @pytest.mark.parametrize("criterion", CRITERIA)
@@ -96,7 +98,7 @@ def test_criteria_on_millions(criterion, device):
     """Large enough for every fast path; the sums of two sources are close to each other, as real ones are."""
     shapes = [(MILLION * 3 // 4,), (64, 3, 7, 7), (MILLION // 3,), (100,)]
     arguments = cases.score_inputs(shapes, criterion, device)
-    for tensor in arguments["a"] + arguments.get("b", []):
+    for tensor in cases.tensors_in(arguments):
         tensor *= 10.0 ** torch.empty((), device=device).uniform_(-6, 6)
     check_against_reference(arguments, MILLION // 100, True)
     check_against_reference(arguments, MILLION // 2, False)
@@ -109,10 +111,10 @@ def test_criterion_definitions(device):
     best = {"value": 4, "magnitude": 4, "difference": 4, "relative_difference": 2}
     for criterion, index in best.items():
         mask = dirty_mask(a)
-        ops.select_(*mask, 1, criterion, a, b if SECOND_OF[criterion] else None)
+        ops.select_(*mask, 1, Score(criterion, a, b if SECOND_OF[criterion] else None))
         assert int(mask[0][0]) == 1 << index, criterion
     mask = dirty_mask(a)
-    ops.select_(*mask, 1, "norm_ratio", [x.abs() for x in a], [x.abs() for x in b])  # sqrt(b / a): 1.5 / 1 wins
+    ops.select_(*mask, 1, Score("norm_ratio", [x.abs() for x in a], [x.abs() for x in b]))  # sqrt(b / a): 1.5 / 1 wins
     assert int(mask[0][0]) == 1 << 0
 
 
@@ -225,7 +227,7 @@ def test_nan_is_refused_by_name(nan_bits, largest, k, device):
     mask = dirty_mask(scores)
     before = cases.clone(list(mask))
     with pytest.raises(RuntimeError, match=r"a\[2\]"):
-        ops.select_(*mask, k, "value", scores, largest=largest)
+        ops.select_(*mask, k, Score("value", scores), largest=largest)
     cases.assert_same(list(mask), before)
 
 
@@ -238,7 +240,7 @@ def test_nan_among_millions(where, k, device):
     mask = dirty_mask(scores)
     before = cases.clone(list(mask))
     with pytest.raises(RuntimeError, match=r"a\[1\]"):
-        ops.select_(*mask, k, "magnitude", scores)
+        ops.select_(*mask, k, Score("magnitude", scores))
     cases.assert_same(list(mask), before)
 
 
@@ -252,10 +254,10 @@ def test_nan_among_millions(where, k, device):
 ])  # fmt: skip
 def test_nan_made_by_the_criterion(criterion, x, y, device):
     arguments = cases.score_inputs([(2000,), (30,)], criterion, device)
-    arguments["a"][1][29] = x
+    arguments["score"].a[1][29] = x
     if SECOND_OF[criterion]:
-        arguments["b"][1][29] = y
-    mask = dirty_mask(arguments["a"])
+        arguments["score"].b[1][29] = y
+    mask = dirty_mask(arguments["score"].a)
     before = cases.clone(list(mask))
     with pytest.raises(RuntimeError, match=r"a\[1\]"):
         ops.select_(*mask, 5, **arguments)
@@ -264,16 +266,16 @@ def test_nan_made_by_the_criterion(criterion, x, y, device):
 
 def test_nan_made_by_the_ratio(device):
     """Infinity divided by infinity."""
-    arguments = cases.score_inputs([(2000,), (30,)], "difference", device, divisor_criterion="magnitude")
-    arguments["a"][0][1500] = INF
-    arguments["c"][0][1500] = INF
-    mask = dirty_mask(arguments["a"])
+    arguments = cases.score_inputs([(2000,), (30,)], "difference", device, divisor="magnitude")
+    arguments["score"].a[0][1500] = INF
+    arguments["score"].divisor.a[0][1500] = INF
+    mask = dirty_mask(arguments["score"].a)
     with pytest.raises(RuntimeError, match=r"a\[0\]"):
         ops.select_(*mask, 5, **arguments)
 
 
 def test_infinite_scores_of_criteria_are_legal(device):
     arguments = cases.score_inputs([(2000,), (30,)], "difference", device)
-    arguments["a"][0][5] = INF
-    arguments["b"][1][7] = -INF
+    arguments["score"].a[0][5] = INF
+    arguments["score"].b[1][7] = -INF
     check_against_reference(arguments, 3, True)

@@ -5,6 +5,7 @@ import torch
 from torch import Tensor
 
 from aimfair.selective import ops, reference
+from aimfair.selective.score import Score
 
 from . import cases
 from .cases import CRITERIA
@@ -44,7 +45,7 @@ def test_equals_reference(criterion, offset, device):
 
 def test_ratio_rule(device):
     shapes = [shape for shape, _ in ROWS]
-    arguments = cases.score_inputs(shapes, "difference", device, divisor_criterion="relative_difference")
+    arguments = cases.score_inputs(shapes, "difference", device, divisor="relative_difference")
     actual, expected = outputs(device), outputs(torch.device("cpu"))
     ops.unit_scores_(actual, **arguments)
     reference.unit_scores_(expected, **cases.clone(arguments, "cpu"))
@@ -100,14 +101,14 @@ def test_order_of_the_sums(units_and_lengths, offset, device):
         cases.place(cancelling_rows(units, length, device), offset) for units, length in [*units_and_lengths, (0, 1)]
     ]
     out = [cases.place(torch.full((len(rows),), -1.0, device=device), offset) for rows in scores]
-    ops.unit_scores_(out, "value", scores)
+    ops.unit_scores_(out, Score("value", scores))
     cases.assert_same(out, [mean_in_order(rows.cpu()) for rows in scores], "out")
 
 
 def test_a_unit_of_one_element_is_its_score(device):
     scores = torch.tensor([-0.0, 0.0, 1e-45, -torch.inf, 3e38], device=device)
     out = torch.empty(5, device=device)
-    ops.unit_scores_([out], "value", [scores])
+    ops.unit_scores_([out], Score("value", [scores]))
     cases.assert_same(out, scores)
 
 
@@ -115,7 +116,7 @@ def test_a_unit_of_one_element_is_its_score(device):
 def test_nothing_past_the_end_is_scored(length, device):
     """With eps = 0 the score of two zeros is NaN, and lanes without an element may hold zeros."""
     a, b = cases.place(torch.rand(3, length, device=device) + 1, 1), torch.ones(3, length, device=device)
-    arguments = {"criterion": "relative_difference", "a": [a], "b": [b], "eps": 0.0}
+    arguments = {"score": Score("relative_difference", [a], [b], eps=0.0)}
     actual, expected = [torch.empty(3, device=device)], [torch.empty(3)]
     ops.unit_scores_(actual, **arguments)
     reference.unit_scores_(expected, **cases.clone(arguments, "cpu"))
@@ -126,14 +127,14 @@ def test_mean_of_a_million_is_taken_in_float64(device):
     scores = torch.full((2_000_000,), 1e-4, device=device)
     scores[0] = 1e8
     out = torch.empty(1, device=device)
-    ops.unit_scores_([out], "value", [scores])
+    ops.unit_scores_([out], Score("value", [scores]))
     torch.testing.assert_close(out, scores.double().mean().float().view(1), rtol=1.2e-7, atol=0)
 
 
 def test_infinite_scores_are_legal(device):
     scores = torch.tensor([[1.0, 3.0], [torch.inf, 1.0], [-torch.inf, 1.0]], device=device)
     out = torch.empty(3, device=device)
-    ops.unit_scores_([out], "value", [scores])
+    ops.unit_scores_([out], Score("value", [scores]))
     assert out.tolist() == [2.0, torch.inf, -torch.inf]
 
 
@@ -144,7 +145,7 @@ def test_nan_is_refused_by_name(units, length, device):
     out = [torch.full((count,), -1.0, device=device) for count in [2, units, 1, 5]]
     scores[2][69_999] = scores[3][0] = torch.nan
     with pytest.raises(RuntimeError, match=r"a\[2\]"):
-        ops.unit_scores_(out, "value", scores)
+        ops.unit_scores_(out, Score("value", scores))
     scores[1][units // 2, length - 1] = torch.nan
     with pytest.raises(RuntimeError, match=r"a\[1\]"):
-        ops.unit_scores_(out, "value", scores)
+        ops.unit_scores_(out, Score("value", scores))

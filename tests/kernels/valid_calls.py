@@ -1,5 +1,6 @@
 """Valid arguments of every operator with all options on, and what it means that a change to them is refused."""
 
+import inspect
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -31,7 +32,31 @@ def mask(device: torch.device) -> Inputs:
 
 
 def scores(device: torch.device) -> Inputs:
-    return cases.score_inputs(SHAPES, "difference", device, divisor_criterion="relative_difference")
+    """A score in the flat arguments of the schemas."""
+    score = cases.score_inputs(SHAPES, "difference", device, divisor="relative_difference")["score"]
+    names = ("criterion", "a", "b", "scale_a", "scale_b", "divisor_criterion", "c", "d", "scale_c", "scale_d", "eps")
+    return dict(zip(names, ops._flat(score), strict=True))
+
+
+def positional(name: str, inputs: Inputs) -> tuple[Any, ...]:
+    """Arguments in the order of the schema, with the defaults of ``aimfair.selective.ops``."""
+    parameters = inspect.signature(getattr(ops, name)).parameters
+    arguments = []
+    for argument in getattr(torch.ops.aimfair, name).default._schema.arguments:
+        value = inputs[argument.name] if argument.name in inputs else parameters[argument.name].default
+        if value is None and not isinstance(argument.type, torch.OptionalType):
+            value = "" if str(argument.type) == "str" else []
+        arguments.append(value)
+    return tuple(arguments)
+
+
+def flat(name: str) -> Callable[..., None]:
+    """The operator itself, below :class:`Score`: what it refuses of a C++ caller, who has no such type."""
+
+    def call(**inputs: Any) -> None:
+        getattr(torch.ops.aimfair, name).default(*positional(name, inputs))
+
+    return call
 
 
 def select(device: torch.device) -> Inputs:
@@ -93,11 +118,11 @@ def compact_sgd(device: torch.device) -> Inputs:
 
 OPERATORS: dict[Callable[[torch.device], Inputs], Callable[..., None]] = {
     accumulate: ops.accumulate_,
-    select: ops.select_,
-    count_keys: ops.count_keys_,
-    count_equal: ops.count_equal_,
-    select_above: ops.select_above_,
-    unit_scores: ops.unit_scores_,
+    select: flat("select_"),
+    count_keys: flat("count_keys_"),
+    count_equal: flat("count_equal_"),
+    select_above: flat("select_above_"),
+    unit_scores: flat("unit_scores_"),
     expand_units: ops.expand_units_,
     pack_bits: ops.pack_bits_,
     unpack_bits: ops.unpack_bits_,

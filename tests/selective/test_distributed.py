@@ -16,7 +16,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 import aimfair
-from aimfair.selective import counting, layout, ops
+from aimfair.selective import collectives, layout, ops
+from aimfair.selective.score import Score
 
 from . import processes
 from .models import same_bits, weights
@@ -52,26 +53,19 @@ def tensors(kind: str) -> list[Tensor]:
     return [torch.randn(n).abs() for n in NUMELS]
 
 
-def recipes(kind: str) -> Iterator[dict[str, Any]]:
+def scores_of(kind: str) -> Iterator[Score]:
     a, b, c, d = (tensors(kind) for _ in range(4))
     squares = [x.square() for x in a], [x.square() for x in b]
-    yield {"criterion": "value", "a": a}
-    yield {"criterion": "magnitude", "a": a, "b": None, "scale_a": 1 / 3}
-    yield {"criterion": "difference", "a": a, "b": b, "scale_a": 1 / 3, "scale_b": 0.7}
-    yield {"criterion": "relative_difference", "a": a, "b": b, "eps": 1e-3}
-    yield {"criterion": "norm_ratio", "a": squares[0], "b": squares[1], "eps": 1e-3}
-    yield {
-        "criterion": "difference", "a": a, "b": b, "divisor_criterion": "difference", "c": c, "d": d, "scale_c": 0.1,
-        "eps": 1e-3,
-    }  # fmt: skip
+    yield Score("value", a)
+    yield Score("magnitude", a, scale_a=1 / 3)
+    yield Score("difference", a, b, 1 / 3, 0.7)
+    yield Score("relative_difference", a, b, eps=1e-3)
+    yield Score("norm_ratio", *squares, eps=1e-3)
+    yield Score("difference", a, b, divisor=Score("difference", c, d, scale_a=0.1), eps=1e-3)
 
 
-def held(recipe: dict[str, Any], split: list[int], rank: int) -> dict[str, Any]:
-    def part(x: Tensor, n: int) -> Tensor:
-        return x[n:] if rank else x[:n]
-
-    lists = {name: recipe[name] for name in "abcd" if recipe.get(name)}
-    return recipe | {name: [part(x, n) for x, n in zip(xs, split, strict=True)] for name, xs in lists.items()}
+def held(score: Score, split: list[int], rank: int) -> Score:
+    return score.map(lambda t, x: x[split[t] :] if rank else x[: split[t]])
 
 
 def check_counting(rank: int, _: Path) -> None:
@@ -79,26 +73,26 @@ def check_counting(rank: int, _: Path) -> None:
     group = dist.group.WORLD
     total = sum(NUMELS)
     for kind in ("normal", "ties", "constant"):
-        for recipe in recipes(kind):
-            for split in SPLITS if recipe["criterion"] in ("value", "norm_ratio") else SPLITS[:1]:
+        for score in scores_of(kind):
+            for split in SPLITS if score.criterion in ("value", "norm_ratio") else SPLITS[:1]:
                 for k in (0, 30, total // 3, total):
                     for largest in (True, False):
                         expected = layout.empty_mask(NUMELS)
-                        ops.select_(*expected, k, **recipe, largest=largest)
-                        found = counting.top_k(held(recipe, split, rank), k, group, largest=largest)
+                        ops.select_(*expected, k, score, largest=largest)
+                        found = collectives.top_k(held(score, split, rank), k, group, largest=largest)
                         for x, y in zip(found, expected, strict=True):
-                            assert torch.equal(x, y), (kind, recipe["criterion"], split, k, largest)
+                            assert torch.equal(x, y), (kind, score.criterion, split, k, largest)
     check_counting_nan(rank, group)
 
 
 def check_counting_nan(rank: int, group: dist.ProcessGroup) -> None:
     for places in ([(3, 76), (4, 5)], [(4, 5)], [(3, 76)]):  # in both processes, in the first, in the second
-        recipe = {"criterion": "value", "a": tensors("normal")}
+        score = Score("value", tensors("normal"))
         for t, element in places:
-            recipe["a"][t][element] = math.nan
-        part, found = held(recipe, [1000, 0, 0, 60, 1024, 1], rank), rf"a\[{places[0][0]}\].*NaN"
-        fails_everywhere(RuntimeError, found, lambda part=part: counting.top_k(part, 7, group, largest=True))
-        fails_everywhere(RuntimeError, found, lambda part=part: counting.refuse_nan(part, group))
+            score.a[t][element] = math.nan
+        part, found = held(score, [1000, 0, 0, 60, 1024, 1], rank), rf"a\[{places[0][0]}\].*NaN"
+        fails_everywhere(RuntimeError, found, lambda part=part: collectives.top_k(part, 7, group, largest=True))
+        fails_everywhere(RuntimeError, found, lambda part=part: collectives.refuse_nan(part, group))
 
 
 def test_counting_over_processes_is_a_selection(tmp_path):

@@ -17,7 +17,7 @@ from torch import nn
 from aimfair.base.errors import AimfairError
 from aimfair.base.files import write_text
 from aimfair.selective.parameters import listing
-from aimfair.selective.rules import head_names
+from aimfair.selective.selection import head_names
 from aimfair.selective.storage import refuse_repeated_keys
 from aimfair.training.backbones.origin import CONFIG, WEIGHTS, one_line
 from aimfair.training.backbones.weights import load_weights, require_finite, write_weights

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from aimfair.base.errors import AimfairError
 from aimfair.base.files import replace_file
 from aimfair.selective.parameters import listing
-from aimfair.selective.rules import head_names
+from aimfair.selective.selection import head_names
 from aimfair.selective.storage import refuse_repeated_keys
 from aimfair.training.backbones.origin import CONFIG, one_line
 

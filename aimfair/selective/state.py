@@ -1,17 +1,23 @@
-"""Which part of which mask governs each parameter of an optimizer."""
+"""A masked optimizer's parameters: which part of which mask governs each, and the layout of its state.
+
+State is dense (in the shape of the parameter) or compact (its selected elements, in index order). Of a sharded
+parameter, dense state is a DTensor sharded like it, as in torch's optimizers; compact state is a plain tensor of the
+selected elements that this process holds.
+"""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from aimfair.selective.collectives import require_same
+from aimfair.selective.distributed import groups_of, is_dtensor, local, part_of_mask, placed_like, shard_of
 from aimfair.selective.layout import first_blocks
 from aimfair.selective.mask import ParameterMask
 from aimfair.selective.parameters import canonical_name, listing, require_tunable
-from aimfair.selective.sharding import groups_of, is_dtensor, part_of_mask, shard_of
 
 ParamGroup = Mapping[str, Any]
 
@@ -132,3 +138,46 @@ def _match_order(parameters: Sequence[Tensor], mask: ParameterMask) -> dict[Tens
 def _slot(mask: ParameterMask, index: int) -> Slot:
     nnz = mask.nnz_per_tensor[index]
     return Slot(mask.names[index], mask, mask.first_blocks[index], nnz, nnz > 0)
+
+
+# -- layout of the state ------------------------------------------------------------------------------
+
+
+def zeros(parameter: Tensor, slot: Slot, compact: bool) -> Tensor:
+    """A new float32 state tensor."""
+    if compact and slot.mask is not None:
+        return torch.zeros(slot.nnz, dtype=torch.float32, device=parameter.device)
+    return torch.zeros_like(parameter, dtype=torch.float32, memory_format=torch.contiguous_format)
+
+
+def take(values: Tensor, slot: Slot, compact: bool) -> Tensor:
+    """A float32 copy of ``values``, in the shape of the parameter, in the layout asked for."""
+    if compact and (selected := slot.selected()) is not None:
+        return local(values)[selected.to(values.device)].float()
+    return values.to(torch.float32, copy=True, memory_format=torch.contiguous_format)
+
+
+def convert(state: Tensor, parameter: Tensor, slot: Slot, compact: bool, background: Tensor | None = None) -> Tensor:
+    """A copy of a state tensor of either layout in the layout asked for, on the parameter's device, in float32.
+
+    Args:
+        background: what unselected elements of a dense result are where ``state`` does not hold them; default 0.
+
+    Raises:
+        ValueError: naming the parameter, if the size of ``state`` is that of neither layout.
+    """
+    state = state.detach().to(parameter.device, torch.float32)
+    if state.numel() == parameter.numel():
+        return take(placed_like(parameter, slot.name, state), slot, compact)
+    if state.numel() != slot.nnz:
+        raise ValueError(
+            f"state of {slot.name!r} has {state.numel()} values, expected {parameter.numel()} (dense)"
+            f" or {slot.nnz} (compact)"
+        )
+    if compact or (selected := slot.selected()) is None:
+        return state.reshape(-1).clone()
+    dense = (
+        torch.zeros_like(parameter, dtype=torch.float32) if background is None else background.detach().float().clone()
+    )
+    local(dense).masked_scatter_(selected.to(dense.device), state)
+    return dense

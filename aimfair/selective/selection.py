@@ -1,14 +1,71 @@
-"""Rules that make a mask of rankings; they know nothing of gradients."""
+"""Ranking units by a score, and the rules that turn rankings and names into masks."""
 
 import math
 from collections.abc import Sequence
 from difflib import get_close_matches
 
+from torch import Tensor
+
+from aimfair.selective.choices import Granularity
+from aimfair.selective.distributed import Whole
 from aimfair.selective.mask import ParameterMask
-from aimfair.selective.parameters import listing
-from aimfair.selective.ranking import Ranking
+from aimfair.selective.parameters import Shape, listing, named_errors
+from aimfair.selective.score import Score
 from aimfair.selective.summary import block_name
-from aimfair.selective.units import number_of_units
+from aimfair.selective.units import expand_units, number_of_units, unit_counts
+
+
+class Ranking:
+    """All units of a parameter list ordered by a score: the mean score of their elements, or their cosine.
+
+    ``top(k)`` and ``bottom(k)`` are exact and nested, ties go to the lowest index.
+
+    Args:
+        shapes: of the whole parameters.
+        holding: how this process holds them, and so the accumulators.
+        score: of the elements held here; with a cosine, a divisor divides the scores of units.
+    """
+
+    def __init__(
+        self,
+        names: tuple[str, ...],
+        shapes: tuple[Shape, ...],
+        granularity: Granularity,
+        holding: Whole,
+        score: Score,
+    ):
+        self.names, self.shapes, self.granularity = names, shapes, granularity
+        self._holding, self._score = holding, score
+        self._counts = unit_counts(shapes, granularity)
+        if granularity == "element" and score.has_cosine:
+            raise ValueError("criterion 'cosine' compares vectors: granularity must be row or tensor, found 'element'")
+        # Elements are scored inside the selection and their scores never stored.
+        self._scores = None if granularity == "element" else self._held_scores()
+
+    @property
+    def units(self) -> int:
+        return sum(self._counts)
+
+    def unit_scores(self) -> list[Tensor]:
+        """float32 scores of the units, one tensor per parameter."""
+        return self._holding.all_scores(self._held_scores(), self.granularity)
+
+    def _held_scores(self) -> list[Tensor]:
+        with named_errors(self.names):
+            return self._holding.unit_scores(self._score, self.granularity)
+
+    def top(self, k: int) -> ParameterMask:
+        return self._select(k, largest=True)
+
+    def bottom(self, k: int) -> ParameterMask:
+        return self._select(k, largest=False)
+
+    def _select(self, k: int, largest: bool) -> ParameterMask:
+        score = self._score if self._scores is None else Score("value", self._scores)
+        with named_errors(self.names):
+            bits, rank = self._holding.top_k(score, k, self.granularity, largest=largest)
+        bits, rank = expand_units(bits, rank, self.shapes, self.granularity)
+        return ParameterMask(self.names, self.shapes, bits, rank)
 
 
 def intersection(bias: Ranking, domain: Ranking, most: int, least: int) -> ParameterMask:
@@ -50,8 +107,8 @@ def budget(bias: Ranking, domain: Ranking, density: float) -> ParameterMask:
 def head_names(names: Sequence[str], head: str | Sequence[str] | None = None) -> list[str]:
     """The parameters at the path or paths ``head``, by default of the last module that owns parameters.
 
-    The last in the order in which the model's maker has set its modules up, which nothing but a forward pass could
-    check: give ``head`` where the classifier comes earlier, or where there are two.
+    The last is the one registered last, which may not be the one that computes the output: give ``head`` where the
+    classifier comes earlier, or where there are two.
 
     Raises:
         ValueError: no parameter belongs to ``head``.
@@ -66,7 +123,7 @@ def names_under(names: Sequence[str], modules: Sequence[str]) -> list[str]:
     """The parameters of the modules at these paths, in the order of ``names``; a parameter's own name is a path, too.
 
     Raises:
-        ValueError: naming a path at which there is no parameter, and what there is.
+        ValueError: a path without parameters, with a suggestion and the blocks there are.
     """
     within = {module: [name for name in names if f"{name}.".startswith(f"{module}.")] for module in modules}
     for module, found in within.items():

@@ -15,14 +15,14 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from aimfair.selective import cosine, counting, ops
+from aimfair.selective import collectives, ops
 from aimfair.selective.choices import Granularity
 from aimfair.selective.collectives import concatenated, require_same, total
 from aimfair.selective.layout import WORDS_PER_BLOCK, empty_mask, first_blocks
 from aimfair.selective.mask import ParameterMask
 from aimfair.selective.parameters import Shape, shapes_of
-from aimfair.selective.recipe import Recipe, entry, mapped
-from aimfair.selective.units import unit_counts
+from aimfair.selective.score import Score
+from aimfair.selective.units import nan_checks, unit_counts, unit_scores
 
 if TYPE_CHECKING:
     from torch.distributed.tensor import DTensor
@@ -134,16 +134,14 @@ class Whole:
     def __init__(self, shapes: Sequence[Shape]):
         self.shapes = tuple(shapes)
 
-    def unit_scores(self, recipe: Recipe, granularity: Granularity) -> list[Tensor]:
+    def unit_scores(self, score: Score, granularity: Granularity) -> list[Tensor]:
         """float32 scores of the units of each parameter that this process ranks."""
-        return _unit_scores(recipe, unit_counts(self.shapes, granularity))
+        return unit_scores(score, unit_counts(self.shapes, granularity))
 
-    def top_k(self, recipe: Recipe, k: int, granularity: Granularity, *, largest: bool) -> tuple[Tensor, Tensor]:
-        """``(bits, rank)`` over all units: the best k of the elements scored by ``recipe``, or of the units whose
-        scores it holds by value."""
-        held = recipe["a"]
-        bits, rank = empty_mask([run.numel() for run in held], held[0].device)
-        ops.select_(bits, rank, k, **recipe, largest=largest)
+    def top_k(self, score: Score, k: int, granularity: Granularity, *, largest: bool) -> tuple[Tensor, Tensor]:
+        """``(bits, rank)`` of the best k of all elements, or of all units, whose scores are then given by value."""
+        bits, rank = empty_mask(score.numels, score.device)
+        ops.select_(bits, rank, k, score, largest=largest)
         return bits, rank
 
     def all_scores(self, scores: list[Tensor], granularity: Granularity) -> list[Tensor]:
@@ -178,23 +176,23 @@ class Sharded(Whole):
         # What is whole in every process belongs to the first.
         self._owned = [shard.group is not None or self.place[0] == 0 for shard in shards]
 
-    def unit_scores(self, recipe: Recipe, granularity: Granularity) -> list[Tensor]:
-        recipe = self._of_owned(recipe)
-        for checked in cosine.finiteness(recipe) if cosine.is_of(recipe) else [recipe]:
-            counting.refuse_nan(checked, self._group)
+    def unit_scores(self, score: Score, granularity: Granularity) -> list[Tensor]:
+        score = self._of_owned(score)
+        for checked in nan_checks(score):
+            collectives.refuse_nan(checked, self._group)
         if granularity == "tensor":
-            return [self._tensor_score(entry(recipe, t)) for t in range(len(self.shapes))]
+            return [self._tensor_score(score.entry(t)) for t in range(len(self.shapes))]
         shapes = [shape if owned else (0, *shape[1:]) for shape, owned in zip(self.shapes, self._owned, strict=True)]
-        return _unit_scores(recipe, unit_counts(shapes, granularity))
+        return unit_scores(score, unit_counts(shapes, granularity))
 
-    def _tensor_score(self, recipe: Recipe) -> Tensor:
-        recipe = mapped(recipe, lambda _, run: concatenated(run, self._group))
-        return _unit_scores(recipe, [min(recipe["a"][0].numel(), 1)])[0]
+    def _tensor_score(self, score: Score) -> Tensor:
+        score = score.map(lambda _, run: concatenated(run, self._group))
+        return unit_scores(score, [min(score.a[0].numel(), 1)])[0]
 
-    def top_k(self, recipe: Recipe, k: int, granularity: Granularity, *, largest: bool) -> tuple[Tensor, Tensor]:
+    def top_k(self, score: Score, k: int, granularity: Granularity, *, largest: bool) -> tuple[Tensor, Tensor]:
         if granularity == "tensor":
-            return super().top_k(recipe, k, granularity, largest=largest)
-        return counting.top_k(self._of_owned(recipe), k, self._group, largest=largest)
+            return super().top_k(score, k, granularity, largest=largest)
+        return collectives.top_k(self._of_owned(score), k, self._group, largest=largest)
 
     def all_scores(self, scores: list[Tensor], granularity: Granularity) -> list[Tensor]:
         return scores if granularity == "tensor" else [concatenated(score, self._group) for score in scores]
@@ -206,16 +204,8 @@ class Sharded(Whole):
     def require_same(self, call: str, described: Mapping[str, Any]) -> None:
         require_same(call, described, self._groups)
 
-    def _of_owned(self, recipe: Recipe) -> Recipe:
-        return mapped(recipe, lambda t, run: run if self._owned[t] else run[:0])
-
-
-def _unit_scores(recipe: Recipe, counts: Sequence[int]) -> list[Tensor]:
-    if cosine.is_of(recipe):
-        return cosine.unit_scores(recipe, counts)
-    scores = [torch.empty(n, device=a.device) for n, a in zip(counts, recipe["a"], strict=True)]
-    ops.unit_scores_(scores, **recipe)
-    return scores
+    def _of_owned(self, score: Score) -> Score:
+        return score.map(lambda t, run: run if self._owned[t] else run[:0])
 
 
 def holding_of(named: Mapping[str, Tensor]) -> Whole:
