@@ -1,6 +1,7 @@
 """Selective tuning and fairness for vision models.
 
-The names below load on first use, so that importing a part does not import the whole.
+The names below load on first use, so that importing a part does not import the whole. ``aimfair.ops`` has the
+operators, for callers with their own scores or loops.
 """
 
 from importlib import import_module
@@ -9,15 +10,18 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from aimfair.selective import ops
     from aimfair.selective.build import build_info, cpu_paths, set_cpu_path
     from aimfair.selective.mask import ParameterMask
     from aimfair.selective.optim import MaskedAdamW, MaskedSGD
+    from aimfair.selective.score import Score
     from aimfair.selective.sensitivity import Sensitivity
 
 _HOMES = {
     "MaskedAdamW": "aimfair.selective.optim",
     "MaskedSGD": "aimfair.selective.optim",
     "ParameterMask": "aimfair.selective.mask",
+    "Score": "aimfair.selective.score",
     "Sensitivity": "aimfair.selective.sensitivity",
     "build_info": "aimfair.selective.build",
     "cpu_paths": "aimfair.selective.build",
@@ -28,18 +32,22 @@ __all__ = [
     "MaskedAdamW",
     "MaskedSGD",
     "ParameterMask",
+    "Score",
     "Sensitivity",
     "build_info",
     "cpu_paths",
+    "ops",
     "set_cpu_path",
 ]
 
 
 def __getattr__(name: str) -> Any:
+    if name == "ops":
+        return import_module("aimfair.selective.ops")
     if name not in _HOMES:
         raise AttributeError(f"module 'aimfair' has no attribute '{name}'")
     return getattr(import_module(_HOMES[name]), name)
 
 
 def __dir__() -> list[str]:
-    return sorted([*globals(), *_HOMES])
+    return sorted({*globals(), *__all__})

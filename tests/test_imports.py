@@ -37,7 +37,6 @@ LAYERS = (
 
 PENDING = {
     ("scan", "stages"),
-    ("selective", "base"),
 }
 """Arrows that still run the other way."""
 

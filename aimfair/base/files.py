@@ -3,34 +3,17 @@
 import json
 import os
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from aimfair.selective.atomic import replace_file, sync
+
+__all__ = [
+    "append_text", "is_temporary", "remove_temporaries", "replace_file", "sync", "write_json", "write_text",
+]  # fmt: skip
+
 _TEMPORARY = re.compile(r"\..+\.\d+\.tmp")
-
-
-@contextmanager
-def replace_file(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """Yields a path to write to, in the folder of ``path``, and puts what was written in place of ``path`` at the end.
-
-    The data reach the disk before the name does, so this holds for kill -9 and for loss of power. When the body raises,
-    ``path`` is as it was and the temporary file is gone; after kill -9 :func:`remove_temporaries` removes it. Its name
-    does not end as that of ``path``: writers that guess a format from the name must be told.
-
-    Raises:
-        OSError: the file cannot be written; what was there before is untouched.
-    """
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        yield temporary
-        sync(temporary)
-        os.replace(temporary, path)
-        sync(path.parent)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def write_text(path: str | os.PathLike[str], text: str) -> None:
@@ -88,12 +71,3 @@ def remove_temporaries(folder: Path, but: str | None = None) -> int:
     for path in stray:
         path.unlink()
     return len(stray)
-
-
-def sync(path: Path) -> None:
-    """Flushes a file, or the names in a folder, to the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -25,7 +25,7 @@ from aimfair.diffusion.guidance import GuidanceInterval
 from aimfair.diffusion.model import COMPONENTS, missing_libraries
 from aimfair.diffusion.sampler import Samples
 from aimfair.diffusion.settings import TextToImageSettings
-from aimfair.selective.storage import refuse_repeated_keys
+from aimfair.selective.storage import check_header
 
 _CACHED_BYTES = 1 << 30  # of embedded texts: thousands of Stable Diffusion's, 250 of Flux's
 _SLICED_FROM = 256  # pixels: from here on one image keeps the decoder busy, and a batch would only take memory
@@ -267,7 +267,7 @@ def _refuse_repeated_tensors(folder: Path, family: Family) -> None:
     """Of two tensors with one name the format's reader keeps the last without a word."""
     for path in sorted(path for part in COMPONENTS for path in (folder / part).glob("*.safetensors")):
         try:
-            refuse_repeated_keys(path)
+            check_header(path)
         except ValueError as error:
             raise AimfairError(f"{path}: not a usable {family.pipeline}: {error}") from error
 

@@ -25,8 +25,8 @@ Params = Iterable[Tensor] | Iterable[tuple[str, Tensor]] | Iterable[dict[str, An
 
 
 @dataclass
-class Plan:
-    """The launches of a param group; they hold for its parameters, their gradients and state, and its options.
+class GroupLaunches:
+    """The launches of a param group, valid for its parameters, their gradients and state, and its options.
 
     Attributes:
         members: the group's parameters.
@@ -100,7 +100,7 @@ class MaskedOptimizer(Optimizer):
         self.mask, self.compact, self.master_weights = mask, state == "compact", master_weights
         self._slots: dict[Tensor, Slot] = {}
         self._masks: dict[tuple[int, torch.device], ParameterMask] = {}
-        self._reset_plans()
+        self._reset_launches()
         self._unmatched: list[dict[str, Any]] | None = []  # groups whose matching waits for the last one
         super().__init__(params, defaults)
         if self._unmatched:
@@ -142,7 +142,7 @@ class MaskedOptimizer(Optimizer):
             group["mask_digest"] = None if mask is None else mask.digest
             if self.compact and (place := self._place_of(group)) != (0, 1):
                 group["place"] = place
-        self._reset_plans()
+        self._reset_launches()
 
     def _place_of(self, group: dict[str, Any]) -> tuple[int, int]:
         """(rank, number) of this process among those that hold parameters of the group together."""
@@ -151,7 +151,7 @@ class MaskedOptimizer(Optimizer):
 
     # -- stepping --------------------------------------------------------------------------------------
 
-    @torch._disable_dynamo  # type: ignore[attr-defined] # a graph would be made anew for every learning rate
+    @torch._disable_dynamo  # type: ignore[attr-defined] # a graph would be compiled again for every learning rate
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
         """Takes one step on the selected elements of all parameters that have a gradient.
@@ -168,14 +168,14 @@ class MaskedOptimizer(Optimizer):
                 loss = closure()
         grad_scale, found_inf = getattr(self, "grad_scale", None), getattr(self, "found_inf", None)
         for number, group in enumerate(self.param_groups):
-            plan, grads = self._plan(number, group)
-            for launch in plan.launches:
+            prepared, grads = self._prepare(number, group)
+            for launch in prepared.launches:
                 with named_errors(launch.names):
                     launch.step(
                         self.operator,
                         self._lists(launch, launch.grads(grads)),
                         stochastic_rounding=group["stochastic_rounding"],
-                        lr=_on(launch.device, plan.lr_of(group)),
+                        lr=_on(launch.device, prepared.lr_of(group)),
                         weight_decay=group["weight_decay"],
                         maximize=group["maximize"],
                         seed=group["seed"] ^ launch.place[0] << 32,  # every shard draws its own random numbers
@@ -201,19 +201,19 @@ class MaskedOptimizer(Optimizer):
         """Those of :attr:`moments` that the options of a group ask for."""
         raise NotImplementedError
 
-    def _plan(self, number: int, group: dict[str, Any]) -> tuple[Plan, list[Tensor | None]]:
-        """The group's plan, made anew if it no longer holds, and the gradients of its tuned parameters."""
-        plan, members = self._plans.get(number), group["params"]
-        if plan is None or len(plan.members) != len(members) or not all(map(is_, plan.members, members)):
-            plan = self._plans[number] = Plan(list(members), self._tuned(number, members))
-        grads = [parameter.grad for parameter in plan.tuned]
+    def _prepare(self, number: int, group: dict[str, Any]) -> tuple[GroupLaunches, list[Tensor | None]]:
+        """The group's prepared, made anew if it no longer holds, and the gradients of its tuned parameters."""
+        prepared, members = self._prepared.get(number), group["params"]
+        if prepared is None or len(prepared.members) != len(members) or not all(map(is_, prepared.members, members)):
+            prepared = self._prepared[number] = GroupLaunches(list(members), self._tuned(number, members))
+        grads = [parameter.grad for parameter in prepared.tuned]
         present = [grad is not None for grad in grads]
         state_names = self._state_names(group)
-        holds = plan.present == present and plan.state_names == state_names
-        if not holds or not all(launch.holds(self.state) for launch in plan.launches):
-            plan.launches = self._launches(plan.tuned, grads, state_names)
-            plan.present, plan.state_names = present, state_names
-        return plan, grads
+        holds = prepared.present == present and prepared.state_names == state_names
+        if not holds or not all(launch.holds(self.state) for launch in prepared.launches):
+            prepared.launches = self._launches(prepared.tuned, grads, state_names)
+            prepared.present, prepared.state_names = present, state_names
+        return prepared, grads
 
     def _tuned(self, number: int, parameters: list[Tensor]) -> list[Tensor]:
         for place, parameter in enumerate(parameters):
@@ -273,8 +273,8 @@ class MaskedOptimizer(Optimizer):
             arguments=arguments,
         )
 
-    def _reset_plans(self) -> None:
-        self._plans: dict[int, Plan] = {}
+    def _reset_launches(self) -> None:
+        self._prepared: dict[int, GroupLaunches] = {}
 
     # -- state -----------------------------------------------------------------------------------------
 
@@ -371,7 +371,7 @@ class MaskedOptimizer(Optimizer):
                 if option != "differentiable":
                     group.setdefault(option, default)
         self._masks = {}
-        self._reset_plans()
+        self._reset_launches()
 
 
 def _on(device: torch.device, value: Any) -> Tensor | None:

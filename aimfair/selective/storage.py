@@ -12,7 +12,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from aimfair.base.files import replace_file
+from aimfair.selective.atomic import replace_file
 
 _METADATA = "aimfair"
 """The only entry of a file's metadata: safetensors writes several in a random order. Files that have an entry for every
@@ -87,7 +87,7 @@ def load_into(
 def _opened(path: str | os.PathLike[str], kind: str, version: int) -> Iterator[tuple[Any, dict[str, Any]]]:
     """The open file, checked, and its metadata; errors inside name the file, too."""
     try:
-        refuse_repeated_keys(Path(path))
+        check_header(Path(path))
         with safe_open(path, framework="pt") as file:
             metadata = _metadata(file.metadata() or {})
             found = (metadata.pop("kind", "unknown kind"), metadata.pop("version", "unknown"))
@@ -130,8 +130,14 @@ def _read_into(path: Path, start: int, tensor: Tensor) -> None:
             done += count
 
 
-def refuse_repeated_keys(path: Path) -> None:
-    """The format's own reader keeps the last of two entries with one name without a word."""
+def check_header(path: Path) -> None:
+    """Checks the header of any safetensors file: its length, and that no name is in it twice.
+
+    The format's own reader silently keeps the last of two entries with one name.
+
+    Raises:
+        ValueError: a header longer than the file, malformed JSON, or a duplicate name.
+    """
     with open(path, "rb") as file:
         length = int.from_bytes(file.read(8), "little")
         if length > path.stat().st_size:

@@ -16,7 +16,7 @@ OPERATORS = sorted(
     for name, function in vars(ops).items()
     if inspect.isfunction(function) and name.endswith("_") and not name.startswith(("_", "planned_"))
 )
-"""Those on lists; test_plan.py has the others."""
+"""Those on lists; test_step_plan.py has the others."""
 
 
 BUILDERS = {

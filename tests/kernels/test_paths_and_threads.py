@@ -11,7 +11,7 @@ from aimfair.selective.score import Score
 
 from . import cases
 from .cases import DTYPES, MIXED, Inputs
-from .test_select import KINDS
+from .test_topk import KINDS
 
 CPU = torch.device("cpu")
 

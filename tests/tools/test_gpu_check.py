@@ -92,7 +92,7 @@ def test_what_is_sanitized_is_there():
     )
     collected = [line for line in done.stdout.splitlines() if "::" in line]
     assert 30 <= len(collected) <= 120
-    for name in ("accumulate", "masked_step", "plan", "select", "units", "mask_bits", "stochastic_rounding"):
+    for name in ("accumulate", "topk", "topk_units", "mask", "step", "step_plan", "step_rounding"):
         assert any(f"test_{name}.py" in line for line in collected), name
 
 

@@ -18,7 +18,7 @@ from aimfair.base.errors import AimfairError
 from aimfair.base.files import write_text
 from aimfair.selective.parameters import listing
 from aimfair.selective.selection import head_names
-from aimfair.selective.storage import refuse_repeated_keys
+from aimfair.selective.storage import check_header
 from aimfair.training.backbones.origin import CONFIG, WEIGHTS, one_line
 from aimfair.training.backbones.weights import load_weights, require_finite, write_weights
 
@@ -127,7 +127,7 @@ def _pretrained(name: str, classes: int, allow_download: bool) -> "PreTrainedMod
     try:
         source = name if allow_download or Path(name).is_absolute() else str(_hub_file(name, CONFIG, False).parent)
         for path in Path(source).glob("*.safetensors"):
-            refuse_repeated_keys(path)
+            check_header(path)
         model, found = AutoModelForImageClassification.from_pretrained(
             source,
             num_labels=classes,

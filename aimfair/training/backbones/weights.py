@@ -12,7 +12,7 @@ from aimfair.base.errors import AimfairError
 from aimfair.base.files import replace_file
 from aimfair.selective.parameters import listing
 from aimfair.selective.selection import head_names
-from aimfair.selective.storage import refuse_repeated_keys
+from aimfair.selective.storage import check_header
 from aimfair.training.backbones.origin import CONFIG, one_line
 
 Weights = dict[str, Tensor]
@@ -52,7 +52,7 @@ def read_weights(path: Path) -> Weights:
         AimfairError: naming the file: it is missing, damaged, or holds NaN or infinity. Pickles are never read.
     """
     try:
-        refuse_repeated_keys(path)
+        check_header(path)
         weights = load_file(path)
     except FileNotFoundError:
         raise AimfairError(f"{path}: no such file; weights are read from safetensors alone") from None

@@ -12,7 +12,7 @@ from aimfair.selective.score import Score
 
 from . import cases
 from .cases import CRITERIA, OFFSETS, SECOND_OF, SHAPES
-from .test_select import KINDS, dirty_mask
+from .test_topk import KINDS, dirty_mask
 
 INF = math.inf
 ZERO = 1 << 31

@@ -1,0 +1,37 @@
+"""Replacing a file in one step: a reader, or a machine that loses power, sees the old file or the new one."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+
+@contextmanager
+def replace_file(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """Yields a path to write to, in the folder of ``path``, and puts what was written in place of ``path`` at the end.
+
+    The data reach the disk before the name does, so this holds for kill -9 and for loss of power. When the body raises,
+    ``path`` is as it was and the temporary file is gone; after kill -9 it stays, a hidden file ``.NAME.PID.tmp``.
+    Writers that guess a format from the file name must be given the format.
+
+    Raises:
+        OSError: the file cannot be written; what was there before is untouched.
+    """
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        yield temporary
+        sync(temporary)
+        os.replace(temporary, path)
+        sync(path.parent)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def sync(path: Path) -> None:
+    """Flushes a file, or the names in a folder, to the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
