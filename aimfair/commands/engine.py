@@ -39,8 +39,7 @@ def build_or_check(action: str, config: Config) -> int:
     """
     from aimfair.base.device import choose_device
     from aimfair.diffusion.engines.agreement import compare
-    from aimfair.diffusion.engines.auto import choose_engine
-    from aimfair.diffusion.engines.choose import prepare_engine
+    from aimfair.diffusion.engines.registry import choose_engine, prepare_engine
     from aimfair.diffusion.model import model_folder
     from aimfair.diffusion.text_to_image import engine_and_source, load_source
 

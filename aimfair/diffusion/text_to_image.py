@@ -1,7 +1,7 @@
-"""Images from texts with a latent diffusion model. The only importer of diffusers."""
+"""Images from text with a latent diffusion model. The only importer of diffusers."""
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -15,13 +15,10 @@ from aimfair.base.errors import AimfairError
 from aimfair.base.interrupt import NEVER, Interrupt
 from aimfair.base.log import NOWHERE, Log
 from aimfair.base.memory import MicroBatch, pieces
-from aimfair.diffusion.engines.choose import load_engine
-from aimfair.diffusion.engines.eager import Eager
-from aimfair.diffusion.engines.interface import Engine, Part, Source
-from aimfair.diffusion.engines.precision import full_precision
-from aimfair.diffusion.families.choose import absent, family_of
+from aimfair.diffusion.engines.engine import Eager, Engine, Part, Source, full_precision
+from aimfair.diffusion.engines.registry import load_engine
 from aimfair.diffusion.families.family import Family, Pipeline
-from aimfair.diffusion.guidance import GuidanceInterval
+from aimfair.diffusion.families.registry import absent, family_of
 from aimfair.diffusion.model import COMPONENTS, missing_libraries
 from aimfair.diffusion.sampler import Samples
 from aimfair.diffusion.settings import TextToImageSettings
@@ -29,6 +26,42 @@ from aimfair.selective.storage import check_header
 
 _CACHED_BYTES = 1 << 30  # of embedded texts: thousands of Stable Diffusion's, 250 of Flux's
 _SLICED_FROM = 256  # pixels: from here on one image keeps the decoder busy, and a batch would only take memory
+
+
+class GuidanceInterval:
+    """An :class:`Engine` around another that applies guidance in some of the steps only.
+
+    The other steps run the denoiser on one half of the batch instead of both, and images can improve: Kynkäänniemi et
+    al., Applying Guidance in a Limited Interval Improves Sample and Distribution Quality in Diffusion Models, 2024
+    (arXiv 2404.07724). The interval is given as shares of the steps, where the paper gives noise levels.
+
+    Pipelines put the negative prompts into the first half of the batch, and add the scaled difference of both halves.
+    Returning the second half twice makes that difference zero, which leaves the prediction for the prompt alone.
+
+    Args:
+        engine: runs the parts.
+        interval: first share of the steps with guidance, and first one without it again; (0, 1) is all of them.
+        steps: how many times the pipeline will call the denoiser, known after its first call.
+    """
+
+    def __init__(self, engine: Engine, interval: tuple[float, float], steps: Callable[[], int]):
+        self._engine, self._interval, self._steps = engine, interval, steps
+        self._step = 0
+
+    def begin(self) -> None:
+        """The next call of the denoiser is the first of a batch."""
+        self._step = 0
+
+    def run(self, part: str, inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        """As :meth:`Engine.run`."""
+        if part != "denoiser":
+            return self._engine.run(part, inputs)
+        start, stop = self._interval
+        share, self._step = self._step / self._steps(), self._step + 1
+        if start <= share < stop:
+            return self._engine.run(part, inputs)
+        outputs = self._engine.run(part, [tensor[len(tensor) // 2 :] for tensor in inputs])
+        return tuple(torch.cat([output, output]) for output in outputs)
 
 
 class Diffusion:

@@ -12,8 +12,7 @@ from aimfair.base.log import NOWHERE, Log
 from aimfair.base.progress import Progress
 from aimfair.config import Config
 from aimfair.data.leakage import find_leaks, refuse_leaks
-from aimfair.diffusion.engines.auto import choose_engine
-from aimfair.diffusion.engines.choose import engine_facts
+from aimfair.diffusion.engines.registry import choose_engine, engine_facts
 from aimfair.diffusion.model import model_folder
 from aimfair.diffusion.sampler import Sampler
 from aimfair.generation import image_folder

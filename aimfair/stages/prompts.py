@@ -9,7 +9,7 @@ from aimfair.prompts.grammar import Prompt, fill_templates, save_prompts, write_
 from aimfair.run.directory import Run
 
 if TYPE_CHECKING:
-    from aimfair.prompts.providers.chat import ChatModel
+    from aimfair.prompts.providers import ChatModel
 
 _PATIENCE = {"timeout", "retries", "max_wait", "max_fruitless"}
 """Settings that decide whether there will be prompts, not which."""

@@ -11,7 +11,7 @@ from aimfair.commands import cli
 from aimfair.config import Config, vocabulary
 from aimfair.config import load as config_file
 from aimfair.prompts.grammar import write_prompts
-from aimfair.prompts.providers.message import make_briefs, make_message
+from aimfair.prompts.providers.templates import make_briefs, make_message
 from aimfair.run.directory import Run
 from aimfair.stages import prompts
 

@@ -9,8 +9,7 @@ import torch
 from torch import Tensor
 
 from aimfair.diffusion.engines.agreement import compare
-from aimfair.diffusion.engines.eager import Eager
-from aimfair.diffusion.engines.interface import Engine, Source
+from aimfair.diffusion.engines.engine import Eager, Engine, Source
 from aimfair.diffusion.text_to_image import engine_and_source
 from aimfair.generation.settings import GenerateSettings
 

@@ -5,14 +5,14 @@ from typing import Any
 import pytest
 import torch
 
-from aimfair.diffusion.engines import auto
+from aimfair.diffusion.engines import registry
 from aimfair.generation.settings import GenerateSettings
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda:1")
 
 
-def choose(device: torch.device = CPU, made_with: str | None = None, **settings: Any) -> auto.Choice:
-    return auto.choose_engine(GenerateSettings(**{"engine": "auto", **settings}), lambda: device, made_with)
+def choose(device: torch.device = CPU, made_with: str | None = None, **settings: Any) -> registry.Choice:
+    return registry.choose_engine(GenerateSettings(**{"engine": "auto", **settings}), lambda: device, made_with)
 
 
 def test_on_a_cpu() -> None:
@@ -27,7 +27,7 @@ def test_on_a_gpu_nothing_is_built_unasked() -> None:
 
 
 def test_packages_that_are_missing_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(auto, "find_spec", lambda name: None if name == "onnxscript" else name)
+    monkeypatch.setattr(registry, "find_spec", lambda name: None if name == "onnxscript" else name)
     assert choose() == ("eager", "not installed: onnxscript; with them onnxruntime is faster on a CPU")
 
 
@@ -36,7 +36,7 @@ def test_images_that_are_there_decide() -> None:
         raise AssertionError
 
     settings = GenerateSettings(engine="auto")
-    assert auto.choose_engine(settings, unasked, "eager") == ("eager", "it made the images that are there")
+    assert registry.choose_engine(settings, unasked, "eager") == ("eager", "it made the images that are there")
 
 
 @pytest.mark.parametrize("engine", ["eager", "onnxruntime"])

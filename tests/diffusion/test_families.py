@@ -13,8 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from aimfair.base.errors import AimfairError
 from aimfair.diffusion.engines.agreement import compare, example
-from aimfair.diffusion.engines.eager import Eager
-from aimfair.diffusion.engines.interface import Engine, Source
+from aimfair.diffusion.engines.engine import Eager, Engine, Source
 from aimfair.diffusion.families import sd3
 from aimfair.diffusion.families.flux import pack, unpack
 from aimfair.diffusion.text_to_image import Diffusion, engine_and_source
@@ -364,8 +363,8 @@ def test_a_unet_of_the_size_of_stable_diffusion_2(tmp_path: Path) -> None:
     import diffusers
 
     from aimfair.base.interrupt import NEVER
+    from aimfair.diffusion.engines.engine import Part, Tensors
     from aimfair.diffusion.engines.export import export, path_of
-    from aimfair.diffusion.engines.interface import Part, Tensors
     from aimfair.diffusion.engines.onnx_runtime import OnnxRuntime
     from aimfair.diffusion.families.stable_diffusion import Denoiser
 

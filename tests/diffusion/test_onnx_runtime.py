@@ -18,8 +18,7 @@ from aimfair.base.interrupt import Interrupted
 from aimfair.commands import cli
 from aimfair.config import Config
 from aimfair.diffusion.engines import agreement, export, onnx_runtime, store
-from aimfair.diffusion.engines.eager import Eager
-from aimfair.diffusion.engines.interface import Part, Tensors
+from aimfair.diffusion.engines.engine import Eager, Part, Tensors
 from aimfair.diffusion.model import SHIPPED
 from aimfair.diffusion.text_to_image import Diffusion, engine_and_source
 from aimfair.generation.settings import GenerateSettings

@@ -20,12 +20,11 @@ from aimfair.base.errors import AimfairError
 from aimfair.base.interrupt import NEVER, Interrupt, Interrupted
 from aimfair.base.log import NOWHERE, Log
 from aimfair.commands import cli
-from aimfair.diffusion.engines import store, tensorrt_build, tensorrt_library, tensorrt_load
+from aimfair.diffusion.engines import store, tensorrt, tensorrt_build
 from aimfair.diffusion.engines.agreement import Agreement
-from aimfair.diffusion.engines.interface import Part, Source, Tensors
-from aimfair.diffusion.engines.tensorrt_build import Plan, build
-from aimfair.diffusion.engines.tensorrt_library import Library, Messages, load_library
-from aimfair.diffusion.engines.tensorrt_load import Maker
+from aimfair.diffusion.engines.engine import Part, Source, Tensors
+from aimfair.diffusion.engines.tensorrt import Maker
+from aimfair.diffusion.engines.tensorrt_build import Library, Messages, Plan, build, load_library
 from aimfair.diffusion.engines.tensorrt_run import PlanRefused
 from aimfair.diffusion.settings import TensorRtSettings
 from aimfair.diffusion.text_to_image import load_source
@@ -234,7 +233,7 @@ def built(model: Path, small_onnx: Path, tmp_path_factory: pytest.TempPathFactor
     home = tmp_path_factory.mktemp("built")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(home))
-        patch.setattr(tensorrt_load, "export", copying(small_onnx))
+        patch.setattr(tensorrt, "export", copying(small_onnx))
         assert small(model).prepare() is None
     return home
 
@@ -243,7 +242,7 @@ def built(model: Path, small_onnx: Path, tmp_path_factory: pytest.TempPathFactor
 def cached(built: Path, cache_home: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A copy of it; what would export has lost it."""
     shutil.copytree(built / "aimfair" / "engines", cache_home)
-    monkeypatch.setattr(tensorrt_load, "export", lambda *_: pytest.fail("exported again"))
+    monkeypatch.setattr(tensorrt, "export", lambda *_: pytest.fail("exported again"))
     return cache_home
 
 
@@ -280,7 +279,7 @@ def test_other_settings_are_another_engine(model: Path, settings: dict[str, Any]
 def test_a_dynamic_engine_for_all_that_the_package_knows(
     model: Path, small_onnx: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(tensorrt_load, "export", copying(small_onnx))
+    monkeypatch.setattr(tensorrt, "export", copying(small_onnx))
     plans = []
 
     def only_decoder(library: Library, onnx: Path, path: Path, part: Part, plan: Plan, *others: Any) -> None:
@@ -288,7 +287,7 @@ def test_a_dynamic_engine_for_all_that_the_package_knows(
         if part.name == "decoder":
             build(library, onnx, path, part, plan, *others)
 
-    monkeypatch.setattr(tensorrt_load, "build", only_decoder)
+    monkeypatch.setattr(tensorrt, "build", only_decoder)
     small(model, profile="dynamic", targets=None).prepare()
     _, entry = only_entry()
     assert entry.facts["architectures"] == [75, 80, 86, 89, 120, 121]
@@ -303,7 +302,7 @@ def test_a_dynamic_engine_for_all_that_the_package_knows(
 def test_an_interrupted_build_leaves_nothing(
     model: Path, small_onnx: Path, cache_home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(tensorrt_load, "export", copying(small_onnx))
+    monkeypatch.setattr(tensorrt, "export", copying(small_onnx))
     with pytest.raises(Interrupted):
         small(model, AskedAfter(100)).prepare()
     assert [path.suffix for path in cache_home.iterdir()] == [".lock"]
@@ -324,7 +323,7 @@ def test_a_damaged_plan_is_not_used(model: Path, cached: Path) -> None:
 def test_the_shipped_model_by_the_verb(
     digits_onnx: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(tensorrt_load, "export", copying(digits_onnx))
+    monkeypatch.setattr(tensorrt, "export", copying(digits_onnx))
     words = ("--config", "demo", "--generate.engine", "tensorrt-rtx", "--generate.tensorrt.targets", "[89]")
     assert cli.main(["engine", "build", *words, "--device", "cpu"]) == 0
     assert "digits-diffusion: built; its first run on a GPU will be compared with eager, in" in capsys.readouterr().out
@@ -411,7 +410,7 @@ def test_the_first_run_of_an_engine_that_was_built_elsewhere(model: Path, monkey
         compared.append(engine)
         return GOOD
 
-    monkeypatch.setattr(tensorrt_load, "compare", compare)
+    monkeypatch.setattr(tensorrt, "compare", compare)
     assert small(model, device=GPU).load() == "engine"
     assert only_entry()[1].agreement == GOOD
     assert small(model, device=GPU).load() == "engine"
@@ -421,7 +420,7 @@ def test_the_first_run_of_an_engine_that_was_built_elsewhere(model: Path, monkey
 @pytest.mark.usefixtures("cached", "ada")
 def test_an_engine_from_elsewhere_that_differs(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     bad = Agreement(differences={"denoiser": 0.5}, tolerance=3e-2)
-    monkeypatch.setattr(tensorrt_load, "compare", lambda *_: bad)
+    monkeypatch.setattr(tensorrt, "compare", lambda *_: bad)
     for _ in range(2):
         with pytest.raises(AimfairError, match=r"tensorrt-rtx is not to be trusted with generate\.model: .*5\.0e-01"):
             small(model, device=GPU).load()
@@ -440,9 +439,9 @@ def test_a_plan_that_is_no_longer_loaded_is_made_anew(
         return "engine"
 
     monkeypatch.setattr(Maker, "_open", opened)
-    monkeypatch.setattr(tensorrt_load, "compare", lambda *_: GOOD)
-    monkeypatch.setattr(tensorrt_load, "export", copying(small_onnx))
-    monkeypatch.setattr(tensorrt_load, "build", lambda library, onnx, path, *_: path.write_bytes(b"new"))
+    monkeypatch.setattr(tensorrt, "compare", lambda *_: GOOD)
+    monkeypatch.setattr(tensorrt, "export", copying(small_onnx))
+    monkeypatch.setattr(tensorrt, "build", lambda library, onnx, path, *_: path.write_bytes(b"new"))
     with pytest.warns(UserWarning, match="the driver is too old; it is made anew"):
         assert small(model, device=GPU).load() == "engine"
     place, entry = only_entry()
@@ -490,7 +489,7 @@ def test_a_package_whose_libraries_are_missing(monkeypatch: pytest.MonkeyPatch) 
     def fail(_: str) -> None:
         raise ImportError("libnvinfer.so.11: cannot open shared object file")
 
-    monkeypatch.setattr(tensorrt_library.importlib, "import_module", fail)
+    monkeypatch.setattr(tensorrt_build.importlib, "import_module", fail)
     with pytest.raises(AimfairError, match=r"cannot be loaded: libnvinfer.*pip install --force-reinstall tensorrt$"):
         load_library("tensorrt")
 

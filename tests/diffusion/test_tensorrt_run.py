@@ -21,9 +21,8 @@ import torch
 from aimfair.base.errors import AimfairError
 from aimfair.base.log import NOWHERE, Log
 from aimfair.diffusion.engines.agreement import compare
-from aimfair.diffusion.engines.eager import Eager
-from aimfair.diffusion.engines.interface import Part, Source
-from aimfair.diffusion.engines.tensorrt_library import Library
+from aimfair.diffusion.engines.engine import Eager, Part, Source
+from aimfair.diffusion.engines.tensorrt_build import Library
 from aimfair.diffusion.engines.tensorrt_run import PlanRefused, TensorRt
 from aimfair.diffusion.model import SHIPPED
 from aimfair.diffusion.text_to_image import load_source

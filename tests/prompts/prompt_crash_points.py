@@ -15,7 +15,7 @@ from pathlib import Path
 from aimfair.base.errors import AimfairError
 from aimfair.base.files import is_temporary
 from aimfair.config import Config
-from aimfair.prompts.providers.chat import Reply
+from aimfair.prompts.providers import Reply
 from aimfair.run.directory import Run
 from aimfair.stages import prompts
 from tests.prompts.chat_server import briefs_in, good

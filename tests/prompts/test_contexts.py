@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from aimfair.prompts.contexts import count_contexts, draw_contexts
+from aimfair.prompts.grammar import count_contexts, draw_contexts
 
 
 def attributes(*sizes: int) -> dict[str, list[str]]:

@@ -24,9 +24,8 @@ from aimfair.base.progress import Progress
 from aimfair.commands import cli
 from aimfair.config import Config
 from aimfair.prompts.grammar import load_prompts
-from aimfair.prompts.providers.chat import Reply
-from aimfair.prompts.providers.message import make_briefs
-from aimfair.prompts.providers.replies import Desk
+from aimfair.prompts.providers import Reply
+from aimfair.prompts.providers.templates import Desk, make_briefs
 from aimfair.run.directory import Run
 from aimfair.stages import prompts
 from tests.generation.samples import prompt_settings

@@ -4,9 +4,7 @@ import torch
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 
-from aimfair.diffusion.engines.eager import Eager
-from aimfair.diffusion.engines.interface import Engine, Source, Tensors
-from aimfair.diffusion.engines.precision import full_precision
+from aimfair.diffusion.engines.engine import Eager, Engine, Source, Tensors, full_precision
 
 TOLERANCES = {torch.float32: 1e-4, torch.bfloat16: 1e-1, torch.float16: 3e-2}
 """A grey level is 4e-3 of the range. Sums in another order change 1e-6 to 1e-5 in single precision and 2e-3 to 2e-2 in

@@ -11,8 +11,7 @@ from aimfair.base.errors import AimfairError
 from aimfair.base.interrupt import NEVER, Interrupt
 from aimfair.base.log import NOWHERE, Log
 from aimfair.diffusion.engines.agreement import TOLERANCES, difference
-from aimfair.diffusion.engines.eager import Eager
-from aimfair.diffusion.engines.interface import Source
+from aimfair.diffusion.engines.engine import Eager, Source
 
 NAME = "compile"
 _PARTS = ("denoiser", "decoder")  # an encoder is called once for each text

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from aimfair.base.errors import AimfairError
 from aimfair.base.interrupt import Interrupt
-from aimfair.diffusion.engines.interface import Part, Source, Tensors
+from aimfair.diffusion.engines.engine import Part, Source, Tensors
 
 OPSET = 20
 

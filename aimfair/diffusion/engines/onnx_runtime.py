@@ -15,8 +15,8 @@ from aimfair.base.interrupt import NEVER, Interrupt
 from aimfair.base.log import NOWHERE, Log
 from aimfair.diffusion.engines import store
 from aimfair.diffusion.engines.agreement import Agreement, compare
+from aimfair.diffusion.engines.engine import Part, Source
 from aimfair.diffusion.engines.export import OPSET, export, exporters, path_of
-from aimfair.diffusion.engines.interface import Part, Source
 
 NAME = "onnxruntime"
 _PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}

@@ -78,7 +78,7 @@ def obtain(
         facts: in JSON's types.
         make: writes the files into an empty folder and compares the engine with eager, where it can.
         model: as in :class:`Entry`.
-        tools: those that are installed; an entry made with other versions of them is made anew.
+        tools: those that are installed; an entry made with other versions of them is rebuilt.
 
     Raises:
         AimfairError: the new engine does not agree with eager, the entry cannot be written, or as ``make`` raises.
@@ -121,7 +121,7 @@ def record(place: Path, agreement: Agreement, interrupt: Interrupt) -> None:
 
 
 def remove(place: Path, entry: Entry, interrupt: Interrupt) -> None:
-    """Takes an entry away, if it is still this one and no other process has made it anew."""
+    """Removes an entry, unless another process has rebuilt it."""
     with _locked(place, NOWHERE, interrupt):
         if os.path.lexists(place) and _files_of(place) == entry.files:
             _remove(place)

@@ -13,13 +13,13 @@ from aimfair.base.errors import AimfairError
 from aimfair.base.files import replace_file
 from aimfair.base.log import Log
 from aimfair.base.memory import pieces
-from aimfair.diffusion.engines.interface import Part, Tensors
+from aimfair.diffusion.engines.engine import Part, Tensors
 from aimfair.diffusion.engines.store import GROWING
-from aimfair.diffusion.engines.tensorrt_library import Library, Messages
+from aimfair.diffusion.engines.tensorrt_build import Library, Messages
 
 
 class PlanRefused(AimfairError):
-    """The library does not load a plan, which would have to be built anew."""
+    """The library does not load a plan, which has to be rebuilt."""
 
 
 class Stream(Protocol):

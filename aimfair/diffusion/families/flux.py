@@ -5,11 +5,19 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from aimfair.diffusion.engines.interface import Part, Tensors
-from aimfair.diffusion.families.decoder import Decoder, images
-from aimfair.diffusion.families.family import Family, Latents, Pipeline, Vocabulary, require_multiple
-from aimfair.diffusion.families.stand_in import StandIn
-from aimfair.diffusion.families.text_encoder import LAST, POOLED
+from aimfair.diffusion.engines.engine import Part, Tensors
+from aimfair.diffusion.families.family import (
+    LAST,
+    POOLED,
+    Decoder,
+    Family,
+    Latents,
+    Pipeline,
+    StandIn,
+    Vocabulary,
+    images,
+    require_multiple,
+)
 
 _PATCH = 2  # latents along each side of what the transformer sees as one
 

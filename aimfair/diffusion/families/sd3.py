@@ -6,11 +6,19 @@ import torch
 from torch import Tensor, nn
 
 from aimfair.base.errors import AimfairError
-from aimfair.diffusion.engines.interface import Part, Tensors
-from aimfair.diffusion.families.decoder import decoder
-from aimfair.diffusion.families.family import Family, Latents, Pipeline, Vocabulary, require_multiple
-from aimfair.diffusion.families.stand_in import StandIn
-from aimfair.diffusion.families.text_encoder import LAST, PENULTIMATE, PROJECTED
+from aimfair.diffusion.engines.engine import Part, Tensors
+from aimfair.diffusion.families.family import (
+    LAST,
+    PENULTIMATE,
+    PROJECTED,
+    Family,
+    Latents,
+    Pipeline,
+    StandIn,
+    Vocabulary,
+    decoder,
+    require_multiple,
+)
 
 _T5_LENGTH = 256  # tokens; what diffusers takes
 

@@ -6,11 +6,17 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from aimfair.diffusion.engines.interface import Engine, Part, Tensors
-from aimfair.diffusion.families.decoder import decoder
-from aimfair.diffusion.families.family import Family, Latents, Pipeline, Vocabulary
-from aimfair.diffusion.families.stand_in import StandIn
-from aimfair.diffusion.families.text_encoder import PENULTIMATE, PROJECTED
+from aimfair.diffusion.engines.engine import Engine, Part, Tensors
+from aimfair.diffusion.families.family import (
+    PENULTIMATE,
+    PROJECTED,
+    Family,
+    Latents,
+    Pipeline,
+    StandIn,
+    Vocabulary,
+    decoder,
+)
 from aimfair.diffusion.families.unet import scale_of_guidance, unet_guided, unet_inputs, unet_latents
 
 _TIME_IDS = 6  # height and width of the original, of the crop's corner, of the image

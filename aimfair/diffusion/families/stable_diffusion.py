@@ -4,11 +4,8 @@ from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
-from aimfair.diffusion.engines.interface import Part, Tensors
-from aimfair.diffusion.families.decoder import decoder
-from aimfair.diffusion.families.family import Family, Latents, Pipeline, Vocabulary
-from aimfair.diffusion.families.stand_in import StandIn
-from aimfair.diffusion.families.text_encoder import LAST
+from aimfair.diffusion.engines.engine import Part, Tensors
+from aimfair.diffusion.families.family import LAST, Family, Latents, Pipeline, StandIn, Vocabulary, decoder
 from aimfair.diffusion.families.unet import scale_of_guidance, unet_guided, unet_inputs, unet_latents
 
 

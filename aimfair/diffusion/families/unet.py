@@ -6,9 +6,8 @@ import torch
 from torch import Tensor
 
 from aimfair.base.errors import AimfairError
-from aimfair.diffusion.engines.interface import Tensors
-from aimfair.diffusion.families.family import Latents, Pipeline, require_multiple
-from aimfair.diffusion.families.stand_in import StandIn
+from aimfair.diffusion.engines.engine import Tensors
+from aimfair.diffusion.families.family import Latents, Pipeline, StandIn, require_multiple
 
 
 def unet_latents(pipeline: Pipeline, render_size: int | None) -> Latents:

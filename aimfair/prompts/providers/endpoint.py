@@ -16,13 +16,13 @@ from typing import TYPE_CHECKING, Any
 from aimfair.base.errors import AimfairError
 from aimfair.base.interrupt import NEVER, Interrupt
 from aimfair.base.log import NOWHERE, Log
-from aimfair.prompts.providers.chat import Reply
+from aimfair.prompts.providers import Reply
 from aimfair.prompts.settings import LanguageModelSettings
 
 if TYPE_CHECKING:
     import openai
 
-_NO_KEY = "none"  # the client wants one; servers of one's own seldom do
+_NO_KEY = "none"  # the client wants one; self-hosted servers seldom do
 _SHORTEST_SECRET = 8  # a shorter key is a placeholder, and may be a word of a reply
 _FIRST_WAIT, _LONGEST_WAIT = 1.0, 60.0  # seconds
 _AGAIN = (408, 409, 429)  # and 5xx
@@ -124,7 +124,7 @@ class Endpoint:
             return None
 
     def _read(self, response: Any, end: float) -> bytes | None:
-        """What the server sends until ``end``: the client's own limit is for each piece of it, and starts anew.
+        """What the server sends until ``end``: the client's own limit is for each piece of it, and restarts.
 
         A signal ends it a little later: many servers send all at once, and that was paid for.
         """
@@ -165,7 +165,7 @@ class Endpoint:
     def _may_pass(self, error: "openai.OpenAIError") -> bool:
         """Whether the same request may succeed a little later."""
         if isinstance(error, self._openai.APIStatusError):
-            spent = error.code == "insufficient_quota"  # a 429 that no waiting mends
+            spent = error.code == "insufficient_quota"  # a 429 that no waiting fixes
             return not spent and (error.status_code in _AGAIN or error.status_code >= 500)
         return isinstance(error, self._openai.APIConnectionError)  # timeouts among them
 

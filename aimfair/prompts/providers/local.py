@@ -9,7 +9,7 @@ from aimfair.base.checked_weights import load_model, load_tokenizer
 from aimfair.base.errors import AimfairError
 from aimfair.base.interrupt import NEVER, Interrupt
 from aimfair.base.seeds import derive_seed
-from aimfair.prompts.providers.chat import Reply
+from aimfair.prompts.providers import Reply
 from aimfair.prompts.settings import LanguageModelSettings
 
 _KEY = "prompts.llm.model"

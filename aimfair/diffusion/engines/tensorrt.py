@@ -1,4 +1,4 @@
-"""The engines ``tensorrt`` and ``tensorrt-rtx``: built once, kept, and run on a GPU."""
+"""The engines ``tensorrt`` and ``tensorrt-rtx``: built once, cached, and run on a GPU."""
 
 import gc
 import hashlib
@@ -15,10 +15,9 @@ from aimfair.base.interrupt import NEVER, Interrupt
 from aimfair.base.log import NOWHERE, Log
 from aimfair.diffusion.engines import store
 from aimfair.diffusion.engines.agreement import Agreement, compare
+from aimfair.diffusion.engines.engine import Source
 from aimfair.diffusion.engines.export import OPSET, export, exporters, path_of
-from aimfair.diffusion.engines.interface import Source
-from aimfair.diffusion.engines.tensorrt_build import Plan, build
-from aimfair.diffusion.engines.tensorrt_library import RTX, Library, load_library
+from aimfair.diffusion.engines.tensorrt_build import RTX, Library, Plan, build, load_library
 from aimfair.diffusion.engines.tensorrt_run import CudaStream, PlanRefused, TensorRt
 from aimfair.diffusion.settings import TensorRtSettings
 

@@ -1,6 +1,7 @@
-"""An engine as those who use it see it, and what one is made from."""
+"""What an engine is and is made from, and eager, the engine that all others are compared with."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -89,3 +90,26 @@ class Engine(Protocol):
             part: its name.
             inputs: as :attr:`Part.inputs` says, in that order, on the device of the model.
         """
+
+
+class Eager:
+    """An :class:`Engine` that keeps nothing and needs nothing built."""
+
+    def __init__(self, source: Source):
+        self._modules = {part.name: part.module for part in source.parts}
+
+    def run(self, part: str, inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        outputs: tuple[Tensor, ...] = self._modules[part](*inputs)
+        return outputs
+
+
+@contextmanager
+def full_precision() -> Iterator[None]:
+    """Within, float32 convolutions and products keep 23 bits, not 10; a wrong engine could hide in the others."""
+    matmul, convolutions = torch.backends.cuda.matmul, torch.backends.cudnn
+    before = matmul.allow_tf32, convolutions.allow_tf32
+    matmul.allow_tf32 = convolutions.allow_tf32 = False
+    try:
+        yield
+    finally:
+        matmul.allow_tf32, convolutions.allow_tf32 = before

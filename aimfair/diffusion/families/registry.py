@@ -1,4 +1,4 @@
-"""The families by the pipeline that a model's index names."""
+"""The families by the pipeline class that a model's index names."""
 
 import json
 from pathlib import Path
