@@ -28,9 +28,6 @@ KINDS: dict[str, type[MethodSettings]] = {method.model_fields["kind"].default: m
 RENAMED = {"dfr": "last_layer_retrain"}
 """Old name of a kind -> its name."""
 
-_REPLACED = {name: f"{name}_density (a share) or {name}_k (a count)" for name in ("bias", "domain")}
-"""Key that there was -> what there is instead."""
-
 
 def _of_its_kind(value: Any) -> Any:
     """Settings with their kind, by default ``tune``.
@@ -41,16 +38,15 @@ def _of_its_kind(value: Any) -> Any:
     if not isinstance(value, dict):
         return value
     kind = value.get("kind", "tune")
+    if not isinstance(kind, str) or kind not in {**KINDS, **RENAMED}:
+        raise Problem(("kind",), f"found {kind!r}, expected one of {', '.join(KINDS)}")
     if kind in RENAMED:
         warnings.warn(f"method kind {kind!r} is now called {RENAMED[kind]!r}; rename it", FutureWarning, stacklevel=2)
         kind = RENAMED[kind]
-    if kind not in KINDS:
-        raise Problem(("kind",), f"found {kind!r}, expected one of {', '.join(KINDS)}")
     valid = KINDS[kind].model_fields
-    for key in value.keys() - valid:
-        if key in _REPLACED:
-            raise Problem((key,), f"replaced by {_REPLACED[key]}")
-        if others := [other for other, method in KINDS.items() if key in method.model_fields]:
+    for key in value:
+        others = [other for other, method in KINDS.items() if key in method.model_fields]
+        if key not in valid and others:
             raise Problem(
                 (key,), f"not valid for kind {kind!r}, only for {' and '.join(others)}; {kind} takes {', '.join(valid)}"
             )

@@ -221,7 +221,9 @@ def _load_own(file: Path, overrides: dict[str, str] | None = None) -> Config:
         return config_file.load(file, overrides)
     except ConfigError as error:
         lines = str(error).splitlines()
-        unknown = [line for line in lines if line.startswith(str(file)) and "unknown key" in line]
+        unknown = [
+            line for line in lines if line.startswith(str(file)) and ("unknown key" in line or "not valid for" in line)
+        ]
         if not unknown:
             raise
         more = f" (and {len(lines) - 1} more faults)" if len(lines) > 1 else ""

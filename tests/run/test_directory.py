@@ -116,6 +116,18 @@ def test_damaged_settings_are_refused_or_overwritten(tmp_path, config):
     assert Run.config_of(tmp_path) == config
 
 
+def test_a_run_whose_methods_hold_keys_of_other_kinds_says_in_one_line_how_to_continue(tmp_path, config):
+    """Older versions wrote the keys of every kind into each method."""
+    Run.open(tmp_path, config).close()
+    old = (tmp_path / "config.yaml").read_text().replace("kind: tune\n", "kind: tune\n    upweight: 20\n")
+    (tmp_path / "config.yaml").write_text(old)
+    with pytest.raises(ConfigError) as caught:
+        Run.config_of(tmp_path)
+    (line,) = str(caught.value).splitlines()
+    assert "upweight: not valid for kind 'tune', only for jtt" in line
+    assert "edit config.yaml, or start again" in line
+
+
 def test_a_run_whose_keys_have_been_renamed_says_in_one_line_how_to_continue(tmp_path, config, monkeypatch):
     monkeypatch.setattr("aimfair.config.errors.RENAMED", {"train.rate": "train.lr"})
     Run.open(tmp_path, config).close()
