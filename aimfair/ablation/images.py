@@ -11,8 +11,8 @@ from aimfair.ablation.outcomes import Outcomes
 from aimfair.ablation.plan import FOLDER, Arm, Names, Parent, Plan, available_images, from_parent, variant
 from aimfair.base.errors import ConfigError
 from aimfair.config import Config
-from aimfair.data.bias import group_sizes
-from aimfair.generation.plan import bias_of
+from aimfair.data.biased_subset import group_sizes
+from aimfair.generation.plan import minority_ratio
 
 SHARES = (1 / 12, 1 / 6, 1 / 3, 2 / 3, 1.0)
 """Of the run's own number: of 300 these are 25, 50, 100, 200 and 300."""
@@ -88,7 +88,7 @@ def _require_enough(parent: Parent, wanted: int) -> None:
     available = available_images(parent)
     needed = np.zeros_like(available)
     if settings.disjoint:
-        needed = group_sizes(data.majority, available.shape[1], bias_of(settings, data), settings.biased_total)
+        needed = group_sizes(data.majority, available.shape[1], minority_ratio(settings, data), settings.biased_total)
     most = int((available - needed).min())
     if wanted > most:
         raise ConfigError(

@@ -12,7 +12,7 @@ from aimfair.ablation.outcomes import Outcomes
 from aimfair.ablation.plan import FOLDER, Arm, Names, Parent, Plan, available_images, from_parent, variant
 from aimfair.base.errors import AimfairError
 from aimfair.config import Config
-from aimfair.data.bias import group_sizes, largest_total
+from aimfair.data.biased_subset import group_sizes, largest_total
 
 VALUES = (1 / 9, 1 / 4, 1 / 2, 1.0)
 
@@ -35,11 +35,11 @@ def plan(parent: Parent, request: Request) -> Plan:
     groups, arms = {}, []
     for value in request.values:
         group = f"ratio-{ratio(value)}".replace("/", "-").replace(".", "_")  # distinct if the labels are
-        settings = from_parent(parent, bias=value, biased_total=total)
+        settings = from_parent(parent, minority_ratio=value, biased_total=total)
         groups[group] = variant(config, names.methods, name, generate=settings)
         facts = {"minority ratio": value, "biased images": total}
         arms.append(Arm(f"ratio {ratio(value)}", name, group, x=value, facts=facts))
-    reference = min(arms, key=lambda arm: abs((arm.x or 0) - config.data.bias)).label
+    reference = min(arms, key=lambda arm: abs((arm.x or 0) - config.data.minority_ratio)).label
     return Plan(
         title=f"Minority ratio of the biased synthetic set, {request.method}",
         question="The ratio of a minority to a majority group in the biased synthetic set; real images, biased models"

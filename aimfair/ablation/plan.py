@@ -98,7 +98,7 @@ def variant(config: Config, methods: Mapping[str, MethodSettings], default: str,
     """The settings of a run with these methods.
 
     Args:
-        changes: node -> key -> value of further changes: ``generate={"bias": 0.5}``.
+        changes: node -> key -> value of further changes: ``generate={"minority_ratio": 0.5}``.
 
     Raises:
         ConfigError: they are invalid.

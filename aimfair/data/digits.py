@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from aimfair.base.errors import AimfairError, ConfigError
 from aimfair.base.seeds import generator
-from aimfair.data.bias import biased_indices, check_majority
+from aimfair.data.biased_subset import biased_indices, check_majority
 from aimfair.data.images import ImageSet, Splits
 from aimfair.data.render import INKS, SIZE, random_style, render
 from aimfair.data.settings import DataSettings
@@ -60,7 +60,7 @@ def biased(settings: DataSettings, part: Part, total: int | None = None) -> Imag
     """Each original of a part in one ink: in ``majority``'s of its class but for a minority of the size of the bias.
 
     Args:
-        total: images of a subset with exactly the group sizes of :func:`aimfair.data.bias.group_sizes`; None: all.
+        total: images of a subset with exactly the sizes of :func:`aimfair.data.biased_subset.group_sizes`; None: all.
     """
     digits, labels, numbers = originals(part)
     target = TARGETS[settings.target][1](labels)
@@ -68,12 +68,12 @@ def biased(settings: DataSettings, part: Part, total: int | None = None) -> Imag
     protected = np.array(settings.majority, dtype=np.int64)[target]
     for y, majority in enumerate(settings.majority):
         members = rng.permutation(np.flatnonzero(target == y))
-        minority = members[: round(len(members) * settings.bias / (1 + settings.bias))]
+        minority = members[: round(len(members) * settings.minority_ratio / (1 + settings.minority_ratio))]
         protected[minority] = 1 - majority
     images = _draw(settings, part, digits, target, protected, numbers)
     if total is None:
         return images
-    chosen = biased_indices(target, protected, settings.majority, settings.bias, total, settings.seed)
+    chosen = biased_indices(target, protected, settings.majority, settings.minority_ratio, total, settings.seed)
     return images.subset(chosen)
 
 

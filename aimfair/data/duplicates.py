@@ -8,7 +8,7 @@ import numpy as np
 
 from aimfair.base.errors import AimfairError
 from aimfair.base.log import Log
-from aimfair.data.bias import Indices
+from aimfair.data.biased_subset import Indices
 from aimfair.data.catalogue import SPLITS, Catalogue
 
 _TEST = SPLITS.index("test")

@@ -10,7 +10,7 @@ from aimfair.base.interrupt import NEVER, Interrupt
 from aimfair.base.log import NOWHERE, Log
 from aimfair.base.progress import Progress
 from aimfair.data import celeba, digits, imagefolder, table, utkface
-from aimfair.data.bias import Indices, check_majority
+from aimfair.data.biased_subset import Indices, check_majority
 from aimfair.data.cache import Decoded, decode_files
 from aimfair.data.catalogue import SPLITS, Catalogue, leave_out
 from aimfair.data.duplicates import check_leakage, distinct
@@ -30,9 +30,9 @@ def load_splits(
 ) -> Splits:
     """The splits of ``settings``; a function of ``settings`` and the files alone, none of which is changed.
 
-    Training sets are biased by ``settings.bias``: of CelebA the first images of each group by number, as in AIM-Fair
-    (arXiv 2503.05665); of UTKFace, and of others if ``settings.train_images`` is set, images that are drawn. Tables and
-    image folders without it are taken as they are.
+    Training sets are biased by ``settings.minority_ratio``: of CelebA the first images of each group by number, as in
+    AIM-Fair (arXiv 2503.05665); of UTKFace, and of others if ``settings.train_images`` is set, a random draw. Tables
+    and image folders without it are taken as they are.
 
     Args:
         log: is warned of rows, files and copies that are left out.
@@ -176,7 +176,7 @@ def _biased_training(catalogue: Catalogue, train: Indices, settings: DataSetting
         train,
         settings,
         what="biased training set",
-        bias=settings.bias,
+        minority_ratio=settings.minority_ratio,
         total=settings.train_images,
         draw=draw,
     )

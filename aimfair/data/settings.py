@@ -51,7 +51,7 @@ class DataSettings(Settings):
         [], description="further attributes by which evaluate forms groups; nothing else reads them"
     )
     image_size: int = Field(32, ge=8, le=2048, description="pixels along each side, as the model sees them")
-    bias: float = Field(
+    minority_ratio: float = Field(
         1 / 9, gt=0, le=1, description="size of a minority group over that of a majority group in biased sets"
     )
     majority: list[int] = Field(
@@ -60,7 +60,7 @@ class DataSettings(Settings):
     train_images: int | None = Field(
         None,
         ge=1,
-        description="biased training images; null: all that the bias allows, of a table all its rows",
+        description="biased training images; null: all that minority_ratio allows, of a table all its rows",
     )
     validation_share: float = Field(
         0.15, gt=0, lt=0.5, description="of each group, where the data set has no splits of its own"

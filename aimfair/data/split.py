@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from aimfair.base.seeds import generator
-from aimfair.data.bias import Indices, biased_indices
+from aimfair.data.biased_subset import Indices, biased_indices
 from aimfair.data.labels import Labels
 from aimfair.data.settings import DataSettings
 
@@ -79,16 +79,16 @@ def biased(
     settings: DataSettings,
     *,
     what: str,
-    bias: float,
+    minority_ratio: float,
     total: int | None = None,
     draw: bool = True,
 ) -> Indices:
-    """A biased subset of the images at ``among``, int64, as :func:`aimfair.data.bias.biased_indices` takes it.
+    """A biased subset of the images at ``among``, int64, as :func:`aimfair.data.biased_subset.biased_indices` takes it.
 
     Args:
         among: int64, ascending.
         what: name of the set, for errors.
-        bias, total: as there.
+        minority_ratio, total: as there.
         draw: by ``data.seed``; else the first of each group.
 
     Raises:
@@ -98,7 +98,7 @@ def biased(
         labels.target.values[among],
         labels.protected.values[among],
         settings.majority,
-        bias,
+        minority_ratio,
         total,
         settings.seed if draw else None,
         names=(labels.target.names, labels.protected.names),

@@ -11,7 +11,7 @@ import numpy as np
 
 from aimfair.base.errors import AimfairError
 from aimfair.base.log import Log
-from aimfair.data.bias import Indices
+from aimfair.data.biased_subset import Indices
 from aimfair.data.catalogue import Catalogue, Rejected, image_files
 from aimfair.data.labels import Attribute, Labels
 from aimfair.data.settings import UTKFACE, DataSettings
@@ -76,9 +76,16 @@ def split(labels: Labels, settings: DataSettings, log: Log) -> tuple[Indices, In
     """
     train, validation, test = stratified(labels, settings)
     parts = (
-        biased(labels, train, settings, what="biased training set", bias=settings.bias, total=settings.train_images),
-        biased(labels, validation, settings, what="biased validation set", bias=settings.bias),
-        biased(labels, test, settings, what="balanced test set", bias=1.0),
+        biased(
+            labels,
+            train,
+            settings,
+            what="biased training set",
+            minority_ratio=settings.minority_ratio,
+            total=settings.train_images,
+        ),
+        biased(labels, validation, settings, what="biased validation set", minority_ratio=settings.minority_ratio),
+        biased(labels, test, settings, what="balanced test set", minority_ratio=1.0),
     )
     if dropped := len(test) - len(parts[2]):
         log.tell(

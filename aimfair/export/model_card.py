@@ -299,9 +299,9 @@ def _data(facts: Facts) -> str:
         [
             f"- Kind: `{data.kind}`, target {escape(data.target)}, protected {escape(data.protected)}.",
             f"- Images: {total}; {data.image_size} x {data.image_size} pixels, `fit: {data.fit}`.",
-            f"- Bias: where the run makes a biased set, a minority group has {data.bias:.3g} times the images of a"
-            f" majority group (`data.bias`); value {data.majority} of the protected attribute, counted from 0, is the"
-            " majority in each class. What it came to is in the table of groups.",
+            f"- Bias: where the run makes a biased set, a minority group has {data.minority_ratio:.3g} times the images"
+            f" of a majority group (`data.minority_ratio`); value {data.majority} of the protected attribute, counted"
+            " from 0, is the majority in each class. The table of groups gives the counts.",
             f"- Seed of splits and choice: {data.seed}.",
             "- The rights to the images, and to the weights that the model began with, are those of their owners: look"
             " at their licenses before you pass this model on.",

@@ -13,13 +13,13 @@ from aimfair.base.interrupt import NEVER, Interrupt
 from aimfair.base.log import NOWHERE, Log
 from aimfair.base.progress import Progress
 from aimfair.base.seeds import generator
-from aimfair.data.bias import group_sizes
+from aimfair.data.biased_subset import group_sizes
 from aimfair.data.catalogue import leave_out
 from aimfair.data.decode import ImageError, open_image
 from aimfair.data.settings import DataSettings
 from aimfair.generation import image_folder
 from aimfair.generation.manifest import DIGITS, ImageRecord, Manifest, Suffix, file_name
-from aimfair.generation.plan import Group, bias_of, sets_of_group
+from aimfair.generation.plan import Group, minority_ratio, sets_of_group
 from aimfair.generation.provenance import Provenance
 from aimfair.generation.settings import GenerateSettings
 from aimfair.generation.source import COPY, TWO_GROUPS, Found, Source, stamp
@@ -61,7 +61,7 @@ def choose(source: Source, settings: GenerateSettings, data: DataSettings, value
     """
     rejected = dict(source.rejected)
     _warn_of_omissions(source, data, log)
-    sizes = group_sizes(data.majority, values, bias_of(settings, data), settings.biased_total)
+    sizes = group_sizes(data.majority, values, minority_ratio(settings, data), settings.biased_total)
     groups: dict[Group, list[Found]] = {(y, a): [] for y in range(len(sizes)) for a in range(values)}
     for one in source.images:
         if one.file not in rejected:

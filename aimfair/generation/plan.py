@@ -8,7 +8,7 @@ from pydantic import NonNegativeInt
 from aimfair.base.errors import AimfairError
 from aimfair.base.lines import Line
 from aimfair.base.seeds import derive_seed
-from aimfair.data.bias import group_sizes
+from aimfair.data.biased_subset import group_sizes
 from aimfair.data.settings import DataSettings
 from aimfair.generation.settings import GenerateSettings
 from aimfair.prompts.grammar import Prompt
@@ -44,18 +44,18 @@ class PlannedImage(Line):
         return self.y, self.a
 
 
-def bias_of(settings: GenerateSettings, data: DataSettings) -> float:
-    """The bias of the biased synthetic set: its own, or that of the real images."""
-    return data.bias if settings.bias is None else settings.bias
+def minority_ratio(settings: GenerateSettings, data: DataSettings) -> float:
+    """Minority over majority group size in the biased synthetic set: its own setting, or that of the real images."""
+    return data.minority_ratio if settings.minority_ratio is None else settings.minority_ratio
 
 
 def make_plan(prompts: Sequence[Prompt], settings: GenerateSettings, data: DataSettings) -> list[PlannedImage]:
     """The images of both sets, group (0, 0) first, then (0, 1), ...
 
     The balanced set has ``settings.balanced_per_group`` images of each group, the biased set ``settings.biased_total``
-    in the proportions of :func:`bias_of`. Image j of a group belongs to its prompt j mod P, so within a set the numbers
-    of images of any two prompts of a group differ by at most one. Without ``settings.disjoint`` the biased set takes
-    images of the balanced one first.
+    in the proportions of :func:`minority_ratio`. Image j of a group belongs to its prompt j mod P, so within a set the
+    numbers of images of any two prompts of a group differ by at most one. Without ``settings.disjoint`` the biased set
+    takes images of the balanced one first.
 
     Raises:
         AimfairError: the groups of the prompts are not those of ``data.majority``.
@@ -63,7 +63,9 @@ def make_plan(prompts: Sequence[Prompt], settings: GenerateSettings, data: DataS
     groups: dict[Group, list[Prompt]] = {}
     for prompt in prompts:
         groups.setdefault((prompt.y, prompt.a), []).append(prompt)
-    sizes = group_sizes(data.majority, max(a for _, a in groups) + 1, bias_of(settings, data), settings.biased_total)
+    sizes = group_sizes(
+        data.majority, max(a for _, a in groups) + 1, minority_ratio(settings, data), settings.biased_total
+    )
     expected = list(np.ndindex(sizes.shape))
     if sorted(groups) != expected:
         raise AimfairError(

@@ -11,7 +11,7 @@ from aimfair.base.files import write_json
 from aimfair.data.settings import DataSettings
 from aimfair.diffusion.model import fingerprint
 from aimfair.generation.filters import filter_facts
-from aimfair.generation.plan import bias_of
+from aimfair.generation.plan import minority_ratio
 from aimfair.generation.ranks import Ranks
 from aimfair.generation.settings import GenerateSettings
 from aimfair.prompts.settings import PromptSettings
@@ -21,8 +21,8 @@ JOB = "job.json"
 _IMPORT = "pictures"  # the digest of imported images; generated ones have no such fact
 
 _NOT_IN_THE_IMAGES = {
-    "model", "engine", "tensorrt", "filters", "image_format", "allow_download", "batch_size", "max_rejections", "bias",
-    "folder",
+    "model", "engine", "tensorrt", "filters", "image_format", "allow_download", "batch_size", "max_rejections",
+    "minority_ratio", "folder",
 }  # fmt: skip
 """Settings that may change within a set, and those that other facts stand for: the model's fingerprint, the engine's
 versions, the filters' facts, the plan. The batch size changes no pixel by more than one grey level."""
@@ -68,7 +68,7 @@ class Provenance:
             {
                 _IMPORT: digest,
                 "generate": settings.model_dump(include={"balanced_per_group", "biased_total", "disjoint", "seed"}),
-                "bias": bias_of(settings, data),
+                "minority_ratio": minority_ratio(settings, data),
                 "majority": data.majority,
                 "protected_values": values,
                 "max_pixels": data.max_pixels,
@@ -82,7 +82,11 @@ class Provenance:
             facts = json.loads((folder / JOB).read_text(encoding="utf-8"))
         except (FileNotFoundError, ValueError):
             return None
-        return cls(facts) if isinstance(facts, dict) else None
+        if not isinstance(facts, dict):
+            return None
+        if "bias" in facts:  # the former name of the setting
+            facts["minority_ratio"] = facts.pop("bias")
+        return cls(facts)
 
     @classmethod
     def read_generated(cls, folder: Path) -> Self | None:

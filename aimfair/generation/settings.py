@@ -50,9 +50,9 @@ class GenerateSettings(TextToImageSettings):
         " numbers of class and protected value, or the synthetic/ of another run",
     )
     balanced_per_group: int = Field(300, ge=1, description="images of each group in the balanced set")
-    biased_total: int = Field(1000, ge=1, description="images in the biased set, with bias between its groups")
-    bias: float | None = Field(
-        None, gt=0, le=1, description="size of a minority group over that of a majority group in it; null: data.bias"
+    biased_total: int = Field(1000, ge=1, description="images in the biased set")
+    minority_ratio: float | None = Field(
+        None, gt=0, le=1, description="minority over majority group size in it; null: data.minority_ratio"
     )
     disjoint: bool = Field(True, description="the two sets share no image")
     seed: int = Field(0, ge=0, description="each image has its own, derived from this, its prompt and its number")

@@ -179,7 +179,7 @@ def _association(scan: Scan) -> Iterator[Problem]:
     else:
         yield _note(
             f"class and protected value are associated in the training images (Cramer's V {value:.2f})",
-            "this is the bias that a model can learn; data.bias and data.majority must describe it",
+            "this is the bias that a model can learn; data.minority_ratio and data.majority must describe it",
         )
 
 

@@ -19,7 +19,7 @@ from aimfair.generation import image_folder
 from aimfair.generation.filters import ImageFilter, load_filters
 from aimfair.generation.imported import choose, copy_images
 from aimfair.generation.job import Job
-from aimfair.generation.plan import bias_of, make_plan
+from aimfair.generation.plan import make_plan, minority_ratio
 from aimfair.generation.provenance import Provenance, refuse_different_processes, refuse_other_engine
 from aimfair.generation.ranks import Ranks
 from aimfair.generation.source import missing, read_source
@@ -103,7 +103,7 @@ def _other_inputs(config: Config, prompts: str) -> dict[str, Any]:
     return {
         "image_format": config.generate.image_format,
         "image_size": config.data.image_size,
-        "bias": bias_of(config.generate, config.data),
+        "minority_ratio": minority_ratio(config.generate, config.data),
         "majority": config.data.majority,
         "upstream": prompts,
     }

@@ -183,7 +183,7 @@ def test_minority_ratio_keeps_baselines_and_compares_sets_of_one_size(parent):
         run = folder / rows[arm]["run"]
         config = Run.config_of(run)
         assert config is not None
-        assert config.generate.bias == pytest.approx(minority)
+        assert config.generate.minority_ratio == pytest.approx(minority)
         assert config.data == Run.config_of(parent).data
         assert {"train/7", "train/8"} <= set(events(run, "step taken over"))
         records = [json.loads(line) for line in (run / "synthetic" / "manifest.jsonl").read_text().splitlines()]

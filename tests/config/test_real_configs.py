@@ -20,7 +20,7 @@ from PIL import Image, ImageDraw
 from aimfair.commands.cli import BUNDLED
 from aimfair.config import Config
 from aimfair.config import load as config_file
-from aimfair.data.bias import group_sizes
+from aimfair.data.biased_subset import group_sizes
 from aimfair.prompts.grammar import write_prompts
 
 CELEBA, UTKFACE = "celeba-smiling-male", "utkface-gender-white"
@@ -79,7 +79,7 @@ def test_settings_of_the_paper(name: str) -> None:
     paper = config.methods["paper"]
     assert (paper.rule, paper.criterion, paper.granularity) == ("intersection", "difference", "tensor")
     assert (paper.bias_k, paper.domain_k, paper.lr) == (55, 55, None)
-    sizes = group_sizes(config.data.majority, 2, config.data.bias, 20_000)
+    sizes = group_sizes(config.data.majority, 2, config.data.minority_ratio, 20_000)
     assert sizes.tolist() == [[1000, 9000], [9000, 1000]]
     if config.data.kind == "celeba":
         assert config.data.train_images == 20_000

@@ -7,7 +7,7 @@ import pytest
 
 from aimfair.base.errors import AimfairError, ConfigError
 from aimfair.data import celeba
-from aimfair.data.bias import biased_indices
+from aimfair.data.biased_subset import biased_indices
 from aimfair.data.catalogue import Catalogue
 from aimfair.data.labels import Attribute, Labels
 from aimfair.data.load import load_splits
@@ -188,7 +188,7 @@ def test_unknown_attributes_are_refused_with_the_nearest(tmp_path: Path, form: F
 @FORMS
 def test_training_is_biased_first_by_number_and_the_rest_official(tmp_path: Path, log: Warnings, form: Form) -> None:
     form.write_data_set(tmp_path)
-    splits = load_splits(settings(tmp_path, bias=0.25, train_images=10), log=log)
+    splits = load_splits(settings(tmp_path, minority_ratio=0.25, train_images=10), log=log)
     numbers = [int(name[-10:-4]) for name in splits.train.ids]
     # Groups (y, a) = (0, 0) and (1, 1) have one image, (0, 1) and (1, 0) four, each the first that there are.
     assert numbers == [1, 2, 4, 6, 8, 13, 14, 15, 17, 19]
@@ -197,21 +197,21 @@ def test_training_is_biased_first_by_number_and_the_rest_official(tmp_path: Path
     assert splits.test.group_counts(2, 2).tolist() == [[2, 2], [2, 2]]
     assert splits.test.images.shape == (8, 8, 8, 3)
     assert log.messages == []
-    again = load_splits(settings(tmp_path, bias=0.25, train_images=10, seed=7))
+    again = load_splits(settings(tmp_path, minority_ratio=0.25, train_images=10, seed=7))
     assert again.train.ids == splits.train.ids
     np.testing.assert_array_equal(again.train.images, splits.train.images)
 
 
 def test_as_many_training_images_as_the_bias_allows(tmp_path: Path) -> None:
     TORCHVISION.write_data_set(tmp_path)
-    assert load_splits(settings(tmp_path, bias=0.5)).train.group_counts(2, 2).tolist() == [[3, 6], [6, 3]]
+    assert load_splits(settings(tmp_path, minority_ratio=0.5)).train.group_counts(2, 2).tolist() == [[3, 6], [6, 3]]
     with pytest.raises(AimfairError, match=r"\(y=0, a=1\), 'not Smiling' by 'Male', has 6 images.*18 images are"):
-        load_splits(settings(tmp_path, bias=0.5, train_images=20))
+        load_splits(settings(tmp_path, minority_ratio=0.5, train_images=20))
 
 
 def test_an_intersection_is_biased_first_by_number(tmp_path: Path) -> None:
     TORCHVISION.write_data_set(tmp_path)
-    changes = {"intersect_with": ["Young"], "majority": [2, 1], "bias": 1 / 3, "train_images": 12}
+    changes = {"intersect_with": ["Young"], "majority": [2, 1], "minority_ratio": 1 / 3, "train_images": 12}
     splits = load_splits(settings(tmp_path, **changes))
     assert splits.train.group_counts(2, 4).tolist() == [[1, 1, 3, 1], [1, 3, 1, 1]]
     assert [int(name[-10:-4]) for name in splits.train.ids] == [1, 2, 3, 4, 6, 10, 13, 14, 15, 16, 19, 23]

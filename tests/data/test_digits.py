@@ -68,7 +68,7 @@ def test_a_subset_of_a_wanted_size_has_exact_groups():
 
 
 def test_bias_of_one_is_balance():
-    (low, high) = digits.load(DataSettings(bias=1.0)).train.group_counts(2, 2)
+    (low, high) = digits.load(DataSettings(minority_ratio=1.0)).train.group_counts(2, 2)
     assert abs(low[0] - low[1]) <= 1
     assert abs(high[0] - high[1]) <= 1
 

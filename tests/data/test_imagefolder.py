@@ -85,7 +85,7 @@ def test_without_folders_of_splits_chance_cuts_each_group(tmp_path: Path) -> Non
     assert splits.test.group_counts(2, 2).tolist() == [[2, 2], [2, 2]]
     assert set().union(*ids(splits)) == set(images)
     assert sum(map(len, ids(splits))) == len(images)
-    changes = {"validation_share": 0.25, "test_share": 0.25, "train_images": 6, "bias": 0.5}
+    changes = {"validation_share": 0.25, "test_share": 0.25, "train_images": 6, "minority_ratio": 0.5}
     biased = load_splits(settings(tmp_path, **changes))
     assert biased.train.group_counts(2, 2).tolist() == [[1, 2], [2, 1]]
     assert ids(biased)[1:] == ids(splits)[1:]

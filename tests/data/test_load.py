@@ -55,7 +55,9 @@ def test_a_table_as_it_is(root: Path, log: Warnings) -> None:
 
 
 def test_a_biased_training_set_is_drawn_by_the_seed(root: Path) -> None:
-    first, again, other = (load_splits(settings(root, bias=0.25, train_images=20, seed=seed)) for seed in (1, 1, 2))
+    first, again, other = (
+        load_splits(settings(root, minority_ratio=0.25, train_images=20, seed=seed)) for seed in (1, 1, 2)
+    )
     assert first.train.group_counts(2, 2).tolist() == [[2, 8], [8, 2]]
     assert numbers(first) == numbers(again)
     assert numbers(first)[0] != numbers(other)[0]
@@ -99,7 +101,7 @@ def test_other_training_images_leave_those_of_validation_and_test_decoded(
         return original(path, max_pixels)
 
     monkeypatch.setattr(decode_module, "read_rgb", read_rgb)
-    load_splits(settings(root, train_images=22, bias=0.2))
+    load_splits(settings(root, train_images=22, minority_ratio=0.2))
     assert names
     assert all(int(name[:3]) < SIZES["train"] for name in names)
 

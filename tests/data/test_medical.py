@@ -74,10 +74,10 @@ def test_an_intersection_with_a_combination_that_nobody_has(root: Path) -> None:
     assert (counts.sum(axis=0) == 0).nonzero()[0].tolist() == [nobody]
     with pytest.raises(
         AimfairError,
-        match=r"biased training set of 40 with bias 0.9: group \(y=0, a=6\), 'finding 0' by '65\+, clinic', has 0"
-        r" images and needs 1; .*; a group without images makes it impossible",
+        match=r"biased training set of 40 with minority ratio 0.9: group \(y=0, a=6\), 'finding 0' by '65\+, clinic',"
+        r" has 0 images and needs 1; .*; a group without images makes it impossible",
     ):
-        load_splits(settings(root, **changes, train_images=40, bias=0.9))
+        load_splits(settings(root, **changes, train_images=40, minority_ratio=0.9))
 
 
 def test_chance_splits_what_has_no_splits(root: Path) -> None:
@@ -88,7 +88,9 @@ def test_chance_splits_what_has_no_splits(root: Path) -> None:
     for part, of_each in ((splits.validation, 9), (splits.test, 13)):  # of 45 of each class and sex
         by_sex = part.group_counts(10, 6).reshape(10, 2, 3).sum(axis=2)
         assert by_sex.tolist() == [[of_each] * 2] * 10
-    biased = load_splits(settings(root, **changes, bias=0.25, train_images=90, validation_share=0.2, test_share=0.3))
+    biased = load_splits(
+        settings(root, **changes, minority_ratio=0.25, train_images=90, validation_share=0.2, test_share=0.3)
+    )
     counts = biased.train.group_counts(10, 6)
     assert counts.sum() == 90
     assert all(row[0 if y % 2 == 0 else 5] == 4 for y, row in enumerate(counts.tolist()))

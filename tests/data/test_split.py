@@ -60,7 +60,7 @@ def test_another_seed_cuts_and_draws_otherwise() -> None:
     parts = [stratified(labels, one) for one in settings]
     assert not any(np.array_equal(one, other) for one, other in zip(*parts, strict=True))
     among = np.arange(200)
-    drawn = [biased(labels, among, one, what="set", bias=0.5, total=60) for one in settings]
+    drawn = [biased(labels, among, one, what="set", minority_ratio=0.5, total=60) for one in settings]
     assert not np.array_equal(*drawn)
     assert [counts(labels, one).tolist() for one in drawn] == [[[10, 20], [20, 10]]] * 2
 
@@ -70,7 +70,7 @@ def test_a_biased_set_is_of_the_images_it_is_taken_among() -> None:
     among = np.arange(100, 240)
     settings = DataSettings(majority=[2, 0])
     for draw in (False, True):
-        chosen = biased(labels, among, settings, what="set", bias=0.25, draw=draw, total=30)
+        chosen = biased(labels, among, settings, what="set", minority_ratio=0.25, draw=draw, total=30)
         assert np.isin(chosen, among).all()
         assert counts(labels, chosen).tolist() == [[3, 3, 10], [10, 2, 2]]
 

@@ -90,7 +90,7 @@ def ids(splits: Splits) -> list[set[str]]:
 
 def test_splits(tmp_path: Path, log: Warnings) -> None:
     data_set(tmp_path)
-    splits = load_splits(settings(tmp_path, bias=0.25), log=log)
+    splits = load_splits(settings(tmp_path, minority_ratio=0.25), log=log)
     # 20 of each group are cut into 14, 3 and 3; with the bias, all of two groups and a quarter of the others are taken.
     assert splits.train.group_counts(2, 2).tolist() == [[4, 14], [14, 3]]
     assert splits.validation.group_counts(2, 2).tolist() == [[1, 3], [3, 0]]
@@ -106,7 +106,7 @@ def test_what_balance_costs_the_test_set_is_told(tmp_path: Path) -> None:
         save_image(tmp_path / f"{number}_0_0_2018{number}.jpg", number)
     save_image(tmp_path / "._30_0_0_2018.jpg", 1)  # as macOS leaves them: no image of its own
     told: list[str] = []
-    splits = load_splits(settings(tmp_path, bias=0.25), log=Log(None, show=told.append))
+    splits = load_splits(settings(tmp_path, minority_ratio=0.25), log=Log(None, show=told.append))
     assert splits.test.group_counts(2, 2).tolist() == [[3, 3], [3, 3]]
     assert told == [
         "the balanced test set has 12 of the 15 images that were cut off for it: of each group as many as the smallest"
@@ -116,9 +116,9 @@ def test_what_balance_costs_the_test_set_is_told(tmp_path: Path) -> None:
 
 def test_seeds(tmp_path: Path) -> None:
     data_set(tmp_path)
-    first = ids(load_splits(settings(tmp_path, bias=0.25)))
-    assert ids(load_splits(settings(tmp_path, bias=0.25))) == first
-    other = ids(load_splits(settings(tmp_path, bias=0.25, seed=1)))
+    first = ids(load_splits(settings(tmp_path, minority_ratio=0.25)))
+    assert ids(load_splits(settings(tmp_path, minority_ratio=0.25))) == first
+    other = ids(load_splits(settings(tmp_path, minority_ratio=0.25, seed=1)))
     assert all(one != before for one, before in zip(other, first, strict=True))
 
 
@@ -127,7 +127,13 @@ def test_five_races_by_two_genders_and_ages_to_look_at(tmp_path: Path) -> None:
         race, gender = divmod(number % 10, 2)
         age = 10 + 20 * (number // 10 % 4)
         save_image(tmp_path / f"{age}_{gender}_{race}_2017{number:04}.jpg", number)
-    changes = {"target": "gender", "protected": "race", "audit": ["age", "white"], "majority": [0, 4], "bias": 0.5}
+    changes = {
+        "target": "gender",
+        "protected": "race",
+        "audit": ["age", "white"],
+        "majority": [0, 4],
+        "minority_ratio": 0.5,
+    }
     splits = load_splits(settings(tmp_path, **changes, validation_share=0.2, test_share=0.25))
     # 40 of each group are cut into 22, 8 and 10.
     assert splits.train.group_counts(2, 5).tolist() == [[22, 11, 11, 11, 11], [11, 11, 11, 11, 22]]
@@ -145,20 +151,20 @@ def test_an_intersection_lacks_what_is_not_there(tmp_path: Path) -> None:
     data_set(tmp_path)
     with pytest.raises(
         AimfairError,
-        match=r"biased training set with bias 0.25: group \(y=0, a=0\), 'male' by 'not white, white', has 0 images and"
-        r" needs 1; .*; and 11 more groups; a group without images makes it impossible",
+        match=r"biased training set with minority ratio 0.25: group \(y=0, a=0\), 'male' by 'not white, white',"
+        r" has 0 images and needs 1; .*; and 11 more groups; a group without images makes it impossible",
     ):
-        load_splits(settings(tmp_path, bias=0.25, intersect_with=["race"]))
+        load_splits(settings(tmp_path, minority_ratio=0.25, intersect_with=["race"]))
 
 
 def test_copies_are_left_out_and_reported(tmp_path: Path, log: Warnings) -> None:
     data_set(tmp_path)
-    whole = load_splits(settings(tmp_path, bias=0.25))
+    whole = load_splits(settings(tmp_path, minority_ratio=0.25))
     shutil.copy(tmp_path / "20_0_0_20170000.jpg.chip.jpg", tmp_path / "9_0_0_20180000.jpg.chip.jpg")
-    assert ids(load_splits(settings(tmp_path, bias=0.25), log=log)) == ids(whole)
+    assert ids(load_splits(settings(tmp_path, minority_ratio=0.25), log=log)) == ids(whole)
     shutil.copy(tmp_path / "21_0_1_20170001.jpg.chip.jpg", tmp_path / "9_1_1_20180001.jpg.chip.jpg")
     shutil.copy(tmp_path / "25_0_1_20170005.jpg.chip.jpg", tmp_path / "9_0_0_20180005.jpg.chip.jpg")
-    everywhere = set().union(*ids(load_splits(settings(tmp_path, bias=1), log=log)))
+    everywhere = set().union(*ids(load_splits(settings(tmp_path, minority_ratio=1), log=log)))
     assert not any(name.startswith(("21_", "25_", "9_")) for name in everywhere)
     assert log.messages == [
         "1 of 81 images left out, copies of others: for example '9_0_0_20180000.jpg.chip.jpg'",

@@ -296,7 +296,7 @@ def config(**changes: Any) -> Config:
     return Config.model_validate(
         {
             "device": "cpu",
-            "data": {"image_size": 32, "bias": 0.5},
+            "data": {"image_size": 32, "minority_ratio": 0.5},
             "prompts": {
                 "per_group": 2,
                 "template": "a handwritten {target} in {protected} ink",

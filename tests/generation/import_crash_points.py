@@ -24,7 +24,7 @@ from tests.run.crash_points import CALLS, die_at, in_child
 
 CALLS |= {"rename", "rmdir"}
 SETTINGS = GenerateSettings(balanced_per_group=1, biased_total=2)
-DATA = DataSettings(bias=0.5)
+DATA = DataSettings(minority_ratio=0.5)
 
 
 def work(source: Path, to: Path) -> None:

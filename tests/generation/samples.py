@@ -32,7 +32,7 @@ def prompt_settings(**changes: object) -> PromptSettings:
 def small_plan(images_per_group: int = 5) -> list[PlannedImage]:
     """A plan of a balanced set, and of a biased one of 12 images."""
     settings = GenerateSettings(balanced_per_group=images_per_group, biased_total=12)
-    return make_plan(write_prompts(prompt_settings()), settings, DataSettings(bias=0.5))
+    return make_plan(write_prompts(prompt_settings()), settings, DataSettings(minority_ratio=0.5))
 
 
 class NoiseSampler:

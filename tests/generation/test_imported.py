@@ -62,7 +62,7 @@ def config(folder: Path | None, **changes: Any) -> Config:
     return Config.model_validate(
         {
             "device": "cpu",
-            "data": {"image_size": SIZE, "bias": 0.5, **changes.pop("data", {})},
+            "data": {"image_size": SIZE, "minority_ratio": 0.5, **changes.pop("data", {})},
             "prompts": prompt_settings().model_dump(),
             "generate": generated,
             "model": {"config": RESNET},
@@ -218,7 +218,7 @@ def real_table(root: Path) -> DataSettings:
         save_image(root / f"{number}.png", 1000 + number, (20, 18))
         lines.append(f"{number}.png,{split},{number % 4 // 2},{number % 2}")
     (root / "labels.csv").write_text("\n".join(lines) + "\n")
-    return DataSettings(kind="table", root=root, target="shape", protected="colour", image_size=8, bias=0.5)
+    return DataSettings(kind="table", root=root, target="shape", protected="colour", image_size=8, minority_ratio=0.5)
 
 
 @pytest.mark.parametrize(("number", "part"), [(0, "training"), (8, "validation"), (12, "the test set")])
@@ -252,7 +252,7 @@ def test_other_real_images_are_checked_again(folder: Path, tmp_path: Path) -> No
 def test_digits_are_real_images_too(folder: Path, tmp_path: Path) -> None:
     from aimfair.data import digits
 
-    Image.fromarray(digits.balanced(DataSettings(bias=0.5), "test").images[7]).save(folder / "0_0/digit.png")
+    Image.fromarray(digits.balanced(DataSettings(minority_ratio=0.5), "test").images[7]).save(folder / "0_0/digit.png")
     with pytest.raises(AimfairError, match=r"real images of the test set, for example '0_0/digit.png' is 'digit \d+'"):
         stage(tmp_path / "run", config(folder))
 
@@ -285,6 +285,14 @@ def test_folders_that_cannot_be_used(folder: Path, tmp_path: Path, change: Any, 
     change(folder)
     with pytest.raises(AimfairError, match=message):
         stage(tmp_path / "run", config(folder))
+
+
+def test_provenance_written_with_the_former_name_of_the_minority_ratio_is_equal(tmp_path: Path) -> None:
+    provenance = Provenance.imported("digest", GenerateSettings(), DataSettings(minority_ratio=0.25), 2)
+    facts = dict(provenance.facts)
+    (tmp_path / "job.json").write_text(json.dumps({"bias": facts.pop("minority_ratio"), **facts}))
+    assert "minority_ratio" not in (tmp_path / "job.json").read_text()
+    assert Provenance.read(tmp_path) == provenance
 
 
 def test_a_manifest_never_leads_out_of_its_folder() -> None:
@@ -506,7 +514,7 @@ def test_from_a_folder_to_the_report(tmp_path: Path, monkeypatch: pytest.MonkeyP
     small = {"epochs": 1, "batch_size": 32}
     settings = config(
         tmp_path / "elsewhere <b>",
-        data={"image_size": 32, "bias": 1 / 9},
+        data={"image_size": 32, "minority_ratio": 1 / 9},
         generate={"balanced_per_group": 10, "biased_total": 40},
         seeds=[1],
         threads=1,

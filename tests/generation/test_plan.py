@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from aimfair.base.errors import AimfairError
-from aimfair.data.bias import group_sizes
+from aimfair.data.biased_subset import group_sizes
 from aimfair.data.settings import DataSettings
 from aimfair.generation.plan import PlannedImage, make_plan
 from aimfair.generation.settings import GenerateSettings
@@ -17,20 +17,20 @@ from tests.generation.samples import prompt_settings
 PROMPTS = write_prompts(prompt_settings())
 
 
-def plan_of(disjoint: bool, per_group: int, total: int, bias: float = 1 / 9, seed: int = 0) -> list[PlannedImage]:
+def plan_of(disjoint: bool, per_group: int, total: int, ratio: float = 1 / 9, seed: int = 0) -> list[PlannedImage]:
     generate = GenerateSettings(balanced_per_group=per_group, biased_total=total, disjoint=disjoint, seed=seed)
-    return make_plan(PROMPTS, generate, DataSettings(bias=bias, majority=[1, 0]))
+    return make_plan(PROMPTS, generate, DataSettings(minority_ratio=ratio, majority=[1, 0]))
 
 
 @given(st.booleans(), st.integers(1, 40), st.integers(1, 90), st.floats(0.01, 1))
 @settings(max_examples=60, deadline=None)
-def test_properties(disjoint: bool, per_group: int, total: int, bias: float) -> None:
-    plan = plan_of(disjoint, per_group, total, bias)
+def test_properties(disjoint: bool, per_group: int, total: int, ratio: float) -> None:
+    plan = plan_of(disjoint, per_group, total, ratio)
     balanced = [planned for planned in plan if "balanced" in planned.sets]
     biased = [planned for planned in plan if "biased" in planned.sets]
     assert [planned.image for planned in plan] == list(range(len(plan)))
     assert all(planned.sets for planned in plan)
-    sizes = group_sizes([1, 0], 2, bias, total)
+    sizes = group_sizes([1, 0], 2, ratio, total)
     assert Counter((planned.y, planned.a) for planned in balanced) == {
         (y, a): per_group for y in (0, 1) for a in (0, 1)
     }

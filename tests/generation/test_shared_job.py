@@ -198,7 +198,7 @@ def config(tmp_path: Path, model: Path) -> Path:
     settings = {
         "device": "cpu",
         "threads": 1,
-        "data": {"image_size": SIZE, "bias": 0.5},
+        "data": {"image_size": SIZE, "minority_ratio": 0.5},
         "prompts": prompt_settings().model_dump(),
         "generate": {"model": str(model), "steps": 1, "batch_size": 2, "balanced_per_group": 3, "biased_total": 6},
         "model": {"config": {"model_type": "resnet"}},

@@ -26,7 +26,7 @@ BATCH = 4
 def settings(model: Path) -> dict[str, Any]:
     return {
         "device": "cpu",
-        "data": {"image_size": SIZE, "bias": 0.5},
+        "data": {"image_size": SIZE, "minority_ratio": 0.5},
         "prompts": prompt_settings().model_dump(),
         "generate": {
             "model": str(model),

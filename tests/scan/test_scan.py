@@ -52,7 +52,7 @@ def config(root: Path, kind: str = "table", **data: Any) -> Config:
     return Config.model_validate(
         {
             "data": {"kind": kind, "root": root, "target": names[0], "protected": names[1], "image_size": SIZE}
-            | {"bias": 0.5, **data},
+            | {"minority_ratio": 0.5, **data},
             "prompts": prompt_settings().model_dump(),
             "model": {"config": RESNET},
             "methods": {"full": {"rule": "all"}},

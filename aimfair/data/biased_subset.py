@@ -34,23 +34,24 @@ def check_majority(majority: Sequence[int], targets: int, protected_values: int)
             )
 
 
-def group_sizes(majority: Sequence[int], protected_values: int, bias: float, total: int) -> Indices:
+def group_sizes(majority: Sequence[int], protected_values: int, minority_ratio: float, total: int) -> Indices:
     """Images of each group in a biased set.
 
     Args:
         majority: for each of the Y target classes the protected value that dominates it.
         protected_values: A.
-        bias: size of a minority group over that of a majority group, in (0, 1]; 1 is balanced.
+        minority_ratio: size of a minority group over that of a majority group, in (0, 1]; 1 is balanced.
         total: images in all groups together.
 
     Returns:
         int64 [Y, A] with sum ``total``; no group is a whole image away from its exact share (largest remainders, ties
-        in the order of groups). For example [[1000, 9000], [9000, 1000]] for 20,000 images, majority [1, 0], bias 1/9.
+        in the order of groups). For example [[1000, 9000], [9000, 1000]] for 20,000 images, majority
+        [1, 0] and ratio 1/9.
 
     Raises:
         ConfigError: ``majority`` names a value that does not exist.
     """
-    exact = total * _shares(majority, protected_values, bias)
+    exact = total * _shares(majority, protected_values, minority_ratio)
     sizes = np.floor(exact).astype(np.int64)
     # Rounded, so that which of two equal remainders wins does not hang on the last bit of a division.
     remainders = np.round(exact - sizes, 9)
@@ -59,18 +60,18 @@ def group_sizes(majority: Sequence[int], protected_values: int, bias: float, tot
     return sizes
 
 
-def largest_total(majority: Sequence[int], available: Indices, bias: float) -> int:
+def largest_total(majority: Sequence[int], available: Indices, minority_ratio: float) -> int:
     """Images in the largest biased set for which ``available`` int64 [Y, A] images of each group suffice."""
     # Where the exact shares fit, the rounded ones do too: they never pass the next whole number. The epsilon is for
     # quotients that should be whole and are not, by the last bit of a division.
-    return int(np.floor((available / _shares(majority, available.shape[1], bias)).min() + 1e-9))
+    return int(np.floor((available / _shares(majority, available.shape[1], minority_ratio)).min() + 1e-9))
 
 
 def biased_indices(
     target: Indices,
     protected: Indices,
     majority: Sequence[int],
-    bias: float,
+    minority_ratio: float,
     total: int | None,
     seed: int | None,
     *,
@@ -81,7 +82,7 @@ def biased_indices(
 
     Args:
         target, protected: int64 [N], y and a of each image.
-        majority, bias: as in :func:`group_sizes`.
+        majority, minority_ratio: as in :func:`group_sizes`.
         total: images in the subset; None: as many as the groups allow.
         seed: draws the images of each group; None: the first of each group, in the order given.
         names: of the Y classes and of the A values; None: they have none, and A is one more than the largest value in
@@ -99,12 +100,12 @@ def biased_indices(
     check_majority(majority, max(int(target.max(initial=0)) + 1, len(majority)), values)
     available = np.zeros((len(majority), values), dtype=np.int64)
     np.add.at(available, (target, protected), 1)
-    most = largest_total(majority, available, bias)
+    most = largest_total(majority, available, minority_ratio)
     # Without images of a group the largest set has none at all: then each group needs one, at least.
-    wanted = group_sizes(majority, values, bias, most if total is None else total)
+    wanted = group_sizes(majority, values, minority_ratio, most if total is None else total)
     least = np.maximum(wanted, 1) if total is None else wanted
     if (available < least).any():
-        raise AimfairError(_lack(available, least, most, bias, total, names, what))
+        raise AimfairError(_lack(available, least, most, minority_ratio, total, names, what))
     chosen = []
     for (y, a), size in np.ndenumerate(wanted):
         members = np.flatnonzero((target == y) & (protected == a))
@@ -118,7 +119,7 @@ def _lack(
     available: Indices,
     least: Indices,
     most: int,
-    bias: float,
+    minority_ratio: float,
     total: int | None,
     names: tuple[Sequence[str], Sequence[str]] | None,
     what: str,
@@ -131,16 +132,16 @@ def _lack(
     more = f"; and {len(lacking) - _SHOWN} more groups" if len(lacking) > _SHOWN else ""
     size = "" if total is None else f" of {total}"
     if most:
-        advice = f"{most} images are possible (data.train_images, data.bias, data.majority)"
+        advice = f"{most} images are possible (data.train_images, data.minority_ratio, data.majority)"
     else:
         advice = "a group without images makes it impossible: protected values must be fewer, or the images more"
-    return f"{what}{size} with bias {bias:.3g}: {'; '.join(lacking[:_SHOWN])}{more}; {advice}"
+    return f"{what}{size} with minority ratio {minority_ratio:.3g}: {'; '.join(lacking[:_SHOWN])}{more}; {advice}"
 
 
-def _shares(majority: Sequence[int], protected_values: int, bias: float) -> npt.NDArray[np.float64]:
+def _shares(majority: Sequence[int], protected_values: int, minority_ratio: float) -> npt.NDArray[np.float64]:
     """float64 [Y, A] with sum 1: the share of each group in a biased set."""
     check_majority(majority, len(majority), protected_values)
-    weights = np.full((len(majority), protected_values), bias)
+    weights = np.full((len(majority), protected_values), minority_ratio)
     weights[np.arange(len(majority)), list(majority)] = 1.0
     shares: npt.NDArray[np.float64] = weights / weights.sum()
     return shares

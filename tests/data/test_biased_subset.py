@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from aimfair.base.errors import AimfairError, ConfigError
-from aimfair.data.bias import biased_indices, group_sizes, largest_total
+from aimfair.data.biased_subset import biased_indices, group_sizes, largest_total
 
 BIASES = st.floats(0.01, 1)
 
@@ -20,28 +20,28 @@ def test_the_sizes_of_the_paper() -> None:
 
 
 @given(majorities(), BIASES, st.integers(0, 50_000))
-def test_sizes_sum_to_the_total_and_keep_the_ratio(majority: tuple[list[int], int], bias: float, total: int) -> None:
-    sizes = group_sizes(*majority, bias, total)
+def test_sizes_sum_to_the_total_and_keep_the_ratio(majority: tuple[list[int], int], ratio: float, total: int) -> None:
+    sizes = group_sizes(*majority, ratio, total)
     assert sizes.sum() == total
-    of_majority = total / (len(sizes) * (1 + (majority[1] - 1) * bias))
+    of_majority = total / (len(sizes) * (1 + (majority[1] - 1) * ratio))
     for y, dominant in enumerate(majority[0]):
-        exact = np.full(majority[1], of_majority * bias)
+        exact = np.full(majority[1], of_majority * ratio)
         exact[dominant] = of_majority
         assert (np.abs(sizes[y] - exact) < 1).all()
 
 
 @given(majorities(), BIASES, st.data())
 def test_the_largest_total_fits_and_not_much_more_does(
-    majority: tuple[list[int], int], bias: float, data: st.DataObject
+    majority: tuple[list[int], int], ratio: float, data: st.DataObject
 ) -> None:
     shape = (len(majority[0]), majority[1])
     numbers = st.lists(st.integers(0, 3000), min_size=shape[0] * shape[1], max_size=shape[0] * shape[1])
     available = np.array(data.draw(numbers)).reshape(shape)
-    total = largest_total(majority[0], available, bias)
-    assert (group_sizes(*majority, bias, total) <= available).all()
-    shares = group_sizes(*majority, bias, 10**9) / 10**9
+    total = largest_total(majority[0], available, ratio)
+    assert (group_sizes(*majority, ratio, total) <= available).all()
+    shares = group_sizes(*majority, ratio, 10**9) / 10**9
     more = total + 1 + int(np.ceil(1 / shares.min()))  # one more image of the smallest group, at least
-    assert (group_sizes(*majority, bias, more) > available).any()
+    assert (group_sizes(*majority, ratio, more) > available).any()
 
 
 def labels(seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -74,7 +74,7 @@ def test_a_group_with_too_few_images_is_named() -> None:
     target, protected = np.repeat([0, 0, 1, 1], 10), np.tile(np.repeat([0, 1], 10), 2)
     with pytest.raises(
         AimfairError,
-        match=r"biased set of 40 with bias 0.25: group \(y=0, a=1\) has 10 images and needs 16;"
+        match=r"biased set of 40 with minority ratio 0.25: group \(y=0, a=1\) has 10 images and needs 16;"
         r" group \(y=1, a=0\) has 10 images and needs 16; 25 images are possible",
     ):
         biased_indices(target, protected, [1, 0], 0.25, 40, 0)
