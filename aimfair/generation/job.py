@@ -23,7 +23,7 @@ from aimfair.generation.manifest import ImageRecord, Manifest, Outcome, Shards, 
 from aimfair.generation.plan import PlannedImage
 from aimfair.generation.provenance import Provenance
 from aimfair.generation.ranks import ALONE, Ranks
-from aimfair.generation.rounds import Rounds, refuse_many_rejections, refuse_only_rejections
+from aimfair.generation.rounds import Rounds, refuse_only_rejections
 from aimfair.generation.settings import GenerateSettings
 from aimfair.generation.summary import GenerationSummary, Speed
 from aimfair.generation.worker import Worker
@@ -74,7 +74,7 @@ class Job:
             whole = provenance.with_facts(image_size=image_size, image_format=settings.image_format, plan=digest)
             image_folder.settle(folder, whole, overwrite=overwrite)
             outcomes = self._find()
-        self._rounds = self._new_rounds()
+        self._rounds = Rounds(self.plan, self._settings)
         self._rounds.add(_parse(ranks.gather(as_lines(outcomes))[0]))
 
     @property
@@ -121,7 +121,9 @@ class Job:
             self._rounds.add(outcome for text in lines for outcome in _parse(text))
             shown.show(self.done)
             self._rounds.refuse_stubborn_images()
-            self._refuse_many(self.rejected)  # every process knows all outcomes, so all fail here or none
+            self._rounds.refuse_many_rejections(
+                self.rejected
+            )  # all processes fail here, or none
         self.speed = self._measure(worker)
         if self._ranks.rank == 0:
             self._finish()
@@ -129,33 +131,27 @@ class Job:
     def _make_share(self, worker: Worker, shown: "_Shown") -> list[Outcome]:
         """This process's share of what is missing in the current round."""
         rounds, ranks = self._rounds, self._ranks
-        share = rounds.batches(self._settings.batch_size)[ranks.rank :: ranks.size]
+        share = rounds.batches()[ranks.rank :: ranks.size]
         share = [batch for batch in share if any(map(rounds.is_missing, batch))]
         made: list[Outcome] = []
-        rejected = self.rejected
+        before, rejected = self.rejected, Counter[str]()
 
         def note(outcomes: Sequence[Outcome]) -> None:
             made.extend(outcomes)
             reasons = Counter(outcome.reason for outcome in outcomes if outcome.reason is not None)
             rejected.update(reasons)
             shown.add(len(outcomes) - reasons.total())
-            self._refuse_many(rejected)
+            rounds.refuse_many_rejections(before + rejected)
             if rounds.attempt == 0 and worker.batches == _FIRST_BATCHES:
-                refuse_only_rejections(Counter(one.reason for one in made if one.reason is not None), len(made))
+                refuse_only_rejections(rejected, len(made))
 
         shown.begin_round(rounds.attempt)
-        worker.make(share, rounds.attempt, rounds.is_missing, note)
+        worker.make(share, rounds, note)
         return made
-
-    def _refuse_many(self, rejected: Counter[str]) -> None:
-        refuse_many_rejections(rejected, len(self.plan), self._settings.max_rejections)
-
-    def _new_rounds(self) -> Rounds:
-        return Rounds(self.plan, self._settings.filters.near_duplicates)
 
     def _find(self) -> list[Outcome]:
         """The outcomes of an earlier call, with the decisions of its rounds; files without an outcome are removed."""
-        before = self._new_rounds()
+        before = Rounds(self.plan, self._settings)
         before.add([*Manifest(self._folder).outcomes(), *self._shards.read()])
         outcomes = before.decided()
         intact = image_folder.intact(self._folder, [self._file(one) for one in outcomes if one.digest is not None])

@@ -13,6 +13,7 @@ from aimfair.base.errors import AimfairError
 from aimfair.generation.filters.pixels import BLANK, NearDuplicates
 from aimfair.generation.manifest import Outcome
 from aimfair.generation.plan import Group, PlannedImage
+from aimfair.generation.settings import GenerateSettings
 
 _BROKEN = BLANK | {"duplicate"}  # what a working model hardly ever makes
 _BROKEN_ATTEMPTS = 5  # at one image; a model that fails so often in a row will go on failing
@@ -28,8 +29,7 @@ class Rounds:
 
     Args:
         plan: numbered from 0.
-        near_duplicates: two images of a group are near-duplicates if their hashes differ in at most so many of 64 bits;
-            None: there are no hashes.
+        settings: ``batch_size``, ``max_rejections`` and ``filters.near_duplicates`` matter.
 
     Attributes:
         outcomes: (image, attempt) -> its outcome.
@@ -39,9 +39,8 @@ class Rounds:
         rejected: number of an image -> why its attempts in earlier rounds were rejected.
     """
 
-    def __init__(self, plan: Sequence[PlannedImage], near_duplicates: int | None = None):
-        self._plan = plan
-        self._bits = near_duplicates
+    def __init__(self, plan: Sequence[PlannedImage], settings: GenerateSettings):
+        self._plan, self._settings = plan, settings
         self.outcomes: dict[tuple[int, int], Outcome] = {}
         self.attempt = 0
         self.wanted: list[PlannedImage] = list(plan)
@@ -59,8 +58,9 @@ class Rounds:
         """Whether an image of the current round has no outcome yet."""
         return (planned.image, self.attempt) not in self.outcomes
 
-    def batches(self, size: int) -> list[list[PlannedImage]]:
+    def batches(self) -> list[list[PlannedImage]]:
         """The current round, always cut from its first image on: an image made again has the same neighbours."""
+        size = self._settings.batch_size
         return [self.wanted[start : start + size] for start in range(0, len(self.wanted), size)]
 
     @property
@@ -99,6 +99,22 @@ class Rounds:
                     f"({_counted(Counter(reasons))}); {_ADVICE}"
                 )
 
+    def refuse_many_rejections(self, rejected: Counter[str]) -> None:
+        """Gives up on a model most of whose images are rejected.
+
+        Args:
+            rejected: reason -> images.
+
+        Raises:
+            AimfairError: there are more than ``max_rejections`` for each image of the plan.
+        """
+        most, wanted = self._settings.max_rejections, len(self._plan)
+        if (count := rejected.total()) > most * wanted:
+            raise AimfairError(
+                f"{count} images rejected ({_counted(rejected)}), more than {most:.0%} of the {wanted} wanted; raise"
+                f" generate.max_rejections, or {_ADVICE}"
+            )
+
     def _end_round(self) -> None:
         outcomes = [self.outcomes[planned.image, self.attempt] for planned in self.wanted]
         reasons = [outcome.reason for outcome in outcomes]
@@ -122,7 +138,8 @@ class Rounds:
 
     def _near_duplicates(self, places: Sequence[int]) -> list[int]:
         """Those of the ``places`` in the current round that are too close to a kept image of their group."""
-        if self._bits is None:
+        bits = self._settings.filters.near_duplicates
+        if bits is None:
             return []
         groups: dict[Group, list[int]] = {}
         for place in places:
@@ -131,25 +148,9 @@ class Rounds:
         for group, members in groups.items():
             texts = [self.outcomes[self.wanted[place].image, self.attempt].hash or "0" for place in members]
             hashes = np.array([int(text, 16) for text in texts], dtype=np.uint64)
-            added = self._hashes.setdefault(group, NearDuplicates(self._bits)).add(hashes)
+            added = self._hashes.setdefault(group, NearDuplicates(bits)).add(hashes)
             found += [place for place, new in zip(members, added, strict=True) if not new]
         return found
-
-
-def refuse_many_rejections(rejected: Counter[str], wanted: int, most: float) -> None:
-    """Gives up on a model most of whose images are rejected.
-
-    Args:
-        rejected: reason -> images; wanted: images of the plan; most: rejected over wanted ones.
-
-    Raises:
-        AimfairError: there are more.
-    """
-    if (count := rejected.total()) > most * wanted:
-        raise AimfairError(
-            f"{count} images rejected ({_counted(rejected)}), more than {most:.0%} of the {wanted} wanted; raise"
-            f" generate.max_rejections, or {_ADVICE}"
-        )
 
 
 def refuse_only_rejections(rejected: Counter[str], made: int) -> None:

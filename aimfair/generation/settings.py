@@ -12,24 +12,24 @@ _HOOK = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*", re.ASCII)
 
 
 class FilterSettings(Settings):
-    """What is not kept beside images that are black, of one colour, not finite or there twice."""
+    """Images to reject besides black, single-coloured, non-finite and duplicate ones."""
 
     near_duplicates: int | None = Field(
         None,
         ge=0,
         le=24,
-        description="images of a group whose 64-bit dHash differs in so many bits at most; null: all kept",
+        description="images of a group whose 64-bit dHashes differ in at most this many bits; null: kept",
     )
     clip: FolderOrName | None = Field(
         None,
-        description="images that this CLIP finds closer to another group: a folder of transformers (beginning with /,"
+        description="images that this CLIP model places closer to another group: a folder (beginning with /,"
         " ./, ../ or ~/) or an id on the hub",
     )
     clip_margin: float = Field(
-        0.0, ge=-2, le=2, description="by how much the cosine with the own group must exceed that with any other"
+        0.0, ge=-2, le=2, description="margin by which the cosine with the own group must exceed that with any other"
     )
-    safety: bool = Field(False, description="what the safety checker of generate.model objects to")
-    hooks: list[str] = Field([], description="what functions of yours give a reason for, each as module:function")
+    safety: bool = Field(False, description="images that the safety checker of generate.model rejects")
+    hooks: list[str] = Field([], description="images that your own functions reject, each given as module:function")
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -46,8 +46,8 @@ class GenerateSettings(TextToImageSettings):
 
     folder: Folder | None = Field(
         None,
-        description="images made elsewhere, which are copied instead of generating any: folders named <y>_<a>, the"
-        " numbers of class and protected value, or the synthetic/ of another run",
+        description="folder of existing images to copy instead of generating any: subfolders <y>_<a>, the numbers"
+        " of class and protected value, or the synthetic/ of another run",
     )
     balanced_per_group: int = Field(300, ge=1, description="images of each group in the balanced set")
     biased_total: int = Field(1000, ge=1, description="images in the biased set")
@@ -55,9 +55,9 @@ class GenerateSettings(TextToImageSettings):
         None, gt=0, le=1, description="minority over majority group size in it; null: data.minority_ratio"
     )
     disjoint: bool = Field(True, description="the two sets share no image")
-    seed: int = Field(0, ge=0, description="each image has its own, derived from this, its prompt and its number")
+    seed: int = Field(0, ge=0, description="the seed of each image is derived from this, its prompt and its number")
     max_rejections: float = Field(
-        0.2, ge=0, le=10, description="rejected images over wanted ones, above which generation is given up"
+        0.2, ge=0, le=10, description="rejected images over wanted ones, above which generation stops"
     )
     image_format: Literal["png", "webp"] = Field("webp", description="of the files; both are lossless")
     filters: FilterSettings = FilterSettings()
