@@ -121,9 +121,7 @@ class Job:
             self._rounds.add(outcome for text in lines for outcome in _parse(text))
             shown.show(self.done)
             self._rounds.refuse_stubborn_images()
-            self._rounds.refuse_many_rejections(
-                self.rejected
-            )  # all processes fail here, or none
+            self._rounds.refuse_many_rejections(self.rejected)  # all processes fail here, or none
         self.speed = self._measure(worker)
         if self._ranks.rank == 0:
             self._finish()
