@@ -19,7 +19,7 @@ import torch
 from PIL import Image
 from pytest_benchmark.fixture import BenchmarkFixture
 
-from aimfair.commands import cli
+from aimfair.commands.settings import BUNDLED
 from aimfair.config import load as config_file
 from aimfair.diffusion.model import SHIPPED
 from aimfair.diffusion.text_to_image import Diffusion
@@ -66,7 +66,7 @@ def sd21_like(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_shipped_model(
     images: int, engine: str, device: torch.device, shrink: float, runner: Runner, benchmark: BenchmarkFixture
 ) -> None:
-    settings = config_file.load(cli.BUNDLED / "demo.yaml").generate
+    settings = config_file.load(BUNDLED / "demo.yaml").generate
     run(DIGITS, "digits", settings, engine, max(1, round(images * shrink)), device, runner, benchmark)
 
 
@@ -136,7 +136,7 @@ def photographs(count: int, size: int) -> npt.NDArray[np.uint8]:
 def test_prompts(per_group: int, device: torch.device, runner: Runner, benchmark: BenchmarkFixture) -> None:
     """Balanced contexts, shared by all groups, against words taken at random and written into the same template."""
     skip_on_a_gpu(device)
-    settings = config_file.load(cli.BUNDLED / "celeba-smiling-male.yaml").prompts
+    settings = config_file.load(BUNDLED / "celeba-smiling-male.yaml").prompts
     settings = settings.model_copy(update={"per_group": per_group})
     made: list[Prompt] = []
 

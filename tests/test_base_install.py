@@ -105,6 +105,20 @@ def test_selective_tuning_works(environment, tmp_path):
     assert re.fullmatch(r"\d+\.\d+\.\d+\n", result.stdout)
 
 
+def test_the_command_line_works_and_names_the_extra(environment):
+    result = python(environment, "aimfair", "--help")
+    assert (result.returncode, result.stderr) == (0, "")
+    result = python(environment, "aimfair", "doctor")
+    assert "equal to the reference" in result.stdout
+    for arguments in (["run", "--config", "demo"], ["config", "--keys"], ["scan", "--config", "demo"],
+                      ["export", "--run", "x"], ["ablate", "density", "--run", "x"], ["engine", "list"]):  # fmt: skip
+        result = python(environment, "aimfair", *arguments)
+        assert result.returncode == 1
+        (line,) = result.stderr.splitlines()
+        assert line.startswith(f"error: aimfair {arguments[0]} needs ")
+        assert line.endswith(": pip install 'aimfair[fair]'")
+
+
 def test_every_module_of_it_imports(environment):
     modules = sorted(path.stem for path in (ROOT / "aimfair" / "selective").glob("*.py"))
     result = python(environment, "; ".join(f"import aimfair.selective.{module}" for module in modules))

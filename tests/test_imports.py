@@ -35,11 +35,6 @@ LAYERS = (
 )  # fmt: skip
 """Folders of the package from the bottom up: each may import those before it, and none after it."""
 
-PENDING = {
-    ("scan", "stages"),
-}
-"""Arrows that still run the other way."""
-
 
 def test_folders_import_only_those_below():
     found = set()
@@ -50,7 +45,7 @@ def test_folders_import_only_those_below():
             imported = rest.split(".")[0]
             if package == "aimfair" and imported in LAYERS and LAYERS.index(imported) > LAYERS.index(folder):
                 found.add((folder, imported))
-    assert found <= PENDING
+    assert found == set()
 
 
 def test_every_folder_has_a_layer():

@@ -10,10 +10,17 @@ from typing import Any
 from aimfair.selective.atomic import replace_file, sync
 
 __all__ = [
-    "append_text", "is_temporary", "remove_temporaries", "replace_file", "sync", "write_json", "write_text",
+    "append_text", "cache_folder", "is_temporary", "remove_temporaries", "replace_file", "sync", "write_json",
+    "write_text",
 ]  # fmt: skip
 
 _TEMPORARY = re.compile(r"\..+\.\d+\.tmp")
+
+
+def cache_folder(name: str) -> Path:
+    """``$XDG_CACHE_HOME/aimfair/<name>``, or ``~/.cache/aimfair/<name>``: shared by all runs, deletable any time."""
+    home = Path(os.environ.get("XDG_CACHE_HOME", ""))
+    return (home if home.is_absolute() else Path.home() / ".cache") / "aimfair" / name
 
 
 def write_text(path: str | os.PathLike[str], text: str) -> None:

@@ -1,9 +1,10 @@
-"""How far the work is: bars with the time left on a terminal; elsewhere quiet but for a line a minute."""
+"""Progress: bars with the time left on a terminal; elsewhere a line per stage, per model and per minute."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Protocol
+from datetime import datetime
+from typing import Protocol, TypeVar
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -11,12 +12,14 @@ from rich.progress import Progress as Bars
 
 _SECONDS_BETWEEN_LINES = 60.0
 
+Item = TypeVar("Item")
+
 
 class Task(Protocol):
-    """Work of known length, as those who do it see it."""
+    """Work of known length."""
 
     def advance(self, steps: int = 1, note: str = "") -> None:
-        """``steps`` more are done; ``note`` stands beside the bar, for example "loss 0.31"."""
+        """Counts ``steps`` more as done; shows ``note`` beside the bar, for example "loss 0.31"."""
 
 
 class _Silent:
@@ -25,7 +28,7 @@ class _Silent:
 
 
 SILENT: Task = _Silent()
-"""For work that nobody watches."""
+"""Shows nothing."""
 
 
 class _Bar:
@@ -41,10 +44,10 @@ class _Bar:
 
 
 class _Lines:
-    """A line a minute, and for tasks that took as long as one, a line at the end."""
+    """A line a minute, and at the end of a task that took as long."""
 
-    def __init__(self, console: Console, name: str, total: int, done: int):
-        self._console, self._name, self._total = console, name, total
+    def __init__(self, line: Callable[[str], None], name: str, total: int, done: int):
+        self._line, self._name, self._total = line, name, total
         self._first, self._done, self._note = done, done, ""
         self._start = self._last = time.monotonic()
 
@@ -65,15 +68,12 @@ class _Lines:
     def _comment(self) -> str:
         return f", {self._note}" if self._note else ""
 
-    def _line(self, text: str) -> None:
-        self._console.print(text, highlight=False, markup=False, soft_wrap=True)
-
 
 class Progress:
     """The tasks of a run on one console; standard error unless another is given, so that output can be piped.
 
     Args:
-        quiet: show nothing but what :meth:`say` is told.
+        quiet: show nothing but the messages of :meth:`say`.
     """
 
     def __init__(self, *, quiet: bool = False, console: Console | None = None):
@@ -83,11 +83,11 @@ class Progress:
 
     @contextmanager
     def task(self, name: str, total: int, done: int = 0) -> Iterator[Task]:
-        """A task of ``total`` steps of which ``done`` were done before, by a run that was cut off, say."""
+        """A task of ``total`` steps of which ``done`` were done before, for example by a run that was interrupted."""
         if self._quiet:
             yield SILENT
         elif not self._console.is_terminal:
-            lines = _Lines(self._console, name, total, done)
+            lines = _Lines(self.line, name, total, done)
             yield lines
             lines.end()
         elif self._bars is not None:  # within another task: one more line of its display
@@ -98,6 +98,24 @@ class Progress:
                     yield _Bar(self._bars, name, total, done)
                 finally:
                     self._bars = None
+
+    def each(self, items: Sequence[Item], name: Callable[[Item], str]) -> Iterator[Item]:
+        """The items in order; after each, without a terminal, a line with its name, how many are done, and time left.
+
+        For steps that take seconds to hours each, such as the training of one model.
+        """
+        start = time.monotonic()
+        for number, item in enumerate(items, 1):
+            yield item
+            seconds = time.monotonic() - start
+            left = len(items) - number
+            rest = f", about {duration(seconds / number * left)} left" if left else f" in {duration(seconds)}"
+            self.line(f"{name(item)}: finished, {number} of {len(items)}{rest}")
+
+    def line(self, text: str) -> None:
+        """Where no bars show the progress: a line with the time of day. On a terminal and when quiet: nothing."""
+        if not self._quiet and not self._console.is_terminal:
+            self.say(f"{datetime.now():%H:%M:%S} {text}")
 
     def say(self, text: str) -> None:
         """A line of its own, above the bars."""

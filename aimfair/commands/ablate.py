@@ -1,99 +1,54 @@
-"""``aimfair ablate``: plans the arms, runs what is missing, and writes what they show.
+"""``aimfair ablate``: varies a run and compares what comes out."""
 
-Everything is in ``<run>/ablations/<name>``: a run for each group of arms that share everything before selection, and
-``table.csv``, ``table.md``, ``<name>.json`` and ``ablation.html``.
-"""
+import argparse
 
-from collections.abc import Mapping
-from pathlib import Path
-
-from aimfair.ablation import registry, report, variants
-from aimfair.ablation.options import Options
-from aimfair.ablation.outcomes import collect
-from aimfair.ablation.plan import Parent
-from aimfair.base.errors import AimfairError, ConfigError
-from aimfair.base.files import is_temporary
-from aimfair.run.directory import Run
-from aimfair.stages.pipeline import STAGES, prepare_process, run_stages
-
-_OF_SEEDS = {"train", "sensitivity"}
+from aimfair.base.errors import ConfigError
+from aimfair.commands.settings import (
+    FLAGS_FOR_SETTINGS,
+    Overrides,
+    add_overwrite_and_quiet,
+    add_run,
+    require_one_process,
+)
 
 
-def ablate(
-    name: str, directory: Path, options: Options, overrides: Mapping[str, str], *, overwrite: bool, quiet: bool
-) -> Path:
-    """Runs an ablation of the run in ``directory``; returns the path of its page.
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    from aimfair.ablation.registry import ABLATIONS
 
-    Prompts, images, biased models and sensitivity that the run lacks are made first, in the run itself and with its own
-    settings; otherwise the run is only read. It stays locked until the end.
-
-    Args:
-        name: in :data:`aimfair.ablation.registry.ABLATIONS`.
-        overrides: settings of the variants, instead of those of the run.
-        overwrite: an ablation of other values may be replaced; work common to both is kept.
-
-    Raises:
-        ConfigError: there is no run, or a value that cannot be used.
-        AimfairError: as the stages.
-        Interrupted: SIGINT or SIGTERM came; the same command continues.
-    """
-    own, config = Run.config_of(directory), Run.config_of(directory, dict(overrides))
-    if own is None or config is None:
-        raise ConfigError(
-            f"{directory}: there is no run yet; begin one with: aimfair run --config FILE --run {directory}"
-        )
-    ablation = registry.load(name)
-    request = ablation.read(options, config)
-    with Run.open(directory, own, quiet=quiet) as run:
-        _finish_shared(run)
-        prepare_process(config)
-        folder = run.ablation(name)
-        _remove_stray(folder)
-        parent = Parent(run, config, frozenset(overrides), folder, overwrite, quiet)
-        plan = ablation.plan(parent, request)
-        variants.remove_others(parent, plan.groups)
-        stages = [stage for stage in STAGES if stage != "report"]
-        done: Run | None = None
-        for number, (group, settings) in enumerate(plan.groups.items(), 1):
-            run.interrupt.check()
-            if done is not None:
-                variants.forget_decoded(done)
-            done = variants.finish(parent, group, settings, stages, f"run {number} of {len(plan.groups)}")
-        outcomes = collect(plan, folder)
-        found = ablation.findings(parent, request, outcomes)
-        if done is not None:
-            variants.forget_decoded(done)
-        report.write(folder, name, plan, outcomes, found)
-    report.show(plan, outcomes, found)
-    return folder / report.PAGE
+    add_run(parser)
+    add_overwrite_and_quiet(parser)
+    parser.epilog = (
+        f"Ablations: {'; '.join(f'{name}: {what}' for name, what in ABLATIONS.items())}. {FLAGS_FOR_SETTINGS}"
+    )
+    parser.add_argument("name", type=_name, choices=tuple(ABLATIONS), metavar="NAME", help=", ".join(ABLATIONS))
+    parser.add_argument("--method", metavar="NAME", help="which method is varied (default: default_method)")
+    parser.add_argument(
+        "--values", metavar="A,B,...", help="the values to compare; docs/ablations.md lists them for each ablation"
+    )
+    parser.add_argument("--lrs", metavar="A,B,...", help="density: learning rates; the best by validation is shown")
+    parser.add_argument(
+        "--density", metavar="SHARE", help="criteria: of all selections (default: the method's, or 0.1)"
+    )
 
 
-def _remove_stray(folder: Path) -> None:
-    """Removes temporary files that a killed ablation left; opening the run does not look into its ablations."""
-    for path in folder.glob(".*.tmp"):
-        if is_temporary(path.name):
-            path.unlink()
+def _name(word: str) -> str:
+    from aimfair.ablation.registry import RENAMED
+
+    if word in RENAMED:
+        raise argparse.ArgumentTypeError(f"{word} is now called {RENAMED[word]}")
+    return word
 
 
-def _finish_shared(run: Run) -> None:
-    """Runs the unfinished stages among the shared ones; touches nothing if all are finished."""
-    missing = [
-        stage
-        for stage in variants.SHARED
-        if not all(_is_finished(run, step) for step in _steps(stage, run.config.seeds))
-    ]
-    if missing:
-        run.log.tell(f"this run is not finished: first its {', '.join(missing)}")
-        run_stages(run, missing)
+def main(options: argparse.Namespace, overrides: Overrides) -> int:
+    from aimfair.ablation.options import Options
+    from aimfair.ablation.run import ablate
+    from aimfair.config import load as config_file
 
-
-def _steps(stage: str, seeds: list[int]) -> list[str]:
-    return [f"{stage}/{seed}" for seed in seeds] if stage in _OF_SEEDS else [stage]
-
-
-def _is_finished(run: Run, step: str) -> bool:
-    try:
-        run.digest_of(step)
-    except AimfairError:
-        return False
-    return True
+    require_one_process("ablate", "expected one process; start it without torchrun")
+    config_file.require_known(overrides)
+    if options.run is None:
+        raise ConfigError("aimfair ablate: give --run DIR, the run that is varied")
+    asked = Options(options.method, options.values, options.lrs, options.density)
+    page = ablate(options.name, options.run, asked, overrides, overwrite=options.overwrite, quiet=options.quiet)
+    print(f"Page: {page}")
+    return 0

@@ -1,16 +1,19 @@
-"""``aimfair doctor``: what is installed, whether it works, and the command that mends what does not."""
+"""``aimfair doctor``: what is installed, whether it works, and the command that fixes what does not."""
 
+import argparse
 import importlib.metadata
 import os
 import platform
 import re
 import shutil
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 import aimfair
+from aimfair.commands.settings import Overrides, add_run, refuse_overrides
 
 _DISK_BYTES = 2 << 30
 """Free space below which a run may not end: images, and three seeds of models."""
@@ -18,9 +21,12 @@ _DISK_BYTES = 2 << 30
 _REINSTALL = "pip install --no-build-isolation --editable ."
 
 
+_COLOURS = {"fine": "\033[32m{}\033[0m", "missing": "\033[33m{}\033[0m", "broken": "\033[1;31m{}\033[0m"}
+
+
 @dataclass(frozen=True)
 class Check:
-    """One line of the table; ``missing`` is something that not every use needs, ``broken`` something that all do."""
+    """One line of the table; ``missing`` is something that only some uses need, ``broken`` something that all do."""
 
     name: str
     state: Literal["fine", "missing", "broken"]
@@ -28,21 +34,25 @@ class Check:
     remedy: str = ""
 
 
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add_run(parser)
+
+
+def main(options: argparse.Namespace, overrides: Overrides) -> int:
+    refuse_overrides("doctor", overrides)
+    return examine(options.run or Path("runs"))
+
+
 def examine(folder: Path) -> int:
     """Prints every check, with the disk under ``folder``; 1 if something is broken, else 0."""
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
-    styles = {"fine": "green", "missing": "yellow", "broken": "bold red"}
-    console = Console()
-    table = Table(box=None, show_header=False, pad_edge=False)
     checks = list(_checks(folder))
+    width = max(len(check.name) for check in checks)
     for check in checks:
-        table.add_row(check.name, Text(check.state, styles[check.state]), Text(check.found))
-    console.print(table)
+        state = f"{check.state:<7}"
+        coloured = _COLOURS[check.state].format(state) if sys.stdout.isatty() else state
+        print(f"{check.name:<{width}}  {coloured}  {check.found}")
     for remedy in dict.fromkeys(check.remedy for check in checks if check.remedy):
-        console.print(f"to mend it: {remedy}", markup=False, highlight=False, soft_wrap=True)
+        print(f"to fix it: {remedy}")
     return int(any(check.state == "broken" for check in checks))
 
 
@@ -53,7 +63,7 @@ def _checks(folder: Path) -> Iterator[Check]:
     try:
         yield from packages(importlib.metadata.requires("aimfair") or [])
     except importlib.metadata.PackageNotFoundError:
-        yield Check("packages", "broken", "aimfair itself is not installed, so nobody knows what it needs", _REINSTALL)
+        yield Check("packages", "broken", "aimfair is not installed: its requirements are unknown", _REINSTALL)
     yield from (_guarded(name, check) for name, check in _HARDWARE.items())
     yield disk(folder)
 
@@ -91,7 +101,7 @@ def disk(folder: Path) -> Check:
 
 
 def _guarded(name: str, check: Callable[[], Check]) -> Check:
-    """A check that cannot even be made is one that failed."""
+    """A check that raises has failed."""
     try:
         return check()
     except Exception as error:
@@ -126,7 +136,7 @@ def _gpu() -> Check:
 
 
 def kernels() -> Check:
-    """Whether every CPU path of the kernels does what the specification does, on a small problem; and the GPU."""
+    """Whether the kernels of every CPU path, and of the GPU, give the reference's results on a small problem."""
     import torch
 
     from aimfair.base.device import tuning_device

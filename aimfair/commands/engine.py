@@ -1,15 +1,34 @@
-"""``aimfair engine``: engines made ahead of a run, those that are kept, and how far one is from eager."""
+"""``aimfair engine``: builds engines ahead of a run, lists those that are kept, and compares one with eager."""
+
+import argparse
+from typing import TYPE_CHECKING
 
 from aimfair.base.errors import AimfairError, ConfigError
-from aimfair.base.interrupt import Interrupt
-from aimfair.base.log import Log
-from aimfair.config import Config
-from aimfair.diffusion.engines import store
-from aimfair.stages.pipeline import prepare_process
+from aimfair.commands.settings import Overrides, add_config, read_settings, refuse_overrides
+
+if TYPE_CHECKING:
+    from aimfair.config import Config
 
 
-def list_engines() -> int:
-    """Prints every engine that is kept, and what is damaged."""
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add_config(parser)
+    parser.add_argument(
+        "action", choices=("build", "list", "check"), help="build: for these settings; list: all that are kept"
+    )
+
+
+def main(options: argparse.Namespace, overrides: Overrides) -> int:
+    if options.action == "list":
+        refuse_overrides("engine list", overrides)
+        return _list_engines()
+    config, _ = read_settings(options.config, options.run, overrides)
+    return _build_or_check(options.action, config)
+
+
+def _list_engines() -> int:
+    """Prints every stored engine, and those that are damaged."""
+    from aimfair.diffusion.engines import store
+
     print(store.folder())
     for place, entry in store.entries():
         if isinstance(entry, str):
@@ -28,20 +47,24 @@ def list_engines() -> int:
     return 0
 
 
-def build_or_check(action: str, config: Config) -> int:
-    """Makes the engine of the settings if it is not there; ``check`` compares it with eager again, here and now.
+def _build_or_check(action: str, config: "Config") -> int:
+    """Builds the engine of the settings if it is not there; ``check`` compares it with eager again on this machine.
 
-    Ctrl-C ends the making of an engine, and leaves nothing of it.
+    Ctrl-C ends the build of an engine and leaves nothing of it.
 
     Raises:
-        ConfigError: ``generate.engine`` is eager, if only because auto is eager here, or keeps nothing to build.
-        AimfairError: the engine cannot be made, or differs from eager.
+        ConfigError: ``generate.engine`` is eager, perhaps because auto is eager here, or has nothing to build ahead.
+        AimfairError: the engine cannot be built, or differs from eager.
     """
     from aimfair.base.device import choose_device
+    from aimfair.base.interrupt import Interrupt
+    from aimfair.base.log import Log
+    from aimfair.diffusion.engines import store
     from aimfair.diffusion.engines.agreement import compare
     from aimfair.diffusion.engines.registry import choose_engine, prepare_engine
     from aimfair.diffusion.model import model_folder
     from aimfair.diffusion.text_to_image import engine_and_source, load_source
+    from aimfair.stages.context import prepare_process
 
     device = choose_device(config.device)
     name, reason = choose_engine(config.generate, lambda: device)

@@ -1,155 +1,42 @@
-"""``aimfair export``: one model of a run, with all that its user needs, in a folder of its own."""
+"""``aimfair export``: one model of a run, in a folder with everything its user needs."""
 
-import hashlib
-import json
-import re
-from dataclasses import asdict
+import argparse
 from pathlib import Path
-from typing import Any
 
-import numpy as np
-import torch
-
-import aimfair
 from aimfair.base.errors import ConfigError
-from aimfair.base.files import write_json, write_text
-from aimfair.data.catalogue import SPLITS
-from aimfair.evaluation.results import Results
-from aimfair.export import model_card, onnx, preprocessor
-from aimfair.export.choose import Choice, choose
-from aimfair.export.folder import MARK, new_folder
-from aimfair.export.model_card import CARD, UNKNOWN, Facts
-from aimfair.export.model_folder import copy_model
-from aimfair.generation.manifest import Manifest
-from aimfair.generation.summary import GenerationSummary
-from aimfair.methods import BIASED
-from aimfair.prompts.grammar import load_prompts
-from aimfair.report.template import environment
-from aimfair.run.directory import Run
-from aimfair.selective.mask import ParameterMask
-from aimfair.stages.pipeline import prepare_process
-from aimfair.training.feed import Normalize
-from aimfair.training.models import WEIGHTS, load_model
-
-EXAMPLES = 64
-"""Test images on which ONNX and preprocessing are compared."""
-
-_LICENSE = re.compile(r"[a-z0-9][a-z0-9.+-]{0,63}")
+from aimfair.commands.settings import Overrides, add_quiet, add_run, refuse_overrides
 
 
-def export_run(
-    run: Run,
-    *,
-    method: str | None = None,
-    seed: int | None = None,
-    to: Path | None = None,
-    with_onnx: bool = True,
-    license: str = UNKNOWN,
-    overwrite: bool = False,
-) -> Path:
-    """Writes the folder; where it is.
-
-    It holds config.json and model.safetensors as the backbone's library has them, with the names of the classes;
-    preprocessor_config.json, for models of transformers; model.onnx; README.md, the model card; and export.json, which
-    lists the others with their digests.
-
-    Args:
-        method, seed: as :func:`aimfair.export.choose.choose`.
-        to: None: ``export/<method>-<seed>`` in the run.
-        license: of the model, an identifier of the hub.
-        overwrite: whether an earlier export there may be replaced.
-
-    Raises:
-        ConfigError: no such method or seed; a license that is no identifier.
-        AimfairError: the run is not evaluated, or not up to date; the folder holds something; a package is missing; the
-            ONNX file differs from the model.
-        Interrupted: as the run's interrupt says; nothing is left.
-    """
-    if not _LICENSE.fullmatch(license):
-        raise ConfigError(f"--license {license}: expected an identifier of the hub, such as apache-2.0 or other")
-    prepare_process(run.config)
-    if with_onnx:
-        onnx.require_packages()
-    run.digest_of("evaluate")  # what it needs is done, too; so that this is what an unfinished run is told first
-    choice = choose(run, method, seed)
-    results = Results.load(run.results)
-    to = run.path / "export" / f"{choice.method}-{choice.seed}" if to is None else to
-    with new_folder(to, overwrite=overwrite) as folder:
-        _fill(run, choice, results, folder, with_onnx=with_onnx, license=license)
-    run.log("exported", method=choice.method, seed=choice.seed, to=str(to))
-    return to
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add_run(parser)
+    parser.add_argument("--method", metavar="NAME", help="which one, or biased (default: default_method of the run)")
+    parser.add_argument("--seed", type=int, metavar="N", help="(default: the best one by validation accuracy)")
+    parser.add_argument("--to", type=Path, metavar="FOLDER", help="(default: export/METHOD-SEED in the run)")
+    parser.add_argument("--no-onnx", action="store_true", help="without model.onnx, which needs aimfair[onnx]")
+    parser.add_argument("--license", default="unknown", metavar="ID", help="for the model card, such as apache-2.0")
+    parser.add_argument("--overwrite", action="store_true", help="replace an earlier export in the folder")
+    add_quiet(parser)
 
 
-def _fill(run: Run, choice: Choice, results: Results, folder: Path, *, with_onnx: bool, license: str) -> None:
-    config, splits = run.config, run.splits()
-    of_transformers = copy_model(choice.folder, folder, splits.target_names)
-    if of_transformers:
-        preprocessor.write(folder, config.data, config.model)
-    run.interrupt.check()
+def main(options: argparse.Namespace, overrides: Overrides) -> int:
+    refuse_overrides("export", overrides, "; it reads those of the run")
+    if options.run is None:
+        raise ConfigError("give --run DIR, a run that is evaluated")
+    from aimfair.export.write import describe, export_run
+    from aimfair.run.directory import Run
 
-    model = load_model(choice.folder, config.model).eval()  # all that aimfair checks in weights is checked
-    chosen = preprocessor.examples(splits.test, EXAMPLES)
-    difference, agreement = None, None
-    if of_transformers:
-        difference = preprocessor.measure(folder, model, splits.test, chosen, config.data, config.model)
-        run.interrupt.check()
-    if with_onnx:
-        normalize = Normalize(config.model, torch.device("cpu"))
-        images = np.ascontiguousarray(splits.test.images[chosen])
-        agreement = onnx.export(model, normalize(images).contiguous(), folder)
-        run.interrupt.check()
-
-    shape = len(splits.target_names), len(splits.protected_names)
-    parts = dict(zip(SPLITS, (splits.train, splits.validation, splits.test), strict=True))
-    facts = Facts(
-        config=config,
-        results=results,
-        choice=choice,
-        group_counts={name: part.group_counts(*shape) for name, part in parts.items()},
-        density=_density(run, choice),
-        prompts=len(load_prompts(run.prompts)) if run.prompts.exists() else None,
-        generation=GenerationSummary.load(run.generation) if run.generation.exists() else None,
-        synthetic=_balanced(run.synthetic),
-        agreement=agreement,
-        preprocessing=difference,
-        environment=environment(),
-        digests={WEIGHTS: _digest(folder / WEIGHTS), "config.yaml of the run": _digest(run.path / "config.yaml")},
-        license=license,
-    )
-    write_text(folder / CARD, model_card.render(facts))
-    write_json(folder / MARK, _mark(folder, facts))
-
-
-def _mark(folder: Path, facts: Facts) -> dict[str, Any]:
-    """For programs, what the card says for people; and the files that are ours."""
-    return {
-        "aimfair": aimfair.__version__,
-        "method": facts.choice.method,
-        "seed": facts.choice.seed,
-        "labels": facts.results.target_names,
-        "onnx": facts.agreement and asdict(facts.agreement),
-        "preprocessing": facts.preprocessing and asdict(facts.preprocessing),
-        "files": {file.name: _digest(file) for file in sorted(folder.iterdir())},
-    }
-
-
-def _density(run: Run, choice: Choice) -> float | None:
-    path = run.mask(choice.seed, choice.method)
-    return ParameterMask.load(path).density if choice.method != BIASED and path.exists() else None
-
-
-def _balanced(synthetic: Path) -> int | None:
-    """Images in the balanced set; None if there is none."""
-    records = Manifest(synthetic).records.values()
-    return sum("balanced" in record.sets for record in records) or None
-
-
-def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def describe(to: Path) -> str:
-    """A sentence on an export, for the terminal."""
-    mark = json.loads((to / MARK).read_text(encoding="utf-8"))
-    return f"{mark['method']}, seed {mark['seed']}: {', '.join(mark['files'])} in {to}"
+    config = Run.config_of(options.run)
+    if config is None:
+        raise ConfigError(f"{options.run}: there is no run; give --run DIR, a run that is evaluated")
+    with Run.open(options.run, config, quiet=options.quiet) as run:
+        to = export_run(
+            run,
+            method=options.method,
+            seed=options.seed,
+            to=options.to,
+            with_onnx=not options.no_onnx,
+            license=options.license,
+            overwrite=options.overwrite,
+        )
+    print(describe(to))
+    return 0

@@ -23,10 +23,10 @@ import numpy as np
 import numpy.typing as npt
 import PIL
 
-from aimfair.base.cache import cache_folder, locked
 from aimfair.base.errors import AimfairError
-from aimfair.base.files import append_text, remove_temporaries, sync, write_json, write_text
+from aimfair.base.files import append_text, cache_folder, remove_temporaries, sync, write_json, write_text
 from aimfair.base.interrupt import NEVER, Interrupt
+from aimfair.base.lock import locked
 from aimfair.base.progress import Progress
 from aimfair.data import decode
 from aimfair.data.catalogue import Rejected

@@ -142,3 +142,18 @@ class Splits:
     target_names: tuple[str, ...]
     protected_names: tuple[str, ...]
     attribute_names: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+
+    def contradictions(self, majority: Sequence[int]) -> list[str]:
+        """A line for each class whose training images have mostly another protected value than ``majority`` says.
+
+        Args:
+            majority: ``data.majority``: for each of the Y classes the number of a protected value.
+        """
+        counts = self.train.group_counts(len(self.target_names), len(self.protected_names))
+        return [
+            f"data.majority: {self.protected_names[a]!r} for class {self.target_names[y]!r}, but most of its training"
+            f" images are {self.protected_names[counts[y].argmax()]!r}: the biased synthetic set has another bias than"
+            " the real one"
+            for y, a in enumerate(majority)
+            if counts[y].max() > counts[y, a]
+        ]

@@ -1,24 +1,19 @@
-"""A run is a directory: its settings, what the stages made, and records of which of them are finished."""
+"""A run directory: its lock, settings, log and records, and the paths of what the stages make."""
 
-import fcntl
 import os
-import time
 from collections.abc import Sequence
-from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Self
+from typing import Self
 
 from aimfair.base.errors import AimfairError, ConfigError
 from aimfair.base.files import is_temporary, remove_temporaries, write_text
 from aimfair.base.interrupt import Interrupt
+from aimfair.base.lock import holder, try_lock
 from aimfair.base.log import Log
 from aimfair.base.progress import Progress
 from aimfair.config import Config
 from aimfair.config import load as config_file
 from aimfair.run.records import Records
-
-if TYPE_CHECKING:
-    from aimfair.data.images import Splits
 
 _LOCK, _CONFIG = ".lock", "config.yaml"
 
@@ -36,8 +31,8 @@ class Run:
         config: its settings.
         overwrite: whether results of other settings may be replaced.
         log, progress, interrupt: for stages to hand to the functions they call.
-        origin: the run that this one is a variant of, told by the place; None: it is none. Steps that the origin has
-            finished with the same inputs are taken over and not done again.
+        origin: the run that this one is a variant of, recognised by its path; None: it is no variant. Steps that the
+            origin has finished with the same inputs are taken over.
 
     Files: ``config.yaml templates.jsonl prompts.jsonl diversity.json synthetic/ generation.json
     seeds/<seed>/{baseline/, sensitivity.safetensors, masks/<method>.safetensors, finetuned/<method>/} results.json
@@ -57,15 +52,20 @@ class Run:
     def open(cls, path: Path, config: Config, *, overwrite: bool = False, quiet: bool = False) -> Self:
         """Opens a directory, made if absent, for a run with these settings.
 
-        A directory with the same settings continues. With other settings it is refused, or with ``overwrite`` takes
-        them; steps whose inputs stay the same are not done again.
+        A run with the same settings continues. One with other settings is refused, or takes the new ones with
+        ``overwrite``; steps whose inputs stay the same are not repeated.
 
         Raises:
             AimfairError: another process has it open, it holds something that is no run, or other settings.
         """
         path.mkdir(parents=True, exist_ok=True)
         _require_run_or_empty(path)
-        lock = _acquire(path)
+        lock = try_lock(path / _LOCK)
+        if lock is None:
+            raise AimfairError(
+                f"{path}: process {holder(path / _LOCK)} is working in this run; wait for it, or choose another"
+                " directory with --run"
+            )
         try:
             config = _settle_config(path, config, overwrite=overwrite)
             remove_temporaries(path, but=ABLATIONS)  # variants have locks of their own
@@ -96,36 +96,18 @@ class Run:
         self.log.close()
         os.close(self._lock)
 
-    # -- what stages ask ---------------------------------------------------------------------------------------------
-
-    def splits(self) -> "Splits":
-        """The real images, loaded at the first call.
-
-        Raises:
-            AimfairError: the data set cannot be used.
-            ConfigError: its groups are not those of the prompts.
-        """
-        return self._splits
-
-    @cached_property
-    def _splits(self) -> "Splits":
-        from aimfair.data.load import load_splits
-
-        splits = load_splits(self.config.data, log=self.log, progress=self.progress, interrupt=self.interrupt)
-        # Of kinds whose groups the settings themselves tell, config has seen to it; of a table only its rows tell.
-        self.config.prompts.require_groups(splits.target_names, splits.protected_names)
-        return splits
+    # -- records -----------------------------------------------------------------------------------------------------
 
     def is_done(self, step: str, inputs: object) -> bool:
-        """Whether the step was finished with these inputs, and what it made is still there.
+        """Whether the step was finished with these inputs and its outputs are still there.
 
-        If not, the caller does the step: it may be half done already.
+        If not, the caller does the step, which may be half done already.
 
         Args:
             step: "prompts", "generate", "train/<seed>", "sensitivity/<seed>", "select/<seed>/<method>",
                 "finetune/<seed>/<method>", "evaluate" or "report".
             inputs: everything the result depends on, of what JSON, pydantic or Path can hold: settings, and
-                under "upstream", :meth:`digest_of` the steps whose results are read.
+                under "upstream", :meth:`digest_of` each step whose results are read.
         """
         if self._records.matches(step, inputs):
             return True
@@ -139,19 +121,19 @@ class Run:
         return self._records.exists(step)
 
     def finish(self, step: str, inputs: object, outputs: Sequence[Path]) -> None:
-        """Records that the step made ``outputs``, files or folders. Its last act."""
+        """Records that the step made ``outputs``, files or folders; the last action of a step."""
         self._records.write(step, inputs, outputs)
         self.log("step finished", step=step)
 
     def digest_of(self, step: str) -> str:
-        """Digest of a finished step: of its inputs and of every byte it made.
+        """Digest of the inputs and all output bytes of a finished step.
 
         Raises:
             AimfairError: it is not finished, or out of date.
         """
         return self._records.digest(step)
 
-    # -- where things are --------------------------------------------------------------------------------------------
+    # -- paths -------------------------------------------------------------------------------------------------------
 
     @property
     def prompts(self) -> Path:
@@ -159,12 +141,12 @@ class Run:
 
     @property
     def templates(self) -> Path:
-        """What a language model has written so far, for the prompts."""
+        """Prompt templates that a language model has written so far."""
         return self.path / "templates.jsonl"
 
     @property
     def diversity(self) -> Path:
-        """How varied the prompts are."""
+        """Diversity of the prompts."""
         return self.path / "diversity.json"
 
     @property
@@ -184,12 +166,12 @@ class Run:
         return self._seed(seed) / "finetuned" / method
 
     def logits(self, seed: int, method: str) -> Path:
-        """What the model of a method says of the test images; "biased" is one of them."""
+        """Logits of a method's model on the test images; "biased" is a method, too."""
         return self._seed(seed) / "logits" / f"{method}.safetensors"
 
     @property
     def generation(self) -> Path:
-        """How the generation of ``synthetic`` went; it holds times, and nothing follows from it."""
+        """Summary of the generation of ``synthetic``; it holds times, so no step depends on it."""
         return self.path / "generation.json"
 
     @property
@@ -201,7 +183,7 @@ class Run:
         return self.path / "report.html"
 
     def ablation(self, name: str) -> Path:
-        """What an ablation has shown, and in folders within, the variants of this run that it compares."""
+        """Results of an ablation, and folders with the variants of this run that it compares."""
         return self.path / ABLATIONS / name
 
     def _seed(self, seed: int) -> Path:
@@ -234,7 +216,7 @@ def _load_own(file: Path, overrides: dict[str, str] | None = None) -> Config:
 
 
 def _require_run_or_empty(path: Path) -> None:
-    """Files that are not ours must never be taken for a run's, and cleaned or replaced."""
+    """Refuses a directory with other files, which a run might remove or replace."""
     names = {entry.name for entry in path.iterdir()}
     foreign = sorted(name for name in names if name != _LOCK and not is_temporary(name))
     if foreign and _CONFIG not in names:
@@ -264,20 +246,3 @@ def _settle_config(path: Path, config: Config, *, overwrite: bool) -> Config:
                 )
     write_text(file, config_file.dump(config))
     return config
-
-
-def _acquire(path: Path) -> int:
-    """A descriptor that holds the lock of a directory until it is closed, by whatever end of this process."""
-    descriptor = os.open(path / _LOCK, os.O_RDWR | os.O_CREAT, 0o644)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        time.sleep(0.05)  # the holder may be about to write its number
-        holder = os.pread(descriptor, 32, 0).decode(errors="replace").strip() or "unknown"
-        os.close(descriptor)
-        raise AimfairError(
-            f"{path}: process {holder} is working in this run; wait for it, or choose another directory with --run"
-        ) from None
-    os.ftruncate(descriptor, 0)
-    os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
-    return descriptor

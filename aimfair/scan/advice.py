@@ -6,7 +6,6 @@ from aimfair.config import Config
 from aimfair.data.images import Splits
 from aimfair.scan.results import Copies, Duplicates, Imported, LeftOut, Pictures, Problem, Scan
 from aimfair.scan.settings import ScanSettings
-from aimfair.stages.pipeline import contradictions
 
 _ENLARGED = 0.5  # share of small images above which data.image_size is too large
 _ASSOCIATED = 0.1  # Cramer's V below which there is hardly a bias to learn (Cohen 1988: small effects begin there)
@@ -43,7 +42,7 @@ def _problems(scan: Scan, config: Config | ScanSettings, splits: Splits | None) 
     yield from _groups(scan)
     yield from _attributes(scan)
     if splits is not None:
-        for line in contradictions(splits, config.data.majority):
+        for line in splits.contradictions(config.data.majority):
             yield _warning(line, "set data.majority to what dominates each class, or check the order of the classes")
     if scan.pictures is not None:
         yield from _pictures(scan.pictures, config)

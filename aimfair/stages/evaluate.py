@@ -12,6 +12,7 @@ from aimfair.report.tables import COLUMNS, print_table, save_tables
 from aimfair.report.wording import percent, spread
 from aimfair.run.directory import Run
 from aimfair.selective.mask import ParameterMask
+from aimfair.stages.context import splits_of
 from aimfair.training.models import load_model
 from aimfair.training.predict import predict
 
@@ -40,9 +41,9 @@ def run(run: Run) -> None:
         tables = []
         for s, seed in enumerate(config.seeds):
             tables.append(run.baseline(seed).with_name("predictions.csv"))
-            write_predictions(tables[-1], run.splits().test, {name: of[s] for name, of in predicted.items()})
+            write_predictions(tables[-1], splits_of(run).test, {name: of[s] for name, of in predicted.items()})
         reads_groups = [name for name, method in config.methods.items() if method.reads_groups]
-        results = compare(experiment(config), run.splits(), predicted, density, logits, reads_groups)
+        results = compare(experiment(config), splits_of(run), predicted, density, logits, reads_groups)
         for caution in results.cautions:
             run.log.warn(caution)
         results.save(run.results)
@@ -79,7 +80,7 @@ def _predict(run: Run, models: Sequence[tuple[int, str]]) -> None:
             todo.append((seed, name, inputs))
     if not todo:
         return
-    device, test = choose_device(config.device), run.splits().test
+    device, test = choose_device(config.device), splits_of(run).test
     with run.progress.task("evaluate", len(test) * len(todo)) as task:
         for seed, name, inputs in todo:
             logits = predict(

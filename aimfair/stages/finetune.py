@@ -1,7 +1,7 @@
-"""For each seed and method, the model that the method trains; most tune the biased one on balanced synthetic images."""
+"""Trains the model of each seed and method; most tune the biased model on balanced synthetic images."""
 
 from collections.abc import Callable
-from functools import cache
+from functools import cache, partial
 
 from torch import nn
 
@@ -15,6 +15,7 @@ from aimfair.methods.work import Work
 from aimfair.run.directory import Run
 from aimfair.run.records import digest_of_inputs
 from aimfair.selective.mask import ParameterMask
+from aimfair.stages.context import splits_of
 from aimfair.training.models import build_model, load_model, save_model
 
 
@@ -26,16 +27,18 @@ def run(run: Run) -> None:
             "balanced", data.image_size, data.fit, progress=run.progress, interrupt=run.interrupt
         )
 
-    for seed in run.config.seeds:
-        for name in run.config.methods:
-            _train(run, seed, name, balanced)
+    todo = [
+        (seed, name, inputs)
+        for seed in run.config.seeds
+        for name in run.config.methods
+        if not run.is_done(f"finetune/{seed}/{name}", inputs := _inputs(run, seed, name))
+    ]
+    for seed, name, inputs in run.progress.each(todo, lambda item: f"finetune {item[0]} {item[1]}"):
+        _train(run, seed, name, inputs, balanced)
 
 
-def _train(run: Run, seed: int, name: str, balanced: Callable[[], ImageSet]) -> None:
+def _train(run: Run, seed: int, name: str, inputs: object, balanced: Callable[[], ImageSet]) -> None:
     step, folder, method = f"finetune/{seed}/{name}", run.finetuned(seed, name), run.config.methods[name]
-    inputs = _inputs(run, seed, name)
-    if run.is_done(step, inputs):
-        return
     if method.kind != "jtt":
         (folder / ERROR_SET).unlink(missing_ok=True)  # of another method that had the name before
     run.log("step started", step=step)
@@ -71,7 +74,7 @@ def _work(run: Run, seed: int, name: str, balanced: Callable[[], ImageSet], inpu
     device = tuning_device(config.device)
 
     def initial() -> nn.Module:
-        return build_model(config.model, len(run.splits().target_names), seed).to(device)
+        return build_model(config.model, len(splits_of(run).target_names), seed).to(device)
 
     def mask(model: nn.Module) -> ParameterMask:
         try:
@@ -85,7 +88,7 @@ def _work(run: Run, seed: int, name: str, balanced: Callable[[], ImageSet], inpu
         preprocessing=config.model,
         seed=seed,
         folder=run.finetuned(seed, name),
-        splits=run.splits,
+        splits=partial(splits_of, run),
         balanced=balanced,
         initial=initial,
         biased=lambda: load_model(run.baseline(seed), config.model).to(device),

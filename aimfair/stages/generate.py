@@ -26,6 +26,7 @@ from aimfair.generation.source import missing, read_source
 from aimfair.generation.summary import GenerationSummary
 from aimfair.prompts.grammar import load_prompts
 from aimfair.run.directory import Run
+from aimfair.stages.context import prepare_process, splits_of
 
 
 def run(run: Run) -> None:
@@ -44,8 +45,6 @@ def follow(path: Path, interrupt: Interrupt) -> None:
     Raises:
         AimfairError, Interrupted: as :func:`run`, and if another process failed.
     """
-    from aimfair.stages.pipeline import prepare_process
-
     with Ranks.join(interrupt) as ranks:
         decided = json.loads(ranks.gather("")[0])  # by rank 0; None: there is nothing to make
         if decided is None:
@@ -178,7 +177,7 @@ def _import(run: Run, folder: Path) -> None:
     if found is None:
         raise missing(folder)
     choice = choose(found, settings, data, values, run.log)
-    leaks = find_leaks(found.digests, run.splits(), data, progress=run.progress, interrupt=run.interrupt)
+    leaks = find_leaks(found.digests, splits_of(run), data, progress=run.progress, interrupt=run.interrupt)
     refuse_leaks(leaks, folder, run.log)
     copy_images(
         choice, run.synthetic, provenance, overwrite=run.overwrite, progress=run.progress, interrupt=run.interrupt

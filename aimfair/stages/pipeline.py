@@ -1,59 +1,61 @@
 """The stages, in the order in which they follow from one another."""
 
-import os
 import platform
 import time
 import traceback
-from collections.abc import Sequence
-from importlib import import_module
+from collections.abc import Callable, Iterable
 
 import aimfair
 from aimfair.base.errors import AimfairError, ConfigError
+from aimfair.base.progress import duration
 from aimfair.config import Config
-from aimfair.data.images import Splits
 from aimfair.run.directory import Run
+from aimfair.stages import evaluate, finetune, generate, prompts, report, select, sensitivity, train
+from aimfair.stages.context import prepare_process, splits_of
 
-STAGES = ("prompts", "generate", "train", "sensitivity", "select", "finetune", "evaluate", "report")
+STAGES: dict[str, Callable[[Run], None]] = {
+    "prompts": prompts.run,
+    "generate": generate.run,
+    "train": train.run,
+    "sensitivity": sensitivity.run,
+    "select": select.run,
+    "finetune": finetune.run,
+    "evaluate": evaluate.run,
+    "report": report.run,
+}
+"""Every stage by its name, each after those whose results it reads."""
 
 
-def run_stages(run: Run, stages: Sequence[str] = STAGES) -> None:
-    """Does each stage; what is finished already, a stage skips by itself.
+def run_stages(run: Run, names: Iterable[str] = tuple(STAGES)) -> None:
+    """Does each stage, which skips the steps that are finished.
 
     Raises:
         AimfairError: a stage lacks what an earlier one makes, or cannot do its work.
         Interrupted: SIGINT or SIGTERM came; the run continues when it is opened again.
     """
-    run.log("stages", stages=list(stages), aimfair=aimfair.__version__, python=platform.python_version())
+    names = list(names)
+    run.log("stages", stages=names, aimfair=aimfair.__version__, python=platform.python_version())
     prepare_process(run.config)
-    if {"generate", "train"} <= set(stages) and not run.has_record("generate"):
+    if {"generate", "train"} <= set(names) and not run.has_record("generate"):
         _refuse_early(run)
-    for name in stages:
+    for number, name in enumerate(names, 1):
         run.interrupt.check()
         start = time.monotonic()
         run.log("stage started", stage=name)
+        run.progress.line(f"{name}: stage {number} of {len(names)}")
         try:
-            import_module(f"aimfair.stages.{name}").run(run)
+            STAGES[name](run)
         except BaseException as error:
-            # the traceback, too, of what nobody foresaw: to see it a second time may take hours
+            # with the traceback of unforeseen errors: to reproduce one may take hours
             trace = None if isinstance(error, AimfairError) else traceback.format_exc()
             run.log("stage stopped", stage=name, seconds=_seconds_since(start), error=repr(error), traceback=trace)
             raise
         run.log("stage finished", stage=name, seconds=_seconds_since(start))
-
-
-def prepare_process(config: Config) -> None:
-    """What the settings ask of the whole process: its threads, and to stay offline."""
-    if not (config.generate.allow_download or config.model.allow_download):
-        os.environ.setdefault("HF_HUB_OFFLINE", "1")  # its client reads this when imported, and then asks no network
-    if config.threads is not None:
-        import torch
-
-        torch.set_num_threads(config.threads)
+        run.progress.line(f"{name}: finished in {duration(_seconds_since(start))}, {number} of {len(names)} stages")
 
 
 def _refuse_early(run: Run) -> None:
-    """Looks at devices, data and the classifier, so that what is wrong with them does not come out after hours of
-    generation."""
+    """Checks devices, data and the classifier, so that their errors come before hours of generation."""
     from aimfair.base.device import choose_device, tuning_device
     from aimfair.training.models import build_model
 
@@ -61,8 +63,8 @@ def _refuse_early(run: Run) -> None:
     if tuning_device(device) != choose_device(device):
         run.log.warn("training and tuning run on the CPU: this aimfair was built without CUDA kernels")
     _refuse_small_sources(run.config)
-    splits = run.splits()
-    for contradiction in contradictions(splits, run.config.data.majority):
+    splits = splits_of(run)
+    for contradiction in splits.contradictions(run.config.data.majority):
         run.log.warn(contradiction)
     build_model(run.config.model, len(splits.target_names), run.config.seeds[0])
 
@@ -80,18 +82,6 @@ def _refuse_small_sources(config: Config) -> None:
                 f"sensitivity.batch_size: found {config.sensitivity.batch_size}, expected at most {images}, the images"
                 f" of {key}"
             )
-
-
-def contradictions(splits: Splits, majority: Sequence[int]) -> list[str]:
-    """A line for each class whose training images are mostly of another protected value than ``data.majority`` says."""
-    counts = splits.train.group_counts(len(splits.target_names), len(splits.protected_names))
-    return [
-        f"data.majority: {splits.protected_names[a]!r} for class {splits.target_names[y]!r}, but most of its training"
-        f" images are {splits.protected_names[counts[y].argmax()]!r}: the biased synthetic set has another bias than"
-        " the real one"
-        for y, a in enumerate(majority)
-        if counts[y].max() > counts[y, a]
-    ]
 
 
 def _seconds_since(start: float) -> float:

@@ -1,4 +1,4 @@
-"""The prompts of every group, and how varied they are."""
+"""Writes the prompts of every group, and measures their diversity."""
 
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from aimfair.prompts.providers import ChatModel
 
 _PATIENCE = {"timeout", "retries", "max_wait", "max_fruitless"}
-"""Settings that decide whether there will be prompts, not which."""
+"""Settings that decide whether prompts are received, but not which."""
 
 
 def run(run: Run) -> None:
@@ -30,7 +30,7 @@ def run(run: Run) -> None:
 
 
 def _inputs(run: Run) -> dict[str, Any]:
-    """The words themselves, not where they came from."""
+    """The words themselves, without the vocabulary that they came from."""
     settings, data = run.config.prompts, run.config.data
     if settings.provider == "grammar":
         return {"prompts": settings.model_dump(mode="json", exclude={"llm": True, "vocabulary": True})}

@@ -21,6 +21,7 @@ from aimfair.report import page
 from aimfair.report.material import Material, Picture, Replies, Synthetic, choose
 from aimfair.run.directory import Run
 from aimfair.selective.mask import ParameterMask
+from aimfair.stages.context import splits_of
 from aimfair.training.history import HISTORY, History
 
 Part = TypeVar("Part")
@@ -61,7 +62,7 @@ def gather(run: Run) -> Material:
         config=config,
         settings=(run.path / "config.yaml").read_text(encoding="utf-8"),
         results=Results.load(run.results),
-        splits=run.splits(),
+        splits=splits_of(run),
         diversity=_diversity(run),
         replies=_replies(events),
         synthetic=synthetic,

@@ -1,4 +1,4 @@
-"""For each seed and method that tunes, the mask of the weights."""
+"""Selects the mask of each seed and tuning method."""
 
 import gc
 from collections.abc import Sequence
@@ -32,12 +32,12 @@ def run(run: Run) -> None:
         for seed, methods in todo.items():
             if methods:
                 _select(run, seed, methods, task)
-                gc.collect()  # models can refer to themselves
+                gc.collect()  # models can have reference cycles
 
 
 def _select(run: Run, seed: int, methods: Sequence[tuple[str, Tune, object]], task: Task) -> None:
-    """The masks of one seed: a function of its own, so that what they are selected by, which takes several times the
-    memory of the model, is gone when that of the next is read."""
+    """The masks of one seed: in a function, so that its statistics, several times the size of the model, are freed
+    before those of the next are read."""
     model = load_model(run.baseline(seed), run.config.model)
     sensitivity = _load(run, seed, model)
     for name, method, inputs in methods:
@@ -57,7 +57,7 @@ def _inputs(run: Run, seed: int, method: Tune) -> dict[str, object]:
 
 
 def sensitivity_of(run: Run, seed: int) -> Sensitivity:
-    """What the stage sensitivity made for one seed, on the CPU.
+    """The statistics of one seed that the stage sensitivity made, on the CPU.
 
     Raises:
         AimfairError: the file is missing, damaged or for another model.

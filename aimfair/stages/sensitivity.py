@@ -1,4 +1,4 @@
-"""For each seed, how the weights of the biased model react to real, biased synthetic and fair synthetic images."""
+"""Accumulates, for each seed, the biased model's gradients on real, biased synthetic and fair synthetic images."""
 
 import gc
 from collections.abc import Callable, Mapping
@@ -8,6 +8,7 @@ from aimfair.base.device import tuning_device
 from aimfair.data.images import ImageSet
 from aimfair.generation.manifest import Manifest
 from aimfair.run.directory import Run
+from aimfair.stages.context import splits_of
 from aimfair.training.models import load_model
 from aimfair.training.sensitivity import SOURCES, batches_of_each_source, measure_sensitivity
 
@@ -20,13 +21,16 @@ def run(run: Run) -> None:
             manifest.load(which, data.image_size, data.fit, progress=run.progress, interrupt=run.interrupt)
             for which in ("biased", "balanced")
         )
-        return dict(zip(SOURCES, (run.splits().train, biased, fair), strict=True))
+        return dict(zip(SOURCES, (splits_of(run).train, biased, fair), strict=True))
 
-    for seed in run.config.seeds:
-        inputs = _inputs(run, seed)
-        if not run.is_done(f"sensitivity/{seed}", inputs):
-            _measure(run, seed, inputs, sources)
-            gc.collect()  # models can refer to themselves, as those with checkpointing do
+    todo = [
+        (seed, inputs)
+        for seed in run.config.seeds
+        if not run.is_done(f"sensitivity/{seed}", inputs := _inputs(run, seed))
+    ]
+    for seed, inputs in run.progress.each(todo, lambda item: f"sensitivity {item[0]}"):
+        _measure(run, seed, inputs, sources)
+        gc.collect()  # models can have reference cycles, for example with checkpointing
 
 
 def _inputs(run: Run, seed: int) -> dict[str, object]:
@@ -41,7 +45,7 @@ def _inputs(run: Run, seed: int) -> dict[str, object]:
 
 
 def _measure(run: Run, seed: int, inputs: object, sources: Callable[[], Mapping[str, ImageSet]]) -> None:
-    """One seed: a function of its own, so that its model and statistics are gone when those of the next are made."""
+    """One seed: in a function, so that its model and statistics are freed before those of the next are made."""
     config = run.config
     model = load_model(run.baseline(seed), config.model).to(tuning_device(config.device))
     batches = batches_of_each_source(sources(), config.sensitivity)

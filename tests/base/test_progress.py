@@ -29,7 +29,7 @@ def test_a_line_a_minute_with_the_time_left(monkeypatch):
         for _ in range(80):
             now += 10
             task.advance()
-    lines = stream.getvalue().splitlines()
+    lines = [line.partition(" ")[2] for line in stream.getvalue().splitlines()]  # without the time of day
     assert len(lines) == 13 + 1
     assert lines[0] == "generate: 26/100, about 12 min 20 s left"
     assert lines[-1] == "generate: 100/100 in 13 min 20 s"
@@ -43,6 +43,23 @@ def test_quiet_says_only_what_it_is_told_to_say():
     assert stream.getvalue() == ""
     progress.say("warning: [b]this[/b]")
     assert stream.getvalue() == "warning: [b]this[/b]\n"
+
+
+def test_a_line_for_each_finished_model_without_a_terminal(monkeypatch):
+    now = 1000.0
+    monkeypatch.setattr(module.time, "monotonic", lambda: now)
+    console, stream = plain()
+    for _ in Progress(console=console).each(["full", "paper", "aimfair"], lambda name: f"finetune 100 {name}"):
+        now += 60
+    assert [line[9:] for line in stream.getvalue().splitlines()] == [
+        "finetune 100 full: finished, 1 of 3, about 2 min 00 s left",
+        "finetune 100 paper: finished, 2 of 3, about 1 min 00 s left",
+        "finetune 100 aimfair: finished, 3 of 3 in 3 min 00 s",
+    ]
+    for progress in (Progress(quiet=True, console=console), Progress(console=plain(terminal=True)[0])):
+        before = stream.getvalue()
+        assert list(progress.each([1, 2], str)) == [1, 2]
+        assert stream.getvalue() == before
 
 
 def test_bars_on_a_terminal_with_one_inside_another():

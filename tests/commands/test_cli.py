@@ -1,17 +1,19 @@
 """The command line as a person meets it: verbs, flags, exit codes, one line for an error, signals."""
 
 import json
+import re
 import signal
 import subprocess
 import sys
 import time
-import types
 from pathlib import Path
 
 import pytest
 
 from aimfair.base.errors import AimfairError
 from aimfair.commands import cli
+from aimfair.commands import run as run_verb
+from aimfair.commands.settings import BUNDLED
 from aimfair.config import Config, strict_yaml
 from aimfair.config import load as config_file
 from aimfair.evaluation.compare import compare
@@ -38,10 +40,8 @@ class Stages:
         self.ran: list[str] = []
         self.act: dict[str, object] = {}
         for name in STAGES:
-            module = types.ModuleType(f"aimfair.stages.{name}")
-            module.run = lambda run, name=name: self._run(name, run)  # type: ignore[attr-defined]
-            monkeypatch.setitem(sys.modules, module.__name__, module)
-        monkeypatch.setattr(cli, "_print_headline", lambda run: print("headline"))
+            monkeypatch.setitem(STAGES, name, lambda run, name=name: self._run(name, run))
+        monkeypatch.setattr(run_verb, "_print_headline", lambda run: print("headline"))
 
     def _run(self, name: str, run: Run) -> None:
         self.ran.append(name)
@@ -107,7 +107,7 @@ def test_data_that_cannot_be_used_are_refused_before_anything_is_generated(stage
 
 def test_run_does_every_stage_in_order(stages, capsys):
     assert cli.main(["run", "--config", "demo", "--quiet"]) == 0
-    assert tuple(stages.ran) == STAGES
+    assert stages.ran == list(STAGES)
     assert capsys.readouterr().out == "headline\n"
     events = [json.loads(line) for line in Path("runs/demo/log.jsonl").read_text().splitlines()]
     assert [event["stage"] for event in events if event["event"] == "stage finished"] == list(STAGES)
@@ -116,8 +116,8 @@ def test_run_does_every_stage_in_order(stages, capsys):
 
 def test_demo_is_run_with_the_bundled_settings(stages):
     assert cli.main(["demo", "--quiet", "--run", "here", "--seeds", "5"]) == 0
-    assert tuple(stages.ran) == STAGES
-    assert Run.config_of(Path("here")) == config_file.load(cli.BUNDLED / "demo.yaml", {"seeds": "5"})
+    assert stages.ran == list(STAGES)
+    assert Run.config_of(Path("here")) == config_file.load(BUNDLED / "demo.yaml", {"seeds": "5"})
 
 
 @pytest.mark.parametrize("verb", STAGES)
@@ -138,7 +138,7 @@ def test_an_existing_run_needs_no_config(stages):
 
 
 def test_the_directory_is_named_after_the_file(stages):
-    Path("mine.yaml").write_text((cli.BUNDLED / "demo.yaml").read_text())
+    Path("mine.yaml").write_text((BUNDLED / "demo.yaml").read_text())
     assert cli.main(["prompts", "--config", "mine.yaml", "--quiet"]) == 0
     assert Path("runs/mine/config.yaml").exists()
 
@@ -156,12 +156,36 @@ def test_threads(stages):
         torch.set_num_threads(before)
 
 
+def test_every_verb_does_its_stage_in_the_order_of_the_registry():
+    assert list(run_verb.STAGES) == list(STAGES)
+    assert list(run_verb.STAGES) == list(cli.VERBS)[: len(STAGES)]
+
+
+def test_without_a_terminal_every_stage_and_model_has_a_line(stages, capsys):
+    def train(run: Run) -> None:
+        for _ in run.progress.each([7, 8], lambda seed: f"train {seed}"):
+            pass
+
+    stages.act["train"] = train
+    assert cli.main(["run", "--config", "demo"]) == 0
+    lines = capsys.readouterr().err.splitlines()
+    assert all(re.match(r"\d\d:\d\d:\d\d ", line) for line in lines)
+    said = [re.sub(r"\d+\.\d s", "T s", line[9:]) for line in lines]
+    for number, name in enumerate(STAGES, 1):
+        assert f"{name}: stage {number} of 8" in said
+        assert f"{name}: finished in T s, {number} of 8 stages" in said
+    assert "train 7: finished, 1 of 2, about T s left" in said
+    assert "train 8: finished, 2 of 2 in T s" in said
+    assert cli.main(["run", "--config", "demo", "--quiet"]) == 0
+    assert capsys.readouterr().err == ""
+
+
 def test_the_end_says_what_came_out_and_where_to_read_on(capsys):
     config, splits = made_up_config(), made_up_splits()
     density = {name: [0.1] * len(config.seeds) for name in config.methods}
     with Run.open(Path("runs/made-up"), config) as run:
         compare(experiment(config), splits, made_up_predictions(splits, config), density).save(run.results)
-        cli._print_headline(run)
+        run_verb._print_headline(run)
     sentence, where = capsys.readouterr().out.splitlines()
     assert sentence.startswith("Worst-group accuracy rose from ")
     assert where == "Report: runs/made-up/report.html"
@@ -264,15 +288,16 @@ def test_the_real_process_exits_as_main_says():
 
 
 def test_a_run_that_is_open_elsewhere(stages):
-    with Run.open(Path("runs/demo"), config_file.load(cli.BUNDLED / "demo.yaml")):
+    with Run.open(Path("runs/demo"), config_file.load(BUNDLED / "demo.yaml")):
         assert cli.main(["run", "--config", "demo", "--quiet"]) == 1
 
 
 # -- signals -----------------------------------------------------------------------------------------------------------
 
 _LOOP = """
-import sys, time, types
+import sys, time
 from aimfair.commands.cli import main
+from aimfair.stages.pipeline import STAGES
 
 def run(run):
     print("working", flush=True)
@@ -280,9 +305,7 @@ def run(run):
         time.sleep(0.01)
         {body}
 
-stage = types.ModuleType("aimfair.stages.prompts")
-stage.run = run
-sys.modules["aimfair.stages.prompts"] = stage
+STAGES["prompts"] = run
 sys.exit(main(["prompts", "--config", "demo", "--quiet"]))
 """
 
@@ -309,5 +332,5 @@ def test_signals_end_the_work_with_their_code(body, signals, code):
     assert "Traceback" not in error
     assert "error" not in error
     assert "the same command continues" in error.splitlines()[-1]
-    with Run.open(Path("runs/demo"), config_file.load(cli.BUNDLED / "demo.yaml")):
+    with Run.open(Path("runs/demo"), config_file.load(BUNDLED / "demo.yaml")):
         pass  # nobody holds the lock

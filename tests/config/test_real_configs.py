@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw
 
-from aimfair.commands.cli import BUNDLED
+from aimfair.commands.settings import BUNDLED
 from aimfair.config import Config
 from aimfair.config import load as config_file
 from aimfair.data.biased_subset import group_sizes

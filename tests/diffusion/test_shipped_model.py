@@ -2,7 +2,7 @@
 
 import pytest
 
-from aimfair.commands.cli import BUNDLED
+from aimfair.commands.settings import BUNDLED
 from aimfair.config.load import load
 from aimfair.diffusion.model import SHIPPED
 from aimfair.prompts.grammar import write_prompts

@@ -14,6 +14,7 @@ from aimfair.evaluation.results import Results
 from aimfair.run.directory import Run
 from aimfair.selective.mask import ParameterMask
 from aimfair.stages import evaluate
+from aimfair.stages.context import splits_of
 from aimfair.training.models import build_model, load_model, save_model
 from aimfair.training.predict import predict
 from aimfair.training.settings import ModelSettings
@@ -52,7 +53,7 @@ def run(tmp_path: Path) -> Iterator[Run]:
 
 def test_predictions_and_results(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
     evaluate.run(run)
-    test, results = run.splits().test, Results.load(run.results)
+    test, results = splits_of(run).test, Results.load(run.results)
     assert results.methods["aimfair"].density == pytest.approx(0.15, abs=1e-3)
     for s, seed in enumerate(SEEDS):
         with (run.path / "seeds" / str(seed) / "predictions.csv").open(newline="") as file:

@@ -13,11 +13,12 @@ import torch
 
 from aimfair.base.errors import AimfairError, ConfigError
 from aimfair.commands import cli
-from aimfair.commands.export import export_run
 from aimfair.evaluation.results import Results
 from aimfair.export import onnx
 from aimfair.export.choose import choose
+from aimfair.export.write import export_run
 from aimfair.run.directory import Run
+from aimfair.stages.context import splits_of
 from aimfair.training.execution import logits
 from aimfair.training.feed import Normalize
 from aimfair.training.history import HISTORY
@@ -56,7 +57,7 @@ def answers(program: str, folder: Path, photo: Path) -> dict[str, float]:
 
 def probabilities(run: Run, method: str, seed: int, number: int) -> np.ndarray:
     model = load_model(run.finetuned(seed, method)).eval()
-    x = Normalize(run.config.model, torch.device("cpu"))(run.splits().test.images[number : number + 1])
+    x = Normalize(run.config.model, torch.device("cpu"))(splits_of(run).test.images[number : number + 1])
     with torch.inference_mode():
         return logits(model, x).softmax(1)[0].numpy()
 
@@ -78,8 +79,8 @@ def test_files(folder: Path, run: Run) -> None:
 def test_the_code_in_the_card_runs_without_aimfair_and_says_the_same(folder: Path, run: Run) -> None:
     with_transformers, with_onnx = programs((folder / "README.md").read_text())
     seed = json.loads((folder / "export.json").read_text())["seed"]
-    number = len(run.splits().test) - 1
-    photo = run.config.data.root / run.splits().test.ids[number]
+    number = len(splits_of(run).test) - 1
+    photo = run.config.data.root / splits_of(run).test.ids[number]
     expected = dict(zip(CLASSES, probabilities(run, "random", seed, number).tolist(), strict=True))
     assert abs(expected[CLASSES[0]] - 0.5) > 0.03, "the classes can be told apart"
     assert answers(with_onnx, folder, photo) == pytest.approx(expected, abs=1e-5)

@@ -17,6 +17,7 @@ from aimfair.config import Config
 from aimfair.config import load as config_file
 from aimfair.data.settings import DataSettings
 from aimfair.run.directory import Run
+from aimfair.stages.context import splits_of
 
 from .conftest import DEMO
 
@@ -52,7 +53,7 @@ def test_groups_that_the_prompts_do_not_have_are_refused(tmp_path, config, monke
     config = config.model_copy(update={"data": DataSettings.model_validate(data)})
     message = r"prompts.protected: found 2 lists .* expected 3, .* 'blue', 'green', 'red'"
     with Run.open(tmp_path / "run", config, quiet=True) as run, pytest.raises(ConfigError, match=message):
-        run.splits()
+        splits_of(run)
 
 
 # -- opening -----------------------------------------------------------------------------------------------------------

@@ -673,7 +673,7 @@ def test_a_json_file_that_cannot_be_is_refused_before_the_scan(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("aimfair.commands.scan.scan", lambda *_, **__: pytest.fail("scanned"))
+    monkeypatch.setattr("aimfair.scan.examine.scan", lambda *_, **__: pytest.fail("scanned"))
     assert cli.main(["scan", "--config", str(file), "--quiet", "--json", str(tmp_path / name)]) == 2
     assert f"found {what}" in capsys.readouterr().err
 

@@ -18,10 +18,10 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from aimfair.base.cache import cache_folder, locked
 from aimfair.base.errors import AimfairError
-from aimfair.base.files import sync, write_json
+from aimfair.base.files import cache_folder, sync, write_json
 from aimfair.base.interrupt import NEVER, Interrupt
+from aimfair.base.lock import locked
 from aimfair.base.log import NOWHERE, Log
 from aimfair.diffusion.engines.agreement import Agreement
 

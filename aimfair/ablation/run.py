@@ -1,0 +1,100 @@
+"""Runs an ablation: plans the arms, runs those that are missing, and writes the results.
+
+Everything is in ``<run>/ablations/<name>``: a run for each group of arms that share everything before selection, and
+``table.csv``, ``table.md``, ``<name>.json`` and ``ablation.html``.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from aimfair.ablation import registry, report, variants
+from aimfair.ablation.options import Options
+from aimfair.ablation.outcomes import collect
+from aimfair.ablation.plan import Parent
+from aimfair.base.errors import AimfairError, ConfigError
+from aimfair.base.files import is_temporary
+from aimfair.run.directory import Run
+from aimfair.stages.context import prepare_process
+from aimfair.stages.pipeline import STAGES, run_stages
+
+_OF_SEEDS = {"train", "sensitivity"}
+
+
+def ablate(
+    name: str, directory: Path, options: Options, overrides: Mapping[str, str], *, overwrite: bool, quiet: bool
+) -> Path:
+    """Runs an ablation of the run in ``directory``; returns the path of its page.
+
+    Prompts, images, biased models and sensitivity that the run lacks are made first, in the run itself and with its own
+    settings; otherwise the run is only read. It stays locked until the end.
+
+    Args:
+        name: in :data:`aimfair.ablation.registry.ABLATIONS`.
+        overrides: settings of the variants, instead of those of the run.
+        overwrite: an ablation of other values may be replaced; work common to both is kept.
+
+    Raises:
+        ConfigError: there is no run, or a value that cannot be used.
+        AimfairError: as the stages.
+        Interrupted: SIGINT or SIGTERM came; the same command continues.
+    """
+    own, config = Run.config_of(directory), Run.config_of(directory, dict(overrides))
+    if own is None or config is None:
+        raise ConfigError(
+            f"{directory}: there is no run yet; begin one with: aimfair run --config FILE --run {directory}"
+        )
+    ablation = registry.load(name)
+    request = ablation.read(options, config)
+    with Run.open(directory, own, quiet=quiet) as run:
+        _finish_shared(run)
+        prepare_process(config)
+        folder = run.ablation(name)
+        _remove_stray(folder)
+        parent = Parent(run, config, frozenset(overrides), folder, overwrite, quiet)
+        plan = ablation.plan(parent, request)
+        variants.remove_others(parent, plan.groups)
+        stages = [stage for stage in STAGES if stage != "report"]
+        done: Run | None = None
+        for number, (group, settings) in enumerate(plan.groups.items(), 1):
+            run.interrupt.check()
+            if done is not None:
+                variants.forget_decoded(done)
+            done = variants.finish(parent, group, settings, stages, f"run {number} of {len(plan.groups)}")
+        outcomes = collect(plan, folder)
+        found = ablation.findings(parent, request, outcomes)
+        if done is not None:
+            variants.forget_decoded(done)
+        report.write(folder, name, plan, outcomes, found)
+    report.show(plan, outcomes, found)
+    return folder / report.PAGE
+
+
+def _remove_stray(folder: Path) -> None:
+    """Removes temporary files that a killed ablation left; opening the run does not look into its ablations."""
+    for path in folder.glob(".*.tmp"):
+        if is_temporary(path.name):
+            path.unlink()
+
+
+def _finish_shared(run: Run) -> None:
+    """Runs the unfinished stages among the shared ones; touches nothing if all are finished."""
+    missing = [
+        stage
+        for stage in variants.SHARED
+        if not all(_is_finished(run, step) for step in _steps(stage, run.config.seeds))
+    ]
+    if missing:
+        run.log.tell(f"this run is not finished: first its {', '.join(missing)}")
+        run_stages(run, missing)
+
+
+def _steps(stage: str, seeds: list[int]) -> list[str]:
+    return [f"{stage}/{seed}" for seed in seeds] if stage in _OF_SEEDS else [stage]
+
+
+def _is_finished(run: Run, step: str) -> bool:
+    try:
+        run.digest_of(step)
+    except AimfairError:
+        return False
+    return True

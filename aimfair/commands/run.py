@@ -1,0 +1,83 @@
+"""``aimfair run`` and ``aimfair demo``, and a verb for each stage of a run."""
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from aimfair.commands.settings import (
+    FLAGS_FOR_SETTINGS,
+    Overrides,
+    add_config,
+    add_overwrite_and_quiet,
+    add_run,
+    read_settings,
+    require_one_process,
+)
+
+if TYPE_CHECKING:
+    from aimfair.run.directory import Run
+
+STAGES = {
+    "prompts": "write the prompts of every group",
+    "generate": "make the synthetic images",
+    "train": "train the biased model on the biased real images",
+    "sensitivity": "accumulate its gradients on real, biased and fair images",
+    "select": "choose the weights that each method tunes",
+    "finetune": "tune them on the fair synthetic images, and train the other methods",
+    "evaluate": "compute the metrics of every model on the test images",
+    "report": "write report.html",
+}
+"""The verbs that do one stage, with their help."""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add_config(parser)
+    add_overwrite_and_quiet(parser)
+
+
+def add_demo_arguments(parser: argparse.ArgumentParser) -> None:
+    add_run(parser)
+    add_overwrite_and_quiet(parser)
+    parser.epilog = FLAGS_FOR_SETTINGS
+    parser.set_defaults(config="demo")
+
+
+def main(options: argparse.Namespace, overrides: Overrides) -> int:
+    from aimfair.generation.ranks import rank_here
+    from aimfair.run.directory import Run
+    from aimfair.stages.pipeline import STAGES, run_stages
+
+    if options.verb != "generate":
+        require_one_process(
+            options.verb,
+            "but only aimfair generate shares its work between several processes; start that with torchrun, and this"
+            " without",
+        )
+    config, directory = read_settings(options.config, options.run, overrides)
+    if rank_here() > 0:
+        return _follow(directory)
+    whole = options.verb in ("run", "demo")
+    with Run.open(directory, config, overwrite=options.overwrite, quiet=options.quiet) as run:
+        run_stages(run, tuple(STAGES) if whole else (options.verb,))
+        if whole or options.verb == "report":
+            _print_headline(run)
+    return 0
+
+
+def _follow(directory: Path) -> int:
+    """The work of a process other than that of rank 0, which holds the run and shows its progress."""
+    from aimfair.base.interrupt import Interrupt
+    from aimfair.stages import generate
+
+    with Interrupt() as interrupt:
+        generate.follow(directory, interrupt)
+    return 0
+
+
+def _print_headline(run: "Run") -> None:
+    """The main result in a sentence, and the path of the report."""
+    from aimfair.evaluation.results import Results
+    from aimfair.report.wording import headline
+
+    print(headline(Results.load(run.results)))
+    print(f"Report: {run.report}")

@@ -1,0 +1,37 @@
+"""What the stages of one process share: its threads and network access, and the real images of the run."""
+
+import os
+from weakref import WeakKeyDictionary
+
+from aimfair.config import Config
+from aimfair.data.images import Splits
+from aimfair.run.directory import Run
+
+_LOADED: WeakKeyDictionary[Run, Splits] = WeakKeyDictionary()
+
+
+def prepare_process(config: Config) -> None:
+    """Sets the number of threads, and keeps the process offline unless the settings allow downloads."""
+    if not (config.generate.allow_download or config.model.allow_download):
+        os.environ.setdefault("HF_HUB_OFFLINE", "1")  # read when huggingface_hub is imported
+    if config.threads is not None:
+        import torch
+
+        torch.set_num_threads(config.threads)
+
+
+def splits_of(run: Run) -> Splits:
+    """The real images of a run, loaded at the first call.
+
+    Raises:
+        AimfairError: the data set cannot be used.
+        ConfigError: its groups are not those of the prompts.
+    """
+    from aimfair.data.load import load_splits
+
+    if run not in _LOADED:
+        splits = load_splits(run.config.data, log=run.log, progress=run.progress, interrupt=run.interrupt)
+        # The settings of most kinds state the groups, and config has compared them; those of a table are in its rows.
+        run.config.prompts.require_groups(splits.target_names, splits.protected_names)
+        _LOADED[run] = splits
+    return _LOADED[run]
