@@ -63,18 +63,15 @@ def compare(
         scores = None
         if logits is not None:
             scores = [measure(one, test.target, test.protected, shape[0], settings.bins) for one in logits[name]]
-        counts, replicates = grouping.counts[name], grouping.replicates[name]
-        overall = metrics.overall(counts)
         methods[name] = MethodResult(
             density=float(np.mean(density[name])) if name in density else None,
             reads_groups=name in reads_groups,
             seeds=_seeds(experiment.seeds, grouping, name, scores),
-            interval={
-                metric: bias_corrected(values.mean(axis=0), overall[metric].mean(), settings.confidence).tolist()
-                for metric, values in replicates.items()
-            },
+            interval=_intervals(grouping, name),
             # every seed sees the same test images, so the rates of the sums are the means of the rates
-            of_mean_rates={metric: value.item() for metric, value in metrics.overall(counts.sum(axis=-1)).items()},
+            of_mean_rates={
+                metric: value.item() for metric, value in metrics.overall(grouping.counts[name].sum(axis=-1)).items()
+            },
             **grouping.summary(name, (BIASED, experiment.default_method), scores),
         )
     sizes = test.group_counts(shape[1], shape[0]).T
@@ -101,6 +98,15 @@ def compare(
         attributes=attributes,
         intersections=intersections,
     )
+
+
+def _intervals(grouping: Grouping, name: str) -> dict[str, tuple[float, float]]:
+    """Metric -> interval of the mean over the seeds."""
+    overall = metrics.overall(grouping.counts[name])
+    return {
+        metric: tuple(bias_corrected(values.mean(axis=0), overall[metric].mean(), grouping.confidence).tolist())
+        for metric, values in grouping.replicates[name].items()
+    }
 
 
 def _seeds(

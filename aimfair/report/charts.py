@@ -5,7 +5,7 @@ stands next to its numbers in text or a table and is hidden from screen readers.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -45,60 +45,51 @@ def scale_for(values: Sequence[float]) -> Scale:
 
 def axis(scale: Scale) -> Markup:
     """Labels of the scale in percent."""
-    labels = [
-        Markup('<text x="{}%" y="12" text-anchor="middle">{}%</text>').format(_at(tick, scale), round(100 * tick))
-        for tick in scale
-    ]
-    return _svg("axis", 16, Markup("").join(labels))
+    labels = [_tag("text", f"{round(100 * tick)}%", x=_at(tick, scale), y=12, text_anchor="middle") for tick in scale]
+    return _svg("axis", 16, *labels)
 
 
 def dots_with_intervals(marks: Sequence[Mark], scale: Scale) -> Markup:
     """One mark below the other; filled ones of kind "after", hollow ones otherwise."""
-    parts = [_grid(scale)]
-    height = 16 * len(marks) + 4
+    drawn = []
     for row, mark in enumerate(marks):
-        if math.isnan(mark.value):
-            continue
-        y = 10 + 16 * row
-        parts.append(
-            Markup(
-                '<g class="{}"><line x1="{}%" x2="{}%" y1="{}" y2="{}"/><circle cx="{}%" cy="{}" r="5"/></g>'
-            ).format(mark.kind, _at(mark.low, scale), _at(mark.high, scale), y, y, _at(mark.value, scale), y)
-        )
-    return _svg("dots", height, Markup("").join(parts))
+        if not math.isnan(mark.value):
+            y = 10 + 16 * row
+            line = _tag("line", x1=_at(mark.low, scale), x2=_at(mark.high, scale), y1=y, y2=y)
+            drawn.append(_tag("g", line, _tag("circle", cx=_at(mark.value, scale), cy=y, r=5), class_=mark.kind))
+    return _svg("dots", 16 * len(marks) + 4, *_grid(scale), *drawn)
 
 
 def strip(values: Sequence[float], mean: float, scale: Scale) -> Markup:
     """A dot for each value and a line at their mean."""
-    dots = [
-        Markup('<circle cx="{}%" cy="10" r="3.5"/>').format(_at(value, scale))
-        for value in values
-        if not math.isnan(value)
-    ]
-    line = (
-        Markup('<line x1="{0}%" x2="{0}%" y1="2" y2="18"/>').format(_at(mean, scale))
-        if not math.isnan(mean)
-        else Markup("")
-    )
-    return _svg("strip", 20, _grid(scale) + line + Markup("").join(dots))
+    lines = [_vertical(_at(value, scale), 2, 18) for value in [mean] if not math.isnan(value)]
+    dots = [_tag("circle", cx=_at(value, scale), cy=10, r=3.5) for value in values if not math.isnan(value)]
+    return _svg("strip", 20, *_grid(scale), *lines, *dots)
 
 
 def stacks(rows: Sequence[Sequence[float]], others: Sequence[float]) -> Markup:
     """A bar for each row, of parts side by side.
 
     Args:
-        rows: the parts, shares of the whole width; the first of every row has one meaning, the second another, ...
+        rows: the parts, shares of the whole width; the n-th of every row has the same meaning.
         others: for each row a pale part at the end.
     """
     height = 14 if len(rows) <= 8 else 5
+
+    def bar(kind: str, left: float, width: float, row: int) -> Markup:
+        return _tag(
+            "rect", class_=kind, x=_percent(100 * left), y=height * row + 1, width=_percent(100 * width),
+            height=height - 2,
+        )  # fmt: skip
+
     drawn = []
     for row, (shares, other) in enumerate(zip(rows, others, strict=True)):
         left = 0.0
-        drawn.append(_bar("rest", 0.0, 1.0, height * row, height))
-        for kind, share in [*((f"part{i % _SHADES}", share) for i, share in enumerate(shares)), ("others", other)]:
-            drawn.append(_bar(kind, left, share, height * row, height))
-            left += share
-    return _svg("stacks", height * len(rows), Markup("").join(drawn))
+        drawn.append(bar("rest", 0.0, 1.0, row))
+        for kind, width in [*((f"part{i % _SHADES}", part) for i, part in enumerate(shares)), ("others", other)]:
+            drawn.append(bar(kind, left, width, row))
+            left += width
+    return _svg("stacks", height * len(rows), *drawn)
 
 
 def curves(lines: Sequence[tuple[str, Sequence[float]]], top: float, bottom: float) -> Markup:
@@ -109,19 +100,17 @@ def curves(lines: Sequence[tuple[str, Sequence[float]]], top: float, bottom: flo
         top, bottom: values at the edges.
     """
     longest = max(len(values) for _, values in lines)
-    parts = [Markup('<line class="grid" x1="0" x2="100" y1="{0}" y2="{0}"/>').format(y) for y in (0, 25, 50, 75, 100)]
+    parts = [_tag("line", class_="grid", x1=0, x2=100, y1=y, y2=y) for y in (0, 25, 50, 75, 100)]
     for kind, values in lines:
-        drawn = [
+        points = [
             f"{100 * i / max(longest - 1, 1):.2f},{100 * (top - value) / ((top - bottom) or 1):.2f}"
             for i, value in enumerate(values)
             if math.isfinite(value)
         ]
-        if len(drawn) == 1:
-            drawn.append(f"100,{drawn[0].split(',')[1]}")  # one epoch: a level line
-        parts.append(Markup('<polyline class="{}" points="{}"/>').format(kind, " ".join(drawn)))
-    return Markup(
-        '<svg class="curves" viewBox="0 0 100 100" preserveAspectRatio="none" aria-hidden="true">{}</svg>'
-    ).format(Markup("").join(parts))
+        if len(points) == 1:
+            points.append(f"100,{points[0].split(',')[1]}")  # one epoch: a level line
+        parts.append(_tag("polyline", class_=kind, points=" ".join(points)))
+    return _tag("svg", *parts, class_="curves", viewBox="0 0 100 100", preserveAspectRatio="none", aria_hidden="true")
 
 
 # -- scatter charts ----------------------------------------------------------------------------------------------------
@@ -137,6 +126,23 @@ class Point:
     kind: str
     low: float = math.nan
     high: float = math.nan
+
+
+@dataclass(frozen=True)
+class _Axes:
+    """From values to positions: x in percent of the width, y in pixels from the top."""
+
+    x_range: tuple[float, float]
+    y_range: tuple[float, float]
+    log_x: bool
+
+    def x(self, value: float) -> float:
+        low, high = self.x_range
+        return _LEFT + (_RIGHT - _LEFT) * ((math.log10(value) if self.log_x else value) - low) / (high - low)
+
+    def y(self, value: float) -> float:
+        low, high = self.y_range
+        return _TOP + (_HEIGHT - _TOP - _BOTTOM) * (high - min(max(value, low), high)) / (high - low)
 
 
 def number(value: float) -> str:
@@ -192,39 +198,30 @@ def scatter(
     shown = [points[i] for i in drawable]
     xs = [math.log10(one.x) if log_x else one.x for one in shown]
     ys = _y_extent(shown) + ([0.0] if zero else [])
-    x_ticks = sorted({one.x for one in shown}) if log_x else ticks(xs)
-    y_ticks = ticks(ys)
-    x_low, x_high = _padded(xs if log_x else [*xs, *x_ticks])
-    y_low, y_high = _padded([*ys, *y_ticks])
-
-    def across(value: float) -> float:
-        value = math.log10(value) if log_x else value
-        return _LEFT + (_RIGHT - _LEFT) * (value - x_low) / (x_high - x_low)
-
-    def down(value: float) -> float:
-        value = min(max(value, y_low), y_high)  # clips intervals that leave the plot
-        return _TOP + (_HEIGHT - _TOP - _BOTTOM) * (y_high - value) / (y_high - y_low)
-
-    labels = [one.label for one in shown if one.label]
-    parts = [_rows(y_ticks, down, y_format), _columns(x_ticks, across, x_format)]
-    parts.append(Markup('<text class="name" x="0" y="10">↑ {}</text>').format(y_name))
-    parts.append(Markup('<text class="name" x="100%" y="{}" text-anchor="end">{} →</text>').format(_HEIGHT - 4, x_name))
-    for one, other in pairwise([points[i] for i in joined if i in drawable]):
-        parts.append(
-            Markup('<line class="joined" x1="{:.2f}%" y1="{:.1f}" x2="{:.2f}%" y2="{:.1f}"/>').format(
-                across(one.x), down(one.y), across(other.x), down(other.y)
-            )
-        )
-    parts += [_point(one, across(one.x), down, labels.index(one.label) + 1 if one.label else 0) for one in shown]
-    legend = [
-        Markup('<li>{} <span class="note">{}, {}</span></li>').format(one.label, x_format(one.x), y_format(one.y))
-        for one in shown
-        if one.label
-    ]
-    return Markup('<div class="scatter" aria-hidden="true">{}{}</div>').format(
-        _svg("", _HEIGHT, Markup("").join(parts)),
-        Markup("<ol>{}</ol>").format(Markup("").join(legend)) if legend else Markup(""),
+    x_ticks, y_ticks = sorted({one.x for one in shown}) if log_x else ticks(xs), ticks(ys)
+    axes = _Axes(_padded(xs if log_x else [*xs, *x_ticks]), _padded([*ys, *y_ticks]), log_x)
+    labelled = [one for one in shown if one.label]
+    numbers = {one.label: i for i, one in enumerate(labelled, 1)}
+    line = [
+        _tag("line", class_="joined", x1=_percent(axes.x(one.x)), y1=axes.y(one.y), x2=_percent(axes.x(other.x)),
+             y2=axes.y(other.y))
+        for one, other in pairwise([points[i] for i in joined if i in drawable])
+    ]  # fmt: skip
+    drawing = _svg(
+        "",
+        _HEIGHT,
+        *_rows(y_ticks, axes, y_format),
+        *_columns(x_ticks, axes, x_format),
+        _tag("text", f"↑ {y_name}", class_="name", x=0, y=10),
+        _tag("text", f"{x_name} →", class_="name", x="100%", y=_HEIGHT - 4, text_anchor="end"),
+        *line,
+        *(_point(one, axes, numbers.get(one.label)) for one in shown),
     )
+    legend = [
+        _tag("li", f"{one.label} ", _tag("span", f"{x_format(one.x)}, {y_format(one.y)}", class_="note"))
+        for one in labelled
+    ]
+    return _tag("div", drawing, *([_tag("ol", *legend)] if legend else []), class_="scatter", aria_hidden="true")
 
 
 def ticks(values: Sequence[float]) -> list[float]:
@@ -254,64 +251,64 @@ def _padded(values: Sequence[float]) -> tuple[float, float]:
     return (low, high) if high > low else (low - 0.5, high + 0.5)
 
 
-def _rows(values: Sequence[float], down: Callable[[float], float], text: Format) -> Markup:
-    return Markup("").join(
-        Markup(
-            '<line class="grid" x1="0" x2="100%" y1="{0:.1f}" y2="{0:.1f}"/><text x="0" y="{1:.1f}">{2}</text>'
-        ).format(down(value), down(value) - 3, text(value))
-        for value in values
-    )
-
-
-def _columns(values: Sequence[float], across: Callable[[float], float], text: Format) -> Markup:
-    """Skips labels that would overlap on a narrow screen."""
-    parts, free = [], -math.inf
+def _rows(values: Sequence[float], axes: _Axes, text: Format) -> Iterator[Markup]:
     for value in values:
-        x, label = across(value), text(value)
+        yield _tag("line", class_="grid", x1=0, x2="100%", y1=axes.y(value), y2=axes.y(value))
+        yield _tag("text", text(value), x=0, y=axes.y(value) - 3)
+
+
+def _columns(values: Sequence[float], axes: _Axes, text: Format) -> Iterator[Markup]:
+    """Skips labels that would overlap on a narrow screen."""
+    free = -math.inf
+    for value in values:
+        x, label = axes.x(value), text(value)
         half = 50 * _LETTER * len(label) / _NARROW
         if x - half > free:
             free = x + half + 1
-            parts.append(
-                Markup('<text x="{:.2f}%" y="{}" text-anchor="middle">{}</text>').format(x, _HEIGHT - 22, label)
-            )
-    return Markup("").join(parts)
+            yield _tag("text", label, x=_percent(x), y=_HEIGHT - 22, text_anchor="middle")
 
 
-def _point(one: Point, x: float, down: Callable[[float], float], index: int) -> Markup:
-    """A mark that holds ``index``, or a small one for 0, over its interval."""
-    y = down(one.y)
-    whisker = number_in_mark = Markup("")
-    if math.isfinite(one.low + one.high):
-        whisker = Markup('<line x1="{0:.2f}%" x2="{0:.2f}%" y1="{1:.1f}" y2="{2:.1f}"/>').format(
-            x, down(one.low), down(one.high)
-        )
+def _point(one: Point, axes: _Axes, index: int | None) -> Markup:
+    """A mark that holds ``index``, or a small one without, over its interval."""
+    x, y = _percent(axes.x(one.x)), axes.y(one.y)
+    parts = [_vertical(x, axes.y(one.low), axes.y(one.high))] if math.isfinite(one.low + one.high) else []
+    parts.append(_tag("circle", cx=x, cy=y, r=9 if index else 5))
     if index:
-        number_in_mark = Markup('<text x="{:.2f}%" y="{:.1f}" text-anchor="middle">{}</text>').format(x, y + 4, index)
-    return Markup('<g class="{}">{}<circle cx="{:.2f}%" cy="{:.1f}" r="{}"/>{}</g>').format(
-        one.kind, whisker, x, y, 9 if index else 5, number_in_mark
+        parts.append(_tag("text", str(index), x=x, y=y + 4, text_anchor="middle"))
+    return _tag("g", *parts, class_=one.kind)
+
+
+# -- elements ----------------------------------------------------------------------------------------------------------
+
+
+def _tag(name: str, *content: str | Markup, **attributes: str | float) -> Markup:
+    """An element; floats have two digits. Of attributes a trailing underscore is dropped, others are hyphens."""
+    listed = Markup("").join(
+        Markup(' {}="{}"').format(
+            key.rstrip("_").replace("_", "-"), f"{value:.2f}" if isinstance(value, float) else value
+        )
+        for key, value in attributes.items()
     )
+    return Markup("<{0}{1}>{2}</{0}>").format(name, listed, Markup("").join(content))
 
 
-# -- parts -------------------------------------------------------------------------------------------------------------
+def _svg(kind: str, height: int, *content: Markup) -> Markup:
+    return _tag("svg", *content, class_=kind, width="100%", height=height, aria_hidden="true")
 
 
-def _svg(kind: str, height: int, content: Markup) -> Markup:
-    return Markup('<svg class="{}" width="100%" height="{}" aria-hidden="true">{}</svg>').format(kind, height, content)
+def _vertical(x: str, y1: float, y2: float) -> Markup:
+    return _tag("line", x1=x, x2=x, y1=y1, y2=y2)
 
 
-def _bar(kind: str, left: float, share: float, top: int, height: int) -> Markup:
-    return Markup('<rect class="{}" x="{:.2f}%" y="{}" width="{:.2f}%" height="{}"/>').format(
-        kind, 100 * left, top + 1, 100 * share, height - 2
-    )
+def _grid(scale: Scale) -> list[Markup]:
+    return [_tag("line", class_="grid", x1=_at(tick, scale), x2=_at(tick, scale), y1=0, y2="100%") for tick in scale]
 
 
-def _grid(scale: Scale) -> Markup:
-    return Markup("").join(
-        Markup('<line class="grid" x1="{0}%" x2="{0}%" y1="0" y2="100%"/>').format(_at(tick, scale)) for tick in scale
-    )
+def _percent(value: float) -> str:
+    return f"{value:.2f}%"
 
 
 def _at(value: float, scale: Scale) -> str:
     """Position in percent of the width; a margin of 1.5 keeps dots at the ends whole."""
     low, high = scale[0], scale[-1]
-    return f"{1.5 + 97 * (value - low) / (high - low):.2f}"
+    return _percent(1.5 + 97 * (value - low) / (high - low))

@@ -365,11 +365,11 @@ def test_an_interrupted_ablation_of_an_unfinished_run_continues(parent, tmp_path
         (copy / "stages" / f"{step}.json").unlink()
     command = [sys.executable, "-m", "aimfair", "ablate", "blocks", "--run", str(copy), "--quiet"]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={**os.environ})
-    record, deadline = copy / "ablations/blocks/arms/stages/select/8/aimfair.json", time.monotonic() + 60
+    record, deadline = copy / "ablations/blocks/arms/stages/select/8/aimfair.json", time.monotonic() + 300
     while not record.exists() and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.005)
     process.send_signal(signal.SIGINT)
-    _, error = process.communicate(timeout=60)
+    _, error = process.communicate(timeout=300)
     assert process.returncode == 130, error
     assert "the same command continues" in error
     assert not (copy / "ablations/blocks/ablation.html").exists()
