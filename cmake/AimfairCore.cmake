@@ -12,13 +12,12 @@ endfunction()
 add_library(
   aimfair STATIC
   csrc/cpu/accumulate.cpp
-  csrc/cpu/counting.cpp
-  csrc/cpu/mask_ops.cpp
-  csrc/cpu/masked_step.cpp
+  csrc/cpu/mask.cpp
   csrc/cpu/path.cpp
-  csrc/cpu/select.cpp
-  csrc/cpu/selection.cpp
-  csrc/cpu/unit_scores.cpp)
+  csrc/cpu/step.cpp
+  csrc/cpu/topk.cpp
+  csrc/cpu/topk_keys.cpp
+  csrc/cpu/topk_units.cpp)
 add_library(aimfair::aimfair ALIAS aimfair)
 target_include_directories(
   aimfair
@@ -36,17 +35,12 @@ endif()
 
 set(aimfair_cuda_sources
     csrc/cuda/accumulate.cu
-    csrc/cuda/counting.cu
     csrc/cuda/launch.cu
-    csrc/cuda/mask_ops.cu
-    csrc/cuda/masked_step.cu
-    csrc/cuda/rank.cu
-    csrc/cuda/scan.cu
-    csrc/cuda/search.cu
-    csrc/cuda/select.cu
-    csrc/cuda/selection.cu
-    csrc/cuda/unit_scores.cu
-    csrc/cuda/upload.cu)
+    csrc/cuda/mask.cu
+    csrc/cuda/step.cu
+    csrc/cuda/topk.cu
+    csrc/cuda/topk_keys.cu
+    csrc/cuda/topk_units.cu)
 if(AIMFAIR_WITH_CUDA)
   target_sources(aimfair PRIVATE ${aimfair_cuda_sources})
   target_link_libraries(aimfair PUBLIC CUDA::cudart_static)

@@ -1,6 +1,7 @@
-# Enables CUDA if it is wanted and nvcc is there. A GPU is not needed to compile.
+# Enables CUDA if it is wanted and available. A GPU is not needed to compile.
 
 set(AIMFAIR_WITH_CUDA OFF)
+set(cuda_cmake_version 3.25)  # the first CMake that compiles CUDA as C++20
 string(TOLOWER "${AIMFAIR_CUDA}" wanted)
 if(NOT wanted MATCHES "^(auto|on|off)$")
   message(FATAL_ERROR "AIMFAIR_CUDA is '${AIMFAIR_CUDA}', expected auto, on or off")
@@ -8,22 +9,29 @@ endif()
 if(NOT wanted STREQUAL "off")
   include(CheckLanguage)
   check_language(CUDA)
-  if(CMAKE_CUDA_COMPILER)
+  if(NOT CMAKE_CUDA_COMPILER)
+    set(cuda_missing "nvcc was not found: put it on the PATH or set CUDACXX")
+  elseif(CMAKE_VERSION VERSION_LESS cuda_cmake_version)
+    set(cuda_missing "CUDA needs CMake ${cuda_cmake_version} or later, this is ${CMAKE_VERSION}")
+  else()
     set(AIMFAIR_WITH_CUDA ON)
-  elseif(wanted STREQUAL "on")
-    message(FATAL_ERROR "AIMFAIR_CUDA is on and nvcc was not found: put it on the PATH or set CUDACXX")
+  endif()
+  if(wanted STREQUAL "on" AND NOT AIMFAIR_WITH_CUDA)
+    message(FATAL_ERROR "AIMFAIR_CUDA is on, but ${cuda_missing}")
   endif()
 endif()
 
 if(AIMFAIR_WITH_CUDA)
   if(NOT CMAKE_CUDA_ARCHITECTURES)
-    set(CMAKE_CUDA_ARCHITECTURES 80-real 90)  # 90: machine code and PTX for later ones
+    set(CMAKE_CUDA_ARCHITECTURES 80-real 90)  # 90: machine code, and PTX for later architectures
   endif()
   set(CMAKE_CUDA_STANDARD 20)
   set(CMAKE_CUDA_STANDARD_REQUIRED ON)
   enable_language(CUDA)
   find_package(CUDAToolkit REQUIRED)
   message(STATUS "aimfair: CUDA ${CMAKE_CUDA_COMPILER_VERSION} for ${CMAKE_CUDA_ARCHITECTURES}")
+elseif(cuda_missing)
+  message(STATUS "aimfair: CPU only (${cuda_missing})")
 else()
   message(STATUS "aimfair: CPU only")
 endif()

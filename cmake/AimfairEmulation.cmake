@@ -1,4 +1,4 @@
-# The CUDA kernels as C++, with the emulator of the tests that runs them. AimfairPython registers them for CPU tensors.
+# The CUDA kernels compiled as C++, and the emulator of the tests. AimfairPython registers them for CPU tensors.
 
 set(aimfair_emulator "${CMAKE_CURRENT_SOURCE_DIR}/tests/cuda_emulator")
 set_source_files_properties(${aimfair_cuda_sources} PROPERTIES LANGUAGE CXX)

@@ -1,4 +1,4 @@
-# What every target of ours is compiled with.
+# The compile options of all targets.
 
 add_library(aimfair_options INTERFACE)
 target_compile_options(

@@ -5,18 +5,20 @@ find_package(pybind11 CONFIG REQUIRED)
 include(AimfairTorch)
 
 pybind11_add_module(
-  _C MODULE csrc/torch/module.cpp csrc/torch/schemas.cpp csrc/torch/arguments.cpp csrc/torch/checks.cpp
-  csrc/torch/step_checks.cpp)
+  _C MODULE
+  csrc/torch/accumulate.cpp
+  csrc/torch/arguments.cpp
+  csrc/torch/mask.cpp
+  csrc/torch/module.cpp
+  csrc/torch/schemas.cpp
+  csrc/torch/step.cpp
+  csrc/torch/topk.cpp)
 target_link_libraries(_C PRIVATE aimfair aimfair_options aimfair_torch ${CMAKE_DL_LIBS})
 if(AIMFAIR_EMULATE_CUDA)
-  target_sources(_C PRIVATE csrc/torch/cuda.cpp)  # for CPU tensors, in place of cpu.cpp
   target_include_directories(_C PRIVATE "${aimfair_emulator}/include")
   target_compile_definitions(_C PRIVATE AIMFAIR_EMULATED)
-else()
-  target_sources(_C PRIVATE csrc/torch/cpu.cpp)
-  if(AIMFAIR_WITH_CUDA)
-    target_sources(_C PRIVATE csrc/torch/cuda.cpp)
-  endif()
+elseif(AIMFAIR_WITH_CUDA)
+  target_compile_definitions(_C PRIVATE AIMFAIR_WITH_CUDA)
 endif()
 
 # Facts of the build for aimfair.build_info().

@@ -1,9 +1,9 @@
-"""What nvcc makes of the CUDA kernels: registers, spills, shared memory, and the PTX itself.
+"""What nvcc compiles the CUDA kernels to: registers, spills, shared memory, and the PTX itself.
 
     python -m tools.cuda_kernels            # prints the table of docs/performance.md
     python -m tools.cuda_kernels --write    # puts it there
 
-No GPU is needed. tests/test_cuda_build.py holds the same facts against its rules and against the table.
+No GPU is needed. tests/build/test_cuda_build.py checks the same facts against its rules and against the table.
 """
 
 import argparse
@@ -60,9 +60,9 @@ class Usage:
 @dataclass(frozen=True)
 class Kernel:
     name: str
-    """As in ``masked_step<AdamW<true>>``."""
+    """For example ``masked_step<AdamW<true>>``."""
     source: str
-    """As in ``masked_step.cu``."""
+    """For example ``step.cu``."""
     threads: int
     """Of a thread block, by ``__launch_bounds__``."""
     least_resident: int
@@ -74,7 +74,7 @@ class Kernel:
 
 
 def nvcc_version() -> str | None:
-    """As in ``13.0``; None where there is no nvcc."""
+    """For example ``13.0``; None without nvcc."""
     if shutil.which("nvcc") is None:
         return None
     text = subprocess.run(["nvcc", "--version"], check=True, capture_output=True, text=True).stdout

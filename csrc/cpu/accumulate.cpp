@@ -2,7 +2,7 @@
 
 #include <vector>
 
-#include "aimfair/scalar.h"
+#include "aimfair/numeric.h"
 #include "cpu/chunks.h"
 #include "cpu/kernels.h"
 
@@ -14,7 +14,7 @@ void accumulate(const AccumulateTensor* tensors, int64_t count, const Accumulate
   const Kernels& kernel = kernels();
   const float grad_factor = gradient_factor(options.grad_scale);
   const Chunks chunks(count, kChunk, [&](int64_t t) { return tensors[t].numel; });
-  // Partial results are kept per chunk and added in order, so that the sums do not depend on the threads.
+  // Partial results are kept per chunk and added in order, so that the sums do not depend on the number of threads.
   std::vector<double> square_norm(static_cast<size_t>(chunks.count()));
   std::vector<int64_t> bad(static_cast<size_t>(chunks.count()));
 

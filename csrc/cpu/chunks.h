@@ -7,8 +7,8 @@
 #include <cstdint>
 #include <vector>
 
-// Work over a list of tensors as one flat schedule: every tensor is cut into chunks, all chunks of all tensors are
-// shared out over the threads, and there is no barrier between tensors.
+// Work over a list of tensors as one flat schedule: every tensor is cut into chunks, the threads share the chunks of
+// all tensors, and there is no barrier between tensors.
 
 namespace aimfair::cpu {
 
@@ -26,7 +26,7 @@ void parallel_for(int64_t count, int threads, const Body& body) {
   for (int64_t i = 0; i < count; i++) body(i);
 }
 
-// place = min(place, value), from any thread: keeps the lowest index that any of them reports.
+// place = min(place, value) from any thread: keeps the lowest index that a thread reports.
 inline void lower_to(std::atomic<int64_t>& place, int64_t value) {
   for (int64_t seen = place.load(); value < seen && !place.compare_exchange_weak(seen, value);) {
   }

@@ -3,18 +3,18 @@
 #include <cstdint>
 
 #include "aimfair/accumulate.h"
-#include "aimfair/masked_step.h"
-#include "aimfair/select.h"
+#include "aimfair/step.h"
+#include "aimfair/topk.h"
 
-// What is compiled once per instruction set (simd/kernels.cpp): single-threaded work on a range of one tensor.
-// Ranges begin at a multiple of kBlock. Every path gives the same bits.
+// The kernels, compiled once per instruction set (simd/kernels.cpp): single-threaded work on a range of one tensor.
+// Ranges start at a multiple of kBlock. All paths give the same bits.
 
 namespace aimfair::cpu {
 
-// What a step has read from memory besides the tensors.
+// What a step needs besides the tensor and the options.
 struct StepValues {
   float grad_factor;  // gradients are multiplied by it
-  uint64_t step;      // number of this step of the tensor, from 1
+  uint64_t step;      // number of this step, from 1
 };
 
 template <class Update>
@@ -26,12 +26,11 @@ struct Kernels {
   void (*accumulate)(const AccumulateTensor& tensor, const AccumulateOptions& options, float grad_factor, int64_t begin,
                      int64_t end, double* square_norm, int64_t* nonfinite);
 
-  // Scores of the n <= kBlock elements from `begin`; true if one is NaN. `begin` needs no alignment.
-  bool (*scores)(const ScoreTensor& tensor, const ScoreSpec& spec, int64_t begin, int n, float* out);
+  // Scores of the n <= kBlock elements from `begin`; returns whether one is NaN. `begin` needs no alignment.
+  bool (*scores)(const ScoreTensor& tensor, const Score& spec, int64_t begin, int n, float* out);
 
-  // Keys of scores (score.h), `keys` padded to a multiple of 16 with INT32_MIN, which no score has.
-  bool (*score_keys)(const ScoreTensor& tensor, const ScoreSpec& spec, bool largest, int64_t begin, int n,
-                     int32_t* keys);
+  // Keys of scores (score_key); `keys` is padded to a multiple of 16 with INT32_MIN, which no score has.
+  bool (*score_keys)(const ScoreTensor& tensor, const Score& spec, bool largest, int64_t begin, int n, int32_t* keys);
 
   // Number of set bits in n words; n is even.
   int64_t (*count_bits)(const uint32_t* words, int64_t n);
@@ -66,7 +65,7 @@ extern const Kernels kernels;
 }
 #endif
 
-// Those of the path in use (aimfair/cpu.h).
+// The kernels of the path in use (aimfair/cpu.h).
 const Kernels& kernels();
 
 }  // namespace aimfair::cpu

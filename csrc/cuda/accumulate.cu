@@ -1,21 +1,20 @@
 #include "aimfair/accumulate.h"
 
 #include "aimfair/mask.h"
-#include "aimfair/scalar.h"
+#include "aimfair/numeric.h"
 #include "cuda/element.h"
 #include "cuda/launch.h"
-#include "cuda/upload.h"
 #include "cuda/warp.h"
 
-// accumulate: every tensor is cut into chunks, and thread blocks take one chunk after another. The norm of a chunk is
-// kept apart; the thread block that ends the last chunk of a tensor adds them in order, so that repeated runs and other
-// devices give the same bits.
+// accumulate: every tensor is cut into chunks, and thread blocks take one chunk after another. The norm of every
+// chunk is kept; the thread block that finishes the last chunk of a tensor adds them in order, so that repeated runs
+// and other devices give the same bits.
 
 namespace aimfair::cuda {
 namespace {
 
 constexpr int kThreads = 128;
-constexpr int kResident = 7;            // thread blocks on a multiprocessor, which leaves 72 registers for each thread
+constexpr int kResident = 7;            // thread blocks per multiprocessor, which leaves 72 registers per thread
 constexpr int64_t kChunk = 4 * kBlock;  // elements
 
 // The list in device memory.
@@ -28,8 +27,8 @@ struct AccumulateTable {
   int64_t chunks;
 };
 
-// Calls use(place, values) with the place of every element of [begin, end) that is this thread's: four at once where
-// `four` says that all addresses allow it.
+// Calls use_four or use_one with the index of every element of [begin, end) that belongs to this thread: four elements
+// at once if `four`, which all addresses must allow.
 template <class UseFour, class UseOne>
 __device__ __forceinline__ void for_each_element(int64_t begin, int64_t end, bool four, const UseFour& use_four,
                                                  const UseOne& use_one) {
@@ -37,7 +36,7 @@ __device__ __forceinline__ void for_each_element(int64_t begin, int64_t end, boo
     int64_t at = begin + int64_t{threadIdx.x} * 4;
 #pragma unroll 1
     for (; at + 4 <= end; at += kThreads * 4) use_four(at);
-    for (; at < end; at++) use_one(at);  // of one thread: fewer than four are left
+    for (; at < end; at++) use_one(at);  // in one thread: fewer than four are left
   } else {
     for (int64_t at = begin + threadIdx.x; at < end; at += kThreads) use_one(at);
   }
@@ -58,7 +57,7 @@ struct Accumulate {
            four_aligned(tensor.square, sizeof(float4)) && four_aligned(tensor.second_sum, sizeof(float4));
   }
 
-  // What a gradient value adds: nothing, if it is not finite.
+  // The value to add: 0 if the gradient is not finite.
   __device__ __forceinline__ float counted(float scaled) {
     const bool finite = (float_bits(scaled) & 0x7fffffffu) < 0x7f800000u;
     bad += !finite;
@@ -103,7 +102,7 @@ struct Accumulate {
   }
 };
 
-// Adds elements [begin, end); the norm and the number of values that are not finite are this thread's share.
+// Adds elements [begin, end); *norm and *bad are this thread's sum of squares and number of non-finite values.
 template <DType kDType>
 __device__ __forceinline__ void accumulate_range(const AccumulateTensor& tensor, const AccumulateOptions& options,
                                                  const float& factor, int64_t begin, int64_t end, double* norm,
@@ -114,7 +113,7 @@ __device__ __forceinline__ void accumulate_range(const AccumulateTensor& tensor,
   *bad = work.bad;
 }
 
-// What a thread block works on, in shared memory: registers are for the elements.
+// What a thread block works on, in shared memory to save registers for the elements.
 struct Chunk {
   AccumulateTensor tensor;
   int64_t owner;      // the tensor's place in the list
@@ -138,7 +137,7 @@ __global__ void __launch_bounds__(kThreads, kResident)
   __shared__ float factor;
   if (threadIdx.x == 0) factor = gradient_factor(options.grad_scale);
   for (int64_t i = blockIdx.x; i < table.chunks; i += gridDim.x) {
-    __syncthreads();  // all threads are done with the chunk before
+    __syncthreads();  // all threads are done with the previous chunk
     if (warp_id() == 0) take_chunk(table, i, &chunk);
     __syncthreads();
     const int64_t begin = (i - chunk.first) * kChunk;

@@ -4,9 +4,9 @@
 
 #include <cstdint>
 
-#include "aimfair/dtype.h"
+#include "aimfair/numeric.h"
 
-// Elements of the three types in device memory, one at a time or four at once.
+// Elements of the three types in device memory, one or four at a time.
 
 namespace aimfair::cuda {
 
@@ -19,7 +19,7 @@ __device__ __forceinline__ bool four_aligned(const void* at, int64_t size_of_fou
   return reinterpret_cast<uintptr_t>(at) % static_cast<uintptr_t>(size_of_four) == 0;
 }
 
-// What the 16-bit types share.
+// Common to the 16-bit types.
 struct HalfElement {
   using type = uint16_t;
   using four = ushort4;
@@ -48,8 +48,8 @@ struct Element<DType::float16> : HalfElement {
   static __device__ __forceinline__ uint16_t encode(float x) { return float_to_float16(x); }
 };
 
-// Accesses of 128 or 64 bits. They are spelled out, as the addresses come from a table: nvcc does not know that they
-// are in global memory, and made four stores of one.
+// Accesses of 128 or 64 bits. They are explicit because the addresses come from a table: nvcc does not know that they
+// are in global memory, and split one store into four.
 template <DType kDType>
 __device__ __forceinline__ Four load_four(const typename Element<kDType>::type* at) {
   using E = Element<kDType>;

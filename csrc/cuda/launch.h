@@ -4,8 +4,13 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <type_traits>
+#include <vector>
 
-// Launching kernels. The sources hold no <<<>>>, so that a C++ compiler takes them too (tests/cuda_emulator).
+#include "aimfair/cuda.h"
+
+// The host side of a launcher: queueing kernels, and tables in device memory, such as the list of tensors that a kernel
+// works on. The sources contain no <<<>>>, so that a C++ compiler accepts them too (tests/cuda_emulator).
 
 namespace aimfair::cuda {
 
@@ -20,8 +25,8 @@ cudaError_t launch(void (*kernel)(Parameters...), int64_t blocks, int threads, v
   return cudaLaunchKernelEx(&config, kernel, static_cast<Parameters>(arguments)...);
 }
 
-// Thread blocks of a kernel that the current device holds at once. CUDA is asked once for each kernel and device, as
-// that takes as long as a launch.
+// Thread blocks of a kernel that fit on the current device at once. Cached per kernel and device: the query takes as
+// long as a launch.
 cudaError_t resident_blocks(const void* kernel, int threads, int64_t* blocks);
 
 // Queues a kernel that loops over `work` units, one at a time in each thread block.
@@ -34,5 +39,55 @@ cudaError_t launch_persistent(void (*kernel)(Parameters...), int64_t work, int t
   if (error != cudaSuccess) return error;
   return launch(kernel, std::min(work, resident), threads, stream, arguments...);
 }
+
+// Gathers arrays in host memory and copies them to the device together. The copy travels as kernel parameters: it needs
+// no pinned memory, does not synchronize, and becomes part of a CUDA graph that is being captured.
+class Upload {
+ public:
+  // Adds n values and returns their offset in the table, in bytes.
+  template <class T>
+  int64_t add(const T* values, int64_t n) {
+    static_assert(std::is_trivially_copyable_v<T> && alignof(T) <= kAlignment);
+    return add_bytes(values, n * static_cast<int64_t>(sizeof(T)));
+  }
+  template <class T>
+  int64_t add(const std::vector<T>& values) {
+    return add(values.data(), static_cast<int64_t>(values.size()));
+  }
+  // The same for n values whose bits are zero.
+  template <class T>
+  int64_t add_zeros(int64_t n) {
+    return add_bytes(nullptr, n * static_cast<int64_t>(sizeof(T)));
+  }
+
+  int64_t bytes() const { return static_cast<int64_t>(table_.size()); }
+
+  // Queues the copy to `to`, aligned to kAlignment, with room for bytes().
+  cudaError_t copy(void* to, void* stream) const;
+
+  static constexpr int64_t kAlignment = 16;
+
+ private:
+  int64_t add_bytes(const void* from, int64_t bytes);
+
+  std::vector<char> table_;
+};
+
+// The array at the offset that Upload::add returned.
+template <class T>
+T* array_at(void* table, int64_t place) {
+  return reinterpret_cast<T*>(static_cast<char*>(table) + place);
+}
+
+// The first unit of work of each tensor, and the number of units at the end: count + 1 entries.
+template <class Units>
+std::vector<int64_t> first_units(int64_t tensors, const Units& units) {
+  std::vector<int64_t> firsts(static_cast<size_t>(tensors) + 1);
+  for (int64_t t = 0; t < tensors; t++) firsts[static_cast<size_t>(t) + 1] = firsts[static_cast<size_t>(t)] + units(t);
+  return firsts;
+}
+
+// Queues an inclusive prefix sum in place: values[i] becomes values[0] + ... + values[i].
+cudaError_t inclusive_scan(int64_t* values, int64_t n, const Allocate& allocate, void* stream);
 
 }  // namespace aimfair::cuda

@@ -4,7 +4,7 @@
 
 #include <cstdint>
 
-// What the threads of a warp, and of a thread block, do together. All of them must call, at the same place.
+// Collective operations of the threads of a warp or a thread block. All of them must call, at the same place.
 
 namespace aimfair::cuda {
 
@@ -14,7 +14,7 @@ constexpr unsigned kAllLanes = 0xffffffffu;
 __device__ __forceinline__ int lane_id() { return static_cast<int>(threadIdx.x) % kWarp; }
 __device__ __forceinline__ int warp_id() { return static_cast<int>(threadIdx.x) / kWarp; }
 
-// Sum of the values of the lanes before this one, and in *total that of all lanes.
+// Sum of the values of the lanes before this one; *total is the sum over all lanes.
 template <class T>
 __device__ __forceinline__ T exclusive_sum(T value, T* total) {
   T sum = value;
@@ -27,7 +27,7 @@ __device__ __forceinline__ T exclusive_sum(T value, T* total) {
   return sum - value;
 }
 
-// Sum over the lanes, for each of them, in an order that never changes.
+// Sum over the lanes, returned to each of them, in a fixed order.
 template <class T>
 __device__ __forceinline__ T warp_sum(T value) {
 #pragma unroll
@@ -35,12 +35,12 @@ __device__ __forceinline__ T warp_sum(T value) {
   return value;
 }
 
-// Sum over a thread block of kThreads threads, for each of them, in an order that never changes.
+// Sum over a thread block of kThreads threads, returned to each of them, in a fixed order.
 template <int kThreads, class T>
 static __device__ __forceinline__ T block_sum(T value) {
   __shared__ T sums[kThreads / kWarp];
   value = warp_sum(value);
-  __syncthreads();  // the sums of a call before have been read
+  __syncthreads();  // the sums of the previous call have been read
   if (lane_id() == 0) sums[warp_id()] = value;
   __syncthreads();
   T total = sums[0];
@@ -55,7 +55,7 @@ static __device__ __forceinline__ T block_exclusive_sum(T value, T* total) {
   __shared__ T sums[kThreads / kWarp];
   T sum_of_warp;
   T before = exclusive_sum(value, &sum_of_warp);
-  __syncthreads();  // the sums of a call before have been read
+  __syncthreads();  // the sums of the previous call have been read
   if (lane_id() == 0) sums[warp_id()] = sum_of_warp;
   __syncthreads();
   *total = 0;
@@ -68,12 +68,12 @@ static __device__ __forceinline__ T block_exclusive_sum(T value, T* total) {
 }
 
 // The owner of unit i, where tensor t owns units firsts[t] <= i < firsts[t + 1] and firsts[0] <= i < firsts[count].
-// A search in which the lanes of a warp look at 32 places at once.
+// A search in which the lanes of a warp probe 32 places at once.
 __device__ __forceinline__ int64_t owner_of(const int64_t* firsts, int64_t count, int64_t i) {
   int64_t low = 0, size = count;  // the owner is one of these
   while (size > 1) {
     const int64_t stride = (size + kWarp - 1) / kWarp, offset = lane_id() * stride;
-    const bool reached = offset < size && firsts[low + offset] <= i;  // of the first lanes only
+    const bool reached = offset < size && firsts[low + offset] <= i;  // in the first lanes only
     const int64_t last = __popc(__ballot_sync(kAllLanes, reached)) - 1;
     low += last * stride;
     size = size - last * stride < stride ? size - last * stride : stride;
@@ -81,11 +81,11 @@ __device__ __forceinline__ int64_t owner_of(const int64_t* firsts, int64_t count
   return low;
 }
 
-// True in all threads of the thread block that comes last of `parties` to this place; what the others wrote before is
-// visible to it. *arrived must be 0 at first and is 0 again afterwards.
+// True in all threads of the last of `parties` thread blocks to arrive; what the others wrote before is visible to it.
+// *arrived must be 0 and is 0 again afterwards.
 static __device__ __forceinline__ bool last_to_arrive(unsigned* arrived, unsigned parties) {
   __shared__ bool is_last;
-  __syncthreads();  // all threads of this one have written, and read is_last of a call before
+  __syncthreads();  // all threads of this block have written, and read is_last of the previous call
   if (threadIdx.x == 0) {
     __threadfence();
     is_last = atomicAdd(arrived, 1u) == parties - 1;

@@ -1,5 +1,7 @@
 #include "arguments.h"
 
+#include <torch/csrc/stable/ops.h>
+
 #include <algorithm>
 #include <stdexcept>
 
@@ -29,50 +31,6 @@ const char* type_name(ScalarType type) {
   }
 }
 
-const char* expected_name(Types types) {
-  switch (types) {
-    case Types::float32:
-      return "float32";
-    case Types::floating:
-      return "float32, bfloat16 or float16";
-    case Types::float_or_double:
-      return "float32 or float64";
-    case Types::float64:
-      return "float64";
-    case Types::int32:
-      return "int32";
-    case Types::int64:
-      return "int64";
-    case Types::boolean:
-      return "bool";
-    case Types::bytes:
-      return "uint8";
-  }
-  return "";
-}
-
-bool allowed(Types types, ScalarType type) {
-  switch (types) {
-    case Types::float32:
-      return type == ScalarType::Float;
-    case Types::floating:
-      return type == ScalarType::Float || type == ScalarType::BFloat16 || type == ScalarType::Half;
-    case Types::float_or_double:
-      return type == ScalarType::Float || type == ScalarType::Double;
-    case Types::float64:
-      return type == ScalarType::Double;
-    case Types::int32:
-      return type == ScalarType::Int;
-    case Types::int64:
-      return type == ScalarType::Long;
-    case Types::boolean:
-      return type == ScalarType::Bool;
-    case Types::bytes:
-      return type == ScalarType::Byte;
-  }
-  return false;
-}
-
 std::string entry(const char* name, int64_t i) {
   return i < 0 ? std::string(name) : std::string(name) + "[" + std::to_string(i) + "]";
 }
@@ -93,24 +51,50 @@ void Arguments::require(bool condition, const char* name, const std::string& wha
   if (!condition) fail(name, -1, what);
 }
 
-void Arguments::length(const char* name, const TensorList& list, size_t length) {
+void Arguments::length(const char* name, const TensorList& list, size_t length) const {
   if (list.size() != length) {
     fail(name, -1, "has " + std::to_string(list.size()) + " tensors, expected " + std::to_string(length));
   }
 }
 
-void* Arguments::take(const char* name, const TensorList& list, size_t i, Types types, Access access, int64_t numel) {
+void Arguments::length_or_empty(const char* name, const TensorList& list, size_t length) const {
+  if (!list.empty()) this->length(name, list, length);
+}
+
+void* Arguments::take(const char* name, const TensorList& list, size_t i, const Types& types, Access access,
+                      int64_t numel) {
   return take(name, static_cast<int64_t>(i), list[i], types, access, numel);
 }
 
-void* Arguments::take(const char* name, const Tensor& tensor, Types types, Access access, int64_t numel) {
+void* Arguments::take(const char* name, const Tensor& tensor, const Types& types, Access access, int64_t numel) {
   return take(name, -1, tensor, types, access, numel);
 }
 
-void* Arguments::take(const char* name, int64_t i, const Tensor& tensor, Types types, Access access, int64_t numel) {
+float* Arguments::take_floats(const char* name, const TensorList& list, size_t i, Access access, int64_t numel) {
+  return list.empty() ? nullptr : static_cast<float*>(take(name, list, i, kFloat32, access, numel));
+}
+
+const float* Arguments::take_scalar(const char* name, const OptionalTensor& tensor) {
+  return tensor ? static_cast<const float*>(take(name, *tensor, kFloat32, Access::read, 1)) : nullptr;
+}
+
+int64_t* Arguments::take_counts(const char* name, const Tensor& counts, Access access, size_t count) {
+  return static_cast<int64_t*>(take(name, counts, kInt64, access, static_cast<int64_t>(count)));
+}
+
+uint32_t* Arguments::take_bits(const char* name, const Tensor& bits, Access access, int64_t blocks) {
+  return static_cast<uint32_t*>(take(name, bits, kInt32, access, blocks * kWordsPerBlock));
+}
+
+int64_t* Arguments::take_rank(const Tensor& rank, Access access, int64_t blocks) {
+  return take_counts("rank", rank, access, static_cast<size_t>(blocks + 1));
+}
+
+void* Arguments::take(const char* name, int64_t i, const Tensor& tensor, const Types& types, Access access,
+                      int64_t numel) {
   const ScalarType type = tensor.scalar_type();
-  if (!allowed(types, type)) {
-    fail(name, i, std::string("is ") + type_name(type) + ", expected " + expected_name(types));
+  if (std::find(types.allowed.begin(), types.allowed.end(), type) == types.allowed.end()) {
+    fail(name, i, std::string("is ") + type_name(type) + ", expected " + types.expected);
   }
   if (has_device_ && (tensor.is_cuda() != cuda_ || tensor.get_device_index() != device_index_)) {
     fail(name, i, "is on another device than the first tensor");
@@ -129,7 +113,7 @@ void* Arguments::take(const char* name, int64_t i, const Tensor& tensor, Types t
 
 void Arguments::refuse_overlap() {
   std::sort(extents_.begin(), extents_.end(), [](const Extent& a, const Extent& b) { return a.begin < b.begin; });
-  // The extents seen so far that reach furthest: of all, and of those that are written.
+  // Of the extents seen so far, the one that reaches furthest: of all, and of those that are written.
   const Extent *furthest = nullptr, *furthest_written = nullptr;
   for (const Extent& extent : extents_) {
     const Extent* other = extent.access == Access::write ? furthest : furthest_written;
@@ -152,6 +136,10 @@ DType dtype_of(const Tensor& tensor) {
     default:
       return DType::float32;
   }
+}
+
+Tensor new_bytes(const Tensor& on, int64_t bytes) {
+  return torch::stable::new_empty(on, {std::max<int64_t>(bytes, 1)}, ScalarType::Byte);
 }
 
 }  // namespace aimfair::ops

@@ -8,8 +8,8 @@
 #include "aimfair/cpu.h"
 #include "aimfair/version.h"
 
-// The Python module aimfair._C: loading it registers the operators (schemas.cpp, cpu.cpp, cuda.cpp); what is bound here
-// is what was built and which CPU path runs. Tensors never cross pybind11.
+// The Python module aimfair._C. Loading it registers the operators (schemas.cpp and a file for each family); pybind11
+// only binds the facts of the build and the choice of the CPU path, and no tensors.
 
 namespace {
 

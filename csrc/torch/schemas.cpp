@@ -1,6 +1,8 @@
 #include <torch/csrc/stable/library.h>
 
-// The schema of every operator. Their meaning is in aimfair/selective/ops.py; the checks of their arguments in checks.cpp.
+// The schemas of all operators, in one place because callers and saved graphs depend on them: names and order of the
+// arguments must not change. aimfair/selective/ops.py documents the operators; accumulate.cpp, topk.cpp, mask.cpp and
+// step.cpp check the arguments and run them.
 
 STABLE_TORCH_LIBRARY(aimfair, m) {
   m.def(
@@ -39,7 +41,7 @@ STABLE_TORCH_LIBRARY(aimfair, m) {
       " Tensor(d!)[] steps, Tensor? bits, Tensor? rank, int[] first_blocks, Tensor lr, float momentum,"
       " float dampening, float weight_decay, bool nesterov, bool maximize, bool compact, bool stochastic_rounding,"
       " int seed, Tensor? grad_scale, Tensor? found_inf) -> ()");
-  // The same in two parts, so that the lists are gone through once and not at every step.
+  // The same in two parts, so that the lists are checked once and not at every step.
   m.def(
       "plan_adamw(Tensor(a!)[] params, Tensor[] grads, Tensor(b!)[] exp_avgs, Tensor(c!)[] exp_avg_sqs,"
       " Tensor(d!)[] max_exp_avg_sqs, Tensor(e!)[] masters, Tensor(f!)[] steps, Tensor? bits, Tensor? rank,"

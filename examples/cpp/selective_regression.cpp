@@ -73,9 +73,9 @@ int main() {
   aimfair::ScoreTensor scores;
   scores.numel = kFeatures;
   scores.a = sum.data();
-  aimfair::ScoreSpec spec;
-  spec.term = {aimfair::Criterion::magnitude, 1.0f / kBatches, 1.0f};
-  aimfair::cpu::select(&scores, 1, spec, kSelected, true, bits.data(), rank.data());
+  aimfair::Score score;
+  score.term = {aimfair::Criterion::magnitude, 1.0f / kBatches, 1.0f};
+  aimfair::cpu::select(&scores, 1, score, kSelected, true, bits.data(), rank.data());
   int64_t right = 0;
   for (int64_t j = 0; j < kFeatures; j += 10) right += bits[j / 32] >> (j % 32) & 1;
 

@@ -170,12 +170,12 @@ bool run(cudaStream_t stream) {
   aimfair::ScoreTensor scores;
   scores.numel = kFeatures;
   scores.a = sum.get();
-  aimfair::ScoreSpec spec;
-  spec.term = {aimfair::Criterion::magnitude, 1.0f / kBatches, 1.0f};
+  aimfair::Score score;
+  score.term = {aimfair::Criterion::magnitude, 1.0f / kBatches, 1.0f};
   aimfair::SelectResult found;
   {
     Scratch scratch(stream);
-    check(aimfair::cuda::select(&scores, 1, spec, kSelected, true, bits.get(), rank.get(), scratch.allocate(), stream,
+    check(aimfair::cuda::select(&scores, 1, score, kSelected, true, bits.get(), rank.get(), scratch.allocate(), stream,
                                 &found),
           "select");
   }

@@ -28,7 +28,7 @@ def configure_and_build(source: Path, build: Path, *settings: str) -> None:
 
 
 def install(work: Path, *settings: str) -> Path:
-    """Builds the package without Python and torch, and installs it into a folder of its own."""
+    """Builds the package without Python and torch, and installs it into its own folder."""
     configure_and_build(ROOT, work / "build", "-DCMAKE_DISABLE_FIND_PACKAGE_Python=ON", *settings)
     run(CMAKE, "--install", work / "build", "--prefix", work / "installed")
     return work / "installed"
@@ -55,6 +55,24 @@ def test_embedding_program(installed: Path, tmp_path: Path) -> None:
     assert int(match[1]) == 300
     assert int(match[2]) > 200
     assert "0 unselected weights moved" in output
+
+
+@pytest.mark.parametrize("wanted", ["auto", "on"])
+def test_cmake_too_old_for_cuda(wanted: str, tmp_path: Path) -> None:
+    """The build leaves CUDA out and says why, or refuses if CUDA is asked for; CMake runs the file as a script."""
+    script = tmp_path / "old.cmake"
+    script.write_text(
+        f"set(CMAKE_VERSION 3.24.4)\nset(CMAKE_CUDA_COMPILER nvcc)\nset(AIMFAIR_CUDA {wanted})\n"
+        f'include("{ROOT}/cmake/AimfairCuda.cmake")\n'
+    )
+    result = subprocess.run([CMAKE, "-P", str(script)], capture_output=True, text=True, check=False)
+    said = "CUDA needs CMake 3.25 or later, this is 3.24.4"
+    if wanted == "auto":
+        assert result.returncode == 0
+        assert f"aimfair: CPU only ({said})" in result.stdout
+    else:
+        assert result.returncode != 0
+        assert said in " ".join(result.stderr.split())
 
 
 @pytest.mark.skipif(shutil.which("nvcc") is None, reason="needs nvcc on the PATH")

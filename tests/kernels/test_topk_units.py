@@ -70,7 +70,7 @@ def lane_sum(values: Tensor, lanes: int) -> Tensor:
 
 
 def mean_in_order(rows: Tensor) -> Tensor:
-    """The mean of every row with its sum taken as unit_sum.h says."""
+    """The mean of every row, summed in the order that aimfair/topk.h defines."""
     padded = torch.nn.functional.pad(rows.double(), (0, -rows.shape[1] % (16 * 1024)))
     blocks = lane_sum(padded.unflatten(1, (-1, 16, 1024)), 16)
     return (lane_sum(tree_sum(blocks), 256) / rows.shape[1]).float()

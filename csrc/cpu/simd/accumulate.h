@@ -5,7 +5,7 @@
 namespace aimfair::cpu::AIMFAIR_SIMD {
 namespace {
 
-// ((l0 + l8) + (l4 + l12)) + ...: the order is part of the result.
+// ((l0 + l8) + (l4 + l12)) + ...: this order defines the result.
 inline double lane_sum(const double* lanes) {
   double half[8];
   for (int i = 0; i < 8; i++) half[i] = lanes[i] + lanes[i + 8];

@@ -1,5 +1,5 @@
-// Compiled once per instruction set, with AIMFAIR_SIMD naming it: scalar, avx2 or avx512. Nothing here may use the
-// standard library's templates: the linker keeps one copy of those, and it could be one that needs AVX-512.
+// Compiled once per instruction set, with AIMFAIR_SIMD naming it: scalar, avx2 or avx512. Nothing here may use
+// templates of the standard library: the linker keeps one copy of each, which could be one that needs AVX-512.
 
 #include "cpu/kernels.h"
 
@@ -15,7 +15,7 @@
 
 #include AIMFAIR_VECTOR_HEADER(AIMFAIR_SIMD)
 
-// Inner loops are inlined whole, except under sanitizers, whose checks would make one function of them too large.
+// Inner loops are inlined completely, except under sanitizers, whose checks would make the function too large.
 #if defined(__SANITIZE_ADDRESS__)
 #define AIMFAIR_INLINE inline
 #else
@@ -23,10 +23,10 @@
 #endif
 
 #include "cpu/simd/storage.h"
-// Kernels, on these:
+// The kernels, built on these:
 #include "cpu/simd/accumulate.h"
-#include "cpu/simd/score.h"
 #include "cpu/simd/step.h"
+#include "cpu/simd/topk.h"
 
 namespace aimfair::cpu::AIMFAIR_SIMD {
 

@@ -9,9 +9,9 @@
 namespace aimfair::cpu::AIMFAIR_SIMD {
 namespace {
 
-constexpr int kRunBlocks = 64;                        // longest run that is decoded at once
+constexpr int kRunBlocks = 64;                        // longest run that is decoded together
 constexpr int kRunGroups = kRunBlocks * kBlock / 16;  // groups of 16 elements
-constexpr int kBatch = 128;                           // selected elements moved together at once; small, so that
+constexpr int kBatch = 128;                           // selected elements gathered at a time; small, so that
                                                       // memory and arithmetic overlap
 constexpr int kPrefetchGroups = 48;                   // how far ahead, in groups that have a selected element
 
@@ -20,8 +20,8 @@ struct GroupList {
   const uint16_t* lanes;  // of the whole run
   uint16_t index[kRunGroups + 1];
   int size = 0;
-  int prefetched;  // entries worth prefetching: none where the processor's own prefetcher does better, which is where
-                   // nearly all memory is touched anyway
+  int prefetched;  // entries to prefetch: none where nearly all memory is touched, as the hardware prefetcher does
+                   // better there
 
   GroupList(const uint16_t* lanes_, int groups, double prefetch_up_to) : lanes(lanes_) {
     for (int i = 0; i < groups; i++) {
@@ -72,7 +72,7 @@ struct Step {
     }
   }
 
-  // Blocks with some elements selected, dense state: everything is loaded, what is not selected is kept.
+  // Blocks with some elements selected, dense state: everything is loaded, only selected elements are stored.
   void some_selected_dense(int64_t first_block, int64_t end_block) const {
     const GroupList list = groups_of(first_block, end_block, 0.95);
     const int64_t begin = first_block * kBlock;
@@ -92,8 +92,8 @@ struct Step {
     }
   }
 
-  // The same with compact state, which begins at index `state_at`. In batches: the selected gradients are moved
-  // together, their directions computed where the state is contiguous, and moved back to the parameters.
+  // The same with compact state, which begins at index `state_at`. In batches: the selected gradients are
+  // gathered, their directions computed where the state is contiguous, and scattered to the parameters.
   void some_selected_compact(int64_t first_block, int64_t end_block, int64_t state_at) const {
     const GroupList list = groups_of(first_block, end_block, 0.7);
     alignas(64) float moved[kBatch + 32];  // gradients, then directions (with master weights: new values)
@@ -145,8 +145,8 @@ struct Step {
     return update.apply(old, update.direction(update.prepare(old, g), state));
   }
 
-  // Asks for the memory of entry j of a list, if it is worth it. Inlined by force: GCC takes a function that only
-  // prefetches for one without effect.
+  // Prefetches the memory of entry j of a list. Always inlined: GCC treats a function that only prefetches as one
+  // without effect.
   template <bool kDenseState>
   AIMFAIR_INLINE void prefetch_group(const GroupList& list, int j, int64_t begin) const {
     if (j >= list.prefetched) return;
@@ -157,7 +157,7 @@ struct Step {
     if constexpr (kMaster && kDenseState) prefetch(tensor.master + at);
   }
 
-  // To the second-level cache: on the processors tried, the first level has too few misses in flight for this.
+  // Into the second-level cache: on the processors tried, the first level supports too few misses in flight.
   AIMFAIR_INLINE static void prefetch(const void* at) { __builtin_prefetch(at, 0, 2); }
 
   // Elements [begin, end), all selected; their state begins at index `state_at`.

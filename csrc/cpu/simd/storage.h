@@ -24,7 +24,7 @@ struct Storage<DType::float32> {
   static void put_lanes(type* to, Floats x, Lanes lanes, int count) { store_lanes(to, x, lanes, count); }
 };
 
-// What the two 16-bit types share.
+// Common to the two 16-bit types.
 struct HalfStorage {
   using type = uint16_t;
   static void put(type* to, Halves x, int count) { store_halves(to, x, count); }

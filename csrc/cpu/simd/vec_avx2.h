@@ -4,7 +4,7 @@
 
 #include <cstring>
 
-#include "aimfair/dtype.h"
+#include "aimfair/numeric.h"
 
 // Sixteen floats in two AVX registers. vec_avx512.h and vec_scalar.h hold the same names in the same order.
 // Needs AVX2, BMI, BMI2, POPCNT, F16C.
@@ -142,7 +142,7 @@ inline __m256i keys8(__m256i bits, bool largest) {
   return largest ? key : _mm256_xor_si256(key, _mm256_set1_epi32(-1));
 }
 
-// score_key of score.h; no lane may be NaN.
+// score_key of topk.h; no lane may be NaN.
 inline Words keys(Floats x, bool largest) {
   return {keys8(_mm256_castps_si256(x.lo), largest), keys8(_mm256_castps_si256(x.hi), largest)};
 }

@@ -2,7 +2,7 @@
 
 #include <immintrin.h>
 
-#include "aimfair/dtype.h"
+#include "aimfair/numeric.h"
 
 // Sixteen floats in one AVX-512 register. vec_avx2.h and vec_scalar.h hold the same names in the same order.
 // Needs AVX-512 F, BW, DQ, VL.
@@ -62,7 +62,7 @@ inline Lanes finite_lanes(Floats x) {
   return _mm512_cmp_ps_mask(_mm512_abs_ps(x.v), _mm512_castsi512_ps(_mm512_set1_epi32(0x7f800000)), _CMP_LT_OQ);
 }
 
-// score_key of score.h; no lane may be NaN.
+// score_key of topk.h; no lane may be NaN.
 inline Words keys(Floats x, bool largest) {
   const __m512i bits = _mm512_maskz_mov_epi32(
       _mm512_cmpneq_epi32_mask(_mm512_castps_si512(x.v), _mm512_set1_epi32(INT32_MIN)), _mm512_castps_si512(x.v));

@@ -2,9 +2,8 @@
 
 #include <cstring>
 
-#include "aimfair/dtype.h"
-#include "aimfair/scalar.h"
-#include "aimfair/score.h"
+#include "aimfair/numeric.h"
+#include "aimfair/topk.h"
 
 // Sixteen floats in an array: plain C++ for any processor. vec_avx512.h and vec_avx2.h hold the same names.
 
@@ -138,7 +137,7 @@ inline Lanes finite_lanes(Floats x) {
   return lanes_where([&](int i) { return (float_bits(x.v[i]) & 0x7fffffffu) < 0x7f800000u; });
 }
 
-// score_key of score.h; no lane may be NaN.
+// score_key of topk.h; no lane may be NaN.
 inline Words keys(Floats x, bool largest) {
   return by_lane<Words>([&](int i) { return static_cast<uint32_t>(score_key(float_bits(x.v[i]), largest)); });
 }

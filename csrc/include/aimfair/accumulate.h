@@ -3,14 +3,14 @@
 #include <cstdint>
 
 #include "aimfair/cuda.h"
-#include "aimfair/dtype.h"
+#include "aimfair/numeric.h"
 
-// accumulate: one batch of gradients into the statistics of one source, in one pass over all tensors.
+// accumulate: adds one batch of gradients to the statistics of one source, in one pass over all tensors.
 
 namespace aimfair {
 
 struct AccumulateTensor {
-  void* grad = nullptr;  // numel elements of dtype; written only by zero_grads
+  void* grad = nullptr;  // numel elements of dtype; only zero_grads writes them
   DType dtype = DType::float32;
   int64_t numel = 0;
   float* sum = nullptr;         // sum        += weight * g           (null: not kept)
@@ -22,13 +22,13 @@ struct AccumulateOptions {
   float weight = 1.0f;
   float second_weight = 0.0f;
   bool zero_grads = false;
-  const float* grad_scale = nullptr;  // one value in the memory of the tensors: g = grad / *grad_scale (null: g = grad)
+  const float* grad_scale = nullptr;  // one value on the device of the tensors: g = grad / *grad_scale (null: g = grad)
 };
 
 namespace cpu {
 
-// Adds to square_norms[t] the sum of g * g and to nonfinite[t] the number of NaN and infinite gradient values, which
-// add nothing anywhere else. The result does not depend on `threads` (0: all that OpenMP offers).
+// Adds the sum of g * g to square_norms[t] and the number of NaN and infinite gradient values to nonfinite[t]; those
+// values are left out of all sums. The result does not depend on `threads` (0: OpenMP's default).
 void accumulate(const AccumulateTensor* tensors, int64_t count, const AccumulateOptions& options, double* square_norms,
                 int64_t* nonfinite, int threads = 0);
 
@@ -36,7 +36,8 @@ void accumulate(const AccumulateTensor* tensors, int64_t count, const Accumulate
 
 namespace cuda {
 
-// The same on the device, in one launch after the copy of the list. square_norms and nonfinite are device memory.
+// The same on the device (see cuda.h), in one launch after the copy of the list. square_norms and nonfinite are device
+// memory.
 int accumulate(const AccumulateTensor* tensors, int64_t count, const AccumulateOptions& options, double* square_norms,
                int64_t* nonfinite, const Allocate& allocate, void* stream);
 

@@ -4,7 +4,7 @@
 
 #include "aimfair/accumulate.h"
 #include "aimfair/cpu.h"
-#include "aimfair/mask_ops.h"
-#include "aimfair/masked_step.h"
-#include "aimfair/select.h"
+#include "aimfair/mask.h"
+#include "aimfair/step.h"
+#include "aimfair/topk.h"
 #include "aimfair/version.h"

@@ -2,7 +2,7 @@
 
 #include <cstdint>
 
-#include "aimfair/macros.h"
+#include "aimfair/numeric.h"
 
 // Counter-based random bits for stochastic rounding: a pure function of (seed, step, mask block, element in block),
 // so that results do not depend on threads, launch shape or device.
@@ -17,7 +17,7 @@ AIMFAIR_HOST_DEVICE uint64_t splitmix64(uint64_t z) {
   return z ^ (z >> 31);
 }
 
-// Key of one step; combine with the block by block_key.
+// Key of one step; block_key combines it with a block.
 AIMFAIR_HOST_DEVICE uint64_t step_key(uint64_t seed, uint64_t step) {
   return splitmix64(seed + 0x9e3779b97f4a7c15ull * step);
 }

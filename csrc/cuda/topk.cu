@@ -1,22 +1,23 @@
-#include "aimfair/select.h"
+#include "aimfair/topk.h"
 
 #include <algorithm>
 #include <cmath>
 
-#include "aimfair/mask_ops.h"
+#include "aimfair/mask.h"
 #include "aimfair/random.h"
 #include "cuda/launch.h"
-#include "cuda/scan.h"
-#include "cuda/selection.h"
+#include "cuda/topk_keys.h"
 
-// The k best keys as on the CPU (cpu/select.cpp), with no word from the host in between:
+// select finds the k best keys as on the CPU (cpu/topk.cpp), without the host in between:
 //   1. A sample of the keys brackets the k-th best one.
 //   2. One pass over the inputs writes the bits of the keys above the bracket and collects those inside: candidates.
 //   3. The k-th key is found among the candidates, and the ties of every block are counted.
-// Then the host looks whether there was a NaN, whether the bracket held the k-th key and whether there was room for its
-// candidates. If all is well, the bits of the candidates are added in index order; else all keys are counted
-// (selection.h). Which place a candidate gets depends on the timing, but those of one mask block stay together and in
-// order, and nothing else is read from their places.
+// The host then checks whether there was a NaN, whether the bracket held the k-th key, and whether there was room for
+// its candidates. If so, the bits of the candidates are added in index order; if not, all keys are counted
+// (topk_keys.h). The places of candidates in the arena depend on timing, but those of one mask block stay together and
+// in order, and nothing else depends on their places.
+//
+// The other launchers are the parts of a selection over several processes, each of which sees only its own scores.
 
 namespace aimfair::cuda {
 namespace {
@@ -29,9 +30,9 @@ constexpr int kSampleLanes = 4;                   // keys taken from one sector 
 constexpr int kSector = 8;                        // elements
 constexpr int64_t kCandidateShare = 128;  // room for 1/128 of the elements: 6 bytes each, 1.2% of one fp32 input
 constexpr int64_t kCandidateRoom = int64_t{1} << 15;  // and some more, for small inputs
-constexpr int kStaged = 256;  // candidates that a warp keeps before it asks for a place for them
+constexpr int kStaged = 256;  // candidates that a warp collects before it reserves a place for them
 
-// The owner of an element; threads search on their own.
+// The tensor that owns an element. Every thread searches independently.
 __device__ int64_t owner_of_element(const int64_t* first_elements, int64_t count, int64_t element) {
   int64_t low = 0, high = count;  // first_elements[low] <= element < first_elements[high]
   while (high - low > 1) {
@@ -41,7 +42,7 @@ __device__ int64_t owner_of_element(const int64_t* first_elements, int64_t count
   return low;
 }
 
-// Keys at evenly spread places with a jitter that depends on nothing but the place, a few from each sector.
+// Keys at evenly spaced places with a jitter that depends only on the place, a few from each sector.
 __global__ void __launch_bounds__(kThreads)
     sample_keys(ScoreInputs inputs, const int64_t* first_elements, int64_t sectors, int64_t stride, uint32_t* keys) {
   const int64_t i = int64_t{blockIdx.x} * kThreads + threadIdx.x, sector = i / kSampleLanes;
@@ -52,15 +53,14 @@ __global__ void __launch_bounds__(kThreads)
   const ScoreTensor tensor = inputs.tensors[t];
   const int64_t at = (element - first_elements[t]) / kSector * kSector;
   const int64_t left = tensor.numel - at;
-  // Neighbours differ in where they begin, so that no place in a sector is preferred. A tensor's short last sector
-  // gives some keys twice; the sample only has to be good, not exact.
+  // The first lane is random, so that no place in a sector is preferred. A short last sector of a tensor gives some
+  // keys twice: the sample need not be exact.
   const auto lane = static_cast<int64_t>(random >> 32) + i % kSampleLanes * (kSector / kSampleLanes);
   const float score = score_at(tensor, inputs.spec, at + lane % kSector % (left < kSector ? left : kSector));
   keys[i] = unsigned_key(score, inputs.largest);
 }
 
-// Elements whose keys fall inside the bracket. For every mask block: the place of its first one, and how many there
-// are.
+// Elements whose keys fall inside the bracket, and the place of the first one and their number for every mask block.
 struct Candidates {
   int64_t capacity;
   uint32_t* keys;
@@ -69,20 +69,20 @@ struct Candidates {
   uint16_t* size;
 };
 
-// Candidates on their way, so that not every mask block asks for a place: in shared memory, a row for each warp.
+// Staging area for candidates in shared memory, a row for each warp, so that not every mask block reserves a place.
 struct Stage {
   uint32_t keys[kWarps][kStaged];
   uint16_t places[kWarps][kStaged];
 };
 
-// What a warp has staged. Each lane knows one mask block of those.
+// What a warp has staged. Each lane keeps one of the mask blocks.
 struct Staged {
   int size = 0, blocks = 0;
   int64_t block = 0;  // of the lane
-  int offset = 0;     // of its candidates among the staged ones
+  int offset = 0;     // of its first candidate in the row
 };
 
-// A place for `n` candidates of a warp, or -1 if there is no room.
+// Reserves a place for `n` candidates of a warp; -1 if there is no room.
 __device__ __forceinline__ int64_t reserve(const Candidates& found, SelectState* state, int n) {
   Count place = 0;
   if (lane_id() == 0) place = atomicAdd(&state->used, static_cast<Count>(n));
@@ -95,7 +95,7 @@ __device__ __forceinline__ bool put_away(const Stage& stage, Staged& staged, con
                                          SelectState* state) {
   if (staged.blocks == 0) return true;
   const int64_t place = reserve(found, state, staged.size);
-  __syncwarp();  // other lanes have written theirs
+  __syncwarp();  // all lanes have written
   if (place >= 0) {
     if (lane_id() < staged.blocks) found.first[staged.block] = place + staged.offset;
     for (int i = lane_id(); i < staged.size; i += kWarp) {
@@ -103,13 +103,13 @@ __device__ __forceinline__ bool put_away(const Stage& stage, Staged& staged, con
       found.places[place + i] = stage.places[warp_id()][i];
     }
   }
-  __syncwarp();  // before they are written again
+  __syncwarp();  // all lanes have read
   staged.size = staged.blocks = 0;
   return place >= 0;
 }
 
-// The one pass over the inputs: bits of what is above the bracket, and the candidates. The last thread block enters the
-// search among them.
+// The one pass over the inputs: bits of what is above the bracket, and the candidates. The last thread block sets up
+// the search among them.
 template <int kTerm, int kDivisor>
 __global__ void __launch_bounds__(kThreads, 3)
     collect(ScoreInputs inputs, int64_t k, Candidates found, uint32_t* bits, SelectState* state) {
@@ -163,7 +163,7 @@ __global__ void __launch_bounds__(kThreads, 3)
       places = found.places + first;
       if (lane_id() == 0) found.first[at] = first;
     }
-    // Keys are computed anew: keeping all of them would cost more than reading these few from the cache.
+    // Recomputing these few keys from cached inputs costs less than keeping all keys.
     for (; inside != 0; inside &= inside - 1) {
       const int element = lane_id() * 32 + __ffs(static_cast<int>(inside)) - 1;
       keys[place] = unsigned_key(score_at(block.tensor, inputs.spec, block.begin + element), inputs.largest);
@@ -180,7 +180,7 @@ __global__ void __launch_bounds__(kThreads, 3)
   state->threshold = wanted > 0 ? Search{first, bits_apart, wanted} : Search{0xffffffffu, 0, 0};  // no key is that one
 }
 
-// Of the candidates, eight lanes look at those of one mask block.
+// Eight lanes read the candidates of one mask block.
 constexpr int kShare = 8;
 constexpr int kBlocksPerWarp = kWarp / kShare;
 constexpr int kBlocksPerThreadBlock = kWarps * kBlocksPerWarp;
@@ -188,7 +188,7 @@ constexpr int kBlocksPerThreadBlock = kWarps * kBlocksPerWarp;
 // Counts the candidates of every mask block that are the k-th best key.
 __global__ void __launch_bounds__(kThreads)
     count_ties(Candidates found, int64_t blocks, const SelectState* state, int64_t* equal) {
-  const bool complete = state->used <= static_cast<Count>(found.capacity);  // else some were not written
+  const bool complete = state->used <= static_cast<Count>(found.capacity);  // otherwise some were not written
   const uint32_t threshold = state->threshold.first;
   const int64_t stride = int64_t{gridDim.x} * kBlocksPerThreadBlock;
   for (int64_t begin = int64_t{blockIdx.x} * kBlocksPerThreadBlock; begin < blocks; begin += stride) {
@@ -205,8 +205,8 @@ __global__ void __launch_bounds__(kThreads)
   }
 }
 
-// Adds the bits of the chosen candidates to those that were above the bracket, into the mask of the caller.
-// `equal_until` is the running sum of what count_ties counted.
+// Writes the bits above the bracket and those of the chosen candidates to the mask of the caller. `equal_until` is the
+// prefix sum of the counts of count_ties.
 __global__ void __launch_bounds__(kThreads) choose(Candidates found, int64_t blocks, const SelectState* state,
                                                    const int64_t* equal_until, const uint32_t* above, uint32_t* bits) {
   __shared__ uint32_t chosen[kWarps][kBlocksPerWarp][kWordsPerBlock];
@@ -233,7 +233,7 @@ __global__ void __launch_bounds__(kThreads) choose(Candidates found, int64_t blo
           atomicOr(words + place / 32, 1u << (place % 32));
         }
       }
-      // One block at most has more ties than are left.
+      // At most one block has more ties than are left.
       if (0 < ties && ties < equal && lane_id() % kShare == 0) {
         int64_t left = ties;
         for (int i = 0; left > 0; i++) {
@@ -249,11 +249,11 @@ __global__ void __launch_bounds__(kThreads) choose(Candidates found, int64_t blo
     for (int b = 0; b < kBlocksPerWarp; b++) {
       if (begin + b < blocks) bits[(begin + b) * kWordsPerBlock + lane_id()] = own[b][lane_id()];
     }
-    __syncwarp();  // before the words are written again
+    __syncwarp();  // all lanes have read the words
   }
 }
 
-// The searches, in a sample of `size` keys, for keys between which the k-th best one very likely lies: six standard
+// Sets up the searches in the sample for two keys between which the k-th best one very likely lies: six standard
 // deviations of a sample quantile to either side, or as much as there is room for among the candidates.
 void enter_bracket(int64_t k, int64_t total, int64_t sample, int64_t capacity, Search (&bracket)[2]) {
   const auto size = static_cast<double>(sample), share = static_cast<double>(k) / static_cast<double>(total);
@@ -264,8 +264,8 @@ void enter_bracket(int64_t k, int64_t total, int64_t sample, int64_t capacity, S
   bracket[1] = first < 1 ? Search{0xffffffffu, 0, 0} : Search{0, 32, static_cast<int64_t>(first)};
 }
 
-// Steps 1 to 3 above and what follows. *decided is false if the bracket missed or there were too many candidates;
-// then nothing was written.
+// Steps 1 to 3 above, and the mask. *decided is false if the bracket missed or there were too many candidates; then
+// nothing was written.
 cudaError_t select_by_bracket(const Selection& s, int64_t k, uint32_t* bits, int64_t* rank, const Allocate& allocate,
                               SelectResult* result, bool* decided) {
   const int64_t blocks = s.blocks(), total = s.total(), sectors = std::min(kMaxSample, total / 32) / kSampleLanes;
@@ -323,9 +323,18 @@ cudaError_t select_by_bracket(const Selection& s, int64_t k, uint32_t* bits, int
   return static_cast<cudaError_t>(cuda::rank(bits, blocks, rank, allocate, s.stream()));
 }
 
+// counts[t] += the counts of the blocks of tensor t; `until` is the prefix sum of the counts of all blocks.
+__global__ void __launch_bounds__(kThreads)
+    add_per_tensor(const int64_t* until, const int64_t* first_blocks, int64_t count, int64_t* counts) {
+  const int64_t t = int64_t{blockIdx.x} * kThreads + threadIdx.x;
+  if (t >= count) return;
+  const int64_t begin = first_blocks[t], end = first_blocks[t + 1];
+  if (begin < end) counts[t] += until[end - 1] - (begin == 0 ? 0 : until[begin - 1]);
+}
+
 }  // namespace
 
-int select(const ScoreTensor* tensors, int64_t count, const ScoreSpec& spec, int64_t k, bool largest, uint32_t* bits,
+int select(const ScoreTensor* tensors, int64_t count, const Score& spec, int64_t k, bool largest, uint32_t* bits,
            int64_t* rank, const Allocate& allocate, void* stream, SelectResult* result) {
   *result = {};
   Selection s(tensors, count, spec, largest, allocate, stream);
@@ -339,11 +348,47 @@ int select(const ScoreTensor* tensors, int64_t count, const ScoreSpec& spec, int
     error = select_by_bracket(s, k, bits, rank, allocate, result, &decided);
     if (error != cudaSuccess || decided) return error;
   }
-  // No key is the greatest one, nor 0.
+  // No score has the greatest key or the key 0.
   const Search threshold = counted ? Search{0, 32, k} : k == 0 ? Search{0xffffffffu, 0, 0} : Search{0, 0, 0};
   error = s.reset({{}, threshold, 0, 0, kNoTensor, 0});
   if (error == cudaSuccess && counted) error = s.search_all();
   return error == cudaSuccess ? s.write_mask(nullptr, bits, rank, result) : error;
+}
+
+int count_keys(const ScoreTensor* tensors, int64_t count, const Score& spec, uint32_t first, int bits, bool largest,
+               int64_t* counts, const Allocate& allocate, void* stream) {
+  Selection s(tensors, count, spec, largest, allocate, stream);
+  if (s.blocks() == 0) return cudaSuccess;
+  cudaError_t error = s.begin();
+  if (error == cudaSuccess) error = s.reset({{}, {first, bits, 0}, 0, 0, kNoTensor, 0});
+  if (error == cudaSuccess) error = s.count_keys(counts);
+  return error;
+}
+
+int count_equal(const ScoreTensor* tensors, int64_t count, const Score& spec, uint32_t key, bool largest,
+                int64_t* counts, const Allocate& allocate, void* stream) {
+  Selection s(tensors, count, spec, largest, allocate, stream);
+  if (s.blocks() == 0) return cudaSuccess;
+  auto* equal = s.allocate<int64_t>(s.blocks());
+  if (!equal) return cudaErrorMemoryAllocation;
+  cudaError_t error = s.begin();
+  if (error == cudaSuccess) error = s.reset({{}, {key, 0, 0}, 0, 0, kNoTensor, 0});
+  if (error == cudaSuccess) error = s.compare(nullptr, equal);
+  if (error != cudaSuccess) return error;
+  return launch(add_per_tensor, (count + kThreads - 1) / kThreads, kThreads, stream, equal, s.inputs().first_blocks,
+                count, counts);
+}
+
+int select_above(const ScoreTensor* tensors, int64_t count, const Score& spec, uint32_t key, const int64_t* ties,
+                 bool largest, uint32_t* bits, int64_t* rank, const Allocate& allocate, void* stream,
+                 SelectResult* result) {
+  *result = {};
+  Selection s(tensors, count, spec, largest, allocate, stream);
+  if (s.blocks() == 0) return cuda::rank(bits, 0, rank, allocate, stream);
+  cudaError_t error = s.begin();
+  if (error == cudaSuccess) error = s.begin_mask();
+  if (error == cudaSuccess) error = s.reset({{}, {key, 0, 0}, 0, 0, kNoTensor, 0});
+  return error == cudaSuccess ? s.write_mask(ties, bits, rank, result) : error;
 }
 
 }  // namespace aimfair::cuda

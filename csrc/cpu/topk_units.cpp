@@ -2,18 +2,17 @@
 #include <atomic>
 #include <vector>
 
-#include "aimfair/select.h"
-#include "aimfair/unit_sum.h"
+#include "aimfair/topk.h"
 #include "cpu/chunks.h"
 #include "cpu/kernels.h"
 
 namespace aimfair::cpu {
 namespace {
 
-// Sums are taken in the order of unit_sum.h, so that the mean does not depend on the threads.
+// Sums are taken in the order of aimfair/topk.h, so that the mean does not depend on the number of threads.
 struct UnitScores {
   const ScoreTensor* tensors;
-  const ScoreSpec& spec;
+  const Score& spec;
   const Kernels& kernel;
   std::atomic<int64_t> nan_tensor;
 
@@ -62,7 +61,7 @@ struct UnitScores {
     }
   }
 
-  // A tensor of few long units: their spans are spread over the threads.
+  // A tensor of few long units: the threads share the spans of each.
   void long_units(int64_t tensor, int64_t units, int64_t length, float* out, int threads) {
     std::vector<double> spans(static_cast<size_t>(span_count(length)));
     for (int64_t unit = 0; unit < units; unit++) {
@@ -78,7 +77,7 @@ struct UnitScores {
 
 }  // namespace
 
-SelectResult unit_scores(const ScoreTensor* tensors, int64_t count, const ScoreSpec& spec, const int64_t* units,
+SelectResult unit_scores(const ScoreTensor* tensors, int64_t count, const Score& spec, const int64_t* units,
                          float* const* out, int threads) {
   constexpr int64_t kChunk = 64 * kBlock;  // elements
   UnitScores work{tensors, spec, kernels(), {count}};

@@ -1,18 +1,17 @@
-#include "cuda/selection.h"
+#include "cuda/topk_keys.h"
 
-#include "aimfair/mask_ops.h"
+#include "aimfair/mask.h"
 #include "cuda/launch.h"
-#include "cuda/scan.h"
 
 namespace aimfair::cuda {
 namespace {
 
 constexpr int kThreads = kSearchThreads;
 constexpr int kWarps = kThreads / kWarp;
-constexpr int kResident = 3;  // thread blocks on a multiprocessor, at least: leaves registers for what is loaded ahead
+constexpr int kResident = 3;  // minimum of thread blocks per multiprocessor; leaves registers for loads ahead
 
-// Counts the keys in the range of a search; NaN go to histogram[kBins]. With `arrived`, the range is then narrowed and
-// the histogram zero again.
+// Counts the keys in the range of a search; NaN scores go to histogram[kBins]. With `arrived`, the range is then
+// narrowed and the histogram zeroed.
 template <int kTerm, int kDivisor>
 __global__ void __launch_bounds__(kThreads, kResident)
     count_round(ScoreInputs inputs, Search* search, Count* histogram, unsigned* arrived) {
@@ -34,7 +33,7 @@ __global__ void __launch_bounds__(kThreads, kResident)
         bin[e] = inside && !nan ? bin_of(unsigned_key(scores.v[e], inputs.largest), range) : -1;
         same &= bin[e] == bin[0];
       }
-      // Many equal scores would queue up for one bin.
+      // Many equal scores would contend for one bin.
       const int first = __shfl_sync(kAllLanes, bin[0], 0);
       if (__all_sync(kAllLanes, same && bin[0] == first)) {
         if (lane_id() == 0 && first >= 0) atomicAdd(&bins[first], unsigned{kGroup});
@@ -118,9 +117,58 @@ __global__ void __launch_bounds__(kThreads, kResident)
   }
 }
 
+template <int kSearches>
+__global__ void __launch_bounds__(kSearchThreads) search_round(const uint32_t* keys, int64_t n, const Count* used,
+                                                               Search* searches, Count* histograms, unsigned* arrived) {
+  __shared__ unsigned bins[kSearches * kBins];
+  Search search[kSearches];
+  bool done = true;
+#pragma unroll
+  for (int s = 0; s < kSearches; s++) {
+    search[s] = searches[s];
+    done &= search[s].bits == 0;
+  }
+  if (done) return;
+  for (int i = static_cast<int>(threadIdx.x); i < kSearches * kBins; i += kSearchThreads) bins[i] = 0;
+  __syncthreads();
+  if (used) n = *used <= static_cast<Count>(n) ? static_cast<int64_t>(*used) : 0;
+  const int64_t stride = int64_t{gridDim.x} * kSearchThreads;
+  for (int64_t i = int64_t{blockIdx.x} * kSearchThreads + threadIdx.x; i < n; i += stride) {
+    const uint32_t key = keys[i];
+#pragma unroll
+    for (int s = 0; s < kSearches; s++) {
+      const int bin = bin_of(key, search[s]);
+      if (bin >= 0) atomicAdd(&bins[s * kBins + bin], 1u);
+    }
+  }
+  __syncthreads();
+#pragma unroll
+  for (int s = 0; s < kSearches; s++) {
+    if (search[s].bits != 0) add_bins(bins + s * kBins, histograms + s * kBins);
+  }
+  if (!last_to_arrive(arrived, gridDim.x)) return;
+#pragma unroll
+  for (int s = 0; s < kSearches; s++) {
+    if (search[s].bits != 0) narrow(searches + s, histograms + s * kBins);
+  }
+}
+
+template <int kSearches>
+cudaError_t queue_rounds(const uint32_t* keys, int64_t n, const Count* used, Search* searches, Count* histograms,
+                         unsigned* arrived, void* stream) {
+  constexpr int64_t kKeysPerThread = 4;  // fewer thread blocks have fewer bins to add up
+  const int64_t work = (n + kKeysPerThread * kSearchThreads - 1) / (kKeysPerThread * kSearchThreads);
+  cudaError_t error = cudaSuccess;
+  for (int round = 0; round < kRounds && error == cudaSuccess; round++) {
+    error = launch_persistent(search_round<kSearches>, work, kSearchThreads, stream, keys, n, used, searches,
+                              histograms, arrived);
+  }
+  return error;
+}
+
 }  // namespace
 
-Selection::Selection(const ScoreTensor* tensors, int64_t count, const ScoreSpec& spec, bool largest,
+Selection::Selection(const ScoreTensor* tensors, int64_t count, const Score& spec, bool largest,
                      const Allocate& allocate, void* stream)
     : tensors_(tensors),
       inputs_{nullptr, nullptr, count, 0, spec, largest},
@@ -215,6 +263,12 @@ cudaError_t Selection::write_mask(const int64_t* ties, uint32_t* bits, int64_t* 
                           cudaMemcpyDeviceToDevice, static_cast<cudaStream_t>(stream_));
   if (error != cudaSuccess) return error;
   return static_cast<cudaError_t>(cuda::rank(bits, blocks(), rank, allocate_, stream_));
+}
+
+cudaError_t search_keys(const uint32_t* keys, int64_t n, const Count* used, Search* searches, int count,
+                        Count* histograms, unsigned* arrived, void* stream) {
+  return count == 1 ? queue_rounds<1>(keys, n, used, searches, histograms, arrived, stream)
+                    : queue_rounds<2>(keys, n, used, searches, histograms, arrived, stream);
 }
 
 }  // namespace aimfair::cuda

@@ -1,4 +1,4 @@
-#include "aimfair/mask_ops.h"
+#include "aimfair/mask.h"
 
 #include <cstring>
 #include <vector>

@@ -1,14 +1,15 @@
-#include "aimfair/mask_ops.h"
+#include "aimfair/mask.h"
 
 #include <cuda_runtime.h>
 
+#include <algorithm>
 #include <vector>
 
 #include "cuda/launch.h"
-#include "cuda/upload.h"
 #include "cuda/warp.h"
 
-// Bytes to bits and back, and the expansion of masks over units. A thread block takes a tile of one tensor at a time.
+// Packing, unpacking and expanding masks, where a thread block takes a tile of one tensor at a time, and rank
+// directories.
 
 namespace aimfair::cuda {
 namespace {
@@ -156,6 +157,28 @@ std::vector<BoolTensor> bool_tensors(Bools* const* bools, const int64_t* numels,
   return tensors;
 }
 
+constexpr int kWarps = kThreads / kWarp;
+constexpr int kBlocksPerWarp = 4;
+
+// rank[b + 1] = the set bits of block b: a warp for each block, a lane for each of its words, several blocks at once.
+__global__ void __launch_bounds__(kThreads) count_bits(const uint32_t* bits, int64_t blocks, int64_t* rank) {
+  static_assert(kWordsPerBlock == kWarp);
+  if (blockIdx.x == 0 && threadIdx.x == 0) rank[0] = 0;
+  const int64_t stride = int64_t{gridDim.x} * kWarps * kBlocksPerWarp;
+  for (int64_t begin = (int64_t{blockIdx.x} * kWarps + warp_id()) * kBlocksPerWarp; begin < blocks; begin += stride) {
+    uint32_t words[kBlocksPerWarp];
+#pragma unroll
+    for (int b = 0; b < kBlocksPerWarp; b++) {
+      words[b] = begin + b < blocks ? bits[(begin + b) * kWordsPerBlock + lane_id()] : 0;
+    }
+#pragma unroll
+    for (int b = 0; b < kBlocksPerWarp; b++) {
+      const int set = warp_sum(__popc(words[b]));
+      if (lane_id() == b && begin + b < blocks) rank[begin + b + 1] = set;
+    }
+  }
+}
+
 }  // namespace
 
 int pack_bits(const uint8_t* const* bools, const int64_t* numels, int64_t count, uint32_t* bits,
@@ -178,6 +201,14 @@ int expand_units(const uint32_t* unit_bits, const int64_t* numels, const int64_t
     first_unit_block += block_count(units[t]);
   }
   return launch_tiles(expand_tiles, tensors, allocate, stream, unit_bits, bits);
+}
+
+int rank(const uint32_t* bits, int64_t blocks, int64_t* rank, const Allocate& allocate, void* stream) {
+  constexpr int64_t kPerThreadBlock = kWarps * kBlocksPerWarp;
+  const int64_t work = std::max<int64_t>(1, (blocks + kPerThreadBlock - 1) / kPerThreadBlock);
+  const cudaError_t error = launch_persistent(count_bits, work, kThreads, stream, bits, blocks, rank);
+  if (error != cudaSuccess) return error;
+  return inclusive_scan(rank + 1, blocks, allocate, stream);
 }
 
 }  // namespace aimfair::cuda

@@ -5,32 +5,111 @@
 #include <cstdint>
 #include <type_traits>
 
-#include "aimfair/dtype.h"
 #include "aimfair/mask.h"
-#include "aimfair/select.h"
+#include "aimfair/numeric.h"
+#include "aimfair/topk.h"
 #include "cuda/element.h"
-#include "cuda/score.h"
 #include "cuda/warp.h"
 
-// Scores and keys of whole mask blocks, one warp for each. Kernels are compiled for every number of inputs that the
-// term and the divisor can have, so that loads go ahead of the arithmetic; which criterion it is, they find out as they
-// run.
+// Scores of elements of one tensor in device memory, one or four at a time, and scores and keys of whole mask blocks,
+// one warp for each. Kernels over mask blocks are compiled for every number of inputs that the term and the divisor can
+// have, so that loads precede the arithmetic; they branch on the criterion at run time.
 
 namespace aimfair::cuda {
 
-// What kernels over scores take. The arrays are device memory.
+// The operations on a vector that the formulas of aimfair/topk.h use.
+
+template <class Operation>
+AIMFAIR_HOST_DEVICE Four by_lane(const Four& x, const Four& y, const Operation& operation) {
+  return {{operation(x.v[0], y.v[0]), operation(x.v[1], y.v[1]), operation(x.v[2], y.v[2]), operation(x.v[3], y.v[3])}};
+}
+
+AIMFAIR_HOST_DEVICE Four operator+(const Four& x, const Four& y) {
+  return by_lane(x, y, [](float a, float b) { return a + b; });
+}
+AIMFAIR_HOST_DEVICE Four operator-(const Four& x, const Four& y) {
+  return by_lane(x, y, [](float a, float b) { return a - b; });
+}
+AIMFAIR_HOST_DEVICE Four operator*(const Four& x, const Four& y) {
+  return by_lane(x, y, [](float a, float b) { return a * b; });
+}
+AIMFAIR_HOST_DEVICE Four operator/(const Four& x, const Four& y) {
+  return by_lane(x, y, [](float a, float b) { return a / b; });
+}
+AIMFAIR_HOST_DEVICE Four square_root(const Four& x) {
+  return by_lane(x, x, [](float a, float) { return sqrtf(a); });
+}
+AIMFAIR_HOST_DEVICE Four absolute(const Four& x) {
+  return by_lane(x, x, [](float a, float) { return fabsf(a); });
+}
+
+template <class F>
+__device__ __forceinline__ F all_lanes(float x) {
+  if constexpr (sizeof(F) == sizeof(float)) {
+    return x;
+  } else {
+    return {{x, x, x, x}};
+  }
+}
+
+template <class F>
+__device__ __forceinline__ F term_score(const ScoreTerm& term, float eps, const F& a, const F& b) {
+  const F scale_a = all_lanes<F>(term.scale_a), scale_b = all_lanes<F>(term.scale_b);
+  switch (term.criterion) {
+    case Criterion::magnitude:
+      return score_magnitude(a, scale_a);
+    case Criterion::difference:
+      return score_difference(a, b, scale_a, scale_b);
+    case Criterion::relative_difference:
+      return score_relative_difference(a, b, scale_a, scale_b, all_lanes<F>(eps));
+    case Criterion::norm_ratio:
+      return score_norm_ratio(a, b, scale_a, scale_b, all_lanes<F>(eps));
+    case Criterion::value:
+    case Criterion::none:
+      break;
+  }
+  return score_value(a);
+}
+
+// load(input) returns elements of one input; it is called for the inputs that the criteria read. `spec` should be a
+// parameter of the kernel, so that all threads branch alike.
+template <class F, class Load>
+__device__ __forceinline__ F score_of(const ScoreTensor& tensor, const Score& spec, const Load& load) {
+  const bool divided = spec.divisor.criterion != Criterion::none;
+  // All loads come before the arithmetic.
+  F a = load(tensor.a), b = all_lanes<F>(0.0f), c = b, d = b;
+  if (has_second_input(spec.term.criterion)) b = load(tensor.b);
+  if (divided) c = load(tensor.c);
+  if (has_second_input(spec.divisor.criterion)) d = load(tensor.d);
+  const F score = term_score(spec.term, spec.eps, a, b);
+  return divided ? score / (term_score(spec.divisor, spec.eps, c, d) + all_lanes<F>(spec.eps)) : score;
+}
+
+// Score of element `at`.
+__device__ __forceinline__ float score_at(const ScoreTensor& tensor, const Score& spec, int64_t at) {
+  return score_of<float>(tensor, spec, [&](const float* from) { return from[at]; });
+}
+
+// Whether the addresses of all inputs allow loads of four floats.
+__device__ __forceinline__ bool fours_aligned(const ScoreTensor& tensor) {
+  constexpr int64_t kSize = 4 * sizeof(float);
+  return four_aligned(tensor.a, kSize) && four_aligned(tensor.b, kSize) && four_aligned(tensor.c, kSize) &&
+         four_aligned(tensor.d, kSize);
+}
+
+// The parameters of kernels over scores. The arrays are device memory.
 struct ScoreInputs {
   const ScoreTensor* tensors;
   const int64_t* first_blocks;  // count + 1 entries
   int64_t count;
   int64_t blocks;
-  ScoreSpec spec;
+  Score spec;
   bool largest;
 };
 
 // Calls use(inputs of the term, inputs of the divisor), both as std::integral_constant.
 template <class Use>
-cudaError_t with_input_counts(const ScoreSpec& spec, const Use& use) {
+cudaError_t with_input_counts(const Score& spec, const Use& use) {
   const auto inputs = [](Criterion criterion) {
     return criterion == Criterion::none ? 0 : has_second_input(criterion) ? 2 : 1;
   };
@@ -60,7 +139,7 @@ __device__ __forceinline__ Four term_of(const ScoreTerm& term, float eps, const 
 }
 
 template <int kTerm, int kDivisor>
-__device__ __forceinline__ Four scores_of(const ScoreSpec& spec, const Four (&inputs)[kTerm + kDivisor]) {
+__device__ __forceinline__ Four scores_of(const Score& spec, const Four (&inputs)[kTerm + kDivisor]) {
   const Four score = term_of<kTerm>(spec.term, spec.eps, inputs[0], inputs[kTerm - 1]);
   if constexpr (kDivisor == 0) {
     return score;
@@ -114,7 +193,7 @@ __device__ __forceinline__ Four load_input(const float* from) {
 
 // Calls use(group, the lane's four scores) for all groups. What lies past the end repeats the last element.
 template <int kTerm, int kDivisor, class Use>
-__device__ __forceinline__ void for_each_group(const ScoreSpec& spec, const ScoreBlock& block, const Use& use) {
+__device__ __forceinline__ void for_each_group(const Score& spec, const ScoreBlock& block, const Use& use) {
   constexpr int kInputs = kTerm + kDivisor;
   // Groups that are loaded at once: 64 bytes or more in each lane, in few enough registers.
   constexpr int kBatch = kInputs == 1 ? 8 : kTerm == 2 && kDivisor == 0 ? 4 : 2;

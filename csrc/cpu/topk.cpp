@@ -1,21 +1,24 @@
-#include "aimfair/select.h"
+#include "aimfair/topk.h"
 
 #include <atomic>
 #include <cmath>
 #include <cstring>
 #include <memory>
+#include <numeric>
 #include <vector>
 
 #include "aimfair/random.h"
-#include "cpu/selection.h"
+#include "cpu/topk_keys.h"
 
-// How the k best keys are found without sorting or storing scores:
+// How select finds the k best keys without sorting or storing scores:
 //   1. A sample of the keys brackets the k-th best one.
 //   2. One pass over the inputs writes the bits of the keys above the bracket and collects those inside: candidates.
 //   3. The exact k-th key and the ties it leaves are found among the candidates, whose bits are then set in
 //      index order.
 // If the bracket misses or there are too many candidates (many equal scores), a radix search over all keys finds the
-// k-th one in up to three passes and one more pass writes the bits. Small inputs go there at once.
+// k-th one in up to three passes and one more pass writes the bits. Small inputs start there.
+//
+// The other launchers are the parts of a selection over several processes, each of which sees only its own scores.
 
 namespace aimfair::cpu {
 namespace {
@@ -24,7 +27,7 @@ constexpr int64_t kSmall = int64_t{1} << 18;      // up to here sampling does no
 constexpr int64_t kMaxSample = int64_t{1} << 19;  // keys
 constexpr int kSampleLanes = 4;                   // keys taken from one group of 16
 constexpr int64_t kCandidateShare = 160;  // room for 1/160 of the elements: 8 bytes each, 1.3% of one fp32 input
-constexpr int64_t kCandidateRoom = int64_t{1} << 15;  // and some more, for small inputs
+constexpr int64_t kCandidateRoom = int64_t{1} << 15;  // and more for small inputs
 
 // Writes all bits, given the k-th best key and how many elements with exactly that key are to be taken.
 void write_bits(Selection& s, const Threshold& threshold) {
@@ -34,7 +37,7 @@ void write_bits(Selection& s, const Threshold& threshold) {
   write_ties(s, threshold.key, share);
 }
 
-// Keys at evenly spread places with a jitter that depends on nothing but the place.
+// Keys at evenly spaced places with a jitter that depends only on the place.
 std::vector<int32_t> sample_keys(const Selection& s) {
   const int64_t groups = std::min(kMaxSample, s.total / 32) / kSampleLanes;
   const int64_t stride = s.total / groups;
@@ -54,7 +57,7 @@ std::vector<int32_t> sample_keys(const Selection& s) {
       const int64_t at = (element - first_element[tensor]) / 16 * 16;
       const int n = static_cast<int>(std::min<int64_t>(16, s.tensors[tensor].numel - at));
       s.kernel.score_keys(s.tensors[tensor], s.spec, s.largest, at, n, keys);
-      // A tensor's short last group gives some keys twice; the sample only has to be good, not exact.
+      // A short last group of a tensor gives some keys twice: the sample need not be exact.
       for (int lane = 0; lane < kSampleLanes; lane++) sample[g * kSampleLanes + lane] = keys[lane * 5 % n];
     }
   });
@@ -90,7 +93,7 @@ Bracket bracket_of(const Selection& s, int64_t k, int64_t capacity) {
 // Elements whose keys fall inside the bracket, chunk by chunk in one arena.
 struct Candidates {
   int64_t capacity;
-  std::unique_ptr<int32_t[]> keys;  // not initialized: what is not used is not even touched
+  std::unique_ptr<int32_t[]> keys;  // not initialized, so that unused memory is not touched
   std::unique_ptr<uint32_t[]> places;
   std::vector<int64_t> first, size;  // per chunk
   std::atomic<int64_t> used{0};
@@ -112,7 +115,7 @@ struct Candidates {
   }
 };
 
-// The one pass over the inputs: bits of what is above the bracket, and the candidates.
+// The one pass over the inputs: the bits above the bracket, and the candidates.
 void collect(Selection& s, const Bracket& bracket, Candidates& found) {
   parallel_for(s.chunks.count(), s.threads, [&](int64_t i) {
     if (found.overflow.load(std::memory_order_relaxed)) return;
@@ -157,7 +160,7 @@ void choose(Selection& s, const Bracket& bracket, const Candidates& found, int64
   });
 }
 
-// Steps 1 to 3 above. False if the bracket missed or there were too many candidates: nothing is decided then.
+// Steps 1 to 3 above. Returns false, with nothing decided, if the bracket missed or there were too many candidates.
 bool select_by_bracket(Selection& s, int64_t k) {
   const int64_t capacity = s.total / kCandidateShare + kCandidateRoom;
   const Bracket bracket = bracket_of(s, k, capacity);
@@ -172,7 +175,7 @@ bool select_by_bracket(Selection& s, int64_t k) {
 
 }  // namespace
 
-SelectResult select(const ScoreTensor* tensors, int64_t count, const ScoreSpec& spec, int64_t k, bool largest,
+SelectResult select(const ScoreTensor* tensors, int64_t count, const Score& spec, int64_t k, bool largest,
                     uint32_t* bits, int64_t* rank, int threads) {
   Selection s(tensors, count, spec, largest, threads);
   if (k == 0) {
@@ -183,6 +186,38 @@ SelectResult select(const ScoreTensor* tensors, int64_t count, const ScoreSpec& 
     write_bits(s, find_threshold(k, KeyRange{},
                                  [&](const KeyRange& range, int64_t* histogram) { count_all(s, range, histogram); }));
   }
+  return s.finish(bits, rank);
+}
+
+void count_keys(const ScoreTensor* tensors, int64_t count, const Score& spec, uint32_t first, int bits, bool largest,
+                int64_t* counts, int threads) {
+  ScoreKeys scores(tensors, count, spec, largest, threads);
+  counts[kKeyBins] += count_all(scores, {first, bits}, counts);
+}
+
+void count_equal(const ScoreTensor* tensors, int64_t count, const Score& spec, uint32_t key, bool largest,
+                 int64_t* counts, int threads) {
+  ScoreKeys scores(tensors, count, spec, largest, threads);
+  std::vector<int64_t> equal(static_cast<size_t>(scores.chunks.count()));
+  parallel_for(scores.chunks.count(), scores.threads, [&](int64_t i) {
+    scores.for_each_block(scores.chunks[i], [&](int32_t* keys, int n, int64_t, bool nan) {
+      const int numbers = nan ? drop_nans(keys, n, largest) : n;
+      equal[static_cast<size_t>(i)] += std::count(keys, keys + numbers, signed_key(key));
+    });
+  });
+  for (int64_t t = 0; t < count; t++) {
+    counts[t] =
+        std::accumulate(equal.begin() + scores.chunks.first(t), equal.begin() + scores.chunks.first(t + 1), counts[t]);
+  }
+}
+
+SelectResult select_above(const ScoreTensor* tensors, int64_t count, const Score& spec, uint32_t key,
+                          const int64_t* ties, bool largest, uint32_t* bits, int64_t* rank, int threads) {
+  Selection s(tensors, count, spec, largest, threads);
+  const auto equal = write_above(s, signed_key(key));
+  std::vector<int64_t> share(equal.size());
+  for (int64_t t = 0; t < count; t++) share_ties(equal, s.chunks.first(t), s.chunks.first(t + 1), ties[t], share);
+  write_ties(s, signed_key(key), share);
   return s.finish(bits, rank);
 }
 

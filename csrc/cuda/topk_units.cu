@@ -4,25 +4,23 @@
 #include <bit>
 #include <vector>
 
-#include "aimfair/select.h"
-#include "aimfair/unit_sum.h"
+#include "aimfair/topk.h"
 #include "cuda/launch.h"
-#include "cuda/score.h"
-#include "cuda/upload.h"
+#include "cuda/topk_score.h"
 #include "cuda/warp.h"
 
-// Mean scores of units on the device, added in the order of unit_sum.h. A thread block takes a tile at a time: some
+// Mean scores of units on the device, added in the order of aimfair/topk.h. A thread block takes a tile at a time: some
 // units of one tensor, or one span of a unit that is longer than that.
 //
-// A group of 16 threads sums a block, each of them one lane. Units of several blocks get as many groups, so that their
-// sums meet in the thread block; the spans of a longer one are added by the thread block that comes last. Units shorter
+// A group of 16 threads sums a block, each of them one lane. Units of several blocks get as many groups, so that the
+// thread block can add them; the spans of a longer unit are added by the thread block that finishes last. Units shorter
 // than 16 elements share a group.
 
 namespace aimfair::cuda {
 namespace {
 
 constexpr int kThreads = kBlocksPerSpan * kBlockLanes;
-constexpr int64_t kTile = 4 * kBlock;  // least number of elements in a tile of short units
+constexpr int64_t kTile = 4 * kBlock;  // minimum of elements in a tile of short units
 
 struct UnitTensor {
   ScoreTensor inputs;
@@ -38,7 +36,7 @@ struct UnitTensor {
 __device__ __forceinline__ int thread() { return static_cast<int>(threadIdx.x); }
 __device__ __forceinline__ bool is_nan(float x) { return x != x; }
 
-// Sum over each run of `width` neighbouring threads, at most 16 and a power of two, as the tree of unit_sum.h.
+// Sum over each run of `width` neighbouring threads, at most 16 and a power of two, as the tree of aimfair/topk.h.
 __device__ __forceinline__ double sum_of_neighbours(double value, int width) {
   for (int distance = width / 2; distance > 0; distance /= 2) value += __shfl_xor_sync(kAllLanes, value, distance);
   return value;
@@ -48,7 +46,7 @@ __device__ __forceinline__ float mean(double sum, int64_t length) {
   return static_cast<float>(sum / static_cast<double>(length));
 }
 
-// Of a tile of short units.
+// A tile of short units.
 struct Tile {
   ScoreTensor inputs;
   int64_t first;  // element
@@ -58,7 +56,7 @@ struct Tile {
 };
 
 // Units of up to 16 elements: a thread takes one element of four units at once.
-__device__ __forceinline__ bool tiny_units(const Tile& tile, const ScoreSpec& spec) {
+__device__ __forceinline__ bool tiny_units(const Tile& tile, const Score& spec) {
   const int lane = thread() % tile.threads, stride = kThreads / tile.threads;
   bool nan = false;
   for (int begin = 0; begin < tile.units; begin += 4 * stride) {
@@ -88,7 +86,7 @@ __device__ __forceinline__ bool tiny_units(const Tile& tile, const ScoreSpec& sp
 }
 
 // Sum of the n <= 1024 scores from `begin`, n <= 0 for none, over this thread's group; for each of its threads.
-__device__ __forceinline__ double block_sum(const ScoreTensor& inputs, const ScoreSpec& spec, int64_t begin, int n,
+__device__ __forceinline__ double block_sum(const ScoreTensor& inputs, const Score& spec, int64_t begin, int n,
                                             bool* nan) {
   double sum = 0;
   for (int i = thread() % kBlockLanes; i < n; i += 4 * kBlockLanes) {
@@ -110,21 +108,21 @@ __device__ __forceinline__ double block_sum(const ScoreTensor& inputs, const Sco
 }
 
 // Sum of the n scores from `begin` over `groups` neighbouring groups, a power of two; for each of their threads.
-__device__ __forceinline__ double span_sum(const ScoreTensor& inputs, const ScoreSpec& spec, int64_t begin, int n,
+__device__ __forceinline__ double span_sum(const ScoreTensor& inputs, const Score& spec, int64_t begin, int n,
                                            int groups, bool* nan) {
   constexpr int kSize = static_cast<int>(kBlock);
   const int group = thread() / kBlockLanes, first = group % groups * kSize;
   const double sum = block_sum(inputs, spec, begin + first, n - first < kSize ? n - first : kSize, nan);
   if (groups == 1) return sum;
   __shared__ double blocks[kBlocksPerSpan];
-  __syncthreads();  // the sums of a call before have been read
+  __syncthreads();  // the sums of the previous call have been read
   if (thread() % kBlockLanes == 0) blocks[group] = sum;
   __syncthreads();
   return sum_of_neighbours(blocks[group / groups * groups + thread() % groups], groups);
 }
 
 // Units of 17 elements to one span.
-__device__ __forceinline__ bool short_units(const Tile& tile, const ScoreSpec& spec) {
+__device__ __forceinline__ bool short_units(const Tile& tile, const Score& spec) {
   bool nan = false;
   for (int begin = 0; begin < tile.units; begin += kThreads / tile.threads) {
     const int unit = begin + thread() / tile.threads;
@@ -137,7 +135,7 @@ __device__ __forceinline__ bool short_units(const Tile& tile, const ScoreSpec& s
 }
 
 // One span of a longer unit. `spans` are the sums of those of this tensor, `arrived` counts the ones of each unit.
-__device__ __forceinline__ bool long_unit(const UnitTensor& tensor, const ScoreSpec& spec, int64_t tile, double* spans,
+__device__ __forceinline__ bool long_unit(const UnitTensor& tensor, const Score& spec, int64_t tile, double* spans,
                                           unsigned* arrived) {
   const int64_t unit = tile / tensor.spans, first = (tile - unit * tensor.spans) * kSpan, rest = tensor.length - first;
   bool nan = false;
@@ -161,7 +159,7 @@ __device__ __forceinline__ bool long_unit(const UnitTensor& tensor, const ScoreS
 }
 
 __global__ void __launch_bounds__(kThreads)
-    score_units(const UnitTensor* tensors, const int64_t* first_tiles, int64_t count, int64_t tiles, ScoreSpec spec,
+    score_units(const UnitTensor* tensors, const int64_t* first_tiles, int64_t count, int64_t tiles, Score spec,
                 double* spans, unsigned* arrived, unsigned long long* nan_tensor) {
   for (int64_t i = blockIdx.x; i < tiles; i += gridDim.x) {
     const int64_t t = owner_of(first_tiles, count, i);
@@ -190,13 +188,11 @@ int threads_for(int64_t length) {
   return kBlockLanes * static_cast<int>(std::bit_ceil(static_cast<uint64_t>(blocks)));
 }
 
-}  // namespace
-
-int unit_scores(const ScoreTensor* tensors, int64_t count, const ScoreSpec& spec, const int64_t* units,
-                float* const* out, const Allocate& allocate, void* stream, SelectResult* result) {
-  *result = {};
+// The units of all tensors. *long_units and *long_spans count the units longer than a span, and the spans of those.
+std::vector<UnitTensor> unit_table(const ScoreTensor* tensors, int64_t count, const int64_t* units, float* const* out,
+                                   int64_t* long_units, int64_t* long_spans) {
   std::vector<UnitTensor> table;
-  int64_t long_units = 0, long_spans = 0;
+  *long_units = *long_spans = 0;
   for (int64_t t = 0; t < count; t++) {
     UnitTensor tensor;
     tensor.inputs = tensors[t];
@@ -210,13 +206,23 @@ int unit_scores(const ScoreTensor* tensors, int64_t count, const ScoreSpec& spec
       tensor.units_per_tile = at_once * std::max<int64_t>(1, kTile / (at_once * tensor.length));
     }
     if (tensor.spans > 1) {
-      tensor.first_unit = long_units;
-      tensor.first_span = long_spans;
-      long_units += tensor.units;
-      long_spans += tensor.units * tensor.spans;
+      tensor.first_unit = *long_units;
+      tensor.first_span = *long_spans;
+      *long_units += tensor.units;
+      *long_spans += tensor.units * tensor.spans;
     }
     table.push_back(tensor);
   }
+  return table;
+}
+
+}  // namespace
+
+int unit_scores(const ScoreTensor* tensors, int64_t count, const Score& spec, const int64_t* units, float* const* out,
+                const Allocate& allocate, void* stream, SelectResult* result) {
+  *result = {};
+  int64_t long_units, long_spans;
+  const std::vector<UnitTensor> table = unit_table(tensors, count, units, out, &long_units, &long_spans);
   const std::vector<int64_t> first_tiles = first_units(count, [&](int64_t t) {
     const UnitTensor& tensor = table[static_cast<size_t>(t)];
     if (tensor.units == 0) return int64_t{0};

@@ -1,14 +1,13 @@
-#include "aimfair/masked_step.h"
+#include "aimfair/step.h"
 
 #include "aimfair/random.h"
 #include "cuda/element.h"
 #include "cuda/launch.h"
-#include "cuda/upload.h"
 #include "cuda/warp.h"
 
-// The masked step: a warp takes one block of 1024 elements after another. What the rank directory says of a block
-// decides how: nothing selected (skipped), all (four elements at once where alignment allows), or some: then the lanes,
-// one word of the mask each, make a list of the selected elements in shared memory and share it out, so that every lane
+// The masked step: a warp processes one block of 1024 elements after another. By the number of selected elements in the
+// rank directory, a block is skipped (none), processed four elements at a time where alignment allows (all), or (some)
+// the lanes, one mask word each, list the selected elements in shared memory and divide the list, so that every lane
 // has an element to work on and only memory that holds a selected element is touched.
 
 namespace aimfair::cuda {
@@ -16,13 +15,13 @@ namespace {
 
 constexpr int kThreads = 128;
 constexpr int kWarps = kThreads / kWarp;
-constexpr int kResident = 7;  // thread blocks on a multiprocessor, which leaves 72 registers for each thread
+constexpr int kResident = 7;  // thread blocks per multiprocessor, which leaves 72 registers per thread
 constexpr int64_t kLongestRun =
-    kWarp - 1;  // blocks that a warp looks at together: the ends of their ranks are a lane each
+    kWarp - 1;  // blocks that a warp handles together: a lane for each of their 32 rank entries
 
 // A plan in device memory: `arrived`, then the tensors, then their first blocks in the order of work.
 struct StepTable {
-  unsigned* arrived;  // thread blocks that have read all steps
+  unsigned* arrived;  // thread blocks that are done
   const StepTensor* tensors;
   const int64_t* first_blocks;  // count + 1 entries
   int64_t count;
@@ -37,13 +36,13 @@ constexpr int64_t first_blocks_place(int64_t count) {
   return tensors_place() + rounded_up(count * static_cast<int64_t>(sizeof(StepTensor)));
 }
 
-// What a warp works on, in shared memory: registers are for the elements.
+// What a warp works on, in shared memory to save registers for the elements.
 template <class Update>
 struct WarpWork {
   StepTensor tensor;
   typename Update::Scalars scalars;
   float grad_factor;  // negative to maximize
-  uint64_t step;      // that scalars and random_key are for
+  uint64_t step;      // of scalars and random_key
   uint64_t random_key;
   uint16_t list[kBlock];
 };
@@ -147,18 +146,17 @@ struct BlockStep {
 __device__ __forceinline__ void list_set_bits(uint32_t word, uint16_t* list) {
   int total;
   int next = exclusive_sum(__popc(word), &total);
-  __syncwarp();  // the list of the block before has been read
+  __syncwarp();  // the list of the previous block has been read
   for (; word != 0; word &= word - 1)
     list[next++] = static_cast<uint16_t>(lane_id() * 32 + __ffs(static_cast<int>(word)) - 1);
   __syncwarp();
 }
 
-// Of a block: its number in the tensor, the place of its state, its elements and how many of them are selected.
 struct Block {
-  int64_t number;
-  int64_t state_at;
-  int n;
-  int selected;
+  int64_t number;    // in the tensor
+  int64_t state_at;  // index of its state
+  int n;             // elements
+  int selected;      // of those
 };
 
 template <DType kDType, bool kMaster, bool kStochastic, class Update>
@@ -225,11 +223,11 @@ __device__ __forceinline__ void step_run(WarpWork<Update>& work, const typename 
 template <class Update>
 __device__ __forceinline__ void take_tensor(WarpWork<Update>& work, const StepTable& table, int64_t t,
                                             const typename Update::Config& config, const StepOptions& options) {
-  __syncwarp();  // all lanes are done with the tensor before
+  __syncwarp();  // all lanes are done with the previous tensor
   if (lane_id() == 0) {
     work.tensor = table.tensors[t];
     const uint64_t step = static_cast<uint64_t>(*work.tensor.step + 1.0f);
-    if (step != work.step) {  // tensors mostly share the step
+    if (step != work.step) {  // most tensors share the step
       work.step = step;
       work.scalars = scalars_of(config, learning_rate(options, config.lr), step);
       work.random_key = step_key(options.seed, step);
@@ -263,7 +261,7 @@ __global__ void __launch_bounds__(kThreads, kResident)
       at = upto;
     }
   }
-  // Only when all have read the steps they may be raised.
+  // Steps change only after all thread blocks have read them.
   if (last_to_arrive(table.arrived, gridDim.x)) {
     for (int64_t t = threadIdx.x; t < table.count; t += kThreads) *table.tensors[t].step += 1.0f;
   }

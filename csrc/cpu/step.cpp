@@ -1,4 +1,4 @@
-#include "aimfair/masked_step.h"
+#include "aimfair/step.h"
 
 #include <vector>
 
@@ -8,7 +8,7 @@
 namespace aimfair::cpu {
 namespace {
 
-// Counts the step of every tensor, then runs the kernel over chunks of all tensors that have something selected.
+// Counts the step of every tensor, then runs the kernel over the chunks of all tensors with selected elements.
 template <class Update>
 void step_tensors(const StepTensor* tensors, int64_t count, const typename Update::Config& config,
                   const StepOptions& options, int threads, StepKernel<Update> kernel) {
@@ -20,7 +20,7 @@ void step_tensors(const StepTensor* tensors, int64_t count, const typename Updat
   std::vector<Update> updates(static_cast<size_t>(count), Update{constants_of(config), {}});
   for (int64_t t = 0; t < count; t++) {
     values[t] = {grad_factor, static_cast<uint64_t>(*tensors[t].step += 1)};
-    const bool same = t > 0 && values[t].step == values[t - 1].step;  // as it mostly is
+    const bool same = t > 0 && values[t].step == values[t - 1].step;  // the usual case
     updates[t].scalars = same ? updates[t - 1].scalars : scalars_of(config, lr, values[t].step);
   }
   const int64_t* rank = options.mask.rank;

@@ -26,7 +26,7 @@ inline Floats term_score(const ScoreTerm& term, Floats eps, const float* a, cons
 
 // Calls use(i, score of elements begin + i .., count) for every group of up to 16; true if a score is NaN.
 template <class Use>
-inline bool for_each_score(const ScoreTensor& tensor, const ScoreSpec& spec, int64_t begin, int n, const Use& use) {
+inline bool for_each_score(const ScoreTensor& tensor, const Score& spec, int64_t begin, int n, const Use& use) {
   const Floats eps(spec.eps);
   const bool divided = spec.divisor.criterion != Criterion::none;
   Lanes nan = 0;
@@ -40,12 +40,12 @@ inline bool for_each_score(const ScoreTensor& tensor, const ScoreSpec& spec, int
   return nan != 0;
 }
 
-bool scores(const ScoreTensor& tensor, const ScoreSpec& spec, int64_t begin, int n, float* out) {
+bool scores(const ScoreTensor& tensor, const Score& spec, int64_t begin, int n, float* out) {
   return for_each_score(tensor, spec, begin, n,
                         [&](int i, Floats score, int count) { Storage<DType::float32>::put(out + i, score, count); });
 }
 
-bool score_keys(const ScoreTensor& tensor, const ScoreSpec& spec, bool largest, int64_t begin, int n, int32_t* out) {
+bool score_keys(const ScoreTensor& tensor, const Score& spec, bool largest, int64_t begin, int n, int32_t* out) {
   return for_each_score(tensor, spec, begin, n, [&](int i, Floats score, int count) {
     store(out + i, keys(score, largest));
     for (int lane = count; lane < 16; lane++) out[i + lane] = INT32_MIN;

@@ -3,12 +3,14 @@
 #include <cmath>
 #include <cstdint>
 
-#include "aimfair/macros.h"
-#include "aimfair/scalar.h"
+#include "aimfair/mask.h"
+#include "aimfair/numeric.h"
 
-// The optimizer formulas for one element; F is float or a vector of floats. Every operation is rounded once and none
-// is fused, so that all instruction sets give the same bits. A step is cut in three, so that a kernel may do the
-// middle part, the only one that touches the state, on selected elements that it has moved together:
+// step: AdamW or SGD on the selected elements of all tensors. Elements that are not selected keep every bit.
+//
+// First the optimizer formulas for one element, where F is float or a vector of floats; then the launchers. Every
+// operation is rounded once and none is fused, so that all instruction sets give the same bits. A step has three parts,
+// so that a kernel can gather the selected elements for the middle one, the only one that touches the state:
 //
 //     param = apply(param, direction(prepare(param, grad), state))
 
@@ -22,7 +24,7 @@ struct AdamWConfig {
   double weight_decay = 1e-2;
 };
 
-// What a step needs of the configuration alone, computed in double and rounded once.
+// Values that depend on the configuration alone, computed in double and rounded once.
 struct AdamWConstants {
   float beta1, one_minus_beta1;
   float beta2, one_minus_beta2;
@@ -34,14 +36,14 @@ inline AdamWConstants constants_of(const AdamWConfig& config) {
           static_cast<float>(1.0 - config.beta2), static_cast<float>(config.eps)};
 }
 
-// What depends on the learning rate and the number of the step.
+// Values that depend on the learning rate and the number of the step.
 struct AdamWScalars {
   float decay;                     // 1 - lr * weight_decay
   float step_size;                 // lr / (1 - beta1^step)
   float inverse_bias_correction2;  // 1 / sqrt(1 - beta2^step)
 };
 
-// base^exponent by squaring: the same operations on every processor, which std::pow does not promise.
+// base^exponent by squaring: the same operations on every processor, which std::pow does not guarantee.
 AIMFAIR_HOST_DEVICE double power(double base, uint64_t exponent) {
   double result = 1.0;
   for (; exponent != 0; exponent >>= 1) {
@@ -51,7 +53,7 @@ AIMFAIR_HOST_DEVICE double power(double base, uint64_t exponent) {
   return result;
 }
 
-// `step` counts from 1; `lr` stands for that of the configuration. Divisions and the root are in float.
+// `step` counts from 1; `lr` replaces that of the configuration. Divisions and the square root are in float.
 AIMFAIR_HOST_DEVICE AdamWScalars scalars_of(const AdamWConfig& config, double lr, uint64_t step) {
   AdamWScalars scalars;
   scalars.decay = static_cast<float>(1.0 - lr * config.weight_decay);
@@ -120,8 +122,8 @@ AIMFAIR_HOST_DEVICE SgdScalars scalars_of(const SgdConfig&, double lr, uint64_t 
   return {static_cast<float>(lr), step <= 1};
 }
 
-// SGD as in torch.optim.SGD: coupled weight decay, and the first step takes the gradient itself as momentum, so that
-// dampening does not apply to it. State: momentum_buffer, if there is momentum.
+// SGD as in torch.optim.SGD: coupled weight decay; the first step sets the momentum buffer to the gradient, without
+// dampening. State: momentum_buffer, if there is momentum.
 template <bool kMomentum>
 struct Sgd {
   using Config = SgdConfig;
@@ -150,5 +152,73 @@ struct Sgd {
     return param - direction;
   }
 };
+
+constexpr int kMaxStates = 3;
+
+struct StepTensor {
+  void* param = nullptr;  // numel elements of dtype
+  const void* grad = nullptr;
+  DType dtype = DType::float32;
+  int64_t numel = 0;
+  int64_t first_block = 0;  // of the tensor in the mask
+  float* step = nullptr;    // steps taken so far, one value; the call adds 1
+  // Dense state: numel floats each. Compact state: one float per selected element, in index order.
+  // AdamW: exp_avg, exp_avg_sq, max_exp_avg_sq (amsgrad). SGD: momentum_buffer (momentum != 0).
+  float* state[kMaxStates] = {};
+  float* master = nullptr;  // fp32 weights in the form of the state; null: the parameter is the only copy
+};
+
+struct StepOptions {
+  MaskView mask;
+  bool compact = false;              // form of the state and the master weights
+  bool maximize = false;             // step in the direction of the gradient
+  bool stochastic_rounding = false;  // of bfloat16 parameters; not with master weights
+  uint64_t seed = 0;                 // of the stochastic rounding
+  // One value each, or null, on the device of the tensors: a captured CUDA graph reads them at every replay.
+  const float* grad_scale = nullptr;  // gradients are divided by it
+  const float* found_inf = nullptr;   // not 0: the call changes nothing, not even the steps
+  const void* lr = nullptr;           // replaces that of the configuration
+  bool lr_is_double = false;          // lr points to a double, else to a float
+};
+
+// The learning rate of a call.
+AIMFAIR_HOST_DEVICE double learning_rate(const StepOptions& options, double configured) {
+  if (!options.lr) return configured;
+  return options.lr_is_double ? *static_cast<const double*>(options.lr)
+                              : static_cast<double>(*static_cast<const float*>(options.lr));
+}
+
+namespace cpu {
+
+// The result does not depend on `threads` (0: OpenMP's default). Tensors must not overlap.
+void masked_adamw(const StepTensor* tensors, int64_t count, const AdamWConfig& config, bool amsgrad,
+                  const StepOptions& options, int threads = 0);
+void masked_sgd(const StepTensor* tensors, int64_t count, const SgdConfig& config, const StepOptions& options,
+                int threads = 0);
+
+}  // namespace cpu
+
+namespace cuda {
+
+// A list of tensors in device memory; one launch steps all of them. A plan stays valid while no pointer and no size in
+// it changes. Calls with the same plan must not overlap in time: keep them on one stream.
+struct StepPlan {
+  void* memory = nullptr;
+  int64_t count = 0;   // tensors
+  int64_t blocks = 0;  // of 1024 elements
+};
+
+// Bytes of device memory, aligned to 16, that a plan needs.
+int64_t step_plan_bytes(int64_t count);
+
+// Queues the copy of the list into `memory` and describes the plan in *plan.
+int make_step_plan(const StepTensor* tensors, int64_t count, void* memory, void* stream, StepPlan* plan);
+
+// One launch each.
+int masked_adamw(const StepPlan& plan, const AdamWConfig& config, bool amsgrad, const StepOptions& options,
+                 void* stream);
+int masked_sgd(const StepPlan& plan, const SgdConfig& config, const StepOptions& options, void* stream);
+
+}  // namespace cuda
 
 }  // namespace aimfair

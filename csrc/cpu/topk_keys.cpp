@@ -1,15 +1,15 @@
-#include "cpu/selection.h"
+#include "cpu/topk_keys.h"
 
 #include <algorithm>
 #include <cstring>
 #include <limits>
 
-#include "aimfair/dtype.h"
-#include "aimfair/mask_ops.h"
+#include "aimfair/mask.h"
+#include "aimfair/numeric.h"
 
 namespace aimfair::cpu {
 
-ScoreKeys::ScoreKeys(const ScoreTensor* tensors_, int64_t count_, const ScoreSpec& spec_, bool largest_, int threads_)
+ScoreKeys::ScoreKeys(const ScoreTensor* tensors_, int64_t count_, const Score& spec_, bool largest_, int threads_)
     : tensors(tensors_),
       count(count_),
       spec(spec_),
@@ -19,7 +19,7 @@ ScoreKeys::ScoreKeys(const ScoreTensor* tensors_, int64_t count_, const ScoreSpe
       chunks(count_, kSelectionChunk, [&](int64_t t) { return tensors_[t].numel; }),
       nan_tensor(count_) {}
 
-Selection::Selection(const ScoreTensor* tensors_, int64_t count_, const ScoreSpec& spec_, bool largest_, int threads_)
+Selection::Selection(const ScoreTensor* tensors_, int64_t count_, const Score& spec_, bool largest_, int threads_)
     : ScoreKeys(tensors_, count_, spec_, largest_, threads_), total(0), first_block(static_cast<size_t>(count_) + 1) {
   for (int64_t t = 0; t < count; t++) {
     total += tensors[t].numel;
@@ -43,7 +43,7 @@ int drop_nans(int32_t* keys, int n, bool largest) {
   return static_cast<int>(std::remove_if(keys, keys + n, is_nan) - keys);
 }
 
-// One histogram per thread, added up: counts do not depend on the order.
+// One histogram per thread; the sum of integers does not depend on the order.
 int64_t count_all(ScoreKeys& s, const KeyRange& range, int64_t* histogram) {
   std::vector<int64_t> counts(static_cast<size_t>(s.threads * kBins));
   std::atomic<int64_t> nans{0};

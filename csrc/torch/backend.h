@@ -1,0 +1,88 @@
+#pragma once
+
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+
+#include <cstring>
+
+#include "aimfair/aimfair.h"
+#include "arguments.h"
+
+// The backends. Every operator is a function template over one: it checks its arguments and then constructs a
+// Backend(op, on) for the call, where `on` is a tensor on the device of the call. A Backend has
+//
+//   run(Backend::launcher, arguments...)  calls a launcher of aimfair::cpu or aimfair::cuda with these arguments and
+//                                         its own: threads, or allocator and stream
+//   plan(tensors)                         the plan of one step
+//   store(tensors, memory)                stores a plan in plan_bytes(count) bytes of memory
+//   plan_in(memory, count, blocks)        the plan stored there
+//   step(Backend::launcher, plan, ...)    runs a step on a plan
+
+namespace aimfair::ops {
+
+using Library = torch::stable::detail::StableLibrary;
+
+struct Cpu {
+  static constexpr auto accumulate = &cpu::accumulate;
+  static constexpr auto select = &cpu::select;
+  static constexpr auto count_keys = &cpu::count_keys;
+  static constexpr auto count_equal = &cpu::count_equal;
+  static constexpr auto select_above = &cpu::select_above;
+  static constexpr auto unit_scores = &cpu::unit_scores;
+  static constexpr auto rank = &cpu::rank;
+  static constexpr auto pack_bits = &cpu::pack_bits;
+  static constexpr auto unpack_bits = &cpu::unpack_bits;
+  static constexpr auto expand_units = &cpu::expand_units;
+  static constexpr auto masked_adamw = &cpu::masked_adamw;
+  static constexpr auto masked_sgd = &cpu::masked_sgd;
+
+  Cpu(const char*, const Tensor&) {}
+
+  template <class Launcher, class... Given>
+  auto run(const Launcher& launcher, const Given&... given) {
+    return launcher(given..., static_cast<int>(torch::stable::get_num_threads()));
+  }
+
+  // On the CPU a plan is the list itself.
+  struct Plan {
+    const StepTensor* tensors;
+    int64_t count;
+  };
+
+  static int64_t plan_bytes(int64_t tensors) { return tensors * static_cast<int64_t>(sizeof(StepTensor)); }
+
+  static Plan plan(const std::vector<StepTensor>& tensors) { return {tensors.data(), size_of(tensors)}; }
+
+  static void store(const std::vector<StepTensor>& tensors, void* memory) {
+    memcpy(memory, tensors.data(), static_cast<size_t>(plan_bytes(size_of(tensors))));
+  }
+
+  static Plan plan_in(void* memory, int64_t tensors, int64_t) {
+    return {static_cast<const StepTensor*>(memory), tensors};
+  }
+
+  template <class Launcher, class... Given>
+  void step(const Launcher& launcher, const Plan& plan, const Given&... given) {
+    run(launcher, plan.tensors, plan.count, given...);
+  }
+};
+
+}  // namespace aimfair::ops
+
+#if defined(AIMFAIR_EMULATED) || defined(AIMFAIR_WITH_CUDA)
+#include "cuda.h"
+#endif
+
+// Registers the operators of a family with add<Backend>(library), for every backend of this build. With emulated CUDA
+// (tests/cuda_emulator) the CUDA operators take CPU tensors.
+#if defined(AIMFAIR_EMULATED)
+#define AIMFAIR_REGISTER(add) \
+  STABLE_TORCH_LIBRARY_IMPL(aimfair, CPU, library) { add<Cuda>(library); }
+#elif defined(AIMFAIR_WITH_CUDA)
+#define AIMFAIR_REGISTER(add)                                             \
+  STABLE_TORCH_LIBRARY_IMPL(aimfair, CPU, library) { add<Cpu>(library); } \
+  STABLE_TORCH_LIBRARY_IMPL(aimfair, CUDA, library) { add<Cuda>(library); }
+#else
+#define AIMFAIR_REGISTER(add) \
+  STABLE_TORCH_LIBRARY_IMPL(aimfair, CPU, library) { add<Cpu>(library); }
+#endif

@@ -1,0 +1,125 @@
+#pragma once
+
+#include <cuda_runtime_api.h>
+
+#ifndef AIMFAIR_EMULATED
+#include <dlfcn.h>
+#include <torch/csrc/stable/accelerator.h>
+#endif
+
+#include <stdexcept>
+#include <type_traits>
+
+#include "aimfair/aimfair.h"
+#include "arguments.h"
+
+// The CUDA backend. With emulated CUDA (tests/cuda_emulator) the kernels run on CPU tensors, which need no device guard
+// and have no stream.
+
+namespace aimfair::ops {
+
+#ifdef AIMFAIR_EMULATED
+
+struct DeviceGuard {
+  explicit DeviceGuard(int32_t) {}
+};
+
+inline void* current_stream(int32_t) { return nullptr; }
+
+#else
+
+using torch::stable::accelerator::DeviceGuard;
+
+// aoti_torch_get_current_cuda_stream, looked up in torch's CUDA library if that is loaded. It cannot be linked, because
+// the module must also load with a CPU-only torch, nor be a weak symbol, because Python loads torch's libraries
+// privately.
+using GetCurrentStream = AOTITorchError (*)(int32_t device_index, void** stream);
+
+inline GetCurrentStream find_get_current_stream() {
+  void* library = dlopen("libtorch_cuda.so", RTLD_LAZY | RTLD_NOLOAD);
+  void* symbol = library ? dlsym(library, "aoti_torch_get_current_cuda_stream") : nullptr;
+  return reinterpret_cast<GetCurrentStream>(symbol);
+}
+
+inline void* current_stream(int32_t device_index) {
+  static const GetCurrentStream get_current_stream = find_get_current_stream();
+  if (!get_current_stream) throw std::runtime_error("aimfair: this torch was built without CUDA");
+  void* stream = nullptr;
+  TORCH_ERROR_CODE_CHECK(get_current_stream(device_index, &stream));
+  return stream;
+}
+
+#endif
+
+class Cuda {
+ public:
+  static constexpr auto accumulate = &cuda::accumulate;
+  static constexpr auto select = &cuda::select;
+  static constexpr auto count_keys = &cuda::count_keys;
+  static constexpr auto count_equal = &cuda::count_equal;
+  static constexpr auto select_above = &cuda::select_above;
+  static constexpr auto unit_scores = &cuda::unit_scores;
+  static constexpr auto rank = &cuda::rank;
+  static constexpr auto pack_bits = &cuda::pack_bits;
+  static constexpr auto unpack_bits = &cuda::unpack_bits;
+  static constexpr auto expand_units = &cuda::expand_units;
+  static constexpr auto masked_adamw = &cuda::masked_adamw;
+  static constexpr auto masked_sgd = &cuda::masked_sgd;
+
+  Cuda(const char* op, const Tensor& on)
+      : op_(op), on_(on), guard_(on.get_device_index()), stream_(current_stream(on.get_device_index())) {}
+
+  // Returns the launcher's SelectResult, if it has one.
+  template <class Launcher, class... Given>
+  auto run(const Launcher& launcher, const Given&... given) {
+    const cuda::Allocate allocate = [this](int64_t bytes) { return scratch(bytes); };
+    if constexpr (std::is_invocable_v<Launcher, Given..., cuda::Allocate, void*, SelectResult*>) {
+      SelectResult result;
+      check(launcher(given..., allocate, stream_, &result));
+      return result;
+    } else {
+      check(launcher(given..., allocate, stream_));
+    }
+  }
+
+  using Plan = cuda::StepPlan;
+
+  static int64_t plan_bytes(int64_t tensors) { return cuda::step_plan_bytes(tensors); }
+
+  Plan plan(const std::vector<StepTensor>& tensors) { return store(tensors, scratch(plan_bytes(size_of(tensors)))); }
+
+  Plan store(const std::vector<StepTensor>& tensors, void* memory) const {
+    Plan plan;
+    check(cuda::make_step_plan(tensors.data(), size_of(tensors), memory, stream_, &plan));
+    return plan;
+  }
+
+  static Plan plan_in(void* memory, int64_t tensors, int64_t blocks) { return {memory, tensors, blocks}; }
+
+  template <class Launcher, class... Given>
+  void step(const Launcher& launcher, const Plan& plan, const Given&... given) const {
+    check(launcher(plan, given..., stream_));
+  }
+
+ private:
+  // Memory of torch's allocator. It may be freed when the call returns, since the stream orders its later uses after
+  // the call.
+  void* scratch(int64_t bytes) {
+    scratch_.push_back(new_bytes(on_, bytes));
+    return scratch_.back().data_ptr();
+  }
+
+  void check(int error) const {
+    if (error == cudaSuccess) return;
+    throw std::runtime_error(std::string("aimfair::") + op_ +
+                             ": CUDA: " + cudaGetErrorString(static_cast<cudaError_t>(error)));
+  }
+
+  const char* op_;
+  const Tensor& on_;
+  DeviceGuard guard_;
+  void* stream_;
+  std::vector<Tensor> scratch_;
+};
+
+}  // namespace aimfair::ops
