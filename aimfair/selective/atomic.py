@@ -8,14 +8,14 @@ from pathlib import Path
 
 @contextmanager
 def replace_file(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """Yields a path to write to, in the folder of ``path``, and puts what was written in place of ``path`` at the end.
+    """Yields a temporary path in the folder of ``path``, and renames it to ``path`` at the end.
 
-    The data reach the disk before the name does, so this holds for kill -9 and for loss of power. When the body raises,
-    ``path`` is as it was and the temporary file is gone; after kill -9 it stays, a hidden file ``.NAME.PID.tmp``.
+    Data reach the disk before the name does, so this holds for kill -9 and power loss. If the body raises, ``path``
+    is unchanged and the temporary file is removed; after kill -9 it stays, a hidden file ``.NAME.PID.tmp``.
     Writers that guess a format from the file name must be given the format.
 
     Raises:
-        OSError: the file cannot be written; what was there before is untouched.
+        OSError: the file cannot be written; an older file is unchanged.
     """
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")

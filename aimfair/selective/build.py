@@ -1,4 +1,4 @@
-"""What was built, and which CPU path runs."""
+"""Build information, and the choice of the CPU path."""
 
 from typing import TypedDict
 
@@ -13,14 +13,14 @@ class BuildInfo(TypedDict):
     build_type: str
     sanitizers: str
     torch_abi: str
-    """The extension works with this torch and later."""
+    """Oldest torch version that the extension works with."""
     cuda: str
     """CUDA version of the compiled kernels; empty without them."""
     cuda_architectures: str
     emulated: bool
-    """Whether CPU tensors are given to the CUDA kernels, run by the emulator of the tests."""
+    """Whether CPU tensors go to the CUDA kernels, run by the emulator of the tests."""
     cpu_paths: list[str]
-    """Instruction sets that were compiled and that this processor has."""
+    """Compiled instruction sets that this processor supports."""
     cpu_path: str
     """The one in use."""
 
@@ -30,14 +30,14 @@ def build_info() -> BuildInfo:
 
 
 def cpu_paths() -> list[str]:
-    """CPU paths that run on this processor, slowest first: of scalar, avx2, avx512."""
+    """CPU paths available on this processor, slowest first, of scalar, avx2 and avx512."""
     return _C.cpu_paths()
 
 
 def set_cpu_path(name: str) -> None:
-    """Makes all later calls take this path. Every path gives the same bits.
+    """Selects the CPU path of all later calls. All paths give the same bits.
 
     Raises:
-        ValueError: the processor or the build does not have it.
+        ValueError: not available on this processor or in this build.
     """
     _C.set_cpu_path(name)

@@ -1,4 +1,4 @@
-"""Statistics from inside the backward pass, so that gradients need not outlive it."""
+"""Accumulating statistics inside the backward pass, so that gradients are freed early."""
 
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
@@ -12,22 +12,22 @@ from torch.autograd.graph import register_multi_grad_hook
 from aimfair.selective.statistics import GradientStatistics
 
 TOGETHER = 2**20
-"""Elements that are counted together: gradients this small in all wait for each other, larger ones for none."""
+"""Elements that are counted together: small gradients wait until they have this many, larger ones do not wait."""
 
 
 class GradientCapture:
-    """While entered, every backward pass feeds one source, and gradients are freed as soon as they are counted.
+    """While entered, every backward pass adds to one source, and gradients are freed as soon as they are counted.
 
-    ``accumulate_steps`` backward passes make one batch. In the last of them gradients are counted and set to None as
-    they become complete; before, they wait in ``.grad``, where autograd adds up. What is there on entry is dropped.
+    ``accumulate_steps`` backward passes make one batch. Autograd sums their gradients in ``.grad``; in the last pass
+    they are counted and set to None as they become complete. Gradients present on entry are dropped.
 
-    One call of ``backward()`` must be one pass over the graph: checkpoint with ``use_reentrant=False``. Under
-    distributed data parallelism gradients are seen before they are averaged: use ``Sensitivity.update`` there.
+    One call of ``backward()`` must be one pass over the graph: checkpoint with ``use_reentrant=False``. With
+    DistributedDataParallel, hooks see gradients before averaging: use ``Sensitivity.update``.
 
     Args:
         parameters: the parameters of ``statistics``, in its order.
-        grad_scale: asked once per backward pass for what the gradients are divided by; None for nothing.
-        after: called after each part that was added.
+        grad_scale: called once per backward pass; gradients are divided by its result unless it is None.
+        after: called after every addition.
     """
 
     def __init__(
@@ -41,8 +41,8 @@ class GradientCapture:
     ):
         self._statistics, self._parameters, self._source = statistics, parameters, source
         self._steps, self._grad_scale, self._after = accumulate_steps, grad_scale, after
-        self._pending: set[int] = set()  # parameters that hold a gradient which is not counted yet
-        self._complete: list[int] = []  # those of them whose gradient is that of a whole batch
+        self._pending: set[int] = set()  # parameters with a gradient that is not counted yet
+        self._complete: list[int] = []  # those whose gradient is that of a whole batch
         self._complete_numel = 0
         self._done = 0  # backward passes of the current batch that have ended
         self._running = False
@@ -60,7 +60,7 @@ class GradientCapture:
         for handle in self._handles:
             handle.remove()
         waiting = sorted(self._pending)
-        self._free(waiting)  # nothing of a batch that was not finished, or of one that failed
+        self._free(waiting)  # of an unfinished or failed batch
         if self._running:
             self._interrupt()
         elif kind is None and self._done:
@@ -76,7 +76,7 @@ class GradientCapture:
         return self._done == self._steps - 1
 
     def _interrupt(self) -> None:
-        """A backward pass began and did not end; if it was one that counts, the source holds a part of a batch."""
+        """A backward pass failed; if it was the last of a batch, the source now holds part of that batch."""
         if self._is_last:
             self._statistics.interrupted.add(self._source)
 
@@ -100,7 +100,7 @@ class GradientCapture:
 
     def _on_backward_end(self) -> None:
         if self._is_last:
-            if self._pending:  # also of parameters that this pass did not reach
+            if self._pending:  # including parameters that this pass did not reach
                 self._count(sorted(self._pending))
             self._statistics.batches[self._source] += 1
         self._done = (self._done + 1) % self._steps

@@ -1,4 +1,4 @@
-"""The words a selection is asked for with; no torch, so that settings can be read without it."""
+"""Vocabulary of selections, without torch, so that settings can be read without it."""
 
 from typing import Literal
 

@@ -42,11 +42,11 @@ def gathered_objects(value: Any, groups: Groups) -> dict[int, Any]:
 
 
 def require_same(call: str, described: Mapping[str, Any], groups: Groups) -> None:
-    """Refuses what the processes do not describe alike, on all of them, so that none waits for one that raised alone.
+    """Raises in all processes if they describe a call differently, so that none waits for one that raised alone.
 
     Args:
-        call: what they are about to do together; it must be the same too.
-        described: values that JSON can hold. The order of the keys of a dict in them does not count.
+        call: name of the collective call; it must be the same too.
+        described: JSON-serializable values; the order of dict keys does not matter.
 
     Raises:
         ValueError: on every process, with the first key that differs and what two of them have.
@@ -63,20 +63,20 @@ def require_same(call: str, described: Mapping[str, Any], groups: Groups) -> Non
 
 
 def _text(value: Any) -> str:
-    """JSON, of long values the beginning and a digest."""
+    """JSON; long values are cut and get a digest."""
     text = json.dumps(value, sort_keys=True, default=str)
     return text if len(text) <= 100 else f"{text[:50]}... ({hashlib.sha256(text.encode()).hexdigest()[:12]})"
 
 
 def gathered(values: Tensor, group: dist.ProcessGroup) -> Tensor:
-    """[processes, ...] the tensors of all processes, which are of one shape."""
+    """[processes, ...]: the tensors of all processes, which have the same shape."""
     parts = [torch.empty_like(values) for _ in range(dist.get_world_size(group))]
     dist.all_gather(parts, values.contiguous(), group=group)
     return torch.stack(parts)
 
 
 def concatenated(values: Tensor, group: dist.ProcessGroup) -> Tensor:
-    """The flat tensors of all processes, of any sizes, one after the other in rank order."""
+    """The flat tensors of all processes, of any sizes, concatenated in rank order."""
     sizes = gathered(torch.tensor(values.numel(), device=values.device), group).tolist()
     padded = values.new_zeros(max(sizes))
     padded[: values.numel()] = values
@@ -91,7 +91,7 @@ def total(values: Tensor, group: dist.ProcessGroup) -> Tensor:
 
 
 def sum_in_place(values: Tensor, group: dist.ProcessGroup | None) -> None:
-    """Leaves the sum over the processes in all of them, to the same bit whatever the backend: one of them adds."""
+    """Leaves the sum over the processes in all of them, bit-identical on any backend: one process adds."""
     dist.reduce(values, group=group, group_dst=0)
     dist.broadcast(values, group=group, group_src=0)
 
@@ -105,7 +105,7 @@ _BINS, _BIN_BITS = 2048, 11
 def top_k(score: Score, k: int, group: dist.ProcessGroup, *, largest: bool) -> tuple[Tensor, Tensor]:
     """``(bits, rank)`` over the whole tensors, the same on every process: the mask that one process would select.
 
-    Three rounds of counting find the k-th best key; elements with just that key are taken in index order.
+    Three rounds of counting find the k-th best key; elements with exactly that key are taken in index order.
 
     Args:
         score: over the run of every tensor that this process holds, which may be empty; the runs of a tensor in rank
@@ -159,7 +159,7 @@ def _refuse_nan(score: Score, found: int, group: dist.ProcessGroup) -> None:
 
 
 def _share(equal: Tensor, wanted: int) -> Tensor:
-    """Of ``equal`` [processes, T], the first ``wanted`` in index order: tensor by tensor, in it process by process."""
+    """How many of ``equal`` [processes, T] are among the first ``wanted``, ordered by tensor, then by process."""
     in_order = equal.T.flatten()
     before = in_order.cumsum(0) - in_order
     return (wanted - before).clamp(min=0).minimum(in_order).view(equal.T.shape).T
@@ -174,7 +174,7 @@ def _joined(bits: Tensor, sizes: Tensor, group: dist.ProcessGroup) -> tuple[Tens
     runs = sizes[own].tolist()
     places = zip(first_blocks(runs), first_blocks(numels), runs, begins, strict=False)
     for from_block, to_block, numel, begin in places:
-        # The run shifted to its place in the word it begins in. Nobody else sets its bits, so that sums are unions.
+        # The run, shifted to its place in its first word. No other process sets these bits, so a sum is a union.
         lead = begin % 32
         shifted = torch.zeros(lead + numel, dtype=torch.bool, device=bits.device)
         ops.unpack_bits_([shifted[lead:]], bits[from_block * WORDS_PER_BLOCK :][: _words(numel)])

@@ -1,8 +1,8 @@
 """Parameters that several processes hold together: DTensors, as ``torch.distributed.fsdp.fully_shard`` makes them.
 
-Masks are always over the whole parameters. What is kept per element, statistics and optimizer state, lies where the
-elements lie. Dimension 0 of a parameter may be sharded over one dimension of its device mesh (FSDP), the others must
-hold replicas (HSDP): their processes hold the same bits and do not count twice.
+Masks are always over the whole parameters; statistics and optimizer state are sharded like the parameters. Dimension 0
+of a parameter may be sharded over one dimension of its device mesh (FSDP); the other dimensions must be replicated
+(HSDP), and replicas hold the same bits and do not count twice.
 """
 
 import math
@@ -29,13 +29,13 @@ if TYPE_CHECKING:
 
 
 def is_dtensor(tensor: Tensor) -> "TypeGuard[DTensor]":
-    module = sys.modules.get("torch.distributed.tensor")  # without it there are none, and loading it takes a while
+    module = sys.modules.get("torch.distributed.tensor")  # if it is not loaded there are none, and loading it is slow
     return module is not None and isinstance(tensor, module.DTensor)
 
 
 @torch.no_grad()
 def local(tensor: Tensor) -> Tensor:
-    """The part of a tensor that this process holds: a view of the same memory."""
+    """The part of a tensor that this process holds, as a view."""
     return tensor.to_local() if is_dtensor(tensor) else tensor
 
 
@@ -43,7 +43,7 @@ def local_grad(name: str, parameter: Tensor, grad: Tensor) -> Tensor:
     """The part of a gradient that belongs to the part of its parameter held here.
 
     Raises:
-        TypeError: the gradient is placed otherwise than the parameter.
+        TypeError: the gradient has other placements than the parameter.
     """
     placements = [tensor.placements if is_dtensor(tensor) else () for tensor in (parameter, grad)]
     if placements[0] != placements[1]:
@@ -70,16 +70,16 @@ class Shard:
 
 
 def shard_of(name: str, parameter: Tensor) -> Shard:
-    """Where the part of a parameter lies that this process holds.
+    """The part of a parameter that this process holds.
 
     Raises:
-        ValueError: naming the parameter, if it is sharded otherwise than over dimension 0, once, as torch.chunk cuts.
+        ValueError: naming the parameter, unless it is sharded over dimension 0 once, in chunks as of torch.chunk.
     """
     placements = parameter.placements if is_dtensor(parameter) else ()
     sharded = [dim for dim, placement in enumerate(placements) if not placement.is_replicate()]
     if not is_dtensor(parameter) or not sharded:
         return Shard(None, (0, 1), 0, parameter.numel())
-    from torch.distributed.tensor import Shard as OnDim  # and none of its subclasses, which order rows differently
+    from torch.distributed.tensor import Shard as OnDim  # no subclass: those order rows differently
 
     dim = sharded[0]
     if len(sharded) > 1 or type(placements[dim]) is not OnDim or placements[dim] != OnDim(0):
@@ -93,7 +93,7 @@ def shard_of(name: str, parameter: Tensor) -> Shard:
     if held.shape != (end - begin, *parameter.shape[1:]):
         raise ValueError(
             f"parameter {name!r}: shard {rank} of {size} is {tuple(held.shape)}, expected {end - begin} of the {rows}"
-            " rows, as torch.chunk cuts them"
+            " rows, as from torch.chunk"
         )
     row = parameter.numel() // max(rows, 1)
     return Shard(parameter.device_mesh.get_group(dim), (rank, size), begin * row, end * row)
@@ -107,7 +107,7 @@ def groups_of(parameters: Iterable[Tensor]) -> list[dist.ProcessGroup]:
 
 @torch.no_grad()
 def placed_like(parameter: Tensor, name: str, values: Tensor) -> Tensor:
-    """``values`` of the elements of the whole parameter, sharded as it is."""
+    """``values`` over the whole parameter, sharded like it."""
     if not is_dtensor(parameter):
         return values.reshape(parameter.shape)
     from torch.distributed.tensor import DTensor
@@ -122,7 +122,7 @@ def placed_like(parameter: Tensor, name: str, values: Tensor) -> Tensor:
 
 
 class Whole:
-    """Parameters that are whole in this process: the usual case.
+    """Parameters that this process holds in full: the usual case.
 
     Attributes:
         shapes: of what this process keeps of each parameter.
@@ -145,22 +145,22 @@ class Whole:
         return bits, rank
 
     def all_scores(self, scores: list[Tensor], granularity: Granularity) -> list[Tensor]:
-        """Those of all units, given what :meth:`unit_scores` returned."""
+        """The scores of all units, given those that :meth:`unit_scores` returned here."""
         return scores
 
     def total(self, values: Tensor) -> Tensor:
-        """[T] sums over the whole parameters, given those over what this process keeps."""
+        """[T] sums over the whole parameters, given the sums over the parts held here."""
         return values
 
     def require_same(self, call: str, described: Mapping[str, Any]) -> None:
-        """ValueError on all processes that hold parts or replicas, unless they describe a call alike."""
+        """Raises ValueError in all processes that hold parts or replicas, unless they describe a call alike."""
 
 
 class Sharded(Whole):
     """Parameters that the processes of a group hold together; they call each method together.
 
-    Elements and rows are scored where they lie. Whole tensors are scored in every process, from accumulators gathered
-    one tensor at a time: sums over shards would round differently than the sum over the tensor.
+    Elements and rows are scored by the process that holds them. Whole tensors are scored by every process, from
+    accumulators gathered one tensor at a time, because a sum of shards rounds differently.
     """
 
     def __init__(
@@ -173,7 +173,7 @@ class Sharded(Whole):
         super().__init__(shapes)
         self._group, self._groups = group, groups
         self.place = (dist.get_rank(group), dist.get_world_size(group))
-        # What is whole in every process belongs to the first.
+        # Parameters that every process holds in full belong to the first.
         self._owned = [shard.group is not None or self.place[0] == 0 for shard in shards]
 
     def unit_scores(self, score: Score, granularity: Granularity) -> list[Tensor]:
@@ -212,8 +212,7 @@ def holding_of(named: Mapping[str, Tensor]) -> Whole:
     """How this process holds the parameters.
 
     Raises:
-        ValueError: naming the parameters, if one is sharded otherwise than :func:`shard_of` says, or two over different
-            processes.
+        ValueError: naming the parameters, if :func:`shard_of` refuses one, or two are sharded over different processes.
     """
     shapes = shapes_of(local(parameter) for parameter in named.values())
     shards = {name: shard_of(name, parameter) for name, parameter in named.items()}
@@ -231,7 +230,7 @@ def holding_of(named: Mapping[str, Tensor]) -> Whole:
 
 
 def part_of_mask(mask: ParameterMask, parameters: Mapping[str, Tensor]) -> ParameterMask:
-    """The mask over what this process holds of the parameters, which may be some of the mask's."""
+    """The mask over the parts of these parameters (some or all of the mask's) that this process holds."""
     shapes = shapes_of(local(parameter) for parameter in parameters.values())
     numels = [math.prod(shape) for shape in shapes]
     bits, _ = empty_mask(numels, mask.device)

@@ -1,4 +1,4 @@
-"""Parameters that go to one operator call, and the plan on which they are stepped."""
+"""Operator calls of an optimizer: which parameters go together, and the kernel plan they reuse."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -11,6 +11,7 @@ from torch import Tensor
 
 from aimfair.selective.distributed import local, local_grad
 from aimfair.selective.ops import StepPlan
+from aimfair.selective.state import Slot
 
 Lists = dict[str, list[Tensor]]
 """The lists of an operator by the names of its arguments."""
@@ -18,7 +19,7 @@ Lists = dict[str, list[Tensor]]
 
 @dataclass(frozen=True)
 class Operator:
-    """The operator of an optimizer: on lists, and the same in two parts, which goes through the lists only once."""
+    """An optimizer's operator: on lists, or as a plan made of them once and then stepped."""
 
     masked: Callable[..., None]
     plan: Callable[..., StepPlan]
@@ -27,43 +28,50 @@ class Operator:
 
 @dataclass
 class Launch:
-    """Parameters that go to one operator call: of one group, on one device, under one mask.
+    """Parameters of one operator call: of one group, on one device, under one mask.
 
-    What it hands out is what the operators take: of DTensors the part that this process holds.
+    The tensors it returns are what the operators take: for DTensors, the part that this process holds.
 
     Attributes:
-        indices: their places in the group's list of tuned parameters.
         dtensors: whether the parameters are DTensors.
+        place: as in :class:`~aimfair.selective.state.Slot`.
+        arguments: mask, first blocks and layout, as the operators take them.
+        indices: places of the parameters in the group's list of tuned parameters.
         states: their entries of ``Optimizer.state``.
-        place: as in :class:`Slot`.
-        arguments: mask and first blocks, as the operators take them.
-        seen: the lists of the step before; ``plan``, if there is one, is for them.
+        seen: the lists of the previous step; ``plan``, if there is one, is for them.
     """
 
     device: torch.device
-    indices: list[int]
-    whole_parameters: list[Tensor]
     dtensors: bool
-    names: list[str]
-    states: list[dict[str, Tensor]]
     state_names: tuple[str, ...]
     has_masters: bool
     place: tuple[int, int]
     arguments: dict[str, Any]
+    indices: list[int] = field(default_factory=list)
+    whole_parameters: list[Tensor] = field(default_factory=list)
+    names: list[str] = field(default_factory=list)
+    states: list[dict[str, Tensor]] = field(default_factory=list)
     seen: list[object] = field(default_factory=list)
     plan: StepPlan | None = None
+
+    def append(self, index: int, parameter: Tensor, slot: Slot, state: dict[str, Tensor]) -> None:
+        self.indices.append(index)
+        self.whole_parameters.append(parameter)
+        self.names.append(slot.name)
+        self.states.append(state)
+        self.arguments.setdefault("first_blocks", []).append(slot.first_block)
 
     @property
     def parameters(self) -> list[Tensor]:
         return self._held(self.whole_parameters)
 
     def grads(self, grads: list[Tensor | None]) -> list[Tensor]:
-        """Those of the group's gradients that belong to this launch.
+        """The gradients of this launch, from those of the group.
 
         Raises:
-            TypeError: a sparse gradient, or one that is placed otherwise than its DTensor.
+            TypeError: a sparse gradient, or one with other placements than its DTensor.
         """
-        own: list[Tensor] = [grads[index] for index in self.indices]  # type: ignore[misc] # present, as planned
+        own: list[Tensor] = [grads[index] for index in self.indices]  # type: ignore[misc] # present: see _launches
         for name, grad in zip(self.names, own, strict=True):
             if grad.layout is not torch.strided:
                 raise TypeError(f"the gradient of {name!r} has layout {grad.layout}; make it dense (sparse=False)")
@@ -82,26 +90,62 @@ class Launch:
         return all(map(is_, map(state.get, self.whole_parameters), self.states))
 
     def step(self, operator: Operator, lists: Lists, *, stochastic_rounding: bool, **settings: Any) -> None:
-        """Calls the operator: on the lists, or, from the second time that it is given the same ones, on a plan."""
+        """Calls the operator: on the lists, or on a plan once the same lists are given a second time."""
         listed = {**lists, **self.arguments, "stochastic_rounding": stochastic_rounding}
         if is_capturing(self.device):
-            # The graph gets a plan of its own: it may be replayed when this optimizer has long made another.
+            # No shared plan: the graph may be replayed after this optimizer has made another one.
             operator.masked(**listed, **settings)
         elif (seen := [stochastic_rounding, stream_of(self.device), *_facts(lists)]) != self.seen:
-            self.seen, self.plan = seen, None  # most often gradients that are new at every step: a plan would not pay
+            self.seen, self.plan = seen, None  # usually gradients allocated at every step: a plan would not pay off
             operator.masked(**listed, **settings)
         else:
             if self.plan is None:
                 self.plan = operator.plan(**listed)
             operator.planned(self.plan, **settings)
-        # For autograd to see that they changed.
+        # Autograd must see the change.
         torch.autograd.graph.increment_version(lists["params"])
 
 
+@dataclass
+class GroupLaunches:
+    """The launches of a param group, valid for its parameters, their gradients and state, and its options.
+
+    Attributes:
+        members: the group's parameters.
+        tuned: those in which something is selected.
+        present: which of those have a gradient.
+    """
+
+    members: list[Tensor]
+    tuned: list[Tensor]
+    present: list[bool] | None = None
+    state_names: tuple[str, ...] = ()
+    launches: tuple[Launch, ...] = ()
+    lr: tuple[float, int] | None = None
+    lr_tensor: Tensor | None = None
+
+    def lr_of(self, group: dict[str, Any]) -> Tensor:
+        """The learning rate as the operators take it; the tensor of a number is kept until the number changes.
+
+        A CUDA graph that is being captured gets a tensor of its own, so that its number never changes.
+        """
+        lr, device = group["lr"], self.launches[0].device
+        if isinstance(lr, Tensor):
+            return lr
+        kept = (lr, stream_of(device))
+        if self.lr_tensor is None or self.lr != kept or is_capturing(device):
+            # Filled on the device: a copy of the number would wait until the device has done all that is queued.
+            tensor = torch.full((), lr, dtype=torch.float64, device=device)
+            if is_capturing(device):
+                return tensor
+            self.lr, self.lr_tensor = kept, tensor
+        return self.lr_tensor
+
+
 def _facts(lists: Lists) -> list[object]:
-    """All that a plan takes for granted."""
+    """Everything a plan depends on."""
     tensors = list(chain.from_iterable(lists.values()))
-    given = lists["params"] + lists["grads"]  # the others are the optimizer's own
+    given = lists["params"] + lists["grads"]  # the other lists belong to the optimizer
     return [
         *map(Tensor.data_ptr, tensors),
         *map(Tensor.numel, tensors),
@@ -119,5 +163,5 @@ def is_capturing(device: torch.device) -> bool:
 
 
 def stream_of(device: torch.device) -> int:
-    """The current stream. What it reads must be its own: freed memory is reused in the order of one stream."""
+    """The current stream; tensors cached for it are valid on it only, as freed memory is reused in stream order."""
     return torch.cuda.current_stream(device).cuda_stream if device.type == "cuda" else 0

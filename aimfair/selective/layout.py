@@ -1,6 +1,6 @@
-"""How a mask lies in memory: the one place that knows the block size.
+"""Memory layout of masks; the block size is defined here.
 
-A mask over a list of tensors is cut into blocks of 1024 elements, and every tensor begins a new block. Element i of a
+A mask over a list of tensors is divided into blocks of 1024 elements; every tensor begins a new block. Element i of a
 tensor is bit ``i % 32`` of its 32-bit word ``i // 32``; bits past the end of a tensor are 0.
 """
 
@@ -16,7 +16,7 @@ WORDS_PER_BLOCK = BLOCK // 32
 
 
 def first_blocks(numels: Sequence[int]) -> list[int]:
-    """Index of the first mask block of each tensor, and at the end the number of blocks: T + 1 integers."""
+    """Index of the first mask block of each tensor, then the number of blocks: T + 1 integers."""
     firsts = [0]
     for numel in numels:
         firsts.append(firsts[-1] + (numel + BLOCK - 1) // BLOCK)
@@ -24,7 +24,7 @@ def first_blocks(numels: Sequence[int]) -> list[int]:
 
 
 def empty_mask(numels: Sequence[int], device: torch.device | str = "cpu") -> tuple[Tensor, Tensor]:
-    """``(bits, rank)`` of a mask over tensors of these sizes in which nothing is selected.
+    """``(bits, rank)`` of an empty mask over tensors of these sizes.
 
     Returns:
         bits: int32 [B * 32], zero. rank: int64 [B + 1], zero.

@@ -1,4 +1,4 @@
-"""Which elements of a model may change: one bit per element."""
+"""Masks: which elements of a model may change, one bit per element."""
 
 import hashlib
 import json
@@ -22,16 +22,16 @@ from aimfair.selective.summary import MaskSummary, summarize
 from aimfair.selective.units import number_of_units, select_units, unit_counts
 
 KIND, VERSION = "aimfair.mask", 1
-"""What a mask file says it is."""
+"""Kind and version in a mask file."""
 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class ParameterMask:
     """A selection of single elements over a fixed, named, ordered list of parameters. Immutable.
 
-    A mask made from a model names the parameters that require a gradient at that time, each once (a tied parameter by
-    its first name), in the order of ``model.named_parameters()``. Wherever a method takes ``parameters`` it takes a
-    module, a dict name -> parameter, or (name, parameter) pairs.
+    A mask created from a model is over the parameters that require a gradient at that time, each once (a tied parameter
+    under its first name), in the order of ``model.named_parameters()``. ``parameters`` is always a module, a dict
+    name -> parameter, or (name, parameter) pairs.
 
     Attributes:
         names: T names.
@@ -45,16 +45,16 @@ class ParameterMask:
     bits: Tensor
     rank: Tensor
 
-    # -- making one ------------------------------------------------------------------------------------
+    # -- creating --------------------------------------------------------------------------------------
 
     @classmethod
     def from_bool(cls, selected: Mapping[str, Tensor], parameters: Parameters | None = None) -> Self:
-        """From a bool tensor per parameter.
+        """A mask from bool tensors.
 
         Args:
             selected: name -> bool tensor in the shape of the parameter.
-            parameters: the full ordered list; nothing is selected in those that ``selected`` leaves out. By default
-                the list is ``selected`` itself.
+            parameters: the full ordered list, by default that of ``selected``; nothing is selected in parameters that
+                ``selected`` lacks.
 
         Raises:
             TypeError: a tensor is not bool. ValueError: an unknown name, or a shape that is not the parameter's.
@@ -84,7 +84,7 @@ class ParameterMask:
 
     @classmethod
     def from_bits(cls, names: Sequence[str], shapes: Sequence[Shape], bits: Tensor) -> Self:
-        """From words laid out as :attr:`bits`; the rank directory is computed."""
+        """A mask from words laid out as :attr:`bits`; the rank directory is computed."""
         rank = torch.empty(bits.numel() // WORDS_PER_BLOCK + 1, dtype=torch.int64, device=bits.device)
         ops.rank_(rank, bits)
         return cls(tuple(names), tuple(shapes), bits, rank)
@@ -101,7 +101,7 @@ class ParameterMask:
 
     @classmethod
     def from_names(cls, parameters: Parameters, names: Callable[[str], bool] | Iterable[str]) -> Self:
-        """Whole tensors: those of these names, or those whose name the function accepts.
+        """Whole tensors: those with these names, or whose name the function accepts.
 
         Raises:
             ValueError: a name that no parameter has.
@@ -138,7 +138,7 @@ class ParameterMask:
         bits, rank = select_units(scores, number_of_units(density, k, sum(counts)), shapes, granularity)
         return cls(tuple(named), shapes, bits, rank).to(next(iter(named.values())).device)
 
-    # -- reading it ------------------------------------------------------------------------------------
+    # -- reading ---------------------------------------------------------------------------------------
 
     def to_bool(self) -> dict[str, Tensor]:
         """Name -> bool tensor in the shape of the parameter."""
@@ -251,7 +251,7 @@ class ParameterMask:
     # -- a model ---------------------------------------------------------------------------------------
 
     def check(self, parameters: Parameters) -> None:
-        """Refuses another architecture.
+        """Raises for another architecture.
 
         Raises:
             ValueError: listing names that the model lacks, trainable ones that the mask lacks, and differing shapes.
@@ -272,10 +272,10 @@ class ParameterMask:
             )
 
     def freeze_unselected(self, parameters: Parameters) -> list[str]:
-        """Ends the gradients of parameters in which nothing is selected, so that backward skips them.
+        """Turns off gradients of parameters without a selected element, so that backward skips them.
 
         Returns:
-            Their names. Parameters with a selected element are left as they are.
+            Their names. Other parameters are unchanged.
         """
         self.check(parameters)
         named = named_parameters(parameters, trainable=False)
@@ -286,7 +286,7 @@ class ParameterMask:
         return frozen
 
     def to(self, device: torch.device | str) -> Self:
-        """The mask on another device; itself if it is there already."""
+        """The mask on a device; itself if it is already there."""
         if torch.device(device) == self.device:
             return self
         return type(self)(self.names, self.shapes, self.bits.to(device), self.rank.to(device))
@@ -294,7 +294,7 @@ class ParameterMask:
     # -- disk ------------------------------------------------------------------------------------------
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Writes a safetensors file in one step; OSError leaves what was there before."""
+        """Writes a safetensors file atomically; on OSError an older file is kept."""
         storage.save(path, KIND, VERSION, {"bits": self.bits}, names=self.names, shapes=self.shapes, digest=self.digest)
 
     @classmethod
@@ -324,7 +324,7 @@ class ParameterMask:
         if not (_is_list_of(str, names) and _is_list_of(list, shapes) and all(_is_list_of(int, s) for s in shapes)):
             raise ValueError("names and shapes are malformed")
         if len(names) != len(shapes) or len(set(names)) != len(names) or any(n < 0 for s in shapes for n in s):
-            raise ValueError("names and shapes do not make a parameter list")
+            raise ValueError("names and shapes are not a parameter list")
         shapes = tuple(map(tuple, shapes))
         words = first_blocks(_numels(shapes))[-1] * WORDS_PER_BLOCK
         if bits.dtype != torch.int32 or bits.shape != (words,):

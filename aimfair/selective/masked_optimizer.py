@@ -1,4 +1,4 @@
-"""What the masked optimizers share: matching, state, and the loop that hands lists of tensors to an operator."""
+"""The base of the masked optimizers: param groups under masks, the step, and state_dict."""
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ from torch.optim import Optimizer
 
 from aimfair.selective import state as state_layout
 from aimfair.selective.distributed import is_dtensor
-from aimfair.selective.launch import Launch, Lists, Operator, is_capturing, stream_of
+from aimfair.selective.launch import GroupLaunches, Launch, Lists, Operator
 from aimfair.selective.layout import BLOCK
 from aimfair.selective.mask import ParameterMask
 from aimfair.selective.parameters import named_errors
@@ -24,61 +24,25 @@ State = Literal["dense", "compact"]
 Params = Iterable[Tensor] | Iterable[tuple[str, Tensor]] | Iterable[dict[str, Any]]
 
 
-@dataclass
-class GroupLaunches:
-    """The launches of a param group, valid for its parameters, their gradients and state, and its options.
-
-    Attributes:
-        members: the group's parameters.
-        tuned: those in which something is selected.
-        present: which of those have a gradient.
-    """
-
-    members: list[Tensor]
-    tuned: list[Tensor]
-    present: list[bool] | None = None
-    state_names: tuple[str, ...] = ()
-    launches: tuple[Launch, ...] = ()
-    lr: tuple[float, int] | None = None
-    lr_tensor: Tensor | None = None
-
-    def lr_of(self, group: dict[str, Any]) -> Tensor:
-        """The learning rate as the operators take it; the tensor of a number is kept until the number changes.
-
-        A CUDA graph that is being captured gets a tensor of its own, so that its number never changes.
-        """
-        lr, device = group["lr"], self.launches[0].device
-        if isinstance(lr, Tensor):
-            return lr
-        kept = (lr, stream_of(device))
-        if self.lr_tensor is None or self.lr != kept or is_capturing(device):
-            # Filled on the device: a copy of the number would wait until the device has done all that is queued.
-            tensor = torch.full((), lr, dtype=torch.float64, device=device)
-            if is_capturing(device):
-                return tensor
-            self.lr, self.lr_tensor = kept, tensor
-        return self.lr_tensor
-
-
 @dataclass(frozen=True)
 class _Converted:
     """Loaded state in its final form.
 
-    ``Optimizer.load_state_dict`` casts what it finds in collections to the dtype of the parameter, at the cost of the
-    float32 state of bfloat16 weights; inside this, which is no collection, it passes unchanged.
+    ``Optimizer.load_state_dict`` casts tensors in collections to the dtype of the parameter, which would round the
+    float32 state of bfloat16 weights; inside this class, which is no collection, they pass unchanged.
     """
 
     state: dict[str, Tensor]
 
 
 class MaskedOptimizer(Optimizer):
-    """Steps selected elements only; a subclass says what its state is and which operator steps."""
+    """Updates selected elements only; a subclass names its state and its operator."""
 
     moments: ClassVar[tuple[str, ...]]
     """Names of all state tensors that a parameter can have, besides "step" and "master"."""
 
     required: ClassVar[tuple[str, ...]] = ()
-    """Those of :attr:`moments` without which loaded state makes no sense."""
+    """Those of :attr:`moments` that loaded state must have."""
 
     operator: ClassVar[Operator]
 
@@ -96,12 +60,12 @@ class MaskedOptimizer(Optimizer):
         if state not in ("dense", "compact"):
             raise ValueError(f'state={state!r}: expected "dense" or "compact"')
         if master_weights and defaults["stochastic_rounding"]:
-            raise ValueError("stochastic_rounding has no meaning with master_weights")
+            raise ValueError("stochastic_rounding is not valid with master_weights")
         self.mask, self.compact, self.master_weights = mask, state == "compact", master_weights
         self._slots: dict[Tensor, Slot] = {}
         self._masks: dict[tuple[int, torch.device], ParameterMask] = {}
         self._reset_launches()
-        self._unmatched: list[dict[str, Any]] | None = []  # groups whose matching waits for the last one
+        self._unmatched: list[dict[str, Any]] | None = []  # groups to be matched together once all are there
         super().__init__(params, defaults)
         if self._unmatched:
             self._adopt(self._unmatched, mask)
@@ -112,8 +76,8 @@ class MaskedOptimizer(Optimizer):
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Adds a param group, as in torch, under the optimizer's mask or under its own.
 
-        A group may bring a mask of its own as ``"mask"``; None tunes every element. Under the optimizer's mask, a group
-        added after construction must be named, for the mask to know which parameters it holds.
+        A group may have its own ``"mask"``; None tunes every element. Under the optimizer's mask, a group added after
+        construction needs named parameters, so that they can be matched.
         """
         group = dict(param_group) if isinstance(param_group, dict) else param_group
         has_own_mask = isinstance(group, dict) and "mask" in group
@@ -202,7 +166,7 @@ class MaskedOptimizer(Optimizer):
         raise NotImplementedError
 
     def _prepare(self, number: int, group: dict[str, Any]) -> tuple[GroupLaunches, list[Tensor | None]]:
-        """The group's prepared, made anew if it no longer holds, and the gradients of its tuned parameters."""
+        """The group's launches, prepared again if no longer valid, and the gradients of its tuned parameters."""
         prepared, members = self._prepared.get(number), group["params"]
         if prepared is None or len(prepared.members) != len(members) or not all(map(is_, prepared.members, members)):
             prepared = self._prepared[number] = GroupLaunches(list(members), self._tuned(number, members))
@@ -220,58 +184,36 @@ class MaskedOptimizer(Optimizer):
             if parameter.requires_grad and parameter not in self._slots:
                 raise ValueError(
                     f"parameter {place} of param group {number} requires a gradient and has no place in the mask:"
-                    " it was put into the group, or unfrozen, after the optimizer was made; use add_param_group"
+                    " it was added to the group, or unfrozen, after the optimizer was created; use add_param_group"
                 )
         return [p for p in parameters if p in self._slots and self._slots[p].tuned]
 
     def _launches(
         self, parameters: list[Tensor], grads: list[Tensor | None], state_names: tuple[str, ...]
     ) -> tuple[Launch, ...]:
-        buckets: dict[tuple[torch.device, int, bool, bool, tuple[int, int]], list[int]] = {}
+        """One launch per device, mask, place and kind of parameter, of those that have a gradient."""
+        launches: dict[tuple[object, ...], Launch] = {}
         for index, (parameter, grad) in enumerate(zip(parameters, grads, strict=True)):
             if grad is None:
                 continue
-            slot, dtensor = self._slots[parameter], is_dtensor(parameter)
-            has_master = self.master_weights and parameter.dtype != torch.float32
-            self._init_state(parameter, state_names, has_master)
-            bucket = (parameter.device, id(slot.mask), has_master, dtensor, slot.place)
-            buckets.setdefault(bucket, []).append(index)
-        return tuple(
-            self._make_launch(
-                device, indices, [parameters[index] for index in indices], state_names, has_masters, dtensors
-            )
-            for (device, _, has_masters, dtensors, _), indices in buckets.items()
-        )
+            slot, dtensors = self._slots[parameter], is_dtensor(parameter)
+            has_masters = self.master_weights and parameter.dtype != torch.float32
+            self._init_state(parameter, state_names, has_masters)
+            key = (parameter.device, id(slot.mask), has_masters, dtensors, slot.place)
+            if key not in launches:
+                arguments = self._mask_arguments(slot.mask, parameter.device)
+                launches[key] = Launch(parameter.device, dtensors, state_names, has_masters, slot.place, arguments)
+            launches[key].append(index, parameter, slot, self.state[parameter])
+        return tuple(launches.values())
 
-    def _make_launch(
-        self,
-        device: torch.device,
-        indices: list[int],
-        parameters: list[Tensor],
-        state_names: tuple[str, ...],
-        has_masters: bool,
-        dtensors: bool,
-    ) -> Launch:
-        slots = [self._slots[parameter] for parameter in parameters]
-        arguments: dict[str, Any] = {"first_blocks": [slot.first_block for slot in slots], "compact": False}
-        if (mask := slots[0].mask) is not None:
-            key = id(mask), device
-            if key not in self._masks:
-                self._masks[key] = mask.to(device)
-            mask = self._masks[key]
-            arguments.update(bits=mask.bits, rank=mask.rank, compact=self.compact)
-        return Launch(
-            device=device,
-            indices=indices,
-            whole_parameters=parameters,
-            dtensors=dtensors,
-            names=[slot.name for slot in slots],
-            states=[self.state[parameter] for parameter in parameters],
-            state_names=state_names,
-            has_masters=has_masters,
-            place=slots[0].place,
-            arguments=arguments,
-        )
+    def _mask_arguments(self, mask: ParameterMask | None, device: torch.device) -> dict[str, Any]:
+        if mask is None:
+            return {"compact": False}
+        key = id(mask), device
+        if key not in self._masks:
+            self._masks[key] = mask.to(device)
+        mask = self._masks[key]
+        return {"bits": mask.bits, "rank": mask.rank, "compact": self.compact}
 
     def _reset_launches(self) -> None:
         self._prepared: dict[int, GroupLaunches] = {}
@@ -279,7 +221,7 @@ class MaskedOptimizer(Optimizer):
     # -- state -----------------------------------------------------------------------------------------
 
     def _init_state(self, parameter: Tensor, state_names: tuple[str, ...], has_master: bool) -> None:
-        """Fills in what a parameter's state lacks."""
+        """Allocates what is missing in a parameter's state."""
         state, slot = self.state[parameter], self._slots[parameter]
         if "step" not in state:
             state["step"] = torch.zeros((), dtype=torch.float32, device=parameter.device)
@@ -293,14 +235,14 @@ class MaskedOptimizer(Optimizer):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Loads state saved by this optimizer, dense or compact, or by torch's optimizer of the same kind.
 
-        State is copied. Of dense state only the selected elements matter; unselected ones of a dense copy of compact
-        state are zero.
+        State is copied. Only the selected elements of dense state are used; the unselected elements of a dense copy of
+        compact state are zero.
 
         Raises:
-            ValueError: another mask, other param groups, or state that does not fit a parameter, by name; nothing has
-                changed then.
+            ValueError: another mask, other param groups, or state that does not fit a parameter, which is named; the
+                optimizer is then unchanged.
         """
-        # As the last hook, so that it sees what the user's hooks made of the state.
+        # Registered last, so that it runs after the user's hooks.
         handle = self.register_load_state_dict_pre_hook(lambda _, loaded: self._convert_state_dict(loaded))
         try:
             super().load_state_dict(state_dict)
@@ -310,7 +252,7 @@ class MaskedOptimizer(Optimizer):
     def _convert_state_dict(self, state_dict: dict[str, Any]) -> dict[str, Any] | None:
         saved_groups = state_dict["param_groups"]
         if [len(g["params"]) for g in saved_groups] != [len(g["params"]) for g in self.param_groups]:
-            return None  # torch has an error for that
+            return None  # torch reports it
         for number, (saved, group) in enumerate(zip(saved_groups, self.param_groups, strict=True)):
             digest = saved.get("mask_digest")
             if digest not in (None, group["mask_digest"]):
@@ -366,8 +308,8 @@ class MaskedOptimizer(Optimizer):
                 self.state[parameter] = entry.state
         for group in self.param_groups:
             for option, default in self.defaults.items():
-                # Torch has put "differentiable" among the defaults here, which the groups of a new optimizer lack, and
-                # torch.distributed.checkpoint loads only between groups of the same options.
+                # torch adds "differentiable" to the defaults here; groups of a new optimizer lack it, and
+                # torch.distributed.checkpoint only loads groups with the same options.
                 if option != "differentiable":
                     group.setdefault(option, default)
         self._masks = {}
@@ -375,5 +317,5 @@ class MaskedOptimizer(Optimizer):
 
 
 def _on(device: torch.device, value: Any) -> Tensor | None:
-    """A one-element tensor on a device. GradScaler sets a plain 0 instead where there were no gradients."""
+    """A one-element tensor on a device, else None: GradScaler sets a plain 0 if there were no gradients."""
     return value.to(device) if isinstance(value, Tensor) else None

@@ -114,12 +114,11 @@ def count_keys_(
     """Adds the histogram of the keys of all scores to ``counts``: one round of a selection over several processes.
 
     The key of a score is an integer from 0 to 2^32 - 1 in the order of :func:`select_`: the greatest key is the best
-    score, equal scores have equal keys, and so do -0.0 and 0.0. From the 32 bits of the fp32 score, 0 in place of
-    -0.0: all are flipped if the sign is set, else only the sign; then, unless ``largest``, all are flipped once more.
+    score, equal scores have equal keys, and so do -0.0 and 0.0. It is made of the 32 bits of the fp32 score, with 0 for
+    -0.0: all bits are flipped if the sign is set, else only the sign; then, unless ``largest``, all are flipped again.
 
     For every key in [first, first + 2^bits), ``counts[(key - first) >> max(0, bits - 11)]`` is raised by 1. NaN scores
-    have no key: their number is added to ``counts[2048]``, and they are no error here, so that processes can agree on
-    what to do.
+    have no key: they are counted in ``counts[2048]`` and are no error here, so that processes can agree to raise.
 
     Args:
         counts: int64 [2049].
@@ -155,7 +154,7 @@ def select_above_(
     *,
     largest: bool = True,
 ) -> None:
-    """Writes the mask of all elements with a greater key (:func:`count_keys_`) than ``key``, and of some with that key.
+    """Writes the mask of the elements with a key (:func:`count_keys_`) above ``key``, and of some with exactly ``key``.
 
     Of tensor t, the first ``ties[t]`` elements whose key is ``key`` are selected, in index order: all of them if there
     are no more, none if ``ties[t]`` is negative. A NaN score is an error that names the tensor, and leaves the mask as
@@ -176,8 +175,8 @@ def unit_scores_(
 ) -> None:
     """Scores of rows or whole tensors: ``out[t][u]`` = mean score of the elements of unit u of tensor t.
 
-    Tensor t is cut into ``out[t].numel()`` units of equal length: its rows, or 1 for the tensor as a whole. Sums are
-    in float64 in a fixed order, so the result does not depend on threads or instruction set. NaN is an error.
+    Tensor t is divided into ``out[t].numel()`` units of equal length: its rows, or 1 for the whole tensor. Sums are in
+    float64 in a fixed order, so the result does not depend on threads or instruction set. NaN is an error.
 
     Args:
         out: [T] float32 tensors; n[t] is a multiple of ``out[t].numel()``.
@@ -319,9 +318,9 @@ def masked_sgd_(
 
 @dataclass(frozen=True)
 class StepPlan:
-    """The lists of a masked step, checked once and put where the kernel reads them, for the steps that follow.
+    """The lists of a masked step, checked once and stored where the kernel reads them, for later steps.
 
-    It holds addresses. The tensors it was made of must live, and stay where they are, for as long as it is used.
+    It holds addresses: its tensors must stay alive, at the same addresses, as long as it is used.
     """
 
     memory: Tensor
@@ -332,7 +331,7 @@ class StepPlan:
     compact: bool
     stochastic_rounding: bool
     states: tuple[str, ...]
-    """The kinds of state it was made with."""
+    """Names of the state lists it was made with."""
 
 
 def plan_adamw(
@@ -350,7 +349,7 @@ def plan_adamw(
     compact: bool = False,
     stochastic_rounding: bool = False,
 ) -> StepPlan:
-    """A plan for :func:`planned_adamw_`, of at least one tensor. Args as in :func:`masked_adamw_`."""
+    """A plan for :func:`planned_adamw_`, for at least one tensor. Args as in :func:`masked_adamw_`."""
     memory = _ops.plan_adamw.default(
         params, grads, exp_avgs, exp_avg_sqs, max_exp_avg_sqs or [], masters or [], steps,
         bits, rank, first_blocks or [], compact, stochastic_rounding,
@@ -372,7 +371,7 @@ def plan_sgd(
     compact: bool = False,
     stochastic_rounding: bool = False,
 ) -> StepPlan:
-    """A plan for :func:`planned_sgd_`, of at least one tensor. Args as in :func:`masked_sgd_`."""
+    """A plan for :func:`planned_sgd_`, for at least one tensor. Args as in :func:`masked_sgd_`."""
     memory = _ops.plan_sgd.default(
         params, grads, momentum_buffers, masters or [], steps,
         bits, rank, first_blocks or [], compact, stochastic_rounding,
@@ -416,7 +415,7 @@ def planned_sgd_(
     grad_scale: Tensor | None = None,
     found_inf: Tensor | None = None,
 ) -> None:
-    """:func:`masked_sgd_` on the lists of a plan, which was made with momentum buffers if there is momentum."""
+    """:func:`masked_sgd_` on the lists of a plan, which needs momentum buffers if ``momentum`` is not 0."""
     _refuse_other_plan("planned_sgd_", plan, SGD_STATES if momentum else ())
     _ops.planned_sgd_.default(
         plan.memory, plan.tensors, plan.blocks, plan.bits, plan.rank, plan.compact, plan.stochastic_rounding,

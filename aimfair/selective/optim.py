@@ -1,4 +1,4 @@
-"""AdamW and SGD that change selected elements only, to the last bit."""
+"""AdamW and SGD that update only selected elements; the others keep every bit."""
 
 from typing import Any
 
@@ -19,7 +19,7 @@ class MaskedAdamW(MaskedOptimizer):
     Args:
         params: ``model.named_parameters()``, matched to the mask by name; or ``model.parameters()``, matched by order
             and shape; or param groups of either. A group may bring its own ``"mask"`` (None: every element). Contiguous
-            float32, bfloat16 or float16, in any mixture.
+            float32, bfloat16 or float16; dtypes may be mixed.
         mask: None tunes every element.
         lr: a number, or a tensor with one element, which may live on the device (CUDA graphs).
         betas, eps, weight_decay, amsgrad, maximize: as in ``torch.optim.AdamW``.
@@ -29,7 +29,7 @@ class MaskedAdamW(MaskedOptimizer):
         stochastic_rounding: round bfloat16 weights up or down at random, in proportion to the distance, reproducibly
             from (``seed``, step, element).
 
-    State is float32, made at the first step, and only for parameters with a selected element.
+    State is float32, allocated at the first step, and only for parameters with a selected element.
 
     Raises:
         TypeError, ValueError: naming the argument, or the parameters that do not match the mask.
@@ -55,20 +55,13 @@ class MaskedAdamW(MaskedOptimizer):
         stochastic_rounding: bool = False,
         seed: int = 0,
     ):
-        _require("lr", lr, lr >= 0)
-        _require("betas", betas, all(0 <= beta < 1 for beta in betas))
-        _require("eps", eps, eps >= 0)
-        _require("weight_decay", weight_decay, weight_decay >= 0)
+        _require(lr=lr, eps=eps, weight_decay=weight_decay)
+        if not all(0 <= beta < 1 for beta in betas):
+            raise ValueError(f"betas={betas} is out of range")
         defaults = {
-            "lr": lr,
-            "betas": betas,
-            "eps": eps,
-            "weight_decay": weight_decay,
-            "amsgrad": amsgrad,
-            "maximize": maximize,
-            "stochastic_rounding": stochastic_rounding,
-            "seed": seed,
-        }
+            "lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay, "amsgrad": amsgrad,
+            "maximize": maximize, "stochastic_rounding": stochastic_rounding, "seed": seed,
+        }  # fmt: skip
         super().__init__(params, mask, defaults, state=state, master_weights=master_weights)
 
     def _state_names(self, group: dict[str, Any]) -> tuple[str, ...]:
@@ -104,21 +97,13 @@ class MaskedSGD(MaskedOptimizer):
         stochastic_rounding: bool = False,
         seed: int = 0,
     ):
-        _require("lr", lr, lr >= 0)
-        _require("momentum", momentum, momentum >= 0)
-        _require("weight_decay", weight_decay, weight_decay >= 0)
+        _require(lr=lr, momentum=momentum, weight_decay=weight_decay)
         if nesterov and (momentum <= 0 or dampening != 0):
             raise ValueError("nesterov needs momentum > 0 and dampening = 0")
         defaults = {
-            "lr": lr,
-            "momentum": momentum,
-            "dampening": dampening,
-            "weight_decay": weight_decay,
-            "nesterov": nesterov,
-            "maximize": maximize,
-            "stochastic_rounding": stochastic_rounding,
-            "seed": seed,
-        }
+            "lr": lr, "momentum": momentum, "dampening": dampening, "weight_decay": weight_decay, "nesterov": nesterov,
+            "maximize": maximize, "stochastic_rounding": stochastic_rounding, "seed": seed,
+        }  # fmt: skip
         super().__init__(params, mask, defaults, state=state, master_weights=master_weights)
 
     def _state_names(self, group: dict[str, Any]) -> tuple[str, ...]:
@@ -128,6 +113,7 @@ class MaskedSGD(MaskedOptimizer):
         return {name: group[name] for name in ("momentum", "dampening", "nesterov")}
 
 
-def _require(name: str, value: object, valid: bool | Tensor) -> None:
-    if not valid:
-        raise ValueError(f"{name}={value} is out of range")
+def _require(**values: float | Tensor) -> None:
+    for name, value in values.items():
+        if not value >= 0:
+            raise ValueError(f"{name}={value} is out of range")

@@ -1,4 +1,4 @@
-"""The parameters that a sensitivity, a mask and an optimizer talk about: one ordered dict of name -> parameter."""
+"""Parameter lists: one ordered dict name -> parameter for sensitivities, masks and optimizers."""
 
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 Parameters = nn.Module | Mapping[str, Tensor] | Iterable[tuple[str, Tensor]]
-"""A module, a dict name -> parameter, or pairs such as ``module.named_parameters()`` gives."""
+"""A module, a dict name -> parameter, or pairs as from ``module.named_parameters()``."""
 
 Shape = tuple[int, ...]
 
@@ -20,9 +20,9 @@ _WRAPPERS = (nn.parallel.DistributedDataParallel, nn.DataParallel)
 
 
 def named_parameters(source: Parameters, *, trainable: bool = True) -> dict[str, Tensor]:
-    """The parameters of ``source`` in its own order, each once: a tied parameter goes by its first name.
+    """The parameters of ``source`` in order, each once: a tied parameter under its first name.
 
-    Names are those of the plain model: what ``torch.compile`` and the data-parallel wrappers prepend is taken off.
+    Names are those of the plain model, without the prefixes of ``torch.compile`` and data-parallel wrappers.
 
     Args:
         source: see :data:`Parameters`.
@@ -30,7 +30,7 @@ def named_parameters(source: Parameters, *, trainable: bool = True) -> dict[str,
 
     Raises:
         TypeError: an entry is not a (name, tensor) pair.
-        ValueError: two different parameters have one name, or none is left.
+        ValueError: two parameters have the same name, or there are none.
     """
     if isinstance(source, nn.Module):
         module: nn.Module = source
@@ -58,7 +58,7 @@ def named_parameters(source: Parameters, *, trainable: bool = True) -> dict[str,
 
 
 def canonical_name(name: str) -> str:
-    """The name without the level that ``torch.compile`` adds to a module."""
+    """The name without the prefix of ``torch.compile``."""
     return name.replace("_orig_mod.", "")
 
 
@@ -67,14 +67,14 @@ def shapes_of(parameters: Iterable[Tensor]) -> tuple[Shape, ...]:
 
 
 def listing(items: Iterable[object], limit: int = 5) -> str:
-    """``a, b, c``, cut after ``limit`` entries with the number left out."""
+    """``a, b, c``, cut after ``limit`` entries, with the number of the others."""
     texts = [str(item) for item in items]
     rest = len(texts) - limit
     return ", ".join(texts[:limit]) + (f" and {rest} more" if rest > 0 else "")
 
 
 def require_tunable(named: Iterable[tuple[str, Tensor]]) -> None:
-    """Refuses, by name, what the kernels cannot work on.
+    """Raises, by name, for parameters that the kernels do not support.
 
     Raises:
         TypeError: a dtype other than float32, bfloat16 and float16, or a sparse layout.
@@ -103,7 +103,7 @@ def require_one_device(named: Mapping[str, Tensor]) -> torch.device:
 
 @contextmanager
 def named_errors(names: Sequence[str] | Callable[[], Sequence[str]]) -> Iterator[None]:
-    """Adds the name of the parameter to an operator's error that speaks of entry ``grads[3]``."""
+    """Adds the parameter's name to an operator's error about an entry such as ``grads[3]``."""
     try:
         yield
     except RuntimeError as error:

@@ -1,12 +1,12 @@
 """The specification: every operator of :mod:`aimfair.selective.ops` in plain PyTorch, without the extension.
 
-Signatures and meanings are those of ``ops``; shapes, dtypes and errors are documented there and only there.
-A kernel must compute the same to the last bit, except where noted (the float64 sums of
-:func:`accumulate_` and :func:`unit_scores_`, whose order is the kernel's own). Hence the plain style: one operation
-per fp32 rounding, in the order of the specification, and none of the functions that may fuse a multiply with an add
+Signatures and semantics are those of ``ops``, where shapes, dtypes and errors are documented.
+A kernel must compute the same to the last bit, except for the order of the float64
+sums in :func:`accumulate_` and :func:`unit_scores_`. Hence one operation per fp32 rounding, in
+the specified order, and no functions that may fuse a multiply with an add
 (``lerp``, ``addcmul``, ``addcdiv``, ``alpha=``).
 
-Input is trusted: the checks belong to the kernels.
+Input is not checked: the kernels do that.
 """
 
 from collections.abc import Sequence
@@ -22,12 +22,12 @@ from aimfair.selective.score import Score
 
 
 def _fp32(value: float, device: torch.device) -> Tensor:
-    """A float64 rounded to fp32 once; a tensor, as dividing by a Python number may multiply by its reciprocal."""
+    """A float64 rounded to fp32 once, as a tensor: division by a Python number may multiply by its reciprocal."""
     return torch.tensor(value, dtype=torch.float32, device=device)
 
 
 def _sqrt(x: Tensor) -> Tensor:
-    """The correctly rounded fp32 square root; that of torch on CPU is often one unit off in the last place."""
+    """The correctly rounded fp32 square root; that of torch on CPU is often off by one ulp."""
     return x.double().sqrt().float()
 
 
@@ -128,7 +128,7 @@ def select_(
     if not scores:
         _write_mask(bits, rank, [])
         return
-    flat = torch.cat(scores) + 0.0  # -0.0 becomes 0.0: some sorts tell them apart
+    flat = torch.cat(scores) + 0.0  # turns -0.0 into 0.0, which some sorts distinguish
     selected = torch.zeros_like(flat, dtype=torch.bool)
     selected[flat.sort(stable=True, descending=largest).indices[:k]] = True
     _write_mask(bits, rank, torch.split(selected, numels))
@@ -136,7 +136,7 @@ def select_(
 
 def _keys(score: Tensor, largest: bool) -> Tensor:
     """int64 [n] keys from 0 to 2^32 - 1 in the order of the scores, the best ones greatest."""
-    bits = (score + 0.0).view(torch.int32).long()  # -0.0 becomes 0.0
+    bits = (score + 0.0).view(torch.int32).long()  # turns -0.0 into 0.0
     key = torch.where(bits < 0, bits ^ 0x7FFFFFFF, bits)
     return (key if largest else ~key) + 2**31
 
@@ -206,7 +206,7 @@ def unit_scores_(
 
 
 def _pack(selected: Tensor) -> Tensor:
-    """bool [n] -> int32 words, filled up with zero bits to whole blocks."""
+    """bool [n] -> int32 words, padded with zero bits to whole blocks."""
     padded = torch.nn.functional.pad(selected.flatten(), (0, -selected.numel() % BLOCK))
     weights = 1 << torch.arange(32, device=selected.device)
     return (padded.view(-1, 32) * weights).sum(1).to(torch.int32)
@@ -326,12 +326,12 @@ class _Selected:
         else:
             rounded = values.to(self.param.dtype)
         if self.param.dtype != torch.float32:
-            rounded[values.isnan()] = torch.nan  # the quiet NaN, whatever the payload was
+            rounded[values.isnan()] = torch.nan  # the quiet NaN, for any payload
         self.param[self.elements] = rounded
 
 
 def _power(base: float, exponent: int) -> float:
-    """``base**exponent`` by squaring, each product rounded: the same on every device, unlike that of C libraries."""
+    """``base**exponent`` by squaring, each product rounded: the same on every device, unlike ``pow`` of C libraries."""
     result = 1.0
     while exponent:
         if exponent & 1:

@@ -1,4 +1,4 @@
-"""Gradient sensitivity of a model to several data sources, and the masks that follow from it."""
+"""Gradient sensitivity of a model to several data sources, and selecting masks by it."""
 
 import os
 from collections.abc import Iterable, Mapping, Sequence
@@ -29,14 +29,14 @@ from aimfair.selective.summary import SensitivitySummary
 from aimfair.selective.units import number_of_units
 
 GradScale = Tensor | float | torch.amp.GradScaler | None
-"""What the gradients were multiplied by: a number, a tensor with one element, or the scaler itself."""
+"""The scale of the gradients: a number, a tensor with one element, or the scaler itself."""
 
 KIND, VERSION = "aimfair.sensitivity", 1
-"""What a sensitivity file says it is."""
+"""Kind and version in a sensitivity file."""
 
 
 class Sensitivity:
-    """Accumulates gradients per source, then selects the parameters that react to what the sources differ in.
+    """Accumulates gradients per source, then selects parameters by how their gradients differ between sources.
 
     ::
 
@@ -48,23 +48,22 @@ class Sensitivity:
         mask = probe.select("intersection", bias_density=0.3, domain_density=0.3)
 
     Args:
-        parameters: a module, a dict name -> parameter, or (name, parameter) pairs. Those that require a gradient now
-            are the list that every mask will be over; a tied parameter counts once. All on one device, contiguous,
+        parameters: a module, a dict name -> parameter, or (name, parameter) pairs. Masks will be
+            over those that require a gradient now; a tied parameter counts once. All on one device, contiguous,
             float32, bfloat16 or float16.
         sources: names of the data sources.
-        statistics: what is kept, see :data:`Statistics`; ``all`` takes 8 bytes per parameter and source, ``sum`` and
+        statistics: see :data:`Statistics`; ``all`` takes 8 bytes per parameter and source, ``sum`` and
             ``square`` 4, ``signed`` 4 per parameter and contrast.
-        batches: for ``signed``, the number of batches each source will have.
+        batches: for ``signed``, the number of batches of each source.
         contrasts: name -> (A, B), the pairs of sources that criteria compare. Of three sources (s0, s1, s2) the default
             is ``domain: (s0, s1)`` and ``bias: (s1, s2)``; of two ``bias: (s0, s1)``; else none.
-        nonfinite: what a NaN or infinite gradient value does. It never enters the statistics; it is counted, and
-            ``raise`` refuses to go on: at once on the CPU in a single process, in :meth:`select` on any device and in
-            all processes. ``ignore`` goes on.
+        nonfinite: NaN and infinite gradient values are counted and never enter the statistics. ``raise`` also raises:
+            at once on the CPU in a single process, else in :meth:`select`, in all processes. ``ignore`` continues.
 
-    Several processes: with parameters that ``fully_shard`` made (FSDP2), each keeps the statistics of its shards, and
-    :meth:`select`, :meth:`unit_scores`, :meth:`square_norm` and :meth:`summary` are for all of them to call together;
-    every one gets the mask over the whole parameters. They pass the same arguments after the same numbers of batches; a
-    difference is refused in all of them, by name. For replicas see :meth:`reduce`.
+    Several processes: with parameters of ``fully_shard`` (FSDP2), each process keeps the statistics of its shards, and
+    :meth:`select`, :meth:`unit_scores`, :meth:`square_norm` and :meth:`summary` are collectives: all processes call
+    them with the same arguments after the same numbers of batches, and get the same result over the whole parameters. A
+    difference raises in all of them and is named. For replicas see :meth:`reduce`.
 
     Raises:
         TypeError, ValueError: naming the parameter or the argument.
@@ -81,7 +80,7 @@ class Sensitivity:
         nonfinite: Literal["raise", "ignore"] = "raise",
     ):
         if isinstance(sources, str):
-            raise TypeError(f"sources={sources!r}: expected several names, not a text")
+            raise TypeError(f"sources={sources!r}: expected several names, not a string")
         if nonfinite not in ("raise", "ignore"):
             raise ValueError(f'nonfinite={nonfinite!r}: expected "raise" or "ignore"')
         sources = tuple(sources)
@@ -105,7 +104,7 @@ class Sensitivity:
         return dict(self._statistics.batches)
 
     def update(self, source: str, *, grad_scale: GradScale = None, zero_grads: bool = True) -> None:
-        """Adds the gradients that the parameters hold now as one batch of ``source``, in one pass.
+        """Adds the current gradients of the parameters as one batch of ``source``, in one pass.
 
         A parameter without a gradient adds zero.
 
@@ -115,7 +114,7 @@ class Sensitivity:
 
         Raises:
             RuntimeError: no parameter has a gradient, or :meth:`reduce` was called. TypeError: a sparse gradient, or
-                one that is sharded otherwise than its parameter.
+                one with other placements than its parameter.
             FloatingPointError: NaN or infinite gradients, by parameter (CPU, one process, ``nonfinite="raise"``).
         """
         self._require_open(source)
@@ -130,14 +129,14 @@ class Sensitivity:
         self._require_finite_on_cpu(source)
 
     def capture(self, source: str, *, accumulate_steps: int = 1, grad_scale: GradScale = None) -> GradientCapture:
-        """Context in which backward passes feed ``source`` by themselves and gradients are freed as they are counted.
+        """Context in which every backward pass adds to ``source`` and frees gradients as it counts them.
 
         Args:
-            accumulate_steps: backward passes that make one batch; their gradients are summed before they count.
-            grad_scale: as in :meth:`update`; a scaler is asked for its scale at every backward pass.
+            accumulate_steps: backward passes per batch; their gradients are summed first.
+            grad_scale: as in :meth:`update`; the scale of a scaler is read at every backward pass.
 
         Raises:
-            RuntimeError: on leaving in the middle of a batch; that part is not counted. Or :meth:`reduce` was called.
+            RuntimeError: left in the middle of a batch, which is then not counted; or :meth:`reduce` was called.
             TypeError: parameters of ``fully_shard``, whose gradients are summed over the processes after backward.
             FloatingPointError: from ``backward()``, as in :meth:`update`.
         """
@@ -159,31 +158,29 @@ class Sensitivity:
         )
 
     def reset(self, source: str | None = None) -> None:
-        """Forgets the batches of a source, or of all (signed statistics: only of all)."""
+        """Clears the statistics of a source, or of all (signed statistics: only of all)."""
         if source is not None:
             self._require_known(source)
         self._statistics.reset(source)
 
     def reduce(self, group: torch.distributed.ProcessGroup | None = None) -> None:
-        """Sums the statistics over processes that each counted batches of their own: everything, batches included.
+        """Sums the statistics, batch counts included, over replicas that each counted their own batches.
 
-        Once, at the end, by all processes of the group together. Every process then holds the same bits, :meth:`select`
-        gives all the same mask, and no further batch is taken until :meth:`reset` forgets everything. With ``signed``
-        statistics the declared ``batches`` are those of all processes together.
+        A collective, called once at the end. Every process then holds the same bits and :meth:`select` gives the same
+        mask; no further batch is accepted until :meth:`reset`. With ``signed`` statistics the declared ``batches`` are
+        totals over all processes.
 
-        For replicas whose gradients are *not* averaged: plain copies of a model, or DistributedDataParallel under
-        ``no_sync()``. Gradients that DistributedDataParallel has averaged are the same in every process, so that one
-        ``update`` in each already counts the batch of all processes as one; summing would count it once per process.
-        Nothing here can tell the two apart.
+        Only for gradients that are *not* averaged: plain copies of a model, or DistributedDataParallel under
+        ``no_sync()``. Gradients averaged by DistributedDataParallel are the same in every process, so one ``update`` in
+        each counts the global batch; summing would count it once per process. Averaging cannot be detected here.
 
         Args:
             group: default all processes.
 
         Raises:
             TypeError: parameters of ``fully_shard``: their gradients are sums over the processes already.
-            RuntimeError: called a second time, or a source holds a part of a batch.
-            ValueError: on every process, if they do not keep the same statistics of the same parameters, or differ in
-                ``nonfinite``.
+            RuntimeError: called twice, or a source holds part of a batch.
+            ValueError: in every process, if they differ in statistics, parameters or ``nonfinite``.
         """
         if self._has_dtensors:
             raise TypeError(
@@ -205,34 +202,33 @@ class Sensitivity:
     def _require_source(self, source: str) -> None:
         self._require_known(source)
         if source in self._statistics.interrupted:
-            raise RuntimeError(f"source {source!r} holds a part of a batch; reset() and accumulate again")
+            raise RuntimeError(f"source {source!r} holds part of a batch; reset() and accumulate again")
 
     def _scale_tensor(self, grad_scale: GradScale) -> Tensor | None:
         device = self._statistics.device
         if grad_scale is None:
             return None
         if isinstance(grad_scale, torch.amp.GradScaler):
-            return grad_scale.scale(torch.ones((), device=device))  # no wait for the device, unlike get_scale()
+            return grad_scale.scale(torch.ones((), device=device))  # get_scale() would synchronize
         if isinstance(grad_scale, Tensor):
             return grad_scale.to(device, torch.float32)
-        return torch.full((), grad_scale, dtype=torch.float32, device=device)  # a copy to the device would wait for it
+        return torch.full((), grad_scale, dtype=torch.float32, device=device)  # copying would synchronize
 
     def _described(self) -> dict[str, Any]:
-        """What processes that work together must have alike."""
+        """What must be equal in all processes of a collective call."""
         return {
             **self._statistics.config(),
-            "shapes": shapes_of(self._parameters),  # the whole ones; of shards each process has its own
+            "shapes": shapes_of(self._parameters),  # of the whole parameters, not of the shards
             "nonfinite": self._nonfinite,
         }
 
     def _require_same(self, call: str, **arguments: Any) -> None:
-        """Before anything else in what the processes of shards call together: who raised alone would be waited for."""
+        """First in every collective call: other processes would wait for one that raised alone."""
         batches = {f"the batches of {source!r}": count for source, count in self._statistics.batches.items()}
         self._holding.require_same(call, {**self._described(), **batches, **arguments})
 
     def _require_finite_on_cpu(self, source: str) -> None:
-        # On another device the question would wait for the device, and of several processes one that stopped here alone
-        # would leave the others waiting.
+        # Elsewhere this would synchronize with the device, or leave other processes waiting.
         if self._statistics.device.type == "cpu" and not several_processes():
             self._require_finite((source,))
 
@@ -244,7 +240,7 @@ class Sensitivity:
                 found = listing(f"{name} ({count})" for name, count in counts.items())
                 raise FloatingPointError(
                     f"NaN or infinite gradients in source {source!r}: {found};"
-                    ' reset() it, or accumulate with nonfinite="ignore" to leave these values out'
+                    ' reset() it, or accumulate with nonfinite="ignore" to skip these values'
                 )
 
     # -- selecting -------------------------------------------------------------------------------------
@@ -281,8 +277,8 @@ class Sensitivity:
         budget         the intersection of top k and bottom k, k the smallest that holds     density
         random         units drawn with ``seed``                                             density or k
         all            everything
-        head_only      the last module set up that owns parameters, or ``head``
-        blocks         the modules at these paths, all of them                               blocks
+        head_only      the last registered module that owns parameters, or ``head``
+        blocks         all of the modules at these paths                                     blocks
         ============== ===================================================================== ======================
 
         The bias score is ``criterion`` on the contrast "bias", the domain score ``domain_criterion`` on "domain", each
@@ -298,23 +294,22 @@ class Sensitivity:
 
         Args:
             domain_criterion: default ``criterion``, or ``difference`` if that is one of a single source.
-            granularity: what is ranked and selected as one, see :data:`Granularity`.
+            granularity: the unit that is ranked and selected, see :data:`Granularity`.
             density: share of the units in (0, 1], exactly ``round(density * units)``; for budget, the least share of
                 *elements*. 1 means 1.0, everything; a number of units is ``k``.
             k: number of units.
             bias_density, bias_k: how many units ``intersection`` takes from the top by bias score, one of the two.
             domain_density, domain_k: likewise from the bottom by domain score.
-            source: for fisher and magnitude; may be left out if there is only one.
-            head: path or paths of the classifier's last layer, where that is not the module set up last.
+            source: for fisher and magnitude; optional if there is only one.
+            head: path or paths of the classifier's last layer, if that is not the module registered last.
             blocks: paths of modules or parameters, such as "layer1.0".
-            freeze: paths likewise, of which nothing is selected whatever the rule says; sizes mean the selection before
-                that.
+            freeze: paths in which nothing is selected; sizes count the selection before these are removed.
 
         Raises:
-            ValueError: arguments that the rule does not take or that select nothing, a path without parameters,
-                ``freeze`` that leaves nothing, statistics that were not kept,
-                sources without batches; on shards, arguments or batches that are not the same in all processes.
-            TypeError: ``blocks`` or ``freeze`` is a text.
+            ValueError: arguments that are not valid for the rule or select nothing, a path without parameters,
+                statistics that were not kept, sources without batches; on shards, arguments or batches that differ
+                between processes.
+            TypeError: ``blocks`` or ``freeze`` is a string.
             FloatingPointError: non-finite gradients (``nonfinite="raise"``).
         """
         sizes: dict[str, Any] = {
@@ -327,7 +322,7 @@ class Sensitivity:
         )  # fmt: skip
         _require_arguments(rule, **sizes, head=head, blocks=blocks)
         if isinstance(blocks, str) or isinstance(freeze, str):
-            raise TypeError(f"blocks={blocks!r}, freeze={freeze!r}: expected several paths, not a text")
+            raise TypeError(f"blocks={blocks!r}, freeze={freeze!r}: expected several paths, not a string")
         frozen = names_under(self._statistics.names, freeze)
         if rule == "all":
             mask = ParameterMask.full(self._named)
@@ -349,7 +344,7 @@ class Sensitivity:
             return mask
         mask -= ParameterMask.from_names(self._named, frozen)
         if mask.nnz == 0:
-            raise ValueError(f"rule {rule!r} selects nothing but what freeze={listing(freeze)} takes away")
+            raise ValueError(f"rule {rule!r} selects nothing outside of freeze={listing(freeze)}")
         return mask
 
     def _best(
@@ -389,7 +384,7 @@ class Sensitivity:
     def _score(self, criterion: Criterion, contrast: str, source: str | None, eps: float) -> Score:
         if criterion in CONTRAST_CRITERIA:
             if source is not None:
-                raise ValueError(f"criterion {criterion!r} compares two sources; source={source!r} has no meaning")
+                raise ValueError(f"criterion {criterion!r} compares two sources; source={source!r} is not valid for it")
             self._require_finite(self._statistics.contrasts.get(contrast, ()))
             return self._statistics.contrast_score(criterion, contrast, eps)
         if criterion not in SOURCE_CRITERIA:
@@ -438,9 +433,10 @@ class Sensitivity:
     # -- disk ------------------------------------------------------------------------------------------
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Writes a safetensors file in one step, from which a run can go on; OSError leaves what was there before.
+        """Writes a safetensors file atomically, from which accumulation can continue.
 
-        With parameters of ``fully_shard`` every process saves its own part, to a file of its own.
+        With parameters of ``fully_shard`` every process saves its own part to its own file. On OSError an older file is
+        kept.
         """
         for source in self._statistics.sources:
             self._require_source(source)
@@ -455,12 +451,11 @@ class Sensitivity:
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], parameters: Parameters) -> Self:
-        """The saved statistics, for the same model.
+        """Loads statistics for the same model.
 
         Raises:
             FileNotFoundError: there is no such file.
-            ValueError: one line naming the file: not a sensitivity file, damaged, for another model, or of another
-                process.
+            ValueError: one line naming the file: not a sensitivity file, damaged, or for another model or process.
         """
         probe: Self | None = None
 
@@ -482,7 +477,7 @@ class Sensitivity:
 
     @classmethod
     def _restored(cls, metadata: dict[str, Any], parameters: Parameters) -> Self:
-        """Without the numbers."""
+        """A probe with the configuration of a file, its accumulators still zero."""
         named = named_parameters(parameters)
         saved = {name: tuple(shape) for name, shape in zip(metadata["names"], metadata["shapes"], strict=True)}
         holding = holding_of(named)

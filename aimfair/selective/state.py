@@ -27,12 +27,12 @@ class Slot:
     """Place of one parameter in a mask.
 
     Attributes:
-        name: of the parameter, or its position where it has none.
-        mask: None selects every element. Of a DTensor, over the part of the parameter that this process holds.
+        name: of the parameter, or its position if it has none.
+        mask: None selects every element. For a DTensor, over the part of the parameter that this process holds.
         first_block: index of the parameter's first block in the mask; without a mask, in the list of all parameters
-            that have none, which keeps the random numbers of stochastic rounding apart.
+            without one, so that stochastic rounding draws different numbers for each.
         nnz: selected elements in this process.
-        tuned: whether any element of the parameter is selected, in any process.
+        tuned: whether any process has selected an element of the parameter.
         place: (rank, number) of this process among those that hold the parameter together.
     """
 
@@ -53,7 +53,7 @@ def match(groups: Sequence[ParamGroup], mask: ParameterMask | None, first_block:
 
     Named parameters ("param_names", from ``named_parameters()``) are matched by name; the mask may hold others, and a
     parameter that it does not hold must not require a gradient. Plain parameters are matched by order and shape over
-    all groups: they, or those of them that require a gradient, must be exactly the mask's list.
+    all groups: all of them, or those that require a gradient, must be exactly the mask's list.
 
     Args:
         first_block: where to begin counting blocks without a mask.
@@ -64,7 +64,7 @@ def match(groups: Sequence[ParamGroup], mask: ParameterMask | None, first_block:
     """
     parameters = list(chain.from_iterable(group["params"] for group in groups))
     if meshes := groups_of(parameters):
-        # First of all: of two masks only one may be refused below, and the other process would wait.
+        # First: if only one of two masks is refused below, the other process would wait forever.
         require_same("masked optimizer", {"the mask": None if mask is None else mask.digest}, meshes)
     names = list(chain.from_iterable(group.get("param_names", ()) for group in groups))
     if mask is None:
@@ -98,7 +98,7 @@ def _held_here(slots: dict[Tensor, Slot], mask: ParameterMask | None) -> dict[Te
 
 
 def _names_in(mask: ParameterMask, names: Iterable[str]) -> list[str]:
-    """The names without the level that a data-parallel wrapper adds, unless the mask was made with it."""
+    """The names without the prefix of a data-parallel wrapper, unless the mask has it too."""
     plain = [canonical_name(name) for name in names]
     wrapped = all(name.startswith("module.") for name in plain) and not any(name in mask.index for name in plain)
     return [name.removeprefix("module.") for name in plain] if wrapped else plain
@@ -151,20 +151,20 @@ def zeros(parameter: Tensor, slot: Slot, compact: bool) -> Tensor:
 
 
 def take(values: Tensor, slot: Slot, compact: bool) -> Tensor:
-    """A float32 copy of ``values``, in the shape of the parameter, in the layout asked for."""
+    """A float32 copy, in the given layout, of ``values``, which are in the shape of the parameter."""
     if compact and (selected := slot.selected()) is not None:
         return local(values)[selected.to(values.device)].float()
     return values.to(torch.float32, copy=True, memory_format=torch.contiguous_format)
 
 
 def convert(state: Tensor, parameter: Tensor, slot: Slot, compact: bool, background: Tensor | None = None) -> Tensor:
-    """A copy of a state tensor of either layout in the layout asked for, on the parameter's device, in float32.
+    """A copy of a state tensor of either layout in the given one, on the parameter's device, in float32.
 
     Args:
-        background: what unselected elements of a dense result are where ``state`` does not hold them; default 0.
+        background: values of the unselected elements of a dense result if ``state`` is compact; default 0.
 
     Raises:
-        ValueError: naming the parameter, if the size of ``state`` is that of neither layout.
+        ValueError: naming the parameter, if ``state`` has the size of neither layout.
     """
     state = state.detach().to(parameter.device, torch.float32)
     if state.numel() == parameter.numel():

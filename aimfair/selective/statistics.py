@@ -1,4 +1,4 @@
-"""The accumulators: what is kept of every batch of gradients, per source and parameter."""
+"""Accumulators of gradients per source and parameter, and the scores computed from them."""
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -15,8 +15,8 @@ from aimfair.selective.parameters import listing, named_errors
 from aimfair.selective.score import Score
 
 Statistics = Literal["all", "sum", "square", "signed"]
-"""What is kept per element, in float32: sum of g and of g^2 for every source (``all``), one of them, or for every
-contrast (A, B) the single signed sum ``mean g_A - mean g_B`` (``signed``)."""
+"""Accumulators per element, in float32: the sums of g and of g^2 of every source (``all``), one of the two, or one
+signed sum ``mean g_A - mean g_B`` for every contrast (A, B) (``signed``)."""
 
 Contrasts = Mapping[str, tuple[str, str]]
 
@@ -32,7 +32,7 @@ _NEEDED = {
     "fisher": "square",
     "magnitude": "sum",
 }
-_ALIGNMENT = 16  # floats: every tensor's part of a buffer begins on a cache line
+_ALIGNMENT = 16  # floats: every tensor in a buffer begins on a cache line
 
 
 class GradientStatistics:
@@ -40,7 +40,7 @@ class GradientStatistics:
 
     Attributes:
         batches: batches counted per source.
-        interrupted: sources that hold a part of a batch, of no use until :meth:`reset`.
+        interrupted: sources that hold part of a batch, unusable until :meth:`reset`.
         reduced: these are sums over several processes (:meth:`reduce`).
     """
 
@@ -82,13 +82,13 @@ class GradientStatistics:
         if self.statistics not in get_args(Statistics):
             raise ValueError(f"statistics={self.statistics!r}: expected one of {', '.join(get_args(Statistics))}")
         if not self.sources or len(set(self.sources)) != len(self.sources):
-            raise ValueError(f"sources={self.sources}: expected at least one name, none twice")
+            raise ValueError(f"sources={self.sources}: expected at least one name, without duplicates")
         for name, pair in self.contrasts.items():
             if len(pair) != 2 or len(set(pair) & set(self.sources)) != 2:
                 raise ValueError(f"contrast {name!r} is {pair}, expected two of the sources {', '.join(self.sources)}")
         if self.statistics != "signed":
             if self.declared is not None:
-                raise ValueError('batches is only declared for statistics="signed"; otherwise they are counted')
+                raise ValueError('batches is only valid for statistics="signed"; otherwise they are counted')
             return
         if self.declared is None or set(self.declared) != set(self.sources) or min(self.declared.values()) < 1:
             raise ValueError(f"signed statistics need batches, the number for each of {', '.join(self.sources)}")
@@ -114,7 +114,7 @@ class GradientStatistics:
         *,
         zero_grads: bool = False,
     ) -> None:
-        """Adds the gradients of the parameters at ``indices`` (ascending). Counting batches is the caller's.
+        """Adds the gradients of the parameters at ``indices`` (ascending); the caller counts batches.
 
         Raises:
             TypeError: a sparse gradient.
@@ -140,7 +140,7 @@ class GradientStatistics:
             all_nonfinite.index_add_(0, where, nonfinite)
 
     def _place_of(self, indices: tuple[int, ...]) -> Tensor:
-        """The indices on the device; kept, as a copy to it would wait for the device."""
+        """The indices on the device, cached: copying them would synchronize."""
         if indices not in self._places:
             self._places[indices] = torch.tensor(indices, device=self.device)
         return self._places[indices]
@@ -170,9 +170,9 @@ class GradientStatistics:
         }  # fmt: skip
 
     def reset(self, source: str | None = None) -> None:
-        """Forgets a source, or all of them. Signed statistics mix sources and are only forgotten together."""
+        """Clears a source, or all of them; signed statistics mix sources and are only cleared together."""
         if source is not None and self.statistics == "signed":
-            raise ValueError("signed statistics mix the sources: reset() forgets all of them")
+            raise ValueError("signed statistics mix the sources: only reset() of all of them is possible")
         for name in self.sources if source is None else (source,):
             for row in self._rows[name]:
                 row.zero_()
@@ -189,14 +189,14 @@ class GradientStatistics:
         found = gathered_objects((self.reduced, sorted(self.interrupted)), (group,))
         for rank, (reduced, interrupted) in found.items():
             if reduced:
-                raise RuntimeError("reduce() has summed the statistics already; reset() and accumulate again")
+                raise RuntimeError("reduce() has already summed the statistics; reset() and accumulate again")
             if interrupted:
                 raise RuntimeError(
-                    f"reduce(): source {interrupted[0]!r} holds a part of a batch in process {rank};"
+                    f"reduce(): source {interrupted[0]!r} holds part of a batch in process {rank};"
                     " reset() and accumulate again"
                 )
         batches = torch.tensor([self.batches[source] for source in self.sources], device=self.device)
-        # In sorted order: contrasts may have been named in another order in another process.
+        # Sorted: processes may have named the contrasts in different orders.
         for _, tensor in sorted(self.tensors().items()):
             sum_in_place(tensor, group)
         sum_in_place(batches, group)
@@ -210,7 +210,7 @@ class GradientStatistics:
         return [float(norm) for norm in self._holding.total(self._rows[source][0]).tolist()]
 
     def nonfinite(self, source: str) -> dict[str, int]:
-        """Parameter -> NaN and infinite gradient values left out so far, where there were any."""
+        """Parameter -> NaN and infinite gradient values skipped so far, if any."""
         counts = self._holding.total(self._rows[source][1])
         if not counts.any():
             return {}
@@ -258,10 +258,10 @@ class GradientStatistics:
             )
 
     def require_ready(self, sources: Iterable[str]) -> None:
-        """Refuses to score sources without batches, with other counts than declared, or whose gradients were all 0."""
+        """Refuses to score sources without batches, with other counts than declared, or with only zero gradients."""
         for source in sources:
             if source in self.interrupted:
-                raise RuntimeError(f"source {source!r} holds a part of a batch; reset() and accumulate again")
+                raise RuntimeError(f"source {source!r} holds part of a batch; reset() and accumulate again")
             if not self.batches[source]:
                 raise ValueError(f"source {source!r} has no batches yet")
             if self.declared is not None and self.batches[source] != self.declared[source]:
@@ -274,7 +274,7 @@ class GradientStatistics:
     # -- disk ------------------------------------------------------------------------------------------
 
     def config(self) -> dict[str, Any]:
-        """Everything but the numbers, as JSON can hold it."""
+        """Everything but the accumulators, JSON-serializable."""
         return {
             "names": self.names,
             "shapes": self.shapes,
@@ -288,8 +288,8 @@ class GradientStatistics:
         return {**self._buffers, "square_norms": self._square_norms, "nonfinite": self._nonfinite}
 
     def require_finite(self) -> None:
-        """Refuses what was read of a file: ValueError if it holds NaN or infinity."""
+        """ValueError if accumulators read from a file hold NaN or infinity."""
         for key, tensor in self.tensors().items():
-            # In parts: the question takes as much memory again as it looks at.
+            # In parts, since isfinite allocates.
             if not all(torch.isfinite(part).all() for part in torch.split(tensor.view(-1), 2**22)):
                 raise ValueError(f"{key} holds NaN or infinite values")

@@ -1,4 +1,4 @@
-"""Files of this package: safetensors that are whole or absent, and are checked before they are believed."""
+"""safetensors files with a kind and a version: written atomically, checked when read."""
 
 import json
 import os
@@ -15,18 +15,16 @@ from torch import Tensor
 from aimfair.selective.atomic import replace_file
 
 _METADATA = "aimfair"
-"""The only entry of a file's metadata: safetensors writes several in a random order. Files that have an entry for every
-value are older; they are read, too."""
+"""The only metadata entry, as safetensors writes several in a random order. Older files have one entry per value; they
+are still read."""
 
 
 def save(path: str | os.PathLike[str], kind: str, version: int, tensors: dict[str, Tensor], **metadata: Any) -> None:
-    """Writes a file in one step: a reader, or a machine that loses power, sees the old file or the new one.
-
-    The same tensors and metadata give the same bytes.
+    """Writes a file atomically (:func:`~aimfair.selective.atomic.replace_file`), deterministic to the byte.
 
     Args:
-        kind, version: what :func:`load` will ask for.
-        metadata: values that JSON can hold.
+        kind, version: checked by :func:`load`.
+        metadata: JSON-serializable values.
 
     Raises:
         OSError: the file cannot be written; what was there before is untouched.
@@ -42,7 +40,7 @@ def save(path: str | os.PathLike[str], kind: str, version: int, tensors: dict[st
 def load(path: str | os.PathLike[str], kind: str, version: int) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """``(tensors, metadata)`` as given to :func:`save`.
 
-    The tensors are on the CPU and map the file: copy what is to be kept.
+    The tensors are on the CPU and memory-map the file: clone those you keep.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -58,13 +56,13 @@ def load_into(
     version: int,
     destination: Callable[[dict[str, Any]], Mapping[str, Tensor]],
 ) -> None:
-    """As :func:`load`, into tensors that are there already, without a second copy of them in memory.
+    """As :func:`load`, into existing tensors, without a second copy in memory.
 
     Args:
-        destination: from metadata to the tensors to be filled, one for each in the file; may raise ValueError.
+        destination: maps metadata to the tensors to fill, one per tensor of the file; may raise ValueError.
 
     Raises:
-        FileNotFoundError, ValueError: as :func:`load`; or other names, types or shapes than the destination's.
+        FileNotFoundError, ValueError: as :func:`load`; also for other names, dtypes or shapes than the destination's.
     """
     with _opened(path, kind, version) as (file, metadata):
         tensors = destination(metadata)
@@ -72,7 +70,7 @@ def load_into(
             raise ValueError(f"unexpected contents: {', '.join(sorted(other)[:5])}")
         starts = _data_offsets(Path(path))
         for key, tensor in tensors.items():
-            found = file.get_tensor(key)  # maps the file; its pages are only touched if read
+            found = file.get_tensor(key)  # memory-mapped: pages are read on access only
             if (found.dtype, found.shape) != (tensor.dtype, tensor.shape):
                 raise ValueError(
                     f"{key} is {found.dtype} {tuple(found.shape)}, expected {tensor.dtype} {tuple(tensor.shape)}"
@@ -85,7 +83,7 @@ def load_into(
 
 @contextmanager
 def _opened(path: str | os.PathLike[str], kind: str, version: int) -> Iterator[tuple[Any, dict[str, Any]]]:
-    """The open file, checked, and its metadata; errors inside name the file, too."""
+    """The checked open file and its metadata; errors raised inside get the name of the file."""
     try:
         check_header(Path(path))
         with safe_open(path, framework="pt") as file:
@@ -109,7 +107,7 @@ def _metadata(header: dict[str, str]) -> dict[str, Any]:
 
 
 def _data_offsets(path: Path) -> dict[str, int]:
-    """Tensor -> where its bytes begin in a file whose header is known to be right."""
+    """Tensor -> offset of its bytes in a file with a checked header."""
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
         header = json.loads(file.read(length))

@@ -1,4 +1,4 @@
-"""Tables of what was measured and what was selected."""
+"""Printable summaries of sensitivities and masks."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -38,7 +38,7 @@ class SensitivitySummary:
         names: the parameters.
         batches: source -> batches.
         norms: source -> root mean square over batches of the gradient norm, per parameter.
-        nonfinite: source -> parameter -> NaN and infinite gradient values left out.
+        nonfinite: source -> parameter -> NaN and infinite gradient values skipped.
     """
 
     names: tuple[str, ...]
@@ -78,7 +78,7 @@ def block_name(name: str, depth: int | None = None) -> str:
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """Text columns: the first flush left, the others flush right."""
+    """A text table: the first column aligned left, the others right."""
     lines = [tuple(header), *(tuple(row) for row in rows)]
     first, *others = [max(map(len, column)) for column in zip(*lines, strict=True)]
     return "\n".join(

@@ -200,7 +200,7 @@ def test_failure_inside_a_counting_backward_spoils_the_source(model, device):
     with pytest.raises(MemoryError), probe.capture("a"):
         failing_backward(model, device)
     for use in (probe.update, probe.capture, probe.mean):
-        with pytest.raises(RuntimeError, match=r"'a' holds a part of a batch; reset\(\)"):
+        with pytest.raises(RuntimeError, match=r"'a' holds part of a batch; reset\(\)"):
             use("a")
     with pytest.raises(RuntimeError, match="part of a batch"):
         probe.save("never-written")

@@ -226,7 +226,7 @@ def check_reduce_refuses(rank: int) -> None:
         with pytest.raises(MemoryError), interrupted.capture("fair"):
             model(torch.randn(2, 3, 5, 5)).sum().backward()
         handle.remove()
-    fails_everywhere(RuntimeError, "'fair' holds a part of a batch in process 1", interrupted.reduce)
+    fails_everywhere(RuntimeError, "'fair' holds part of a batch in process 1", interrupted.reduce)
     probe = aimfair.Sensitivity(model, SOURCES)
     for source in SOURCES:
         grads = gradients(5, model)

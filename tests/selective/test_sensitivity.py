@@ -161,7 +161,7 @@ def test_signed_refuses_other_counts_than_declared(model):
     assert probe.select("top_k", density=0.1).nnz > 0
     with pytest.raises(ValueError, match=r'relative_difference.*statistics="all"'):
         probe.select("top_k", criterion="relative_difference", density=0.1)
-    with pytest.raises(ValueError, match=r"reset\(\) forgets all"):
+    with pytest.raises(ValueError, match=r"only reset\(\) of all"):
         probe.reset("real")
 
 
