@@ -81,14 +81,7 @@ def _flat(score: Score) -> tuple[Any, ...]:
     return score.criterion, score.a, score.b or [], score.scale_a, score.scale_b, *divisor, score.eps
 
 
-def select_(
-    bits: Tensor,
-    rank: Tensor,
-    k: int,
-    score: Score,
-    *,
-    largest: bool = True,
-) -> None:
+def select_(bits: Tensor, rank: Tensor, k: int, score: Score, *, largest: bool = True) -> None:
     """Writes the mask of the ``k`` best-scored elements over all tensors at once.
 
     Exact: the k elements that a stable sort of all scores (descending if ``largest``, else ascending) puts first; equal
@@ -103,14 +96,7 @@ def select_(
     _ops.select_.default(bits, rank, k, largest, *_flat(score))
 
 
-def count_keys_(
-    counts: Tensor,
-    first: int,
-    bits: int,
-    score: Score,
-    *,
-    largest: bool = True,
-) -> None:
+def count_keys_(counts: Tensor, first: int, bits: int, score: Score, *, largest: bool = True) -> None:
     """Adds the histogram of the keys of all scores to ``counts``: one round of a selection over several processes.
 
     The key of a score is an integer from 0 to 2^32 - 1 in the order of :func:`select_`: the greatest key is the best
@@ -128,13 +114,7 @@ def count_keys_(
     _ops.count_keys_.default(counts, first, bits, largest, *_flat(score))
 
 
-def count_equal_(
-    counts: Tensor,
-    key: int,
-    score: Score,
-    *,
-    largest: bool = True,
-) -> None:
+def count_equal_(counts: Tensor, key: int, score: Score, *, largest: bool = True) -> None:
     """Adds to ``counts[t]`` the number of elements of tensor t whose key (:func:`count_keys_`) is ``key``.
 
     Args:
@@ -145,15 +125,7 @@ def count_equal_(
     _ops.count_equal_.default(counts, key, largest, *_flat(score))
 
 
-def select_above_(
-    bits: Tensor,
-    rank: Tensor,
-    key: int,
-    ties: Tensor,
-    score: Score,
-    *,
-    largest: bool = True,
-) -> None:
+def select_above_(bits: Tensor, rank: Tensor, key: int, ties: Tensor, score: Score, *, largest: bool = True) -> None:
     """Writes the mask of the elements with a key (:func:`count_keys_`) above ``key``, and of some with exactly ``key``.
 
     Of tensor t, the first ``ties[t]`` elements whose key is ``key`` are selected, in index order: all of them if there
@@ -169,10 +141,7 @@ def select_above_(
     _ops.select_above_.default(bits, rank, key, ties, largest, *_flat(score))
 
 
-def unit_scores_(
-    out: list[Tensor],
-    score: Score,
-) -> None:
+def unit_scores_(out: list[Tensor], score: Score) -> None:
     """Scores of rows or whole tensors: ``out[t][u]`` = mean score of the elements of unit u of tensor t.
 
     Tensor t is divided into ``out[t].numel()`` units of equal length: its rows, or 1 for the whole tensor. Sums are in

@@ -39,18 +39,10 @@ def _gradient(grad: Tensor, grad_scale: Tensor | None) -> Tensor:
 
 @torch.no_grad()
 def accumulate_(
-    grads: list[Tensor],
-    sums: list[Tensor],
-    squares: list[Tensor],
-    square_norms: Tensor,
-    nonfinite: Tensor,
-    *,
-    weight: float = 1.0,
-    second_sums: list[Tensor] | None = None,
-    second_weight: float = 0.0,
-    grad_scale: Tensor | None = None,
-    zero_grads: bool = False,
-) -> None:
+    grads: list[Tensor], sums: list[Tensor], squares: list[Tensor], square_norms: Tensor, nonfinite: Tensor, *,
+    weight: float = 1.0, second_sums: list[Tensor] | None = None, second_weight: float = 0.0,
+    grad_scale: Tensor | None = None, zero_grads: bool = False,
+) -> None:  # fmt: skip
     for t, grad in enumerate(grads):
         g = _gradient(grad, grad_scale)
         finite = g.isfinite()
@@ -114,14 +106,7 @@ def _require_no_nan(scores: list[Tensor]) -> None:
 
 
 @torch.no_grad()
-def select_(
-    bits: Tensor,
-    rank: Tensor,
-    k: int,
-    score: Score,
-    *,
-    largest: bool = True,
-) -> None:
+def select_(bits: Tensor, rank: Tensor, k: int, score: Score, *, largest: bool = True) -> None:
     scores = _scores(score)
     _require_no_nan(scores)
     numels = [values.numel() for values in scores]
@@ -142,14 +127,7 @@ def _keys(score: Tensor, largest: bool) -> Tensor:
 
 
 @torch.no_grad()
-def count_keys_(
-    counts: Tensor,
-    first: int,
-    bits: int,
-    score: Score,
-    *,
-    largest: bool = True,
-) -> None:
+def count_keys_(counts: Tensor, first: int, bits: int, score: Score, *, largest: bool = True) -> None:
     for values in _scores(score):
         keys = _keys(values[~values.isnan()], largest)
         bins = (keys[(keys >= first) & (keys < first + 2**bits)] - first) >> max(0, bits - 11)
@@ -158,27 +136,13 @@ def count_keys_(
 
 
 @torch.no_grad()
-def count_equal_(
-    counts: Tensor,
-    key: int,
-    score: Score,
-    *,
-    largest: bool = True,
-) -> None:
+def count_equal_(counts: Tensor, key: int, score: Score, *, largest: bool = True) -> None:
     for t, values in enumerate(_scores(score)):
         counts[t] += (_keys(values[~values.isnan()], largest) == key).sum()
 
 
 @torch.no_grad()
-def select_above_(
-    bits: Tensor,
-    rank: Tensor,
-    key: int,
-    ties: Tensor,
-    score: Score,
-    *,
-    largest: bool = True,
-) -> None:
+def select_above_(bits: Tensor, rank: Tensor, key: int, ties: Tensor, score: Score, *, largest: bool = True) -> None:
     scores = _scores(score)
     _require_no_nan(scores)
     selected = []
@@ -190,10 +154,7 @@ def select_above_(
 
 
 @torch.no_grad()
-def unit_scores_(
-    out: list[Tensor],
-    score: Score,
-) -> None:
+def unit_scores_(out: list[Tensor], score: Score) -> None:
     scores = _scores(score)
     _require_no_nan(scores)
     for units, values in zip(out, scores, strict=True):
@@ -347,29 +308,13 @@ def _blocks_of(params: list[Tensor], first_blocks: list[int] | None) -> list[int
 
 @torch.no_grad()
 def masked_adamw_(
-    params: list[Tensor],
-    grads: list[Tensor],
-    exp_avgs: list[Tensor],
-    exp_avg_sqs: list[Tensor],
-    steps: list[Tensor],
-    *,
-    lr: Tensor,
-    beta1: float,
-    beta2: float,
-    eps: float,
-    weight_decay: float,
-    bits: Tensor | None = None,
-    rank: Tensor | None = None,
-    first_blocks: list[int] | None = None,
-    max_exp_avg_sqs: list[Tensor] | None = None,
-    masters: list[Tensor] | None = None,
-    maximize: bool = False,
-    compact: bool = False,
-    stochastic_rounding: bool = False,
-    seed: int = 0,
-    grad_scale: Tensor | None = None,
-    found_inf: Tensor | None = None,
-) -> None:
+    params: list[Tensor], grads: list[Tensor], exp_avgs: list[Tensor], exp_avg_sqs: list[Tensor], steps: list[Tensor],
+    *, lr: Tensor, beta1: float, beta2: float, eps: float, weight_decay: float,
+    bits: Tensor | None = None, rank: Tensor | None = None, first_blocks: list[int] | None = None,
+    max_exp_avg_sqs: list[Tensor] | None = None, masters: list[Tensor] | None = None,
+    maximize: bool = False, compact: bool = False, stochastic_rounding: bool = False, seed: int = 0,
+    grad_scale: Tensor | None = None, found_inf: Tensor | None = None,
+) -> None:  # fmt: skip
     if found_inf is not None and found_inf.item() != 0:
         return
     blocks = _blocks_of(params, first_blocks)
@@ -405,27 +350,13 @@ def masked_adamw_(
 
 @torch.no_grad()
 def masked_sgd_(
-    params: list[Tensor],
-    grads: list[Tensor],
-    momentum_buffers: list[Tensor],
-    steps: list[Tensor],
-    *,
-    lr: Tensor,
-    momentum: float,
-    weight_decay: float,
-    dampening: float = 0.0,
-    nesterov: bool = False,
-    bits: Tensor | None = None,
-    rank: Tensor | None = None,
-    first_blocks: list[int] | None = None,
+    params: list[Tensor], grads: list[Tensor], momentum_buffers: list[Tensor], steps: list[Tensor], *,
+    lr: Tensor, momentum: float, weight_decay: float, dampening: float = 0.0, nesterov: bool = False,
+    bits: Tensor | None = None, rank: Tensor | None = None, first_blocks: list[int] | None = None,
     masters: list[Tensor] | None = None,
-    maximize: bool = False,
-    compact: bool = False,
-    stochastic_rounding: bool = False,
-    seed: int = 0,
-    grad_scale: Tensor | None = None,
-    found_inf: Tensor | None = None,
-) -> None:
+    maximize: bool = False, compact: bool = False, stochastic_rounding: bool = False, seed: int = 0,
+    grad_scale: Tensor | None = None, found_inf: Tensor | None = None,
+) -> None:  # fmt: skip
     if found_inf is not None and found_inf.item() != 0:
         return
     blocks = _blocks_of(params, first_blocks)

@@ -27,12 +27,7 @@ class Ranking:
     """
 
     def __init__(
-        self,
-        names: tuple[str, ...],
-        shapes: tuple[Shape, ...],
-        granularity: Granularity,
-        holding: Whole,
-        score: Score,
+        self, names: tuple[str, ...], shapes: tuple[Shape, ...], granularity: Granularity, holding: Whole, score: Score
     ):
         self.names, self.shapes, self.granularity = names, shapes, granularity
         self._holding, self._score = holding, score

@@ -51,10 +51,7 @@ def load(path: str | os.PathLike[str], kind: str, version: int) -> tuple[dict[st
 
 
 def load_into(
-    path: str | os.PathLike[str],
-    kind: str,
-    version: int,
-    destination: Callable[[dict[str, Any]], Mapping[str, Tensor]],
+    path: str | os.PathLike[str], kind: str, version: int, destination: Callable[[dict[str, Any]], Mapping[str, Tensor]]
 ) -> None:
     """As :func:`load`, into existing tensors, without a second copy in memory.
 
