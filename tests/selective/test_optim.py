@@ -483,7 +483,7 @@ def test_another_model_is_refused(model):
     (aimfair.MaskedAdamW, {"eps": -1e-9}, "eps="),
     (aimfair.MaskedAdamW, {"weight_decay": -0.1}, "weight_decay="),
     (aimfair.MaskedAdamW, {"state": "sparse"}, "state='sparse'.*compact"),
-    (aimfair.MaskedAdamW, {"master_weights": True, "stochastic_rounding": True}, "no meaning with master_weights"),
+    (aimfair.MaskedAdamW, {"master_weights": True, "stochastic_rounding": True}, "not valid with master_weights"),
     (aimfair.MaskedSGD, {"lr": float("nan")}, "lr=nan"),
     (aimfair.MaskedSGD, {"momentum": -0.1}, "momentum="),
     (aimfair.MaskedSGD, {"weight_decay": -0.1}, "weight_decay="),

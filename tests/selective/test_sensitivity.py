@@ -282,12 +282,12 @@ def test_parameters_the_kernels_cannot_tune(model, change, kind, message):
 
 @pytest.mark.parametrize(("arguments", "message"), [
     ({"sources": ()}, "at least one"),
-    ({"sources": ("a", "a")}, "none twice"),
+    ({"sources": ("a", "a")}, "without duplicates"),
     ({"statistics": "some"}, "all, sum, square, signed"),
     ({"nonfinite": "drop"}, "ignore"),
     ({"contrasts": {"bias": ("real_biased", "other")}}, "'bias' is .*two of the sources"),
     ({"contrasts": {"bias": ("real_biased", "real_biased")}}, "two of the sources"),
-    ({"batches": {"real_biased": 1}}, "only declared for"),
+    ({"batches": {"real_biased": 1}}, "only valid for statistics"),
     ({"statistics": "signed"}, "signed statistics need batches"),
     ({"statistics": "signed", "batches": {"real_biased": 1}}, "signed statistics need batches"),
     ({"statistics": "signed", "sources": "ab", "batches": {"a": 1, "b": 0}}, "expected several names"),
