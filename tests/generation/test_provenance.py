@@ -1,0 +1,67 @@
+"""Provenance: its form on disk, and what makes two sets differ."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from aimfair.base.errors import AimfairError
+from aimfair.data.settings import DataSettings
+from aimfair.diffusion.model import SHIPPED
+from aimfair.generation.provenance import JOB, Provenance, refuse_other_engine
+from aimfair.generation.settings import GenerateSettings
+from tests.generation.samples import prompt_settings
+
+ENGINE = {"name": "onnxruntime", "onnxruntime": "1.0"}
+
+
+def generated(**settings: object) -> Provenance:
+    return Provenance.generated(GenerateSettings.model_validate(settings), prompt_settings(), SHIPPED["digits"])
+
+
+def imported(digest: str = "d", **settings: object) -> Provenance:
+    return Provenance.imported(digest, GenerateSettings.model_validate(settings), DataSettings(), 2)
+
+
+@pytest.mark.parametrize("made", [generated(), generated().with_facts(engine=ENGINE), imported()])
+def test_it_is_read_as_it_was_written(tmp_path: Path, made: Provenance) -> None:
+    made.write(tmp_path)
+    assert Provenance.read(tmp_path) == made
+    assert Provenance.read_generated(tmp_path) == (made if made.source_digest is None else None)
+
+
+@pytest.mark.parametrize("text", ["{", "[]", None])
+def test_a_missing_or_damaged_file_is_none(tmp_path: Path, text: str | None) -> None:
+    if text is not None:
+        (tmp_path / JOB).write_text(text)
+    assert Provenance.read(tmp_path) is None
+
+
+def test_imports_of_before_the_setting_was_renamed_are_the_same(tmp_path: Path) -> None:
+    facts = dict(imported().facts)
+    facts["bias"] = facts.pop("minority_ratio")
+    (tmp_path / JOB).write_text(json.dumps(facts))
+    assert Provenance.read(tmp_path) == imported()
+
+
+@pytest.mark.parametrize("same", [{"batch_size": 3}, {"max_rejections": 1}, {"allow_download": True}])
+def test_settings_that_change_no_image_make_no_difference(same: dict[str, object]) -> None:
+    assert generated(**same) == generated()
+
+
+def test_differences_are_named() -> None:
+    assert generated(steps=3).difference(generated(steps=4)) == "generate.steps differs"
+    assert generated(steps=3, seed=1).difference(generated()) == "generate.seed, generate.steps differ"
+    assert imported("a").difference(imported("b")) == "pictures differs"
+    assert "model" in generated().difference(imported())
+
+
+def test_engines() -> None:
+    made = generated()
+    assert (made.engine, made.engine_name) == (None, "eager")
+    assert made.with_facts(engine=None) == made
+    made = made.with_facts(engine=ENGINE)
+    assert (made.engine, made.engine_name) == (ENGINE, "onnxruntime")
+    refuse_other_engine(Path("x"), made, ENGINE)
+    with pytest.raises(AimfairError, match=r"x: made with engine onnxruntime onnxruntime 1\.0, found eager; .*overwr"):
+        refuse_other_engine(Path("x"), made, None)
