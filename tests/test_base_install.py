@@ -123,3 +123,12 @@ def test_every_module_of_it_imports(environment):
     modules = sorted(path.stem for path in (ROOT / "aimfair" / "selective").glob("*.py"))
     result = python(environment, "; ".join(f"import aimfair.selective.{module}" for module in modules))
     assert (result.returncode, result.stderr) == (0, "")
+
+
+def test_the_command_line_says_what_to_install(environment):
+    assert python(environment, "aimfair", "--help").returncode == 0
+    for line in ("demo", "run --config demo", "scan", "config --keys", "export --run runs/demo"):
+        result = python(environment, "aimfair", *line.split())
+        assert result.returncode in (1, 2), line
+        assert len(result.stderr.splitlines()) == 1, result.stderr
+        assert "pip install 'aimfair[fair]'" in result.stderr, line
