@@ -63,7 +63,7 @@ def test_every_folder_has_a_layer():
         ("sklearn", {"data/digits.py"}),
         ("jinja2", {"report/template.py"}),
         ("scipy", {"ablation/premise.py", "evaluation/intervals.py", "evaluation/scores.py"}),
-        ("pyarrow", {"data/parquet.py"}),
+        ("pyarrow", {"data/rows.py"}),
         ("torchvision", set()),
     ],
 )

@@ -1,11 +1,11 @@
 """Images decoded once: the pixels of a list of files as one memory map, shared by all runs.
 
-An entry is ``<key>.json`` and ``<key>.rgb``, raw uint8 [G, S, S, 3], which gets its name last, when it is whole. The
-key is a digest of the decoder, of what is asked of it and of each file's path, size and time of change, so no entry is
-ever out of date; any may be deleted at any time.
+An entry is ``<key>.json`` and ``<key>.rgb``, raw uint8 [G, S, S, 3]; the latter is renamed into place last, when the
+entry is complete. The key is a digest of the decoder, its arguments and each file's path, size and modification time,
+so an entry is never out of date; any may be deleted at any time.
 
-While an entry is made its pixels are added to ``<key>.part`` and, once they are on disk, what is known of their files
-to ``<key>.jsonl``: whoever is killed is continued by the next one that asks for the same.
+While an entry is built, pixels are appended to ``<key>.part`` and, once they are on disk, the facts about their files
+to ``<key>.jsonl``: after a kill, the next call with the same arguments continues from there.
 """
 
 import contextlib
@@ -15,7 +15,7 @@ import os
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TypeVar
 
@@ -37,7 +37,7 @@ _Result = TypeVar("_Result")
 _MAX_WORKERS = 16  # each may hold a whole image of data.max_pixels
 
 _STEP = 256
-"""Files that are decoded anew after a stop, at most."""
+"""Files between two writes to the journal, and so decoded again after a kill at most."""
 
 
 @dataclass(frozen=True)
@@ -45,9 +45,9 @@ class Decoded:
     """The images among F files.
 
     Attributes:
-        images: uint8 [G, S, S, 3], in the order of the files; a memory map that is read only.
+        images: uint8 [G, S, S, 3], in the order of the files; a read-only memory map.
         kept: int64 [G], ascending, the numbers of their files.
-        digests: G texts, equal for equal pixels (:func:`aimfair.data.decode.content_digest`).
+        digests: G strings, equal for equal pixels (:func:`aimfair.data.decode.content_digest`).
         rejected: the other F - G files.
     """
 
@@ -73,188 +73,198 @@ def decode_files(
     progress: Progress | None = None,
     interrupt: Interrupt = NEVER,
 ) -> Decoded:
-    """The images in ``files``, paths relative to ``root``, each as :func:`aimfair.data.decode.decode` gives it.
+    """The images in ``files``, paths relative to ``root``, each as :func:`aimfair.data.decode.decode` returns it.
 
     Args:
         size: S, pixels along each side.
         max_pixels: larger files are rejected.
         fit: how images become squares, as :func:`aimfair.data.decode.fit`.
-        folder: where the entry is, or is made; None: :func:`default_folder`. One process at a time decodes into it.
+        folder: of the cache; None: :func:`default_folder`. One process at a time decodes into it.
 
     Raises:
         AimfairError: the entry cannot be written.
-        Interrupted: as ``interrupt`` says; the next call goes on from there.
+        Interrupted: as ``interrupt`` says; the next call continues from there.
     """
-    folder = default_folder() if folder is None else folder
-    key = _key(root, files, size, max_pixels, fit)
+    request = _Request(root, files, size, max_pixels, fit)
+    entry = _Entry(default_folder() if folder is None else folder, request.key())
     try:
-        found = _read(folder, key, files, size)
+        found = entry.read(request)
         if found is not None:
             return found
-        folder.mkdir(parents=True, exist_ok=True)
-        with locked(folder / "lock", interrupt):
-            found = _read(folder, key, files, size)  # by whoever held the lock until now
+        entry.folder.mkdir(parents=True, exist_ok=True)
+        with locked(entry.folder / "lock", interrupt):
+            found = entry.read(request)  # another process may have built it meanwhile
             if found is None:
-                remove_temporaries(folder)
-                _build(folder, key, root, files, size, max_pixels, fit, progress or Progress(quiet=True), interrupt)
-                found = _read(folder, key, files, size)
+                remove_temporaries(entry.folder)
+                _build(entry, request, progress or Progress(quiet=True), interrupt)
+                found = entry.read(request)
     except OSError as error:
         gigabytes = len(files) * size * size * 3 / 1e9
         raise AimfairError(
-            f"{folder}: decoded images cannot be kept there: {error}; expected a folder that can be written, mapped"
-            f" into memory, and has {gigabytes:.1f} GB free (another folder: set XDG_CACHE_HOME)"
+            f"{entry.folder}: cannot store decoded images: {error}; expected a writable folder that supports memory"
+            f" maps, with {gigabytes:.1f} GB free (set XDG_CACHE_HOME to use another)"
         ) from error
     if found is None:
-        raise AimfairError(f"{folder}: decoded images were removed while they were written; run again")
+        raise AimfairError(f"{entry.folder}: decoded images were removed while they were written; run again")
     return found
 
 
-def _key(root: Path, files: Sequence[str], size: int, max_pixels: int, fit: decode.Fit) -> str:
-    digest = hashlib.sha256(
-        repr((decode.VERSION, PIL.__version__, size, max_pixels, fit, str(root.resolve()))).encode()
-    )
-    for file in files:
+@dataclass(frozen=True)
+class _Request:
+    """Arguments of :func:`decode_files` that determine the pixels."""
+
+    root: Path
+    files: Sequence[str]
+    size: int
+    max_pixels: int
+    fit: decode.Fit
+
+    def key(self) -> str:
+        facts = (decode.VERSION, PIL.__version__, self.size, self.max_pixels, self.fit, str(self.root.resolve()))
+        digest = hashlib.sha256(repr(facts).encode())
+        for file in self.files:
+            try:
+                status = (self.root / file).stat()
+                of_file = (file, status.st_size, status.st_mtime_ns)
+            except OSError:
+                of_file = (file, -1, 0)
+            digest.update(repr(of_file).encode())
+        return digest.hexdigest()[:32]
+
+    def decode(self, file: str) -> tuple[npt.NDArray[np.uint8], str] | str:
+        """Pixels and content digest of a file, or the reason why it is rejected."""
         try:
-            status = (root / file).stat()
-            facts = (file, status.st_size, status.st_mtime_ns)
-        except OSError:
-            facts = (file, -1, 0)
-        digest.update(repr(facts).encode())
-    return digest.hexdigest()[:32]
+            image = decode.read_rgb(self.root / file, self.max_pixels)
+            return decode.fit(image, self.size, self.fit), decode.content_digest(image)
+        except decode.ImageError as error:
+            return error.reason
 
 
-def _read(folder: Path, key: str, files: Sequence[str], size: int) -> Decoded | None:
-    """The entry; None if there is none, or none that can be believed."""
-    pixels = folder / f"{key}.rgb"
-    try:
-        index = json.loads((folder / f"{key}.json").read_text(encoding="utf-8"))
-        kept = np.array(index["kept"], dtype=np.int64)
-        digests = tuple(index["digests"])
-        rejected = tuple(Rejected(files[number], reason) for number, reason in index["rejected"])
-        shape = (len(kept), size, size, 3)
-        if pixels.stat().st_size != np.prod(shape):
+@dataclass(frozen=True)
+class _Entry:
+    """The files of one entry; ``part`` and ``journal`` exist only while it is built."""
+
+    folder: Path
+    key: str
+
+    @property
+    def index(self) -> Path:
+        return self.folder / f"{self.key}.json"
+
+    @property
+    def pixels(self) -> Path:
+        return self.folder / f"{self.key}.rgb"
+
+    @property
+    def part(self) -> Path:
+        return self.folder / f"{self.key}.part"
+
+    @property
+    def journal(self) -> Path:
+        return self.folder / f"{self.key}.jsonl"
+
+    def read(self, request: _Request) -> Decoded | None:
+        """The decoded images; None if there is no entry, or a damaged one."""
+        try:
+            index = json.loads(self.index.read_text(encoding="utf-8"))
+            kept = np.array(index["kept"], dtype=np.int64)
+            digests = tuple(index["digests"])
+            rejected = tuple(Rejected(request.files[number], reason) for number, reason in index["rejected"])
+            shape = (len(kept), request.size, request.size, 3)
+            if self.pixels.stat().st_size != np.prod(shape):
+                return None
+        except (FileNotFoundError, ValueError, KeyError, TypeError, IndexError):
             return None
-    except (FileNotFoundError, ValueError, KeyError, TypeError, IndexError):
-        return None
-    # Read only: for a private map that can be written to, the system would set aside as much memory as it is large.
-    images = np.asarray(np.memmap(pixels, np.uint8, "r", shape=shape)) if len(kept) else np.empty(shape, np.uint8)
-    return Decoded(images, kept, digests, rejected)
+        # Read only: a private writable map would reserve as much memory as it is large.
+        stored = np.memmap(self.pixels, np.uint8, "r", shape=shape) if len(kept) else np.empty(shape, np.uint8)
+        return Decoded(np.asarray(stored), kept, digests, rejected)
 
 
 @dataclass
 class _Outcome:
-    """Of the first ``files`` files: the numbers and digests of the images, the numbers and reasons of the others."""
+    """Of the first ``files`` files: numbers and digests of the images, numbers and reasons of the rejected ones."""
 
     files: int = 0
     kept: list[int] = field(default_factory=list)
     digests: list[str] = field(default_factory=list)
     rejected: list[tuple[int, str]] = field(default_factory=list)
 
-    def add(self, digest: str | None, reason: str = "") -> None:
-        """The next file; ``digest`` None: it is rejected."""
-        if digest is None:
-            self.rejected.append((self.files, reason))
-        else:
-            self.kept.append(self.files)
-            self.digests.append(digest)
-        self.files += 1
+    def extend(self, later: "_Outcome") -> None:
+        """Adds the files after these; the numbers of both count from the first file."""
+        self.files = later.files
+        self.kept += later.kept
+        self.digests += later.digests
+        self.rejected += later.rejected
 
 
-def _build(
-    folder: Path,
-    key: str,
-    root: Path,
-    files: Sequence[str],
-    size: int,
-    max_pixels: int,
-    fit: decode.Fit,
-    progress: Progress,
-    interrupt: Interrupt,
-) -> None:
-    def decode_one(file: str) -> tuple[npt.NDArray[np.uint8], str] | str:
-        try:
-            image = decode.read_rgb(root / file, max_pixels)
-            return decode.fit(image, size, fit), decode.content_digest(image)
-        except decode.ImageError as error:
-            return error.reason
-
-    part, journal = folder / f"{key}.part", folder / f"{key}.jsonl"
-    # Written as a stream, not through a memory map: there a full disk is SIGBUS, here it is an error.
+def _build(entry: _Entry, request: _Request, progress: Progress, interrupt: Interrupt) -> None:
     try:
-        outcome = _continue(part, journal, size)
-        with (
-            part.open("ab") as stream,
-            progress.task("decode images", total=len(files)) as task,
-            contextlib.closing(_map_in_order(decode_one, files[outcome.files :])) as results,
-        ):
-            task.advance(outcome.files)
-            written = (outcome.files, len(outcome.kept), len(outcome.rejected))
-            for result in results:
-                if isinstance(result, str):
-                    outcome.add(None, result)
-                else:
-                    pixels, digest = result
-                    stream.write(pixels.tobytes())
-                    outcome.add(digest)
-                if outcome.files - written[0] == _STEP or outcome.files == len(files):
-                    stream.flush()
-                    os.fsync(stream.fileno())
-                    _note(journal, outcome, written[1:])
-                    written = (outcome.files, len(outcome.kept), len(outcome.rejected))
-                task.advance()
-                interrupt.check()
-        # In this order: whoever is killed in between is continued, with nothing left to decode.
-        write_json(
-            folder / f"{key}.json",
-            {"kept": outcome.kept, "digests": outcome.digests, "rejected": outcome.rejected},
-        )
-        os.replace(part, folder / f"{key}.rgb")
-        sync(folder)
-    except OSError:  # of a full disk, which must not stay full
-        part.unlink(missing_ok=True)
-        journal.unlink(missing_ok=True)
+        outcome = _resume(entry, request.size)
+        _decode_rest(entry, request, outcome, progress, interrupt)
+        # In this order: after a kill in between, the next call resumes with nothing left to decode.
+        write_json(entry.index, {"kept": outcome.kept, "digests": outcome.digests, "rejected": outcome.rejected})
+        os.replace(entry.part, entry.pixels)
+        sync(entry.folder)
+    except OSError:  # such as a full disk, which must not stay full
+        entry.part.unlink(missing_ok=True)
+        entry.journal.unlink(missing_ok=True)
         raise
-    journal.unlink(missing_ok=True)
+    entry.journal.unlink(missing_ok=True)
 
 
-def _note(journal: Path, outcome: _Outcome, known: tuple[int, int]) -> None:
-    """Adds to the journal what is new in ``outcome`` after the ``known`` images and rejected files."""
-    kept, rejected = known
-    new = {
-        "files": outcome.files,
-        "kept": outcome.kept[kept:],
-        "digests": outcome.digests[kept:],
-        "rejected": outcome.rejected[rejected:],
-    }
-    append_text(journal, json.dumps(new) + "\n")
+def _decode_rest(entry: _Entry, request: _Request, outcome: _Outcome, progress: Progress, interrupt: Interrupt) -> None:
+    """Decodes the files after those in ``outcome``, which is extended, into the part and its journal."""
+    total = len(request.files)
+    # A stream, not a memory map: on a full disk a map gets SIGBUS, a stream an error.
+    with (
+        entry.part.open("ab") as stream,
+        progress.task("decode images", total=total) as task,
+        contextlib.closing(_map_in_order(request.decode, request.files[outcome.files :])) as results,
+    ):
+        task.advance(outcome.files)
+        new = _Outcome()
+        for number, result in enumerate(results, outcome.files):
+            if isinstance(result, str):
+                new.rejected.append((number, result))
+            else:
+                pixels, digest = result
+                stream.write(pixels.tobytes())
+                new.kept.append(number)
+                new.digests.append(digest)
+            new.files = number + 1
+            if new.files - outcome.files == _STEP or new.files == total:
+                stream.flush()
+                os.fsync(stream.fileno())
+                append_text(entry.journal, json.dumps(asdict(new)) + "\n")
+                outcome.extend(new)
+                new = _Outcome()
+            task.advance()
+            interrupt.check()
 
 
-def _continue(part: Path, journal: Path, size: int) -> _Outcome:
-    """What an earlier call got done; both files are cut back to it."""
+def _resume(entry: _Entry, size: int) -> _Outcome:
+    """What an earlier call finished; the part and its journal are truncated to it."""
     done = _Outcome()
     lines: list[str] = []
     with contextlib.suppress(FileNotFoundError, UnicodeDecodeError):
-        pixels = part.stat().st_size
-        for line in journal.read_text(encoding="utf-8").splitlines(keepends=True):
+        pixels = entry.part.stat().st_size
+        for line in entry.journal.read_text(encoding="utf-8").splitlines(keepends=True):
             try:
-                new = json.loads(line)
-            except ValueError:  # it was being written
+                new = _Outcome(**json.loads(line))
+            except (ValueError, TypeError):  # cut off by a kill
                 break
-            if not line.endswith("\n") or (len(done.kept) + len(new["kept"])) * size * size * 3 > pixels:
+            if not line.endswith("\n") or (len(done.kept) + len(new.kept)) * size * size * 3 > pixels:
                 break
-            done.files = new["files"]
-            done.kept += new["kept"]
-            done.digests += new["digests"]
-            done.rejected += [(number, reason) for number, reason in new["rejected"]]
+            done.extend(new)
             lines.append(line)
-    part.open("ab").close()
-    os.truncate(part, len(done.kept) * size * size * 3)
-    write_text(journal, "".join(lines))
+    entry.part.open("ab").close()
+    os.truncate(entry.part, len(done.kept) * size * size * 3)
+    write_text(entry.journal, "".join(lines))
     return done
 
 
 def _map_in_order(function: Callable[[_Item], _Result], items: Iterable[_Item]) -> Generator[_Result]:
-    """``map`` over threads (Pillow leaves the GIL while it decodes), never far ahead of whoever takes the results."""
+    """``map`` over threads (Pillow releases the GIL while it decodes), a bounded number of results ahead."""
     workers = min(os.cpu_count() or 1, _MAX_WORKERS)
     waiting: deque[Future[_Result]] = deque()
     pool = ThreadPoolExecutor(workers, thread_name_prefix="decode")

@@ -1,5 +1,5 @@
-"""The same picture twice, or the same patient: across splits it makes a test worthless, with two labels a picture
-teaches a contradiction."""
+"""Copies of an image and images of one cluster (a patient): shared by two splits they invalidate the test, with two
+labels they teach a contradiction."""
 
 from collections import defaultdict
 from collections.abc import Sequence
@@ -15,7 +15,7 @@ _TEST = SPLITS.index("test")
 
 
 def distinct(catalogue: Catalogue, digests: Sequence[str], log: Log) -> Indices:
-    """int64, ascending: one image of each picture, the first; none of a picture whose labels contradict each other."""
+    """int64, ascending: images without copies: the first of each set of copies, or none if their labels differ."""
     repeated: list[int] = []
     contradictory: list[int] = []
     for numbers in copies(digests):
@@ -33,29 +33,29 @@ def distinct(catalogue: Catalogue, digests: Sequence[str], log: Log) -> Indices:
 
 
 def check_leakage(catalogue: Catalogue, digests: Sequence[str], log: Log) -> None:
-    """Refuses a test set that has a picture or an original of another split; warns of those in training and validation,
-    and of pictures with different labels.
+    """Refuses a test set that shares an image or a cluster with another split; warns of those shared by training and
+    validation, and of copies with different labels.
 
     Args:
         catalogue: of a data set that has splits.
 
     Raises:
-        AimfairError: a picture or an original of the test set is in training or validation.
+        AimfairError: an image or a cluster of the test set is in training or validation.
     """
     listing = catalogue.root / catalogue.listing
-    _check(catalogue, copies(digests), "pictures", "take all but one of the copies out", log)
+    _check(catalogue, copies(digests), "images", "remove all but one copy", log)
     if catalogue.originals is not None:
-        _check(catalogue, copies(catalogue.originals), "originals of data.group_column", "put each in one split", log)
+        _check(catalogue, copies(catalogue.originals), "values of data.group_column", "put each in one split", log)
     contradictory = [numbers for numbers in copies(digests) if contradict(catalogue, numbers)]
     if contradictory:
         log.warn(
-            f"{listing}: {len(contradictory):,} pictures are there more than once, with different labels, for example"
+            f"{listing}: {len(contradictory):,} images are present more than once, with different labels, for example"
             f" {_names(catalogue, contradictory)}"
         )
 
 
 def _check(catalogue: Catalogue, together: Sequence[Sequence[int]], what: str, advice: str, log: Log) -> None:
-    """Of images that should be in one split each."""
+    """Checks images that belong together and so in one split."""
     assert catalogue.split is not None
     listing = catalogue.root / catalogue.listing
     leaks: list[list[int]] = []
@@ -66,7 +66,7 @@ def _check(catalogue: Catalogue, together: Sequence[Sequence[int]], what: str, a
             (leaks if catalogue.split[one_of_each[-1]] == _TEST else shared).append(one_of_each)
     if leaks:
         raise AimfairError(
-            f"{listing}: {len(leaks):,} {what} of the test set are in another split, too, for example"
+            f"{listing}: {len(leaks):,} {what} of the test set are also in another split, for example"
             f" {_names(catalogue, leaks)}; {advice}"
         )
     if shared:
@@ -77,7 +77,7 @@ def _check(catalogue: Catalogue, together: Sequence[Sequence[int]], what: str, a
 
 
 def copies(digests: Sequence[str]) -> list[list[int]]:
-    """The images, ascending, of each text that two or more of them have."""
+    """The numbers, ascending, of images with equal strings, for each string that occurs more than once."""
     found: defaultdict[str, list[int]] = defaultdict(list)
     for number, digest in enumerate(digests):
         found[digest].append(number)

@@ -1,4 +1,4 @@
-"""Real images among those that were made elsewhere: trained on, a picture of the test set makes the test worthless."""
+"""Real images among imported synthetic ones: training on an image of the test set invalidates the test."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ from aimfair.data.settings import DataSettings
 
 @dataclass(frozen=True)
 class Leak:
-    """A picture of the real images that is among others, too.
+    """A real image among imported ones.
 
     Attributes:
         file: there. real: its id among the real images, of ``split``.
@@ -38,14 +38,14 @@ def find_leaks(
     progress: Progress | None = None,
     interrupt: Interrupt = NEVER,
 ) -> list[Leak]:
-    """Those of the pictures that are equal to one of ``splits`` in size and in every pixel.
+    """The imported images that equal one of ``splits`` in size and in every pixel.
 
     Args:
         digests: file -> digest of its pixels, by :func:`aimfair.data.decode.content_digest`.
         splits: of ``settings``; their images are in the cache of decoded ones, so none is read again.
 
     Returns:
-        In the order of ``digests``; of a picture in several splits, with the test set before validation and training.
+        In the order of ``digests``; an image of several splits counts to test before validation before training.
     """
     real: dict[str, tuple[str, str]] = {}
     of_files = None if settings.kind == "digits" else _digests_of_files(settings, progress, interrupt)
@@ -55,7 +55,7 @@ def find_leaks(
 
 
 def refuse_leaks(leaks: list[Leak], folder: Path, log: Log) -> None:
-    """Refuses pictures of the test set among the images of ``folder``; warns of others.
+    """Refuses images of the test set in ``folder``; warns of images of other splits.
 
     Raises:
         AimfairError: there is one.

@@ -10,11 +10,13 @@ import json
 import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from aimfair.base.errors import AimfairError
-from aimfair.data import parquet
 from aimfair.data.catalogue import unknown_name
+
+if TYPE_CHECKING:
+    from pyarrow.parquet import ParquetFile  # type: ignore[import-untyped]
 
 _DELIMITERS = {".csv": ",", ".tsv": "\t"}
 
@@ -26,7 +28,7 @@ def header(path: Path) -> list[str]:
         AimfairError: the table cannot be read, or is empty.
     """
     if path.suffix == ".parquet":
-        return parquet.header(path)
+        return _parquet_header(path)
     if path.suffix == ".jsonl":
         for line, row in _objects(path):
             if isinstance(row, str):
@@ -73,7 +75,7 @@ def rows(path: Path, columns: Sequence[tuple[str, str]]) -> Iterator[tuple[int, 
 
 def _values(path: Path, found: list[str], names: list[str]) -> Iterator[tuple[int, Sequence[Any] | str]]:
     if path.suffix == ".parquet":
-        yield from parquet.rows(path, names)
+        yield from _parquet_rows(path, names)
     elif path.suffix == ".jsonl":
         for line, row in _objects(path):
             yield line, row if isinstance(row, str) else [row.get(name) for name in names]
@@ -144,3 +146,49 @@ def _text(value: object) -> str | None:
 
 def _kind(value: object) -> str:
     return str(value) if isinstance(value, float) else type(value).__name__
+
+
+def _parquet_header(path: Path) -> list[str]:
+    """The names of the columns.
+
+    Raises:
+        AimfairError: pyarrow is not installed, or the file cannot be read.
+    """
+    with _open_parquet(path) as file:
+        return list(file.schema_arrow.names)
+
+
+def _parquet_rows(path: Path, names: Sequence[str]) -> Iterator[tuple[int, tuple[Any, ...]]]:
+    """The number of each row, from 1, and its values of the columns ``names``, as Python has them.
+
+    Raises:
+        AimfairError: as :func:`_parquet_header`.
+    """
+    import pyarrow  # type: ignore[import-untyped]
+
+    with _open_parquet(path) as file:
+        number = 0
+        try:
+            for batch in file.iter_batches(columns=list(names)):
+                columns = [batch.column(name).to_pylist() for name in names]
+                for values in zip(*columns, strict=True):
+                    number += 1
+                    yield number, values
+        except (pyarrow.ArrowException, OSError, ValueError) as error:  # ValueError: text that is not UTF-8
+            raise AimfairError(f"{path}: cannot be read as Parquet after row {number}: {_line(error)}") from error
+
+
+def _open_parquet(path: Path) -> "ParquetFile":
+    try:
+        import pyarrow  # type: ignore[import-untyped]
+        import pyarrow.parquet
+    except ModuleNotFoundError as error:
+        raise AimfairError(f"{path}: Parquet is read by pyarrow, which is missing: pip install pyarrow") from error
+    try:
+        return pyarrow.parquet.ParquetFile(path)
+    except (pyarrow.ArrowException, OSError) as error:
+        raise AimfairError(f"{path}: cannot be read as Parquet: {_line(error)}") from error
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split())

@@ -17,8 +17,8 @@ from aimfair.data.settings import DataSettings
 from aimfair.evaluation.results import Interval, MethodResult, Results
 from aimfair.export import usage
 from aimfair.export.choose import Choice
+from aimfair.export.model_files import Difference
 from aimfair.export.onnx import FILE, TOLERANCE, Agreement
-from aimfair.export.preprocessor import Difference
 from aimfair.generation.summary import GenerationSummary
 from aimfair.methods import BIASED
 from aimfair.report import wording

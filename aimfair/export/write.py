@@ -15,11 +15,11 @@ from aimfair.base.errors import ConfigError
 from aimfair.base.files import write_json, write_text
 from aimfair.data.catalogue import SPLITS
 from aimfair.evaluation.results import Results
-from aimfair.export import model_card, onnx, preprocessor
+from aimfair.export import model_card, model_files, onnx
 from aimfair.export.choose import Choice, choose
 from aimfair.export.folder import MARK, new_folder
 from aimfair.export.model_card import CARD, UNKNOWN, Facts
-from aimfair.export.model_folder import copy_model
+from aimfair.export.model_files import copy_model
 from aimfair.generation.manifest import Manifest
 from aimfair.generation.summary import GenerationSummary
 from aimfair.methods import BIASED
@@ -84,14 +84,14 @@ def _fill(run: Run, choice: Choice, results: Results, folder: Path, *, with_onnx
     config, splits = run.config, splits_of(run)
     of_transformers = copy_model(choice.folder, folder, splits.target_names)
     if of_transformers:
-        preprocessor.write(folder, config.data, config.model)
+        model_files.write(folder, config.data, config.model)
     run.interrupt.check()
 
     model = load_model(choice.folder, config.model).eval()  # all that aimfair checks in weights is checked
-    chosen = preprocessor.examples(splits.test, EXAMPLES)
+    chosen = model_files.examples(splits.test, EXAMPLES)
     difference, agreement = None, None
     if of_transformers:
-        difference = preprocessor.measure(folder, model, splits.test, chosen, config.data, config.model)
+        difference = model_files.measure(folder, model, splits.test, chosen, config.data, config.model)
         run.interrupt.check()
     if with_onnx:
         normalize = Normalize(config.model, torch.device("cpu"))

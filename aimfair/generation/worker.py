@@ -10,8 +10,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from aimfair.base.interrupt import Interrupt
-from aimfair.data.decode import content_digest, fit
-from aimfair.data.dhash import dhash
+from aimfair.data.decode import content_digest, dhash, fit
 from aimfair.diffusion.sampler import Sampler
 from aimfair.generation.filters import ImageFilter
 from aimfair.generation.filters.pixels import blank

@@ -48,7 +48,7 @@ class RealAndSynthetic(MethodSettings):
         return True
 
     def run(self, work: "Work") -> "Trained":
-        from aimfair.data.union import union
+        from aimfair.data.images import union
 
         return work.fit(work.training(work.initial(), union(work.splits().train, work.balanced())))
 

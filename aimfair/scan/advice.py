@@ -1,14 +1,15 @@
-"""What of the facts is a problem, and what to do about it."""
+"""Derives problems from the facts, with advice."""
 
 from collections.abc import Iterator
 
 from aimfair.config import Config
 from aimfair.data.images import Splits
-from aimfair.scan.results import Copies, Duplicates, Imported, LeftOut, Pictures, Problem, Scan
+from aimfair.scan.results import Copies, Duplicates, ImageFacts, Imported, LeftOut, Problem, Scan
 from aimfair.scan.settings import ScanSettings
 
+_MUST_BE_FIXED = "no run with these settings is possible until this is fixed"
 _ENLARGED = 0.5  # share of small images above which data.image_size is too large
-_ASSOCIATED = 0.1  # Cramer's V below which there is hardly a bias to learn (Cohen 1988: small effects begin there)
+_ASSOCIATED = 0.1  # Cramer's V below which there is little bias to learn (Cohen 1988: the smallest small effect)
 
 
 def problems(scan: Scan, config: Config | ScanSettings, splits: Splits | None) -> list[Problem]:
@@ -16,7 +17,7 @@ def problems(scan: Scan, config: Config | ScanSettings, splits: Splits | None) -
 
     Args:
         scan: without problems.
-        splits: what a run would take; None if it would end.
+        splits: what a run would load; None if it would fail.
     """
     order = ("error", "warning", "note")
     return sorted(_problems(scan, config, splits), key=lambda problem: order.index(problem.level))
@@ -24,15 +25,15 @@ def problems(scan: Scan, config: Config | ScanSettings, splits: Splits | None) -
 
 def _problems(scan: Scan, config: Config | ScanSettings, splits: Splits | None) -> Iterator[Problem]:
     if scan.taken.refusal is not None:
-        yield _error(scan.taken.refusal, _mending(scan.taken.refusal, scan))
+        yield _error(scan.taken.refusal, _fix(scan.taken.refusal, scan))
     if scan.imported is not None:
         yield from _imported(scan.imported)
     for part, what, advice in (
-        (scan.rows, "rows", "correct or remove them; a run leaves them out, up to data.max_bad_share"),
+        (scan.rows, "rows", "correct or remove them; a run skips them, up to data.max_bad_share"),
         (
             scan.files,
             "files",
-            "replace them or take them off the list; a run leaves them out, up to data.max_bad_share",
+            "replace them or remove them from the list; a run skips them, up to data.max_bad_share",
         ),
     ):
         if part is not None and part.left_out:
@@ -43,29 +44,31 @@ def _problems(scan: Scan, config: Config | ScanSettings, splits: Splits | None) 
     yield from _attributes(scan)
     if splits is not None:
         for line in splits.contradictions(config.data.majority):
-            yield _warning(line, "set data.majority to what dominates each class, or check the order of the classes")
+            yield _warning(
+                line, "set data.majority to the value that dominates each class, or check the order of the classes"
+            )
     if scan.pictures is not None:
-        yield from _pictures(scan.pictures, config)
+        yield from _images(scan.pictures, config)
     yield from _association(scan)
 
 
-def _mending(refusal: str, scan: Scan) -> str:
+def _fix(refusal: str, scan: Scan) -> str:
     if not refusal.startswith("data.majority"):
-        return "no run with these settings is possible before this is mended"
+        return _MUST_BE_FIXED
     counts = scan.groups.get("train") or scan.groups["all"]
     dominating = ",".join(str(row.index(max(row))) for row in counts)
     return (
-        f"--data.majority {dominating} would name what dominates each class of"
-        f" the {'training images' if 'train' in scan.groups else 'images'}, by its number among"
+        f"--data.majority {dominating} would name the dominant value of each class in"
+        f" the {'training images' if 'train' in scan.groups else 'images'}, numbered as in"
         f" {', '.join(map(repr, scan.protected_names))}"
     )
 
 
 def _imported(found: Imported) -> Iterator[Problem]:
     if found.refusal is not None:
-        yield _error(found.refusal, "no run with these settings is possible before this is mended")
+        yield _error(found.refusal, _MUST_BE_FIXED)
     for warning in found.warnings:
-        yield _warning(warning, "correct the folder, if that was not meant")
+        yield _warning(warning, "correct the folder unless this is intended")
 
 
 def _copies(scan: Scan, found: Duplicates) -> Iterator[Problem]:
@@ -73,23 +76,23 @@ def _copies(scan: Scan, found: Duplicates) -> Iterator[Problem]:
     if found.test.pictures:
         yield _warning(
             f"{_many(found.test)} in the test set and in another split, {_example(found.test)}",
-            "take all but one of the copies out: a test on training images measures nothing",
+            "remove all but one copy: testing on training images measures nothing",
         )
     if found.contradictory.pictures:
         yield _warning(
             f"{_many(found.contradictory)} with different labels, {_example(found.contradictory)}",
-            "correct the labels, or take the copies out" + ("; a run leaves out all of them" if without_splits else ""),
+            "correct the labels or remove the copies" + ("; a run skips all of them" if without_splits else ""),
         )
     if found.train_val.pictures:
         yield _warning(
             f"{_many(found.train_val)} in training and in validation, {_example(found.train_val)}",
-            "take all but one of the copies out: the choice of a checkpoint is too sure of them",
+            "remove all but one copy: they bias the choice of a checkpoint",
         )
     if found.within.pictures:
         where = "" if without_splits else " within a split"
         yield _note(
-            f"{_many(found.within)} there more than once{where}, {_example(found.within)}",
-            "a run takes the first of each" if without_splits else "take them out, unless they should count as often",
+            f"{_many(found.within)} present more than once{where}, {_example(found.within)}",
+            "a run uses the first of each" if without_splits else "remove them unless they should count repeatedly",
         )
     if found.near is not None and found.near.pairs:
         first, second = found.near.examples[0]
@@ -97,7 +100,7 @@ def _copies(scan: Scan, found: Duplicates) -> Iterator[Problem]:
         yield _warning(
             f"{at_least}{found.near.pairs:,} pairs of images in different splits look alike,"
             f" {found.near.with_test:,} of them with a test image, for example {first!r} and {second!r}",
-            "look at them: other versions of one picture, or pictures of one person, belong into one split",
+            "inspect them: versions of one image, or images of one person, belong in one split",
         )
 
 
@@ -117,12 +120,12 @@ def _groups(scan: Scan) -> Iterator[Problem]:
         yield _warning(
             f"groups with fewer than {scan.small_group} test images (evaluate.small_group): {', '.join(small)}; their"
             " accuracies will be uncertain",
-            "add test images of these groups, or take a larger data.test_share where there are no splits",
+            "add test images of these groups, or increase data.test_share if the data set has no splits",
         )
 
 
 def _attributes(scan: Scan) -> Iterator[Problem]:
-    """Values that few test images have; where there are no splits, the test images are known by groups alone."""
+    """Values with few test images; only for data sets with splits, as others have counts by group alone."""
     for attribute in scan.attributes:
         few = [
             f"{name!r} {images}"
@@ -133,36 +136,36 @@ def _attributes(scan: Scan) -> Iterator[Problem]:
             yield _warning(
                 f"attribute {attribute.name!r}: values with fewer than {scan.small_group} test images"
                 f" (evaluate.small_group): {', '.join(few)}",
-                "add test images of these values, or leave the attribute out",
+                "add test images of these values, or drop the attribute",
             )
 
 
-def _pictures(found: Pictures, config: Config | ScanSettings) -> Iterator[Problem]:
+def _images(found: ImageFacts, config: Config | ScanSettings) -> Iterator[Problem]:
     size = config.data.image_size
     if found.dark:
         yield _warning(
             f"{found.dark:,} of {found.images:,} images are nearly black, no value above 31 of 255, for example"
             f" {found.dark_examples[0]!r}",
-            "of files with 16 bits the upper eight are kept: where only 10 or 12 are used, scale them up before",
+            "of 16-bit files only the upper eight bits are kept: if they use 10 or 12 bits, rescale them first",
         )
     if found.not_square:
         middle = found.elongation.median
-        loses = f"cut to their middle: half of them lose {1 - 1 / middle:.0%} of their area or more"
-        stretched = f"stretched: half of them by a factor of {middle:.2f} or more"
+        loses = f"cropped to their center: half of them lose at least {1 - 1 / middle:.0%} of their area"
+        stretched = f"stretched: half of them by a factor of at least {middle:.2f}"
         yield _note(
             f"{found.not_square:,} of {found.images:,} images are not square and will be"
             f" {stretched if config.data.fit == 'stretch' else loses}",
-            "look whether what tells the classes apart survives; data.fit is crop or stretch",
+            "check that the classes remain distinguishable; data.fit is crop or stretch",
         )
     if found.smaller > _ENLARGED * found.images:
         yield _note(
             f"{found.smaller:,} of {found.images:,} images are smaller than the {size} pixels of data.image_size",
-            "a smaller data.image_size would lose nothing and be faster, if the model allows it",
+            "a smaller data.image_size loses nothing and is faster, if the model supports it",
         )
     if 0 < found.grey < found.images:
         yield _note(
             f"{found.grey:,} of {found.images:,} images are grey",
-            "make sure that they are not all of one group: a model would learn that",
+            "check that they are not all in one group: a model would learn that",
         )
 
 
@@ -172,18 +175,18 @@ def _association(scan: Scan) -> Iterator[Problem]:
         return
     if value < _ASSOCIATED:
         yield _note(
-            f"class and protected value are hardly associated in the training images (Cramer's V {value:.2f})",
-            "a model may be biased all the same, but there is little of it to be learned from these counts",
+            f"class and protected value are barely associated in the training images (Cramer's V {value:.2f})",
+            "these counts teach little bias, though a model may be biased for other reasons",
         )
     else:
         yield _note(
             f"class and protected value are associated in the training images (Cramer's V {value:.2f})",
-            "this is the bias that a model can learn; data.minority_ratio and data.majority must describe it",
+            "a model can learn this bias; data.minority_ratio and data.majority must describe it",
         )
 
 
 def _many(copies: Copies) -> str:
-    return f"{copies.pictures:,} picture{'s' if copies.pictures > 1 else ''} (in {copies.files:,} files)"
+    return f"{copies.pictures:,} image{'s' if copies.pictures > 1 else ''} (in {copies.files:,} files)"
 
 
 def _example(copies: Copies) -> str:

@@ -1,108 +1,150 @@
-"""Facts about a data set: what it lists, what can be decoded, what is there twice, and what a run would take of it."""
+"""Collects the facts: what a data set lists, what can be decoded, what is duplicated, and what a run would use."""
 
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from aimfair.base.errors import AimfairError, ConfigError
+from aimfair.base.errors import AimfairError
 from aimfair.base.interrupt import NEVER, Interrupt, Interrupted
 from aimfair.base.log import Log
 from aimfair.base.progress import Progress
 from aimfair.config import Config
 from aimfair.data import digits
 from aimfair.data.catalogue import SPLITS, Catalogue, Rejected
-from aimfair.data.duplicates import contradict
-from aimfair.data.duplicates import copies as copies_of
 from aimfair.data.images import Splits
+from aimfair.data.leakage import Leak, find_leaks, refuse_leaks
 from aimfair.data.load import decode, decoded_together, list_images, load_splits, with_biased_training
-from aimfair.data.settings import DataSettings
-from aimfair.prompts.settings import PromptSettings
+from aimfair.generation import imported, source
 from aimfair.scan.advice import problems
-from aimfair.scan.alike import near_pairs
-from aimfair.scan.folder import look_at_folder
-from aimfair.scan.pictures import Looks, look
-from aimfair.scan.results import (
-    EXAMPLES,
-    AttributeCounts,
-    Copies,
-    Duplicates,
-    Groups,
-    Imported,
-    LeftOut,
-    NearCopies,
-    Scan,
-    Taken,
-    readable,
-)
+from aimfair.scan.images import find_duplicates, measure
+from aimfair.scan.results import EXAMPLES, AttributeCounts, Groups, Imported, LeftOut, Scan, Taken, readable
 from aimfair.scan.settings import ScanSettings
 
 Integers = npt.NDArray[np.int64]
 
-_SMALL = 32  # pixels along each side of images that no run would take: enough to compare them
-_SAME_BITS, _SAME_GREY, _PLAIN = 3, 8, 4
-"""Near-copies: dHashes that differ in so few bits at most, and brightness that differs by so few grey levels in the
-mean. Pictures with less contrast (standard deviation of the brightness) than the last say nothing of being copies."""
+_SMALL = 32  # pixels along each side of images that no run would use: enough to compare them
+
+
+@dataclass(frozen=True)
+class _Context:
+    config: Config | ScanSettings
+    progress: Progress
+    interrupt: Interrupt
+
+
+@dataclass(frozen=True)
+class _Loaded:
+    """What a run would load.
+
+    Attributes:
+        splits: None if it would fail.
+        error: with which it would fail.
+        warnings: which it would log.
+    """
+
+    splits: Splits | None
+    error: AimfairError | None
+    warnings: list[str]
 
 
 def scan(
     config: Config | ScanSettings, *, progress: Progress | None = None, interrupt: Interrupt = NEVER
 ) -> tuple[Scan, AimfairError | None]:
-    """Looks at every image of the data set and of ``generate.folder``; nothing of them is changed.
+    """Examines every image of the data set and of ``generate.folder``, without changing any file.
 
-    What a run would take is decoded as the run does it, into the same cache, so that the run need not. Other images are
-    decoded, too, and kept small.
+    Images that a run would use are decoded as in a run and cached for it; others are decoded at a small size.
 
     Returns:
-        What was found, and the error with which a run would end, None if it would not.
+        The facts, and the error with which a run would fail, None if it would not.
 
     Raises:
-        AimfairError: the data set cannot be read at all, with the same line as in a run.
-        Interrupted: as ``interrupt`` says; what stays of the decoded images, ``decode_files`` says.
+        AimfairError: the data set cannot be read at all, with the same message as in a run.
+        Interrupted: as ``interrupt`` says; images decoded so far stay in the cache.
     """
-    settings = config.data
-    progress = progress or Progress(quiet=True)
-    if settings.kind == "digits":
-        return _drawn(config, progress, interrupt)
-    catalogue = list_images(settings)
-    decoded = _decode_all(catalogue, settings, progress, interrupt)
-    splits, error, warnings = _splits(settings, progress, interrupt)
-
+    context = _Context(config, progress or Progress(quiet=True), interrupt)
+    if config.data.kind == "digits":
+        splits = digits.load(config.data)
+        return _combine(context, _Loaded(splits, None, []), splits.target_names, splits.protected_names, None)
+    catalogue = list_images(config.data)
+    decoded = _decode_all(catalogue, context)
+    loaded = _load(context)
     files = [catalogue.files[number] for number in decoded.kept]
-    labels = catalogue.subset(decoded.kept)
-    looks = look(catalogue.root, files, decoded.squares, progress, interrupt)
-    shape = len(catalogue.target_names), len(catalogue.protected_names)
-    groups = _groups(labels, shape)
-    taken, synthetic, error = _taken(
-        config, splits, error, warnings, catalogue.target_names, catalogue.protected_names, progress, interrupt
-    )
-    scan = Scan(
-        kind=settings.kind,
-        root=readable(str(catalogue.root)),
-        target=settings.target,
-        protected=" x ".join([settings.protected, *settings.intersect_with]),
-        target_names=list(catalogue.target_names),
-        protected_names=list(catalogue.protected_names),
-        small_group=config.evaluate.small_group,
-        rows=LeftOut.of(catalogue.rejected, catalogue.rows),
-        files=LeftOut.of(decoded.rejected, len(catalogue.files)),
+    decodable = catalogue.subset(decoded.kept)
+    measured = measure(catalogue.root, files, decoded.squares, context.progress, interrupt)
+    groups = _groups(decodable)
+    facts = {
+        "root": readable(str(catalogue.root)),
+        "rows": LeftOut.of(catalogue.rejected, catalogue.rows),
+        "files": LeftOut.of(decoded.rejected, len(catalogue.files)),
+        "groups": groups,
+        "attributes": _attributes(decodable),
+        "association": association(next(iter(groups.values()))),
+        "pictures": measured.summary(config.data.image_size, files),
+        "duplicates": find_duplicates(decodable, decoded.digests, measured, loaded.splits),
+    }
+    return _combine(context, loaded, catalogue.target_names, catalogue.protected_names, facts)
+
+
+def _combine(
+    context: _Context,
+    loaded: _Loaded,
+    target_names: tuple[str, ...],
+    protected_names: tuple[str, ...],
+    facts: Mapping[str, Any] | None,
+) -> tuple[Scan, AimfairError | None]:
+    """The result, and the first error of a run: of the real images, the prompts, then the folder.
+
+    Args:
+        facts: about files; None: the images are generated, so there are none.
+    """
+    config, splits = context.config, loaded.splits
+    shape = len(target_names), len(protected_names)
+    error = loaded.error
+    if error is None and config.prompts is not None:
+        try:
+            config.prompts.require_groups(target_names, protected_names)
+        except AimfairError as mismatch:
+            error = mismatch
+    groups = None
+    if splits is not None:
+        parts = zip(SPLITS, (splits.train, splits.validation, splits.test), strict=True)
+        groups = {name: part.group_counts(*shape).tolist() for name, part in parts}
+    taken = Taken(
+        refusal=None if error is None else str(error),
+        warnings=loaded.warnings,
         groups=groups,
-        attributes=_attributes(labels),
-        association=association(next(iter(groups.values()))),
-        pictures=looks.summary(settings.image_size, files),
-        duplicates=_duplicates(labels, files, decoded.digests, looks, splits),
+        association=None if groups is None else association(groups["train"]),
+    )
+    synthetic, refused = None, None
+    if config.generate.folder is not None:
+        synthetic, refused = _examine_folder(config.generate.folder, context, shape, splits)
+    if facts is None:
+        facts = dict.fromkeys(("root", "rows", "files", "pictures", "duplicates"))
+        facts |= {"groups": groups, "attributes": [], "association": taken.association}
+    found = Scan(
+        kind=config.data.kind,
+        target=config.data.target,
+        protected=" x ".join([config.data.protected, *config.data.intersect_with]),
+        target_names=list(target_names),
+        protected_names=list(protected_names),
+        small_group=config.evaluate.small_group,
         taken=taken,
         imported=synthetic,
         problems=[],
+        **facts,
     )
-    return scan.model_copy(update={"problems": problems(scan, config, splits)}), error
+    return found.model_copy(update={"problems": problems(found, config, splits)}), error or refused
 
 
 def association(groups: Groups) -> float | None:
-    """Cramer's V of a table of counts: the root of chi-squared over n times the least of Y - 1 and A - 1 (Cramer 1946).
+    """Cramer's V of a table of counts: sqrt(chi-squared / (n min(Y - 1, A - 1))) (Cramer 1946).
 
-    Classes and values without images do not count; None where fewer than two of either are left.
+    Classes and values without images are ignored; None if fewer than two of either are left.
     """
     counts = np.array(groups, dtype=np.float64)
     counts = counts[counts.sum(axis=1) > 0][:, counts.sum(axis=0) > 0]
@@ -115,8 +157,8 @@ def association(groups: Groups) -> float | None:
 
 
 @dataclass(frozen=True)
-class _All:
-    """As :class:`aimfair.data.cache.Decoded`, of all files.
+class _Decoded:
+    """As :class:`aimfair.data.cache.Decoded`, of all files of a catalogue.
 
     Attributes:
         squares: uint8 [S, S, 3] each, in the order of ``kept``; S is one of two sizes.
@@ -128,11 +170,12 @@ class _All:
     rejected: tuple[Rejected, ...]
 
 
-def _decode_all(catalogue: Catalogue, settings: DataSettings, progress: Progress, interrupt: Interrupt) -> _All:
-    """First what a run would take, at its size; then the others, small."""
+def _decode_all(catalogue: Catalogue, context: _Context) -> _Decoded:
+    """First the images that a run would use, at its size; then the others, at a small size."""
+    settings = context.config.data
     try:
         taken = set(with_biased_training(catalogue, settings).files)
-    except AimfairError:  # a run would end here; load_splits says how
+    except AimfairError:  # load_splits reports it
         taken = set()
     is_taken = np.array([file in taken for file in catalogue.files], dtype=np.bool_)
     blocks: list[npt.NDArray[np.uint8]] = []
@@ -144,13 +187,13 @@ def _decode_all(catalogue: Catalogue, settings: DataSettings, progress: Progress
         (np.flatnonzero(~is_taken), small),
     ]:
         sized = settings.model_copy(update={"image_size": size})
-        decoded = decode(catalogue.subset(numbers), sized, progress, interrupt)
+        decoded = decode(catalogue.subset(numbers), sized, context.progress, context.interrupt)
         kept = zip(numbers[decoded.kept].tolist(), decoded.digests, strict=True)
         found += [(number, digest, len(blocks), row) for row, (number, digest) in enumerate(kept)]
         blocks.append(decoded.images)
         rejected += decoded.rejected
     found.sort()
-    return _All(
+    return _Decoded(
         (blocks[block][row] for _, _, block, row in found),
         np.array([number for number, *_ in found], dtype=np.int64),
         tuple(digest for _, digest, *_ in found),
@@ -158,166 +201,115 @@ def _decode_all(catalogue: Catalogue, settings: DataSettings, progress: Progress
     )
 
 
-def _splits(
-    settings: DataSettings, progress: Progress, interrupt: Interrupt
-) -> tuple[Splits | None, AimfairError | None, list[str]]:
-    """What a run would take, or the error with which it would end; and what it would warn of."""
-    warnings: list[str] = []
-    log = Log(None, show=lambda message: warnings.append(message.removeprefix("warning: ")))
+def _load(context: _Context) -> _Loaded:
+    log, warnings = _warnings_log()
     try:
-        return (
-            load_splits(settings, log=log, progress=progress, interrupt=interrupt),
-            None,
-            warnings,
-        )
+        splits = load_splits(context.config.data, log=log, progress=context.progress, interrupt=context.interrupt)
     except Interrupted:
         raise
     except AimfairError as error:
-        return None, error, warnings
+        return _Loaded(None, error, warnings)
+    return _Loaded(splits, None, warnings)
 
 
-def _taken(
-    config: Config | ScanSettings,
-    splits: Splits | None,
-    error: AimfairError | None,
-    warnings: list[str],
-    targets: Sequence[str],
-    protected: Sequence[str],
-    progress: Progress,
-    interrupt: Interrupt,
-) -> tuple[Taken, Imported | None, AimfairError | None]:
-    """What a run would take and what it would say, in the order in which it looks: real images, words, folder."""
-    error = error or _other_groups(config.prompts, targets, protected)
-    groups: dict[str, Groups] | None = None
-    if splits is not None:
-        parts = zip(SPLITS, (splits.train, splits.validation, splits.test), strict=True)
-        groups = {name: part.group_counts(len(targets), len(protected)).tolist() for name, part in parts}
-    taken = Taken(
-        refusal=None if error is None else str(error),
-        warnings=warnings,
-        groups=groups,
-        association=None if groups is None else association(groups["train"]),
-    )
-    if config.generate.folder is None:
-        return taken, None, error
-    shape = len(targets), len(protected)
-    found, refused = look_at_folder(config.generate.folder, config, shape, splits, progress, interrupt)
-    return taken, found, error or refused
+def _warnings_log() -> tuple[Log, list[str]]:
+    """A log, and the list to which it adds the warnings that it is given."""
+    warnings: list[str] = []
+    return Log(None, show=lambda message: warnings.append(message.removeprefix("warning: "))), warnings
 
 
-def _other_groups(
-    prompts: PromptSettings | None, targets: Sequence[str], protected: Sequence[str]
-) -> ConfigError | None:
-    if prompts is not None:
-        try:
-            prompts.require_groups(targets, protected)
-        except ConfigError as error:
-            return error
-    return None
-
-
-def _drawn(config: Config | ScanSettings, progress: Progress, interrupt: Interrupt) -> tuple[Scan, AimfairError | None]:
-    """Of digits, which are drawn and not read."""
-    splits = digits.load(config.data)
-    taken, synthetic, error = _taken(
-        config, splits, None, [], splits.target_names, splits.protected_names, progress, interrupt
-    )
-    assert taken.groups is not None
-    scan = Scan(
-        kind=config.data.kind,
-        root=None,
-        target=config.data.target,
-        protected=config.data.protected,
-        target_names=list(splits.target_names),
-        protected_names=list(splits.protected_names),
-        small_group=config.evaluate.small_group,
-        rows=None,
-        files=None,
-        groups=taken.groups,
-        attributes=[],
-        association=taken.association,
-        pictures=None,
-        duplicates=None,
-        taken=taken,
-        imported=synthetic,
-        problems=[],
-    )
-    return scan.model_copy(update={"problems": problems(scan, config, splits)}), error
-
-
-def _attributes(labels: Catalogue) -> list[AttributeCounts]:
+def _attributes(catalogue: Catalogue) -> list[AttributeCounts]:
     found = []
-    for name, attribute in labels.labels.attributes.items():
+    for name, attribute in catalogue.labels.attributes.items():
         counts = {
-            part: np.bincount(attribute.values[chosen], minlength=len(attribute.names)).tolist()
-            for part, chosen in _parts(labels).items()
+            split: np.bincount(attribute.values[chosen], minlength=len(attribute.names)).tolist()
+            for split, chosen in _members(catalogue).items()
         }
         found.append(AttributeCounts(name=name, names=list(attribute.names), counts=counts))
     return found
 
 
-def _parts(labels: Catalogue) -> dict[str, npt.NDArray[np.bool_]]:
-    """Which images are in each split; in "all", where the data set has no splits of its own."""
-    if labels.split is None:
-        return {"all": np.ones(len(labels.files), dtype=np.bool_)}
-    return {name: labels.split == number for number, name in enumerate(SPLITS)}
+def _groups(catalogue: Catalogue) -> dict[str, Groups]:
+    found: dict[str, Groups] = {}
+    for split, chosen in _members(catalogue).items():
+        counts = np.zeros((len(catalogue.target_names), len(catalogue.protected_names)), dtype=np.int64)
+        np.add.at(counts, (catalogue.target[chosen], catalogue.protected[chosen]), 1)
+        found[split] = counts.tolist()
+    return found
 
 
-def _groups(labels: Catalogue, shape: tuple[int, int]) -> dict[str, Groups]:
-    def count(chosen: npt.NDArray[np.bool_]) -> Groups:
-        counts = np.zeros(shape, dtype=np.int64)
-        np.add.at(counts, (labels.target[chosen], labels.protected[chosen]), 1)
-        found: Groups = counts.tolist()
-        return found
-
-    return {name: count(chosen) for name, chosen in _parts(labels).items()}
+def _members(catalogue: Catalogue) -> dict[str, npt.NDArray[np.bool_]]:
+    """bool [N], the images of each split; of "all" if the data set has no splits."""
+    if catalogue.split is None:
+        return {"all": np.ones(len(catalogue.files), dtype=np.bool_)}
+    return {name: catalogue.split == number for number, name in enumerate(SPLITS)}
 
 
-def _duplicates(
-    labels: Catalogue, files: Sequence[str], digests: Sequence[str], looks: Looks, splits: Splits | None
-) -> Duplicates:
-    kinds: dict[str, list[list[str]]] = {"within": [], "contradictory": [], "train_val": [], "test": []}
-    for numbers in copies_of(digests):
-        names = [readable(files[number]) for number in numbers]
-        if contradict(labels, numbers):
-            kinds["contradictory"].append(names)
-        found = {0} if labels.split is None else {int(labels.split[number]) for number in numbers}
-        if len(found) > 1:
-            kinds["test" if SPLITS.index("test") in found else "train_val"].append(names)
-        elif kinds["contradictory"][-1:] != [names]:
-            kinds["within"].append(names)
-    copies = {
-        name: Copies(pictures=len(found), files=sum(map(len, found)), examples=found[:EXAMPLES])
-        for name, found in kinds.items()
+# -- generate.folder ---------------------------------------------------------------------------------------------------
+
+
+def _examine_folder(
+    folder: Path, context: _Context, shape: tuple[int, int], splits: Splits | None
+) -> tuple[Imported, AimfairError | None]:
+    """What is in ``generate.folder``, and the error with which a run would refuse it.
+
+    Args:
+        shape: (Y, A) of the real images.
+        splits: None: a run would fail before it reads the folder, so only its content is reported.
+    """
+    config, progress, interrupt = context.config, context.progress, context.interrupt
+    try:
+        found = source.read_source(folder, shape, config.data, progress=progress, interrupt=interrupt)
+    except Interrupted:
+        raise
+    except AimfairError as error:
+        nothing = dict.fromkeys(("files", "found", "usable"))
+        return _imported(folder, error, [], [], {}, nothing), error
+    log, warnings = _warnings_log()
+    refused: AimfairError | None = None
+    leaks: list[Leak] = []
+    if splits is not None:
+        leaks = find_leaks(found.digests, splits, config.data, progress=progress, interrupt=interrupt)
+        try:
+            imported.choose(found, config.generate, config.data, shape[1], log)
+            refuse_leaks(leaks, folder, log)
+        except Interrupted:
+            raise
+        except AimfairError as error:
+            refused = error
+    counts = {
+        "files": LeftOut.of(found.unreadable, len(found.images)),
+        "found": _count(found, shape, {}),
+        "usable": _count(found, shape, found.rejected),
     }
-    return Duplicates(**copies, near=_near_copies(_part_of_each(labels, files, splits), files, digests, looks))
+    return _imported(folder, refused, warnings, leaks, Counter(found.rejected.values()), counts), refused
 
 
-def _part_of_each(labels: Catalogue, files: Sequence[str], splits: Splits | None) -> Integers | None:
-    """int64 [N], the split of each image, that of a run where the data set has none; -1: in no split."""
-    if labels.split is not None:
-        return labels.split
-    if splits is None:
-        return None
-    parts = (splits.train, splits.validation, splits.test)
-    place = {file: number for number, part in enumerate(parts) for file in part.ids}
-    return np.array([place.get(file, -1) for file in files], dtype=np.int64)
+def _imported(
+    folder: Path,
+    error: AimfairError | None,
+    warnings: list[str],
+    leaks: list[Leak],
+    reasons: Mapping[str, int],
+    counts: Mapping[str, Any],
+) -> Imported:
+    by_split = Counter(leak.split for leak in leaks)
+    worst_first = sorted(leaks, key=lambda leak: -SPLITS.index(leak.split))
+    return Imported(
+        folder=readable(str(folder)),
+        refusal=None if error is None else str(error),
+        warnings=warnings,
+        copies=reasons.get(source.COPY, 0),
+        two_groups=reasons.get(source.TWO_GROUPS, 0),
+        leaks={split: by_split[split] for split in SPLITS},
+        leak_examples=[(readable(leak.file), readable(leak.real)) for leak in worst_first[:EXAMPLES]],
+        **counts,
+    )
 
 
-def _near_copies(
-    part: Integers | None, files: Sequence[str], digests: Sequence[str], looks: Looks
-) -> NearCopies | None:
-    if part is None:
-        return None
-    contrast = looks.thumbnails.std(axis=(1, 2)) if len(files) else np.empty(0)
-    among = np.flatnonzero((part >= 0) & (contrast >= _PLAIN))
-    pairs, complete = near_pairs(looks.hashes[among], part[among], _SAME_BITS)
-    pairs = among[pairs]
-    first, second = (looks.thumbnails[pairs[:, side]].astype(np.int16) for side in (0, 1))
-    alike = np.abs(first - second).mean(axis=(1, 2)) <= _SAME_GREY
-    equal = np.array([digests[a] == digests[b] for a, b in pairs], dtype=np.bool_)
-    pairs = pairs[alike & ~equal]
-    names = sorted((min(files[a], files[b]), max(files[a], files[b])) for a, b in pairs)
-    with_test = int((part[pairs] == SPLITS.index("test")).any(axis=1).sum())
-    examples = [(readable(first), readable(second)) for first, second in names[:EXAMPLES]]
-    return NearCopies(pairs=len(names), with_test=with_test, examples=examples, complete=complete)
+def _count(found: source.Source, shape: tuple[int, int], rejected: Mapping[str, str]) -> Groups:
+    counts = np.zeros(shape, dtype=np.int64)
+    for one in found.images:
+        counts[one.y, one.a] += one.file not in rejected
+    groups: Groups = counts.tolist()
+    return groups

@@ -1,7 +1,7 @@
-"""What ``aimfair scan`` finds, and the file that ``--json`` writes.
+"""The result of ``aimfair scan``, and the schema of the file that ``--json`` writes.
 
-The classes below are the schema. Arrays over groups are [Y][A]: target class, then protected value, in the order of
-``target_names`` and ``protected_names``. Names of files are relative to ``root``. It holds no times and no dates: the
+Arrays over groups are [Y][A]: target class, then protected value, in the order of
+``target_names`` and ``protected_names``. Names of files are relative to ``root``. There are no timestamps: the
 same files and settings give the same bytes.
 """
 
@@ -21,13 +21,13 @@ Groups = list[list[int]]
 
 
 EXAMPLES = 5
-"""Of whatever is found, so many are named."""
+"""Named examples of each finding, at most."""
 
 _PARTICULARS = re.compile(r"b?'(?:[^'\\]|\\.)*'|b?\"(?:[^\"\\]|\\.)*\"|\d[\d,.]*")
 
 
 def readable(name: str) -> str:
-    """A name that is no UTF-8, which JSON could not hold, with its odd bytes as escapes."""
+    """A name with bytes that are not UTF-8, which JSON cannot hold, as escapes."""
     return name.encode("utf-8", "backslashreplace").decode()
 
 
@@ -36,10 +36,10 @@ class _Part(BaseModel):
 
 
 class Reason(_Part):
-    """Why some are left out.
+    """A reason for skipping rows or files.
 
     Attributes:
-        reason: names and numbers in it are replaced by "...".
+        reason: with names and numbers replaced by "...".
         examples: (name, the reason in full), the first few.
     """
 
@@ -49,7 +49,7 @@ class Reason(_Part):
 
 
 class LeftOut(_Part):
-    """Of ``total`` rows or files those that cannot be used; reasons by number, the most frequent first."""
+    """The unusable ones of ``total`` rows or files; the most frequent reason first."""
 
     total: int
     left_out: int
@@ -57,7 +57,7 @@ class LeftOut(_Part):
 
     @classmethod
     def of(cls, rejected: Sequence[Rejected], total: int) -> Self:
-        """By reason; what differs from file to file, names and numbers, makes no reason of its own."""
+        """Grouped by reason, ignoring the names and numbers in it."""
         reasons: defaultdict[str, list[Rejected]] = defaultdict(list)
         for one in rejected:
             reasons[_PARTICULARS.sub("...", one.reason)].append(one)
@@ -77,10 +77,10 @@ class LeftOut(_Part):
 
 
 class Copies(_Part):
-    """Pictures, equal to the last pixel, that are in several files.
+    """Images that several files contain, equal in every pixel.
 
     Attributes:
-        pictures: how many; files: in how many files they are, all told.
+        pictures: number of different images; files: number of files that contain them.
         examples: the files of the first few.
     """
 
@@ -90,12 +90,12 @@ class Copies(_Part):
 
 
 class NearCopies(_Part):
-    """Pairs of images of different splits that look alike but are not equal.
+    """Pairs of images of different splits that are similar but not equal.
 
     Attributes:
-        pairs: how many; with_test: how many of them have an image of the test set.
+        pairs: their number; with_test: number of pairs with an image of the test set.
         examples: the first few.
-        complete: False where so many images are so much alike that not all pairs were compared.
+        complete: False if too many images are similar to compare all pairs.
     """
 
     pairs: int
@@ -105,13 +105,14 @@ class NearCopies(_Part):
 
 
 class Duplicates(_Part):
-    """
+    """Copies and near-copies.
+
     Attributes:
-        within: copies within a split, or within the whole where the data set has no splits, with equal labels.
-        contradictory: copies with different labels, wherever they are.
-        train_val: pictures in training and validation, but not in the test set.
-        test: pictures of the test set that are in another split, too.
-        near: None where it is not known which images would be in which split.
+        within: copies with equal labels within a split, or within a data set without splits.
+        contradictory: copies with different labels, in any split.
+        train_val: images both in training and in validation, but not in the test set.
+        test: images of the test set that are in another split as well.
+        near: None if the splits are unknown.
     """
 
     within: Copies
@@ -122,22 +123,22 @@ class Duplicates(_Part):
 
 
 class Extent(_Part):
-    """The least, middle and greatest of some numbers."""
+    """Range and median."""
 
     least: float
     median: float
     greatest: float
 
 
-class Pictures(_Part):
-    """The files that can be decoded, as they lie there, upright.
+class ImageFacts(_Part):
+    """The decodable files, as stored, upright.
 
     Attributes:
         width, height: in pixels. elongation: the longer side over the shorter one.
-        not_square: how many lose their margins, or are stretched; smaller: how many are enlarged to data.image_size.
-        grey: how many have no colour, to the last bit.
-        dark: how many have no value above 31 of 255, once decoded; dark_examples: the first few of them.
-        formats: JPEG, PNG, WEBP -> how many.
+        not_square: number that is cropped or stretched; smaller: number that is enlarged to data.image_size.
+        grey: number with three equal channels.
+        dark: number without a value above 31 of 255, once decoded; dark_examples: the first few.
+        formats: JPEG, PNG, WEBP -> number.
     """
 
     images: int
@@ -153,11 +154,11 @@ class Pictures(_Part):
 
 
 class Taken(_Part):
-    """What a run with these settings would take.
+    """What a run with these settings would use.
 
     Attributes:
-        refusal: the line with which it would end; None: it would not.
-        warnings: what it would warn of.
+        refusal: the error with which it would fail; None: it would not.
+        warnings: which it would log.
         groups: train, val, test -> images of each group; None if the data set itself is refused.
         association: as in :class:`Scan`, of its training images.
     """
@@ -169,10 +170,10 @@ class Taken(_Part):
 
 
 class AttributeCounts(_Part):
-    """An attribute by which evaluate forms further groups: of ``data.audit``, or one that is crossed with others.
+    """An attribute for further groups in evaluate: of ``data.audit``, or of an intersection.
 
     Attributes:
-        counts: split, as in :class:`Scan`'s groups -> images of each of ``names`` that can be decoded.
+        counts: split, as in :class:`Scan`'s groups -> decodable images of each of ``names``.
     """
 
     name: str
@@ -184,11 +185,11 @@ class Imported(_Part):
     """The images of ``generate.folder``.
 
     Attributes:
-        refusal: the line with which a run would end; None: it would not. warnings: what it would warn of.
-        files: images that cannot be decoded. None, as ``found`` and ``usable``, of a folder that cannot be read.
-        found: images of each group; usable: of those, what can be decoded, once each.
-        copies: left out as there is another of them; two_groups: left out as they are in two groups.
-        leaks: train, val, test -> images that are real images of it; leak_examples: such a file, and the real one.
+        refusal: the error with which a run would fail; None: it would not. warnings: which it would log.
+        files: undecodable images. None, as ``found`` and ``usable``, if the folder cannot be read.
+        found: images of each group; usable: the decodable ones among them, without copies.
+        copies: number skipped as copies; two_groups: number skipped because they are in two groups.
+        leaks: train, val, test -> number of its real images in the folder; leak_examples: file and real image.
     """
 
     folder: str
@@ -204,10 +205,10 @@ class Imported(_Part):
 
 
 class Problem(_Part):
-    """What a person should know, and what to do about it.
+    """A problem and its fix.
 
     Attributes:
-        level: "error": no run is possible; "warning": results suffer; "note": it may be as it is.
+        level: "error": no run is possible; "warning": results suffer; "note": may be intended.
     """
 
     level: Literal["error", "warning", "note"]
@@ -216,16 +217,16 @@ class Problem(_Part):
 
 
 class Scan(_Part):
-    """A whole data set.
+    """Facts and problems of a data set.
 
     Attributes:
-        root: folder of the data set; None of those that have none, which have no rows, files, pictures and duplicates.
-        groups: split -> images of each group that can be decoded; "all" where the data set has no splits of its own.
+        root: folder of the data set; None for generated data, which has no rows, files, pictures and duplicates.
+        groups: split -> decodable images of each group; "all" if the data set has no splits.
         association: Cramer's V of class and protected value (phi for two of each) in the training images, or in all
-            where there are no splits: 0 none, 1 one tells the other. None where it is not defined.
+            if there are no splits: 0 independent, 1 one determines the other. None if undefined.
         protected: the attribute, or those whose combinations are the protected values: "colour x size".
-        attributes: further ones.
-        imported: None where the synthetic images are to be made by a run.
+        attributes: further attributes.
+        imported: None if a run would generate the synthetic images.
         small_group: groups with fewer test images are flagged.
     """
 
@@ -242,7 +243,7 @@ class Scan(_Part):
     groups: dict[str, Groups]
     attributes: list[AttributeCounts]
     association: float | None
-    pictures: Pictures | None
+    pictures: ImageFacts | None
     duplicates: Duplicates | None
     taken: Taken
     imported: Imported | None

@@ -1,4 +1,4 @@
-"""What a scan needs of the settings: a data set can be looked at before there is a model or a word of a prompt."""
+"""The settings that a scan needs: a data set can be scanned before a model or prompts are chosen."""
 
 from aimfair.base.settings import Settings
 from aimfair.data.settings import DataSettings
@@ -8,7 +8,7 @@ from aimfair.prompts.settings import PromptSettings
 
 
 class ScanSettings(Settings):
-    """Some of the fields of :class:`aimfair.config.Config`; without ``prompts`` nothing is said of them."""
+    """Some fields of :class:`aimfair.config.Config`; without ``prompts`` they are not checked."""
 
     data: DataSettings = DataSettings()
     evaluate: EvaluateSettings = EvaluateSettings()

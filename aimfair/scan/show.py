@@ -1,4 +1,4 @@
-"""A scan for a person to read. Every name of a file, class or value is shown as ``repr`` writes it."""
+"""Prints a scan. Names of files, classes and values are printed as ``repr`` writes them."""
 
 from rich.console import Console
 from rich.table import Table
@@ -10,12 +10,12 @@ _COLOURS = {"error": "bold red", "warning": "yellow", "note": "cyan"}
 
 
 def show(scan: Scan, console: Console) -> None:
-    """Prints facts, then what a run would take, then problems."""
+    """Prints the facts, then what a run would use, then the problems."""
 
     def line(text: str, style: str = "") -> None:
         console.print(Text(text, style), soft_wrap=True)
 
-    where = f", {scan.root!r}" if scan.root is not None else ", drawn and not read: no files to look at"
+    where = f", {scan.root!r}" if scan.root is not None else ", generated, so there are no files"
     line(f"{scan.kind}{where}", "bold")
     line(f"target {scan.target!r}, protected {scan.protected!r}")
     for name, part in (("rows", scan.rows), ("files", scan.files)):
@@ -28,23 +28,23 @@ def show(scan: Scan, console: Console) -> None:
         line(f"images: {formats}; {found.grey:,} of them grey")
         for side, extent in (("width", found.width), ("height", found.height)):
             line(f"{side}: {extent.least:g} to {extent.greatest:g} pixels, median {extent.median:g}")
-        line(f"not square: {found.not_square:,}; up to {found.elongation.greatest:.3g} times as long as wide")
+        line(f"not square: {found.not_square:,}; aspect ratios up to {found.elongation.greatest:.3g}")
     if scan.duplicates is not None:
         copies = scan.duplicates
         line(
-            f"pictures in several files: {copies.within.pictures:,} harmless,"
+            f"images in several files: {copies.within.pictures:,} harmless,"
             f" {copies.contradictory.pictures:,} with different labels, {copies.train_val.pictures:,} in training and"
             f" validation, {copies.test.pictures:,} in the test set and elsewhere"
         )
         if copies.near is not None:
-            line(f"pairs of images in different splits that look alike: {copies.near.pairs:,}")
+            line(f"similar images in different splits: {copies.near.pairs:,}")
     for attribute in scan.attributes:
         console.print(_attribute(attribute))
     if scan.groups != scan.taken.groups:
-        console.print(_table("Images that can be decoded", scan, scan.groups))
+        console.print(_table("Decodable images", scan, scan.groups))
         line(f"association of class and protected value (Cramer's V): {_value(scan.association)}")
     if scan.taken.groups is not None:
-        console.print(_table("What a run would take", scan, scan.taken.groups))
+        console.print(_table("What a run would use", scan, scan.taken.groups))
         line(f"association of class and protected value in its training images: {_value(scan.taken.association)}")
     if scan.imported is not None:
         for text in _imported(scan.imported):
@@ -53,12 +53,12 @@ def show(scan: Scan, console: Console) -> None:
             counts = {"found": scan.imported.found, "can be used": scan.imported.usable}
             console.print(_table("Synthetic images in generate.folder", scan, counts))
     for warning in scan.taken.warnings:
-        line(f"a run would say: {warning}", "dim")
+        line(f"a run would warn: {warning}", "dim")
     for problem in scan.problems:
         console.print(Text(f"{problem.level}: ", _COLOURS[problem.level]) + Text(problem.what), soft_wrap=True)
         line(f"  -> {problem.advice}")
     if not scan.problems:
-        line("nothing stands out")
+        line("no problems found")
 
 
 def _imported(found: Imported) -> list[str]:
@@ -67,7 +67,7 @@ def _imported(found: Imported) -> list[str]:
         leaks = ", ".join(f"{count:,} of {split}" for split, count in found.leaks.items())
         lines += [
             *_left_out("its files", found.files),
-            f"copies of others: {found.copies:,}; in two groups: {found.two_groups:,}; real images: {leaks}",
+            f"copies: {found.copies:,}; in two groups: {found.two_groups:,}; real images: {leaks}",
         ]
     return lines
 
@@ -83,7 +83,7 @@ def _attribute(attribute: AttributeCounts) -> Table:
 
 
 def _left_out(name: str, part: LeftOut) -> list[str]:
-    lines = [f"{name}: {part.total:,}, of which {part.left_out:,} cannot be used"]
+    lines = [f"{name}: {part.total:,}, {part.left_out:,} of them unusable"]
     for reason in part.reasons:
         examples = "; ".join(f"{file!r}: {text}" for file, text in reason.examples[:3])
         lines.append(f"  {reason.count:,} x {reason.reason}: {examples}")

@@ -110,7 +110,7 @@ def test_a_map_that_cannot_be_opened_is_an_error_of_one_line(root: Path, monkeyp
         raise OSError(12, "Cannot allocate memory")
 
     monkeypatch.setattr(np, "memmap", refuse)
-    with pytest.raises(AimfairError, match=r"Cannot allocate memory; expected a folder that can be written, mapped"):
+    with pytest.raises(AimfairError, match=r"Cannot allocate memory; expected a writable folder that supports memory"):
         load(root)
 
 

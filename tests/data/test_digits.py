@@ -8,7 +8,7 @@ import pytest
 
 from aimfair.base.errors import ConfigError
 from aimfair.data import digits
-from aimfair.data.render import INKS, SIZE, STROKES, TILTS, Style, render
+from aimfair.data.digits import INKS, SIZE, STROKES, TILTS, Style, render
 from aimfair.data.settings import DataSettings
 
 

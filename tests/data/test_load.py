@@ -139,7 +139,7 @@ def test_bad_images_are_left_out_up_to_a_share(root: Path, log: Warnings) -> Non
 
 
 def copy_pixels(root: Path, source: int, target: int) -> None:
-    """The same picture in another file: other bytes, the same pixels."""
+    """The same image in another file: other bytes, the same pixels."""
     with Image.open(root / f"images/{source:03}.png") as image:
         image.save(root / f"images/{target:03}.png", compress_level=1)
 
@@ -147,7 +147,7 @@ def copy_pixels(root: Path, source: int, target: int) -> None:
 @pytest.mark.parametrize("other", [0, 40], ids=["train", "validation"])
 def test_a_test_image_in_another_split_is_refused(root: Path, other: int) -> None:
     copy_pixels(root, other, 60)
-    expected = rf"labels.csv: 1 pictures of the test set .* 'images/{other:03}.png' and 'images/060.png'; take"
+    expected = rf"labels.csv: 1 images of the test set .* 'images/{other:03}.png' and 'images/060.png'; remove"
     with pytest.raises(AimfairError, match=expected):
         load_splits(settings(root))
 
@@ -158,8 +158,8 @@ def test_other_copies_are_reported(root: Path, log: Warnings) -> None:
     copy_pixels(root, 3, 4)
     load_splits(settings(root), log=log)
     assert [message.partition(": ")[2] for message in log.messages] == [
-        "1 pictures are in training and in validation, for example 'images/000.png' and 'images/040.png'",
-        "1 pictures are there more than once, with different labels, for example 'images/003.png' and 'images/004.png'",
+        "1 images are in training and in validation, for example 'images/000.png' and 'images/040.png'",
+        "1 images are present more than once, with different labels, for example 'images/003.png' and 'images/004.png'",
     ]
 
 
@@ -190,14 +190,14 @@ def test_originals_in_several_splits(root: Path, log: Warnings) -> None:
     with_patients(root, {3: "p", 44: "p"})
     load_splits(settings(root, group_column="patient"), log=log)
     assert [message.partition(": ")[2] for message in log.messages] == [
-        "1 originals of data.group_column are in training and in validation, for example 'images/003.png' and"
+        "1 values of data.group_column are in training and in validation, for example 'images/003.png' and"
         " 'images/044.png'"
     ]
     path = root / "labels.csv"
     path.write_text(path.read_text().replace("p63", "p5"))
     with pytest.raises(
         AimfairError,
-        match=r"1 originals of data.group_column of the test set are in another split, .* 'images/005.png' and"
+        match=r"1 values of data.group_column of the test set are also in another split, .* 'images/005.png' and"
         r" 'images/063.png'; put each in one split",
     ):
         load_splits(settings(root, group_column="patient"))

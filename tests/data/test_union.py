@@ -4,8 +4,7 @@ import numpy as np
 import pytest
 
 from aimfair.base.errors import AimfairError
-from aimfair.data.images import ImageSet
-from aimfair.data.union import union
+from aimfair.data.images import ImageSet, union
 
 
 def images(count: int, size: int, seed: int) -> ImageSet:

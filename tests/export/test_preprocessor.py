@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from aimfair.data.decode import fit
 from aimfair.data.images import ImageSet
 from aimfair.data.settings import DataSettings
-from aimfair.export import preprocessor
+from aimfair.export import model_files
 from aimfair.training.settings import ModelSettings
 
 SIZE = 64
@@ -33,7 +33,7 @@ def picture(path: Path, number: int, width: int, height: int) -> Image.Image:
     return image
 
 
-def measured(root: Path, kind: str, sizes: list[tuple[int, int]], **changes: object) -> preprocessor.Difference:
+def measured(root: Path, kind: str, sizes: list[tuple[int, int]], **changes: object) -> model_files.Difference:
     data = DataSettings(kind="table", root=root, image_size=SIZE, fit=kind)
     model = ModelSettings(config={"model_type": "resnet"}, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
     pictures = [picture(root / f"{n}.png", n, *size) for n, size in enumerate(sizes)]
@@ -43,11 +43,11 @@ def measured(root: Path, kind: str, sizes: list[tuple[int, int]], **changes: obj
         pixels = [fit(one, SIZE) for one in pictures]
     labels = np.zeros(len(sizes), dtype=np.int64)
     images = ImageSet(np.stack(pixels), labels, labels, tuple(f"{n}.png" for n in range(len(sizes))))
-    preprocessor.write(root, data, model)
+    model_files.write(root, data, model)
     if changes:
-        path = root / preprocessor.PREPROCESSOR
+        path = root / model_files.PREPROCESSOR
         path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
-    return preprocessor.measure(root, FirstPixels(), images, list(range(len(sizes))), data, model)
+    return model_files.measure(root, FirstPixels(), images, list(range(len(sizes))), data, model)
 
 
 SIZES = [(178, 218), (200, 200), (31, 90), (97, 64)]
@@ -84,6 +84,6 @@ def test_other_settings_are_seen_to_be_further_off(tmp_path: Path, changes: dict
 
 def test_examples_are_spread(tmp_path: Path) -> None:
     images = ImageSet(np.zeros((9, 8, 8, 3), np.uint8), *(np.zeros(9, np.int64),) * 2, tuple("abcdefghi"))
-    assert preprocessor.examples(images, 5) == [0, 2, 4, 6, 8]
-    assert preprocessor.examples(images, 1) == [0]
-    assert preprocessor.examples(images, 64) == list(range(9))
+    assert model_files.examples(images, 5) == [0, 2, 4, 6, 8]
+    assert model_files.examples(images, 1) == [0]
+    assert model_files.examples(images, 64) == list(range(9))

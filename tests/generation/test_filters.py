@@ -14,7 +14,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from aimfair.base.errors import AimfairError
-from aimfair.data.dhash import dhash
+from aimfair.data.decode import dhash
 from aimfair.generation.filters import filter_facts, load_filters
 from aimfair.generation.filters.clip import ClipAgreement, ClipView, clip_folder, fingerprint, plain_texts
 from aimfair.generation.filters.hooks import Hook

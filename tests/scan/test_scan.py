@@ -29,8 +29,8 @@ from aimfair.data import cache
 from aimfair.data.load import load_splits
 from aimfair.run.directory import Run
 from aimfair.scan import examine
-from aimfair.scan.alike import near_pairs
 from aimfair.scan.examine import association, scan
+from aimfair.scan.images import near_pairs
 from aimfair.scan.results import Scan
 from aimfair.scan.show import show
 from aimfair.stages import generate
@@ -249,7 +249,7 @@ def test_rows_of_a_table_that_cannot_be_used_are_counted(tmp_path: Path, line: s
 
 
 def copy_pixels(root: Path, source: int, target: int) -> None:
-    """The same picture in another file: other bytes, the same pixels."""
+    """The same image in another file: other bytes, the same pixels."""
     with Image.open(root / f"{source:03}.png") as image:
         image.save(root / f"{target:03}.png", compress_level=1)
 
@@ -278,7 +278,7 @@ def test_copies(tmp_path: Path, source: int, target: int, field: str, refused: b
     names = f"'{source:03}.png' and '{target:03}.png'"
     assert any(names in problem.what for problem in found.problems)
     if refused:
-        assert "1 pictures of the test set are in another split" in str(error)
+        assert "1 images of the test set are also in another split" in str(error)
 
 
 def test_a_leak_with_another_label_is_both(tmp_path: Path) -> None:
@@ -306,7 +306,7 @@ def photograph(number: int, size: tuple[int, int] = (64, 64)) -> Image.Image:
     return Image.fromarray(coarse).resize(size, Image.Resampling.BICUBIC)
 
 
-def test_pictures_that_look_alike_in_two_splits(tmp_path: Path) -> None:
+def test_images_that_look_alike_in_two_splits(tmp_path: Path) -> None:
     """Saved anew with loss, or smaller: not equal, but nearly; others are not."""
     table(tmp_path)
     for number in range(40):
@@ -368,7 +368,7 @@ def test_near_pairs_of_many_hashes_take_seconds() -> None:
     assert pairs.tolist() == [[number, 100_000 + number] for number in range(20)]
 
 
-# -- pictures, groups, bias --------------------------------------------------------------------------------------------
+# -- images, groups, bias ----------------------------------------------------------------------------------------------
 
 
 def test_sizes_formats_and_grey(tmp_path: Path) -> None:
@@ -385,7 +385,7 @@ def test_sizes_formats_and_grey(tmp_path: Path) -> None:
     assert found.pictures.height.greatest == 30, "as it is seen"
     assert found.pictures.elongation.greatest == 3
     assert (found.pictures.not_square, found.pictures.smaller, found.pictures.grey) == (2, 1, 1)
-    assert any("not square and will be cut to their middle" in line for line in levels(found)["note"])
+    assert any("not square and will be cropped to their center" in line for line in levels(found)["note"])
     stretched, _ = scan(config(tmp_path, fit="stretch"))
     assert any("not square and will be stretched" in line for line in levels(stretched)["note"])
 
@@ -579,9 +579,9 @@ def test_a_run_afterwards_decodes_nothing(tmp_path: Path, kind: str, monkeypatch
     decoded: list[str] = []
     original = cache._build
 
-    def build(folder: Path, key: str, root: Path, files: list[str], *rest: Any) -> None:
-        decoded.extend(files)
-        original(folder, key, root, files, *rest)
+    def build(entry: Any, request: Any, *rest: Any) -> None:
+        decoded.extend(request.files)
+        original(entry, request, *rest)
 
     monkeypatch.setattr(cache, "_build", build)
     first, _ = scan(settings)
@@ -640,8 +640,8 @@ def test_a_refusal_exits_as_a_run_does_after_all_is_shown(
     json_file = tmp_path / "out.json"
     assert cli.main(["scan", "--config", str(file), "--quiet", "--json", str(json_file)]) == 1
     scanned = capsys.readouterr()
-    assert "What a run would take" not in scanned.out
-    assert "Images that can be decoded" in scanned.out
+    assert "What a run would use" not in scanned.out
+    assert "Decodable images" in scanned.out
     refusal = Scan.model_validate_json(json_file.read_bytes()).taken.refusal
     assert scanned.err == f"error: {refusal}\n"
     assert cli.main(["run", "--config", str(file), "--quiet", "--run", str(tmp_path / "r")]) == 1
@@ -680,7 +680,7 @@ def test_a_json_file_that_cannot_be_is_refused_before_the_scan(
 
 def test_digits_have_no_files(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["scan", "--config", "demo", "--quiet"]) == 0
-    assert "drawn and not read" in capsys.readouterr().out
+    assert "generated, so there are no files" in capsys.readouterr().out
 
 
 def test_a_folder_that_is_not_there(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -702,11 +702,11 @@ def test_ctrl_c(file: Path) -> None:
     program = (
         "import os, signal, sys\n"
         "from aimfair.commands.cli import main\n"
-        "from aimfair.scan import pictures\n"
+        "from aimfair.scan import images\n"
         "def dhash(image):\n"
         "    os.kill(os.getpid(), signal.SIGINT)\n"
         "    return '0'\n"
-        "pictures.dhash = dhash\n"
+        "images.dhash = dhash\n"
         f"sys.exit(main(['scan', '--config', {str(file)!r}, '--quiet']))\n"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)

@@ -4,8 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from aimfair.data.digits import DIGIT_NAMES
-from aimfair.data.render import INKS, PAPERS, STROKES, TILTS, Style
+from aimfair.data.digits import DIGIT_NAMES, INKS, PAPERS, STROKES, TILTS, Style
 
 
 def caption(digit: int, style: Style, rng: np.random.Generator) -> str:

@@ -12,8 +12,7 @@ import torch
 from PIL import Image
 
 from aimfair.base.seeds import derive_seed, generator
-from aimfair.data.digits import DIGIT_NAMES, originals
-from aimfair.data.render import INKS, random_style, render
+from aimfair.data.digits import DIGIT_NAMES, INKS, originals, random_style, render
 from aimfair.diffusion.text_to_image import Diffusion
 from aimfair.generation.settings import GenerateSettings
 from tools.digits_diffusion.reader import Pictures, features, fit_reader, read_inks

@@ -9,8 +9,7 @@ from sklearn.svm import SVC
 from torch.nn import functional as F
 
 from aimfair.base.seeds import generator
-from aimfair.data.digits import originals
-from aimfair.data.render import INKS, random_style, render
+from aimfair.data.digits import INKS, originals, random_style, render
 
 Pictures = npt.NDArray[np.uint8]
 

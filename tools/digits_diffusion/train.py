@@ -21,8 +21,7 @@ from torch.nn import functional as F
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from aimfair.base.seeds import derive_seed, generator
-from aimfair.data.digits import originals
-from aimfair.data.render import INKS, Style, random_style, render
+from aimfair.data.digits import INKS, Style, originals, random_style, render
 from tools.digits_diffusion.architecture import (
     build_scheduler,
     build_text_encoder,

@@ -29,7 +29,8 @@ def blank(pixels: npt.NDArray[np.uint8], finite: bool) -> str | None:
 
 
 class NearDuplicates:
-    """A set of perceptual hashes (:mod:`aimfair.data.dhash`), any two of which differ in more than ``bits`` bits.
+    """A set of perceptual hashes (:func:`aimfair.data.decode.dhash`), any two of which differ in more than ``bits``
+    bits.
 
     Adding 20,000 takes a second; the time grows with the square of their number.
     """
