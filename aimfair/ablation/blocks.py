@@ -9,7 +9,7 @@ import numpy as np
 
 from aimfair.ablation import variants
 from aimfair.ablation.findings import METRICS, Figure, Findings, versus_reference
-from aimfair.ablation.options import Options, Request, changed, tuned
+from aimfair.ablation.options import Options, Request, changed
 from aimfair.ablation.outcomes import Outcomes
 from aimfair.ablation.plan import ONLY_GROUP, Arm, Names, Parent, Plan, variant
 from aimfair.base.errors import AimfairError
@@ -25,12 +25,11 @@ from aimfair.stages.select import sensitivity_of
 def read(options: Options, config: Config) -> Request:
     """``--method``."""
     options.only("blocks", "method")
-    return Request(options.method_of(config))
+    return Request(*options.method_of(config))
 
 
 def plan(parent: Parent, request: Request) -> Plan:
-    config, names = parent.config, Names(parent.config)
-    method = tuned(config, request.method)
+    config, names, method = parent.config, Names(parent.config), request.tune
     masks = _selected(variants.with_gradients(parent), request.method, method)
     blocks = blocks_of(masks[0].names)
     whole = names.add(request.method, method)

@@ -5,7 +5,7 @@ from typing import get_args
 
 from aimfair.ablation import options, variants
 from aimfair.ablation.findings import Findings, Heat
-from aimfair.ablation.options import Options, checked, shares, tuned, words
+from aimfair.ablation.options import Options, checked, shares, words
 from aimfair.ablation.outcomes import Outcomes
 from aimfair.ablation.plan import ONLY_GROUP, Arm, Names, Parent, Plan, variant
 from aimfair.base.errors import AimfairError, ConfigError
@@ -34,17 +34,15 @@ def read(options: Options, config: Config) -> Request:
     kinds = (get_args(Criterion), RULES, get_args(Granularity))
     chosen = set(words("--values", options.values, [word for kind in kinds for word in kind]))
     picked = [[word for word in kind if word in chosen] or list(kind) for kind in kinds]
-    name = options.method_of(config)
-    own = tuned(config, name).density
-    density = shares("--density", options.density, [own if own is not None else 0.1])
+    name, method = options.method_of(config)
+    density = shares("--density", options.density, [0.1 if method.density is None else method.density])
     if len(density) > 1:
         raise ConfigError(f"--density: found {options.density!r}, expected one")
-    return Request(name, density[0], *picked)
+    return Request(name, method, density[0], *picked)
 
 
 def plan(parent: Parent, request: Request) -> Plan:
-    config, names = parent.config, Names(parent.config)
-    own = tuned(config, request.method)
+    config, names, own = parent.config, Names(parent.config), request.tune
     common = {key: getattr(own, key) for key in ("lr", "epochs", "weight_decay", "batchnorm", "freeze")}
     run, seed = variants.with_gradients(parent), config.seeds[0]
     sensitivity = sensitivity_of(run, seed)

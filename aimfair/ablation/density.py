@@ -4,7 +4,7 @@ from dataclasses import dataclass, replace
 
 from aimfair.ablation import options
 from aimfair.ablation.findings import METRICS, Figure, Findings, versus_reference
-from aimfair.ablation.options import Options, changed, positive, shares, tuned, with_density
+from aimfair.ablation.options import Options, changed, positive, shares, with_density
 from aimfair.ablation.outcomes import Outcome, Outcomes
 from aimfair.ablation.plan import ONLY_GROUP, Arm, Names, Parent, Plan, full_method, variant
 from aimfair.config import Config
@@ -24,17 +24,16 @@ def read(options: Options, config: Config) -> Request:
     """``--method``, ``--values`` (densities) and ``--lrs``."""
     options.only("density", "method", "values", "lrs")
     request = Request(
-        options.method_of(config),
+        *options.method_of(config),
         shares("--values", options.values, VALUES),
         positive("--lrs", options.lrs, ()),
     )
-    with_density("density", request.method, tuned(config, request.method), request.densities[0])
+    with_density("density", request.method, request.tune, request.densities[0])
     return request
 
 
 def plan(parent: Parent, request: Request) -> Plan:
-    config, names = parent.config, Names(parent.config)
-    method = tuned(config, request.method)
+    config, names, method = parent.config, Names(parent.config), request.tune
     arms = []
     lrs: list[float | None] = [*request.lrs] or [None]
     for density in request.densities:

@@ -35,12 +35,12 @@ def read(options: Options, config: Config) -> Request:
             f"--values: found {values[0]}, expected at least {least}: {groups} groups of {values[0]} images are smaller"
             f" than a batch of sensitivity; use larger values, or --sensitivity.batch_size {groups * values[0]}"
         )
-    return Request(options.method_of(config), values)
+    return Request(*options.method_of(config), values)
 
 
 def plan(parent: Parent, request: Request) -> Plan:
     config, names = parent.config, Names(parent.config)
-    name = names.add(request.method, config.methods[request.method])
+    name = names.add(request.method, request.tune)
     _require_enough(parent, max(request.values))
     batches = _batches(config, min(request.values))
     groups, arms = {}, []

@@ -25,12 +25,12 @@ class Request(options.Request):
 def read(options: Options, config: Config) -> Request:
     """``--method`` and ``--values``: ratios of a minority to a majority group."""
     options.only("minority-ratio", "method", "values")
-    return Request(options.method_of(config), shares("--values", options.values, VALUES))
+    return Request(*options.method_of(config), shares("--values", options.values, VALUES))
 
 
 def plan(parent: Parent, request: Request) -> Plan:
     config, names = parent.config, Names(parent.config)
-    name = names.add(request.method, config.methods[request.method])
+    name = names.add(request.method, request.tune)
     total, notes = _total(parent, request.values)
     groups, arms = {}, []
     for value in request.values:

@@ -17,9 +17,10 @@ T = TypeVar("T", int, float)
 
 @dataclass(frozen=True)
 class Request:
-    """What every ablation is asked for: the method that is varied."""
+    """What every ablation is asked for: the method that is varied, by name, and its settings."""
 
     method: str
+    tune: Tune
 
 
 @dataclass(frozen=True)
@@ -44,8 +45,8 @@ class Options:
             if name not in known and getattr(self, name) is not None:
                 raise ConfigError(f"--{name}: not valid for the ablation {ablation}")
 
-    def method_of(self, config: Config) -> str:
-        """The name of the method that is varied.
+    def method_of(self, config: Config) -> tuple[str, Tune]:
+        """The name and the settings of the method that is varied.
 
         Raises:
             ConfigError: it is unknown, or selects no weights.
@@ -53,18 +54,10 @@ class Options:
         name = config.default_method if self.method is None else self.method
         if name not in config.methods:
             raise ConfigError(f"--method: found {name!r}, expected one of {', '.join(config.methods)}")
-        if not isinstance(config.methods[name], Tune):
-            raise ConfigError(
-                f"--method: {name!r} is of kind {config.methods[name].kind!r} and selects no weights; name another"
-            )
-        return name
-
-
-def tuned(config: Config, name: str) -> Tune:
-    """The method of a name that :meth:`Options.method_of` returned."""
-    method = config.methods[name]
-    assert isinstance(method, Tune)
-    return method
+        method = config.methods[name]
+        if not isinstance(method, Tune):
+            raise ConfigError(f"--method: {name!r} is of kind {method.kind!r} and selects no weights; name another")
+        return name, method
 
 
 def shares(flag: str, typed: str | None, default: Sequence[float]) -> list[float]:

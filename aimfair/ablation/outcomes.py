@@ -60,8 +60,11 @@ class Outcomes:
         return judge(metric, (outcome.versus or outcome.versus_biased)[metric], self.results.small_group)
 
 
-def collect(plan: Plan, folder: Path) -> Outcomes:
+def collect(plan: Plan, folder: Path, clusters: Mapping[str, str]) -> Outcomes:
     """Reads the finished runs ``folder/<group>``.
+
+    Args:
+        clusters: as of :func:`difference`.
 
     Raises:
         AimfairError: a file is missing or damaged.
@@ -77,7 +80,7 @@ def collect(plan: Plan, folder: Path) -> Outcomes:
             return own[reference.method]
         seeds = results[arm.group].seeds
         mine, other = (Predictions.load(folder / one.group, seeds, one.method) for one in (arm, reference))
-        return difference(mine, other, results[arm.group])
+        return difference(mine, other, results[arm.group], clusters)
 
     arms = []
     for arm in plan.arms:
@@ -110,11 +113,15 @@ def _histories(run: Path, config: Config, method: str) -> list[History]:
     return found
 
 
-def difference(mine: Predictions, other: Predictions, results: Results) -> dict[str, Difference]:
+def difference(
+    mine: Predictions, other: Predictions, results: Results, clusters: Mapping[str, str]
+) -> dict[str, Difference]:
     """Metric -> ``mine`` minus ``other``, methods of two runs, paired by seed and by image.
 
     Args:
         results: of either run, for the names of the groups and the settings of the intervals.
+        clusters: id -> cluster of the test images, see :class:`aimfair.evaluation.intervals.PairedPredictions`; images
+            without one are clustered by id.
 
     Raises:
         AimfairError: they are not of the same images.
@@ -126,7 +133,7 @@ def difference(mine: Predictions, other: Predictions, results: Results) -> dict[
         mine.protected,
         (len(results.protected_names), len(results.target_names)),
         {"mine": list(mine.predicted), "other": list(other.predicted)},
-        clusters=mine.ids,
+        clusters=[clusters.get(image, image) for image in mine.ids],
         confidence=results.confidence,
         replicates=results.replicates,
         generator=generator("evaluate", "bootstrap"),

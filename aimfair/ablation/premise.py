@@ -14,7 +14,7 @@ import numpy.typing as npt
 from aimfair.ablation import variants
 from aimfair.ablation.blocks import blocks_of, members
 from aimfair.ablation.findings import Figure, Findings
-from aimfair.ablation.options import Options, Request, checked, tuned
+from aimfair.ablation.options import Options, Request, checked
 from aimfair.ablation.outcomes import Outcomes
 from aimfair.ablation.plan import ONLY_GROUP, Arm, Names, Parent, Plan, variant
 from aimfair.base.errors import AimfairError, ConfigError
@@ -35,19 +35,15 @@ FEW = 8
 """With fewer blocks a rank correlation is hardly informative."""
 
 PREDICTIONS = {
-    "selected": "share of the block that the method selects",
-    "ratio": "mean bias score over mean domain score",
-    "bias": "mean bias score",
-    "domain": "mean domain score (the method expects a negative correlation)",
+    "selected": ("Selected share of the block", "share of the block that the method selects"),
+    "ratio": ("Bias score over domain score", "mean bias score over mean domain score"),
+    "bias": ("Bias score", "mean bias score"),
+    "domain": (
+        "Domain score (negative expected)",
+        "mean domain score (the method expects a negative correlation)",
+    ),
 }
-"""Predictions for a block from the gradients; the first is the method's own, and the test of the premise."""
-
-_TITLES = {
-    "selected": "Selected share of the block",
-    "ratio": "Bias score over domain score",
-    "bias": "Bias score",
-    "domain": "Domain score (negative expected)",
-}
+"""Predictions for a block from the gradients -> (title, description); the first is the test of the premise."""
 
 _METRIC = "eo_mean"
 
@@ -55,15 +51,14 @@ _METRIC = "eo_mean"
 def read(options: Options, config: Config) -> Request:
     """``--method``."""
     options.only("premise", "method")
-    name = options.method_of(config)
-    if tuned(config, name).rule == "all":
+    name, method = options.method_of(config)
+    if method.rule == "all":
         raise ConfigError(f"--method: {name!r} selects every block entirely and so predicts nothing; name another")
-    return Request(name)
+    return Request(name, method)
 
 
 def plan(parent: Parent, request: Request) -> Plan:
-    config, names = parent.config, Names(parent.config)
-    method = tuned(config, request.method)
+    config, names, method = parent.config, Names(parent.config), request.tune
     common = {key: getattr(method, key) for key in ("lr", "epochs", "weight_decay", "batchnorm")}
     arms = []
     blocks = _blocks(variants.with_gradients(parent))
@@ -90,7 +85,7 @@ def plan(parent: Parent, request: Request) -> Plan:
 
 
 def findings(parent: Parent, request: Request, outcomes: Outcomes) -> Findings:
-    results, method = outcomes.results, tuned(parent.config, request.method)
+    results, method = outcomes.results, request.tune
     biased = {one.seed: one.overall[_METRIC] for one in outcomes.biased.seeds}
     measured = np.array([[biased[s.seed] - s.overall[_METRIC] for s in one.result.seeds] for one in outcomes.arms])
     predicted = _predicted(variants.with_gradients(parent), request.method, method, results.seeds)
@@ -142,16 +137,16 @@ def _figures(
             "One point per block, mean over the seeds; bars are intervals over the seeds, clipped at the edge."
             f" {str(agreements[name]).capitalize()}."
         )
-        figures.append(Figure(_TITLES[name], caption, chart))
+        figures.append(Figure(PREDICTIONS[name][0], caption, chart))
     return figures
 
 
 def _sentences(agreements: Mapping[str, "Agreement"], blocks: int, seeds: int, criterion: str) -> list[str]:
     main, *others = agreements
-    listed = "; ".join(f"{PREDICTIONS[name]}: {agreements[name]}" for name in others)
+    listed = "; ".join(f"{PREDICTIONS[name][1]}: {agreements[name]}" for name in others)
     return [
-        f"{agreements[main].sentence} The {PREDICTIONS[main]} against the gain in equalized odds, over {blocks} blocks"
-        f" and {seeds} seed{'s' if seeds > 1 else ''}: {agreements[main]}.",
+        f"{agreements[main].sentence} The {PREDICTIONS[main][1]} against the gain in equalized odds, over {blocks}"
+        f" blocks and {seeds} seed{'s' if seeds > 1 else ''}: {agreements[main]}.",
         f"That is the test. For comparison, scores of the criterion {criterion}: {listed}.",
     ]
 

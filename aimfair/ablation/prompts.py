@@ -17,12 +17,12 @@ def read(options: Options, config: Config) -> Request:
         raise ConfigError(
             "ablate prompts: the images of this run were imported (generate.folder), not generated from prompts"
         )
-    return Request(options.method_of(config))
+    return Request(*options.method_of(config))
 
 
 def plan(parent: Parent, request: Request) -> Plan:
     config, names = parent.config, Names(parent.config)
-    name = names.add(request.method, config.methods[request.method])
+    name = names.add(request.method, request.tune)
     plain = _plain(config.prompts)
     groups = {
         "plain": variant(config, names.methods, name, prompts=plain),

@@ -14,7 +14,7 @@ from aimfair.ablation.plan import Parent
 from aimfair.base.errors import AimfairError, ConfigError
 from aimfair.base.files import is_temporary
 from aimfair.run.directory import Run
-from aimfair.stages.context import prepare_process
+from aimfair.stages.context import prepare_process, splits_of
 from aimfair.stages.pipeline import STAGES, run_stages
 
 _OF_SEEDS = {"train", "sensitivity"}
@@ -60,13 +60,21 @@ def ablate(
             if done is not None:
                 variants.forget_decoded(done)
             done = variants.finish(parent, group, settings, stages, f"run {number} of {len(plan.groups)}")
-        outcomes = collect(plan, folder)
+        outcomes = collect(plan, folder, _clusters(run))
         found = ablation.findings(parent, request, outcomes)
         if done is not None:
             variants.forget_decoded(done)
         report.write(folder, name, plan, outcomes, found)
     report.show(plan, outcomes, found)
     return folder / report.PAGE
+
+
+def _clusters(run: Run) -> dict[str, str]:
+    """Id -> cluster of the test images, if they are clustered by data.group_column."""
+    if run.config.data.group_column is None:
+        return {}
+    test = splits_of(run).test
+    return dict(zip(test.ids, test.clusters, strict=True))
 
 
 def _remove_stray(folder: Path) -> None:

@@ -42,7 +42,7 @@ def read(options: Options, config: Config) -> Request:
     """``--method``, or several in ``--values``."""
     options.only("selective", "method", "values")
     tuned = [name for name, method in config.methods.items() if isinstance(method, Tune)]
-    methods = [options.method_of(config)] if options.values is None else words("--values", options.values, tuned)
+    methods = [options.method_of(config)[0]] if options.values is None else words("--values", options.values, tuned)
     if all(config.methods[name] == full_method(config) for name in methods):
         flag = "--method" if options.values is None else "--values"
         raise ConfigError(f"{flag}: {methods[0]!r} is full fine-tuning itself; name a method that selects")

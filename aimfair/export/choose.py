@@ -67,8 +67,6 @@ def _folder(run: Run, method: str, seed: int) -> Path:
 
 
 def _validation_accuracy(folder: Path) -> float | None:
-    if not (folder / HISTORY).exists():
+    if (history := History.load(folder)) is None:
         return None
-    history = History.model_validate_json((folder / HISTORY).read_bytes())
-    kept = [epoch.validation_accuracy for epoch in history.epochs if epoch.epoch == history.kept_epoch]
-    return kept[0] if kept else None
+    return next((epoch.validation_accuracy for epoch in history.epochs if epoch.epoch == history.kept_epoch), None)

@@ -101,7 +101,7 @@ def _print(results: Results) -> None:
     rows = [
         [
             name,
-            "" if method.density is None else f"{method.density:.1%}",
+            "" if method.density is None else percent(method.density),
             *(spread(method.mean[metric], method.std[metric], unit="") for metric in COLUMNS),
             percent(method.of_mean_rates["worst_group_accuracy"], unit=""),
         ]

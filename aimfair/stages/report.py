@@ -22,7 +22,7 @@ from aimfair.report.material import Material, Picture, Replies, Synthetic, choos
 from aimfair.run.directory import Run
 from aimfair.selective.mask import ParameterMask
 from aimfair.stages.context import splits_of
-from aimfair.training.history import HISTORY, History
+from aimfair.training.history import History
 
 Part = TypeVar("Part")
 
@@ -44,11 +44,7 @@ def gather(run: Run) -> Material:
     folders = {BIASED: {seed: run.baseline(seed) for seed in seeds}}
     folders |= {name: {seed: run.finetuned(seed, name) for seed in seeds} for name in config.methods}
     histories = {
-        name: {
-            seed: History.model_validate_json((folder / HISTORY).read_bytes())
-            for seed, folder in of_seeds.items()
-            if (folder / HISTORY).exists()
-        }
+        name: {seed: one for seed, folder in of_seeds.items() if (one := History.load(folder)) is not None}
         for name, of_seeds in folders.items()
     }
     masks = {

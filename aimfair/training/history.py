@@ -47,6 +47,12 @@ class History(_Record):
     def save(self, folder: Path) -> None:
         write_json(folder / HISTORY, self.model_dump())
 
+    @classmethod
+    def load(cls, folder: Path) -> "History | None":
+        """Reads what :meth:`save` wrote; None if there is nothing."""
+        path = folder / HISTORY
+        return cls.model_validate_json(path.read_bytes()) if path.exists() else None
+
 
 class Position(_Record):
     """Where a training is, between two steps: with the tensors it is all that a checkpoint needs.

@@ -6,15 +6,18 @@ import subprocess
 import sys
 import xml.etree.ElementTree as xml
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 
 from aimfair.ablation import blocks, options, premise
+from aimfair.ablation.outcomes import difference
 from aimfair.ablation.plan import Names
 from aimfair.base.errors import ConfigError
 from aimfair.base.files import write_text
+from aimfair.evaluation.predictions import Predictions
 from aimfair.methods import Tune
 from aimfair.report import charts
 from aimfair.run.directory import Run
@@ -178,6 +181,26 @@ def test_sentences_follow_the_interval():
     assert contradicts.rho == pytest.approx(-1)
     noise = premise.agreement(x[:5], random.normal(size=(5, 5)), 0.95, 500, np.random.default_rng(0))
     assert "No evidence" in noise.sentence
+
+
+# -- differences between runs ------------------------------------------------------------------------------------------
+
+
+def test_differences_between_runs_resample_clusters():
+    """Eight images per patient: ten patients carry less information than eighty images."""
+    n, seeds = 80, 2
+    number = np.arange(n)
+    target, protected = number % 2, number // 2 % 2
+    ids = tuple(f"{i}.png" for i in number)
+    right = np.tile(target, (seeds, 1))
+    wrong = np.where(number // 8 % 2 == 0, right, 1 - right)
+    one, other = (Predictions(ids, target, protected, predicted) for predicted in (right, wrong))
+    results = SimpleNamespace(protected_names="ab", target_names="xy", replicates=300, confidence=0.95)
+    width = {
+        name: float(np.ptp(difference(one, other, results, clusters)["accuracy"].over_images))
+        for name, clusters in (("images", {}), ("patients", {i: f"p{int(i[:-4]) // 8}" for i in ids}))
+    }
+    assert width["patients"] > 2 * width["images"]
 
 
 # -- options, names ----------------------------------------------------------------------------------------------------

@@ -116,7 +116,7 @@ def test_density_chooses_the_learning_rate_by_validation_and_trains_no_baseline(
     # across runs differences are computed again: of one run they are those of its results
     results, name = Results.load(run / "results.json"), data["arms"][0]["method"]
     mine, other = (Predictions.load(run, [7, 8], method) for method in (name, "full"))
-    for metric, found in difference(mine, other, results).items():
+    for metric, found in difference(mine, other, results, {}).items():
         expected = results.methods[name].versus["full"][metric]
         assert found.mean == pytest.approx(expected.mean, nan_ok=True)
         assert found.over_seeds == pytest.approx(expected.over_seeds, nan_ok=True)
@@ -124,7 +124,7 @@ def test_density_chooses_the_learning_rate_by_validation_and_trains_no_baseline(
     with pytest.raises(AimfairError, match=r"predictions\.csv: no predictions of 'nobody'"):
         Predictions.load(run, [7], "nobody")
     with pytest.raises(AimfairError, match="different test images"):
-        difference(mine, replace(other, ids=other.ids[::-1]), results)
+        difference(mine, replace(other, ids=other.ids[::-1]), results, {})
 
     # a second time nothing is done again, and the runs of an ablation are runs
     before = files(run)
