@@ -1,12 +1,14 @@
 """Ranking units by a score, and the rules that turn rankings and names into masks."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from difflib import get_close_matches
+from typing import Any
 
 from torch import Tensor
 
-from aimfair.selective.choices import Granularity
+from aimfair.selective.choices import SIZES, Granularity, Rule
 from aimfair.selective.distributed import Whole
 from aimfair.selective.mask import ParameterMask
 from aimfair.selective.parameters import Shape, listing, named_errors
@@ -61,6 +63,42 @@ class Ranking:
             bits, rank = self._holding.top_k(score, k, self.granularity, largest=largest)
         bits, rank = expand_units(bits, rank, self.shapes, self.granularity)
         return ParameterMask(self.names, self.shapes, bits, rank)
+
+
+def require_arguments(rule: str, **given: object) -> None:
+    """ValueError for an unknown rule, or sizes and names that are not valid for it."""
+    if rule not in SIZES:
+        raise ValueError(f"rule={rule!r}: expected one of {', '.join(SIZES)}")
+    known = set().union(*SIZES[rule])
+    extra = [name for name, value in given.items() if value is not None and name not in known]
+    if extra:
+        takes = ", ".join(sorted(known)) or "none of them"
+        raise ValueError(f"rule {rule!r} does not take {', '.join(extra)}; it takes {takes}")
+
+
+def by_scores(
+    rule: Rule, ranked: Callable[[Score], Ranking], bias: Score, domain: Score | None, sizes: Mapping[str, Any]
+) -> ParameterMask:
+    """The mask of a rule that ranks units by bias and domain scores.
+
+    Args:
+        ranked: ranks all units by a score.
+        domain: not for ``top_k``.
+        sizes: ``density``, ``k``, ``bias_density``, ``bias_k``, ``domain_density``, ``domain_k``; None if not given.
+    """
+    if rule in ("top_k", "ratio"):
+        ranking = ranked(replace(bias, divisor=domain))
+        return ranking.top(number_of_units(sizes["density"], sizes["k"], ranking.units))
+    assert domain is not None
+    by_bias, by_domain = ranked(bias), ranked(domain)
+    if {name for name, size in sizes.items() if size is not None} not in SIZES[rule]:
+        pair = ", or one of bias_density and bias_k with one of domain_density and domain_k"
+        raise ValueError(f"rule {rule!r} needs density alone{pair if rule == 'intersection' else ''}")
+    if sizes["density"] is not None:
+        return budget(by_bias, by_domain, sizes["density"])
+    most = number_of_units(sizes["bias_density"], sizes["bias_k"], by_bias.units, "bias_")
+    least = number_of_units(sizes["domain_density"], sizes["domain_k"], by_domain.units, "domain_")
+    return intersection(by_bias, by_domain, most, least)
 
 
 def intersection(bias: Ranking, domain: Ranking, most: int, least: int) -> ParameterMask:

@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
+from functools import partial
 from typing import Any, Literal, Self, get_args
 
 import torch
@@ -10,7 +10,7 @@ from torch import Tensor
 
 from aimfair.selective import storage
 from aimfair.selective.capture import GradientCapture
-from aimfair.selective.choices import SIZES, Criterion, Granularity, Rule
+from aimfair.selective.choices import Criterion, Granularity, Rule
 from aimfair.selective.collectives import require_same, several_processes
 from aimfair.selective.distributed import holding_of, is_dtensor, local_grad
 from aimfair.selective.mask import ParameterMask
@@ -23,10 +23,17 @@ from aimfair.selective.parameters import (
     shapes_of,
 )
 from aimfair.selective.score import Score
-from aimfair.selective.selection import Ranking, budget, head_names, intersection, names_under
-from aimfair.selective.statistics import CONTRAST_CRITERIA, SOURCE_CRITERIA, Contrasts, GradientStatistics, Statistics
+from aimfair.selective.selection import Ranking, by_scores, head_names, names_under, require_arguments
+from aimfair.selective.statistics import (
+    CONTRAST_CRITERIA,
+    SOURCE_CRITERIA,
+    Contrasts,
+    GradientStatistics,
+    Statistics,
+    default_contrasts,
+    domain_criterion_of,
+)
 from aimfair.selective.summary import SensitivitySummary
-from aimfair.selective.units import number_of_units
 
 GradScale = Tensor | float | torch.amp.GradScaler | None
 """The scale of the gradients: a number, a tensor with one element, or the scaler itself."""
@@ -88,7 +95,7 @@ class Sensitivity:
         require_tunable(named.items())
         device = require_one_device(named)
         if contrasts is None:
-            contrasts = _default_contrasts(sources)
+            contrasts = default_contrasts(sources)
         self._named, self._parameters, self._nonfinite = named, list(named.values()), nonfinite
         self._holding = holding_of(named)
         self._has_dtensors = any(is_dtensor(parameter) for parameter in self._parameters)
@@ -320,7 +327,7 @@ class Sensitivity:
             "select()", rule=rule, criterion=criterion, domain_criterion=domain_criterion, granularity=granularity,
             **sizes, eps=eps, seed=seed, source=source, head=head, blocks=blocks, freeze=freeze,
         )  # fmt: skip
-        _require_arguments(rule, **sizes, head=head, blocks=blocks)
+        require_arguments(rule, **sizes, head=head, blocks=blocks)
         if isinstance(blocks, str) or isinstance(freeze, str):
             raise TypeError(f"blocks={blocks!r}, freeze={freeze!r}: expected several paths, not a string")
         frozen = names_under(self._statistics.names, freeze)
@@ -338,32 +345,14 @@ class Sensitivity:
             bias_score = self._score(criterion, "bias", source, eps)
             domain_score = None
             if rule != "top_k":
-                domain_score = self._score(_domain_criterion(criterion, domain_criterion), "domain", None, eps)
-            mask = self._best(rule, granularity, bias_score, domain_score, sizes)
+                domain_score = self._score(domain_criterion_of(criterion, domain_criterion), "domain", None, eps)
+            mask = by_scores(rule, partial(self._ranking, granularity), bias_score, domain_score, sizes)
         if not frozen:
             return mask
         mask -= ParameterMask.from_names(self._named, frozen)
         if mask.nnz == 0:
             raise ValueError(f"rule {rule!r} selects nothing outside of freeze={listing(freeze)}")
         return mask
-
-    def _best(
-        self, rule: Rule, granularity: Granularity, bias: Score, domain: Score | None, sizes: Mapping[str, Any]
-    ) -> ParameterMask:
-        """The mask of a rule that ranks units by their scores."""
-        if rule in ("top_k", "ratio"):
-            ranking = self._ranking(granularity, replace(bias, divisor=domain))
-            return ranking.top(number_of_units(sizes["density"], sizes["k"], ranking.units))
-        assert domain is not None
-        by_bias, by_domain = self._ranking(granularity, bias), self._ranking(granularity, domain)
-        if {name for name, size in sizes.items() if size is not None} not in SIZES[rule]:
-            pair = ", or one of bias_density and bias_k with one of domain_density and domain_k"
-            raise ValueError(f"rule {rule!r} needs density alone{pair if rule == 'intersection' else ''}")
-        if sizes["density"] is not None:
-            return budget(by_bias, by_domain, sizes["density"])
-        most = number_of_units(sizes["bias_density"], sizes["bias_k"], by_bias.units, "bias_")
-        least = number_of_units(sizes["domain_density"], sizes["domain_k"], by_domain.units, "domain_")
-        return intersection(by_bias, by_domain, most, least)
 
     def unit_scores(
         self,
@@ -499,27 +488,3 @@ class Sensitivity:
         probe._statistics.batches = {source: int(metadata["batches"][source]) for source in probe._statistics.sources}
         probe._statistics.reduced = metadata.get("reduced", False)
         return probe
-
-
-def _default_contrasts(sources: Sequence[str]) -> Contrasts:
-    if len(sources) == 3:
-        return {"domain": (sources[0], sources[1]), "bias": (sources[1], sources[2])}
-    return {"bias": (sources[0], sources[1])} if len(sources) == 2 else {}
-
-
-def _domain_criterion(criterion: Criterion, domain_criterion: Criterion | None) -> Criterion:
-    if domain_criterion is None:
-        return criterion if criterion in CONTRAST_CRITERIA else "difference"
-    if domain_criterion not in CONTRAST_CRITERIA:
-        raise ValueError(f"domain_criterion={domain_criterion!r}: expected one of {', '.join(CONTRAST_CRITERIA)}")
-    return domain_criterion
-
-
-def _require_arguments(rule: str, **given: object) -> None:
-    if rule not in SIZES:
-        raise ValueError(f"rule={rule!r}: expected one of {', '.join(SIZES)}")
-    known = set().union(*SIZES[rule])
-    extra = [name for name, value in given.items() if value is not None and name not in known]
-    if extra:
-        takes = ", ".join(sorted(known)) or "none of them"
-        raise ValueError(f"rule {rule!r} does not take {', '.join(extra)}; it takes {takes}")

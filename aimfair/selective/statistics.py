@@ -9,6 +9,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from aimfair.selective import ops
+from aimfair.selective.choices import Criterion
 from aimfair.selective.collectives import gathered_objects, sum_in_place
 from aimfair.selective.distributed import Whole
 from aimfair.selective.parameters import listing, named_errors
@@ -33,6 +34,22 @@ _NEEDED = {
     "magnitude": "sum",
 }
 _ALIGNMENT = 16  # floats: every tensor in a buffer begins on a cache line
+
+
+def default_contrasts(sources: Sequence[str]) -> Contrasts:
+    """The contrasts of two or three sources, see ``Sensitivity``; else none."""
+    if len(sources) == 3:
+        return {"domain": (sources[0], sources[1]), "bias": (sources[1], sources[2])}
+    return {"bias": (sources[0], sources[1])} if len(sources) == 2 else {}
+
+
+def domain_criterion_of(criterion: Criterion, domain_criterion: Criterion | None) -> Criterion:
+    """The criterion of the domain score; ValueError if it does not compare two sources."""
+    if domain_criterion is None:
+        return criterion if criterion in CONTRAST_CRITERIA else "difference"
+    if domain_criterion not in CONTRAST_CRITERIA:
+        raise ValueError(f"domain_criterion={domain_criterion!r}: expected one of {', '.join(CONTRAST_CRITERIA)}")
+    return domain_criterion
 
 
 class GradientStatistics:

@@ -11,11 +11,11 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 
 PROCESSES = 2
-TIMEOUT = timedelta(seconds=60)
+TIMEOUT = timedelta(seconds=180)
 
 
 def run(body: Callable[[int, Path], None], directory: Path) -> None:
-    """Calls ``body(rank, directory)`` in every process; an error in one of them, or a minute without end, fails."""
+    """Calls ``body(rank, directory)`` in every process; an error in one of them, or three minutes without end, fail."""
     threads = os.environ.get("OMP_NUM_THREADS")
     os.environ["OMP_NUM_THREADS"] = "1"
     try:
