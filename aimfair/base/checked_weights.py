@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from aimfair.base.errors import AimfairError
+from aimfair.base.errors import AimfairError, one_line
 
 
 def load_model(key: str, folder: Path, kind: Any, **options: Any) -> Any:
@@ -88,8 +88,7 @@ def _one_line(key: str, folder: Path, kind: Any, load: Callable[[], Any]) -> Any
     try:
         return load()
     except Exception as error:  # anything can be wrong with a user's folder, and each part of it has its own errors
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise AimfairError(f"{key}: {folder}: not a usable {kind.__name__}: {reason}") from error
+        raise AimfairError(f"{key}: {folder}: not a usable {kind.__name__}: {one_line(error)}") from error
 
 
 def _finite(weights: Tensor) -> bool:

@@ -11,3 +11,8 @@ class ConfigError(AimfairError):
     """A setting or a command line that cannot be used."""
 
     exit_code = 2
+
+
+def one_line(error: BaseException) -> str:
+    """The first line of an error's message that is not blank, or else its type."""
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)

@@ -1,1 +1,1 @@
-"""Training a classifier on biased images, measuring its sensitivity, and tuning what a mask selects."""
+"""Trains a classifier, measures its gradient sensitivity, and tunes the weights that a mask selects."""

@@ -1,4 +1,4 @@
-"""The gradient of one batch, within the memory there is and without a trace of failed attempts."""
+"""The gradient of one batch, split into smaller parts when memory runs out."""
 
 import math
 from collections.abc import Callable
@@ -21,8 +21,8 @@ class BatchResult:
 
     Attributes:
         loss: cross-entropy.
-        correct: right answers.
-        is_finite: whether the loss and every gradient are.
+        correct: correctly classified images.
+        is_finite: whether the loss and all gradients are finite.
     """
 
     loss: float
@@ -34,10 +34,10 @@ class BatchGradient:
     """Leaves the gradient of the batch-mean cross-entropy in ``.grad``, or of a weighted sum of the images' losses.
 
     When memory runs out the batch goes through the model in smaller parts, whose gradients add up to the same; only
-    BatchNorm in training mode then sees the parts.
+    BatchNorm in training mode sees a difference.
 
     Args:
-        batch_size: images at once, at first.
+        batch_size: largest part to try first.
     """
 
     def __init__(self, model: nn.Module, batch_size: int):
@@ -52,8 +52,8 @@ class BatchGradient:
         Args:
             images: float32 [B, 3, H, W], normalised. target: int64 [B], on the same device.
             seed: of dropout and the like, which draw from torch's default generators.
-            weigh: float32 [B] losses, detached, to [B] weights in the sum; 1 / B unless given. A batch that memory
-                cuts into parts goes through the model once more before, for the losses of the whole.
+            weigh: maps float32 [B] losses, detached, to their [B] weights in the sum; default 1 / B. A batch that is
+                split needs one more forward pass first, for the losses of the whole batch.
         """
         _copy(self._buffers, self._saved)
 
@@ -80,27 +80,27 @@ class BatchGradient:
                 loss += piece_loss.detach()
                 correct += (scores.detach().argmax(1) == target[piece]).sum()
             worst = torch.stack(torch._foreach_norm(self._gradients(), float("inf"))).amax()
-            values = torch.stack((loss, correct, worst)).double().tolist()  # the only wait for the device
+            values = torch.stack((loss, correct, worst)).double().tolist()  # the only synchronisation with the device
             return BatchResult(values[0], int(values[1]), all(map(math.isfinite, values)))
 
         return self._micro_batch.attempt(attempt)
 
     @torch.no_grad()
     def _losses(self, images: Tensor, target: Tensor, size: int) -> Tensor:
-        """float32 [B], with the dropout and the parts of the backward passes that follow."""
+        """float32 [B], with the same dropout and split as the backward passes that follow."""
         return torch.cat([
             F.cross_entropy(logits(self._model, images[piece]), target[piece], reduction="none")
             for piece in pieces(len(images), size)
         ])  # fmt: skip
 
     def undo(self) -> None:
-        """Takes back what the last call did: gradients, and what it made of running statistics."""
+        """Reverts the last call: clears gradients and restores buffers."""
         for parameter in self._parameters:
             parameter.grad = None
         _copy(self._saved, self._buffers)
 
     def not_finite(self) -> str:
-        """What of the last call is not: "the gradient of <the first such parameter>", or "the loss"."""
+        """What is not finite after the last call: "the gradient of <the first such parameter>", or "the loss"."""
         named = self._model.named_parameters()
         bad = (name for name, p in named if p.grad is not None and not p.grad.isfinite().all())
         return next((f"the gradient of {name}" for name in bad), "the loss")

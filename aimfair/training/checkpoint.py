@@ -1,7 +1,7 @@
-"""The file from which a training that was cut off goes on, to the same bits.
+"""Checkpoints, from which an interrupted training resumes to the same bits.
 
-All random choices of a training are functions of its seed and position, so a checkpoint is the weights that are trained
-and buffers, optimizer state, the weights to be kept, and the position.
+Every random choice of a training is a function of its seed and position, so a checkpoint holds the trained weights,
+buffers, optimizer state, the weights of the best epoch so far, and the position.
 """
 
 import time
@@ -17,22 +17,22 @@ from aimfair.selective import storage
 from aimfair.training.history import Position
 
 KIND, VERSION = "aimfair.checkpoint", 2
-"""What a checkpoint file says it is."""
+"""Kind and version in the metadata of the file."""
 
 CHECKPOINT = "checkpoint.safetensors"
-"""The file, in the folder of a model that is being trained."""
+"""File name, in the folder of the model."""
 
 Tensors = dict[str, Tensor]
 
 
 def changing_tensors(model: nn.Module) -> Tensors:
-    """What a training can change, by name, not copied: parameters that require a gradient, and buffers."""
+    """Name -> tensor, not copied, of what a training can change: parameters that require a gradient, and buffers."""
     frozen = {name for name, p in model.named_parameters(remove_duplicate=False) if not p.requires_grad}
     return {name: tensor for name, tensor in model.state_dict().items() if name not in frozen}
 
 
 def copy_tensors(source: Tensors, model: nn.Module) -> None:
-    """Gives ``model`` what :func:`changing_tensors` gave of it, or a copy of that.
+    """Copies tensors from :func:`changing_tensors`, or copies of them, into ``model``.
 
     Raises:
         ValueError: other names or shapes than the model's.
@@ -51,10 +51,10 @@ class Checkpoint:
     """Saves and restores one training.
 
     Args:
-        folder: where the model will be saved; made if absent.
-        seconds: between two saves, at least.
-        inputs: digest of what the result depends on and the training itself cannot see, such as where its images come
-            from; it goes on only from a file with the same.
+        folder: of the model; created if absent.
+        seconds: minimum time between saves.
+        inputs: digest of what the result depends on but the training cannot see, such as the origin of its images; only
+            a file with the same digest is resumed.
     """
 
     def __init__(self, folder: Path, seconds: float, inputs: str = ""):
@@ -68,11 +68,11 @@ class Checkpoint:
         return time.monotonic() - self._last >= self._seconds
 
     def save(self, identity: str, position: Position, model: nn.Module, optimizer: Optimizer, kept: Tensors) -> None:
-        """Replaces the file in one step. On the CPU tensors are written from where they are, without a copy.
+        """Replaces the file atomically; CPU tensors are written without a copy.
 
         Args:
-            identity: digest of everything the training's result depends on.
-            kept: of the best epoch so far, a copy of what :func:`changing_tensors` gives, or nothing.
+            identity: digest of everything that the result depends on.
+            kept: copy of :func:`changing_tensors` at the best epoch so far, or empty.
         """
         state: dict[int, Mapping[str, object]] = optimizer.state_dict()["state"]
         tensors = {f"model/{name}": tensor for name, tensor in changing_tensors(model).items()}
@@ -88,9 +88,9 @@ class Checkpoint:
         self._last = time.monotonic()
 
     def restore(self, identity: str, model: nn.Module, optimizer: Optimizer) -> tuple[Position, Tensors] | None:
-        """``(position, kept)`` of the file, whose state ``model`` and ``optimizer`` then have.
+        """Restores ``model`` and ``optimizer``; returns ``(position, kept)``.
 
-        None if there is no file, or that of another training, which has no use any more: nothing is changed then.
+        None, with nothing changed, if there is no file or it belongs to another training.
 
         Raises:
             AimfairError: the file is damaged.
@@ -104,7 +104,7 @@ class Checkpoint:
         except FileNotFoundError:
             return None
         except (ValueError, KeyError) as error:
-            raise AimfairError(f"{error}; remove it to begin this training again") from error
+            raise AimfairError(f"{error}; remove it to restart this training") from error
         state: dict[int, Tensors] = {}
         for name, tensor in _under("optimizer/", tensors).items():
             index, _, key = name.partition("/")

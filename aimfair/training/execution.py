@@ -1,7 +1,7 @@
-"""How a model is run: in which precision and order in memory, compiled or not, and what is kept for the backward pass.
+"""How a model is run: precision, memory format, compilation and activation checkpointing.
 
-The same in training, sensitivity and prediction: :func:`prepare` tells a model once, :func:`logits` obeys. Names and
-values of parameters are never touched, so masks, checkpoints and model folders do not depend on any of it.
+The same in training, sensitivity and prediction: :func:`prepare` configures a model, :func:`logits` runs it so. Names
+and values of parameters never change, so masks, checkpoints and model folders do not depend on any of it.
 """
 
 from collections.abc import Iterator
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
-from aimfair.base.errors import AimfairError
+from aimfair.base.errors import AimfairError, one_line
 from aimfair.training.settings import ModelSettings
 
 _ATTRIBUTE = "aimfair_execution"
@@ -25,12 +25,11 @@ _ATTRIBUTE = "aimfair_execution"
 class Execution:
     """
     Attributes:
-        autocast: type of matrix products and convolutions; None: as the weights.
-        channels_last: of images, and so of activations. Weights stay contiguous, as masks go by their logical order;
-            convolutions reorder them at each call. On a 2-core AMD EPYC (AVX-512) forward and backward of a ResNet-18
-            take 3 to 5% longer
-            than with weights that are channels last too, and 3% less than with everything contiguous.
-        compile: through torch.compile, once for all batch sizes but one image.
+        autocast: dtype of matrix products and convolutions; None: that of the weights.
+        channels_last: memory format of images, and so of activations. Weights stay contiguous, as masks follow their
+            logical order; convolutions reorder them at each call. On a 2-core AMD EPYC (AVX-512) forward and backward
+            of a ResNet-18 take 3 to 5% longer than with channels-last weights, and 3% less than all contiguous.
+        compile: with torch.compile, once for all batch sizes above 1.
     """
 
     autocast: torch.dtype | None = None
@@ -39,10 +38,10 @@ class Execution:
 
 
 def prepare(model: nn.Module, settings: ModelSettings) -> None:
-    """Tells ``model`` how it is to be run; a second time replaces the first.
+    """Configures how ``model`` is run, replacing an earlier configuration.
 
-    ``compile`` costs half a minute and more at the first batch. Compiled gradients all become complete at the end of
-    the backward pass, so that ``Sensitivity.capture`` cannot free them one by one.
+    ``compile`` takes half a minute or more at the first batch. Compiled gradients all become complete at the end of the
+    backward pass, so ``Sensitivity.capture`` cannot free them one by one.
 
     Raises:
         AimfairError: ``checkpointing`` of a model without repeated blocks.
@@ -55,19 +54,19 @@ def prepare(model: nn.Module, settings: ModelSettings) -> None:
     if not settings.compile:
         model._compiled_call_impl = None
     elif getattr(model, "_compiled_call_impl", None) is None:
-        # In place, where torch.compile(model) would rename every parameter. Static but for the batch (see logits):
-        # torch's own way, static until a second size comes, would make results depend on which size came first.
+        # In place: torch.compile(model) would rename every parameter. Static but for the batch (see logits): torch's
+        # default, static until a second size occurs, would make results depend on which size came first.
         model.compile(dynamic=False)
 
 
 def logits(model: nn.Module, images: Tensor) -> Tensor:
-    """float32 [B, C] of normalised images float32 [B, 3, H, W], as :func:`prepare` said.
+    """float32 [B, C] of normalised images float32 [B, 3, H, W].
 
     Args:
-        model: returns logits, or an object that has them as ``logits``.
+        model: configured by :func:`prepare`; returns logits, or an object with an attribute ``logits``.
 
     Raises:
-        AimfairError: it returns something else, or torch.compile fails.
+        AimfairError: it returns anything else, or torch.compile fails.
     """
     execution: Execution = getattr(model, _ATTRIBUTE, Execution())
     images = images.contiguous(
@@ -93,14 +92,13 @@ def _compiled(model: nn.Module, images: Tensor) -> Any:
     from torch._dynamo import maybe_mark_dynamic
     from torch._dynamo.exc import TorchDynamoException
 
-    if len(images) > 1:  # one is special to the compiler
+    if len(images) > 1:  # 1 is special to the compiler
         maybe_mark_dynamic(images, 0)
     try:
         return model(images)
     except TorchDynamoException as error:
-        line = next((line.strip() for line in str(error).split("\n") if line.strip()), type(error).__name__)
         raise AimfairError(
-            f"model.compile: torch.compile fails on {type(model).__name__}: {line}; set it to false"
+            f"model.compile: torch.compile fails on {type(model).__name__}: {one_line(error)}; set it to false"
         ) from error
 
 
@@ -108,10 +106,10 @@ def _compiled(model: nn.Module, images: Tensor) -> Any:
 
 
 def repeated_blocks(model: nn.Module) -> list[nn.Module]:
-    """The blocks that a model repeats: elements, all of one class, of its outermost lists of at least two.
+    """The repeated blocks of a model: the elements, all of one class, of its outermost lists of two or more.
 
-    Stages of blocks (classes with "Stage" in their names, as those of ResNet and ConvNeXt in transformers and timm) are
-    looked into, as one of four stages is too much to compute twice at once. The list of a single block counts there.
+    Stages (classes with "Stage" in their names, as in ResNet and ConvNeXt of transformers and timm) are descended into,
+    as recomputing one of four stages at once takes too much memory; there a list of one block counts, too.
     """
     return list(_blocks(model, 2))
 
@@ -138,7 +136,7 @@ def _has_weights(module: nn.Module) -> bool:
 
 
 class _Checkpointed:
-    """Takes the place of a block's ``forward``: an object, so that copying the model copies what it refers to."""
+    """Replaces a block's ``forward``; an object, so that copying the model copies its reference to the block."""
 
     def __init__(self, block: nn.Module):
         self.block = block
@@ -148,7 +146,7 @@ class _Checkpointed:
         forward = partial(type(self.block).forward, self.block)
         if not torch.is_grad_enabled():
             return forward(*arguments, **named)
-        # The states of dropout's generators are put back for the second time; BatchNorm must not count it.
+        # Recomputation restores the RNG state of dropout; BatchNorm must not count the batch twice.
         return checkpoint(forward, *arguments, use_reentrant=False, context_fn=self._contexts, **named)
 
     def _contexts(self) -> tuple[AbstractContextManager[Any], AbstractContextManager[Any]]:
@@ -157,7 +155,7 @@ class _Checkpointed:
 
 @contextmanager
 def _uncounted(block: nn.Module) -> Iterator[None]:
-    """BatchNorm in training mode moves copies of its running statistics, which are then forgotten."""
+    """Inside, BatchNorm in training mode updates copies of its running statistics, which are discarded."""
     norms = [module for module in block.modules() if isinstance(module, _BatchNorm) and module.training]
     before = [dict(norm._buffers) for norm in norms]
     for norm in norms:

@@ -1,4 +1,4 @@
-"""From stored images to what a model takes: normalised, and for training augmented, in the background."""
+"""From stored images to inputs of a model: normalised, and for training augmented in the background."""
 
 import math
 import threading
@@ -19,21 +19,20 @@ from aimfair.data.settings import AugmentSettings
 from aimfair.training.settings import ModelSettings
 
 Batch = tuple[npt.NDArray[np.int64], np.random.Generator]
-"""int64 [B], which images; and what its random changes are drawn from."""
+"""int64 [B] indices of images, and the generator of their augmentation."""
 
 _PIECE_BYTES = 2**20
-"""Pixels that one thread works on at a time: they stay in its cache."""
+"""Pixels that one thread processes at a time, few enough to stay in its cache."""
 
 
 _VALUES_AT_ONCE = 2**20
-"""Between the two passes over them these stay in the processor's cache."""
+"""Few enough to stay in the CPU's cache between the two passes."""
 
 
 class Normalize:
     """uint8 [B, H, W, 3] -> float32 [B, 3, H, W] on a device: ``(value / 255 - mean) / std`` per channel.
 
-    The result keeps the stored order of values, channels last in memory, which convolutions on the CPU prefer; weights
-    may stay contiguous.
+    The result is channels last in memory, as stored, which convolutions on the CPU prefer; weights may stay contiguous.
     """
 
     def __init__(self, settings: ModelSettings, device: torch.device):
@@ -48,11 +47,11 @@ class Normalize:
             out = empty_images(images.shape)
             self.into(out, images)
             return out.permute(0, 3, 1, 2)
-        owned = np.require(images, requirements=["C", "W"])  # torch has no read-only tensors: a memory map is copied
+        owned = np.require(images, requirements=["C", "W"])  # torch has no read-only tensors: memory maps are copied
         return self.on_device(torch.from_numpy(owned).to(self.device))
 
     def into(self, out: Tensor, images: npt.NDArray[np.uint8]) -> None:
-        """The same on the processor, without memory of its own.
+        """The same on the CPU, into given memory.
 
         Args:
             out: float32 [B, H, W, 3], contiguous, written to.
@@ -61,50 +60,50 @@ class Normalize:
         count, height, width, _ = images.shape
         stored = torch.from_numpy(np.require(images, requirements=["C", "W"])).view(count, height, 3 * width)
         result = out.view(stored.shape)
-        scale, shift = self._scale.repeat(width), self._shift.repeat(width)  # of a row
+        scale, shift = self._scale.repeat(width), self._shift.repeat(width)  # of one row
         step = max(1, _VALUES_AT_ONCE // (3 * height * width))
         for start in range(0, count, step):
             piece = result[start : start + step].copy_(stored[start : start + step])
             torch.addcmul(shift, piece, scale, out=piece)
 
     def on_device(self, stored: Tensor) -> Tensor:
-        """The same of values 0 to 255 [B, H, W, 3], of any type, that are on the device already."""
+        """The same for values 0 to 255 [B, H, W, 3], of any dtype, already on the device."""
         values = stored.permute(0, 3, 1, 2).to(torch.float32, memory_format=torch.channels_last)
         return torch.addcmul(self._shift.view(3, 1, 1), values, self._scale.view(3, 1, 1))
 
 
 def empty_images(shape: tuple[int, ...]) -> Tensor:
-    """float32 of ``shape`` on the CPU, in huge pages where the system has them.
+    """Uninitialised float32 of ``shape`` on the CPU, in huge pages where the system has them.
 
-    A batch of large images is tens of megabytes. Of an ordinary allocation of that size each small page has to be
-    fetched from the system at its first use, which takes four times as long as to normalise what goes there.
+    A batch of large images takes tens of megabytes. Faulting in the small pages of an ordinary allocation of that size
+    takes four times as long as normalising into it.
     """
     return torch.from_numpy(np.empty(shape, np.float32))
 
 
 @dataclass(frozen=True)
 class _Ahead:
-    """A batch on its way: the work on it, and what gives it when that is done."""
+    """A batch in preparation: its pending work, and how to take the result when that is done."""
 
     work: Sequence[Future[Any]]
     take: Callable[[], Tensor]
 
 
 class Feed:
-    """Images as a model takes them: gathered from memory, augmented and normalised, one batch ahead of whoever reads.
+    """Gathers, augments and normalises images in the background, one batch ahead of its reader.
 
-    On the processor the threads of the feed share the images of a batch among them, and each image is the work of one
-    thread: how many there are does not change a bit of the result. On a GPU one thread gathers the stored bytes into
-    pinned memory, and the rest is done there on a stream of its own. Crops are the only changes in which the two
-    differ, by rounding: see :func:`aimfair.data.augment.change_on_device`.
+    On the CPU the threads of the feed share the images of a batch, each image processed by one of them: the number of
+    threads does not change a bit of the result. On a GPU one thread gathers the stored bytes into pinned memory, and
+    the rest runs there on a stream of its own. The two differ in crops alone, by rounding: see
+    :func:`aimfair.data.augment.change_on_device`.
 
-    To be entered; at the end no thread is left. Memory: two batches of float32, or on a GPU those and their bytes.
+    A context manager; on exit no thread is left. Memory: two batches of float32, on a GPU also their bytes.
 
     Args:
         images: uint8 [N, H, W, 3].
         augment: random changes.
-        normalize: whose device is that of the batches.
-        threads: that make them on the processor; None: as many as torch works with.
+        normalize: its device is that of the batches.
+        threads: on the CPU; None: as many as torch uses.
     """
 
     def __init__(
@@ -139,12 +138,12 @@ class Feed:
     def batches(self, plan: Iterable[Batch]) -> Generator[Tensor]:
         """float32 [B, 3, H, W] for each batch of ``plan``, channels last in memory.
 
-        A batch is valid until the next one is asked for: that goes into the same memory. To be closed by a reader that
-        stops early (:func:`contextlib.closing`), and read by one at a time.
+        A batch is valid until the next one is requested, which reuses its memory. For one reader, which has to close
+        the generator if it stops early (:func:`contextlib.closing`).
 
         Raises:
             RuntimeError: the feed is not entered.
-            Exception: what went wrong in the background, where its batch would have come.
+            Exception: an error in the background, where its batch would have been yielded.
         """
         if self._pool is None:
             raise RuntimeError("the feed is not entered")
@@ -158,7 +157,7 @@ class Feed:
                 ahead = self._start(self._pool, steps)
                 yield batch
         finally:
-            if ahead is not None:  # what writes to the buffers must have ended
+            if ahead is not None:  # nothing may still write to the buffers
                 wait([part for part in ahead.work if not part.cancel()])
 
     def _start(self, pool: ThreadPoolExecutor, steps: Iterator[tuple[int, Batch]]) -> _Ahead | None:
@@ -185,7 +184,7 @@ class Feed:
         return _Ahead([pool.submit(make, some) for some in pieces], lambda: out.permute(0, 3, 1, 2))
 
     def _buffer(self, number: int, count: int) -> Tensor:
-        """float32 [count, H, W, 3]: one of the two pieces of memory that batches take turns in."""
+        """float32 [count, H, W, 3]: one of two buffers between which batches alternate."""
         if len(self._buffers[number]) < count:
             self._buffers[number] = empty_images((count, *self._images.shape[1:]))
         return self._buffers[number][:count]
@@ -205,20 +204,20 @@ def _await_on_gpu(batch: Tensor, ready: torch.cuda.Event) -> Tensor:
     """``batch`` for the current stream, which waits for it; the host does not."""
     reader = torch.cuda.current_stream(batch.device)
     reader.wait_event(ready)
-    batch.record_stream(reader)  # its memory is the other stream's to give away, but not before this one has read it
+    batch.record_stream(reader)  # the other stream may reuse its memory, but not before this one has read it
     return batch
 
 
 def _work_alone() -> None:
-    torch.get_num_threads()  # or torch would set the number anew at its first work in this thread
+    torch.get_num_threads()  # or torch would reset the number at its first operation in this thread
     torch.set_num_threads(1)
 
 
 def _single_threaded(count: int) -> ThreadPoolExecutor:
-    """``count`` threads, in each of which torch works alone: teams of threads in each would wait for each other."""
+    """A pool of ``count`` threads in which torch is single-threaded: nested thread teams would contend."""
     before = torch.get_num_threads()
     pool = ThreadPoolExecutor(count, "feed", initializer=_work_alone)
     together = threading.Barrier(count)
-    wait([pool.submit(together.wait) for _ in range(count)])  # all have begun
-    torch.set_num_threads(before)  # threads to come begin with what was set last, in whichever thread
+    wait([pool.submit(together.wait) for _ in range(count)])  # all have started
+    torch.set_num_threads(before)  # new threads inherit what was set last, in any thread
     return pool

@@ -1,4 +1,4 @@
-"""Which parameters are the last layer of a classifier: found by how it computes its logits, not by names or order."""
+"""Finds the last layer of a classifier by how it computes its logits, not by names or order."""
 
 from collections.abc import Iterable, Iterator
 from typing import Any
@@ -14,19 +14,19 @@ from aimfair.training.execution import logits
 def head_names(model: nn.Module, image_size: int, where: str) -> list[str]:
     """The weights and biases of the layer, or layers where several are averaged, whose output gives the logits.
 
-    One zero image goes through the model, and from its logits back to the nearest operations that join what follows
-    from the image with matrices of weights. Every matrix has to have the classes as a dimension, and every vector on
-    the way has to be the bias of such a matrix.
+    Runs one zero image and walks the autograd graph back from its logits to the nearest operations that combine
+    activations with weight matrices. Every matrix must have the number of classes as a dimension, and every vector on
+    the way must be the bias of such a matrix.
 
     Args:
-        model: left as it was. image_size: H and W that it takes.
-        where: begins the error, which ends with the advice to name the head.
+        model: unchanged on return. image_size: H and W of its images.
+        where: prefix of the error.
 
     Returns:
         names in the order of ``model.named_parameters()``.
 
     Raises:
-        AimfairError: the model has no such layer, or one that is followed by others, such as a learned temperature.
+        AimfairError: the model has no such layer, or others follow it, such as a learned temperature.
     """
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     found, classes = _nearest(model, image_size)
@@ -35,17 +35,17 @@ def head_names(model: nn.Module, image_size: int, where: str) -> list[str]:
     fitting = all(classes in parameter.shape for parameter in found if parameter.ndim > 1)
     within = all(names[id(parameter)].rpartition(".")[0] in owners for parameter in found)
     if not (found and fitting and within):
-        told = listing(sorted(names[id(parameter)] for parameter in found)) or "no weights"
+        found_names = listing(sorted(names[id(parameter)] for parameter in found)) or "no weights"
         raise AimfairError(
-            f"{where}: which layer of the {type(model).__name__} is its head cannot be told: its {classes} logits"
-            f" follow from {told}, expected a linear layer or a convolution; name it as the method's head"
+            f"{where}: the head of the {type(model).__name__} cannot be determined: its {classes} logits come"
+            f" from {found_names}, expected a linear layer or a convolution; name it as the method's head"
         )
     wanted = {id(parameter) for parameter in found}
     return [name for identity, name in names.items() if identity in wanted]
 
 
 def _nearest(model: nn.Module, image_size: int) -> tuple[list[Tensor], int]:
-    """The parameters of the operations nearest to the logits, as far as the first with a matrix, and C."""
+    """The parameters of the operations nearest to the logits, up to the first with a matrix, and C."""
     parameters = list(model.parameters())
     required, training = [parameter.requires_grad for parameter in parameters], model.training
     image = torch.zeros((1, 3, image_size, image_size), device=parameters[0].device, requires_grad=True)
@@ -62,8 +62,8 @@ def _nearest(model: nn.Module, image_size: int) -> tuple[list[Tensor], int]:
 
 
 def _search(start: Any, image: Tensor) -> list[Tensor]:
-    """Back from the operation ``start``. Operations are nodes of the graph that autograd keeps; a parameter or the
-    image is a leaf, ``variable``."""
+    """Searches backwards from the operation ``start``: a node of the autograd graph, in which a parameter or the image
+    is a leaf, ``variable``."""
     from_image = _that_follow_from(start, image)
     found: dict[int, Tensor] = {}
     queue, seen = [start] if start in from_image else [], {start}
@@ -98,7 +98,7 @@ def _leaves(start: Any) -> Iterable[Tensor]:
 
 
 def _that_follow_from(start: Any, image: Tensor) -> set[Any]:
-    """The operations before ``start`` that have the image among their inputs, or what follows from it."""
+    """The operations before ``start`` that depend on the image."""
     users: dict[Any, list[Any]] = {}
     ends = []
     for node in list(_backwards(start)) if start is not None else []:

@@ -1,4 +1,4 @@
-"""How a training went, and where it is."""
+"""The history and the position of a training."""
 
 from pathlib import Path
 from typing import Self
@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from aimfair.base.files import write_json
 
 HISTORY = "history.json"
-"""The file beside a trained model."""
+"""File name, in the folder of a trained model."""
 
 
 class _Record(BaseModel):
@@ -16,7 +16,7 @@ class _Record(BaseModel):
 
 
 class Epoch(_Record):
-    """One epoch: losses are mean cross-entropy, accuracies shares; those of training are of augmented images."""
+    """One epoch. Losses are mean cross-entropy, accuracies shares; those of training are of augmented images."""
 
     epoch: int
     lr: float
@@ -31,11 +31,11 @@ class History(_Record):
     """A finished training.
 
     Attributes:
-        epochs: in order, the first is number 1.
-        kept_epoch: whose weights the model has.
-        skipped_steps: steps not taken, because loss or gradient was not finite.
-        reads_groups: whether the method used group labels of real images, which most methods do without.
-        notes: what else there is to say of a method's training, in numbers.
+        epochs: in order, numbered from 1.
+        kept_epoch: the epoch whose weights the model has.
+        skipped_steps: not taken, as loss or gradient was not finite.
+        reads_groups: whether the method used group labels of real images.
+        notes: further numbers of a method, by name.
     """
 
     epochs: list[Epoch] = Field(default_factory=list)
@@ -55,15 +55,15 @@ class History(_Record):
 
 
 class Position(_Record):
-    """Where a training is, between two steps: with the tensors it is all that a checkpoint needs.
+    """The position between two steps: beside tensors all that a checkpoint needs.
 
     Attributes:
-        epoch: of the next step; the first is number 1.
-        step: steps done of that epoch.
-        loss, correct, seen: sum of losses, right answers and images in those steps.
-        skipped_in_a_row: steps since the last one that was taken.
+        epoch: of the next step, from 1.
+        step: completed steps of that epoch.
+        loss, correct, seen: sum of losses, correctly classified images and images of those steps.
+        skipped_in_a_row: skipped steps since the last one that was taken.
         seconds: spent on that epoch.
-        objective: its state, when the checkpoint was written.
+        objective: its state.
     """
 
     epoch: int = 1

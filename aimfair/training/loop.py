@@ -40,52 +40,51 @@ _WORDS = {2: torch.int16, 4: torch.int32}
 
 
 class Objective(Protocol):
-    """Weighs the losses of a batch; may have a state, which moves on with every step that is taken."""
+    """Weights the losses of a batch; may have a state that advances with every step."""
 
     @property
     def depends_on(self) -> object:
-        """What the weights follow from besides losses and state, as JSON can hold it."""
+        """What the weights depend on besides losses and state, as a JSON value."""
 
     def weights(self, losses: Tensor, indices: Indices) -> Tensor:
-        """float32 [B]: the step minimises the sum of weight times loss, in which weights are constants.
+        """float32 [B]: the step minimises the sum of weight times loss, with constant weights.
 
-        Asked once or more for a step; the state stays as it is until :meth:`accept`.
+        Called once or more per step; the state does not change before :meth:`accept`.
 
         Args:
-            losses: float32 [B], detached. indices: of the images among the training images.
+            losses: float32 [B], detached. indices: int64 [B], into the training images.
         """
 
     def accept(self) -> None:
-        """The step that was last asked about is taken."""
+        """Advances the state: the step of the last :meth:`weights` was taken."""
 
     def state(self) -> list[float]:
         """For the checkpoint."""
 
     def restore(self, state: list[float]) -> None:
-        """What :meth:`state` gave."""
+        """Restores a value of :meth:`state`."""
 
 
 @dataclass
 class Training:
     """Trains ``model`` in place with the cross-entropy of target labels. Protected labels are never read here.
 
-    On the CPU, with a given number of threads, the result is a function of the first block of arguments to the last
-    bit, however often the training is cut off and taken up again from its checkpoint. A step whose loss or gradient is
-    not finite is not taken, and leaves no trace but in the count.
+    On the CPU, with a given number of threads, the result is bit-identical for the same first block of arguments,
+    however often the training is interrupted and resumed. A step whose loss or gradient is not finite is skipped and
+    counted.
 
     Args:
-        model: on the device where it is to be trained; frozen parameters stay as they are.
+        model: on the device to train on; frozen parameters do not change.
         validation: gives loss and accuracy after each epoch, without augmentation.
-        settings: of :class:`FinetuneSettings` BatchNorm's running statistics stay as they are or follow the training
-            images; of others they follow.
+        settings: with :class:`FinetuneSettings` BatchNorm's running statistics are frozen or adapt; else they adapt.
         preprocessing: mean and standard deviation of images, and how the model is run.
         seed: of the order of images, augmentation and dropout.
-        mask: the weights that are trained; all unless given. Tensors in which nothing is selected are frozen.
-        sampler: chooses the images of an epoch; every image once unless given.
-        objective: weighs the losses of a batch; their mean unless given.
-        stop_after: epochs that are done, of the ``settings.epochs`` that learning rates are for; all unless given.
+        mask: the weights to train, default all; tensors without a selected element are frozen.
+        sampler: of the images of an epoch; default: every image once.
+        objective: default: the mean loss.
+        stop_after: epochs after which to stop; learning rates stay those of ``settings.epochs``; default: all.
 
-        checkpoint: where a training that was cut off goes on; the caller removes it when the result is safe.
+        checkpoint: to resume from; the caller removes it when the result is saved.
         task: advances by steps, :attr:`steps` in all.
     """
 
@@ -130,11 +129,11 @@ class Training:
 
     @property
     def steps(self) -> int:
-        """Of the whole training, those that :attr:`task` advances by."""
+        """Steps of the whole training, by which :attr:`task` advances."""
         return self._epochs * self._steps
 
     def fit(self) -> History:
-        """The whole training, or what is left of it. The model ends in evaluation mode, with the weights to be kept.
+        """Trains, or resumes. The model ends in evaluation mode, with the weights of the epoch to keep.
 
         Raises:
             AimfairError: the training diverges, memory does not suffice, or the checkpoint is damaged.
@@ -198,7 +197,7 @@ class Training:
         self._finish_epoch(epoch)
 
     def _take_step(self, indices: Indices, images: Tensor) -> None:
-        """``images``: float32 [B, 3, H, W], those at ``indices``, augmented and normalised."""
+        """``images``: float32 [B, 3, H, W], augmented and normalised, of ``indices``."""
         position = self._position
         target = torch.from_numpy(self.train.target[indices]).to(self._device)
         weigh = partial(self.objective.weights, indices=indices) if self.objective else None
@@ -247,8 +246,8 @@ class Training:
         self._position = self._position.next_epoch()
 
     def identity(self) -> str:
-        """Digest, before :meth:`fit`, of what the result depends on. Images go by their ids: what else decides their
-        pixels is for the checkpoint's ``inputs`` to say."""
+        """Digest of what the result depends on, before :meth:`fit`. Images are identified by their ids; what else
+        decides their pixels belongs in the checkpoint's ``inputs``."""
         groups = self.optimizer.param_groups
         facts = {
             "inputs": self.checkpoint.inputs if self.checkpoint else "",
@@ -272,7 +271,7 @@ class Training:
 
 
 def set_training_mode(model: nn.Module, batchnorm: Literal["freeze", "adapt"]) -> None:
-    """Training mode; with ``freeze`` but for BatchNorm, whose scale and shift can be tuned all the same."""
+    """Training mode, with ``freeze`` except for BatchNorm, whose scale and shift are still tuned."""
     model.train()
     if batchnorm == "freeze":
         for module in model.modules():
@@ -286,8 +285,8 @@ def set_training_mode(model: nn.Module, batchnorm: Literal["freeze", "adapt"]) -
 def unselected_digests(mask: ParameterMask, parameters: Mapping[str, Tensor]) -> dict[str, bytes]:
     """Parameter -> SHA-256 of the bits of its elements that are not selected.
 
-    Works through one tensor at a time, so that it takes room for one: a copy of all weights would take as much as they.
-    Tensors that are selected whole are left out.
+    Takes memory for one tensor at a time, where a copy of the weights would take as much as they do. Tensors that are
+    selected as a whole are omitted.
     """
     digests = {}
     for name, nnz, numel in zip(mask.names, mask.nnz_per_tensor, mask.numels, strict=True):
@@ -303,13 +302,13 @@ def unselected_digests(mask: ParameterMask, parameters: Mapping[str, Tensor]) ->
 def require_unselected_unchanged(
     mask: ParameterMask, before: Mapping[str, bytes], parameters: Mapping[str, Tensor]
 ) -> None:
-    """Refuses the result of a step that is not what this package promises.
+    """Raises unless unselected elements kept their bits.
 
     Args:
-        before: what :func:`unselected_digests` said of them.
+        before: their :func:`unselected_digests` before the training.
 
     Raises:
-        RuntimeError: naming the parameters in which an unselected element has other bits than before.
+        RuntimeError: naming the parameters in which an unselected element has changed.
     """
     after = unselected_digests(mask, parameters)
     if moved := [name for name in after if after[name] != before[name]]:

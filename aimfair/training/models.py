@@ -1,8 +1,8 @@
-"""Image classifiers: made, saved and loaded, of transformers, timm, torchvision or the user's own.
+"""Builds, saves and loads image classifiers of transformers, timm, torchvision or the user's own.
 
-A model folder holds the backbone's own format, :data:`CONFIG` and :data:`WEIGHTS`: transformers' and timm's libraries
-read theirs; of torchvision's and a user's own the weights are a plain ``state_dict``, and the configuration says which
-function makes the module. Nothing that a folder holds is ever run.
+A model folder holds the backbone's own format, :data:`CONFIG` and :data:`WEIGHTS`: transformers and timm read
+theirs; for torchvision and a user's own model the weights are a plain ``state_dict``, and the configuration names the
+function that builds the module. No code in a model folder is ever executed.
 """
 
 from pathlib import Path
@@ -14,8 +14,8 @@ from aimfair.base.errors import AimfairError
 from aimfair.base.files import write_json
 from aimfair.base.seeds import derive_seed, forked_torch_rng, seed_torch
 from aimfair.selective.parameters import named_parameters, require_tunable
-from aimfair.training.backbones import hf, own, timm, torchvision
-from aimfair.training.backbones.origin import CONFIG, WEIGHTS, origin_of, read_config
+from aimfair.training.backbones import hf, timm, torchvision
+from aimfair.training.backbones.origin import CONFIG, WEIGHTS, make_own, origin_of, read_config
 from aimfair.training.backbones.weights import load_weights, read_weights, require_finite, transplant, write_weights
 from aimfair.training.settings import ModelSettings
 
@@ -28,8 +28,8 @@ def build_model(settings: ModelSettings, classes: int, seed: int) -> nn.Module:
     Weights that are not pretrained depend on ``seed`` alone.
 
     Raises:
-        AimfairError: settings that name no image classifier, a library that is not installed, or pretrained weights
-            that are missing, damaged or leave anything but the head without a value.
+        AimfairError: the settings name no image classifier or a library that is not installed, or pretrained weights
+            are missing, damaged or incomplete beyond the head.
     """
     with forked_torch_rng():
         seed_torch(derive_seed(seed, "initial weights"))
@@ -44,11 +44,11 @@ def build_model(settings: ModelSettings, classes: int, seed: int) -> nn.Module:
 
 
 def save_model(model: nn.Module, folder: Path) -> None:
-    """Writes :data:`CONFIG` and, last, :data:`WEIGHTS`, each in one step.
+    """Writes :data:`CONFIG` and then :data:`WEIGHTS`, each atomically.
 
     Raises:
-        OSError: a file cannot be written; what was there before is untouched.
-        AimfairError: a model that :func:`build_model` or :func:`load_model` did not make.
+        OSError: a file cannot be written; the previous one is unchanged.
+        AimfairError: the model is not from :func:`build_model` or :func:`load_model`.
     """
     folder.mkdir(parents=True, exist_ok=True)
     if hf.is_of_transformers(model):
@@ -71,15 +71,15 @@ def load_model(folder: Path, settings: ModelSettings | None = None) -> nn.Module
     """A model that :func:`save_model` wrote, on the CPU.
 
     Args:
-        settings: of the run; a user's own function is imported only where they name it, so that a folder from somebody
-            else runs nothing.
+        settings: of the run; a user's own function is imported only if they name it, so that a foreign folder cannot
+            run code.
 
     Raises:
         AimfairError: naming the file: it is missing, damaged, holds NaN or infinite weights, those of another
             architecture (names listed), or names a function that the settings do not. Pickled weights are never read.
     """
     values = read_config(folder)
-    with forked_torch_rng():  # random weights are replaced
+    with forked_torch_rng():  # of random weights, which are replaced
         if "factory" in values:
             model = _load_made(folder, values, settings)
         elif "architecture" in values:
@@ -90,7 +90,7 @@ def load_model(folder: Path, settings: ModelSettings | None = None) -> nn.Module
 
 
 def preprocessing_caution(settings: ModelSettings) -> str | None:
-    """What to tell the user if the pretrained model saw images of another mean and deviation than the run's."""
+    """A warning if the pretrained model was trained with another mean and standard deviation than the run's."""
     found = _normalization(settings)
     if found is None:
         return None
@@ -123,11 +123,11 @@ def _build(settings: ModelSettings, classes: int) -> nn.Module:
         return timm.build(name, settings.config, classes)
     if library == "torchvision":
         return torchvision.make(name, settings.config, classes)
-    return own.make(name, settings.config, classes)
+    return make_own(name, settings.config, classes)
 
 
 def _build_from_folder(folder: Path, classes: int) -> nn.Module:
-    """From a folder of any library; its head is new if that is for another number of classes."""
+    """From a folder of any library, with a new head if the number of classes differs."""
     values = read_config(folder) if (folder / CONFIG).exists() else {}
     if "factory" in values:
         if values["factory"] != "torchvision":
@@ -155,7 +155,7 @@ def _load_made(folder: Path, values: dict[str, Any], settings: ModelSettings | N
                 f"{folder / CONFIG}: made by {name!r}, which is imported only if the settings' model.factory is that"
                 f" too, found {trusted!r}"
             )
-        model = own.make(name, arguments, classes)
+        model = make_own(name, arguments, classes)
     load_weights(folder / WEIGHTS, model)
     return model
 

@@ -1,4 +1,4 @@
-"""What a model says of images."""
+"""Predictions of a model."""
 
 import numpy as np
 import numpy.typing as npt
@@ -28,8 +28,7 @@ def predict(
     """float32 [N, C]: the logits of each image.
 
     Args:
-        settings: how images are normalised and the model is run.
-        others: as :func:`predict_logits`.
+        settings: how images are normalised and the model is run. others: as :func:`predict_logits`.
     """
     prepare(model.to(device), settings)
     scores = predict_logits(model, images, Normalize(settings, device), batch_size, task=task, interrupt=interrupt)
@@ -48,8 +47,8 @@ def predict_logits(
     """float32 [N, C] on the CPU. The model is left in evaluation mode.
 
     Args:
-        model: run as :func:`aimfair.training.execution.prepare` told it.
-        batch_size: images at once, at most; halved when memory runs out.
+        model: configured by :func:`aimfair.training.execution.prepare`.
+        batch_size: at most; halved when memory runs out.
         task: advances by images.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Which images an epoch sees, how often and in which order: functions of seed and epoch, so that a training resumes."""
+"""Samplers and batches: the images of an epoch are a function of seed and epoch, so that a training can resume."""
 
 from dataclasses import dataclass
 from typing import Protocol
@@ -17,19 +17,19 @@ class Sampler(Protocol):
 
     @property
     def images(self) -> int:
-        """Images of an epoch, each counted as often as it comes."""
+        """Images of an epoch, with repetitions."""
 
     @property
     def depends_on(self) -> object:
-        """What the order follows from besides seed and epoch, as JSON can hold it."""
+        """What the order depends on besides seed and epoch, as a JSON value."""
 
     def order(self, seed: int, epoch: int) -> Indices:
-        """int64 [images]: indices into the training images, in the order in which they are seen."""
+        """int64 [images]: indices into the training images, in order."""
 
 
 @dataclass(frozen=True)
 class EveryImage:
-    """Every one of ``images`` images once."""
+    """Each of ``images`` images once."""
 
     images: int
 
@@ -45,11 +45,11 @@ class EveryImage:
 class EqualGroups:
     """Every group equally often, in an epoch of as many images as there are (or up to G - 1 fewer).
 
-    Of a large group each epoch draws others; an image of a small one comes again only when all of its group have come
-    as often (group-balanced sampling as in arXiv 2110.14503, without replacement).
+    Each epoch draws a new subset of a large group; an image of a small one repeats only after all of its group have
+    occurred as often (group-balanced sampling as in arXiv 2110.14503, without replacement).
 
     Attributes:
-        groups: int64 [N], the group of each image, numbered from 0; every number below the greatest is present.
+        groups: int64 [N], the group of each image, numbered from 0 without gaps.
     """
 
     groups: Indices
@@ -82,7 +82,7 @@ class EqualGroups:
 
 @dataclass(frozen=True)
 class Repeated:
-    """Every image as often as ``times`` says, int64 [N]."""
+    """Each image as often as ``times`` says, int64 [N]."""
 
     times: Indices
 
@@ -105,16 +105,14 @@ def groups_of(images: ImageSet) -> Indices:
 
 
 def steps_per_epoch(images: int, batch_size: int) -> int:
-    """Batches of one epoch: as few as hold every image, none of a single image unless ``batch_size`` is 1.
-
-    BatchNorm cannot be trained on one value per channel.
-    """
+    """Batches of one epoch: as few as hold all images, none of one image unless ``batch_size`` is 1, as BatchNorm
+    cannot be trained on one value per channel."""
     steps = -(-images // batch_size)
     return min(steps, max(images // 2, 1)) if batch_size > 1 else steps
 
 
 def epoch_batches(order: Indices, batch_size: int) -> list[Indices]:
-    """The images of an epoch cut into batches, in their order.
+    """Splits the images of an epoch into batches, in order.
 
     Sizes differ by at most one, so that no small last batch weighs as much as the others; they are at most
     ``batch_size`` (3 for ``batch_size`` 2 and an odd number of images).

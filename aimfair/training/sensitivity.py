@@ -1,4 +1,4 @@
-"""How the parameters of a model react to each source of images."""
+"""Measures the gradient sensitivity of a model to each source of images."""
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -23,9 +23,8 @@ SOURCES = ("real_biased", "synthetic_biased", "synthetic_fair")
 
 
 def batches_of_each_source(sources: Mapping[str, ImageSet], settings: SensitivitySettings) -> int:
-    """Whole batches that every source can give, at most ``settings.batches``.
-
-    The same number for all, so that the noise of a mean gradient is, too.
+    """Full batches that every source has, at most ``settings.batches``: the same number for all, so that mean gradients
+    have the same noise.
 
     Raises:
         AimfairError: a source is smaller than a batch.
@@ -55,10 +54,10 @@ def measure_sensitivity(
     Images come without augmentation, in an order that depends on ``seed`` and source. The model is left in evaluation
     mode with its buffers as they were, also in training mode.
 
-    Beside weights and activations this holds what ``settings.statistics`` keeps, and of gradients no more than is not
-    counted yet: they are freed while the backward pass goes on. When memory runs out everything begins again with
-    batches in smaller parts, whose gradients then wait for each other: another 4 bytes per weight. (Taking back only
-    the batch that failed is not possible, as part of its gradients has been counted.)
+    Beside weights and activations this holds what ``settings.statistics`` keeps, and only those gradients that are not
+    accumulated yet: they are freed during the backward pass. When memory runs out everything restarts with batches
+    split into smaller parts, whose gradients are kept until all are there: another 4 bytes per weight. (The failed
+    batch alone cannot be reverted, as part of its gradients has been accumulated.)
 
     Args:
         model: on the device to work on; parameters that require a gradient are measured.
@@ -93,7 +92,7 @@ def measure_sensitivity(
                         loss = F.cross_entropy(logits(model, x[part]), target[part], reduction="sum")
                         (loss / len(x)).backward()  # type: ignore[no-untyped-call]
                     number_in_all += 1
-                    if number_in_all > done:  # what is done a second time is no progress
+                    if number_in_all > done:  # repeated batches are no progress
                         done = number_in_all
                         task.advance(1, note=source)
 
@@ -107,9 +106,8 @@ def measure_sensitivity(
 
 @contextmanager
 def _mode(model: nn.Module, *, train: bool) -> Iterator[Callable[[], None]]:
-    """Training or evaluation mode inside; at the end no gradients, and running statistics as they were.
-
-    Yields what puts running statistics back.
+    """Training or evaluation mode inside; on exit no gradients, and buffers restored. Yields a function that restores
+    buffers.
     """
     before = [buffer.clone() for buffer in model.buffers()]
 

@@ -33,16 +33,14 @@ class ModelSettings(Settings):
     )
     allow_download: bool = Field(False, description="may fetch pretrained from the hub")
     mean: tuple[float, float, float] = Field((0.5, 0.5, 0.5), description="subtracted from red, green, blue in [0, 1]")
-    std: tuple[float, float, float] = Field((0.5, 0.5, 0.5), description="divides them then")
+    std: tuple[float, float, float] = Field((0.5, 0.5, 0.5), description="divides them after that")
 
     autocast: Literal["bfloat16"] | None = Field(
-        None, description="type that matrix products and convolutions are computed in; weights stay float32"
+        None, description="dtype of matrix products and convolutions; weights stay float32"
     )
     channels_last: bool = Field(True, description="images and activations channels last in memory")
     compile: bool = Field(False, description="run the model through torch.compile")
-    checkpointing: bool = Field(
-        False, description="compute activations a second time in the backward pass instead of keeping them"
-    )
+    checkpointing: bool = Field(False, description="recompute activations in the backward pass instead of keeping them")
 
     @property
     def source(self) -> tuple[str, str]:
@@ -68,7 +66,7 @@ class ModelSettings(Settings):
 
     @property
     def computation(self) -> dict[str, Any]:
-        """What decides, beside the weights, which numbers come out of the model."""
+        """What decides the logits besides the weights."""
         return self.model_dump(mode="json", include={"mean", "std", "autocast", "channels_last", "compile"})
 
     @field_validator("pretrained", mode="before")
@@ -89,9 +87,7 @@ class ModelSettings(Settings):
             if library in _LIBRARIES and (not name or name.startswith((".", "/", "~"))):
                 raise Problem((key,), f"found {text!r}, expected a name after {library}:; a folder goes without it")
         if self.compile and self.checkpointing:
-            raise Problem(
-                ("checkpointing",), "torch.compile chooses itself what it computes twice; give one of the two"
-            )
+            raise Problem(("checkpointing",), "torch.compile decides itself what to recompute; give one of the two")
         if self.pretrained is not None:
             for name in ("factory", "config"):
                 if getattr(self, name):

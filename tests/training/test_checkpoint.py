@@ -102,7 +102,7 @@ def test_a_damaged_checkpoint_is_refused_by_name(tmp_path):
     stop_after(4, Net(), tmp_path)
     path = tmp_path / CHECKPOINT
     path.write_bytes(path.read_bytes()[:-10])
-    with pytest.raises(AimfairError, match=rf"{CHECKPOINT}.*remove it to begin this training again"):
+    with pytest.raises(AimfairError, match=rf"{CHECKPOINT}.*remove it to restart this training"):
         training(Net(), SETTINGS, checkpoint=Checkpoint(tmp_path, 1e9)).fit()
 
 

@@ -142,8 +142,6 @@ def test_the_way_a_model_is_run_makes_no_difference():
     ],
 )
 def test_what_cannot_be_told_is_refused(make, found):
-    expected = (
-        rf"^here: which layer of the {make.__name__} is its head cannot be told: its \d logits follow from {found}"
-    )
+    expected = rf"^here: the head of the {make.__name__} cannot be determined: its \d logits come from {found}"
     with pytest.raises(AimfairError, match=expected + ", .*; name it as the method's head$"):
         head_names(make(), SIZE, "here")

@@ -1,7 +1,7 @@
 """Image classifiers of transformers. The only importer of transformers for classifiers.
 
 Pretrained weights may be those of a classifier, of its body (``ViTModel``, ``Dinov2Model``, ``ResNetModel``) or of a
-model of images and texts (``CLIPModel``, ``SiglipModel``), of which the image tower is taken; the head is then new.
+model of images and text (``CLIPModel``, ``SiglipModel``), whose image tower is used; the head is then new.
 """
 
 import difflib
@@ -14,19 +14,19 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from torch import nn
 
-from aimfair.base.errors import AimfairError
+from aimfair.base.errors import AimfairError, one_line
 from aimfair.base.files import write_text
 from aimfair.selective.parameters import listing
 from aimfair.selective.selection import head_names
 from aimfair.selective.storage import check_header
-from aimfair.training.backbones.origin import CONFIG, WEIGHTS, one_line
+from aimfair.training.backbones.origin import CONFIG, WEIGHTS
 from aimfair.training.backbones.weights import load_weights, require_finite, write_weights
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
 
 PREPROCESSOR = "preprocessor_config.json"
-"""What transformers keeps beside a model about its images."""
+"""File in which transformers keeps the preprocessing of a model."""
 
 
 def build(values: dict[str, Any], classes: int) -> nn.Module:
@@ -40,10 +40,10 @@ def build(values: dict[str, Any], classes: int) -> nn.Module:
 
 
 def build_pretrained(name: str, classes: int, allow_download: bool) -> nn.Module:
-    """A model from a folder or the hub; its head is new if it has none for ``classes``.
+    """A model from a folder or the hub, with a new head if it has none for ``classes``.
 
     Raises:
-        AimfairError: naming ``model.pretrained``: missing, damaged, or leaving more than the head without a value.
+        AimfairError: naming ``model.pretrained``: missing, damaged, or incomplete beyond the head.
     """
     with _quiet():
         return _pretrained(name, classes, allow_download)
@@ -54,7 +54,7 @@ def is_of_transformers(model: nn.Module) -> bool:
 
 
 def save(model: nn.Module, folder: Path) -> None:
-    """Configuration and, last, weights, as ``from_pretrained`` reads them."""
+    """Configuration, then weights, as ``from_pretrained`` reads them."""
     config = cast("PreTrainedConfig", model.config)
     write_text(folder / CONFIG, config.to_json_string(use_diff=False))
     write_weights(folder / WEIGHTS, model)
@@ -76,12 +76,12 @@ def load(folder: Path, values: dict[str, Any]) -> nn.Module:
 
 
 def normalization(name: str, allow_download: bool) -> tuple[list[float], list[float]] | None:
-    """``(mean, std)`` that the images of a pretrained model had, if it says so."""
+    """``(mean, std)`` of the images of a pretrained model, if known."""
     try:
         path = Path(name, PREPROCESSOR) if Path(name).is_absolute() else _hub_file(name, PREPROCESSOR, allow_download)
         values = json.loads(path.read_text(encoding="utf-8"))
         return values["image_mean"], values["image_std"]
-    except Exception:  # the hub's client raises what it likes; and the model need not say so
+    except Exception:  # the hub's client may raise anything, and the model need not say
         return None
 
 
@@ -95,7 +95,7 @@ def _new_config(values: dict[str, Any], classes: int) -> "PreTrainedConfig":
     kind = values.pop("model_type")
     try:
         known = AutoConfig.for_model(kind).to_dict().keys()
-    except ValueError:  # whose text lists them all
+    except ValueError:  # whose message lists them all
         raise AimfairError(f"model.config.model_type: transformers knows no architecture {kind!r}") from None
     for key in values.keys() - known:
         nearest = difflib.get_close_matches(key, known, 1)
@@ -103,7 +103,7 @@ def _new_config(values: dict[str, Any], classes: int) -> "PreTrainedConfig":
         raise AimfairError(f"model.config.{key}: {kind} has no such setting{hint}")
     try:
         return AutoConfig.for_model(kind, **values, num_labels=classes)
-    except Exception as error:  # each architecture checks its own values and raises what it likes
+    except Exception as error:  # each architecture checks its own values and may raise anything
         raise AimfairError(f"model.config: not usable for {kind}: {one_line(error)}") from error
 
 
@@ -136,7 +136,7 @@ def _pretrained(name: str, classes: int, allow_download: bool) -> "PreTrainedMod
             dtype=torch.float32,
             output_loading_info=True,
         )
-    except Exception as error:  # transformers raises what it likes
+    except Exception as error:  # transformers may raise anything
         raise AimfairError(f"model.pretrained: {name}: not usable: {one_line(error)}") from error
     new = {*found["missing_keys"], *(key for key, *_ in found["mismatched_keys"])}
     if lacking := sorted(new - set(head_names([key for key, _ in model.named_parameters()]))):
@@ -151,8 +151,7 @@ def _pretrained(name: str, classes: int, allow_download: bool) -> "PreTrainedMod
 def _hub_file(name: str, file: str, allow_download: bool) -> Path:
     """A file of a model on the hub.
 
-    The hub's client, even if told to stay with its cache, may ask the network who is using it; the look-up here does
-    not.
+    The hub's client may use the network even when restricted to its cache; this look-up does not.
     """
     from huggingface_hub import hf_hub_download, try_to_load_from_cache
 
@@ -166,12 +165,12 @@ def _hub_file(name: str, file: str, allow_download: bool) -> Path:
     )
 
 
-# -- transformers' ways --------------------------------------------------------------------------------
+# -- silence ------------------------------------------------------------------------------------------
 
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without transformers' bars and its reports of a new head, which are wanted here."""
+    """Silences transformers' progress bars and its warnings of a new head, which is intended here."""
     from transformers.utils import logging
 
     verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()

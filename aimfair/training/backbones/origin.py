@@ -1,4 +1,4 @@
-"""What a model folder says of how to make the model whose weights it holds."""
+"""Where a model comes from: how its library, or a function of the user, builds the model that a folder holds."""
 
 import importlib
 import json
@@ -10,10 +10,10 @@ from typing import Any
 
 from torch import nn
 
-from aimfair.base.errors import AimfairError
+from aimfair.base.errors import AimfairError, one_line
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
-"""The files of a model folder, whatever library the model is of."""
+"""Files of a model folder, for models of any library."""
 
 _ATTRIBUTE = "aimfair_origin"
 
@@ -21,12 +21,12 @@ _REFUSED = {
     "pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "checkpoint_path", "cache_dir", "weights",
     "weights_backbone", "progress", "num_classes",
 }  # fmt: skip
-"""Arguments that would fetch weights, or read pickled ones, behind the back of the settings."""
+"""Arguments that would fetch weights, or read pickled ones, bypassing the settings."""
 
 
 @dataclass(frozen=True)
 class Origin:
-    """Whose model it is and how to make it again, but for its weights.
+    """How to build a model again, but for its weights.
 
     Attributes:
         library: timm, torchvision or own (a function of the user's).
@@ -46,25 +46,52 @@ def set_origin(model: nn.Module, origin: Origin) -> None:
 
 
 def origin_of(model: nn.Module) -> Origin | None:
-    """None if nobody said so with :func:`set_origin`."""
+    """What :func:`set_origin` set; None if nothing."""
     return getattr(model, _ATTRIBUTE, None)
 
 
 def require_arguments(arguments: Mapping[str, Any], where: str) -> None:
-    """Refuses arguments of a factory that are not the user's to give, or that a model folder could not hold.
+    """Refuses arguments of a factory that a user may not give, or that a model folder cannot hold.
 
     Raises:
         AimfairError: naming ``where`` and the argument.
     """
     for key in sorted(arguments.keys() & _REFUSED):
-        raise AimfairError(
-            f"{where}.{key}: not an argument to give; model.pretrained names weights, the data the classes"
-        )
+        raise AimfairError(f"{where}.{key}: not a valid argument; model.pretrained names weights, the data the classes")
     for key, value in arguments.items():
         try:
             json.dumps(value, allow_nan=False)
         except (TypeError, ValueError) as error:
             raise AimfairError(f"{where}.{key}: {value!r} cannot be kept in a model folder: {error}") from error
+
+
+def make_own(name: str, arguments: dict[str, Any], classes: int) -> nn.Module:
+    """``function(num_classes=classes, **arguments)``.
+
+    Args:
+        name: ``module:function``, of the user's own settings: importing a module runs it.
+
+    Raises:
+        AimfairError: naming ``model.factory``: it cannot be imported, fails, or returns no module with weights.
+    """
+    require_arguments(arguments, "model.config")
+    module_name, _, function_name = name.partition(":")
+    try:
+        function = getattr(importlib.import_module(module_name), function_name)
+    except Exception as error:  # it is a program
+        raise AimfairError(
+            f"model.factory: {name}: cannot be imported: {one_line(error)}; its folder must be on PYTHONPATH"
+        ) from error
+    try:
+        model = function(num_classes=classes, **arguments)
+    except Exception as error:
+        raise AimfairError(f"model.factory: {name}: failed: {type(error).__name__}: {one_line(error)}") from error
+    if not isinstance(model, nn.Module) or not any(True for _ in model.parameters()):
+        raise AimfairError(
+            f"model.factory: {name}: returned {type(model).__name__}, expected a torch.nn.Module with parameters"
+        )
+    set_origin(model, Origin("own", name, arguments, classes))
+    return model
 
 
 def read_config(folder: Path) -> dict[str, Any]:
@@ -89,7 +116,7 @@ def import_library(name: str) -> ModuleType:
     """An optional library.
 
     Raises:
-        AimfairError: it is not installed, or does not go with this torch.
+        AimfairError: it is not installed, or incompatible with this torch.
     """
     try:
         return importlib.import_module(name)
@@ -99,8 +126,3 @@ def import_library(name: str) -> ModuleType:
         raise AimfairError(f"this model needs {name}: pip install {name}") from error
     except Exception as error:  # a torchvision built for another torch, say
         raise AimfairError(f"{name} is installed but cannot be imported: {one_line(error)}") from error
-
-
-def one_line(error: BaseException) -> str:
-    """The first line of an error that says something."""
-    return next((line.strip() for line in str(error).split("\n") if line.strip()), type(error).__name__)

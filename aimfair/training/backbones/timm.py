@@ -9,14 +9,13 @@ from typing import Any, cast
 
 from torch import nn
 
-from aimfair.base.errors import AimfairError
+from aimfair.base.errors import AimfairError, one_line
 from aimfair.base.files import write_json
 from aimfair.training.backbones.origin import (
     CONFIG,
     WEIGHTS,
     Origin,
     import_library,
-    one_line,
     origin_of,
     read_config,
     require_arguments,
@@ -25,22 +24,22 @@ from aimfair.training.backbones.origin import (
 from aimfair.training.backbones.weights import load_weights, read_weights, require_finite, write_weights
 
 _SOURCES = {"url", "file", "hf_hub_id", "hf_hub_filename", "source", "state_dict", "custom_load"}
-"""What timm's description of a model says of where to find weights: of no use to a folder that holds them."""
+"""Keys of timm's model description that locate weights; dropped for a folder that holds them."""
 
 
 def build(name: str, arguments: dict[str, Any], classes: int) -> nn.Module:
     """A model with random weights.
 
     Args:
-        name: of timm's registry, with or without a tag; addresses of models elsewhere are not followed.
-        arguments: of the architecture; errors speak of them as ``model.config``.
+        name: of timm's registry, with or without a tag; prefixes of other sources are not followed.
+        arguments: of the architecture; ``model.config`` in errors.
     """
     require_arguments(arguments, "model.config")
     return _create("model.factory", name, arguments, classes)
 
 
 def build_pretrained(name: str, classes: int, allow_download: bool) -> nn.Module:
-    """A model with timm's weights for it; its head is new if theirs is for another number of classes.
+    """A model with timm's weights, with a new head if the number of classes differs.
 
     Raises:
         AimfairError: naming ``model.pretrained``.
@@ -48,19 +47,19 @@ def build_pretrained(name: str, classes: int, allow_download: bool) -> nn.Module
     timm = _library()
     _require_known(timm, "model.pretrained", name)
     path = _cached(timm, name, allow_download)
-    read_weights(path)  # refused here rather than believed by timm
+    read_weights(path)  # checked here, as timm does not
     return _create("model.pretrained", name, {}, classes, path)
 
 
 def build_from_folder(folder: Path, classes: int) -> nn.Module:
-    """A model from a folder in timm's layout; its head is new if that is for another number of classes."""
+    """A model from a folder in timm's layout, with a new head if the number of classes differs."""
     name, arguments, cfg, stored = _described(folder)
     read_weights(folder / WEIGHTS)
     return _create("model.pretrained", name, arguments, classes, folder / WEIGHTS, {**cfg, "num_classes": stored})
 
 
 def save(model: nn.Module, folder: Path) -> None:
-    """timm's :data:`CONFIG` and, last, the weights."""
+    """timm's :data:`CONFIG`, then the weights."""
     origin = origin_of(model)
     assert origin is not None
     cfg = {key: value for key, value in cast(dict[str, Any], model.pretrained_cfg).items() if key not in _SOURCES}
@@ -112,7 +111,7 @@ def _create(
             num_classes=classes,
             **arguments,
         )
-    except Exception as error:  # each architecture checks its own arguments and raises what it likes
+    except Exception as error:  # each architecture checks its own arguments and may raise anything
         raise AimfairError(f"{where}: timm cannot make {name}: {one_line(error)}") from error
     require_finite(where, model.state_dict())
     set_origin(model, Origin("timm", name, arguments, classes))
@@ -120,12 +119,12 @@ def _create(
 
 
 def _described(folder: Path) -> tuple[str, dict[str, Any], dict[str, Any], int]:
-    """Architecture, arguments, timm's description and classes of a folder, which may be a stranger's."""
+    """Architecture, arguments, timm's description and classes of a folder, which is not trusted."""
     values, path = read_config(folder), folder / CONFIG
     name, arguments = values.get("architecture"), values.get("model_args", {})
     cfg, classes = values.get("pretrained_cfg", {}), values.get("num_classes")
     if not (isinstance(name, str) and isinstance(arguments, dict) and isinstance(cfg, dict)):
-        raise AimfairError(f"{path}: not timm's: expected a text architecture and objects model_args, pretrained_cfg")
+        raise AimfairError(f"{path}: not timm's: expected a string architecture and objects model_args, pretrained_cfg")
     if not isinstance(classes, int) or classes < 1:
         raise AimfairError(f"{path}: num_classes is {classes!r}, expected a number above 0")
     arguments = {key: value for key, value in arguments.items() if key != "num_classes"}
@@ -148,7 +147,7 @@ def _cached(timm: ModuleType, name: str, allow_download: bool) -> Path:
         )
     try:
         return Path(hf_hub_download(repository, WEIGHTS))
-    except Exception as error:  # the hub's client raises what it likes
+    except Exception as error:  # the hub's client may raise anything
         raise AimfairError(f"model.pretrained: timm:{name}: cannot be fetched: {one_line(error)}") from error
 
 
@@ -159,7 +158,7 @@ def _pretrained_cfg(timm: ModuleType, name: str) -> dict[str, Any]:
 
 
 def _require_known(timm: ModuleType, where: str, name: str) -> None:
-    """Also what keeps ``hf-hub:`` and ``local-dir:`` out, which timm would follow."""
+    """Also keeps out ``hf-hub:`` and ``local-dir:``, which timm would follow."""
     if timm.is_model(name):
         return
     near = timm.list_models(f"*{name[:8].replace('[', '')}*")[:3] if name else []

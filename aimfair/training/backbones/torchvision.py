@@ -16,8 +16,8 @@ from urllib.parse import urlparse
 import torch
 from torch import nn
 
-from aimfair.base.errors import AimfairError
-from aimfair.training.backbones.origin import Origin, import_library, one_line, require_arguments, set_origin
+from aimfair.base.errors import AimfairError, one_line
+from aimfair.training.backbones.origin import Origin, import_library, require_arguments, set_origin
 from aimfair.training.backbones.weights import transplant
 
 
@@ -33,14 +33,14 @@ def make(name: str, arguments: dict[str, Any], classes: int, where: str = "model
         raise AimfairError(f"{where}: torchvision knows no image classifier {name!r}")
     try:
         model: nn.Module = torchvision.models.get_model(name, weights=None, num_classes=classes, **arguments)
-    except Exception as error:  # each architecture checks its own arguments and raises what it likes
+    except Exception as error:  # each architecture checks its own arguments and may raise anything
         raise AimfairError(f"{where}: torchvision cannot make {name}: {one_line(error)}") from error
     set_origin(model, Origin("torchvision", name, arguments, classes))
     return model
 
 
 def build_pretrained(name: str, classes: int, allow_download: bool) -> nn.Module:
-    """A model with torchvision's weights; its head is new if theirs is for another number of classes.
+    """A model with torchvision's weights, with a new head if the number of classes differs.
 
     Args:
         name: of the model, or ``model/weights`` with a name of its enumeration of weights, default ``DEFAULT``.
@@ -57,7 +57,7 @@ def build_pretrained(name: str, classes: int, allow_download: bool) -> nn.Module
         )
     model = make(model_name, {}, classes, "model.pretrained")
     try:
-        # torchvision publishes pickles; read so, they can hold tensors alone. check_hash looks at what is fetched.
+        # torchvision publishes pickles; weights_only admits tensors alone, check_hash verifies a download.
         state = weights.get_state_dict(progress=False, check_hash=True, weights_only=True)
     except Exception as error:
         raise AimfairError(f"model.pretrained: torchvision:{name}: not usable: {one_line(error)}") from error

@@ -1,4 +1,4 @@
-"""Weights in safetensors files: read, checked and written, whatever library the model is of."""
+"""Reads, checks and writes weights in safetensors files, for models of any library."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -8,18 +8,18 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from aimfair.base.errors import AimfairError
+from aimfair.base.errors import AimfairError, one_line
 from aimfair.base.files import replace_file
 from aimfair.selective.parameters import listing
 from aimfair.selective.selection import head_names
 from aimfair.selective.storage import check_header
-from aimfair.training.backbones.origin import CONFIG, one_line
+from aimfair.training.backbones.origin import CONFIG
 
 Weights = dict[str, Tensor]
 
 
 def weights_of(model: nn.Module) -> Weights:
-    """Weights and buffers by name; of several names for one tensor the first."""
+    """Weights and buffers by name; the first name of a shared tensor."""
     seen: set[tuple[int, int]] = set()
     weights: Weights = {}
     for name, tensor in model.state_dict().items():
@@ -32,10 +32,10 @@ def weights_of(model: nn.Module) -> Weights:
 
 
 def write_weights(path: Path, model: nn.Module) -> None:
-    """Replaces ``path`` in one step.
+    """Replaces ``path`` atomically.
 
     Raises:
-        OSError: the file cannot be written; what was there before is untouched.
+        OSError: the file cannot be written; the previous one is unchanged.
     """
     weights = {name: tensor.contiguous() for name, tensor in weights_of(model).items()}
     try:
@@ -46,7 +46,7 @@ def write_weights(path: Path, model: nn.Module) -> None:
 
 
 def read_weights(path: Path) -> Weights:
-    """The tensors of a safetensors file, which they map.
+    """The tensors of a safetensors file, memory-mapped.
 
     Raises:
         AimfairError: naming the file: it is missing, damaged, or holds NaN or infinity. Pickles are never read.
@@ -63,10 +63,10 @@ def read_weights(path: Path) -> Weights:
 
 
 def load_weights(path: Path, model: nn.Module) -> None:
-    """Gives ``model`` the weights that :func:`write_weights` wrote for one like it.
+    """Loads weights that :func:`write_weights` wrote for the same architecture.
 
     Raises:
-        AimfairError: as :func:`read_weights`, or the file holds other tensors than ``model``: names are listed.
+        AimfairError: as :func:`read_weights`, or the tensors are not those of ``model``: names are listed.
     """
     weights = read_weights(path)
     expected = weights_of(model)
@@ -88,10 +88,10 @@ def load_weights(path: Path, model: nn.Module) -> None:
 
 
 def transplant(weights: Mapping[str, Tensor], model: nn.Module, where: str) -> None:
-    """Gives ``model`` pretrained weights; its head stays new where theirs is for another number of classes.
+    """Loads pretrained weights; the head stays new if the number of classes differs.
 
     Raises:
-        AimfairError: anything but the head would be left without a value, or is unknown to the model; NaN or infinity.
+        AimfairError: weights other than the head's are missing or unknown to the model, or hold NaN or infinity.
     """
     require_finite(where, weights)
     expected = weights_of(model)
