@@ -31,6 +31,8 @@ class MethodSettings(Settings):
 
     from_biased: ClassVar[bool] = False
     """Whether it starts from the biased model, else from the initial weights."""
+    records: ClassVar[tuple[str, ...]] = ()
+    """Files that it leaves beside the model and its history."""
 
     @property
     def uses_synthetic(self) -> bool:
@@ -44,8 +46,13 @@ class MethodSettings(Settings):
 
     @property
     def own(self) -> dict[str, Any]:
-        """What the result depends on besides the settings of its training."""
+        """What the result depends on besides the settings of its training and outputs of other steps."""
         return self.model_dump(exclude=set(OF_TRAINING))
+
+    def upstream(self, seed: int, name: str) -> list[str]:
+        """The steps of a run whose outputs it reads, under the name ``name``."""
+        steps = ["generate"] if self.uses_synthetic else []
+        return [*steps, f"train/{seed}"] if self.from_biased else steps
 
     def training_settings(self, train: OptimizerSettings, finetune: FinetuneSettings) -> OptimizerSettings:
         """The settings of its training: the node ``train`` or ``finetune`` with what the method sets itself."""

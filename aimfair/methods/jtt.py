@@ -2,7 +2,7 @@
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 import numpy as np
 from pydantic import Field
@@ -29,6 +29,8 @@ class Jtt(MethodSettings):
     Its predictions are those without augmentation, after its last epoch. No group labels are read; the publication
     reads those of validation images to choose its settings.
     """
+
+    records: ClassVar[tuple[str, ...]] = (ERROR_SET,)
 
     kind: Literal["jtt"] = Field("jtt", description="two new models; the second repeats what the first got wrong")
     first_epochs: int = Field(1, ge=1, description="jtt: epochs after which the first training is stopped")

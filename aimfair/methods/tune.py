@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 from aimfair.base.errors import AimfairError
 from aimfair.base.seeds import derive_seed
 from aimfair.base.settings import Problem
-from aimfair.methods.base import FinetuneMethod, synthetic_images
+from aimfair.methods.base import OF_TRAINING, FinetuneMethod, synthetic_images
 from aimfair.selective.choices import SIZES, Criterion, Granularity, Rule
 
 if TYPE_CHECKING:
@@ -92,6 +92,18 @@ class Tune(FinetuneMethod):
         return True
 
     @property
+    def own(self) -> dict[str, Any]:
+        return {"kind": self.kind}  # the mask holds the rest
+
+    @property
+    def selection(self) -> dict[str, Any]:
+        """What the mask depends on."""
+        return self.model_dump(exclude={"kind", *OF_TRAINING})
+
+    def upstream(self, seed: int, name: str) -> list[str]:
+        return [*super().upstream(seed, name), f"select/{seed}/{name}"]
+
+    @property
     def uses_gradients(self) -> bool:
         """Whether gradients decide the mask."""
         return self.rule not in _WITHOUT_GRADIENTS
@@ -156,8 +168,8 @@ def select_mask(
     Raises:
         AimfairError: settings that do not go together, or select nothing.
     """
-    arguments = {key: value for key, value in method.own.items() if value is not None}
-    del arguments["kind"], arguments["density_of"]
+    arguments = {key: value for key, value in method.selection.items() if value is not None}
+    del arguments["density_of"]
     arguments["seed"] = derive_seed(seed, "random mask")
     if method.criterion in ("fisher", "magnitude"):
         arguments.setdefault("source", FAIR)

@@ -1,4 +1,4 @@
-"""What a method has to work with."""
+"""What a method trains with: settings, images, models, and what a run offers."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -29,12 +29,13 @@ class Work:
     Attributes:
         name: for progress, for example "finetune 100 jtt".
         settings: of its training.
-        preprocessing: mean and standard deviation of images.
-        folder: of the result; checkpoints and what a method records besides go there.
+        preprocessing: of images, and how the model is run.
+        folder: of the result, of checkpoints, and of the method's records.
         splits, balanced: the real images, and the balanced synthetic ones; loaded at the first call.
-        initial: a new model as it was before the biased training, on the device to work on. biased: after it.
-        mask: of a method that tunes, for the model given.
-        inputs: digest of all that the result depends on, for checkpoints.
+        initial: a new model with the initial weights of the biased one, on the device to train on.
+        biased: the biased model.
+        mask: of the given model, for methods that tune.
+        inputs: digest of everything that the result depends on, for checkpoints.
     """
 
     name: str
@@ -55,7 +56,7 @@ class Work:
     log: Log = NOWHERE
 
     def groups(self, images: ImageSet) -> tuple[Indices, list[str]]:
-        """:func:`groups_of` these images and the names of the groups; a group without images is warned of."""
+        """:func:`groups_of` these images and the names of the groups; warns of a group without images."""
         splits = self.splits()
         counts = images.group_counts(len(splits.target_names), len(splits.protected_names))
         present = []

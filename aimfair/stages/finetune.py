@@ -9,8 +9,7 @@ from aimfair.base.device import tuning_device
 from aimfair.base.errors import AimfairError
 from aimfair.data.images import ImageSet
 from aimfair.generation.manifest import Manifest
-from aimfair.methods import Tune
-from aimfair.methods.jtt import ERROR_SET
+from aimfair.methods import KINDS
 from aimfair.methods.work import Work
 from aimfair.run.directory import Run
 from aimfair.run.records import digest_of_inputs
@@ -39,8 +38,8 @@ def run(run: Run) -> None:
 
 def _train(run: Run, seed: int, name: str, inputs: object, balanced: Callable[[], ImageSet]) -> None:
     step, folder, method = f"finetune/{seed}/{name}", run.finetuned(seed, name), run.config.methods[name]
-    if method.kind != "jtt":
-        (folder / ERROR_SET).unlink(missing_ok=True)  # of another method that had the name before
+    for record in {record for kind in KINDS.values() for record in kind.records} - set(method.records):
+        (folder / record).unlink(missing_ok=True)  # of another kind that had the name before
     run.log("step started", step=step)
     work = _work(run, seed, name, balanced, digest_of_inputs(inputs))
     model, history = method.run(work)
@@ -55,18 +54,12 @@ def _inputs(run: Run, seed: int, name: str) -> dict[str, object]:
     """What the result depends on; of the settings, what the method reads."""
     config, method = run.config, run.config.methods[name]
     settings = method.training_settings(config.train, config.finetune)
-    inputs: dict[str, object] = {"data": config.data.of_training, "seed": seed}
+    inputs: dict[str, object] = {"data": config.data.of_training, "seed": seed, "method": method.own}
     if method.from_biased:
         inputs |= {"preprocessing": config.model.computation, "finetune": settings}
     else:
         inputs |= {"model": config.model.of_training, "train": settings}
-    upstream = ["generate"] if method.uses_synthetic else []
-    upstream += [f"train/{seed}"] if method.from_biased else []
-    if isinstance(method, Tune):
-        upstream.append(f"select/{seed}/{name}")
-    else:
-        inputs["method"] = method.own
-    return {**inputs, "upstream": [run.digest_of(step) for step in upstream]}
+    return {**inputs, "upstream": [run.digest_of(step) for step in method.upstream(seed, name)]}
 
 
 def _work(run: Run, seed: int, name: str, balanced: Callable[[], ImageSet], inputs: str) -> Work:

@@ -53,7 +53,7 @@ def _select(run: Run, seed: int, methods: Sequence[tuple[str, Tune, object]], ta
 
 
 def _inputs(run: Run, seed: int, method: Tune) -> dict[str, object]:
-    return {"method": method.own, "seed": seed, "upstream": run.digest_of(f"sensitivity/{seed}")}
+    return {"method": method.selection, "seed": seed, "upstream": run.digest_of(f"sensitivity/{seed}")}
 
 
 def sensitivity_of(run: Run, seed: int) -> Sensitivity:
