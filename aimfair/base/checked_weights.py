@@ -1,6 +1,6 @@
 """Models of transformers from a folder, and their tokenizers; random and broken weights are refused."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -57,9 +57,13 @@ def refuse_broken_weights(where: str, model: nn.Module) -> None:
     Raises:
         AimfairError: a tensor holds NaN or infinite values.
     """
-    for name, weights in model.state_dict().items():
-        if not _finite(weights):
-            raise AimfairError(f"{where}: {name} holds NaN or infinite weights; fetch or copy it again")
+    if bad := not_finite(model.state_dict()):
+        raise AimfairError(f"{where}: {bad[0]} holds NaN or infinite weights; fetch or copy it again")
+
+
+def not_finite(weights: Mapping[str, Tensor]) -> list[str]:
+    """The names of tensors that hold NaN or infinite values."""
+    return [name for name, tensor in weights.items() if not _finite(tensor)]
 
 
 def load_tokenizer(key: str, folder: Path) -> Any:

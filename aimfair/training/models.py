@@ -107,23 +107,17 @@ def preprocessing_caution(settings: ModelSettings) -> str | None:
 
 
 def _build(settings: ModelSettings, classes: int) -> nn.Module:
-    if settings.pretrained is not None:
-        library, name = settings.source
-        if library == "folder":
-            return _build_from_folder(Path(name), classes)
-        if library == "timm":
-            return timm.build_pretrained(name, classes, settings.allow_download)
-        if library == "torchvision":
-            return torchvision.build_pretrained(name, classes, settings.allow_download)
-        return hf.build_pretrained(name, classes, settings.allow_download)
-    if settings.factory is None:
+    if settings.pretrained is None and settings.factory is None:
         return hf.build(settings.config, classes)
     library, name = settings.source
-    if library == "timm":
-        return timm.build(name, settings.config, classes)
-    if library == "torchvision":
-        return torchvision.make(name, settings.config, classes)
-    return make_own(name, settings.config, classes)
+    if settings.pretrained is None:
+        build = {"timm": timm.build, "torchvision": torchvision.make, "own": make_own}[library]
+        return build(name, settings.config, classes)
+    if library == "folder":
+        return _build_from_folder(Path(name), classes)
+    pretrained = {"timm": timm, "torchvision": torchvision, "hf": hf}[library].build_pretrained
+    model: nn.Module = pretrained(name, classes, settings.allow_download)
+    return model
 
 
 def _build_from_folder(folder: Path, classes: int) -> nn.Module:

@@ -25,7 +25,7 @@ from aimfair.methods.controls import Erm
 from aimfair.methods.jtt import ERROR_SET, Jtt
 from aimfair.methods.last_layer_retrain import LastLayerRetrain
 from aimfair.run.directory import Run
-from aimfair.stages import evaluate, finetune, select, train
+from aimfair.stages import context, evaluate, finetune, select, train
 from aimfair.training.history import HISTORY, History
 from aimfair.training.loop import Training
 from aimfair.training.models import build_model, load_model
@@ -81,7 +81,7 @@ def do(path: Path, settings: Config | None = None, stages=STAGES, splits: Splits
     log = path / "log.jsonl"
     before = len(log.read_text().splitlines()) if log.exists() else 0
     with Run.open(path, settings or config(), overwrite=True, quiet=True) as run:
-        run.__dict__["_splits"] = splits
+        context._LOADED[run] = splits
         for stage in stages:
             stage.run(run)
     events = [json.loads(line) for line in log.read_text().splitlines()[before:]]

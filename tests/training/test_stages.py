@@ -19,7 +19,7 @@ from aimfair.generation.manifest import ImageRecord, Manifest, file_name
 from aimfair.run.directory import Run
 from aimfair.selective.mask import ParameterMask
 from aimfair.selective.sensitivity import Sensitivity
-from aimfair.stages import finetune, select, sensitivity, train
+from aimfair.stages import context, finetune, select, sensitivity, train
 from aimfair.training.checkpoint import CHECKPOINT
 from aimfair.training.loop import Training
 from aimfair.training.models import load_model
@@ -79,7 +79,7 @@ def write_synthetic(folder: Path, sets: dict[str, ImageSet]) -> None:
 
 def opened(path: Path, config: Config | None = None) -> Run:
     run = Run.open(path, config or change(), overwrite=True, quiet=True)
-    run.__dict__["_splits"] = Splits(TRAIN, VALIDATION, VALIDATION, ("level", "upright"), ("red", "blue"))
+    context._LOADED[run] = Splits(TRAIN, VALIDATION, VALIDATION, ("level", "upright"), ("red", "blue"))
     return run
 
 

@@ -8,6 +8,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from aimfair.base.checked_weights import not_finite
 from aimfair.base.errors import AimfairError, one_line
 from aimfair.base.files import replace_file
 from aimfair.selective.parameters import listing
@@ -117,5 +118,5 @@ def require_finite(where: Path | str, weights: Mapping[str, Tensor]) -> None:
     Raises:
         AimfairError: NaN or infinite weights, by name.
     """
-    if bad := [name for name, tensor in weights.items() if not tensor.isfinite().all()]:
+    if bad := not_finite(weights):
         raise AimfairError(f"{where}: NaN or infinite weights in {listing(bad)}")
