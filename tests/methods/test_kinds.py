@@ -1,4 +1,4 @@
-"""Every kind of method through the stages: what it reads, what it leaves, and that it goes on where it was stopped."""
+"""Every kind of method through the stages: what it reads, what it writes, and that it resumes."""
 
 import json
 import os
@@ -283,7 +283,7 @@ def test_controls_need_no_generated_images(tmp_path):
     assert do(tmp_path / "run", only, stages=[train, select, finetune]) == ["train/100", "finetune/100/jtt"]
 
 
-def test_a_first_model_without_errors_is_told(directory, monkeypatch):
+def test_a_first_model_without_errors_gives_a_warning(directory, monkeypatch):
     monkeypatch.setattr("aimfair.methods.jtt._misclassified", lambda *_: np.array([], dtype=np.int64))
     forget(directory, "jtt")
     do(directory)
@@ -291,7 +291,7 @@ def test_a_first_model_without_errors_is_told(directory, monkeypatch):
     assert "100 jtt: the first model classifies every image correctly" in (directory / "log.jsonl").read_text()
 
 
-def test_a_group_without_images_is_told(directory):
+def test_a_group_without_images_gives_a_warning(directory):
     there = np.flatnonzero((TRAIN.target == 0) | (TRAIN.protected == 1))
     forget(directory, "dro")
     do(directory, splits=replace(SPLITS, train=TRAIN.subset(there)))

@@ -106,7 +106,7 @@ def test_the_folder_says_without_aimfair_how_to_make_the_module(tmp_path):
         (own("make_number"), "returned int, expected a torch.nn.Module"),
         (own("make_not_contiguous"), "parameter 'weight' is not contiguous"),
         (own(depth=3), "failed: TypeError: .*depth"),
-        (own(weights="x.pt"), r"model.config.weights: not an argument to give"),
+        (own(weights="x.pt"), r"model.config.weights: not a valid argument"),
         (own(width={1, 2}), r"model.config.width: .* cannot be kept in a model folder"),
     ],
 )
@@ -175,10 +175,10 @@ class TestFoldersOfStrangers:
     def test_arguments_that_would_read_a_pickle_are_refused(self, trap):
         description = {"architecture": "resnet18", "num_classes": 2, "model_args": {"checkpoint_path": "weights.pt"}}
         (trap / "config.json").write_text(json.dumps(description))
-        with pytest.raises(AimfairError, match=r"model_args\.checkpoint_path: not an argument to give"):
+        with pytest.raises(AimfairError, match=r"model_args\.checkpoint_path: not a valid argument"):
             load_model(trap)
         self.edit(trap, factory="torchvision", name="resnet18", arguments={"weights": "DEFAULT"})
-        with pytest.raises(AimfairError, match=r"arguments\.weights: not an argument to give"):
+        with pytest.raises(AimfairError, match=r"arguments\.weights: not a valid argument"):
             load_model(trap)
 
 

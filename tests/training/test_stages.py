@@ -296,7 +296,7 @@ def test_heads_are_what_the_logits_come_from_or_what_a_method_names(directory, n
 
 
 @pytest.mark.parametrize("kind", [{"rule": "head_only"}, {"kind": "last_layer_retrain"}])
-def test_a_method_whose_head_cannot_be_told_is_refused_by_name(directory, kind):
+def test_a_method_whose_head_cannot_be_determined_is_refused_by_name(directory, kind):
     own = {"factory": "tests.training.test_head:Temperature", "config": {}}
     settings = {"model": SETTINGS["model"] | own, "methods": {"mine": kind}, "default_method": "mine"}
     with pytest.raises(AimfairError, match=r"mine: the head of the Temperature .*; name it as the method's head"):
