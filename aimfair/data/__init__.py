@@ -1,1 +1,1 @@
-"""Real and synthetic images with their labels, read without ever changing a file of the user."""
+"""Real and synthetic images with their labels, read without changing any of the user's files."""

@@ -1,7 +1,7 @@
-"""Random changes of training images: drawn first, a batch at a time, then made on the processor or on a device.
+"""Data augmentation: random parameters of a batch are drawn first, then applied on the CPU or on a device.
 
 Images are augmented at the size at which they are stored, which is the size that the model sees. A crop is therefore
-only ever enlarged, and bilinear interpolation needs no low-pass filter: with and without antialias it is the same.
+only ever enlarged, and bilinear interpolation needs no low-pass filter: antialiasing changes nothing.
 """
 
 import math
@@ -21,12 +21,12 @@ _CROP_ATTEMPTS = 10
 
 @dataclass(frozen=True)
 class Changes:
-    """What happens to each of B images of H x W pixels, in the order below; None: nothing of the kind.
+    """Augmentation of each of B images of H x W pixels, applied in this order; None: not applied.
 
     Attributes:
-        boxes: int64 [B, 4], top, left, height and width of the part that is enlarged to H x W.
-        moves: int64 [2, B], pixels by which the picture goes up and to the left; its outermost pixels are repeated.
-        mirrored: bool [B], left to right.
+        boxes: int64 [B, 4], top, left, height and width of the crop that is resized to H x W.
+        moves: int64 [2, B], shift up and to the left in pixels; edge pixels are repeated.
+        mirrored: bool [B], flipped left to right.
     """
 
     boxes: npt.NDArray[np.int64] | None = None
@@ -34,7 +34,7 @@ class Changes:
     mirrored: npt.NDArray[np.bool_] | None = None
 
     def part(self, images: slice) -> "Changes":
-        """Those of some of the images."""
+        """The changes of some of the images."""
         return Changes(
             None if self.boxes is None else self.boxes[images],
             None if self.moves is None else self.moves[:, images],
@@ -43,7 +43,7 @@ class Changes:
 
 
 def draw(settings: AugmentSettings, count: int, height: int, width: int, generator: np.random.Generator) -> Changes:
-    """Changes of ``count`` images, for each image alone; all that is random follows from ``generator``."""
+    """Independent random changes of ``count`` images, a function of ``generator``."""
     boxes = moves = mirrored = None
     if settings.crop_scale != (1.0, 1.0):
         boxes = _draw_boxes(count, height, width, settings.crop_scale, settings.crop_ratio, generator)
@@ -62,12 +62,12 @@ def _draw_boxes(
     ratio: tuple[float, float],
     generator: np.random.Generator,
 ) -> npt.NDArray[np.int64]:
-    """int64 [count, 4]: a box at random in each image.
+    """int64 [count, 4]: a random box in each image.
 
-    Its share of the area is uniform in ``scale``, its width over its height log-uniform in ``ratio`` (Szegedy et al.,
-    2015, arXiv 1409.4842), its sides rounded to pixels, among draws that fit into the image; where none of ten does,
-    the box is the whole image. The ratio is that of the stored pixels: of an image stretched to a square it is not that
-    of the original, as in AIM-Fair.
+    Its share of the area is uniform in ``scale``, its aspect ratio log-uniform in ``ratio`` (Szegedy et al., 2015,
+    arXiv 1409.4842), its sides are rounded to pixels. The first of ten draws that fits into the image is taken, or the
+    whole image if none fits. The ratio is that of the stored pixels, which differs from the original's if ``data.fit``
+    is stretch, as in AIM-Fair.
     """
     shape = (count, _CROP_ATTEMPTS)
     area = generator.uniform(scale[0], scale[1], size=shape) * height * width
@@ -81,13 +81,12 @@ def _draw_boxes(
 
 
 def change_pixels(images: Pixels, indices: npt.NDArray[np.int64], changes: Changes, out: npt.NDArray[np.uint8]) -> None:
-    """The images at ``indices``, changed, on the processor.
+    """Writes the images at ``indices``, changed, on the CPU.
 
     Args:
-        images: uint8 [N, H, W, 3], a memory map as a rule.
+        images: uint8 [N, H, W, 3], usually a memory map.
         indices: int64 [B].
-        changes: of those B images. Crops are enlarged in fixed-point arithmetic and rounded to whole values, as Pillow
-            does.
+        changes: of those B images. Crops are resized in fixed-point arithmetic and rounded, as Pillow does.
         out: uint8 [B, H, W, 3], contiguous, written to.
     """
     for place, index in enumerate(indices):
@@ -107,23 +106,23 @@ def change_pixels(images: Pixels, indices: npt.NDArray[np.int64], changes: Chang
 
 
 def _enlarge(image: npt.NDArray[np.uint8], box: npt.NDArray[np.int64], out: npt.NDArray[np.uint8]) -> None:
-    """The part ``box`` of ``image`` [H, W, 3], in the size of ``out`` [H, W, 3]."""
+    """Resizes the part ``box`` of ``image`` [H, W, 3] into ``out`` [H, W, 3]."""
     top, left, height, width = box
     part = torch.from_numpy(image[top : top + height, left : left + width].copy())[None]
-    # In this order the strides are those of channels last, for which there are vector instructions.
+    # A permuted view has channels-last strides, for which PyTorch has a vectorized kernel.
     large = functional.interpolate(part.permute(0, 3, 1, 2), size=out.shape[:2], mode="bilinear", align_corners=False)
     out[...] = large.permute(0, 2, 3, 1)[0].numpy()
 
 
 def change_on_device(stored: Tensor, changes: Changes) -> Tensor:
-    """The same changes as one batched operation where the images are.
+    """The same changes as one batched operation on the device of the images.
 
     Args:
         stored: uint8 [B, H, W, 3], not changed.
 
     Returns:
         [B, H, W, 3], values 0 to 255: uint8, equal to those of :func:`change_pixels`, or float32 with crops, which
-        differ from them by at most 1.1 since they are not rounded.
+        differ from those by at most 1.1 because they are not rounded.
     """
     if changes.boxes is None and changes.moves is None and changes.mirrored is None:
         return stored
@@ -156,10 +155,10 @@ def _sources(
     move: npt.NDArray[np.float64],
     mirrored: npt.NDArray[np.bool_] | None,
 ) -> npt.NDArray[np.float64]:
-    """float64 [B, length]: the row (or column) of the stored image that each row of the changed one shows."""
+    """float64 [B, length]: the source row (or column) in the stored image of each row of the result."""
     places = np.broadcast_to(np.arange(length), (len(start), length))
     if mirrored is not None:
         places = np.where(mirrored[:, None], places[:, ::-1], places)
     places = np.clip(places + move[:, None], 0, length - 1)
-    sources = (places + 0.5) * (side / length)[:, None] - 0.5  # the centres of pixels, in those of the box
+    sources = (places + 0.5) * (side / length)[:, None] - 0.5  # pixel centers in the box
     return start[:, None] + np.clip(sources, 0, side[:, None] - 1)

@@ -1,4 +1,4 @@
-"""Biased subsets: in each target class one value of the protected attribute dominates.
+"""Biased subsets: one value of the protected attribute dominates each target class.
 
 Arrays over groups are [Y, A]: target class y, then protected value a.
 """
@@ -17,7 +17,7 @@ _SHOWN = 5
 
 
 def check_majority(majority: Sequence[int], targets: int, protected_values: int) -> None:
-    """Refuses a ``data.majority`` that does not name one of A protected values for each of Y target classes.
+    """Checks that ``data.majority`` names one of A protected values for each of Y target classes.
 
     Raises:
         ConfigError: it does not.
@@ -41,11 +41,11 @@ def group_sizes(majority: Sequence[int], protected_values: int, minority_ratio: 
         majority: for each of the Y target classes the protected value that dominates it.
         protected_values: A.
         minority_ratio: size of a minority group over that of a majority group, in (0, 1]; 1 is balanced.
-        total: images in all groups together.
+        total: number of images in all groups together.
 
     Returns:
-        int64 [Y, A] with sum ``total``; no group is a whole image away from its exact share (largest remainders, ties
-        in the order of groups). For example [[1000, 9000], [9000, 1000]] for 20,000 images, majority
+        int64 [Y, A] with sum ``total``; rounded from the exact shares by largest remainders, ties in the order of
+        groups. For example [[1000, 9000], [9000, 1000]] for 20,000 images, majority
         [1, 0] and ratio 1/9.
 
     Raises:
@@ -53,7 +53,7 @@ def group_sizes(majority: Sequence[int], protected_values: int, minority_ratio: 
     """
     exact = total * _shares(majority, protected_values, minority_ratio)
     sizes = np.floor(exact).astype(np.int64)
-    # Rounded, so that which of two equal remainders wins does not hang on the last bit of a division.
+    # Rounded so that equal remainders stay equal despite floating-point rounding.
     remainders = np.round(exact - sizes, 9)
     neediest = np.argsort(-remainders, axis=None, kind="stable")
     sizes.flat[neediest[: total - int(sizes.sum())]] += 1
@@ -61,9 +61,9 @@ def group_sizes(majority: Sequence[int], protected_values: int, minority_ratio: 
 
 
 def largest_total(majority: Sequence[int], available: Indices, minority_ratio: float) -> int:
-    """Images in the largest biased set for which ``available`` int64 [Y, A] images of each group suffice."""
-    # Where the exact shares fit, the rounded ones do too: they never pass the next whole number. The epsilon is for
-    # quotients that should be whole and are not, by the last bit of a division.
+    """Size of the largest biased set that ``available`` int64 [Y, A] images of each group allow."""
+    # If the exact shares fit, so do the rounded ones, which are at most the next integer. The epsilon is for quotients
+    # that should be integers but are off by floating-point rounding.
     return int(np.floor((available / _shares(majority, available.shape[1], minority_ratio)).min() + 1e-9))
 
 
@@ -81,11 +81,11 @@ def biased_indices(
     """A biased subset of images.
 
     Args:
-        target, protected: int64 [N], y and a of each image.
+        target, protected: int64 [N], class y and protected value a of each image.
         majority, minority_ratio: as in :func:`group_sizes`.
-        total: images in the subset; None: as many as the groups allow.
+        total: size of the subset; None: as large as the groups allow.
         seed: draws the images of each group; None: the first of each group, in the order given.
-        names: of the Y classes and of the A values; None: they have none, and A is one more than the largest value in
+        names: of the Y classes and of the A values; None: unnamed, and A is one more than the largest value in
             ``protected``.
         what: name of the set, for errors.
 
@@ -101,7 +101,7 @@ def biased_indices(
     available = np.zeros((len(majority), values), dtype=np.int64)
     np.add.at(available, (target, protected), 1)
     most = largest_total(majority, available, minority_ratio)
-    # Without images of a group the largest set has none at all: then each group needs one, at least.
+    # If a group has no images, the largest set is empty: every group needs at least one.
     wanted = group_sizes(majority, values, minority_ratio, most if total is None else total)
     least = np.maximum(wanted, 1) if total is None else wanted
     if (available < least).any():
@@ -124,7 +124,7 @@ def _lack(
     names: tuple[Sequence[str], Sequence[str]] | None,
     what: str,
 ) -> str:
-    """What to say of groups, [Y, A], that have fewer images than the least they need."""
+    """The message about groups, [Y, A], with fewer images than needed."""
     lacking = []
     for y, a in np.argwhere(available < least):
         name = "" if names is None else f", {names[0][y]!r} by {names[1][a]!r},"
@@ -134,7 +134,7 @@ def _lack(
     if most:
         advice = f"{most} images are possible (data.train_images, data.minority_ratio, data.majority)"
     else:
-        advice = "a group without images makes it impossible: protected values must be fewer, or the images more"
+        advice = "a group without images makes it impossible: merge protected values or add images"
     return f"{what}{size} with minority ratio {minority_ratio:.3g}: {'; '.join(lacking[:_SHOWN])}{more}; {advice}"
 
 

@@ -1,4 +1,4 @@
-"""What a data set says of its images, before one of them is opened."""
+"""Files and labels of a data set, before any image is opened."""
 
 import difflib
 import os
@@ -15,18 +15,18 @@ from aimfair.base.log import Log
 from aimfair.data.labels import Labels
 
 SPLITS = ("train", "val", "test")
-"""In this order wherever a number stands for a split."""
+"""Splits in the order of their numbers."""
 
 _SPLIT_NAMES = {"train": 0, "training": 0, "val": 1, "valid": 1, "validation": 1, "dev": 1, "test": 2, "testing": 2}
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
-"""Of files that are taken for images; what is in them, their content tells."""
+"""Suffixes of image files; the format is detected by content."""
 
 _SHOWN = 5
 
 
 class Rejected(NamedTuple):
-    """A row or file that is left out."""
+    """A row or file that is skipped."""
 
     name: str
     reason: str
@@ -38,13 +38,13 @@ class Catalogue:
 
     Attributes:
         root: folder of the data set.
-        listing: what to edit, in ``root``, to leave an image out.
-        files: N paths relative to ``root``, without doublets; sorted within each split.
-        split: int64 [N], numbers in :data:`SPLITS`, ascending; None: the data set has no splits of its own.
+        listing: the file in ``root`` to edit to remove an image.
+        files: N distinct paths relative to ``root``, sorted within each split.
+        split: int64 [N], numbers in :data:`SPLITS`, ascending; None: the data set has no splits.
         labels: of the N images.
-        rows: rows or names that were read.
-        rejected: those of them that are in none of ``files``.
-        originals: N texts of ``data.group_column``, equal for images that belong together; None: there is none.
+        rows: number of rows or file names read.
+        rejected: the unusable ones among them.
+        originals: N values of ``data.group_column``, equal for images of one cluster; None: the column is not set.
     """
 
     root: Path
@@ -88,10 +88,10 @@ class Catalogue:
 
 
 def relative_file(text: str) -> str:
-    """``text`` as a path inside its data set, in the one spelling that has no "." and no doubled "/".
+    """``text`` as a path inside its data set, normalized: no "." and no doubled "/".
 
     Raises:
-        ValueError: it is empty, absolute or leads out of the folder, or no file can be named so.
+        ValueError: it is empty, absolute, outside the folder, or no valid file name.
     """
     path = PurePosixPath(text)
     unnameable = any("\ud800" <= character <= "\udfff" for character in text)  # JSON can hold half a character
@@ -101,9 +101,9 @@ def relative_file(text: str) -> str:
 
 
 def image_files(root: Path) -> list[str]:
-    """Paths relative to ``root``, with "/", of all files in it and its folders that are named as images; sorted.
+    """Paths relative to ``root``, with "/", of all files below it with an image suffix; sorted.
 
-    But for ``._x.jpg``: in such files macOS keeps what another file system cannot hold of ``x.jpg``.
+    ``._x.jpg`` is skipped: macOS stores metadata of ``x.jpg`` in such files.
 
     Raises:
         AimfairError: a folder cannot be listed.
@@ -117,24 +117,24 @@ def image_files(root: Path) -> list[str]:
 
 
 def _refuse(error: OSError) -> None:
-    """``os.walk`` would pass over a folder that it may not read."""
+    """``os.walk`` would silently skip a folder that it cannot read."""
     raise AimfairError(f"{error.filename}: cannot be listed: {error.strerror}") from error
 
 
 def split_number(name: str) -> int | None:
-    """The number in :data:`SPLITS` of what a user may call a split, in capitals or not: train or training; val, valid,
-    validation or dev; test or testing. None: no such name."""
+    """The number in :data:`SPLITS` of a split's name, in any case: train or training; val, valid, validation or dev;
+    test or testing. None: another name."""
     return _SPLIT_NAMES.get(name.lower())
 
 
 def one_spelling(found: Iterable[str], where: str) -> None:
-    """Refuses two names of one split, such as "val" and "dev": they may not mean the same.
+    """Refuses two names of one split, such as "val" and "dev", which may differ in meaning.
 
     Args:
         found: names that :func:`split_number` knows.
 
     Raises:
-        AimfairError: there are two.
+        AimfairError: a split has two names.
     """
     spelled: dict[int, str] = {}
     for name in sorted(set(found)):
@@ -145,9 +145,11 @@ def one_spelling(found: Iterable[str], where: str) -> None:
 
 
 def leave_out(rejected: Sequence[Rejected], total: int, what: str, max_share: float, log: Log) -> None:
-    """Warns of the ``rejected`` among ``total`` things, "images of /data/faces" for example; the log gets all of them.
+    """Warns of the ``rejected`` among ``total`` rows or files; the log file lists all of them.
 
-    Names are shown as ``repr`` writes them: nobody but their giver knows what is in them.
+    Args:
+        what: the kind of rows or files, such as "images of /data/faces".
+        max_share: ``data.max_bad_share``.
 
     Raises:
         AimfairError: they are more than ``max_share`` of the total.
@@ -165,7 +167,7 @@ def leave_out(rejected: Sequence[Rejected], total: int, what: str, max_share: fl
 
 
 def unknown_name(key: str, found: str, known: Iterable[str], where: str) -> ConfigError:
-    """The error for a setting that names nothing in ``where``, with the nearest name that does."""
+    """The error for a setting whose value is not among the ``known`` names in ``where``, with the nearest one."""
     known = list(known)
     near = difflib.get_close_matches(found, known, 1, 0.5)
     expected = f"did you mean {near[0]!r}?" if near else f"expected one of {', '.join(known)}"

@@ -1,7 +1,7 @@
-"""CelebA (Liu et al., 2015) as its authors hand it out, ``list_attr_celeba.txt`` and ``list_eval_partition.txt``, or
-with the same lists as ``.csv``, as mirrors have them.
+"""CelebA (Liu et al., 2015) as published, with ``list_attr_celeba.txt`` and ``list_eval_partition.txt``, or with
+the same lists as ``.csv``, as on mirrors.
 
-The images are in ``img_align_celeba/``, or in a folder of that name in it. The splits are the official ones.
+The images are in ``img_align_celeba/``, or in a folder of the same name inside it. The splits are the official ones.
 """
 
 import csv
@@ -35,14 +35,14 @@ _Line = tuple[int, list[str]]
 
 
 def read(root: Path, settings: DataSettings) -> Catalogue:
-    """All images that both lists have.
+    """All images in both lists.
 
-    Attributes are named as in the header ("Smiling", "Male"); value 1 has the attribute. A row that is malformed, or is
-    in one of the two lists only, is rejected.
+    Attributes are named as in the header ("Smiling", "Male"); value 1 has the attribute. Malformed rows and
+    rows in only one list are rejected.
 
     Raises:
         ConfigError: an attribute does not exist, or all images have the same value of it.
-        AimfairError: a list or the folder of the images is missing, there twice, or has another form.
+        AimfairError: a list or the folder of the images is missing, duplicated or malformed.
     """
     attributes, partition = _list(root, ATTRIBUTES), _list(root, PARTITION)
     names, lines = _header(attributes)
@@ -58,7 +58,7 @@ def read(root: Path, settings: DataSettings) -> Catalogue:
         if len(values) != len(names) or not all(values[place] in _VALUES for place in places):
             rejected.append(Rejected(place, f"expected a file and {len(names)} values of -1 or 1"))
         elif Path(file).name != file or file in labels:
-            rejected.append(Rejected(place, f"{file!r} is no name of a file, or is there twice"))
+            rejected.append(Rejected(place, f"{file!r} is not a file name, or occurs twice"))
         else:
             labels[file] = tuple(_VALUES[values[place]] for place in places)
 
@@ -73,7 +73,9 @@ def read(root: Path, settings: DataSettings) -> Catalogue:
 
     rows = sorted((splits[file], file) for file in labels.keys() & splits.keys())
     if not rows:
-        raise AimfairError(f"{attributes}: found no image that {partition.name} has, too, expected {OFFICIAL_IMAGES:,}")
+        raise AimfairError(
+            f"{attributes}: found no image that is also in {partition.name}, expected {OFFICIAL_IMAGES:,}"
+        )
     values_of = np.array([labels[file] for _, file in rows], dtype=np.int64).T
     known = {
         name: Attribute(values, (f"not {name}", name)) for name, values in zip(settings.roles(), values_of, strict=True)
@@ -91,19 +93,19 @@ def read(root: Path, settings: DataSettings) -> Catalogue:
 
 
 def published_counts(target: str, protected: str) -> list[list[int]] | None:
-    """[Y][A]: test images of each group of the official list, where the paper of the method (arXiv 2503.05665) gives
-    them; else None."""
+    """[Y][A]: test images of each group of the official list, if the AIM-Fair paper (arXiv 2503.05665) gives them;
+    else None."""
     counts = _PUBLISHED.get((target, protected))
     return None if counts is None else [list(row) for row in counts]
 
 
 def differs_from_published(catalogue: Catalogue, settings: DataSettings) -> str | None:
-    """What is wrong with a list of the official length whose test images are not the published ones; None if nothing
-    is, or nothing is known."""
+    """A warning if a list of the official length has other test images than published; None if not, or if nothing is
+    published."""
     published = published_counts(settings.target, settings.protected)
     if published is None or catalogue.rows != OFFICIAL_IMAGES or catalogue.split is None:
         return None
-    # Of an intersection the protected attribute itself is among the further ones.
+    # With data.intersect_with, the protected attribute itself is among the further ones.
     protected = catalogue.labels.attributes.get(settings.protected, catalogue.labels.protected)
     test = catalogue.split == SPLITS.index("test")
     found = np.zeros((2, 2), dtype=np.int64)
@@ -117,7 +119,7 @@ def differs_from_published(catalogue: Catalogue, settings: DataSettings) -> str 
 
 
 def _list(root: Path, name: str) -> Path:
-    """The list of that name, in whichever form is there."""
+    """The list of that name, as .txt or .csv."""
     there = [path for suffix in (".txt", ".csv") if (path := root / f"{name}{suffix}").is_file()]
     if not there:
         raise AimfairError(f"{root}: found neither {name}.txt nor {name}.csv; is data.root CelebA's folder?")
@@ -127,7 +129,7 @@ def _list(root: Path, name: str) -> Path:
 
 
 def _images(root: Path, first: str) -> str:
-    """The folder of the images, relative to ``root``; mirrors have it packed in another of the same name."""
+    """The folder of the images, relative to ``root``; some mirrors nest it in another of the same name."""
     outer, inner = root / IMAGES, root / IMAGES / IMAGES
     if not outer.is_dir():
         raise AimfairError(f"{outer}: found no such folder, expected CelebA's images there")
@@ -161,12 +163,12 @@ def _partition(path: Path) -> Iterator[_Line]:
 
 
 def _txt_lines(path: Path) -> Iterator[_Line]:
-    """The words of each line that has any, with its number."""
+    """Number and words of each line that is not blank."""
     return _lines(path, lambda text: text.split())
 
 
 def _csv_lines(path: Path, begins: str) -> Iterator[_Line]:
-    """The cells of each line that is not blank, with its number; the header, which must begin so, first."""
+    """Number and cells of each line that is not blank; first the header, which must start with ``begins``."""
     lines = _lines(path, lambda text: [cell.strip() for cell in next(csv.reader([text.strip()]), [])])
     line, header = next(lines, (1, []))
     if header[: len(begins.split(","))] != begins.split(","):

@@ -1,4 +1,4 @@
-"""One image file to pixels: the same pixels for the same bytes, or a reason why not."""
+"""Decodes one image file: the same pixels for the same bytes, or a reason for rejecting it."""
 
 import hashlib
 from pathlib import Path
@@ -18,11 +18,11 @@ Pixels = npt.NDArray[np.uint8]
 Fit = Literal["crop", "stretch"]
 
 VERSION = 1
-"""To be raised when the pixels change that this module makes of a file."""
+"""Increase this when the decoded pixels change."""
 
 _HEADER_BYTES = 16
 _EXIF_ORIENTATION = 0x0112
-# EXIF orientation -> what brings the picture upright (EXIF 2.32, tag 274).
+# EXIF orientation -> the transposition that makes it upright (EXIF 2.32, tag 274).
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -35,7 +35,7 @@ _UPRIGHT = {
 
 
 class ImageError(AimfairError):
-    """A file that is no image of ours: ``reason``, for a list of files, and the whole line with the file's path."""
+    """A rejected file; ``reason`` is the message without the file's path."""
 
     def __init__(self, path: Path, reason: str):
         super().__init__(f"{path}: {reason}")
@@ -47,14 +47,14 @@ def decode(path: Path, size: int, max_pixels: int, how: Fit = "crop") -> Pixels:
 
     Args:
         size: pixels along each side.
-        max_pixels: files that claim more are refused before they are decoded.
+        max_pixels: files whose header says more are refused before decoding.
         how: as :func:`fit`.
 
     Returns:
         uint8 [size, size, 3], RGB.
 
     Raises:
-        ImageError: not a whole JPEG, PNG or WebP file, or one of too many pixels.
+        ImageError: not a complete JPEG, PNG or WebP file, or too many pixels.
     """
     return fit(read_rgb(path, max_pixels), size, how)
 
@@ -62,16 +62,16 @@ def decode(path: Path, size: int, max_pixels: int, how: Fit = "crop") -> Pixels:
 def read_rgb(path: Path, max_pixels: int) -> Image.Image:
     """All pixels of ``path``, upright, in RGB.
 
-    The format is told by the content, whatever the name says. Transparency is laid on white; of 16 bits the upper eight
-    are kept; CMYK is converted by formula, without a colour profile; of an animation the first frame is taken.
+    The format is detected by content, not by name. Transparency is composited on white; of 16 bits the upper eight are
+    kept; CMYK is converted by formula, without a color profile; of an animation the first frame is used.
 
     Raises:
         ImageError: as :func:`decode`.
     """
     try:
-        if not path.is_file():  # a pipe would block whoever opens it
+        if not path.is_file():  # opening a pipe would block
             raise ImageError(path, "not a file" if path.exists() else "no such file")
-        if path.stat().st_size > 8 * max_pixels + 2**20:  # bytes of the largest image that may be decoded, uncompressed
+        if path.stat().st_size > 8 * max_pixels + 2**20:  # an uncompressed image of max_pixels
             raise ImageError(path, f"{path.stat().st_size:,} bytes, too many for {max_pixels:,} pixels")
         with path.open("rb") as file:
             image = open_image(path, file)
@@ -79,7 +79,7 @@ def read_rgb(path: Path, max_pixels: int) -> Image.Image:
                 raise ImageError(
                     path, f"{image.width} x {image.height} pixels, more than {max_pixels:,} (data.max_pixels)"
                 )
-            image.load()  # all of it, and the EXIF data that PNG may keep behind the pixels
+            image.load()  # everything, including EXIF data that PNG may store after the pixels
             return _to_rgb(_upright(image))
     except (ImageError, MemoryError):
         raise
@@ -93,9 +93,8 @@ def fit(image: Image.Image, size: int, how: Fit = "crop") -> Pixels:
 
     Args:
         image: RGB.
-        how: ``crop``: the central square, by Lanczos; ``stretch``: all of the image, without its proportions, by the
-            triangle filter over every pixel (bilinear with antialias), as torchvision's ``Resize`` on Pillow's images,
-            which AIM-Fair uses.
+        how: ``crop``: the central square, by Lanczos; ``stretch``: the whole image, ignoring its aspect ratio, by
+            antialiased bilinear interpolation, as torchvision's ``Resize`` of Pillow images in AIM-Fair.
 
     Returns:
         uint8 [size, size, 3].
@@ -113,7 +112,7 @@ def fit(image: Image.Image, size: int, how: Fit = "crop") -> Pixels:
 
 
 def content_digest(image: Image.Image) -> str:
-    """Digest of the size and of all pixels: equal for files that differ in nothing but compression or metadata.
+    """Digest of size and pixels: equal for files that differ only in compression or metadata.
 
     Args:
         image: RGB.
@@ -135,12 +134,12 @@ def dhash(image: Image.Image) -> str:
 def open_image(path: Path, file: IO[bytes]) -> ImageFile:
     """The image in ``file``, with only its header read; its ``format`` is JPEG, PNG or WEBP.
 
-    The three readers are called by their own names: ``Image.open`` knows many more formats than can be trusted, and
-    warns or refuses by a limit of pixels that belongs to the whole process.
+    Calls the three readers directly: ``Image.open`` accepts many more formats, and applies a process-wide limit on
+    pixels.
 
     Raises:
-        ImageError: the content is of no such format.
-        Exception: the header is damaged; Pillow raises of any kind.
+        ImageError: the content has another format.
+        Exception: the header is damaged; Pillow raises any type.
     """
     header = file.read(_HEADER_BYTES)
     file.seek(0)
@@ -154,27 +153,27 @@ def open_image(path: Path, file: IO[bytes]) -> ImageFile:
 
 
 def turned(image: Image.Image) -> bool:
-    """Whether bringing the picture upright makes its width its height."""
+    """Whether width and height are exchanged when the image is made upright."""
     return (_orientation(image) or 0) >= 5
 
 
 def _upright(image: Image.Image) -> Image.Image:
-    """Turned as its EXIF data say; as stored where they are missing or damaged, as viewers do."""
+    """Transposed by its EXIF orientation; unchanged if that is missing or damaged, as in viewers."""
     orientation = _orientation(image)
     return image if orientation is None else image.transpose(_UPRIGHT[orientation])
 
 
 def _orientation(image: Image.Image) -> int | None:
-    """A key of ``_UPRIGHT``; None where the picture is upright, as far as anybody can tell."""
+    """A key of ``_UPRIGHT``; None if the image is upright, or its EXIF data cannot be read."""
     try:
         orientation = image.getexif().get(_EXIF_ORIENTATION)
-    except Exception:  # the pixels are whole all the same; Pillow raises anything here, too
+    except Exception:  # the pixels are still complete; Pillow raises any type here
         return None
     return orientation if orientation in _UPRIGHT else None
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
-    if image.mode.startswith("I"):  # grey of 16 bits; Pillow cuts 16-bit colours to their upper bytes by itself
+    if image.mode.startswith("I"):  # 16-bit greyscale; Pillow itself reduces 16-bit colors to their upper bytes
         return Image.fromarray((np.asarray(image).astype(np.uint32) >> 8).astype(np.uint8)).convert("RGB")
     if image.has_transparency_data:
         image = image.convert("RGBA")

@@ -1,4 +1,4 @@
-"""Coloured digits: the 1,797 handwritten digits that scikit-learn bundles, drawn in ink of two colours.
+"""Colored digits: the 1,797 handwritten digits bundled with scikit-learn, drawn in two ink colors.
 
 The ink is the protected attribute. Source of the digits: E. Alpaydin and C. Kaynak, Optical Recognition of Handwritten
 Digits, UCI Machine Learning Repository (CC BY 4.0).
@@ -38,10 +38,10 @@ Part = Literal["generator", "train", "validation", "test"]
 Integers = npt.NDArray[np.int64]
 
 PART_SIZES: dict[Part, int] = {"generator": 720, "train": 500, "validation": 200, "test": 377}
-"""Originals in each part; no original is in two. The generator's part is all that the shipped model was trained on."""
+"""Digits in each part, which are disjoint. The shipped text-to-image model was trained on the generator's part only."""
 
 PART_SEED = 0
-"""The parts are the same in every run: the shipped model must never have seen a digit of another part."""
+"""Fixed, so that the shipped model has never seen a digit of another part."""
 
 DIGIT_NAMES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 
@@ -53,12 +53,12 @@ TARGETS: dict[str, tuple[tuple[str, ...], Callable[[Integers], Integers]]] = {
 
 
 def load(settings: DataSettings) -> Splits:
-    """Training and validation images with the bias, and a test set with every original in every ink.
+    """Biased training and validation images, and a test set with every digit in every ink.
 
     Styles and inks are drawn with ``settings.seed``; the parts never change.
 
     Raises:
-        ConfigError: a size or majority that there is not.
+        ConfigError: an unsupported image size or majority.
     """
     if settings.image_size != SIZE:
         raise ConfigError(f"data.image_size: found {settings.image_size}, digits are drawn at {SIZE}")
@@ -74,10 +74,11 @@ def load(settings: DataSettings) -> Splits:
 
 
 def biased(settings: DataSettings, part: Part, total: int | None = None) -> ImageSet:
-    """Each original of a part in one ink: in ``majority``'s of its class but for a minority of the size of the bias.
+    """Each digit of a part in one ink: the majority's of its class, or the other for ``minority_ratio`` as many.
 
     Args:
-        total: images of a subset with exactly the sizes of :func:`aimfair.data.biased_subset.group_sizes`; None: all.
+        total: size of a subset with the exact group sizes of :func:`aimfair.data.biased_subset.group_sizes`; None:
+            all digits.
     """
     digits, labels, numbers = originals(part)
     target = TARGETS[settings.target][1](labels)
@@ -95,7 +96,7 @@ def biased(settings: DataSettings, part: Part, total: int | None = None) -> Imag
 
 
 def balanced(settings: DataSettings, part: Part) -> ImageSet:
-    """Each original of a part in every ink."""
+    """Each digit of a part in every ink."""
     digits, labels, numbers = originals(part)
     each = len(INKS)
     protected = np.tile(np.arange(each, dtype=np.int64), len(labels))
@@ -108,7 +109,9 @@ def originals(part: Part) -> tuple[npt.NDArray[np.float64], Integers, Integers]:
     try:
         from sklearn.datasets import load_digits
     except ModuleNotFoundError as error:
-        raise AimfairError("the digits come with scikit-learn, which is missing: pip install scikit-learn") from error
+        raise AimfairError(
+            "the digits are part of scikit-learn, which is not installed: pip install scikit-learn"
+        ) from error
 
     bundle = load_digits()
     order = generator(PART_SEED, "digits", "parts").permutation(len(bundle.target))
@@ -146,7 +149,7 @@ class Style:
 
     @property
     def contexts(self) -> dict[str, str]:
-        """What a caption says besides digit and ink."""
+        """The caption's words besides digit and ink."""
         return {"stroke": self.stroke, "tilt": self.tilt, "paper": f"on {self.paper} paper"}
 
 
@@ -158,18 +161,18 @@ def random_style(ink: str, rng: np.random.Generator) -> Style:
 def render(
     digits: npt.NDArray[np.floating], styles: Sequence[Style], rng: np.random.Generator
 ) -> npt.NDArray[np.uint8]:
-    """Draws each digit in its style, with the small variations of a hand, a pen and a sheet of paper.
+    """Draws each digit in its style, with small random variations.
 
     Args:
         digits: [N, 8, 8], 0 (paper) to 16 (ink), as scikit-learn bundles them.
         styles: N styles.
-        rng: placement, size, tilt, shade of ink and grain of the paper vary a little with it.
+        rng: varies placement, size, tilt, ink and paper slightly.
 
     Returns:
         uint8 [N, SIZE, SIZE, 3], RGB.
     """
     n = len(digits)
-    scale = 1.28 + rng.uniform(-0.08, 0.08, n)  # over 1 leaves a margin around the digit
+    scale = 1.28 + rng.uniform(-0.08, 0.08, n)  # above 1 leaves a margin around the digit
     shear = np.array([TILTS[style.tilt] for style in styles]) + rng.normal(0, 0.05, n)
     shift = rng.uniform(-0.12, 0.12, (n, 2))
     zero = np.zeros(n)

@@ -1,7 +1,6 @@
-"""Rows of a user's table as a catalogue: each file once.
+"""Turns rows of a user's table into a catalogue with each file once.
 
-A row that cannot be used is left out and counted, whatever is wrong with it; ``data.max_bad_share`` says of how many
-that may be so.
+Unusable rows are skipped and counted; ``data.max_bad_share`` limits their share.
 """
 
 import re
@@ -18,23 +17,23 @@ from aimfair.data.labels import UNKNOWN, Attribute, Labels
 from aimfair.data.settings import DataSettings
 
 _MISSING = {"", "-", "na", "n/a", "#n/a", "nan", "null", "<na>"}
-"""What programs write for "not known", in small letters. As a class of its own nobody would want it."""
+"""Spellings of a missing value, in lower case."""
 
 _PYTHON_NONE = "None"
-"""The same, in this spelling alone: "none" is a class of its own in many a table, beside "mild" and "severe"."""
+"""Another, case-sensitive: "none" may be a class, as beside "mild" and "severe"."""
 
 _WHOLE = re.compile(r"(-?\d+)\.0+", re.ASCII)
-"""As pandas writes whole numbers of a column that has gaps."""
+"""As pandas writes integers of a column with missing values."""
 
 
 class Entry(NamedTuple):
     """One image.
 
     Attributes:
-        split: number of its split; 0 for all where there are none.
+        split: number of its split; 0 if there are no splits.
         file: path relative to the data set's folder, as :func:`aimfair.data.catalogue.relative_file` gives it.
-        values: texts of its attributes, in the order of ``settings.roles()``.
-        original: its text of ``data.group_column``, if that is set.
+        values: values of its attributes, in the order of ``settings.roles()``.
+        original: its value of ``data.group_column``, if that is set.
     """
 
     split: int
@@ -44,11 +43,11 @@ class Entry(NamedTuple):
 
 
 def entry(settings: DataSettings, split: int, file: str, values: Iterable[str], original: str | None) -> Entry:
-    """A row, checked. What is not known of an attribute of ``data.audit`` is a value of its own: no image is lost to
-    training for it.
+    """A checked row. A missing value of an attribute of ``data.audit`` becomes
+    :data:`aimfair.data.labels.UNKNOWN`, so no training image is lost to it.
 
     Raises:
-        ValueError: why it cannot be used: the path leads elsewhere, or a value is missing or not printable.
+        ValueError: the path is outside the data set, or a value is missing or not printable; with that reason.
     """
     file = relative_file(file)
     texts = tuple(
@@ -80,16 +79,16 @@ def catalogue(
     has_splits: bool,
     others: Iterable[Rejected] = (),
 ) -> Catalogue:
-    """All entries, sorted by split and file; of a file that is there twice the first, or none if they differ.
+    """All entries, sorted by split and file; duplicate rows of a file count once, or not at all if they differ.
 
     Args:
         listing: as in :class:`aimfair.data.catalogue.Catalogue`.
-        entries: with the place of each, relative to ``root``; a text says why the row there cannot be used.
-        others: what else is left out.
+        entries: (place relative to ``root``, entry or the reason why the row is unusable).
+        others: further rejected files.
 
     Raises:
         ConfigError: as :meth:`aimfair.data.labels.Labels.of`.
-        AimfairError: there are none.
+        AimfairError: there are no usable rows.
     """
     places: defaultdict[str, list[tuple[str, Entry]]] = defaultdict(list)
     rejected: list[Rejected] = []
@@ -102,7 +101,7 @@ def catalogue(
     for file, ((first, known), *more) in places.items():
         if all(one == known for _, one in more):
             rows.append(known)
-            rejected += [Rejected(place, f"{file!r} is at {first}, too") for place, _ in more]
+            rejected += [Rejected(place, f"{file!r} is also at {first}") for place, _ in more]
         else:
             listed = [first, *(place for place, _ in more)]
             reason = f"{file!r} is at {' and '.join(listed[:2])}, with different values"

@@ -1,13 +1,13 @@
-"""Image folders as Hugging Face's ``datasets`` has them: ``metadata.csv``, ``.jsonl`` or ``.parquet`` with a column
-``file_name``, in each split's folder (paths relative to it) or once in the folder above.
+"""Image folders as in Hugging Face's ``datasets``: ``metadata.csv``, ``.jsonl`` or ``.parquet`` with a column
+``file_name``, in each split's folder (paths relative to it) or once in the root.
 
     root/train/metadata.csv     file_name,sex,age          root/metadata.csv     file_name,sex,age
     root/train/cat/1.jpg        cat/1.jpg,f,30 to 40       root/train/cat/1.jpg  train/cat/1.jpg,f,30 to 40
     root/test/metadata.csv
     root/test/dog/7.jpg
 
-Splits are folders whose names :func:`aimfair.data.catalogue.split_number` knows; without any, chance splits the images.
-The attribute ``label`` is the column of that name or, if there is none, the folder that an image is in (cat, dog).
+Splits are folders with a name of :func:`aimfair.data.catalogue.split_number`; without any, images are split at random.
+The attribute ``label`` is the column of that name or, without one, the name of an image's folder (cat, dog).
 """
 
 from collections.abc import Iterator
@@ -34,13 +34,11 @@ _METADATA = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
 
 
 def read(root: Path, settings: DataSettings) -> Catalogue:
-    """What the metadata in ``root`` say. Classes are the values of a column, or the folders; sorted.
-
-    Images that they do not list are rejected.
+    """The images that the metadata list; others are rejected. Classes are sorted column values or folder names.
 
     Raises:
         ConfigError: there is no such attribute, or it has no two values.
-        AimfairError: metadata are missing, there twice, or cannot be used.
+        AimfairError: metadata are missing, duplicated or unusable.
     """
     splits = sorted(path.name for path in root.iterdir() if path.is_dir() and split_number(path.name) is not None)
     one_spelling(splits, str(root))
@@ -55,7 +53,7 @@ def read(root: Path, settings: DataSettings) -> Catalogue:
 
 
 def _tables(root: Path, splits: list[str], settings: DataSettings) -> list[Path]:
-    """The metadata, once or in each split's folder."""
+    """The metadata of the root, or of each split's folder."""
     above = _table(root)
     in_splits = {split: table for split in splits if (table := _table(root / split)) is not None}
     if above is not None and in_splits:
@@ -84,7 +82,7 @@ def _table(folder: Path) -> Path | None:
 
 
 def _check_labels(root: Path, tables: list[Path], settings: DataSettings) -> None:
-    """Of one split the labels must not be those of a column, of another the names of folders."""
+    """Labels must come from a column in all splits, or from folder names in all."""
     if LABEL in settings.roles() and len({LABEL in header(table) for table in tables}) > 1:
         raise AimfairError(
             f"{root}: found a column {LABEL!r} in the metadata of some splits, expected it in all or none"
@@ -94,10 +92,10 @@ def _check_labels(root: Path, tables: list[Path], settings: DataSettings) -> Non
 def _entries(
     root: Path, table: Path, splits: list[str], settings: DataSettings, listed: set[str]
 ) -> Iterator[tuple[str, entries.Entry | str]]:
-    """Of each row the entry, or why there is none.
+    """(place, entry or reason why it is unusable) of each row.
 
     Args:
-        listed: the files are added, also those of rows that cannot be used.
+        listed: is extended by all files, including those of unusable rows.
     """
     columns = _columns(table, settings, has_splits=bool(splits))
     names = [name for _, name in columns]
@@ -125,7 +123,7 @@ def _entry(
         from_folder: there is no column :data:`LABEL`.
 
     Raises:
-        ValueError: why there is none.
+        ValueError: the row is unusable; with the reason.
     """
     file, *values = cells
     original = None if settings.group_column is None else values.pop()
@@ -146,7 +144,7 @@ def _entry(
 
 
 def _columns(table: Path, settings: DataSettings, *, has_splits: bool) -> list[tuple[str, str]]:
-    """The setting and the name of each column to read: the file's, and the attributes' but for a label of folders."""
+    """Setting and name of each column to read: the file's and the attributes', except a label from folder names."""
     names = header(table)
     if FILE_NAME not in names:
         raise AimfairError(f"{table}: found no column {FILE_NAME!r} in {', '.join(names)[:200]!r}, expected it")

@@ -1,4 +1,4 @@
-"""Labelled images, as every stage takes them."""
+"""Labeled images, the input of every stage."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -11,8 +11,7 @@ from aimfair.base.errors import AimfairError
 
 
 class Pixels(Protocol):
-    """uint8 [N, H, W, 3], RGB, of which no more is read than is asked for: an array, a memory map, :class:`Rows` of it,
-    or several of them. Not to be written to."""
+    """uint8 [N, H, W, 3], RGB, read on access and never written to: an array, a memory map, or :class:`Rows` of one."""
 
     @property
     def shape(self) -> tuple[int, ...]: ...
@@ -23,12 +22,12 @@ class Pixels(Protocol):
     def __len__(self) -> int: ...
 
     def __getitem__(self, key: Any, /) -> npt.NDArray[np.uint8]:
-        """Of a number, a slice or an array of numbers."""
+        """By number, slice or array of numbers."""
 
 
 @dataclass(frozen=True)
 class Rows:
-    """Some images of a memory map, in any order: read where they are asked for, so that they may exceed the memory.
+    """Some images of a memory map, in any order, read on access: they may exceed the memory.
 
     Attributes:
         stored: uint8 [M, H, W, 3].
@@ -52,14 +51,14 @@ class Rows:
         return len(self.indices)
 
     def __getitem__(self, key: Any, /) -> npt.NDArray[np.uint8]:
-        """What an array of the images has under ``key``, which chooses among the N alone; a copy."""
+        """A copy of the images at ``key``, an index into the N images."""
         chosen: npt.NDArray[np.uint8] = self.stored[self.indices[key]]
         return chosen
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> npt.NDArray[Any]:
         """All of them, in memory."""
         if copy is False:
-            raise ValueError("rows of a map become an array by a copy alone")
+            raise ValueError("rows of a memory map cannot become an array without a copy")
         return np.asarray(self.stored[self.indices], dtype=dtype)
 
 
@@ -70,11 +69,10 @@ class ImageSet:
     Attributes:
         images: uint8 [N, H, W, 3], RGB.
         target: int64 [N], the class to be predicted, y.
-        protected: int64 [N], the protected attribute, a. Training never reads it, but for methods that say so.
-        ids: N texts that say where each image comes from; equal for two images of one original.
-        attributes: name -> int64 [N], further attributes by which the images are told apart in the evaluation.
-        originals: N texts, equal for images that belong together, such as those of one patient; None: each image is by
-            itself, but for equal ids.
+        protected: int64 [N], the protected attribute, a. Read in training only by methods that declare it.
+        ids: N strings that name the source of each image; equal for two images of one source.
+        attributes: name -> int64 [N], further attributes for groups in the evaluation.
+        originals: N strings, equal for images of one cluster, such as a patient; None: clusters are equal ids.
     """
 
     images: Pixels
@@ -116,7 +114,7 @@ class ImageSet:
 
     @property
     def clusters(self) -> tuple[str, ...]:
-        """N texts, equal for images that are no independent draws: the originals, or the ids where there are none."""
+        """N strings, equal for images that are not independent: the originals or, if None, the ids."""
         return self.ids if self.originals is None else self.originals
 
     def group_counts(self, targets: int, protected: int) -> npt.NDArray[np.int64]:
@@ -128,11 +126,11 @@ class ImageSet:
 
 @dataclass(frozen=True)
 class Splits:
-    """The real images of a task, disjoint by original.
+    """The real images of a task; no cluster is in two splits.
 
     Attributes:
-        train: biased; group labels are used by those methods alone that say so.
-        validation: with the same bias (or natural); chooses checkpoints.
+        train: biased; its group labels are read only by methods that declare it.
+        validation: with the same bias (or natural); selects checkpoints.
         test: balanced or natural; read once, by evaluate.
         target_names, protected_names: names of the Y classes and of the A values, in the order of their numbers.
         attribute_names: for each attribute of the images the names of its values.
@@ -162,10 +160,10 @@ class Splits:
 
 
 def union(first: ImageSet, second: ImageSet) -> ImageSet:
-    """The images of ``first`` and then those of ``second``, which are read where they are.
+    """The images of ``first``, then those of ``second``, without copying pixels.
 
     Raises:
-        AimfairError: images of different sizes.
+        AimfairError: the images differ in size.
     """
     shapes = [images.images.shape[1:] for images in (first, second)]
     if shapes[0] != shapes[1]:
@@ -179,7 +177,7 @@ def union(first: ImageSet, second: ImageSet) -> ImageSet:
 
 
 class _Joined:
-    """Pixels of two sets, one after the other, without a copy: both together often do not fit into memory."""
+    """Concatenation of two sets without a copy, which may not fit into memory."""
 
     dtype = np.dtype(np.uint8)
 
@@ -192,7 +190,7 @@ class _Joined:
 
     def __getitem__(self, index: Any, /) -> npt.NDArray[np.uint8]:
         if isinstance(index, int | np.integer):
-            number = range(len(self))[index]  # from the end if negative; IndexError past it
+            number = range(len(self))[index]  # negative counts from the end; may raise IndexError
             ahead = len(self._first)
             return self._first[number] if number < ahead else self._second[number - ahead]
         numbers = np.arange(len(self))[index]

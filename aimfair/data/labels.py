@@ -1,4 +1,4 @@
-"""Attributes of images, and the roles that the settings give them."""
+"""Attributes of images and their roles in the settings."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -10,10 +10,10 @@ from aimfair.base.errors import ConfigError
 from aimfair.data.settings import DataSettings
 
 MAX_VALUES = 100
-"""Values of a protected attribute, at most. A column with more is a number or an id, and its groups would be empty."""
+"""Most values of a protected attribute. A column with more is a measurement or an id, with nearly empty groups."""
 
 UNKNOWN = "(unknown)"
-"""The value of an attribute of ``data.audit`` where the data set has none."""
+"""Stands for a missing value of an attribute of ``data.audit``."""
 
 
 @dataclass(frozen=True)
@@ -21,8 +21,8 @@ class Attribute:
     """One attribute of N images.
 
     Attributes:
-        values: int64 [N], numbers of names.
-        names: what each number stands for; some may stand for no image.
+        values: int64 [N], indices into ``names``.
+        names: of the values; some may have no image.
     """
 
     values: npt.NDArray[np.int64]
@@ -30,7 +30,7 @@ class Attribute:
 
     @classmethod
     def of_texts(cls, texts: Sequence[str]) -> "Attribute":
-        """The names are the texts that there are, sorted, as numbers if all are whole; :data:`UNKNOWN` is the last."""
+        """Names are the distinct strings, sorted, numerically if all are integers; :data:`UNKNOWN` comes last."""
         there = set(texts)
         names = (*_sorted(there - {UNKNOWN}), *there & {UNKNOWN})
         numbers = {name: number for number, name in enumerate(names)}
@@ -42,7 +42,7 @@ class Attribute:
 
 
 def product(attributes: Sequence[Attribute]) -> Attribute:
-    """Every combination of values as one value, the first attribute's major: of (a, b) and (x, y, z) the names are
+    """Every combination of values as one value, in row-major order: of (a, b) and (x, y, z) the names are
     "a, x", "a, y", "a, z", "b, x", "b, y", "b, z", whether or not there are images of each."""
     first, *others = attributes
     values, names = first.values, first.names
@@ -54,12 +54,12 @@ def product(attributes: Sequence[Attribute]) -> Attribute:
 
 @dataclass(frozen=True)
 class Labels:
-    """What a run knows of N images.
+    """Labels of N images.
 
     Attributes:
         target: the class to be predicted, y.
-        protected: the protected attribute, a; with ``data.intersect_with`` the product of it and those.
-        attributes: name -> what evaluate forms further groups by: the single attributes of such a product, then
+        protected: the protected attribute, a; with ``data.intersect_with`` the product of all.
+        attributes: name -> attribute for further groups in evaluate: the factors of such a product, then
             ``data.audit``.
     """
 
@@ -69,11 +69,11 @@ class Labels:
 
     @classmethod
     def of(cls, settings: DataSettings, known: Mapping[str, Attribute]) -> "Labels":
-        """The roles of the attributes that ``settings`` name, all of which are in ``known``.
+        """Labels by the roles in ``settings``, whose attributes are all in ``known``.
 
         Raises:
-            ConfigError: of one there are fewer than two values among the images, or, other than of the target, more
-                than :data:`MAX_VALUES`.
+            ConfigError: an attribute has fewer than two values among the images, or, other than the target, more than
+                :data:`MAX_VALUES`.
         """
         for name, key in settings.roles().items():
             _check_values(key, name, known[name])
@@ -112,5 +112,5 @@ def _sorted(values: Iterable[str]) -> tuple[str, ...]:
     values = list(values)
     if not all(value.isdecimal() and value.isascii() for value in values):
         return tuple(sorted(values))
-    # As numbers, without making any: there is no int() of thousands of digits.
+    # Numerically, without int(), which refuses thousands of digits.
     return tuple(sorted(values, key=lambda value: (len(value.lstrip("0")), value.lstrip("0"), value)))

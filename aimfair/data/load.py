@@ -28,14 +28,14 @@ def load_splits(
     progress: Progress | None = None,
     interrupt: Interrupt = NEVER,
 ) -> Splits:
-    """The splits of ``settings``; a function of ``settings`` and the files alone, none of which is changed.
+    """The splits of ``settings``; a function of ``settings`` and the files.
 
     Training sets are biased by ``settings.minority_ratio``: of CelebA the first images of each group by number, as in
     AIM-Fair (arXiv 2503.05665); of UTKFace, and of others if ``settings.train_images`` is set, a random draw. Tables
     and image folders without it are taken as they are.
 
     Args:
-        log: is warned of rows, files and copies that are left out.
+        log: gets warnings about skipped rows, files and copies.
 
     Raises:
         AimfairError: the data set cannot be used: the line says which file or setting is wrong.
@@ -80,11 +80,11 @@ def load_splits(
 
 
 def read_catalogue(settings: DataSettings, log: Log = NOWHERE) -> Catalogue:
-    """As :func:`list_images`, of labels that ``data.majority`` fits.
+    """As :func:`list_images`; checks ``data.majority`` as well.
 
     Raises:
         AimfairError: as there.
-        ConfigError: as there, or it does not fit.
+        ConfigError: as there, or ``data.majority`` does not fit the labels.
     """
     catalogue = list_images(settings, log)
     check_majority(settings.majority, len(catalogue.target_names), len(catalogue.protected_names))
@@ -92,22 +92,22 @@ def read_catalogue(settings: DataSettings, log: Log = NOWHERE) -> Catalogue:
 
 
 def list_images(settings: DataSettings, log: Log = NOWHERE) -> Catalogue:
-    """Every image that the data set of ``settings`` lists, whatever a run would take; any kind but digits.
+    """Every image that the data set lists, whether or not a run would use it; any kind but digits.
 
-    A table or an image folder with training and test images alone gets validation images from the training images.
+    If a table or an image folder has no validation images, some training images become validation images.
 
     Args:
-        log: is told of that.
+        log: reports that.
 
     Raises:
         AimfairError: the folder or its tables cannot be used.
         ConfigError: a setting does not fit them.
     """
     if settings.root is None or not settings.root.is_dir():
-        raise ConfigError(f"data.root: found {settings.root}, which is no folder, expected that of {settings.kind}")
+        raise ConfigError(f"data.root: found {settings.root}, which is not a folder, expected that of {settings.kind}")
     try:
         catalogue = _READERS[settings.kind](settings.root, settings)
-    except OSError as error:  # of a folder that may not be looked into
+    except OSError as error:  # such as an unreadable folder
         raise AimfairError(f"{settings.root}: cannot be read: {error}") from error
     if settings.kind == "celeba" or catalogue.split is None or (catalogue.split == SPLITS.index("val")).any():
         return catalogue
@@ -122,14 +122,14 @@ def _with_validation(catalogue: Catalogue, split: Indices, settings: DataSetting
     split[train[validation]] = SPLITS.index("val")
     log.tell(
         f"{catalogue.root / catalogue.listing}: found no validation images; {len(validation):,} of the"
-        f" {len(train):,} training images are taken for that, by chance (data.validation_share, data.seed)"
+        f" {len(train):,} training images are used instead, at random (data.validation_share, data.seed)"
     )
     order = np.argsort(split, kind="stable")  # within each split they stay sorted by name
     return replace(catalogue, split=split).subset(order)
 
 
 def decode(catalogue: Catalogue, settings: DataSettings, progress: Progress | None, interrupt: Interrupt) -> Decoded:
-    """The images that one of :func:`decoded_together` names, from the cache or into it."""
+    """The decoded images of one part of :func:`decoded_together`, through the cache."""
     return decode_files(
         catalogue.root,
         catalogue.files,
@@ -142,10 +142,10 @@ def decode(catalogue: Catalogue, settings: DataSettings, progress: Progress | No
 
 
 def decoded_together(catalogue: Catalogue) -> list[Indices]:
-    """int64 each: the images of each split, or all where there are none.
+    """int64 each: the images of each split, or all of them without splits.
 
-    What is kept of one split is then the same whatever is taken of the others: tasks that share a test set share its
-    pixels, and another number of training images leaves them alone.
+    The cache entry of a split does not depend on the others: tasks with the same test set share its pixels, whatever
+    their training images.
     """
     if catalogue.split is None:
         return [np.arange(len(catalogue.files), dtype=np.int64)]
@@ -153,9 +153,10 @@ def decoded_together(catalogue: Catalogue) -> list[Indices]:
 
 
 def with_biased_training(catalogue: Catalogue, settings: DataSettings) -> Catalogue:
-    """The catalogue with the training images of a biased set alone; as it is where that is not asked for, or not yet.
+    """The catalogue with only a biased subset of its training images; unchanged if no subset is
+    set, or without splits.
 
-    Chosen before anything is decoded: of CelebA's 162,770 training images AIM-Fair uses 20,000.
+    Applied before decoding: AIM-Fair uses 20,000 of CelebA's 162,770 training images.
 
     Raises:
         AimfairError: a group has too few images.

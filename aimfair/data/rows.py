@@ -1,8 +1,8 @@
 """Tables of labels, row by row: ``.csv``, ``.tsv``, ``.jsonl`` and ``.parquet``.
 
-Text is UTF-8, with or without a byte order mark. A .csv or .tsv begins with a header; a line of .jsonl is one object,
-the first of which says what columns there are; of .parquet only the columns that are asked for are read. A row is named
-by its line, in a .parquet by its number from 1. One that cannot be used does not end the reading.
+Text is UTF-8, with or without a byte order mark. A .csv or .tsv begins with a header; each line of .jsonl is an
+object, the first of which defines the columns; of .parquet only the requested columns are read. A row is named by its
+line or, in a .parquet, its number from 1. An unusable row does not end the reading.
 """
 
 import csv
@@ -41,16 +41,15 @@ def header(path: Path) -> list[str]:
 
 
 def rows(path: Path, columns: Sequence[tuple[str, str]]) -> Iterator[tuple[int, list[str] | str]]:
-    """The line or number of each row, and its values of ``columns`` as text, without blanks around it; of a row that
-    cannot be used, the reason instead.
+    """Line or number of each row, and its values of ``columns`` as stripped strings, or the reason why it is unusable.
 
-    Numbers that are stored as such and are whole are written so, also 1.0; true and false so; null and NaN as "".
+    Integral numbers become integers (1.0 is "1"), booleans true and false, null and NaN "".
 
     Args:
-        columns: for each column the setting that names it, and its name.
+        columns: (setting that names it, name) of each column.
 
     Raises:
-        ConfigError: there is no such column.
+        ConfigError: a column does not exist.
         AimfairError: the table cannot be read.
     """
     found = header(path)
@@ -58,7 +57,7 @@ def rows(path: Path, columns: Sequence[tuple[str, str]]) -> Iterator[tuple[int, 
         if name not in found:
             raise unknown_name(key, name, found, f"the header of {path}")
         if found.count(name) > 1:
-            raise AimfairError(f"{path}: column {name!r} is there {found.count(name)} times, expected once")
+            raise AimfairError(f"{path}: column {name!r} occurs {found.count(name)} times, expected once")
     names = [name for _, name in columns]
     for number, values in _values(path, found, names):
         if isinstance(values, str):
@@ -70,7 +69,7 @@ def rows(path: Path, columns: Sequence[tuple[str, str]]) -> Iterator[tuple[int, 
             yield number, [text for text in texts if text is not None]
         else:
             kind = _kind(values[names.index(unusable)])
-            yield number, f"column {unusable!r} is {kind}, expected text or a number in every row"
+            yield number, f"column {unusable!r} is {kind}, expected a string or a number in every row"
 
 
 def _values(path: Path, found: list[str], names: list[str]) -> Iterator[tuple[int, Sequence[Any] | str]]:
@@ -103,7 +102,7 @@ def _lines(path: Path) -> Iterator[tuple[int, list[str]]]:
 
 
 def _objects(path: Path) -> Iterator[tuple[int, dict[str, Any] | str]]:
-    """The object of each line that is not blank, or why it has none."""
+    """Line and object of each line that is not blank, or the reason why it is unusable."""
     try:
         with path.open(encoding="utf-8-sig") as file:
             for line, text in enumerate(file, 1):
@@ -122,15 +121,15 @@ def _object(text: str) -> dict[str, Any] | str:
 
 
 def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """``json`` would keep the last of two equal keys."""
+    """``json`` would silently keep the last of duplicate keys."""
     row = dict(pairs)
     if len(row) < len(pairs):
-        raise ValueError("a key is there twice")
+        raise ValueError("duplicate key")
     return row
 
 
 def _text(value: object) -> str | None:
-    """None: it is neither text nor a number."""
+    """None: neither a string nor a number."""
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return ""
     if isinstance(value, bool):
@@ -159,7 +158,7 @@ def _parquet_header(path: Path) -> list[str]:
 
 
 def _parquet_rows(path: Path, names: Sequence[str]) -> Iterator[tuple[int, tuple[Any, ...]]]:
-    """The number of each row, from 1, and its values of the columns ``names``, as Python has them.
+    """Number of each row, from 1, and its values of the columns ``names``, as Python objects.
 
     Raises:
         AimfairError: as :func:`_parquet_header`.
@@ -183,7 +182,7 @@ def _open_parquet(path: Path) -> "ParquetFile":
         import pyarrow  # type: ignore[import-untyped]
         import pyarrow.parquet
     except ModuleNotFoundError as error:
-        raise AimfairError(f"{path}: Parquet is read by pyarrow, which is missing: pip install pyarrow") from error
+        raise AimfairError(f"{path}: Parquet needs pyarrow, which is not installed: pip install pyarrow") from error
     try:
         return pyarrow.parquet.ParquetFile(path)
     except (pyarrow.ArrowException, OSError) as error:

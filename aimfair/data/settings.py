@@ -1,4 +1,4 @@
-"""Settings of the real images."""
+"""Settings of the real images and their augmentation."""
 
 import math
 from pathlib import PurePosixPath
@@ -14,7 +14,7 @@ UTKFACE = {
     "race": ("white", "black", "Asian", "Indian", "other"),
     "age": ("under 20", "20 to 39", "40 to 59", "60 and over"),
 }
-"""Attributes that the file names of UTKFace give, and the names of their values."""
+"""Attributes in UTKFace's file names -> names of their values."""
 
 TABLES = (".csv", ".tsv", ".jsonl", ".parquet")
 """Suffixes of tables of labels."""
@@ -31,25 +31,23 @@ class DataSettings(Settings):
     file_column: str = Field("file", description="table: the column of paths")
     split_column: str | None = Field(
         "split",
-        description="table: the column of train, val and test; null: there is none, the rows are split by chance",
+        description="table: the column of train, val and test; null: rows are split at random",
     )
     group_column: str | None = Field(
         None,
-        description="table, imagefolder: the column that says which images belong together, such as a patient's: they"
-        " stay in one split, and the bootstrap draws them together; null: each image is by itself",
+        description="table, imagefolder: the column of clusters, such as patients: images of one stay in one split"
+        " and are resampled together by the bootstrap; null: images are independent",
     )
     target: str = Field(
         "at_least_five",
-        description="what is predicted: digits: at_least_five or digit; table: a column; imagefolder: label, the"
+        description="the class to predict: digits: at_least_five or digit; table: a column; imagefolder: label, the"
         " folder's name, or a column; celeba: an attribute; utkface: gender, white, race or age",
     )
     protected: str = Field("ink", description="protected attribute: digits: ink; others: as target")
     intersect_with: list[str] = Field(
-        [], description="further attributes; every combination of them with protected then is a protected value"
+        [], description="further attributes; every combination with protected is then a protected value"
     )
-    audit: list[str] = Field(
-        [], description="further attributes by which evaluate forms groups; nothing else reads them"
-    )
+    audit: list[str] = Field([], description="further attributes for groups in evaluate; nothing else reads them")
     image_size: int = Field(32, ge=8, le=2048, description="pixels along each side, as the model sees them")
     minority_ratio: float = Field(
         1 / 9, gt=0, le=1, description="size of a minority group over that of a majority group in biased sets"
@@ -63,14 +61,14 @@ class DataSettings(Settings):
         description="biased training images; null: all that minority_ratio allows, of a table all its rows",
     )
     validation_share: float = Field(
-        0.15, gt=0, lt=0.5, description="of each group, where the data set has no splits of its own"
+        0.15, gt=0, lt=0.5, description="share of each group, if the data set has no splits"
     )
     test_share: float = Field(0.15, gt=0, lt=0.5, description="the same")
     fit: Literal["crop", "stretch"] = Field(
-        "crop", description="how images become squares: by their middle, or stretched as AIM-Fair does"
+        "crop", description="how images become square: center crop, or stretched as in AIM-Fair"
     )
-    seed: int = Field(0, ge=0, description="of the splits and of the choice of biased images")
-    max_pixels: int = Field(50_000_000, ge=1, description="larger images are refused before they are decoded")
+    seed: int = Field(0, ge=0, description="of splits and biased subsets")
+    max_pixels: int = Field(50_000_000, ge=1, description="larger images are refused before decoding")
     max_bad_share: float = Field(
         0.01, ge=0, le=1, description="share of unreadable images or rows above which the data set is refused"
     )
@@ -81,7 +79,7 @@ class DataSettings(Settings):
             raise Problem(("root",), f"missing; {self.kind} needs the folder of the data set")
         self._check_roles()
         if self.group_column is not None and self.kind not in ("table", "imagefolder"):
-            raise Problem(("group_column",), f"found {self.group_column!r}; {self.kind} has no columns, leave it out")
+            raise Problem(("group_column",), f"found {self.group_column!r}; {self.kind} has no columns, remove it")
         if self.kind == "table":
             self._check_table()
         elif self.kind == "digits":
@@ -116,7 +114,7 @@ class DataSettings(Settings):
             raise Problem(("protected",), f"found {self.protected!r}, expected 'ink' for digits")
         for key, names in (("intersect_with", self.intersect_with), ("audit", self.audit)):
             if names:
-                raise Problem((key,), f"found {names[0]!r}; digits have no attribute but their ink, leave it out")
+                raise Problem((key,), f"found {names[0]!r}; digits have no attribute but their ink, remove it")
 
     def _roles(self) -> list[tuple[str, str]]:
         return [
@@ -127,16 +125,16 @@ class DataSettings(Settings):
         ]
 
     def roles(self) -> dict[str, str]:
-        """Every attribute that is named here -> the key that names it, such as "data.audit"; the target first."""
+        """Attribute -> key that names it, such as "data.audit"; the target first."""
         return {name: f"data.{key}" for key, name in self._roles()}
 
     @property
     def of_training(self) -> dict[str, Any]:
-        """What training images depend on; ``audit`` can be changed without training anew."""
+        """Settings that the training images depend on; ``audit`` can change without training again."""
         return self.model_dump(mode="json", exclude={"audit"})
 
     def group_shape(self) -> tuple[int, int] | None:
-        """(Y target classes, A protected values); None where only the table itself can tell."""
+        """(Y target classes, A protected values); None if only the table defines them."""
         if self.kind in ("table", "imagefolder"):
             return None
         if self.kind == "digits":
@@ -146,12 +144,14 @@ class DataSettings(Settings):
 
 
 class AugmentSettings(Settings):
-    """Random changes of training images."""
+    """Data augmentation of training images."""
 
-    shift: int = Field(0, ge=0, description="pixels, at most, along each axis")
-    crop_scale: tuple[float, float] = Field((1.0, 1.0), description="least and greatest area of a random resized crop")
-    crop_ratio: tuple[float, float] = Field((3 / 4, 4 / 3), description="least and greatest width over height of it")
-    flip: bool = Field(False, description="left to right, half of the images")
+    shift: int = Field(0, ge=0, description="maximum random shift along each axis, in pixels")
+    crop_scale: tuple[float, float] = Field(
+        (1.0, 1.0), description="range of the area of a random resized crop, as a share"
+    )
+    crop_ratio: tuple[float, float] = Field((3 / 4, 4 / 3), description="range of its aspect ratio, width over height")
+    flip: bool = Field(False, description="flip half of the images left to right")
 
     @model_validator(mode="after")
     def _check(self) -> Self:

@@ -1,4 +1,4 @@
-"""Splits and biased subsets, drawn by ``data.seed`` from images that have labels."""
+"""Splits and biased subsets, drawn by ``data.seed`` from labeled images."""
 
 from collections.abc import Sequence
 
@@ -15,13 +15,13 @@ def stratified(
 ) -> tuple[Indices, Indices, Indices]:
     """Training, validation and test images, int64 ascending each, together all of ``labels``.
 
-    Each group (y, a) is shuffled and cut: ``test_share`` and ``validation_share`` of it, rounded down, go to the test
-    and the validation images, so that a group of few images may have none there. Of an intersection a is the value of
-    ``data.protected`` alone: ``data.intersect_with`` moves no image to another part.
+    Each group (y, a) is shuffled and cut: ``test_share`` and ``validation_share`` of it, rounded down, become test and
+    validation images, so small groups may have none there. Only ``data.protected`` defines a: ``data.intersect_with``
+    moves no image to another part.
 
     Args:
-        originals: N texts; images with the same one go to the same part, and count to the group that most of them are
-            of. The shares are then met as nearly as the originals allow. None: each image is by itself.
+        originals: N strings; images with equal ones form a cluster, which stays in one part and counts to the group of
+            most of its images, so the shares hold only approximately. None: each image is a cluster.
     """
     train, validation, test = _cut(
         labels, settings, originals, (settings.validation_share, settings.test_share), "split"
@@ -32,8 +32,8 @@ def stratified(
 def without_validation(
     labels: Labels, settings: DataSettings, originals: Sequence[str] | None = None
 ) -> tuple[Indices, Indices]:
-    """Training and validation images, int64 ascending each, of the training images of a data set that has no others;
-    else as :func:`stratified`."""
+    """Training and validation images, int64 ascending each, from the training images of a data set without validation
+    images; otherwise as :func:`stratified`."""
     train, validation = _cut(labels, settings, originals, (settings.validation_share,), "validation")
     return train, validation
 
@@ -41,7 +41,7 @@ def without_validation(
 def _cut(
     labels: Labels, settings: DataSettings, originals: Sequence[str] | None, shares: Sequence[float], name: str
 ) -> list[Indices]:
-    """What no share takes, and each of the shares."""
+    """The remainder, then the part of each share."""
     protected = labels.attributes[settings.protected] if settings.intersect_with else labels.protected
     strata = labels.target.values * len(protected.names) + protected.values
     count = len(labels.target.names) * len(protected.names)
@@ -56,9 +56,9 @@ def _cut(
         y, a = divmod(stratum, len(protected.names))
         units = generator(settings.seed, name, y, a).permutation(units)
         size = sizes[units]
-        # Of the images from the end on, counted to the middle of each unit: of single images the last n.
+        # Number of images from the end to the middle of each unit: for single images the last n are taken.
         middle = np.cumsum(size[::-1])[::-1] - size / 2
-        # The epsilon is for products that should be whole and are not, by the last bit: 0.29 * 100.
+        # The epsilon is for products that should be integers but are rounded down: 0.29 * 100.
         ends = np.cumsum([int(share * size.sum() + 1e-9) for share in reversed(shares)])
         for part, end in zip(range(1, len(shares) + 1), reversed(ends), strict=True):
             part_of[units[middle < end]] = part
@@ -66,7 +66,7 @@ def _cut(
 
 
 def _units(originals: Sequence[str] | None, count: int) -> Indices:
-    """int64 [N]: the number of each image's original, in the order of their first images."""
+    """int64 [N]: the number of each image's cluster, in the order of their first images."""
     if originals is None:
         return np.arange(count, dtype=np.int64)
     numbers: dict[str, int] = {}
@@ -89,7 +89,7 @@ def biased(
         among: int64, ascending.
         what: name of the set, for errors.
         minority_ratio, total: as there.
-        draw: by ``data.seed``; else the first of each group.
+        draw: at random by ``data.seed``; False: the first of each group.
 
     Raises:
         AimfairError: a group has too few images.

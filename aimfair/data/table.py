@@ -1,8 +1,8 @@
 """A user's own images: a folder with a table of labels, ``data.table``.
 
-:mod:`aimfair.data.rows` says what tables there are. Columns: ``data.file_column`` (a path inside the folder),
-``data.split_column`` (names as :func:`aimfair.data.catalogue.split_number` knows them) unless that is null, and one for
-each attribute that the settings name; ``data.group_column`` if that is set. More columns do no harm.
+:mod:`aimfair.data.rows` lists the formats. Columns: ``data.file_column`` (a path inside the folder),
+``data.split_column`` (names of :func:`aimfair.data.catalogue.split_number`) unless that is null, one for each attribute
+in the settings, and ``data.group_column`` if set. Further columns are ignored.
 """
 
 from collections.abc import Iterator
@@ -15,11 +15,11 @@ from aimfair.data.settings import DataSettings
 
 
 def read(root: Path, settings: DataSettings) -> Catalogue:
-    """What the table in ``root`` says. Classes are the values of a column, sorted; as numbers if all are whole.
+    """The images of the table in ``root``. Classes are the sorted values of a column.
 
     Raises:
-        ConfigError: there is no such column, or it has no two values.
-        AimfairError: the table, or none of its rows, can be used.
+        ConfigError: a column does not exist, or has fewer than two values.
+        AimfairError: the table is unusable, or all of its rows are.
     """
     return entries.catalogue(
         settings, root, settings.table, _entries(root, settings), has_splits=settings.split_column is not None
@@ -39,10 +39,10 @@ def _entries(root: Path, settings: DataSettings) -> Iterator[tuple[str, entries.
 
 
 def _entry(cells: list[str], settings: DataSettings, names: set[str]) -> entries.Entry | str:
-    """The entry of a row, or why there is none.
+    """The entry of a row, or the reason why it is unusable.
 
     Args:
-        names: those of splits are added.
+        names: is extended by the name of the split.
     """
     file, *values = cells
     split = 0

@@ -1,7 +1,7 @@
-"""UTKFace (Zhang, Song and Qi, 2017): face crops whose names say age, gender, race and date.
+"""UTKFace (Zhang, Song and Qi, 2017): face crops whose file names give age, gender, race and date.
 
-There are no official splits. The images are cut by :func:`aimfair.data.split.stratified`; of these parts training and
-validation are biased subsets (nobody who chooses a checkpoint need know the groups), the test set is balanced.
+There are no official splits. After :func:`aimfair.data.split.stratified`, training and validation are reduced to
+biased subsets (checkpoints are selected without group labels), the test set to a balanced one.
 """
 
 import re
@@ -18,7 +18,7 @@ from aimfair.data.settings import UTKFACE, DataSettings
 from aimfair.data.split import biased, stratified
 
 AGE_CUTS = (20, 40, 60)
-"""First year of each band of age but the first."""
+"""Lower bounds of the age bands but the first."""
 
 _NAME = re.compile(r"(?P<age>\d{1,3})_(?P<gender>[01])_(?P<race>[0-4])_\d+\.jpg(\.chip\.jpg)?", re.ASCII)
 _WHITE = 0
@@ -27,11 +27,11 @@ _WHITE = 0
 def read(root: Path, settings: DataSettings) -> Catalogue:
     """Every image under ``root`` whose name is ``[age]_[gender]_[race]_[date].jpg`` or ``....jpg.chip.jpg``.
 
-    Attributes are those of :data:`aimfair.config.UTKFACE`. Images with other names (some copies hold a few that lack a
-    part) are rejected.
+    Attributes are those of :data:`aimfair.data.settings.UTKFACE`. Images with other names, which some copies hold, are
+    rejected.
 
     Raises:
-        ConfigError: of an attribute there are no two values.
+        ConfigError: an attribute has fewer than two values.
         AimfairError: there are no such images.
     """
     files, facts, rejected = [], [], []
@@ -68,8 +68,8 @@ def split(labels: Labels, settings: DataSettings, log: Log) -> tuple[Indices, In
     """Training, validation and test images, int64 each.
 
     Args:
-        labels: of images of which no two are copies.
-        log: is told how many images balance costs the test set.
+        labels: of images without copies.
+        log: reports how many test images balancing drops.
 
     Raises:
         AimfairError: a group has too few images.
@@ -89,7 +89,7 @@ def split(labels: Labels, settings: DataSettings, log: Log) -> tuple[Indices, In
     )
     if dropped := len(test) - len(parts[2]):
         log.tell(
-            f"the balanced test set has {len(parts[2]):,} of the {len(test):,} images that were cut off for it: of each"
-            f" group as many as the smallest has; {dropped:,} are not used"
+            f"the balanced test set has {len(parts[2]):,} of the {len(test):,} images of its split: each group is"
+            f" as large as the smallest; {dropped:,} are not used"
         )
     return parts

@@ -15,8 +15,8 @@ class Choice:
 
     Attributes:
         folder: of the model in the run.
-        reason: why this seed, for people.
-        validation_accuracy: of the weights that were kept; None where no history tells.
+        reason: why this seed was chosen.
+        validation_accuracy: of the kept weights; None without a training history.
     """
 
     method: str
@@ -27,15 +27,15 @@ class Choice:
 
 
 def choose(run: Run, method: str | None = None, seed: int | None = None) -> Choice:
-    """The model of ``method``, or of the default method; of ``seed``, or of that with the best validation accuracy.
+    """The model of ``method`` (default: ``default_method``) and ``seed`` (default: the best by validation accuracy).
 
-    Test images never decide: of equal seeds the first is taken.
+    Test images play no part; ties go to the first seed.
 
     Args:
-        method: name of a method, or "biased" for the model that none has touched.
+        method: name of a method, or "biased" for the model before any method.
 
     Raises:
-        ConfigError: the run has no such method or seed, or no history to choose a seed by.
+        ConfigError: the run has no such method or seed, or no validation accuracy to choose a seed by.
         AimfairError: the model is not finished, or out of date.
     """
     config = run.config
@@ -46,7 +46,7 @@ def choose(run: Run, method: str | None = None, seed: int | None = None) -> Choi
         raise ConfigError(f"--seed {seed}: expected one of {', '.join(map(str, config.seeds))}")
     accuracies = {one: _validation_accuracy(_folder(run, method, one)) for one in config.seeds}
     if seed is not None:
-        reason = "as asked for"
+        reason = "as requested"
     elif len(config.seeds) == 1:
         seed, reason = config.seeds[0], "the only one"
     else:
@@ -57,7 +57,7 @@ def choose(run: Run, method: str | None = None, seed: int | None = None) -> Choi
                 f"{_folder(run, method, lacking) / HISTORY}: no validation accuracy to choose a seed by; give --seed"
             )
         seed = max(known, key=lambda one: (known[one], -config.seeds.index(one)))
-        reason = f"the best of {len(config.seeds)} by validation accuracy; test images had no say"
+        reason = f"the best of {len(config.seeds)} by validation accuracy, without test images"
     run.digest_of(f"train/{seed}" if method == BIASED else f"finetune/{seed}/{method}")
     return Choice(method, seed, _folder(run, method, seed), reason, accuracies[seed])
 

@@ -1,4 +1,4 @@
-"""A folder of several files that appears whole or not at all."""
+"""Creates a folder of files atomically."""
 
 import json
 import os
@@ -12,25 +12,25 @@ from aimfair.base.errors import AimfairError
 from aimfair.base.files import sync
 
 MARK = "export.json"
-"""The file that says that a folder is an export of ours; the last one to be written."""
+"""The file that identifies a folder as an export; written last."""
 
 
 @contextmanager
 def new_folder(path: Path, *, overwrite: bool) -> Iterator[Path]:
-    """Yields a folder to fill, beside ``path``, and puts it in the place of ``path`` at the end.
+    """Yields a folder to fill, beside ``path``, and replaces ``path`` by it at the end.
 
-    The data reach the disk before the name does. When the body raises, ``path`` is as it was; what a killed process has
-    left beside it is removed here, or put back where it was. One process at a time, please: see ``Run``'s lock.
+    The data are on disk before the name is. If the body raises, ``path`` is unchanged; leftovers of a killed process
+    are removed or restored by the next call. Callers ensure that only one process does this (``Run``'s lock).
 
     Args:
-        overwrite: whether an earlier export in ``path`` may be replaced; anything else in it never is.
+        overwrite: whether an earlier export in ``path`` may be replaced; anything else never is.
 
     Raises:
-        AimfairError: there is something in ``path``, or it is the current folder, which cannot be replaced.
+        AimfairError: ``path`` has other content, or is or contains the current folder.
         OSError: the files cannot be written.
     """
     _require_elsewhere(path)
-    path = Path(os.path.abspath(path))  # which has a name, also "..", but follows no link
+    path = Path(os.path.abspath(path))  # resolves ".." but follows no link
     path.parent.mkdir(parents=True, exist_ok=True)
     old = path.with_name(f".{path.name}.old")
     _clean(path, old)
@@ -52,7 +52,7 @@ def new_folder(path: Path, *, overwrite: bool) -> Iterator[Path]:
 
 
 def _clean(path: Path, old: Path) -> None:
-    """After a kill: the earlier export back where it was if its successor is not there, and no parts of others."""
+    """After a kill: restores the earlier export if its successor is missing, and removes partial ones."""
     if old.is_dir() and not path.exists():
         old.rename(path)
     shutil.rmtree(old, ignore_errors=True)
@@ -65,27 +65,28 @@ def _clean(path: Path, old: Path) -> None:
 def _require_elsewhere(path: Path) -> None:
     here = Path.cwd().resolve()
     if path.resolve() in (here, *here.parents):
-        raise AimfairError(f"{path}: is the current folder or holds it; choose a new one with --to")
+        raise AimfairError(f"{path}: is or contains the current folder; choose another with --to")
 
 
 def _require_replaceable(path: Path, overwrite: bool) -> None:
     if not path.exists() and not path.is_symlink():
         return
     if path.is_symlink() or not path.is_dir():
-        raise AimfairError(f"{path}: is no folder; choose another with --to")
+        raise AimfairError(f"{path}: is not a folder; choose another with --to")
     names = sorted(entry.name for entry in path.iterdir())
     if not names:
         return
     if not _is_export(path):
         raise AimfairError(
-            f"{path}: not empty and no export of aimfair: it holds {', '.join(names[:3])}; choose another with --to"
+            f"{path}: not empty and not an export of aimfair: it contains {', '.join(names[:3])}; choose another with"
+            " --to"
         )
     if not overwrite:
-        raise AimfairError(f"{path}: holds an export already; replace it with --overwrite, or choose another with --to")
+        raise AimfairError(f"{path}: already contains an export; replace it with --overwrite, or choose another folder")
 
 
 def _is_export(path: Path) -> bool:
-    """Whether the folder has our mark and nothing that the mark does not list."""
+    """Whether the folder contains :data:`MARK` and only files that it lists."""
     try:
         files = json.loads((path / MARK).read_text(encoding="utf-8"))["files"]
         return {entry.name for entry in path.iterdir()} <= {MARK, *files}

@@ -1,113 +1,45 @@
-"""README.md: what the model is, what it was made from, how it did before and after, and where its limits are."""
+"""README.md, the model card: metadata, then how to use the model, what it was trained on, metrics and limits."""
 
 import math
 import re
-from collections import Counter
-from collections.abc import Mapping
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
-
 from aimfair.base.errors import AimfairError
-from aimfair.config import Config
-from aimfair.data.settings import DataSettings
-from aimfair.evaluation.results import Interval, MethodResult, Results
-from aimfair.export import usage
-from aimfair.export.choose import Choice
-from aimfair.export.model_files import Difference
-from aimfair.export.onnx import FILE, TOLERANCE, Agreement
-from aimfair.generation.summary import GenerationSummary
-from aimfair.methods import BIASED
-from aimfair.report import wording
-from aimfair.report.tables import escape, markdown_table, one_line
-from aimfair.report.wording import LABELS, percent, percents, spread
+from aimfair.export.card_sections import Facts, metrics_of, of_seed, sections
+from aimfair.report.tables import one_line
+from aimfair.report.wording import LABELS
 
 CARD = "README.md"
-UNKNOWN = "unknown"
-"""The license of a model of which nobody has said one; the hub knows the word."""
 
-_METRICS = ("accuracy", "worst_group_accuracy", "balanced_accuracy", "group_std", "eo_mean", "eo_max")
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+", re.ASCII)
 
 
-@dataclass(frozen=True)
-class Facts:
-    """What a card tells.
-
-    Attributes:
-        group_counts: split -> int64 [Y, A], images of each group.
-        density: share of the weights that was tuned; None: all, or a method that selects none.
-        prompts: how many, of all groups; None: the run holds none.
-        generation: how many images were made and rejected; None: nobody knows.
-        synthetic: images in the balanced set; None: the run holds none.
-        agreement: of the ONNX file; None: there is none.
-        preprocessing: how far transformers' way to the model is from aimfair's; None: not a model of transformers.
-        environment: name -> version or description.
-        digests: what the card is about -> SHA-256.
-        license: identifier that the hub knows.
-    """
-
-    config: Config
-    results: Results
-    choice: Choice
-    group_counts: Mapping[str, npt.NDArray[np.int64]]
-    density: float | None
-    prompts: int | None
-    generation: GenerationSummary | None
-    synthetic: int | None
-    agreement: Agreement | None
-    preprocessing: Difference | None
-    environment: Mapping[str, str]
-    digests: Mapping[str, str]
-    license: str = UNKNOWN
-
-    @property
-    def method(self) -> MethodResult:
-        return self.results.methods[self.choice.method]
-
-
 def render(facts: Facts) -> str:
-    """The card: metadata in YAML, then Markdown. Every text of the run is escaped.
+    """The card: metadata in YAML, then Markdown, with every string of the run escaped.
 
     Raises:
-        AimfairError: the metadata are not what huggingface_hub reads back.
+        AimfairError: huggingface_hub does not read the same metadata back.
     """
     from huggingface_hub import ModelCard
 
     metadata = _metadata(facts)
-    sections = {
-        "": _introduction(facts),
-        "How to use it": _usage(facts),
-        "Before and after": _metrics(facts),
-        "Groups": _groups(facts),
-        **({"Other attributes": _audits(facts)} if facts.results.attributes else {}),
-        "Data": _data(facts),
-        "Method": _method(facts),
-        **({"Synthetic images": _synthetic(facts)} if _saw_synthetic(facts) else {}),
-        "Limits": _limits(facts),
-        "How it was made": _reproducibility(facts),
-    }
-    body = "\n".join(f"## {heading}\n\n{text}\n" if heading else f"{text}\n" for heading, text in sections.items())
+    body = "\n".join(
+        f"## {heading}\n\n{text}\n" if heading else f"{text}\n" for heading, text in sections(facts).items()
+    )
     text = f"---\n{metadata.to_yaml(line_break=chr(10)).strip()}\n---\n\n{body}"
     try:
         found = ModelCard(text).data.to_dict()  # type: ignore[no-untyped-call]
     except ValueError as error:
-        raise AimfairError(f"{CARD}: huggingface_hub does not take its metadata: {error}") from error
+        raise AimfairError(f"{CARD}: huggingface_hub rejects its metadata: {error}") from error
     if found != metadata.to_dict():  # type: ignore[no-untyped-call]
-        raise AimfairError(f"{CARD}: huggingface_hub reads other metadata than were written")
+        raise AimfairError(f"{CARD}: huggingface_hub reads other metadata back than written")
     return text
-
-
-# -- metadata ----------------------------------------------------------------------------------------------------------
 
 
 def _metadata(facts: Facts) -> Any:
     from huggingface_hub import EvalResult, ModelCardData
 
-    config, seed = facts.config, _of_seed(facts.method, facts.choice.seed)
+    config, seed = facts.config, of_seed(facts.method, facts.choice.seed)
     results = [
         EvalResult(
             task_type="image-classification",
@@ -119,7 +51,7 @@ def _metadata(facts: Facts) -> Any:
             metric_name=LABELS[metric],
             metric_value=round(seed.overall[metric], 6),
         )
-        for metric in _metrics_of(facts.results)
+        for metric in metrics_of(facts.results)
         if not math.isnan(seed.overall[metric])
     ]
     of_transformers = facts.preprocessing is not None
@@ -137,287 +69,6 @@ def _metadata(facts: Facts) -> Any:
 
 
 def _hub_id(name: str | None) -> str | None:
-    """The id on the hub that ``model.pretrained`` names; None for folders and other libraries' names."""
+    """The id on the hub that ``model.pretrained`` names; None for folders and models of other libraries."""
     plain = (name or "").removeprefix("hf:")
     return plain if _HUB_ID.fullmatch(plain) else None
-
-
-# -- sections ----------------------------------------------------------------------------------------------------------
-
-
-def _introduction(facts: Facts) -> str:
-    config, choice = facts.config, facts.choice
-    before, after = (
-        _of_seed(facts.results.methods[name], choice.seed).overall["worst_group_accuracy"]
-        for name in (BIASED, choice.method)
-    )
-    names = ", ".join(escape(name) for name in facts.results.target_names)
-    validation = "" if choice.validation_accuracy is None else f" ({percent(choice.validation_accuracy)})"
-    change = (
-        "This is the biased model itself, before any method."
-        if choice.method == BIASED
-        else f"Worst-group accuracy on the test images: {percent(before)} before, {percent(after)} after."
-    )
-    return (
-        f"# {escape(config.title)}\n\n"
-        f"An image classifier ({names}). Method `{choice.method}`, seed {choice.seed}: {choice.reason}{validation}."
-        f" {change}\n\n"
-        "This card was written by aimfair from the records of the run. What a machine cannot know, such as who is"
-        " responsible and what the model is meant for, has to be added."
-    )
-
-
-def _usage(facts: Facts) -> str:
-    config = facts.config
-    parts = []
-    if facts.preprocessing is not None:
-        parts += [
-            "With transformers, Pillow and torch (`python classify.py FOLDER PHOTO`):",
-            _code(usage.TRANSFORMERS),
-            _preprocessing(facts.preprocessing),
-        ]
-    if facts.agreement is not None:
-        parts += [
-            f"`{FILE}` (opset {facts.agreement.opset}, weights inside) takes `pixel_values`, float32 [N, 3,"
-            f" {config.data.image_size}, {config.data.image_size}], normalised, N as you like, and gives `logits`,"
-            f" float32 [N, {len(facts.results.target_names)}]. On {facts.agreement.images} test images, in batches of"
-            f" {', '.join(map(str, facts.agreement.batches))}, its logits differ from PyTorch's by"
-            f" {facts.agreement.difference:.1e} at most ({TOLERANCE:.0e} would have been refused). With ONNX Runtime,"
-            " NumPy and Pillow:",
-            _code(usage.onnx(config.data, config.model)),
-        ]
-    if not parts:
-        parts.append("`model.safetensors` holds the weights by name, in the format of the backbone's own library.")
-    return "\n\n".join(parts)
-
-
-def _preprocessing(difference: Difference) -> str:
-    if difference.pixels < 1e-3 and difference.classes == 0:
-        said = "gives the pixels of aimfair"
-    else:
-        said = (
-            f"differs from aimfair by {difference.pixels:.0f} of 255 grey levels at most, by"
-            f" {difference.probability:.4f} in the probability of a class, and in the class of {difference.classes}"
-        )
-    return (
-        f'On {difference.images} test images this {said}. `backend="pil"` matters: the other one resizes differently.'
-        " Transparent images are another matter: aimfair lays them on white, transformers does not."
-    )
-
-
-def _metrics(facts: Facts) -> str:
-    results, choice = facts.results, facts.choice
-    before, after = results.methods[BIASED], facts.method
-    number = len(results.seeds)
-    head = ["", "before", "after"]
-    if number > 1:
-        head += [f"before, {number} seeds", f"after, {number} seeds"]
-    rows = []
-    for metric in _metrics_of(results):
-        seeds = [_of_seed(method, choice.seed) for method in (before, after)]
-        row = [LABELS[metric], *(_with_interval(seed.overall[metric], seed.interval[metric]) for seed in seeds)]
-        if number > 1:
-            row += [spread(method.mean[metric], method.std[metric]) for method in (before, after)]
-        rows.append(row)
-    over_seeds = (
-        "There is one seed: how much the numbers would change with another training is unknown."
-        if number == 1
-        else "Over seeds: mean ± standard deviation of the values of each seed."
-    )
-    return (
-        f"{markdown_table(head, rows)}\n\nOn the test images; before is the biased model of the same seed. Intervals:"
-        f" {percent(results.confidence, 0)}, bootstrap of the test images. {over_seeds} Equalized odds are differences"
-        " of rates, 0 is best; their mean is (dTPR + dFPR) / 2 for two classes. The seed was not chosen by these"
-        " numbers."
-    )
-
-
-def _metrics_of(results: Results) -> tuple[str, ...]:
-    """The strict worst group is undefined where groups are empty; that of the others then stands beside it."""
-    return (*_METRICS, *(["worst_present_group_accuracy"] if results.empty else []))
-
-
-def _audits(facts: Facts) -> str:
-    """The worst group by each audited attribute, and by the protected one and it."""
-    results, data = facts.results, facts.config.data
-    protected = wording.TIMES.join([data.protected, *data.intersect_with])
-    titled = [(name, audit) for name, audit in results.attributes.items()]
-    titled += [(f"{protected}{wording.TIMES}{name}", audit) for name, audit in results.intersections.items()]
-    rows = []
-    for title, audit in titled:
-        row = [escape(title)]
-        for name in (BIASED, facts.choice.method):
-            method = audit.methods[name]
-            if method.worst_present_group is None:
-                row.append(escape(""))
-                continue
-            y, a = method.worst_present_group
-            small = " (small)" if audit.test_images[a][y] < results.small_group else ""
-            group = escape(f"{results.target_names[y]} · {audit.value_names[a]}")
-            row.append(f"{group}: {percent(method.by_group.mean[a][y])}{small}")
-        sizes = [size for of_value in audit.test_images for size in of_value]
-        few = sum(0 < size < results.small_group for size in sizes)
-        rows.append([*row, f"{len(sizes)}, {audit.empty} empty, {few} small"])
-    return (
-        "The group, a class and a value, in which the accuracy on the test images is lowest, mean over seeds, of the"
-        " groups that have some:\n\n"
-        + markdown_table(["by", "worst before", "worst after", "groups"], rows)
-        + f"\n\nSmall groups have fewer than {results.small_group} test images. Of many groups the worst is low by"
-        " chance alone."
-    )
-
-
-def _groups(facts: Facts) -> str:
-    results, choice = facts.results, facts.choice
-    before, after = results.methods[BIASED], facts.method
-    rows = []
-    for y, a in results.groups:
-        small = results.test_images[a][y] < results.small_group
-        pair = [_of_seed(method, choice.seed).by_group[a][y] for method in (before, after)]
-        rows.append(
-            [
-                f"{escape(results.target_names[y])} · {escape(results.protected_names[a])}",
-                *(f"{int(facts.group_counts[split][y, a]):,}" for split in facts.group_counts),
-                *map(percent, pair),
-                spread(after.by_group.mean[a][y], after.by_group.std[a][y]),
-                percents(after.by_group.interval[a][y]) + (" (small)" if small else ""),
-            ]
-        )
-    head = ["group", *(f"{split} images" for split in facts.group_counts), "before", "after", "over seeds", "interval"]
-    return (
-        f"A group is a class and a value of the protected attribute. {_definition(facts.config.data)}\n\n"
-        + markdown_table(head, rows)
-        + "\n\nAccuracy of each group on the test images; before and after are of this seed, the interval (Wilson's)"
-        " is of the mean over seeds."
-    )
-
-
-def _data(facts: Facts) -> str:
-    data = facts.config.data
-    total = ", ".join(f"{int(counts.sum()):,} {split}" for split, counts in facts.group_counts.items())
-    return "\n".join(
-        [
-            f"- Kind: `{data.kind}`, target {escape(data.target)}, protected {escape(data.protected)}.",
-            f"- Images: {total}; {data.image_size} x {data.image_size} pixels, `fit: {data.fit}`.",
-            f"- Bias: where the run makes a biased set, a minority group has {data.minority_ratio:.3g} times the images"
-            f" of a majority group (`data.minority_ratio`); value {data.majority} of the protected attribute, counted"
-            " from 0, is the majority in each class. The table of groups gives the counts.",
-            f"- Seed of splits and choice: {data.seed}.",
-            "- The rights to the images, and to the weights that the model began with, are those of their owners: look"
-            " at their licenses before you pass this model on.",
-        ]
-    )
-
-
-def _method(facts: Facts) -> str:
-    config, choice = facts.config, facts.choice
-    if choice.method == BIASED:
-        return "None: plain training on the biased images."
-    method = config.methods[choice.method]
-    given = method.model_dump(mode="json", exclude_defaults=True)
-    words = ", ".join(f"{escape(key)} {escape(str(value))}" for key, value in given.items()) or "defaults"
-    return method.model_card(words, facts.density, facts.synthetic or 0)
-
-
-def _synthetic(facts: Facts) -> str:
-    generate, lines = facts.config.generate, []
-    made = sum(group.made for group in facts.generation.groups) if facts.generation is not None else 0
-    kept = sum(group.kept for group in facts.generation.groups) if facts.generation is not None else 0
-    if generate.folder is not None:
-        found = f": {kept:,} of the {made:,} in a folder, balanced and biased sets together" if made else ""
-        lines.append(f"- Made elsewhere, not by this run nor from its prompts, and copied{found}.")
-    else:
-        lines.append(
-            f"- Model {escape(_public(generate.model))}, {generate.steps} steps, guidance {generate.guidance_scale:g},"
-            f" scheduler `{generate.scheduler}`, seed {generate.seed}."
-        )
-        if facts.prompts is not None:
-            lines.append(
-                f"- {facts.prompts:,} prompts, the same contexts in every group (`{facts.config.prompts.provider}`)."
-            )
-    if facts.synthetic is not None:
-        lines.append(f"- {facts.synthetic:,} images in the balanced set.")
-    if facts.generation is not None:
-        rejected: Counter[str] = Counter()
-        for group in facts.generation.groups:
-            rejected.update(group.rejected)
-        told = ", ".join(f"{escape(reason)} {count:,}" for reason, count in sorted(rejected.items())) or "none"
-        if generate.folder is None:
-            lines.append(f"- {made:,} images made; rejected by filters: {told}.")
-        elif rejected:
-            lines.append(f"- Not copied: {told}.")
-    return "\n".join(lines)
-
-
-def _saw_synthetic(facts: Facts) -> bool:
-    name = facts.choice.method
-    return name != BIASED and facts.config.methods[name].uses_synthetic
-
-
-def _limits(facts: Facts) -> str:
-    results = facts.results
-    lines = [
-        "Not for decisions about people: what is measured here is agreement with the labels of one data set.",
-        "Groups are as the data set has them. Binary labels of gender, race or age are somebody's judgement of a"
-        " picture, not a person's identity, and whoever fits none of them is not in the numbers.",
-        "The numbers hold for the test images. For other cameras, places or people nothing is known; measure there"
-        " before use.",
-        "Fairness in one attribute says nothing about another, nor about their intersections.",
-        *(
-            ["Synthetic images differ from real ones and have biases of their own, which training may pass on."]
-            if _saw_synthetic(facts)
-            else []
-        ),
-        *(escape(caution) for caution in results.cautions),
-    ]
-    return "\n".join(f"- {line}" for line in lines)
-
-
-def _reproducibility(facts: Facts) -> str:
-    versions = [[escape(name), escape(value)] for name, value in facts.environment.items()]
-    digests = [[escape(name), f"`{value}`"] for name, value in facts.digests.items()]
-    return "\n\n".join(
-        [
-            f"Seeds {', '.join(map(str, facts.results.seeds))}; this model is of {facts.choice.seed}.",
-            markdown_table(["version of", "at export"], versions),
-            markdown_table(["SHA-256 of", ""], digests),
-        ]
-    )
-
-
-# -- words -------------------------------------------------------------------------------------------------------------
-
-
-def _definition(data: DataSettings) -> str:
-    """How the values of the protected attribute came about."""
-    if data.kind == "digits":
-        return "The protected attribute is the ink in which a handwritten digit was coloured, at random."
-    if data.kind == "celeba":
-        return (
-            "Both are attributes of CelebA, yes or no, as its annotators saw them in the picture; nobody asked the"
-            " people who are shown."
-        )
-    if data.kind == "utkface":
-        return (
-            "Both are parts of UTKFace's file names, which its authors estimated by a model and had people check;"
-            " nobody asked the people who are shown."
-        )
-    return "Both are columns of the data set's own table; how its authors came to them, they know."
-
-
-def _public(name: str) -> str:
-    """A model's name without the folders that it lies in."""
-    return f"a folder named {Path(name).name!r}" if Path(name).is_absolute() else name
-
-
-def _of_seed(method: MethodResult, seed: int) -> Any:
-    return next(one for one in method.seeds if one.seed == seed)
-
-
-def _with_interval(value: float, interval: Interval) -> str:
-    between = percents(interval)
-    return f"{percent(value)} ({between})" if between else percent(value)
-
-
-def _code(text: str) -> str:
-    return f"```python\n{text}```"

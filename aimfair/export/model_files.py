@@ -23,14 +23,14 @@ from aimfair.training.models import CONFIG, WEIGHTS
 from aimfair.training.settings import ModelSettings
 
 _OF_THIS_MACHINE = ("_name_or_path", "name_or_path")
-"""Where a model came from: it may be a folder of the user's, which is nobody's business."""
+"""Where a model came from, perhaps a local path, which is not published."""
 
 
 def copy_model(source: Path, to: Path, names: Sequence[str]) -> bool:
-    """Copies the model in ``source``; the configuration says the names of the classes. Whether it is transformers'.
+    """Copies the model in ``source`` and sets the class names in its configuration; whether it is of transformers.
 
     Args:
-        names: of the classes, by number.
+        names: of the classes, in order.
 
     Raises:
         AimfairError: the configuration is damaged, or for another number of classes.
@@ -58,13 +58,13 @@ PREPROCESSOR = "preprocessor_config.json"
 
 @dataclass(frozen=True)
 class Difference:
-    """Of one set of images that has gone two ways.
+    """Difference between the preprocessing of transformers and of aimfair.
 
     Attributes:
-        images: how many.
+        images: number compared.
         pixels: largest difference, in grey levels from 0 to 255.
         probability: largest difference of the probability of a class.
-        classes: images whose most likely class is another.
+        classes: number of images whose most likely class differs.
     """
 
     images: int
@@ -74,12 +74,12 @@ class Difference:
 
 
 def processor_settings(data: DataSettings, model: ModelSettings) -> dict[str, Any]:
-    """The settings under which a processor of transformers does what aimfair does with an image file.
+    """Settings of an image processor of transformers that reproduces aimfair's preprocessing.
 
-    ``data.fit: stretch`` is a bilinear resize to a square, and the same to the last bit. For ``crop``, by Lanczos, the
-    processor of Perceiver is the one that cuts the middle out before it resizes; others resize first, to a whole number
-    of pixels, and then cut, which moves the picture by a part of a pixel. What remains is at the rim, past which the
-    filter of :func:`aimfair.data.decode.fit` sees, and half a pixel where width and height differ by an odd number.
+    ``data.fit: stretch`` is a bilinear resize to a square, with the same bits. For ``crop``, by Lanczos, Perceiver's
+    processor crops before it resizes; others resize to integral sizes first and then crop, which shifts the image by
+    part of a pixel. Remaining differences are at the border, beyond which the filter of
+    :func:`aimfair.data.decode.fit` reads, and half a pixel if width and height differ by an odd number.
     """
     square = {"height": data.image_size, "width": data.image_size}
     if data.fit == "crop":
@@ -107,7 +107,7 @@ def write(folder: Path, data: DataSettings, model: ModelSettings) -> None:
 
 
 def examples(images: ImageSet, number: int) -> list[int]:
-    """Up to ``number`` indices of images, spread evenly over all."""
+    """Up to ``number`` indices of images, evenly spaced."""
     count = min(number, len(images))
     return [round(k * (len(images) - 1) / max(1, count - 1)) for k in range(count)]
 
@@ -115,13 +115,13 @@ def examples(images: ImageSet, number: int) -> list[int]:
 def measure(
     folder: Path, model: nn.Module, images: ImageSet, chosen: list[int], data: DataSettings, settings: ModelSettings
 ) -> Difference:
-    """How far the way of transformers is from that of aimfair, from image file to probability.
+    """Compares transformers' preprocessing with aimfair's, from image file to probability.
 
     Args:
         folder: holds :data:`PREPROCESSOR`.
         model: in evaluation mode, on the CPU.
-        images: of the data set; digits have no files, and their pixels are taken instead.
-        chosen: indices of the images that are looked at.
+        images: of the data set; digits have no files, so their pixels are used.
+        chosen: indices of the images to compare.
     """
     from transformers import AutoImageProcessor
 

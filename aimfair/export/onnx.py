@@ -1,4 +1,4 @@
-"""model.onnx: normalised images in, logits out; and how far it is from PyTorch."""
+"""model.onnx: normalised images in, logits out; and its difference from PyTorch."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -18,22 +18,22 @@ BATCHES = (1, 3, 8)
 """Sizes at which the file is compared: one image, an odd number, and more than the exporter saw."""
 
 TOLERANCE = 1e-3
-"""Largest difference of a logit, over 1 or the largest logit, whichever is larger. Other orders of the same sums make
-some 1e-6 in small models and 1e-5 in large ones; another formula, of an activation say, makes more than this."""
+"""Largest difference of a logit, relative to the larger of 1 and the largest logit. Another summation order makes some
+1e-6 in small models and 1e-5 in large ones; a different formula, such as of an activation, exceeds this."""
 
 _INSIDE = 1_900_000_000
-"""Bytes of weights that one file of Protocol Buffers, which holds 2 GiB, has room for."""
+"""Most bytes of weights in one Protocol Buffers file, which is limited to 2 GiB."""
 
 
 @dataclass(frozen=True)
 class Agreement:
-    """Of the file with PyTorch.
+    """Agreement of the file with PyTorch.
 
     Attributes:
         opset: of the file.
-        difference: largest absolute one of a logit.
-        images: how many were compared, at each of the batch sizes.
-        batches: those sizes.
+        difference: largest absolute difference of a logit.
+        images: number compared at each batch size.
+        batches: the batch sizes.
     """
 
     opset: int
@@ -54,7 +54,7 @@ class _Logits(nn.Module):
 
 
 def require_packages() -> None:
-    """Raises AimfairError unless all that an export needs is installed."""
+    """Raises AimfairError unless every package that an export needs is installed."""
     from aimfair.diffusion.engines.export import missing_exporters
 
     missing = missing_exporters()
@@ -62,8 +62,7 @@ def require_packages() -> None:
         missing.append("onnxruntime")
     if missing:
         raise AimfairError(
-            f"{' and '.join(missing)} not installed; {FILE} needs: pip install 'aimfair[onnx]'; or leave it out:"
-            " --no-onnx"
+            f"{' and '.join(missing)} not installed; {FILE} needs: pip install 'aimfair[onnx]'; or skip it: --no-onnx"
         )
 
 
@@ -73,11 +72,11 @@ def export(model: nn.Module, x: Tensor, folder: Path) -> Agreement:
 
     Args:
         model: in evaluation mode, float32 on the CPU.
-        x: float32 [N, 3, H, W], normalised images, real ones: of noise a file may say the same that has lost something.
+        x: float32 [N, 3, H, W], normalized real images: noise may hide a difference.
 
     Raises:
-        AimfairError: a package is missing, the model cannot be expressed or is too large for one file, or the file says
-            something else than the model.
+        AimfairError: a package is missing, the model cannot be expressed or is too large for one file, or the file
+            disagrees with the model.
         OSError: the file cannot be written.
     """
     from aimfair.diffusion.engines.export import OPSET, NotExportable, write
@@ -87,8 +86,8 @@ def export(model: nn.Module, x: Tensor, folder: Path) -> Agreement:
     size = sum(tensor.nbytes for tensor in model.state_dict().values())
     if size > _INSIDE:
         raise AimfairError(
-            f"{FILE}: the weights have {size / 1e9:.1f} GB, expected at most {_INSIDE / 1e9:.1f} in one file;"
-            " leave it out: --no-onnx"
+            f"{FILE}: the weights have {size / 1e9:.1f} GB, expected at most {_INSIDE / 1e9:.1f} in one file; skip"
+            " it: --no-onnx"
         )
     try:
         write(
@@ -100,16 +99,16 @@ def export(model: nn.Module, x: Tensor, folder: Path) -> Agreement:
             weights_beside=False,
         )
     except NotExportable as error:
-        raise AimfairError(f"{FILE}: the model cannot be exported: {error}; leave it out: --no-onnx") from error
+        raise AimfairError(f"{FILE}: the model cannot be exported: {error}; skip it: --no-onnx") from error
     return compare(model, open_file(folder / FILE), x, OPSET)
 
 
 @torch.no_grad()
 def compare(model: nn.Module, run: Callable[[Tensor], Tensor], x: Tensor, opset: int) -> Agreement:
-    """What ``run`` makes of images, beside what the model does, in batches of each of :data:`BATCHES`.
+    """Compares ``run`` with the model on images, in batches of each size of :data:`BATCHES`.
 
     Raises:
-        AimfairError: a logit is further off than :data:`TOLERANCE` or not finite.
+        AimfairError: a logit differs by more than :data:`TOLERANCE` or is not finite.
     """
     expected = logits(model, x).float()
     scale = max(1.0, float(expected.abs().max()))
@@ -120,7 +119,7 @@ def compare(model: nn.Module, run: Callable[[Tensor], Tensor], x: Tensor, opset:
         if not difference <= TOLERANCE * scale:  # NaN is not
             raise AimfairError(
                 f"{FILE}: in batches of {size} a logit differs by {difference:.3g} from PyTorch's, expected at most"
-                f" {TOLERANCE * scale:.3g}; leave it out: --no-onnx, or try another version: pip install --upgrade onnx"
+                f" {TOLERANCE * scale:.3g}; skip it: --no-onnx, or try another version: pip install --upgrade onnx"
                 " onnxscript onnxruntime"
             )
         largest = max(largest, difference)

@@ -1,6 +1,6 @@
-"""How to use an export without aimfair, as Python that a reader can copy; the tests run every line of it.
+"""Python examples of using an export without aimfair; the tests run them.
 
-No text of a user's comes into the code: names of classes are read from the files beside it.
+The code contains no user-provided strings: class names are read from the exported files.
 """
 
 from aimfair.data.settings import DataSettings
@@ -52,6 +52,6 @@ _STRETCH = "image = image.resize(({size}, {size}), Image.Resampling.BILINEAR)"
 
 
 def onnx(data: DataSettings, model: ModelSettings) -> str:
-    """With ONNX Runtime, NumPy and Pillow alone. Arguments: the folder and a file."""
+    """With only ONNX Runtime, NumPy and Pillow. Arguments: the folder and a file."""
     fit = (_CROP if data.fit == "crop" else _STRETCH).format(size=data.image_size)
     return _ONNX.format(fit=fit, mean=list(model.mean), std=list(model.std), file=FILE, input=INPUT)

@@ -16,9 +16,10 @@ from aimfair.base.files import write_json, write_text
 from aimfair.data.catalogue import SPLITS
 from aimfair.evaluation.results import Results
 from aimfair.export import model_card, model_files, onnx
+from aimfair.export.card_sections import UNKNOWN, Facts
 from aimfair.export.choose import Choice, choose
 from aimfair.export.folder import MARK, new_folder
-from aimfair.export.model_card import CARD, UNKNOWN, Facts
+from aimfair.export.model_card import CARD
 from aimfair.export.model_files import copy_model
 from aimfair.generation.manifest import Manifest
 from aimfair.generation.summary import GenerationSummary
@@ -47,30 +48,30 @@ def export_run(
     license: str = UNKNOWN,
     overwrite: bool = False,
 ) -> Path:
-    """Writes the folder; where it is.
+    """Writes the folder and returns its path.
 
-    It holds config.json and model.safetensors as the backbone's library has them, with the names of the classes;
+    It contains config.json and model.safetensors in the format of the backbone's library, with class names;
     preprocessor_config.json, for models of transformers; model.onnx; README.md, the model card; and export.json, which
-    lists the others with their digests.
+    lists the other files with their digests.
 
     Args:
         method, seed: as :func:`aimfair.export.choose.choose`.
         to: None: ``export/<method>-<seed>`` in the run.
-        license: of the model, an identifier of the hub.
+        license: of the model, an identifier known to the hub.
         overwrite: whether an earlier export there may be replaced.
 
     Raises:
-        ConfigError: no such method or seed; a license that is no identifier.
-        AimfairError: the run is not evaluated, or not up to date; the folder holds something; a package is missing; the
-            ONNX file differs from the model.
-        Interrupted: as the run's interrupt says; nothing is left.
+        ConfigError: no such method or seed; a malformed license.
+        AimfairError: the run is not evaluated or not up to date; the folder has other content; a package is missing;
+            the ONNX file differs from the model.
+        Interrupted: as the run's interrupt says; no files are left.
     """
     if not _LICENSE.fullmatch(license):
         raise ConfigError(f"--license {license}: expected an identifier of the hub, such as apache-2.0 or other")
     prepare_process(run.config)
     if with_onnx:
         onnx.require_packages()
-    run.digest_of("evaluate")  # what it needs is done, too; so that this is what an unfinished run is told first
+    run.digest_of("evaluate")  # first, so that an unfinished run gets this error
     choice = choose(run, method, seed)
     results = Results.load(run.results)
     to = run.path / "export" / f"{choice.method}-{choice.seed}" if to is None else to
@@ -87,7 +88,7 @@ def _fill(run: Run, choice: Choice, results: Results, folder: Path, *, with_onnx
         model_files.write(folder, config.data, config.model)
     run.interrupt.check()
 
-    model = load_model(choice.folder, config.model).eval()  # all that aimfair checks in weights is checked
+    model = load_model(choice.folder, config.model).eval()  # which validates the weights
     chosen = model_files.examples(splits.test, EXAMPLES)
     difference, agreement = None, None
     if of_transformers:
@@ -121,7 +122,7 @@ def _fill(run: Run, choice: Choice, results: Results, folder: Path, *, with_onnx
 
 
 def _mark(folder: Path, facts: Facts) -> dict[str, Any]:
-    """For programs, what the card says for people; and the files that are ours."""
+    """The machine-readable summary, with the digests of the exported files."""
     return {
         "aimfair": aimfair.__version__,
         "method": facts.choice.method,

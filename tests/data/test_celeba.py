@@ -154,7 +154,11 @@ def change(name: str, text: str | None) -> Callable[[Path], None]:
             change("list_eval_partition.csv", ""),
             r"partition.csv:1: found '', expected a header .* 'image_id,part",
         ),
-        (MIRROR, change("list_eval_partition.csv", "image_id,partition\nx.jpg,0\n"), r"found no image that list_eval"),
+        (
+            MIRROR,
+            change("list_eval_partition.csv", "image_id,partition\nx.jpg,0\n"),
+            r"no image that is also in list_eval",
+        ),
         (
             TORCHVISION,
             lambda root: (root / TORCHVISION.images).rename(root / "elsewhere"),

@@ -150,7 +150,7 @@ def test_numbers_and_ids_are_no_protected_attributes() -> None:
         ),
         (
             {"kind": "utkface", "target": "gender", "protected": "age", "group_column": "person"},
-            r"found 'person'; utkface has no columns, leave it out",
+            r"found 'person'; utkface has no columns, remove it",
         ),
         (
             {"kind": "digits", "target": "digit", "protected": "ink", "audit": ["paper"]},
@@ -158,7 +158,7 @@ def test_numbers_and_ids_are_no_protected_attributes() -> None:
         ),
         (
             {"kind": "digits", "target": "digit", "protected": "ink", "intersect_with": ["paper"]},
-            r"found 'paper'; digits have no attribute but their ink, leave it out",
+            r"found 'paper'; digits have no attribute but their ink, remove it",
         ),
     ],
 )

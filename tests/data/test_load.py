@@ -117,7 +117,7 @@ def test_without_validation_images_some_of_training_are_taken(root: Path) -> Non
     assert sorted(train + validation) == list(range(52))
     assert test == list(range(52, 64))
     assert len(told) == 1
-    assert "found no validation images; 12 of the 52 training images are taken" in told[0]
+    assert "found no validation images; 12 of the 52 training images are used instead" in told[0]
     np.testing.assert_array_equal(
         splits.validation.images, np.stack([decode(root / name, 8, 1000) for name in splits.validation.ids])
     )
@@ -222,7 +222,10 @@ def test_nothing_of_the_user_is_changed(root: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"root": "/nowhere/at/all"}, r"data.root: found /nowhere/at/all, which is no folder, expected that of table"),
+        (
+            {"root": "/nowhere/at/all"},
+            r"data.root: found /nowhere/at/all, which is not a folder, expected that of table",
+        ),
         ({"group_column": "patients"}, r"data.group_column: found 'patients', which the header of .* expected one of"),
         ({"majority": [0, 2]}, r"data.majority: found 2 for target class 1, expected a protected value from 0 to 1"),
         ({"majority": [0, 1, 0]}, r"data.majority: found 3 values, expected one for each of 2 target classes"),

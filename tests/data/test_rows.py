@@ -76,7 +76,7 @@ def test_values_that_are_no_labels_are_told_with_their_row(
     good: object = {"list": [0], "dict": {"x": 0}}.get(found, 1.0)
     columns: dict[str, Sequence[Any]] = {"file": ["a", "b"], "sick": [good, value], "site": ["A", "B"]}
     path = write(tmp_path / f"labels{suffix}", columns)
-    assert list(rows(path, COLUMNS))[1] == (2, f"column 'sick' is {found}, expected text or a number in every row")
+    assert list(rows(path, COLUMNS))[1] == (2, f"column 'sick' is {found}, expected a string or a number in every row")
     kept = list(rows(path, [COLUMNS[0], COLUMNS[2]]))  # a column that nobody names may hold anything
     assert [cells for _, cells in kept] == [["a", "A"], ["b", "B"]]
 
@@ -101,7 +101,7 @@ def test_a_column_twice_in_parquet(tmp_path: Path) -> None:
     path = tmp_path / "labels.parquet"
     table = pyarrow.table([["a"], ["x"], ["y"], ["A"]], names=["file", "sick", "sick", "site"])
     pyarrow.parquet.write_table(table, path)
-    with pytest.raises(AimfairError, match=r"labels.parquet: column 'sick' is there 2 times, expected once"):
+    with pytest.raises(AimfairError, match=r"labels.parquet: column 'sick' occurs 2 times, expected once"):
         list(rows(path, COLUMNS))
 
 
@@ -130,7 +130,7 @@ def test_text_in_parquet_that_is_not_utf_8_is_refused(tmp_path: Path) -> None:
 
 def test_without_pyarrow_the_error_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "pyarrow", None)
-    with pytest.raises(AimfairError, match=r"labels.parquet: .* pyarrow, which is missing: pip install pyarrow"):
+    with pytest.raises(AimfairError, match=r"labels.parquet: .* pyarrow, which is not installed: pip install pyarrow"):
         header(tmp_path / "labels.parquet")
 
 
@@ -138,7 +138,7 @@ def test_without_pyarrow_the_error_says_what_to_install(tmp_path: Path, monkeypa
     ("text", "message"),
     [
         ('{"file": "a", "sick": 1}\n', r"data.audit: found 'site', which the header of"),
-        ('{"file": "a", "sick": 1, "sick": 2, "site": 2}\n', r"jsonl:1: cannot be read as JSON: a key is there twice"),
+        ('{"file": "a", "sick": 1, "sick": 2, "site": 2}\n', r"jsonl:1: cannot be read as JSON: duplicate key"),
         ("[1, 2]\n", r"jsonl:1: found list, expected an object"),
         ("[" * 100_000, r"jsonl:1: cannot be read as JSON: "),
         ("", r"labels.jsonl: is empty, expected an object for each image"),

@@ -55,7 +55,7 @@ def test_the_order_of_rows_has_no_meaning(tmp_path: Path) -> None:
 def test_a_row_that_is_there_twice_is_counted(tmp_path: Path) -> None:
     catalogue = read(tmp_path, GOOD + "d.png,26,test,yes,f\n")
     assert len(catalogue.files) == 4
-    assert [tuple(rejected) for rejected in catalogue.rejected] == [("labels.csv:7", "'d.png' is at labels.csv:6, too")]
+    assert [tuple(rejected) for rejected in catalogue.rejected] == [("labels.csv:7", "'d.png' is also at labels.csv:6")]
 
 
 @pytest.mark.parametrize(
@@ -129,7 +129,7 @@ def test_whole_numbers_are_the_same_however_they_are_written(tmp_path: Path) -> 
             GOOD.splitlines()[0] + "\n" + 3 * "e.png,26,test,,f\n",
             r"labels.csv: none of 3 rows can be used, for example labels.csv:2: 'smile' is ''",
         ),
-        (GOOD.replace("age", "sex"), r"labels.csv: column 'sex' is there 2 times"),
+        (GOOD.replace("age", "sex"), r"labels.csv: column 'sex' occurs 2 times"),
         (GOOD + '"e.png,26,test,yes,f\n', r"labels.csv: cannot be read as a table .* unexpected end of data"),
         (b"file,split,smile,sex\n\xff.png,train,yes,f\n", r"labels.csv: cannot be read as a table .*utf-8"),
     ],

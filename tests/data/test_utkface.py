@@ -109,8 +109,8 @@ def test_what_balance_costs_the_test_set_is_told(tmp_path: Path) -> None:
     splits = load_splits(settings(tmp_path, minority_ratio=0.25), log=Log(None, show=told.append))
     assert splits.test.group_counts(2, 2).tolist() == [[3, 3], [3, 3]]
     assert told == [
-        "the balanced test set has 12 of the 15 images that were cut off for it: of each group as many as the smallest"
-        " has; 3 are not used"
+        "the balanced test set has 12 of the 15 images of its split: each group is as large as the smallest"
+        "; 3 are not used"
     ]
 
 

@@ -113,7 +113,7 @@ def test_the_card_tells_the_numbers_of_the_run(folder: Path, run: Run) -> None:
         "Only 8 test images in group",
     ):
         assert text in card.text, text
-    assert str(run.config.data.root) not in card.content, "where the data lie is nobody's business"
+    assert str(run.config.data.root) not in card.content, "local paths are not published"
 
 
 def test_names_stay_names(folder: Path) -> None:
@@ -145,7 +145,7 @@ def test_the_seed_is_chosen_by_validation_alone(run: Run, accuracies: tuple[floa
             path.write_text(json.dumps(history).ljust(path.stat().st_size))  # the run looks at sizes
         choice = choose(run, "full")
         assert (choice.seed, choice.validation_accuracy) == (best, max(accuracies))
-        assert "test images had no say" in choice.reason
+        assert "without test images" in choice.reason
         assert choose(run, "full", seed=7).seed == 7
     finally:
         for path, content in zip(paths, before, strict=True):

@@ -26,13 +26,13 @@ def test_what_is_not_ours_stays(tmp_path: Path, overwrite: bool) -> None:
     out = tmp_path / "out"
     fill(out, "1")
     (out / "thesis.tex").write_text("years")
-    with pytest.raises(AimfairError, match=r"no export of aimfair: it holds a\.txt, export\.json, thesis\.tex"):
+    with pytest.raises(AimfairError, match=r"not an export of aimfair: it contains a\.txt, export\.json, thesis\.tex"):
         fill(out, "2", overwrite=overwrite)
     (tmp_path / "file").write_text("x")
-    with pytest.raises(AimfairError, match="is no folder"):
+    with pytest.raises(AimfairError, match="is not a folder"):
         fill(tmp_path / "file", "2", overwrite=overwrite)
     (tmp_path / "link").symlink_to(out)
-    with pytest.raises(AimfairError, match="is no folder"):
+    with pytest.raises(AimfairError, match="is not a folder"):
         fill(tmp_path / "link", "2", overwrite=overwrite)
     assert (out / "a.txt").read_text() == "1"
 
@@ -41,7 +41,7 @@ def test_an_export_is_replaced_only_when_told(tmp_path: Path) -> None:
     out = tmp_path / "out"
     out.mkdir()
     fill(out, "1")
-    with pytest.raises(AimfairError, match="holds an export already"):
+    with pytest.raises(AimfairError, match="already contains an export"):
         fill(out, "2")
     fill(out, "2", overwrite=True)
     assert (out / "a.txt").read_text() == "2"
@@ -69,7 +69,7 @@ def test_killed_between_the_two_names(tmp_path: Path) -> None:
     (tmp_path / ".out.123.tmp").mkdir()
     (tmp_path / ".out.123.tmp" / "a.txt").write_text("half")
     (tmp_path / ".other.123.tmp").mkdir()
-    with pytest.raises(AimfairError, match="holds an export already"):
+    with pytest.raises(AimfairError, match="already contains an export"):
         fill(tmp_path / "out", "2")
     assert (tmp_path / "out" / "a.txt").read_text() == "1"
     assert sorted(path.name for path in tmp_path.iterdir()) == [".other.123.tmp", "out"]
@@ -78,7 +78,7 @@ def test_killed_between_the_two_names(tmp_path: Path) -> None:
 def test_killed_before_the_old_one_was_removed(tmp_path: Path) -> None:
     fill(tmp_path / "out", "2")
     fill(tmp_path / ".out.old", "1")
-    with pytest.raises(AimfairError, match="holds an export already"):
+    with pytest.raises(AimfairError, match="already contains an export"):
         fill(tmp_path / "out", "3")
     assert (tmp_path / "out" / "a.txt").read_text() == "2"
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
@@ -96,7 +96,7 @@ def test_the_data_are_on_disk_before_the_name(tmp_path: Path, monkeypatch: pytes
 def test_the_current_folder_is_never_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
-    refused = pytest.raises(AimfairError, match="is the current folder or holds it; choose a new one with --to")
+    refused = pytest.raises(AimfairError, match="is or contains the current folder; choose another with --to")
     with refused, new_folder(Path(name), overwrite=True):
         pass
     assert [entry.name for entry in tmp_path.iterdir()] == ["here"]

@@ -685,7 +685,7 @@ def test_digits_have_no_files(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_a_folder_that_is_not_there(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["scan", "--config", str(file), "--quiet", "--data.root", "/nowhere/at/all"]) == 2
-    assert capsys.readouterr().err.startswith("error: data.root: found /nowhere/at/all, which is no folder")
+    assert capsys.readouterr().err.startswith("error: data.root: found /nowhere/at/all, which is not a folder")
 
 
 def test_a_stop_is_no_refusal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
