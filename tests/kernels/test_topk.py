@@ -121,6 +121,11 @@ def test_criterion_definitions(device):
 # -- the stable sort, on scores of all kinds --------------------------------------------------------------------------
 
 
+def signs(n: int) -> Tensor:
+    """-1 and 1; the sign of a normal number can be 0, and 0 * infinity is NaN."""
+    return torch.where(torch.rand(n) < 0.5, -1.0, 1.0)
+
+
 def ties_around_threshold(n: int) -> Tensor:
     scores = torch.rand(n)
     return torch.where(torch.rand(n) < 0.8, torch.tensor(0.5), scores)
@@ -163,8 +168,8 @@ KINDS: dict[str, Callable[[int], Tensor]] = {
     "neighbouring_floats": lambda n: 1.0 + torch.randint(16, (n,)) * 2.0**-23,
     "denormal": lambda n: torch.randint(-1000, 1000, (n,), dtype=torch.int32).abs().view(torch.float32) * 1.0,
     "signed_denormal": lambda n: torch.randn(n) * 1e-40,
-    "infinite": lambda n: torch.where(torch.rand(n) < 0.4, torch.randn(n).sign() * INF, torch.randn(n)),
-    "all_infinite": lambda n: torch.randn(n).sign() * INF,
+    "infinite": lambda n: torch.where(torch.rand(n) < 0.4, signs(n) * INF, torch.randn(n)),
+    "all_infinite": lambda n: signs(n) * INF,
     "signed_zeros": lambda n: torch.randn(n).sign() * 0.0,
     "zeros_among_values": lambda n: torch.where(torch.rand(n) < 0.6, torch.randn(n).sign() * 0.0, torch.randn(n)),
     "all_exponents": lambda n: torch.randn(n).sign() * 10.0 ** torch.empty(n).uniform_(-44, 38),
