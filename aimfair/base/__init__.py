@@ -1,1 +1,1 @@
-"""What every part stands on: files, errors, logs, seeds, devices."""
+"""Shared by all parts: files, locks, errors, logs, progress, seeds, devices."""

@@ -1,4 +1,4 @@
-"""Models of transformers from a folder, and their tokenizers; random and broken weights are refused."""
+"""Loads models and tokenizers of transformers from a folder; refuses missing and broken weights."""
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -11,7 +11,7 @@ from aimfair.base.errors import AimfairError, one_line
 
 
 def load_model(key: str, folder: Path, kind: Any, **options: Any) -> Any:
-    """A model with every weight as the folder's safetensors files have it; no pickle is read, no network asked.
+    """A model with every weight from the folder's safetensors files, without pickle and without network.
 
     Args:
         key: the setting that names the folder, for errors.
@@ -37,7 +37,7 @@ def load_model(key: str, folder: Path, kind: Any, **options: Any) -> Any:
             **options,
         ),
     )
-    if missing := sorted(found["missing_keys"]):  # they would be random, as those of another shape
+    if missing := sorted(found["missing_keys"]):  # transformers would fill them with random values
         raise AimfairError(f"{key}: {folder}: {missing[0]} is missing; fetch or copy it again")
     for name, saved, expected in sorted(found["mismatched_keys"]):
         raise AimfairError(
@@ -49,10 +49,10 @@ def load_model(key: str, folder: Path, kind: Any, **options: Any) -> Any:
 
 
 def refuse_broken_weights(where: str, model: nn.Module) -> None:
-    """NaN loads without a word, and gives black images or filters that let everything pass.
+    """NaN loads silently, and gives black images or filters that accept everything.
 
     Args:
-        where: the model is, for the error.
+        where: location of the model, for the error.
 
     Raises:
         AimfairError: a tensor holds NaN or infinite values.
@@ -83,19 +83,19 @@ def load_tokenizer(key: str, folder: Path) -> Any:
 
 
 def _one_line(key: str, folder: Path, kind: Any, load: Callable[[], Any]) -> Any:
-    """What ``load`` gives, without bars and reports on the terminal; its errors in one line."""
+    """The result of ``load``, without progress bars and reports; its errors in one line."""
     import transformers as library
 
-    transformers: Any = library  # its types are not those of what it does
+    transformers: Any = library  # its annotations are incomplete
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
     try:
         return load()
-    except Exception as error:  # anything can be wrong with a user's folder, and each part of it has its own errors
+    except Exception as error:  # a damaged folder raises many kinds of errors
         raise AimfairError(f"{key}: {folder}: not a usable {kind.__name__}: {one_line(error)}") from error
 
 
 def _finite(weights: Tensor) -> bool:
-    if weights.is_floating_point() and weights.itemsize == 1:  # of which torch cannot tell for all kinds
+    if weights.is_floating_point() and weights.itemsize == 1:  # isfinite lacks some of the float8 types
         weights = weights.float()
     return bool(torch.isfinite(weights).all())

@@ -1,4 +1,4 @@
-"""Where tensors live."""
+"""The device that a setting names."""
 
 from functools import cache
 
@@ -14,7 +14,7 @@ def choose_device(name: str) -> torch.device:
         name: auto (cuda where there is one), cpu, cuda or cuda:N.
 
     Raises:
-        ConfigError: a GPU that is not there.
+        ConfigError: there is no such GPU.
     """
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -25,13 +25,12 @@ def choose_device(name: str) -> torch.device:
 
 
 def tuning_device(name: str) -> torch.device:
-    """The device of ``config.device`` for what runs this package's operators: training, sensitivity, selection.
+    """The device of ``config.device`` for training, sensitivity and selection, which run this package's operators.
 
     ``auto`` is the CPU where they were built without CUDA kernels.
 
     Raises:
-        ConfigError: a GPU that is not there, that the operators cannot use, or on which they compute other values than
-            their reference.
+        ConfigError: there is no such GPU, the operators cannot use it, or their results differ from the reference.
     """
     device = choose_device(name)
     if device.type == "cpu":

@@ -1,4 +1,4 @@
-"""Errors that are the user's to mend: one line each, which the command line prints without a traceback."""
+"""Errors that the user can fix: one line each, which the command line prints without a traceback."""
 
 
 class AimfairError(Exception):

@@ -1,4 +1,4 @@
-"""Writing files so that whoever looks, at whatever moment, finds the old one or the new one, never a part."""
+"""Atomic file writes: readers find the old file or the new one, never a part."""
 
 import json
 import os
@@ -33,7 +33,7 @@ def append_text(path: Path, text: str) -> None:
     """Adds ``text``, in UTF-8, to a file that may not be there yet; it is on disk when this returns.
 
     Raises:
-        OSError: it cannot be written, of a full disk say; the file is cut back to what it was, if it can be.
+        OSError: it cannot be written, for example on a full disk; the file is truncated to its old length if possible.
     """
     new = not path.exists()
     length = 0 if new else path.stat().st_size
@@ -42,7 +42,7 @@ def append_text(path: Path, text: str) -> None:
             file.write(text)
             file.flush()
             os.fsync(file.fileno())
-    except OSError:  # after "with": closing writes once more what was not written
+    except OSError:  # after "with": closing tries again to write the rest
         with suppress(OSError):
             os.truncate(path, length)
         raise
@@ -54,21 +54,21 @@ def write_json(path: str | os.PathLike[str], value: Any) -> None:
     """Replaces ``path`` by ``value``.
 
     Raises:
-        ValueError: ``value`` holds NaN or infinity, which JSON has no word for.
+        ValueError: ``value`` holds NaN or infinity, which JSON cannot represent.
     """
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
 def is_temporary(name: str) -> bool:
-    """Whether a file of this name is what :func:`replace_file` writes to."""
+    """Whether the name is that of a temporary file of :func:`replace_file`."""
     return _TEMPORARY.fullmatch(name) is not None
 
 
 def remove_temporaries(folder: Path, but: str | None = None) -> int:
-    """Removes what killed writers left under ``folder``; the number of files. No writer may be at work there.
+    """Removes temporary files of killed writers under ``folder``; returns their number. No writer may be active there.
 
     Args:
-        but: name of a folder in ``folder`` that is left alone.
+        but: name of a folder in ``folder`` to skip.
     """
     stray = [
         path

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM as a question that long loops ask where their state is safe."""
+"""Ctrl-C and SIGTERM as a flag that long loops check where their state is safe."""
 
 import contextlib
 import os
@@ -13,7 +13,7 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class Interrupted(AimfairError):
-    """The work was asked to stop and did, at a point from which it continues."""
+    """The work was stopped by a signal, at a point from which it can continue."""
 
     def __init__(self, number: int):
         super().__init__(f"stopped by {signal.Signals(number).name}; the same command continues")
@@ -23,7 +23,7 @@ class Interrupted(AimfairError):
 class Interrupt:
     """While entered, turns SIGINT and SIGTERM into a flag. A second SIGINT raises KeyboardInterrupt at once.
 
-    Python delivers signals to the main thread alone: entered in another thread this changes nothing.
+    Python delivers signals to the main thread alone: in another thread, entering changes nothing.
     """
 
     def __init__(self) -> None:
@@ -35,7 +35,7 @@ class Interrupt:
         return self._signal is not None
 
     def check(self) -> None:
-        """To be called where everything done so far can be found again.
+        """To be called where all work so far is saved.
 
         Raises:
             Interrupted: a signal has come.
@@ -62,4 +62,4 @@ class Interrupt:
 
 
 NEVER = Interrupt()
-"""For work that nobody interrupts: it is not entered, so its flag is never raised."""
+"""Never entered, so never raised: for work without interruption."""

@@ -4,15 +4,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TypeVar
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import ValidationError
 
 from aimfair.base.errors import AimfairError
+from aimfair.base.settings import Record
 
 
-class Line(BaseModel):
+class Line(Record, strict=True):
     """One line: exactly these fields, of exactly these types."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
 
 LineType = TypeVar("LineType", bound=Line)
@@ -22,8 +21,8 @@ def read_lines(path: Path, kind: type[LineType], *, appended: bool = False) -> l
     """The records of ``path``, in its order.
 
     Args:
-        appended: the file was written line by line: a last line without its end is the half that a killed process left,
-            and is not read.
+        appended: the file was written line by line: a last line without its end was left by a killed process and is
+            ignored.
 
     Raises:
         AimfairError: the file is missing, or a line is not such a record; names file, line and field.

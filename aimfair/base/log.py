@@ -1,4 +1,4 @@
-"""What happened in a run, one JSON object per line."""
+"""The log of a run: one JSON object per line."""
 
 import json
 import math
@@ -10,12 +10,12 @@ from typing import Any
 
 
 class Log:
-    """Appends events to a file, each on disk (but for loss of power) when the call returns.
+    """Appends events to a file; each survives kill -9 once the call returns.
 
     Args:
-        path: the file; None: events are forgotten, and warnings are Python's own.
-        show: where warnings and notes are shown to a person, too.
-        notes: whether notes are.
+        path: the file; None: events are dropped, and warnings become Python warnings.
+        show: also shows warnings and notes to the user.
+        notes: whether notes are shown.
     """
 
     def __init__(self, path: Path | None, show: Callable[[str], None] | None = None, *, notes: bool = True):
@@ -26,20 +26,20 @@ class Log:
             self._file = path.open("a", encoding="utf-8")
 
     def __call__(self, event: str, **fields: Any) -> None:
-        """Adds ``{"time": ..., "event": event, **fields}``; values that JSON cannot hold are written as text."""
+        """Adds ``{"time": ..., "event": event, **fields}``; values that JSON lacks are written as strings."""
         if self._file is not None:
             values = {"time": datetime.now(UTC).isoformat(timespec="milliseconds"), "event": event, **fields}
             self._file.write(json.dumps({key: _plain(value) for key, value in values.items()}, default=str) + "\n")
             self._file.flush()
 
     def tell(self, message: str) -> None:
-        """An event "note" that a person likes to know of."""
+        """An event "note" that is also shown to the user."""
         self("note", message=message)
         if self._show is not None and self._notes:
             self._show(message)
 
     def warn(self, message: str, **fields: Any) -> None:
-        """An event "warning" that a person should know of."""
+        """An event "warning" that is also shown to the user, quiet or not."""
         self("warning", message=message, **fields)
         if self._show is not None:
             self._show(f"warning: {message}")
@@ -56,11 +56,11 @@ def _plain(value: Any) -> Any:
 
 
 def _drop_half_line(path: Path) -> None:
-    """Cuts off the line that a killed process did not finish."""
+    """Removes the last line if a killed process did not finish it."""
     if path.exists() and (data := path.read_bytes()) and not data.endswith(b"\n"):
         with path.open("r+b") as file:
             file.truncate(data.rfind(b"\n") + 1)
 
 
 NOWHERE = Log(None)
-"""For work that keeps no log; its warnings are Python's own."""
+"""Drops events; its warnings are Python warnings."""

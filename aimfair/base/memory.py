@@ -1,4 +1,4 @@
-"""Working within the memory there is."""
+"""Batch sizes that fit in memory."""
 
 from collections.abc import Callable, Iterator
 from typing import TypeVar
@@ -11,7 +11,7 @@ T = TypeVar("T")
 
 
 class MicroBatch:
-    """How many images go through a model at once: halved whenever the device runs out of memory, never raised again.
+    """The number of images in one forward pass: halved whenever the device runs out of memory, and kept.
 
     Args:
         size: images at first.
@@ -21,10 +21,10 @@ class MicroBatch:
         self.size = size
 
     def attempt(self, work: Callable[[int], T]) -> T:
-        """``work(size)``, begun again with half the size for as long as it runs out of memory.
+        """``work(size)``, retried with half the size while it runs out of memory.
 
         Raises:
-            AimfairError: one image is too much.
+            AimfairError: a single image does not fit.
         """
         while True:
             try:
@@ -34,7 +34,7 @@ class MicroBatch:
                     raise AimfairError(
                         "out of memory with a single image; choose smaller images, a smaller model or another device"
                     ) from error
-            # Not in the except clause: there the error holds the frames, and they the tensors that fill the memory.
+            # Outside the except clause: inside, the error keeps the frames alive, and they the tensors.
             self.size = (self.size + 1) // 2
             torch.cuda.empty_cache()
 

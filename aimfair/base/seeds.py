@@ -1,4 +1,4 @@
-"""Every random choice is a function of a seed and of what the choice is for, so that nothing depends on order."""
+"""Every random choice is a function of a seed and of its purpose, so that nothing depends on the order of calls."""
 
 import hashlib
 from collections.abc import Iterator

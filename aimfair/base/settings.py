@@ -1,4 +1,4 @@
-"""What every node of the settings is made of."""
+"""Base classes of the settings and of the JSON files that aimfair writes."""
 
 import os
 from pathlib import Path
@@ -8,10 +8,10 @@ from pydantic import AfterValidator, BaseModel, ConfigDict
 
 
 class Problem(ValueError):
-    """A setting that only another one makes wrong.
+    """A setting that is wrong in combination with others.
 
     Args:
-        key: where it is, seen from the node that found it.
+        key: of the setting, relative to the node that raises.
     """
 
     def __init__(self, key: tuple[str | int, ...], message: str):
@@ -24,7 +24,7 @@ def _absolute(path: Path) -> Path:
 
 
 def _absolute_if_folder(name: str) -> str:
-    """Folders are told from names by how they begin, so that nothing depends on which folders happen to exist."""
+    """A folder begins as a path, so that the meaning of a name does not depend on which folders exist."""
     return str(_absolute(Path(name))) if name.startswith(("/", "./", "../", "~/")) else name
 
 
@@ -32,15 +32,21 @@ Folder = Annotated[Path, AfterValidator(_absolute)]
 FolderOrName = Annotated[str, AfterValidator(_absolute_if_folder)]
 
 
-class Settings(BaseModel):
-    """A node of the tree: unknown keys, NaN and infinity are refused, values never change after validation."""
+class Record(BaseModel):
+    """A part of a JSON file: exactly its fields, which never change after validation."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, protected_namespaces=())
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Settings(Record):
+    """A node of the settings: a record without NaN and infinity."""
+
+    model_config = ConfigDict(allow_inf_nan=False, protected_namespaces=())
 
 
 def require_words(key: tuple[str | int, ...], words: list[str]) -> None:
     """Raises Problem unless these can be words of prompts."""
     if not words or any(not word.strip() or not word.isprintable() for word in words):
         raise Problem(
-            key, f"found {words!r}, expected at least one text, none of them blank or with control characters"
+            key, f"found {words!r}, expected at least one string, none of them blank or with control characters"
         )

@@ -1,4 +1,4 @@
-"""Settings as one validated tree: assembled from the nodes that each part owns, read from YAML and flags."""
+"""Settings: one validated tree, read from YAML files and flags."""
 
 from aimfair.config.tree import Config
 

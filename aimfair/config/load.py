@@ -22,12 +22,12 @@ _Part = TypeVar("_Part", bound=BaseModel)
 def load(path: Path | None, overrides: Mapping[str, str] | None = None) -> Config:
     """The settings of a file under those of flags: defaults < vocabulary < file < flags.
 
-    A vocabulary (``prompts.vocabulary``) that a flag names takes the place of the words in the file.
+    A vocabulary (``prompts.vocabulary``) named by a flag replaces the words in the file.
 
     Args:
         path: a YAML file; None: defaults and flags alone.
-        overrides: dotted key -> its text on the command line. Texts, choices and paths are taken as they are, lists
-            may be written without brackets, all else is YAML; ``null`` is none.
+        overrides: dotted key -> its value as typed. Strings, choices and paths are taken literally, lists may omit
+            their brackets, everything else is YAML; ``null`` is None.
 
     Raises:
         ConfigError: a line for each fault, beginning with the file and line, or with the flag.
@@ -36,7 +36,7 @@ def load(path: Path | None, overrides: Mapping[str, str] | None = None) -> Confi
 
 
 def load_part(part: type[_Part], path: Path | None, overrides: Mapping[str, str] | None = None) -> _Part:
-    """As :func:`load`, of a class that has some of the fields of Config; the others may be missing or wrong.
+    """As :func:`load`, for a class with some of the fields of Config; the others may be missing or wrong.
 
     Raises:
         ConfigError: as :func:`load`.
@@ -49,24 +49,24 @@ def load_part(part: type[_Part], path: Path | None, overrides: Mapping[str, str]
     vocabulary.add(tree, origins, (overrides or {}).get("prompts.vocabulary"))
     for name, text in (overrides or {}).items():
         key = tuple(name.split("."))
-        _put(tree, key, _value_of_flag(name, _annotation(name), text))
+        vocabulary.put(tree, key, _value_of_flag(name, _annotation(name), text))
         origins = {old: origin for old, origin in origins.items() if old[: len(key)] != key} | {key: f"--{name}"}
     tree = {key: value for key, value in tree.items() if key in part.model_fields or key not in Config.model_fields}
     try:
-        # JSON in strict mode: 1 may be a float and a list a tuple, but "1" is no number, nor true
+        # strict JSON: 1 may be a float and a list a tuple, but "1" and true are not numbers
         return part.model_validate_json(json.dumps(tree), strict=True)
     except ValidationError as error:
         raise ConfigError("\n".join(explain(fault, tree, origins, _nearest) for fault in error.errors())) from error
 
 
 def require_known(names: Iterable[str]) -> None:
-    """Raises ConfigError for the first of these dotted keys that is none."""
+    """Raises ConfigError for the first dotted key that is not a setting."""
     for name in names:
         _annotation(name)
 
 
 def dump(config: Config) -> str:
-    """YAML text from which :func:`load` makes an equal Config."""
+    """YAML from which :func:`load` makes an equal Config."""
     return strict_yaml.write(config.model_dump(mode="json"))
 
 
@@ -96,7 +96,7 @@ def _keys(members: Sequence[type[BaseModel]], prefix: str) -> Iterator[tuple[str
 
 
 def reference() -> str:
-    """Every key with its type, default and meaning, as text."""
+    """Every key with its type, default and meaning."""
     entries = []
     for key, field in keys():
         default = "required" if field.is_required() else json.dumps(field.get_default(call_default_factory=True))
@@ -183,17 +183,8 @@ def _plain_name(choice: Any) -> str:
     if isinstance(choice, str):
         return choice
     if isinstance(choice, type) and get_origin(choice) is None:
-        return "text" if choice is str else "folder" if choice is Path else choice.__name__
-    return str(choice).replace("typing.", "").replace("str", "text")
-
-
-def _put(tree: dict[str, Any], key: Sequence[str], value: Any) -> None:
-    """Sets a value in nested dicts. Where the file has something else in the way, that stays, and is refused later."""
-    for part in key[:-1]:
-        tree = tree.setdefault(part, {})
-        if not isinstance(tree, dict):
-            return
-    tree[key[-1]] = value
+        return "string" if choice is str else "folder" if choice is Path else choice.__name__
+    return str(choice).replace("typing.", "").replace("str", "string")
 
 
 # -- errors ------------------------------------------------------------------------------------------------------------

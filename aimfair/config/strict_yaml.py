@@ -1,6 +1,6 @@
-"""YAML without its surprises: the core schema of YAML 1.2, keys that are texts and unique, no tags, no aliases.
+"""YAML without its surprises: the core schema of YAML 1.2, unique string keys, no tags, no aliases.
 
-So ``no`` and ``on`` are texts, ``1e-3`` is a number, and ``010`` and ``12:30`` are not.
+So ``no`` and ``on`` are strings, ``1e-3`` is a number, and ``010`` and ``12:30`` are not.
 """
 
 import re
@@ -34,20 +34,20 @@ class _Loader(yaml.SafeLoader):
     yaml_implicit_resolvers = _RESOLVERS
 
     def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
-        if self.check_event(yaml.AliasEvent):  # a few lines of them can stand for more values than memory holds
+        if self.check_event(yaml.AliasEvent):  # a few lines can expand to more values than fit in memory
             event = self.peek_event()  # type: ignore[no-untyped-call]
-            raise _fault("aliases are not understood; write the value out", event.start_mark)
+            raise _fault("aliases are not supported; write the value out", event.start_mark)
         return super().compose_node(parent, index)
 
 
 class _Dumper(yaml.SafeDumper):
-    yaml_implicit_resolvers = _RESOLVERS  # the same, so that it quotes what the loader would misread
+    yaml_implicit_resolvers = _RESOLVERS  # so that it quotes what the loader would misread
 
     def ignore_aliases(self, data: Any) -> bool:
         return True
 
     def represent_str(self, data: str) -> yaml.ScalarNode:
-        # some unprintable characters count as line breaks when read, unless they are escaped
+        # unescaped, some unprintable characters are read as line breaks
         return self.represent_scalar("tag:yaml.org,2002:str", data, style=None if data.isprintable() else '"')
 
 
@@ -55,10 +55,10 @@ _Dumper.add_representer(str, _Dumper.represent_str)
 
 
 def read(path: Path) -> tuple[dict[str, Any], Lines]:
-    """The mapping in a file, and the line of every key and item.
+    """The mapping of a file, and the line of every key and item.
 
     Raises:
-        ConfigError: the file cannot be read, or is not YAML of this kind, or no mapping.
+        ConfigError: the file cannot be read, or is not a mapping in this subset of YAML.
     """
     try:
         text = path.read_text(encoding="utf-8")
@@ -76,24 +76,24 @@ def read(path: Path) -> tuple[dict[str, Any], Lines]:
 
 
 def parse(text: str) -> tuple[Any, Lines]:
-    """The value of a YAML text, and the lines of its parts.
+    """The value of a YAML string, and the lines of its parts.
 
     Raises:
-        yaml.YAMLError: it is not YAML of this kind.
+        yaml.YAMLError: it is not in this subset of YAML.
     """
     loader = _Loader(text)
     lines: Lines = {}
     try:
         node = loader.get_single_node()
         return (None if node is None else _value(loader, node, (), lines)), lines
-    except (RecursionError, ValueError) as error:  # nested without end; digits without end
+    except (RecursionError, ValueError) as error:  # nested too deep; too many digits
         raise yaml.YAMLError(str(error)) from error
     finally:
         loader.dispose()
 
 
 def write(value: Any) -> str:
-    """YAML text that :func:`parse` reads as ``value``."""
+    """YAML that :func:`parse` reads as ``value``."""
     return yaml.dump(value, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=110)
 
 
@@ -108,9 +108,9 @@ def _value(loader: _Loader, node: yaml.Node, place: tuple[str | int, ...], lines
         for key_node, value_node in node.value:
             key = key_node.value
             if key_node.tag != "tag:yaml.org,2002:str":
-                raise _fault(f"found the key {key!r}, expected a text; put it in quotes", key_node.start_mark)
+                raise _fault(f"found the key {key!r}, expected a string; put it in quotes", key_node.start_mark)
             if key in result:
-                raise _fault(f"the key {key!r} stands here for the second time", key_node.start_mark)
+                raise _fault(f"duplicate key {key!r}", key_node.start_mark)
             lines[(*place, key)] = key_node.start_mark.line + 1
             result[key] = _value(loader, value_node, (*place, key), lines)
         return result

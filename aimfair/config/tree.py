@@ -1,4 +1,4 @@
-"""The whole tree."""
+"""The settings of a run, assembled from the nodes that each part owns."""
 
 import re
 from typing import Self
@@ -18,7 +18,7 @@ _DEVICE = re.compile(r"auto|cpu|cuda(:[0-9]+)?")
 
 
 class Config(Settings):
-    """The whole tree."""
+    """The settings of a run."""
 
     title: str = Field("aimfair run", description="heading of the report")
     seeds: list[int] = Field([100, 200, 300], min_length=1, description="one baseline and one of each method for each")
@@ -37,15 +37,58 @@ class Config(Settings):
     evaluate: EvaluateSettings = EvaluateSettings()
 
     @model_validator(mode="after")
-    def _check(self) -> Self:
+    def _check_seeds_and_device(self) -> Self:
         if len(set(self.seeds)) < len(self.seeds) or min(self.seeds) < 0:
             raise Problem(("seeds",), f"found {self.seeds}, expected different numbers, none below 0")
         if not _DEVICE.fullmatch(self.device):
             raise Problem(("device",), f"found {self.device!r}, expected auto, cpu, cuda or cuda:N")
+        return self
+
+    @model_validator(mode="after")
+    def _check_model(self) -> Self:
         if not (self.model.pretrained or self.model.factory or self.model.config):
             raise Problem(("model",), "give model.pretrained, model.factory or model.config")
-        self._check_groups()
-        self._check_statistics()
+        return self
+
+    @model_validator(mode="after")
+    def _check_groups(self) -> Self:
+        """Data and prompts must have the same numbers of classes and protected values."""
+        targets, protected = len(self.prompts.targets), len(self.prompts.protected)
+        shape = self.data.group_shape() or (targets, protected)  # the groups of a table are in its rows
+        for key, found, expected, each in (
+            ("targets", targets, shape[0], "class"),
+            ("protected", protected, shape[1], "value"),
+        ):
+            if found != expected:
+                raise Problem(
+                    ("prompts", key), f"found {found} lists of words, expected {expected}, one for each {each}"
+                )
+        majority = self.data.majority
+        if len(majority) != targets:
+            expected_here = f"expected {targets}, one for each of prompts.targets"
+            raise Problem(("data", "majority"), f"found {len(majority)} numbers, {expected_here}")
+        if not all(0 <= value < protected for value in majority):
+            raise Problem(("data", "majority"), f"found {majority}, expected numbers from 0 to {protected - 1}")
+        return self
+
+    @model_validator(mode="after")
+    def _check_statistics(self) -> Self:
+        """Sensitivity must keep what the criterion of each method reads."""
+        kept = self.sensitivity.statistics
+        for name, method in self.methods.items():
+            if not isinstance(method, Tune) or not method.uses_gradients:
+                continue
+            for criterion in (method.criterion, method.domain_criterion or "difference"):
+                if kept not in KEPT_FOR[criterion]:
+                    raise Problem(
+                        ("sensitivity", "statistics"),
+                        f"found {kept!r}, but criterion {criterion!r} of methods.{name} needs"
+                        f" {' or '.join(repr(needed) for needed in KEPT_FOR[criterion])}",
+                    )
+        return self
+
+    @model_validator(mode="after")
+    def _check_method_names(self) -> Self:
         for name in self.methods:
             if name == BIASED or not _FILE_NAME.fullmatch(name):
                 raise Problem(
@@ -58,37 +101,3 @@ class Config(Settings):
                 f"found {self.default_method!r}, expected one of methods: {', '.join(self.methods) or 'none'}",
             )
         return self
-
-    def _check_statistics(self) -> None:
-        kept = self.sensitivity.statistics
-        for name, method in self.methods.items():
-            if not isinstance(method, Tune) or not method.uses_gradients:
-                continue
-            for criterion in (method.criterion, method.domain_criterion or "difference"):
-                if kept not in KEPT_FOR[criterion]:
-                    raise Problem(
-                        ("sensitivity", "statistics"),
-                        f"found {kept!r}, but criterion {criterion!r} of methods.{name} needs"
-                        f" {' or '.join(repr(text) for text in KEPT_FOR[criterion])}",
-                    )
-
-    def _check_groups(self) -> None:
-        targets, protected = len(self.prompts.targets), len(self.prompts.protected)
-        shape = self.data.group_shape()
-        if shape is not None and targets != shape[0]:
-            raise Problem(
-                ("prompts", "targets"), f"found {targets} lists of words, expected {shape[0]}, one for each class"
-            )
-        if shape is not None and protected != shape[1]:
-            raise Problem(
-                ("prompts", "protected"), f"found {protected} lists of words, expected {shape[1]}, one for each value"
-            )
-        if len(self.data.majority) != targets:
-            raise Problem(
-                ("data", "majority"),
-                f"found {len(self.data.majority)} numbers, expected {targets}, one for each of prompts.targets",
-            )
-        if not all(0 <= value < protected for value in self.data.majority):
-            raise Problem(
-                ("data", "majority"), f"found {self.data.majority}, expected numbers from 0 to {protected - 1}"
-            )

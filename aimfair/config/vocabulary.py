@@ -1,11 +1,12 @@
-"""Vocabularies: the words of prompts in files of their own, for several configs to use.
+"""Vocabularies: files with the words of prompts, which several configs share.
 
-A vocabulary gives the keys of :data:`PLACES`, any of them, and may include others. What a config gives itself stands;
-only what it leaves out is taken from its vocabulary. The settings that come of it hold the words themselves, so a run
-knows when a vocabulary has changed, and needs the file no more.
+A vocabulary gives any of the keys of :data:`PLACES`, and may include other vocabularies. It fills in what a config does
+not give itself. The resulting settings hold the words themselves, so a run detects a changed vocabulary and no longer
+needs the file.
 """
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -30,7 +31,7 @@ PLACES: dict[str, tuple[str, ...]] = {
 
 
 class Vocabulary(Settings):
-    """One file. What the words must be is told where the settings are: ``aimfair.config.PromptSettings``."""
+    """One file; ``aimfair.prompts.settings.PromptSettings`` validates the words."""
 
     include: list[str] = Field([], description="other vocabularies; their contexts and words to avoid are added")
     template: str = Field("", description="see prompts.template")
@@ -42,25 +43,25 @@ class Vocabulary(Settings):
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        if "avoid" in self.model_fields_set:  # here, as the words of several files are one list later
+        if "avoid" in self.model_fields_set:  # here, because the words of several files become one list
             require_words(("avoid",), self.avoid)
         return self
 
 
 def add(tree: dict[str, Any], origins: dict[Key, str], named: str | None) -> None:
-    """Puts the words of the vocabulary into the settings that lack them.
+    """Fills in settings that are missing from the vocabulary.
 
     Args:
-        tree: settings as a file has them, not validated; changed.
-        origins: place in it -> file and line; changed.
-        named: the vocabulary of a flag, in place of the words that are in ``tree``; None: the one that the tree names.
+        tree: the unvalidated settings of a file; changed.
+        origins: key -> file and line; changed.
+        named: the vocabulary of a flag, which replaces the words in ``tree``; None: the one that ``tree`` names.
 
     Raises:
         ConfigError: there is no such vocabulary, or it cannot be used; with file and line.
     """
     prompts = tree.setdefault("prompts", {}) if named is not None else tree.get("prompts")
     if not isinstance(prompts, dict) or named == "null":
-        return  # what is missing, or no mapping, is refused when the tree is validated
+        return  # the validation refuses what is missing or not a mapping
     if named is not None:
         for place in PLACES.values():
             _remove(tree, place)
@@ -72,12 +73,12 @@ def add(tree: dict[str, Any], origins: dict[Key, str], named: str | None) -> Non
     words, found = _read(_find(name, Path(), where), ())
     for key, place in wanted.items():
         if key in words:
-            _put(tree, place, words[key])
+            put(tree, place, words[key])
             origins |= {(*place, *rest): origin for (first, *rest), origin in found.items() if first == key}
 
 
 def names() -> list[str]:
-    """Of the vocabularies that come with aimfair."""
+    """The vocabularies that come with aimfair."""
     return sorted(file.stem for file in BUNDLED.glob("*.yaml"))
 
 
@@ -101,7 +102,7 @@ def _read(path: Path, above: tuple[Path, ...]) -> tuple[dict[str, Any], dict[Key
         where = origins["include", index]
         file = _find(name, path.parent, where)
         if file in (path, *above):
-            raise ConfigError(f"{where}: include: {name} includes this file, expected no circle")
+            raise ConfigError(f"{where}: include: {name} includes this file, expected no cycle")
         theirs, their_origins = _read(file, (path, *above))
         for key, value in theirs.items():
             if key == "contexts":
@@ -121,9 +122,9 @@ def _find(name: str, folder: Path, where: str) -> Path:
     """The file of a vocabulary.
 
     Args:
-        name: a path, if it begins as one, or else the name of one that comes with aimfair.
-        folder: what a relative path is relative to.
-        where: who asks, for the error.
+        name: a path if it begins as one, otherwise the name of a bundled vocabulary.
+        folder: base of relative paths.
+        where: origin of the name, for the error.
     """
     if name.startswith(("/", "./", "../", "~/")):
         file = (folder / Path(name).expanduser()).resolve()
@@ -145,7 +146,7 @@ def _known(_: str) -> str:
 def _is_there(tree: Any, place: tuple[str, ...]) -> bool:
     for part in place:
         if not isinstance(tree, dict):
-            return True  # something else is in the way, and is refused when the tree is validated
+            return True  # another value is in the way; the validation refuses it
         if part not in tree:
             return False
         tree = tree[part]
@@ -159,7 +160,10 @@ def _remove(tree: Any, place: tuple[str, ...]) -> None:
         tree.pop(place[-1], None)
 
 
-def _put(tree: dict[str, Any], place: tuple[str, ...], value: Any) -> None:
-    for part in place[:-1]:
+def put(tree: dict[str, Any], key: Sequence[str], value: Any) -> None:
+    """Sets a value in nested dicts; a value of the file that is in the way stays and is refused by the validation."""
+    for part in key[:-1]:
         tree = tree.setdefault(part, {})
-    tree[place[-1]] = value
+        if not isinstance(tree, dict):
+            return
+    tree[key[-1]] = value

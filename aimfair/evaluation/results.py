@@ -11,10 +11,11 @@ import math
 from pathlib import Path
 from typing import Annotated, Final, Literal, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError
+from pydantic import BeforeValidator, Field, ValidationError
 
 from aimfair.base.errors import AimfairError
 from aimfair.base.files import write_text
+from aimfair.base.settings import Record
 
 Number = Annotated[float, BeforeValidator(lambda value: math.nan if value is None else value)]
 Interval = tuple[Number, Number]
@@ -26,11 +27,7 @@ SCHEMA_VERSION: Final = 4
 non-empty groups; 3 called support deciding_images."""
 
 
-class _Part(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class ScoreResult(_Part):
+class ScoreResult(Record):
     """Score -> its value for all test images, for those of each protected value [A], and their largest minus smallest.
 
     See :mod:`aimfair.evaluation.scores`.
@@ -41,7 +38,7 @@ class ScoreResult(_Part):
     gap: Metrics
 
 
-class SeedResult(_Part):
+class SeedResult(Record):
     """One model: a method at one seed.
 
     Attributes:
@@ -61,7 +58,7 @@ class SeedResult(_Part):
     scores: ScoreResult | None = None
 
 
-class GroupResult(_Part):
+class GroupResult(Record):
     """Accuracies of the groups over the seeds, [A][Y].
 
     Attributes:
@@ -74,7 +71,7 @@ class GroupResult(_Part):
     interval: list[list[Interval]]
 
 
-class Difference(_Part):
+class Difference(Record):
     """One metric of a method minus that of another, paired by seed and by image.
 
     Attributes:
@@ -91,7 +88,7 @@ class Difference(_Part):
     support: int | None = None
 
 
-class MethodSummary(_Part):
+class MethodSummary(Record):
     """A method over the seeds, for one grouping of the test images.
 
     Attributes:
@@ -136,7 +133,7 @@ class AuditMethod(MethodSummary):
     worst_present_group: tuple[int, int] | None
 
 
-class Audit(_Part):
+class Audit(Record):
     """The test images grouped by another attribute, or by the protected one and another.
 
     Its A is the number of ``value_names``, in whose order all arrays are. A metric that needs an empty group is NaN;
@@ -162,7 +159,7 @@ def _empty(test_images: list[list[int]]) -> int:
     return sum(size == 0 for row in test_images for size in row)
 
 
-class Results(_Part):
+class Results(Record):
     """A whole run.
 
     Attributes:
@@ -189,8 +186,8 @@ class Results(_Part):
     cautions: list[str]
     methods: dict[str, MethodResult]
     bins: int
-    attributes: dict[str, Audit] = {}
-    intersections: dict[str, Audit] = {}
+    attributes: dict[str, Audit] = Field({})
+    intersections: dict[str, Audit] = Field({})
 
     @property
     def groups(self) -> list[tuple[int, int]]:

@@ -5,18 +5,15 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Self
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import ValidationError
 
 from aimfair.base.errors import AimfairError
 from aimfair.base.files import write_text
+from aimfair.base.settings import Record
 from aimfair.generation.plan import Group
 
 
-class _Part(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class Speed(_Part):
+class Speed(Record):
     """The time of the images made by one call of :meth:`aimfair.generation.job.Job.run`.
 
     Attributes:
@@ -35,7 +32,7 @@ class Speed(_Part):
     processes: int
 
 
-class GroupSummary(_Part):
+class GroupSummary(Record):
     """Images of the group (y, a): ``made``, or found in a folder, = ``kept`` + the sum of ``rejected``, by reason."""
 
     y: int
@@ -45,7 +42,7 @@ class GroupSummary(_Part):
     rejected: dict[str, int]
 
 
-class GenerationSummary(_Part):
+class GenerationSummary(Record):
     """``generation.json`` of a run.
 
     Attributes:

@@ -13,11 +13,12 @@ from pathlib import Path
 from typing import Self
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import ValidationError
 
 from aimfair.base.errors import AimfairError
 from aimfair.base.files import write_text
 from aimfair.base.seeds import generator
+from aimfair.base.settings import Record
 from aimfair.prompts.grammar import Prompt, without_contexts
 from aimfair.prompts.settings import PromptSettings
 
@@ -28,11 +29,7 @@ Group = tuple[int, int]
 """(y, a): target class and protected value."""
 
 
-class _Part(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class Coverage(_Part):
+class Coverage(Record):
     """One contextual attribute in the prompts of one group.
 
     Attributes:
@@ -50,7 +47,7 @@ class Coverage(_Part):
     evenness: float | None
 
 
-class Attribute(_Part):
+class Attribute(Record):
     """One contextual attribute.
 
     Attributes:
@@ -69,7 +66,7 @@ class Attribute(_Part):
     between: tuple[Group, Group]
 
 
-class Wording(_Part):
+class Wording(Record):
     """The texts of one group.
 
     Attributes:
@@ -90,7 +87,7 @@ class Wording(_Part):
     compared: int
 
 
-class Diversity(_Part):
+class Diversity(Record):
     """
     Attributes:
         provider: who wrote the prompts.

@@ -1,1 +1,1 @@
-"""One run of the pipeline: its directory, and what a person sees and does while it goes on."""
+"""A run of the pipeline: its directory, and the records of its finished steps."""

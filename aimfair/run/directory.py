@@ -18,7 +18,7 @@ from aimfair.run.records import Records
 _LOCK, _CONFIG = ".lock", "config.yaml"
 
 ABLATIONS = "ablations"
-"""The folder of a run that holds variants of it, ``ablations/<name>/<group>``, each a run of its own."""
+"""The folder in a run with its variants, ``ablations/<name>/<group>``, each a run itself."""
 
 
 class Run:
@@ -30,7 +30,7 @@ class Run:
         path: the directory.
         config: its settings.
         overwrite: whether results of other settings may be replaced.
-        log, progress, interrupt: for stages to hand to the functions they call.
+        log, progress, interrupt: for the functions that stages call.
         origin: the run that this one is a variant of, recognised by its path; None: it is no variant. Steps that the
             origin has finished with the same inputs are taken over.
 
@@ -92,7 +92,7 @@ class Run:
         self.close()
 
     def close(self) -> None:
-        """Lets other processes in."""
+        """Releases the lock."""
         self.log.close()
         os.close(self._lock)
 
@@ -117,7 +117,7 @@ class Run:
         return False
 
     def has_record(self, step: str) -> bool:
-        """Whether the step was finished, whatever its inputs were."""
+        """Whether the step was finished, with any inputs."""
         return self._records.exists(step)
 
     def finish(self, step: str, inputs: object, outputs: Sequence[Path]) -> None:
@@ -227,7 +227,7 @@ def _require_run_or_empty(path: Path) -> None:
 
 
 def _settle_config(path: Path, config: Config, *, overwrite: bool) -> Config:
-    """The settings of the run from now on, which ``config.yaml`` holds."""
+    """Writes the settings of the run to ``config.yaml``, unless they may not change; returns them."""
     file = path / _CONFIG
     if file.exists():
         try:

@@ -1,4 +1,4 @@
-"""What vouches for a finished step: a small file, written last, of what went in and what came out."""
+"""The record of a finished step: a small file, written last, with a digest of its inputs and its output files."""
 
 import hashlib
 import json
@@ -22,13 +22,12 @@ class Records:
     def __init__(self, run: Path):
         self._run = run
         self._read_before: dict[str, tuple[tuple[int, int, int], dict[str, Any] | None]] = {}
-        self._found_whole: set[str] = set()  # digests; files are only replaced by the steps themselves
+        self._found_whole: set[str] = set()  # digests of records whose files were all there
 
     def matches(self, step: str, inputs: object) -> bool:
-        """Whether the step was finished with these inputs and every file it made is there, of the size it had.
+        """Whether the step was finished with these inputs and every output file still has its size.
 
-        A record that does not match is removed: the step is about to replace what it vouches for, and may be killed
-        half-way.
+        A record that does not match is removed: the step is about to replace its files, and may be killed half-way.
         """
         record = self._read(step)
         if record is None:
@@ -39,11 +38,11 @@ class Records:
         return False
 
     def exists(self, step: str) -> bool:
-        """Whether the step has a record that can be believed."""
+        """Whether the step has a valid record."""
         return self._read(step) is not None
 
     def write(self, step: str, inputs: object, outputs: Sequence[Path]) -> None:
-        """Vouches for the files in ``outputs``, of folders for all within."""
+        """Records the step with its ``outputs``: files, or folders with all files in them."""
         files = sorted(file for output in outputs for file in _files(output))
         path = self._path(step)
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -63,9 +62,9 @@ class Records:
     def adopt(self, step: str, inputs: object, origin: "Records") -> bool:
         """Takes over a step that another run has finished with the same inputs; False if it has not.
 
-        Files are hard links, or copies where the disk is another: whoever changes a file of a run puts a new one in its
-        place, so neither run sees what becomes of the other. The record comes last, and only if the other run's was the
-        same before and after: it is gone before a file that it vouches for is replaced.
+        Files become hard links, or copies on another disk. Runs replace files and never change them in place, so
+        neither run affects the other. The record is written last, and only if the other run's is unchanged: a step
+        removes its record before it replaces its files.
         """
         record = origin._read(step)
         if record is None or record["inputs_digest"] != digest_of_inputs(inputs) or not origin._is_whole(record):
@@ -75,7 +74,7 @@ class Records:
             for name in record["outputs"]:
                 _link(origin._run / name, self._run / name)
                 folders.add((self._run / name).parent)
-        except FileNotFoundError:  # the other run has begun the step anew
+        except FileNotFoundError:  # the other run has started the step again
             return False
         for folder in folders:
             sync(folder)
@@ -87,10 +86,10 @@ class Records:
         return True
 
     def digest(self, step: str) -> str:
-        """Digest of the inputs and of the contents of the outputs of a finished step.
+        """Digest of the inputs and output bytes of a finished step.
 
         Raises:
-            AimfairError: it is not finished, has lost a file, or a step that it followed from was done again since.
+            AimfairError: it is not finished, has lost a file, or a step whose results it read was done again since.
         """
         record = self._read(step)
         if record is None:
@@ -98,17 +97,17 @@ class Records:
         elif not self._is_whole(record, again=False):
             fault = "has lost files that it made"
         elif not self._is_fresh(record, self._by_digest()):
-            fault = "is out of date, as what it followed from was made again"
+            fault = "is out of date: a step whose results it read was done again"
         else:
             return str(record["digest"])
         verb = step.split("/")[0]
         raise AimfairError(f"{self._run}: step {step!r} {fault}; do it first: aimfair {verb} --run {self._run}")
 
     def _is_whole(self, record: dict[str, Any], *, again: bool = True) -> bool:
-        """Whether every file is there, of the size it had.
+        """Whether every output file still has its size.
 
         Args:
-            again: look even if they were all there before: of thousands of images that takes a while.
+            again: look even if all were there before; for thousands of images that takes a while.
         """
         if not again and record["digest"] in self._found_whole:
             return True
@@ -119,7 +118,7 @@ class Records:
         return whole
 
     def _is_fresh(self, record: dict[str, Any], by_digest: dict[str, dict[str, Any]]) -> bool:
-        """Whether every step that it followed from, near or far, is still the one it read."""
+        """Whether every step upstream, direct or indirect, is still the one that was read."""
         return all(
             digest in by_digest and self._is_fresh(by_digest[digest], by_digest) for digest in record["upstream"]
         )
@@ -133,7 +132,7 @@ class Records:
         return self._run / "stages" / f"{step}.json"
 
     def _read(self, step: str) -> dict[str, Any] | None:
-        """The record; None if there is none, or none that can be believed. What was read before is not read again."""
+        """The record, cached until its file changes; None if there is none, or it is damaged."""
         path = self._path(step)
         try:
             status = path.stat()
@@ -168,12 +167,12 @@ def _files(output: Path) -> list[Path]:
     if output.is_dir():
         return [path for path in output.rglob("*") if path.is_file()]
     if not output.is_file():
-        raise FileNotFoundError(f"{output}: a step that is finished has made it")
+        raise FileNotFoundError(f"{output}: not found, but the step that makes it is finished")
     return [output]
 
 
 def _link(source: Path, target: Path) -> None:
-    """Makes ``target`` another name of the file ``source``, or where that cannot be, a copy of it."""
+    """Makes ``target`` a hard link to ``source``, or a copy where links are impossible."""
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
     try:
@@ -181,21 +180,21 @@ def _link(source: Path, target: Path) -> None:
         os.replace(temporary, target)
     except FileNotFoundError:
         raise
-    except OSError:  # another disk, or one that knows no links
+    except OSError:  # another disk, or a file system without links
         with replace_file(target) as copy:
             shutil.copyfile(source, copy)
     finally:
-        temporary.unlink(missing_ok=True)  # still there where both were names of one file already
+        temporary.unlink(missing_ok=True)  # it stays if both already were links to one file
 
 
 def _upstream(inputs: object) -> list[str]:
-    """The digests of other steps among the inputs: under the key ``upstream``, one or several."""
+    """The digests of other steps in the inputs: one or several, under the key ``upstream``."""
     found = inputs.get("upstream", []) if isinstance(inputs, dict) else []
     return [found] if isinstance(found, str) else list(found)
 
 
 def digest_of_inputs(inputs: object) -> str:
-    """SHA-256 of the inputs as JSON; the order of keys has no meaning."""
+    """SHA-256 of the inputs as JSON with sorted keys."""
     text = json.dumps(inputs, default=_plain, sort_keys=True, allow_nan=False)
     return hashlib.sha256(text.encode()).hexdigest()
 

@@ -11,9 +11,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal, Self
 
-from pydantic import BaseModel, ConfigDict
-
 from aimfair.base.files import write_text
+from aimfair.base.settings import Record
 from aimfair.data.catalogue import Rejected
 
 Groups = list[list[int]]
@@ -31,11 +30,7 @@ def readable(name: str) -> str:
     return name.encode("utf-8", "backslashreplace").decode()
 
 
-class _Part(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class Reason(_Part):
+class Reason(Record):
     """A reason for skipping rows or files.
 
     Attributes:
@@ -48,7 +43,7 @@ class Reason(_Part):
     examples: list[tuple[str, str]]
 
 
-class LeftOut(_Part):
+class LeftOut(Record):
     """The unusable ones of ``total`` rows or files; the most frequent reason first."""
 
     total: int
@@ -76,7 +71,7 @@ class LeftOut(_Part):
         )
 
 
-class Copies(_Part):
+class Copies(Record):
     """Images that several files contain, equal in every pixel.
 
     Attributes:
@@ -89,7 +84,7 @@ class Copies(_Part):
     examples: list[list[str]]
 
 
-class NearCopies(_Part):
+class NearCopies(Record):
     """Pairs of images of different splits that are similar but not equal.
 
     Attributes:
@@ -104,7 +99,7 @@ class NearCopies(_Part):
     complete: bool
 
 
-class Duplicates(_Part):
+class Duplicates(Record):
     """Copies and near-copies.
 
     Attributes:
@@ -122,7 +117,7 @@ class Duplicates(_Part):
     near: NearCopies | None
 
 
-class Extent(_Part):
+class Extent(Record):
     """Range and median."""
 
     least: float
@@ -130,7 +125,7 @@ class Extent(_Part):
     greatest: float
 
 
-class ImageFacts(_Part):
+class ImageFacts(Record):
     """The decodable files, as stored, upright.
 
     Attributes:
@@ -153,7 +148,7 @@ class ImageFacts(_Part):
     formats: dict[str, int]
 
 
-class Taken(_Part):
+class Taken(Record):
     """What a run with these settings would use.
 
     Attributes:
@@ -169,7 +164,7 @@ class Taken(_Part):
     association: float | None
 
 
-class AttributeCounts(_Part):
+class AttributeCounts(Record):
     """An attribute for further groups in evaluate: of ``data.audit``, or of an intersection.
 
     Attributes:
@@ -181,7 +176,7 @@ class AttributeCounts(_Part):
     counts: dict[str, list[int]]
 
 
-class Imported(_Part):
+class Imported(Record):
     """The images of ``generate.folder``.
 
     Attributes:
@@ -204,7 +199,7 @@ class Imported(_Part):
     leak_examples: list[tuple[str, str]]
 
 
-class Problem(_Part):
+class Problem(Record):
     """A problem and its fix.
 
     Attributes:
@@ -216,7 +211,7 @@ class Problem(_Part):
     advice: str
 
 
-class Scan(_Part):
+class Scan(Record):
     """Facts and problems of a data set.
 
     Attributes:

@@ -1,4 +1,4 @@
-"""The stages, in the order in which they follow from one another."""
+"""The registry of stages, and running them in order."""
 
 import platform
 import time

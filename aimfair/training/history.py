@@ -3,19 +3,16 @@
 from pathlib import Path
 from typing import Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from aimfair.base.files import write_json
+from aimfair.base.settings import Record
 
 HISTORY = "history.json"
 """File name, in the folder of a trained model."""
 
 
-class _Record(BaseModel):
-    model_config = ConfigDict(extra="forbid")
-
-
-class Epoch(_Record):
+class Epoch(Record, frozen=False):
     """One epoch. Losses are mean cross-entropy, accuracies shares; those of training are of augmented images."""
 
     epoch: int
@@ -27,7 +24,7 @@ class Epoch(_Record):
     seconds: float
 
 
-class History(_Record):
+class History(Record, frozen=False):
     """A finished training.
 
     Attributes:
@@ -54,7 +51,7 @@ class History(_Record):
         return cls.model_validate_json(path.read_bytes()) if path.exists() else None
 
 
-class Position(_Record):
+class Position(Record, frozen=False):
     """The position between two steps: beside tensors all that a checkpoint needs.
 
     Attributes:

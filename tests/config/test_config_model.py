@@ -1,4 +1,4 @@
-"""Settings of the classifier: which library's model a text means, and texts that mean none."""
+"""Settings of the classifier: which library's model a string names, and strings that name none."""
 
 import pytest
 

@@ -242,8 +242,8 @@ def test_the_example_of_the_documentation(folder: Path) -> None:
         ("with long fur", "' '", "pets.yaml:6: prompts.contexts.fur: found [' ', 'with short fur'], expected"),
         ("at midnight", "at noon", "pets.yaml:7: prompts.contexts.lighting: the same value stands there twice"),
         ("prompt: 3", "prompt: 30", "pets.yaml:8: prompts.contexts_per_prompt: found 30, expected at most 8"),
-        ("[leash]", "['']", "pets.yaml:9: avoid: found [''], expected at least one text"),
-        ("[leash]", "[3]", "pets.yaml:9: avoid.0: found 3, expected a text"),
+        ("[leash]", "['']", "pets.yaml:9: avoid: found [''], expected at least one string"),
+        ("[leash]", "[3]", "pets.yaml:9: avoid.0: found 3, expected a string"),
         ("{protected}, ", "", "pets.yaml:2: prompts.template: found {target} {contexts}, expected each of"),
         ("targets: ", "targits: ", "pets.yaml:3: targits: unknown key"),
         ("avoid: ", "\tavoid: ", "pets.yaml:9: "),
@@ -268,7 +268,7 @@ def test_faults_of_what_is_included_are_told_of_its_own_file() -> None:
     Path("words/more.yaml").write_text(MORE.replace("with a straight tail", "with a curled tail"))
     assert "more.yaml:1: prompts.contexts.tail: the same value" in refusal()
     Path("words/more.yaml").write_text("include: [./pets.yaml]\n")
-    assert "more.yaml:1: include: ./pets.yaml includes this file, expected no circle" in refusal()
+    assert "more.yaml:1: include: ./pets.yaml includes this file, expected no cycle" in refusal()
 
 
 @pytest.mark.usefixtures("folder")
@@ -283,7 +283,7 @@ def test_names_that_are_none(name: str) -> None:
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("prompts: {vocabulary: [faces]}\n", 'my.yaml:1: prompts.vocabulary: found ["faces"], expected a text'),
+        ("prompts: {vocabulary: [faces]}\n", 'my.yaml:1: prompts.vocabulary: found ["faces"], expected a string'),
         ("prompts: faces\n", 'my.yaml:1: prompts: found "faces", expected keys and values'),
         ("prompts: {vocabulary: faces, llm: 3}\n", "my.yaml:1: prompts.llm: found 3, expected keys and values"),
         ("prompts: {vocabulary: faces}\n", "my.yaml:1: prompts.targets: missing"),

@@ -318,7 +318,7 @@ def test_a_result_of_what_was_made_again_is_refused(tmp_path, config):
     assert run.digest_of("select/1/x")
     do("train/1", made[0], "another")
     for step, verb in (("sensitivity/1", "sensitivity"), ("select/1/x", "select")):
-        with pytest.raises(AimfairError, match=rf"step '{step}' is out of date, .*; do it first: aimfair {verb} "):
+        with pytest.raises(AimfairError, match=rf"step '{step}' is out of date: .*; do it first: aimfair {verb} "):
             run.digest_of(step)
     do("sensitivity/1", made[1], "b", "train/1")
     made[1].unlink()

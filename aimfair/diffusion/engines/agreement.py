@@ -1,9 +1,9 @@
 """Whether an engine computes what eager does: each part once, on the same noise."""
 
 import torch
-from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 
+from aimfair.base.settings import Record
 from aimfair.diffusion.engines.engine import Eager, Engine, Source, Tensors, full_precision
 
 TOLERANCES = {torch.float32: 1e-4, torch.bfloat16: 1e-1, torch.float16: 3e-2}
@@ -13,15 +13,13 @@ half; a wrong graph changes more than 1e-1."""
 _BATCH = 3  # not the size of the batch that exporters are shown: one that they took for fixed must come out
 
 
-class Agreement(BaseModel):
+class Agreement(Record, allow_inf_nan=False):
     """Largest differences from eager, as shares of eager's largest value.
 
     Attributes:
         differences: part -> that of its worst output; infinite values and NaN count as 1e30.
         tolerance: what they may be, by dtype.
     """
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     differences: dict[str, float]
     tolerance: float

@@ -16,13 +16,14 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import ValidationError
 
 from aimfair.base.errors import AimfairError
 from aimfair.base.files import cache_folder, sync, write_json
 from aimfair.base.interrupt import NEVER, Interrupt
 from aimfair.base.lock import locked
 from aimfair.base.log import NOWHERE, Log
+from aimfair.base.settings import Record
 from aimfair.diffusion.engines.agreement import Agreement
 
 GROWING = ".kernels"
@@ -32,7 +33,7 @@ _ENTRY = "entry.json"
 _KEY = re.compile(r"[0-9a-f]{32}")
 
 
-class Entry(BaseModel):
+class Entry(Record):
     """An engine's files.
 
     Attributes:
@@ -43,8 +44,6 @@ class Entry(BaseModel):
         model: where the model lay, for people to read.
         made: when.
     """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     facts: dict[str, Any]
     tools: dict[str, str]

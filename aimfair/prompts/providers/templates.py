@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import ValidationError
 
 from aimfair.base.errors import AimfairError
 from aimfair.base.files import append_text, write_text
@@ -22,6 +22,7 @@ from aimfair.base.interrupt import NEVER, Interrupt
 from aimfair.base.lines import Line, as_lines, read_lines
 from aimfair.base.log import NOWHERE, Log
 from aimfair.base.progress import Progress
+from aimfair.base.settings import Record
 from aimfair.prompts.grammar import MAX_CHARACTERS, count_contexts, draw_contexts
 from aimfair.prompts.providers import ChatModel, Reply
 from aimfair.prompts.settings import PromptSettings
@@ -132,9 +133,7 @@ class Template(Line):
     contexts: dict[str, str]
 
 
-class _Answer(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True)
-
+class _Answer(Record, strict=True):
     templates: list[Any]
 
 
