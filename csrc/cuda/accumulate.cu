@@ -185,7 +185,7 @@ int accumulate(const AccumulateTensor* tensors, int64_t count, const AccumulateO
                 arrived_at = upload.add_zeros<unsigned>(count);
   void* memory = allocate(upload.bytes() + chunks * static_cast<int64_t>(sizeof(double)));
   if (!memory) return cudaErrorMemoryAllocation;
-  if (const cudaError_t error = upload.copy(memory, stream)) return error;
+  AIMFAIR_TRY(upload.copy(memory, stream));
   const AccumulateTable table{array_at<AccumulateTensor>(memory, tensors_at),
                               array_at<int64_t>(memory, firsts_at),
                               array_at<unsigned>(memory, arrived_at),

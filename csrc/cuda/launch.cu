@@ -35,9 +35,7 @@ cudaError_t write_words(const char* from, int64_t words, uint4* to, void* stream
     const int64_t n = std::min(kWords, words - begin);
     Piece<kWords> piece;
     memcpy(piece.words, from + begin * Upload::kAlignment, static_cast<size_t>(n * Upload::kAlignment));
-    const cudaError_t error =
-        launch(write_piece<kWords>, (n + kThreads - 1) / kThreads, kThreads, stream, piece, n, to + begin);
-    if (error != cudaSuccess) return error;
+    AIMFAIR_TRY(launch(write_piece<kWords>, (n + kThreads - 1) / kThreads, kThreads, stream, piece, n, to + begin));
   }
   return cudaSuccess;
 }
@@ -75,16 +73,14 @@ cudaError_t resident_blocks(const void* kernel, int threads, int64_t* blocks) {
   static std::mutex mutex;
   static std::map<std::pair<const void*, int>, int64_t> known;
   int device = 0, processors = 0, per_processor = 0;
-  cudaError_t error = cudaGetDevice(&device);
-  if (error != cudaSuccess) return error;
+  AIMFAIR_TRY(cudaGetDevice(&device));
   const std::lock_guard lock(mutex);
   if (const auto found = known.find({kernel, device}); found != known.end()) {
     *blocks = found->second;
     return cudaSuccess;
   }
-  error = cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, device);
-  if (error == cudaSuccess) error = cudaOccupancyMaxActiveBlocksPerMultiprocessor(&per_processor, kernel, threads, 0);
-  if (error != cudaSuccess) return error;
+  AIMFAIR_TRY(cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, device));
+  AIMFAIR_TRY(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&per_processor, kernel, threads, 0));
   *blocks = known[{kernel, device}] = std::max(int64_t{1}, int64_t{processors} * per_processor);
   return cudaSuccess;
 }
@@ -99,8 +95,7 @@ int64_t Upload::add_bytes(const void* from, int64_t bytes) {
 cudaError_t Upload::copy(void* to, void* stream) const {
   const int64_t words = bytes() / kAlignment;
   cudaStreamCaptureStatus status = cudaStreamCaptureStatusNone;
-  const cudaError_t error = cudaStreamIsCapturing(static_cast<cudaStream_t>(stream), &status);
-  if (error != cudaSuccess) return error;
+  AIMFAIR_TRY(cudaStreamIsCapturing(static_cast<cudaStream_t>(stream), &status));
   const bool few = words <= kFew || status != cudaStreamCaptureStatusNone;
   return few ? write_words<kFew>(table_.data(), words, static_cast<uint4*>(to), stream)
              : write_words<kMany>(table_.data(), words, static_cast<uint4*>(to), stream);
@@ -112,8 +107,7 @@ cudaError_t inclusive_scan(int64_t* values, int64_t n, const Allocate& allocate,
   const int64_t run = tiles_per_run * kThreads, runs = (n + run - 1) / run;
   auto* sums = static_cast<int64_t*>(allocate(runs * static_cast<int64_t>(sizeof(int64_t))));
   if (!sums) return cudaErrorMemoryAllocation;
-  const cudaError_t error = launch(sum_runs, runs, kThreads, stream, values, n, run, sums);
-  if (error != cudaSuccess) return error;
+  AIMFAIR_TRY(launch(sum_runs, runs, kThreads, stream, values, n, run, sums));
   return launch(scan_runs, runs, kThreads, stream, values, n, run, sums);
 }
 

@@ -25,6 +25,12 @@ cudaError_t launch(void (*kernel)(Parameters...), int64_t blocks, int threads, v
   return cudaLaunchKernelEx(&config, kernel, static_cast<Parameters>(arguments)...);
 }
 
+// Evaluates a call that returns a cudaError_t, or an int that is one, and returns its error from the calling function.
+#define AIMFAIR_TRY(...)                                                                              \
+  do {                                                                                                \
+    if (const auto error = static_cast<cudaError_t>(__VA_ARGS__); error != cudaSuccess) return error; \
+  } while (false)
+
 // Thread blocks of a kernel that fit on the current device at once. Cached per kernel and device: the query takes as
 // long as a launch.
 cudaError_t resident_blocks(const void* kernel, int threads, int64_t* blocks);
@@ -35,8 +41,7 @@ cudaError_t launch_persistent(void (*kernel)(Parameters...), int64_t work, int t
                               const Arguments&... arguments) {
   if (work == 0) return cudaSuccess;
   int64_t resident = 0;
-  const cudaError_t error = resident_blocks(reinterpret_cast<const void*>(kernel), threads, &resident);
-  if (error != cudaSuccess) return error;
+  AIMFAIR_TRY(resident_blocks(reinterpret_cast<const void*>(kernel), threads, &resident));
   return launch(kernel, std::min(work, resident), threads, stream, arguments...);
 }
 

@@ -57,8 +57,7 @@ cudaError_t launch_tiles(const Kernel& kernel, const std::vector<T>& tensors, co
   const int64_t tensors_at = upload.add(tensors), first_tiles_at = upload.add(first_tiles);
   void* table = allocate(upload.bytes());
   if (!table) return cudaErrorMemoryAllocation;
-  const cudaError_t error = upload.copy(table, stream);
-  if (error != cudaSuccess) return error;
+  AIMFAIR_TRY(upload.copy(table, stream));
   return launch_persistent(kernel, tiles, kThreads, stream, array_at<T>(table, tensors_at),
                            array_at<int64_t>(table, first_tiles_at), count, tiles, arguments...);
 }
@@ -206,8 +205,7 @@ int expand_units(const uint32_t* unit_bits, const int64_t* numels, const int64_t
 int rank(const uint32_t* bits, int64_t blocks, int64_t* rank, const Allocate& allocate, void* stream) {
   constexpr int64_t kPerThreadBlock = kWarps * kBlocksPerWarp;
   const int64_t work = std::max<int64_t>(1, (blocks + kPerThreadBlock - 1) / kPerThreadBlock);
-  const cudaError_t error = launch_persistent(count_bits, work, kThreads, stream, bits, blocks, rank);
-  if (error != cudaSuccess) return error;
+  AIMFAIR_TRY(launch_persistent(count_bits, work, kThreads, stream, bits, blocks, rank));
   return inclusive_scan(rank + 1, blocks, allocate, stream);
 }
 

@@ -272,9 +272,7 @@ cudaError_t launch_step(const StepPlan& plan, const typename Update::Config& con
                         void* stream) {
   if (plan.count == 0) return cudaSuccess;
   int64_t resident = 0;
-  if (const cudaError_t error =
-          resident_blocks(reinterpret_cast<const void*>(&masked_step<Update>), kThreads, &resident))
-    return error;
+  AIMFAIR_TRY(resident_blocks(reinterpret_cast<const void*>(&masked_step<Update>), kThreads, &resident));
   // Long runs save searches, short ones keep all warps busy.
   const int64_t warps = resident * kWarps;
   const int64_t run = std::clamp<int64_t>(plan.blocks / (8 * warps), 1, kLongestRun);

@@ -281,33 +281,22 @@ cudaError_t select_by_bracket(const Selection& s, int64_t k, uint32_t* bits, int
 
   SelectState state{{}, {}, 0, 0, kNoTensor, 0};
   enter_bracket(k, total, sample, found.capacity, state.bracket);
-  cudaError_t error = s.reset(state);
-  if (error == cudaSuccess) {
-    error = launch(sample_keys, (sample + kThreads - 1) / kThreads, kThreads, s.stream(), s.inputs(),
-                   s.first_elements(), sectors, total / sectors, sampled);
-  }
+  AIMFAIR_TRY(s.reset(state));
+  AIMFAIR_TRY(launch(sample_keys, (sample + kThreads - 1) / kThreads, kThreads, s.stream(), s.inputs(),
+                     s.first_elements(), sectors, total / sectors, sampled));
   SelectState* on_device = s.state();
-  if (error == cudaSuccess) {
-    error =
-        search_keys(sampled, sample, nullptr, on_device->bracket, 2, s.histograms(), &on_device->arrived, s.stream());
-  }
-  if (error == cudaSuccess) {
-    error = with_input_counts(s.inputs().spec, [&](auto term, auto divisor) {
-      return launch_persistent(collect<term.value, divisor.value>, (blocks + kWarps - 1) / kWarps, kThreads, s.stream(),
-                               s.inputs(), k, found, s.bits(), on_device);
-    });
-  }
-  if (error == cudaSuccess) {
-    error = search_keys(found.keys, found.capacity, &on_device->used, &on_device->threshold, 1, s.histograms(),
-                        &on_device->arrived, s.stream());
-  }
+  AIMFAIR_TRY(
+      search_keys(sampled, sample, nullptr, on_device->bracket, 2, s.histograms(), &on_device->arrived, s.stream()));
+  AIMFAIR_TRY(with_input_counts(s.inputs().spec, [&](auto term, auto divisor) {
+    return launch_persistent(collect<term.value, divisor.value>, (blocks + kWarps - 1) / kWarps, kThreads, s.stream(),
+                             s.inputs(), k, found, s.bits(), on_device);
+  }));
+  AIMFAIR_TRY(search_keys(found.keys, found.capacity, &on_device->used, &on_device->threshold, 1, s.histograms(),
+                          &on_device->arrived, s.stream()));
   const int64_t work = (blocks + kBlocksPerThreadBlock - 1) / kBlocksPerThreadBlock;
-  if (error == cudaSuccess) {
-    error = launch_persistent(count_ties, work, kThreads, s.stream(), found, blocks, on_device, s.per_block());
-  }
-  if (error == cudaSuccess) error = inclusive_scan(s.per_block(), blocks, allocate, s.stream());
-  if (error == cudaSuccess) error = s.read(&state);
-  if (error != cudaSuccess) return error;
+  AIMFAIR_TRY(launch_persistent(count_ties, work, kThreads, s.stream(), found, blocks, on_device, s.per_block()));
+  AIMFAIR_TRY(inclusive_scan(s.per_block(), blocks, allocate, s.stream()));
+  AIMFAIR_TRY(s.read(&state));
 
   const auto wanted = k - static_cast<int64_t>(state.above);
   *decided = state.used <= static_cast<Count>(found.capacity);
@@ -317,9 +306,8 @@ cudaError_t select_by_bracket(const Selection& s, int64_t k, uint32_t* bits, int
   }
   *decided = *decided && wanted >= 0 && wanted <= static_cast<int64_t>(state.used);
   if (!*decided) return cudaSuccess;
-  error =
-      launch_persistent(choose, work, kThreads, s.stream(), found, blocks, on_device, s.per_block(), s.bits(), bits);
-  if (error != cudaSuccess) return error;
+  AIMFAIR_TRY(
+      launch_persistent(choose, work, kThreads, s.stream(), found, blocks, on_device, s.per_block(), s.bits(), bits));
   return static_cast<cudaError_t>(cuda::rank(bits, blocks, rank, allocate, s.stream()));
 }
 
@@ -339,30 +327,28 @@ int select(const ScoreTensor* tensors, int64_t count, const Score& spec, int64_t
   *result = {};
   Selection s(tensors, count, spec, largest, allocate, stream);
   if (s.blocks() == 0) return cuda::rank(bits, 0, rank, allocate, stream);
-  cudaError_t error = s.begin();
-  if (error == cudaSuccess) error = s.begin_mask();
-  if (error != cudaSuccess) return error;
+  AIMFAIR_TRY(s.begin());
+  AIMFAIR_TRY(s.begin_mask());
   const bool counted = k != 0 && k != s.total();
   if (counted && s.total() > kSmall) {
     bool decided = false;
-    error = select_by_bracket(s, k, bits, rank, allocate, result, &decided);
-    if (error != cudaSuccess || decided) return error;
+    AIMFAIR_TRY(select_by_bracket(s, k, bits, rank, allocate, result, &decided));
+    if (decided) return cudaSuccess;
   }
   // No score has the greatest key or the key 0.
   const Search threshold = counted ? Search{0, 32, k} : k == 0 ? Search{0xffffffffu, 0, 0} : Search{0, 0, 0};
-  error = s.reset({{}, threshold, 0, 0, kNoTensor, 0});
-  if (error == cudaSuccess && counted) error = s.search_all();
-  return error == cudaSuccess ? s.write_mask(nullptr, bits, rank, result) : error;
+  AIMFAIR_TRY(s.reset({{}, threshold, 0, 0, kNoTensor, 0}));
+  if (counted) AIMFAIR_TRY(s.search_all());
+  return s.write_mask(nullptr, bits, rank, result);
 }
 
 int count_keys(const ScoreTensor* tensors, int64_t count, const Score& spec, uint32_t first, int bits, bool largest,
                int64_t* counts, const Allocate& allocate, void* stream) {
   Selection s(tensors, count, spec, largest, allocate, stream);
   if (s.blocks() == 0) return cudaSuccess;
-  cudaError_t error = s.begin();
-  if (error == cudaSuccess) error = s.reset({{}, {first, bits, 0}, 0, 0, kNoTensor, 0});
-  if (error == cudaSuccess) error = s.count_keys(counts);
-  return error;
+  AIMFAIR_TRY(s.begin());
+  AIMFAIR_TRY(s.reset({{}, {first, bits, 0}, 0, 0, kNoTensor, 0}));
+  return s.count_keys(counts);
 }
 
 int count_equal(const ScoreTensor* tensors, int64_t count, const Score& spec, uint32_t key, bool largest,
@@ -371,10 +357,9 @@ int count_equal(const ScoreTensor* tensors, int64_t count, const Score& spec, ui
   if (s.blocks() == 0) return cudaSuccess;
   auto* equal = s.allocate<int64_t>(s.blocks());
   if (!equal) return cudaErrorMemoryAllocation;
-  cudaError_t error = s.begin();
-  if (error == cudaSuccess) error = s.reset({{}, {key, 0, 0}, 0, 0, kNoTensor, 0});
-  if (error == cudaSuccess) error = s.compare(nullptr, equal);
-  if (error != cudaSuccess) return error;
+  AIMFAIR_TRY(s.begin());
+  AIMFAIR_TRY(s.reset({{}, {key, 0, 0}, 0, 0, kNoTensor, 0}));
+  AIMFAIR_TRY(s.compare(nullptr, equal));
   return launch(add_per_tensor, (count + kThreads - 1) / kThreads, kThreads, stream, equal, s.inputs().first_blocks,
                 count, counts);
 }
@@ -385,10 +370,10 @@ int select_above(const ScoreTensor* tensors, int64_t count, const Score& spec, u
   *result = {};
   Selection s(tensors, count, spec, largest, allocate, stream);
   if (s.blocks() == 0) return cuda::rank(bits, 0, rank, allocate, stream);
-  cudaError_t error = s.begin();
-  if (error == cudaSuccess) error = s.begin_mask();
-  if (error == cudaSuccess) error = s.reset({{}, {key, 0, 0}, 0, 0, kNoTensor, 0});
-  return error == cudaSuccess ? s.write_mask(ties, bits, rank, result) : error;
+  AIMFAIR_TRY(s.begin());
+  AIMFAIR_TRY(s.begin_mask());
+  AIMFAIR_TRY(s.reset({{}, {key, 0, 0}, 0, 0, kNoTensor, 0}));
+  return s.write_mask(ties, bits, rank, result);
 }
 
 }  // namespace aimfair::cuda

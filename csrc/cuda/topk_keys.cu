@@ -158,12 +158,11 @@ cudaError_t queue_rounds(const uint32_t* keys, int64_t n, const Count* used, Sea
                          unsigned* arrived, void* stream) {
   constexpr int64_t kKeysPerThread = 4;  // fewer thread blocks have fewer bins to add up
   const int64_t work = (n + kKeysPerThread * kSearchThreads - 1) / (kKeysPerThread * kSearchThreads);
-  cudaError_t error = cudaSuccess;
-  for (int round = 0; round < kRounds && error == cudaSuccess; round++) {
-    error = launch_persistent(search_round<kSearches>, work, kSearchThreads, stream, keys, n, used, searches,
-                              histograms, arrived);
+  for (int round = 0; round < kRounds; round++) {
+    AIMFAIR_TRY(launch_persistent(search_round<kSearches>, work, kSearchThreads, stream, keys, n, used, searches,
+                                  histograms, arrived));
   }
-  return error;
+  return cudaSuccess;
 }
 
 }  // namespace
@@ -194,8 +193,7 @@ cudaError_t Selection::begin() {
   inputs_.tensors = array_at<const ScoreTensor>(table, tensors);
   inputs_.first_blocks = array_at<const int64_t>(table, first_blocks);
   first_elements_ = array_at<const int64_t>(table, first_elements);
-  const cudaError_t error = upload.copy(table, stream_);
-  if (error != cudaSuccess) return error;
+  AIMFAIR_TRY(upload.copy(table, stream_));
   return cudaMemsetAsync(histograms_, 0, 2 * kBins * sizeof(Count), static_cast<cudaStream_t>(stream_));
 }
 
@@ -213,19 +211,17 @@ cudaError_t Selection::reset(const SelectState& initial) const {
 
 cudaError_t Selection::read(SelectState* state) const {
   const auto stream = static_cast<cudaStream_t>(stream_);
-  const cudaError_t error = cudaMemcpyAsync(state, state_, sizeof *state, cudaMemcpyDeviceToHost, stream);
-  if (error != cudaSuccess) return error;
+  AIMFAIR_TRY(cudaMemcpyAsync(state, state_, sizeof *state, cudaMemcpyDeviceToHost, stream));
   return cudaStreamSynchronize(stream);
 }
 
 cudaError_t Selection::search_all() const {
   return with_input_counts(inputs_.spec, [&](auto term, auto divisor) {
-    cudaError_t error = cudaSuccess;
-    for (int round = 0; round < kRounds && error == cudaSuccess; round++) {
-      error = launch_persistent(count_round<term.value, divisor.value>, (blocks() + kWarps - 1) / kWarps, kThreads,
-                                stream_, inputs_, &state_->threshold, histograms_, &state_->arrived);
+    for (int round = 0; round < kRounds; round++) {
+      AIMFAIR_TRY(launch_persistent(count_round<term.value, divisor.value>, (blocks() + kWarps - 1) / kWarps, kThreads,
+                                    stream_, inputs_, &state_->threshold, histograms_, &state_->arrived));
     }
-    return error;
+    return cudaSuccess;
   });
 }
 
@@ -237,31 +233,27 @@ cudaError_t Selection::count_keys(int64_t* counts) const {
 }
 
 cudaError_t Selection::compare(uint32_t* bits, int64_t* equal_until) const {
-  const cudaError_t error = with_input_counts(inputs_.spec, [&](auto term, auto divisor) {
+  AIMFAIR_TRY(with_input_counts(inputs_.spec, [&](auto term, auto divisor) {
     return launch_persistent(compare_keys<term.value, divisor.value>, (blocks() + kWarps - 1) / kWarps, kThreads,
                              stream_, inputs_, state_, bits, equal_until);
-  });
-  return error == cudaSuccess ? inclusive_scan(equal_until, blocks(), allocate_, stream_) : error;
+  }));
+  return inclusive_scan(equal_until, blocks(), allocate_, stream_);
 }
 
 cudaError_t Selection::write_mask(const int64_t* ties, uint32_t* bits, int64_t* rank, SelectResult* result) const {
-  cudaError_t error = compare(bits_, per_block_);
-  if (error == cudaSuccess) {
-    error = with_input_counts(inputs_.spec, [&](auto term, auto divisor) {
-      return launch_persistent(set_ties<term.value, divisor.value>, (blocks() + kWarps - 1) / kWarps, kThreads, stream_,
-                               inputs_, state_, bits_, per_block_, ties);
-    });
-  }
+  AIMFAIR_TRY(compare(bits_, per_block_));
+  AIMFAIR_TRY(with_input_counts(inputs_.spec, [&](auto term, auto divisor) {
+    return launch_persistent(set_ties<term.value, divisor.value>, (blocks() + kWarps - 1) / kWarps, kThreads, stream_,
+                             inputs_, state_, bits_, per_block_, ties);
+  }));
   SelectState state;
-  if (error == cudaSuccess) error = read(&state);
-  if (error != cudaSuccess) return error;
+  AIMFAIR_TRY(read(&state));
   if (state.nan_tensor != kNoTensor) {
     *result = {state.nan_tensor};
     return cudaSuccess;
   }
-  error = cudaMemcpyAsync(bits, bits_, static_cast<size_t>(blocks() * kWordsPerBlock) * sizeof(uint32_t),
-                          cudaMemcpyDeviceToDevice, static_cast<cudaStream_t>(stream_));
-  if (error != cudaSuccess) return error;
+  AIMFAIR_TRY(cudaMemcpyAsync(bits, bits_, static_cast<size_t>(blocks() * kWordsPerBlock) * sizeof(uint32_t),
+                              cudaMemcpyDeviceToDevice, static_cast<cudaStream_t>(stream_)));
   return static_cast<cudaError_t>(cuda::rank(bits, blocks(), rank, allocate_, stream_));
 }
 

@@ -238,20 +238,19 @@ int unit_scores(const ScoreTensor* tensors, int64_t count, const Score& spec, co
   const int64_t arrived_at = upload.add_zeros<unsigned>(long_units);
   void* memory = allocate(upload.bytes() + long_spans * static_cast<int64_t>(sizeof(double)));
   if (!memory) return cudaErrorMemoryAllocation;
-  cudaError_t error = upload.copy(memory, stream);
-  if (error != cudaSuccess) return error;
+  AIMFAIR_TRY(upload.copy(memory, stream));
   auto* nan_tensor = array_at<unsigned long long>(memory, nan_at);
-  error = launch_persistent(
-      score_units, tiles, kThreads, stream, array_at<UnitTensor>(memory, table_at), array_at<int64_t>(memory, tiles_at),
-      count, tiles, spec, array_at<double>(memory, upload.bytes()), array_at<unsigned>(memory, arrived_at), nan_tensor);
-  if (error != cudaSuccess) return error;
+  AIMFAIR_TRY(launch_persistent(score_units, tiles, kThreads, stream, array_at<UnitTensor>(memory, table_at),
+                                array_at<int64_t>(memory, tiles_at), count, tiles, spec,
+                                array_at<double>(memory, upload.bytes()), array_at<unsigned>(memory, arrived_at),
+                                nan_tensor));
 
   unsigned long long found = none;
   const auto queue = static_cast<cudaStream_t>(stream);
-  error = cudaMemcpyAsync(&found, nan_tensor, sizeof found, cudaMemcpyDeviceToHost, queue);
-  if (error == cudaSuccess) error = cudaStreamSynchronize(queue);
-  if (error == cudaSuccess && found != none) result->nan_tensor = static_cast<int64_t>(found);
-  return error;
+  AIMFAIR_TRY(cudaMemcpyAsync(&found, nan_tensor, sizeof found, cudaMemcpyDeviceToHost, queue));
+  AIMFAIR_TRY(cudaStreamSynchronize(queue));
+  if (found != none) result->nan_tensor = static_cast<int64_t>(found);
+  return cudaSuccess;
 }
 
 }  // namespace aimfair::cuda
