@@ -35,11 +35,12 @@ build: $(VENV)/.built
 
 $(VENV)/.torch:
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet uv "$(TORCH)"
+	$(BIN)/pip install --quiet "$(TORCH)"
 	touch $@
 
 # Not isolated: the extension is compiled against the torch that is installed.
 $(VENV)/.built: $(VENV)/.torch $(SOURCES)
+	$(BIN)/pip install --quiet uv
 	$(UV) pip install --quiet "scikit-build-core[wheel-free-setuptools]>=0.11" "setuptools>=70.1" "pybind11>=2.13" ninja cmake
 	$(IN_VENV) $(UV) pip install --quiet --no-build-isolation --editable ".[dev]"
 	touch $@
