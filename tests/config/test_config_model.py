@@ -60,7 +60,7 @@ def test_texts_that_mean_no_model(key, text, message):
 
 def test_compiling_and_checkpointing_exclude_each_other():
     said = refusal(**{"model.compile": "true", "model.checkpointing": "true"})
-    assert "torch.compile chooses itself what it computes twice" in said
+    assert "torch.compile decides itself what to recompute" in said
 
 
 @pytest.mark.parametrize(
