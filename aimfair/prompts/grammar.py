@@ -182,7 +182,7 @@ def _prompt(template: str, index: int, y: int, a: int, contexts: dict[str, str],
     if not text.isprintable() or not 0 < len(text) <= MAX_CHARACTERS:
         raise AimfairError(
             f"prompts: group (y={y}, a={a}): {text[:80]!r} ({len(text)} characters), expected a text of 1 to "
-            f"{MAX_CHARACTERS} printable characters in one line; mend prompts.template or the words"
+            f"{MAX_CHARACTERS} printable characters in one line; fix prompts.template or the words"
         )
     name = f"{index:04d}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
     return Prompt(id=name, y=y, a=a, text=text, contexts=contexts, target=target, protected=protected)

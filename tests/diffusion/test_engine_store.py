@@ -118,7 +118,7 @@ def change_entry(place: Path, **values: object) -> None:
 def test_what_cannot_be_believed_is_made_anew_with_a_notice(damage: Callable[[Path], None], reason: str) -> None:
     make = Maker()
     damage(place := obtain(make))
-    with pytest.warns(UserWarning, match=rf"{place.name}: {reason}.*; it is made anew"):
+    with pytest.warns(UserWarning, match=rf"{place.name}: {reason}.*; building it again"):
         assert obtain(make) == place
     assert (place / "graph").read_text() == "graph 2"
     with warnings.catch_warnings():

@@ -46,7 +46,7 @@ def test_steps_outside_run_for_one_text(
         return right(part, inputs)
 
     engine.run = run
-    for _ in range(2):  # every batch begins anew
+    for _ in range(2):  # every batch starts over
         diffusion.sample(TEXTS, SEEDS)
         assert found == rows
         found.clear()

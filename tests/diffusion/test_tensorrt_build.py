@@ -314,7 +314,7 @@ def test_a_damaged_plan_is_not_used(model: Path, cached: Path) -> None:
     data[1000] ^= 1
     (place / "denoiser.plan").write_bytes(data)
     with (
-        pytest.warns(UserWarning, match=r"denoiser\.plan is damaged; it is made anew"),
+        pytest.warns(UserWarning, match=r"denoiser\.plan is damaged; building it again"),
         pytest.raises(pytest.fail.Exception, match="exported again"),
     ):
         small(model).prepare()
@@ -442,7 +442,7 @@ def test_a_plan_that_is_no_longer_loaded_is_made_anew(
     monkeypatch.setattr(tensorrt, "compare", lambda *_: GOOD)
     monkeypatch.setattr(tensorrt, "export", copying(small_onnx))
     monkeypatch.setattr(tensorrt, "build", lambda library, onnx, path, *_: path.write_bytes(b"new"))
-    with pytest.warns(UserWarning, match="the driver is too old; it is made anew"):
+    with pytest.warns(UserWarning, match="the driver is too old; building it again"):
         assert small(model, device=GPU).load() == "engine"
     place, entry = only_entry()
     assert entry.agreement == GOOD

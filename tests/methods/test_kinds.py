@@ -145,7 +145,7 @@ def test_an_epoch_of_each_kind(directory, monkeypatch):
 
     def watched(self, indices, images):
         if name.startswith("last_layer") and not seen[name]:
-            assert not self.model.classifier[1].weight.any(), "the head begins anew"
+            assert not self.model.classifier[1].weight.any(), "the head starts over"
         seen[name].append((self.train, indices))
         take(self, indices, images)
 

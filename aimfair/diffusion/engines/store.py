@@ -93,7 +93,7 @@ def obtain(
                     _require_fresh(_read(place), facts, tools)
                     return place
                 except _Unusable as fault:
-                    log.warn(f"{place}: {fault}; it is made anew")
+                    log.warn(f"{place}: {fault}; building it again")
                     _remove(place)
             for stray in root.glob(f".{place.name}.*.tmp"):  # of killed processes: whoever is at work holds the lock
                 _remove(stray)

@@ -72,7 +72,7 @@ class Maker:
         try:
             engine = self._open(place)
         except PlanRefused as fault:  # after an update of the driver, say
-            self._log.warn(f"{fault}; it is made anew")
+            self._log.warn(f"{fault}; building it again")
             store.remove(place, entry, self._interrupt)
             place = self._obtain()
             engine = self._open(place)

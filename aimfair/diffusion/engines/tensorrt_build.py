@@ -124,7 +124,7 @@ def load_library(name: str) -> Library:
         ) from error
     except (ImportError, OSError) as error:  # its own libraries are missing
         raise AimfairError(
-            f"{module} cannot be loaded: {' '.join(str(error).split())}; install it anew: pip install --force-reinstall"
+            f"{module} cannot be loaded: {' '.join(str(error).split())}; reinstall it: pip install --force-reinstall"
             f" {name}"
         ) from error
     found = Library(name, api)

@@ -226,7 +226,7 @@ class _LoadedPlan:
                 with replace_file(self._kernels) as temporary:
                     temporary.write_bytes(data)
         except OSError as error:
-            self._log.warn(f"{self._kernels}: compiled kernels cannot be kept, the next run compiles anew: {error}")
+            self._log.warn(f"{self._kernels}: compiled kernels cannot be kept, the next run compiles again: {error}")
 
     def _refuse_another_part(self, path: Path) -> None:
         for name, tensors in {**self._inputs, **self._outputs}.items():

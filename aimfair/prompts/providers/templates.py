@@ -304,7 +304,7 @@ def ask_for_templates(
                 raise AimfairError(
                     f"prompts: {len(desk.taken)} of {len(briefs)} templates after {replies} replies ({tokens_in} "
                     f"tokens in, {tokens_out} out), and none usable in the last {fruitless}; refused: {reasons}. Take "
-                    "another prompts.llm.model or mend prompts.llm; what was accepted is kept"
+                    "another prompts.llm.model or fix prompts.llm; what was accepted is kept"
                 )
             # What was not answered well comes last, so that one brief that cannot be met does not hold up the others.
             rest = open_briefs[len(asked) :] + asked
