@@ -3,7 +3,7 @@
     python -m tools.cuda_kernels            # prints the table of docs/performance.md
     python -m tools.cuda_kernels --write    # puts it there
 
-No GPU is needed. tests/build/test_cuda_build.py checks the same facts against its rules and against the table.
+No GPU is needed. tests/repository/test_cuda_build.py checks the same facts against its rules and against the table.
 """
 
 import argparse

@@ -27,6 +27,8 @@ STAMPS = ROOT / "build" / "gates"
 
 PYTEST = (sys.executable, "-m", "pytest", "-m", "gate")
 BUILD = ("csrc", "cmake", "CMakeLists.txt")
+CUDA_TESTS = "tests/repository/test_cuda_build.py"
+PACKAGE_TESTS = "tests/repository/test_cpp_package.py"
 KERNEL_TESTS = ("aimfair/selective", "tests/kernels", "tests/conftest.py", "conftest.py", "Makefile")
 
 
@@ -40,11 +42,18 @@ class Gate:
 
 GATES = {
     "cuda-build": Gate(
-        ("csrc/cuda", "csrc/include", "tools/cuda_kernels.py", "docs/performance.md", "tests/build/test_cuda_build.py"),
-        (*PYTEST, "tests/build/test_cuda_build.py"),
+        (
+            "csrc/cuda",
+            "csrc/include",
+            "tools/cuda_kernels.py",
+            "docs/performance.md",
+            "tests/repository/test_cuda_build.py",
+        ),
+        (*PYTEST, CUDA_TESTS),
     ),
     "cpp-package": Gate(
-        (*BUILD, "examples/cpp", "tests/build/test_cpp_package.py"), (*PYTEST, "tests/build/test_cpp_package.py")
+        (*BUILD, "examples/cpp", "tests/repository/test_cpp_package.py"),
+        (*PYTEST, "tests/repository/test_cpp_package.py"),
     ),
     "emulator": Gate(("cmake", "tests/cuda_emulator"), (*PYTEST, "tests/cuda_emulator")),
     "emulated-kernels": Gate((*BUILD, *KERNEL_TESTS, "tests/cuda_emulator"), ("make", "test-emulated")),

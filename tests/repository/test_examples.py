@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from .selective.models import assert_unselected_unchanged, weights
+from tests.selective.models import assert_unselected_unchanged, weights
 
 FOLDER = Path(__file__).parents[2] / "examples"
 
