@@ -25,7 +25,7 @@ from aimfair.methods.tune import FAIR, Tune, select_mask
 from aimfair.report import charts, wording
 from aimfair.run.directory import Run
 from aimfair.selective.sensitivity import Sensitivity
-from aimfair.selective.statistics import CONTRAST_CRITERIA
+from aimfair.selective.statistics import domain_criterion_of
 from aimfair.stages.select import sensitivity_of
 from aimfair.training.models import load_model
 
@@ -184,7 +184,7 @@ def _of_seed(run: Run, name: str, method: Tune, seed: int, blocks: list[list[str
 def _scores(sensitivity: Sensitivity, method: Tune) -> list[Values]:
     """Mean bias and mean domain score of every tensor, over its elements or, for cosine, of the whole."""
     criterion = method.criterion
-    domain = method.domain_criterion or (criterion if criterion in CONTRAST_CRITERIA else "difference")
+    domain = domain_criterion_of(criterion, method.domain_criterion)
     scores = []
     for contrast, one in (("bias", criterion), ("domain", domain)):
         source = (method.source or FAIR) if one in ("fisher", "magnitude") else None
