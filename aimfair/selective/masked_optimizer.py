@@ -15,6 +15,7 @@ from aimfair.selective.distributed import is_dtensor
 from aimfair.selective.launch import GroupLaunches, Launch, Lists, Operator
 from aimfair.selective.layout import BLOCK
 from aimfair.selective.mask import ParameterMask
+from aimfair.selective.options import IMPLEMENTATION, require_mask, require_options, require_params
 from aimfair.selective.parameters import named_errors
 from aimfair.selective.state import Slot, match
 
@@ -56,11 +57,13 @@ class MaskedOptimizer(Optimizer):
         *,
         state: State,
         master_weights: bool,
+        **implementation: bool | None,
     ):
+        require_params(params)
+        require_mask(mask)
         if state not in ("dense", "compact"):
             raise ValueError(f'state={state!r}: expected "dense" or "compact"')
-        if master_weights and defaults["stochastic_rounding"]:
-            raise ValueError("stochastic_rounding is not valid with master_weights")
+        require_options({**defaults, "master_weights": master_weights, **implementation})
         self.mask, self.compact, self.master_weights = mask, state == "compact", master_weights
         self._slots: dict[Tensor, Slot] = {}
         self._masks: dict[tuple[int, torch.device], ParameterMask] = {}
@@ -78,10 +81,20 @@ class MaskedOptimizer(Optimizer):
 
         A group may have its own ``"mask"``; None tunes every element. Under the optimizer's mask, a group added after
         construction needs named parameters, so that they can be matched.
+
+        Raises:
+            TypeError, ValueError: naming the option, or the parameters that do not match the mask.
         """
-        group = dict(param_group) if isinstance(param_group, dict) else param_group
-        has_own_mask = isinstance(group, dict) and "mask" in group
+        if not isinstance(param_group, dict):
+            raise TypeError(f"expected a param group, a dict with params, found {type(param_group).__name__}")
+        group = dict(param_group)
+        has_own_mask = "mask" in group
         mask = group.pop("mask") if has_own_mask else self.mask
+        require_mask(mask)
+        if whole := [name for name in ("state", "master_weights") if name in group]:
+            raise ValueError(f"{whole[0]} is an option of the whole optimizer, not of a param group")
+        given = {name: group[name] for name in (*self.defaults, *IMPLEMENTATION) if name in group}
+        require_options({**self.defaults, "master_weights": self.master_weights, **given})
         super().add_param_group(group)
         if not has_own_mask and self._unmatched is not None:
             self._unmatched.append(group)

@@ -13,16 +13,20 @@ from aimfair.selective.masked_optimizer import MaskedOptimizer, Params, State
 class MaskedAdamW(MaskedOptimizer):
     """AdamW (decoupled weight decay, arXiv 1711.05101) on the selected elements; the others keep every bit.
 
-    A :class:`torch.optim.Optimizer` that takes what ``torch.optim.AdamW`` takes, steps all tensors of a group in one
-    operator call, and works with schedulers, closures, clipping, ``torch.amp.GradScaler`` and ``state_dict``.
+    A :class:`torch.optim.Optimizer` that takes the mask second and then what ``torch.optim.AdamW`` takes, steps all
+    tensors of a group in one operator call, and works with schedulers, closures, clipping, ``torch.amp.GradScaler``
+    and ``state_dict``.
 
     Args:
         params: ``model.named_parameters()``, matched to the mask by name; or ``model.parameters()``, matched by order
             and shape; or param groups of either. A group may bring its own ``"mask"`` (None: every element). Contiguous
             float32, bfloat16 or float16; dtypes may be mixed.
         mask: None tunes every element.
-        lr: a number, or a tensor with one element, which may live on the device (CUDA graphs).
-        betas, eps, weight_decay, amsgrad, maximize: as in ``torch.optim.AdamW``.
+        lr: a number, or a float32 or float64 tensor with one element, which may live on the device (CUDA graphs).
+        betas, eps, weight_decay, amsgrad, maximize: as in ``torch.optim.AdamW``, but numbers only, no tensors.
+        foreach, fused, capturable: choose an implementation in torch and change nothing here: a step is always one
+            fused call, and can be captured in a CUDA graph.
+        differentiable: only False; no gradient flows through a step.
         state: ``dense`` keeps exp_avg and exp_avg_sq in the shape of the parameter, ``compact`` only for its selected
             elements (8 bytes per selected element). Both step to the same bits, and load each other's state.
         master_weights: keep selected bfloat16 and float16 weights in float32 too, and round the parameter from those.
@@ -50,19 +54,23 @@ class MaskedAdamW(MaskedOptimizer):
         *,
         amsgrad: bool = False,
         maximize: bool = False,
+        foreach: bool | None = None,
+        fused: bool | None = None,
+        capturable: bool = False,
+        differentiable: bool = False,
         state: State = "dense",
         master_weights: bool = False,
         stochastic_rounding: bool = False,
         seed: int = 0,
     ):
-        _require(lr=lr, eps=eps, weight_decay=weight_decay)
-        if not all(0 <= beta < 1 for beta in betas):
-            raise ValueError(f"betas={betas} is out of range")
         defaults = {
             "lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay, "amsgrad": amsgrad,
             "maximize": maximize, "stochastic_rounding": stochastic_rounding, "seed": seed,
         }  # fmt: skip
-        super().__init__(params, mask, defaults, state=state, master_weights=master_weights)
+        super().__init__(
+            params, mask, defaults, state=state, master_weights=master_weights,
+            foreach=foreach, fused=fused, capturable=capturable, differentiable=differentiable,
+        )  # fmt: skip
 
     def _state_names(self, group: dict[str, Any]) -> tuple[str, ...]:
         return self.moments if group["amsgrad"] else self.required
@@ -74,8 +82,9 @@ class MaskedAdamW(MaskedOptimizer):
 class MaskedSGD(MaskedOptimizer):
     """SGD with momentum, coupled weight decay and Nesterov, as ``torch.optim.SGD``, on the selected elements.
 
-    The others keep every bit. Arguments as in ``torch.optim.SGD`` and :class:`MaskedAdamW`; state is a momentum buffer
-    (4 bytes per element, or per selected element) if there is momentum.
+    The others keep every bit. The mask comes second, the other arguments are as in ``torch.optim.SGD`` and
+    :class:`MaskedAdamW`. State is a momentum buffer (4 bytes per element, or per selected element) if there is
+    momentum.
     """
 
     moments = ("momentum_buffer",)
@@ -92,28 +101,26 @@ class MaskedSGD(MaskedOptimizer):
         *,
         nesterov: bool = False,
         maximize: bool = False,
+        foreach: bool | None = None,
+        fused: bool | None = None,
+        capturable: bool = False,
+        differentiable: bool = False,
         state: State = "dense",
         master_weights: bool = False,
         stochastic_rounding: bool = False,
         seed: int = 0,
     ):
-        _require(lr=lr, momentum=momentum, weight_decay=weight_decay)
-        if nesterov and (momentum <= 0 or dampening != 0):
-            raise ValueError("nesterov needs momentum > 0 and dampening = 0")
         defaults = {
             "lr": lr, "momentum": momentum, "dampening": dampening, "weight_decay": weight_decay, "nesterov": nesterov,
             "maximize": maximize, "stochastic_rounding": stochastic_rounding, "seed": seed,
         }  # fmt: skip
-        super().__init__(params, mask, defaults, state=state, master_weights=master_weights)
+        super().__init__(
+            params, mask, defaults, state=state, master_weights=master_weights,
+            foreach=foreach, fused=fused, capturable=capturable, differentiable=differentiable,
+        )  # fmt: skip
 
     def _state_names(self, group: dict[str, Any]) -> tuple[str, ...]:
         return self.moments if group["momentum"] else ()
 
     def _settings(self, group: dict[str, Any]) -> dict[str, Any]:
         return {name: group[name] for name in ("momentum", "dampening", "nesterov")}
-
-
-def _require(**values: float | Tensor) -> None:
-    for name, value in values.items():
-        if not value >= 0:
-            raise ValueError(f"{name}={value} is out of range")

@@ -477,24 +477,6 @@ def test_another_model_is_refused(model):
 # -- what is refused --------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("masked", "arguments", "message"), [
-    (aimfair.MaskedAdamW, {"lr": -1.0}, "lr=-1"),
-    (aimfair.MaskedAdamW, {"betas": (0.9, 1.0)}, "betas="),
-    (aimfair.MaskedAdamW, {"eps": -1e-9}, "eps="),
-    (aimfair.MaskedAdamW, {"weight_decay": -0.1}, "weight_decay="),
-    (aimfair.MaskedAdamW, {"state": "sparse"}, "state='sparse'.*compact"),
-    (aimfair.MaskedAdamW, {"master_weights": True, "stochastic_rounding": True}, "not valid with master_weights"),
-    (aimfair.MaskedSGD, {"lr": float("nan")}, "lr=nan"),
-    (aimfair.MaskedSGD, {"momentum": -0.1}, "momentum="),
-    (aimfair.MaskedSGD, {"weight_decay": -0.1}, "weight_decay="),
-    (aimfair.MaskedSGD, {"nesterov": True}, "nesterov needs momentum"),
-    (aimfair.MaskedSGD, {"nesterov": True, "momentum": 0.9, "dampening": 0.1}, "dampening = 0"),
-])  # fmt: skip
-def test_arguments_out_of_range(model, masked, arguments, message):
-    with pytest.raises(ValueError, match=message):
-        masked(model.parameters(), **arguments)
-
-
 @both
 @pytest.mark.parametrize(("change", "kind", "message"), [
     (lambda m: m.double(), TypeError, r"'scale' is torch\.float64"),
