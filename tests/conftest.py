@@ -39,6 +39,22 @@ def seeded(request: pytest.FixtureRequest) -> None:
     torch.manual_seed(zlib.crc32(request.node.nodeid.encode()))
 
 
+# -- a finished run ----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of ``tiny_run``: its photographs and the finished run. Tests change copies only."""
+    from tests import tiny_run
+
+    return tiny_run.once(tmp_path_factory, "tiny", tiny_run.make)
+
+
+@pytest.fixture(scope="session")
+def photographs(tiny: Path) -> Path:
+    return tiny / "photographs"
+
+
 # -- small models: of each family of text-to-image models, and one that chats ------------------------------------------
 
 POSITIONS = 8192

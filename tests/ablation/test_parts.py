@@ -312,6 +312,7 @@ def test_minority_ratios_that_are_near_are_told_apart():
     assert [ratio(value) for value in (1 / 9, 0.1111, 0.5, 1.0, 1e-5)] == ["1/9", "0.111", "1/2", "1", "1e-05"]
 
 
+@pytest.mark.slow
 def test_taking_over_is_killed_at_every_point(tmp_path):
     """kill -9 before each call that touches the disk; see ``crash_points``."""
     command = [sys.executable, "-m", "tests.ablation.crash_points", str(tmp_path)]

@@ -25,8 +25,8 @@ pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:Depreca
 CPU = torch.device("cpu")
 TEXTS, SEEDS = ["a one in green, thin", "a two in red", "seven"], [1, 2, 3]
 ALL = ["stable_diffusion", "sdxl", "sd3", "flux"]
-EXPORTED = ["sdxl", *(pytest.param(name, marks=pytest.mark.slow) for name in ("sd3", "flux"))]
-"""The shipped model is a Stable Diffusion 2.x: see test_onnx_runtime.py."""
+EXPORTED = [pytest.param(name, marks=pytest.mark.slow) for name in ("sdxl", "sd3", "flux")]
+"""An export takes ten seconds or more; test_onnx_runtime.py makes one of a Stable Diffusion 2.x, the shipped model."""
 ENCODERS = {"stable_diffusion": 1, "sdxl": 2, "sd3": 3, "flux": 2}
 
 

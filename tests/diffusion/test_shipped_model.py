@@ -24,6 +24,7 @@ def test_it_is_small():
     assert sum(path.stat().st_size for path in MODEL.rglob("*.safetensors")) < 8_000_000
 
 
+@pytest.mark.slow
 def test_it_draws_the_digit_and_the_ink_that_the_prompt_asks_for(config):
     figures = check(MODEL, config.generate, 120)
     assert figures["digits"] >= 0.9

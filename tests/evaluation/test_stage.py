@@ -13,8 +13,8 @@ from aimfair.evaluation.predictions import load_logits
 from aimfair.evaluation.results import Results
 from aimfair.run.directory import Run
 from aimfair.selective.mask import ParameterMask
-from aimfair.stages import context, evaluate
-from aimfair.stages.context import splits_of
+from aimfair.stages import evaluate
+from aimfair.stages.context import provide_splits, splits_of
 from aimfair.training.models import build_model, load_model, save_model
 from aimfair.training.predict import predict
 from aimfair.training.settings import ModelSettings
@@ -38,7 +38,7 @@ def run(tmp_path: Path) -> Iterator[Run]:
     with Run.open(tmp_path / "run", config, quiet=True) as run:
         splits = made_up_splits((20, 20, 20, 29))
         splits = with_attributes(splits, {"age": (("young", "old"), np.arange(89) % 2)})
-        context._LOADED[run] = splits
+        provide_splits(run, splits)
         for seed in SEEDS:
             for folder, weights in ((run.baseline(seed), seed), (run.finetuned(seed, "aimfair"), 10 * seed)):
                 save_model(build_model(ModelSettings(config=MODEL), 2, weights), folder)

@@ -19,7 +19,9 @@ TINY = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("kind", TINY)
+@pytest.mark.parametrize(
+    "kind", ["resnet", *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("vit", "convnext"))]
+)
 def test_the_file_says_what_the_model_says(tmp_path: Path, kind: str) -> None:
     from aimfair.diffusion.engines.onnx_runtime import open_file
 

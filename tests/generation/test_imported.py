@@ -487,6 +487,7 @@ def test_of_several_processes_one_copies(folder: Path, tmp_path: Path, monkeypat
     assert len(list((tmp_path / "run/synthetic/images").iterdir())) == 26
 
 
+@pytest.mark.slow
 def test_killed_at_any_moment_it_goes_on(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "tests.generation.import_crash_points", str(tmp_path)]
     environment = {**os.environ, "XDG_CACHE_HOME": str(tmp_path / "cache")}

@@ -143,6 +143,7 @@ def test_a_damaged_image_is_made_again_with_the_same_neighbours(tmp_path: Path, 
     assert contents(tmp_path) == before
 
 
+@pytest.mark.slow
 def test_kill_9_at_any_moment(tmp_path: Path) -> None:
     program = [sys.executable, "-m", "tests.generation.crash_points", str(tmp_path)]
     done = subprocess.run(program, capture_output=True, text=True, timeout=100)

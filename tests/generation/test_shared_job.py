@@ -183,6 +183,7 @@ def test_another_environment(monkeypatch: pytest.MonkeyPatch, values: dict[str, 
     assert (processes(), rank_here()) == (1, 0)
 
 
+@pytest.mark.slow
 def test_kill_9_of_one_of_two(tmp_path: Path) -> None:
     program = [sys.executable, "-m", "tests.generation.shared_job", str(tmp_path)]
     done = subprocess.run(program, capture_output=True, text=True, timeout=200)

@@ -31,10 +31,11 @@ def counts_of(n: int, device: torch.device, offset: int = 0) -> Tensor:
 
 def check_against_reference(arguments: cases.Inputs, device: torch.device, offset: int = 0) -> None:
     sizes = len(arguments["score"].a)
-    for first, bits in ROUNDS:
+    few = sizes > 100  # the reference takes every tensor by itself
+    for first, bits in ROUNDS[::4] if few else ROUNDS:
         inputs = {"counts": counts_of(2049, device, offset), "first": first, "bits": bits} | arguments
         cases.assert_matches_reference(ops.count_keys_, reference.count_keys_, inputs)
-    for key in keys_to_try(arguments):
+    for key in keys_to_try(arguments)[1::2] if few else keys_to_try(arguments):
         inputs = {"counts": counts_of(sizes, device, offset), "key": key} | arguments
         cases.assert_matches_reference(ops.count_equal_, reference.count_equal_, inputs)
         bits, rank = dirty_mask(arguments["score"].a, offset)

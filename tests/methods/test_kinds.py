@@ -6,6 +6,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,69 +20,62 @@ from aimfair.base.interrupt import Interrupted
 from aimfair.config import Config, strict_yaml
 from aimfair.config import load as config_file
 from aimfair.data.images import ImageSet, Splits
+from aimfair.data.load import load_splits
 from aimfair.evaluation.results import Results
 from aimfair.methods import KINDS, Tune
 from aimfair.methods.controls import Erm
 from aimfair.methods.jtt import ERROR_SET, Jtt
 from aimfair.methods.last_layer_retrain import LastLayerRetrain
 from aimfair.run.directory import Run
-from aimfair.stages import context, evaluate, finetune, select, train
+from aimfair.stages import finetune, select, sensitivity, train
+from aimfair.stages.context import provide_splits
 from aimfair.training.history import HISTORY, History
 from aimfair.training.loop import Training
 from aimfair.training.models import build_model, load_model
 from aimfair.training.predict import predict
 from aimfair.training.settings import FinetuneSettings, OptimizerSettings
-from tests.training.samples import MODEL, images, state_bits
-from tests.training.test_stages import SETTINGS, STAGES, write_synthetic
+from tests.tiny_run import CLASSES, METHODS, SETTINGS, VALUES, replace_synthetic, settings
+from tests.training.samples import state_bits
 
-METHODS = {
-    "full": {"rule": "all"},
-    "erm": {"kind": "erm"},
-    "synthetic": {"kind": "synthetic_only"},
-    "both": {"kind": "real_and_synthetic"},
-    "resampled": {"kind": "balanced_resampling"},
-    "dro": {"kind": "group_dro", "step_size": 0.3},
-    "jtt": {"kind": "jtt", "first_epochs": 1, "upweight": 3},
-    "last_layer": {"kind": "last_layer_retrain"},
-    "last_layer_synthetic": {"kind": "last_layer_retrain", "balanced_from": "synthetic"},
-}
-TRAIN, VALIDATION = images(42, 1, bias=0.8, bar=40), images(20, 2, bias=0.8, bar=40)
-SPLITS = Splits(TRAIN, VALIDATION, VALIDATION, ("level", "upright"), ("red", "blue"))
-
-
-def config(**changed: dict) -> Config:
-    return Config.model_validate(
-        SETTINGS | {"methods": METHODS | changed, "default_method": "full", "evaluate": {"replicates": 100}}
-    )
-
-
-def config_of_data(**changed: object) -> Config:
-    return Config.model_validate(config().model_dump() | {"data": SETTINGS["data"] | changed})
-
-
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run in which every method is done."""
-    path = tmp_path_factory.mktemp("kinds") / "run"
-    with Run.open(path, config(), quiet=True) as run:
-        write_synthetic(run.synthetic, {"balanced": images(24, 3), "biased": images(16, 4, bias=0.9)})
-        run.finish("generate", {}, [run.synthetic])
-    assert len(do(path)) == 3 + len(METHODS)
-    return path
+STAGES = (train, sensitivity, select, finetune)
+WATCHED = {name: values for name, values in METHODS.items() if "kind" in values or name == "full"}
+"""One method of each kind, or two."""
 
 
 @pytest.fixture
-def directory(finished: Path, tmp_path: Path) -> Path:
-    """A copy of it to work with."""
-    return Path(shutil.copytree(finished, tmp_path / "run"))
+def directory(tiny: Path, tmp_path: Path) -> Path:
+    """A copy of a run in which every method is done."""
+    return Path(shutil.copytree(tiny / "run", tmp_path / "run"))
 
 
-def do(path: Path, settings: Config | None = None, stages=STAGES, splits: Splits = SPLITS) -> list[str]:
+@pytest.fixture(autouse=True)
+def as_in_the_run(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tiny / "cache"))
+    torch.set_num_threads(SETTINGS["threads"])
+
+
+@pytest.fixture
+def config(photographs: Path) -> Callable[..., Config]:
+    """The run's settings with one seed, with methods changed."""
+
+    def change(**methods: dict) -> Config:
+        return settings(photographs, seeds=[7], methods=METHODS | methods)
+
+    return change
+
+
+@pytest.fixture
+def splits(config: Callable[..., Config]) -> Splits:
+    return load_splits(config().data)
+
+
+def do(path: Path, settings: Config, stages=STAGES, splits: Splits | None = None) -> list[str]:
     """Does the stages; the steps that were not done already."""
     log = path / "log.jsonl"
     before = len(log.read_text().splitlines()) if log.exists() else 0
-    with Run.open(path, settings or config(), overwrite=True, quiet=True) as run:
-        context._LOADED[run] = splits
+    with Run.open(path, settings, overwrite=True, quiet=True) as run:
+        if splits is not None:
+            provide_splits(run, splits)
         for stage in stages:
             stage.run(run)
     events = [json.loads(line) for line in log.read_text().splitlines()[before:]]
@@ -89,12 +83,12 @@ def do(path: Path, settings: Config | None = None, stages=STAGES, splits: Splits
 
 
 def forget(path: Path, name: str) -> None:
-    (path / "stages" / "finetune" / "100" / f"{name}.json").unlink()
+    (path / "stages" / "finetune" / "7" / f"{name}.json").unlink()
     shutil.rmtree(folder_of(path, name))
 
 
 def folder_of(path: Path, name: str) -> Path:
-    return path / "seeds" / "100" / "finetuned" / name
+    return path / "seeds" / "7" / "finetuned" / name
 
 
 def histories(path: Path) -> dict[str, History]:
@@ -105,10 +99,10 @@ def histories(path: Path) -> dict[str, History]:
     }
 
 
-def test_all_kinds(directory):
-    assert do(directory) == []
+def test_all_kinds(directory, config):
+    assert do(directory, config()) == []
     models = {name: load_model(folder_of(directory, name)) for name in METHODS}
-    baseline = load_model(directory / "seeds" / "100" / "baseline")
+    baseline = load_model(directory / "seeds" / "7" / "baseline")
 
     assert state_bits(models["erm"]) == state_bits(baseline), "a control with the settings of the biased model is it"
     others = [json.dumps({k: v.hex() for k, v in state_bits(model).items()}) for model in models.values()]
@@ -126,19 +120,19 @@ def test_all_kinds(directory):
         left = sorted(file.name for file in folder_of(directory, name).iterdir())
         extra = [ERROR_SET] if name == "jtt" else []
         assert left == sorted(["config.json", "history.json", "model.safetensors", *extra])
-    assert [file.name for file in (directory / "seeds" / "100" / "masks").iterdir()] == ["full.safetensors"]
+    masks = {file.stem for file in (directory / "seeds" / "7" / "masks").iterdir()}
+    assert masks == {name for name, values in METHODS.items() if "kind" not in values}
 
     notes = histories(directory)["dro"].notes
-    assert list(notes) == [f"last weight of {y}, {a}" for y in ("level", "upright") for a in ("red", "blue")]
+    assert list(notes) == [f"last weight of {y}, {a}" for y in CLASSES for a in VALUES]
     assert sum(notes.values()) == pytest.approx(1)
     assert max(notes.values()) > 0.26
 
-    do(directory, stages=[evaluate])
     results = Results.load(directory / "results.json")
-    assert [name for name, method in results.methods.items() if method.density is not None] == ["full"]
+    assert {name for name, method in results.methods.items() if method.density is not None} == masks
 
 
-def test_an_epoch_of_each_kind(directory, monkeypatch):
+def test_an_epoch_of_each_kind(directory, config, splits, monkeypatch):
     """Which images it sees: by the indices that each step gets."""
     seen: dict[str, list[tuple[ImageSet, np.ndarray]]] = {}
     take = Training._take_step
@@ -151,41 +145,42 @@ def test_an_epoch_of_each_kind(directory, monkeypatch):
 
     monkeypatch.setattr(Training, "_take_step", watched)
     counts = {}
-    for name in METHODS:
+    for name in WATCHED:
         forget(directory, name)
         seen[name] = []
-        do(directory)
+        do(directory, config(), splits=splits)
         whole, indices = seen[name][-1][0], np.concatenate([indices for _, indices in seen[name]])
         counts[name] = whole.subset(indices).group_counts(2, 2).ravel().tolist()
     for name in ("resampled", "dro", "last_layer", "last_layer_synthetic"):
         assert len(set(counts[name])) == 1, name
-    assert counts["erm"] == (2 * TRAIN.group_counts(2, 2)).ravel().tolist()
-    assert {name for name in METHODS if seen[name][0][0] is TRAIN} == {"erm", "resampled", "dro", "jtt"}
-    assert seen["last_layer"][0][0] is VALIDATION
+    assert counts["erm"] == (2 * splits.train.group_counts(2, 2)).ravel().tolist()
+    assert {name for name in WATCHED if seen[name][0][0] is splits.train} == {"erm", "resampled", "dro", "jtt"}
+    assert seen["last_layer"][0][0] is splits.validation
     both = seen["both"][0][0]
-    assert len(both) == len(TRAIN) + 24
-    assert np.array_equal(both.images[: len(TRAIN)], TRAIN.images)
-    assert np.array_equal(both.images[len(TRAIN) :], seen["synthetic"][0][0].images)
-    assert np.array_equal(both.target[len(TRAIN) :], seen["full"][0][0].target)
+    assert len(both) == len(splits.train) + 24
+    assert np.array_equal(both.images[: len(splits.train)], splits.train.images)
+    assert np.array_equal(both.images[len(splits.train) :], seen["synthetic"][0][0].images)
+    assert np.array_equal(both.target[len(splits.train) :], seen["full"][0][0].target)
 
 
-def test_the_error_set_is_what_the_first_model_gets_wrong(directory):
+def test_the_error_set_is_what_the_first_model_gets_wrong(directory, config, splits):
     record = json.loads((folder_of(directory, "jtt") / ERROR_SET).read_text())
-    model = build_model(MODEL, 2, 100)
-    settings = config().train.model_copy(update={"epochs": 1})
-    Training(model, TRAIN, VALIDATION, settings, MODEL, 100).fit()
+    how, train = config().model, splits.train
+    model = build_model(how, 2, 7)
+    one = config().train.model_copy(update={"epochs": 1})
+    Training(model, train, splits.validation, one, how, 7).fit()
     wrong = np.flatnonzero(
-        predict(model, TRAIN, MODEL, batch_size=9, device=torch.device("cpu")).argmax(1) != TRAIN.target
+        predict(model, train, how, batch_size=9, device=torch.device("cpu")).argmax(1) != train.target
     )
-    assert 0 < len(wrong) < len(TRAIN)
+    assert 0 < len(wrong) < len(train)
     assert record["indices"] == wrong.tolist()
-    assert record["ids"] == [TRAIN.ids[index] for index in wrong]
+    assert record["ids"] == [train.ids[index] for index in wrong]
     history = histories(directory)["jtt"]
     assert history.notes == {"images in the error set": len(wrong)}
     assert len(history.epochs) == 2
 
 
-def test_the_first_model_is_an_ordinary_training_that_is_stopped(tmp_path, monkeypatch):
+def test_the_first_model_is_an_ordinary_training_that_is_stopped(photographs, tmp_path, monkeypatch):
     """Its learning rates are those of the whole one, not of one that ends with it."""
     lrs, take = [], Training._take_step
 
@@ -194,23 +189,24 @@ def test_the_first_model_is_an_ordinary_training_that_is_stopped(tmp_path, monke
         lrs.append(self.optimizer.param_groups[0]["lr"])
 
     monkeypatch.setattr(Training, "_take_step", watched)
-    values = SETTINGS | {"methods": {"jtt": METHODS["jtt"]}, "default_method": "jtt"}
-    settings = Config.model_validate(values | {"train": SETTINGS["train"] | {"schedule": "cosine"}})
-    do(tmp_path / "run", settings, stages=[train, finetune])
+    only = {"seeds": [7], "methods": {"jtt": METHODS["jtt"]}, "default_method": "jtt"}
+    cosine = settings(photographs, **only, train={"schedule": "cosine"})
+    do(tmp_path / "run", cosine, stages=[train, finetune])
     whole, first = lrs[:6], lrs[6:9]
     assert len(set(whole)) == 6
     assert first == whole[:3]
     assert len(lrs) == 6 + 3 + 2 * 5
 
-    settings.methods["jtt"] = Jtt(first_epochs=3)
-    with pytest.raises(AimfairError, match=r"100 jtt: first_epochs is 3, expected at most 2, the epochs of"):
-        do(tmp_path / "run", settings, stages=[train, finetune])
+    cosine.methods["jtt"] = Jtt(first_epochs=3)
+    with pytest.raises(AimfairError, match=r"7 jtt: first_epochs is 3, expected at most 2, the epochs of"):
+        do(tmp_path / "run", cosine, stages=[train, finetune])
 
 
-def test_the_error_set_of_other_images_is_not_used(directory):
+def test_the_error_set_of_other_images_is_not_used(directory, photographs, splits):
     before = json.loads((folder_of(directory, "jtt") / ERROR_SET).read_text())
-    other = replace(TRAIN, images=255 - TRAIN.images)  # with the same ids and labels
-    do(directory, config_of_data(seed=5), splits=replace(SPLITS, train=other))
+    other = replace(splits.train, images=255 - splits.train.images)  # with the same ids and labels
+    changed = settings(photographs, seeds=[7], data={"seed": 5})
+    do(directory, changed, splits=replace(splits, train=other))
     after = json.loads((folder_of(directory, "jtt") / ERROR_SET).read_text())
     assert after["training"] != before["training"]
     assert after["indices"] != before["indices"]
@@ -220,13 +216,13 @@ STEPS = {
     "resampled": ([2, 4], 6),
     "dro": ([2, 4], 6),
     "jtt": ([2, 3, 5, 8], 3 + 2 * 5),
-    "last_layer": ([1], 2),
+    "last_layer": ([1], 3),
     "both": ([3], 10),
 }
 """The steps in which a method is stopped, and all that it takes; of jtt in the first training and in the second."""
 
 
-def test_a_stopped_method_continues_to_the_same_bits(directory, monkeypatch):
+def test_a_stopped_method_continues_to_the_same_bits(directory, config, monkeypatch):
     expected = {name: state_bits(load_model(folder_of(directory, name))) for name in STEPS}
     notes = {name: history.notes for name, history in histories(directory).items()}
     take = Training._take_step
@@ -244,8 +240,8 @@ def test_a_stopped_method_continues_to_the_same_bits(directory, monkeypatch):
         monkeypatch.setattr(Training, "_take_step", stop)
         for _ in steps:
             with pytest.raises(Interrupted):
-                do(directory)
-        do(directory)
+                do(directory, config())
+        do(directory, config())
         assert done == in_all, f"{name}: steps were taken again"
         assert state_bits(load_model(folder_of(directory, name))) == expected[name], name
         assert histories(directory)[name].notes == notes[name]
@@ -263,48 +259,49 @@ def test_a_stopped_method_continues_to_the_same_bits(directory, monkeypatch):
         ({"jtt": {"kind": "erm"}}, {"jtt"}),
     ],
 )
-def test_only_the_method_that_changed_is_done_again(directory, changed, redone):
+def test_only_the_method_that_changed_is_done_again(directory, config, changed, redone):
     assert {step.split("/")[-1] for step in do(directory, config(**changed))} == redone
     if changed.get("jtt", {}).get("kind") == "erm":
         assert not (folder_of(directory, "jtt") / ERROR_SET).exists()
 
 
-def test_other_synthetic_images_redo_those_who_read_them(directory):
-    with Run.open(directory, config(), quiet=True) as run:
-        (run.synthetic / "images").rename(run.synthetic / "old")
-        write_synthetic(run.synthetic, {"balanced": images(24, 5), "biased": images(16, 6, bias=0.9)})
-        run.finish("generate", {}, [run.synthetic])
-    redone = {step.split("/")[-1] for step in do(directory) if step.startswith("finetune")}
-    assert redone == {"full", "synthetic", "both", "last_layer_synthetic"}
+def test_other_synthetic_images_redo_those_who_read_them(directory, config):
+    with Run.open(directory, config(), overwrite=True, quiet=True) as run:
+        replace_synthetic(run)
+    redone = {step.split("/")[-1] for step in do(directory, config()) if step.startswith("finetune")}
+    assert redone == {
+        "linear_probe", "full", "random", "aimfair", "synthetic", "both", "last_layer_synthetic",
+    }  # fmt: skip
 
 
-def test_controls_need_no_generated_images(tmp_path):
-    only = config().model_copy(update={"methods": {"jtt": config().methods["jtt"]}, "default_method": "jtt"})
-    assert do(tmp_path / "run", only, stages=[train, select, finetune]) == ["train/100", "finetune/100/jtt"]
+def test_controls_need_no_generated_images(photographs, tmp_path):
+    only = settings(photographs, seeds=[7], methods={"jtt": METHODS["jtt"]}, default_method="jtt")
+    assert do(tmp_path / "run", only, stages=[train, select, finetune]) == ["train/7", "finetune/7/jtt"]
 
 
-def test_a_first_model_without_errors_gives_a_warning(directory, monkeypatch):
+def test_a_first_model_without_errors_gives_a_warning(directory, config, monkeypatch):
     monkeypatch.setattr("aimfair.methods.jtt._misclassified", lambda *_: np.array([], dtype=np.int64))
     forget(directory, "jtt")
-    do(directory)
+    do(directory, config())
     assert histories(directory)["jtt"].notes == {"images in the error set": 0}
-    assert "100 jtt: the first model classifies every image correctly" in (directory / "log.jsonl").read_text()
+    assert "7 jtt: the first model classifies every image correctly" in (directory / "log.jsonl").read_text()
 
 
-def test_a_group_without_images_gives_a_warning(directory):
-    there = np.flatnonzero((TRAIN.target == 0) | (TRAIN.protected == 1))
+def test_a_group_without_images_gives_a_warning(directory, config, splits):
+    train = splits.train
+    there = np.flatnonzero((train.target == 0) | (train.protected == 1))
     forget(directory, "dro")
-    do(directory, splits=replace(SPLITS, train=TRAIN.subset(there)))
-    assert "100 dro: no image of the group upright, red" in (directory / "log.jsonl").read_text()
-    assert list(histories(directory)["dro"].notes)[-1] == "last weight of upright, blue"
+    do(directory, config(), splits=replace(splits, train=train.subset(there)))
+    assert f"7 dro: no image of the group {CLASSES[1]}, {VALUES[0]}" in (directory / "log.jsonl").read_text()
+    assert list(histories(directory)["dro"].notes)[-1] == f"last weight of {CLASSES[1]}, {VALUES[1]}"
     assert len(histories(directory)["dro"].notes) == 3
 
 
-def test_a_damaged_error_set_is_refused_by_name(directory):
-    (directory / "stages" / "finetune" / "100" / "jtt.json").unlink()
+def test_a_damaged_error_set_is_refused_by_name(directory, config):
+    (directory / "stages" / "finetune" / "7" / "jtt.json").unlink()
     (folder_of(directory, "jtt") / ERROR_SET).write_text('{"training": 3')
     with pytest.raises(AimfairError, match=r"error_set\.json: not a usable error set.*remove it"):
-        do(directory)
+        do(directory, config())
 
 
 # -- settings ---------------------------------------------------------------------------------------------------------
@@ -325,7 +322,7 @@ def test_what_a_method_may_set_for_itself():
 
 
 @pytest.mark.parametrize(
-    ("settings", "message"),
+    ("method", "message"),
     [
         ({"kind": "erm", "rule": "all"}, "not valid for kind 'erm', only for tune; erm takes kind, lr, epochs"),
         ({"kind": "jtt", "freeze": ["x"]}, "not valid for kind 'jtt'"),
@@ -337,24 +334,24 @@ def test_what_a_method_may_set_for_itself():
         ({"rule": "top_k", "k": 3, "criterion": "cosine"}, "found 'element', expected row or tensor"),
     ],
 )
-def test_settings_that_do_not_go_together(settings, message):
+def test_settings_that_do_not_go_together(config, method, message):
     with pytest.raises(ValidationError) as raised:
-        config(mine=settings)
+        config(mine=method)
     assert message in str(raised.value)
 
 
-def test_settings_of_every_kind_survive_their_file(tmp_path):
+def test_settings_of_every_kind_survive_their_file(config, tmp_path):
     (tmp_path / "config.yaml").write_text(config_file.dump(config()))
     assert config_file.load(tmp_path / "config.yaml") == config()
 
 
-def test_saved_settings_hold_the_keys_of_their_kind_alone(tmp_path):
+def test_saved_settings_hold_the_keys_of_their_kind_alone(config):
     saved = strict_yaml.parse(config_file.dump(config()))[0]["methods"]
     assert all(saved[name].keys() == KINDS[saved[name]["kind"]].model_fields.keys() for name in METHODS)
     assert saved["erm"].keys() == {"kind", "lr", "epochs", "weight_decay"}
 
 
-def test_the_old_name_of_last_layer_retrain_is_taken_with_a_warning():
+def test_the_old_name_of_last_layer_retrain_is_taken_with_a_warning(config):
     with pytest.warns(FutureWarning, match="method kind 'dfr' is now called 'last_layer_retrain'; rename it"):
         old = config(mine={"kind": "dfr", "head": "x"})
     assert old == config(mine={"kind": "last_layer_retrain", "head": "x"})

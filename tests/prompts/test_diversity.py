@@ -110,6 +110,7 @@ def test_without_contexts() -> None:
     assert found.plain == found.contextual
 
 
+@pytest.mark.slow
 def test_twenty_thousand_prompts_take_little_time_and_memory() -> None:
     rng = np.random.default_rng(0)
     words = [f"w{i}" for i in range(5000)]

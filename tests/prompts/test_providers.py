@@ -544,6 +544,7 @@ def test_a_stage_that_was_killed_goes_on(server: ChatServer, tmp_path: Path) -> 
         assert (tmp_path / "cut" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
 
 
+@pytest.mark.slow
 def test_a_stage_that_is_killed_anywhere_ends_with_the_same_files(tmp_path: Path) -> None:
     """kill -9 before each call that touches the disk; see ``prompt_crash_points``."""
     program = [sys.executable, "-m", "tests.prompts.prompt_crash_points", str(tmp_path)]

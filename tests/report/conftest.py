@@ -16,7 +16,7 @@ from aimfair.prompts.diversity import measure
 from aimfair.prompts.grammar import save_prompts, write_prompts
 from aimfair.run.directory import Run
 from aimfair.selective.mask import ParameterMask
-from aimfair.stages import context
+from aimfair.stages.context import provide_splits
 from aimfair.stages.evaluate import experiment
 from aimfair.training.history import Epoch, History
 from tests.report.made_up import (
@@ -59,7 +59,7 @@ def open_run(path: Path) -> Run:
     config = Run.config_of(path)
     assert config is not None
     run = Run.open(path, config, quiet=True)
-    context._LOADED[run] = run_splits()
+    provide_splits(run, run_splits())
     return run
 
 

@@ -149,6 +149,7 @@ save_file(model.state_dict(), folder / "result.safetensors")
 """
 
 
+@pytest.mark.slow
 def test_kill_9_at_any_moment_changes_nothing(tmp_path):
     expected = Net()
     training(expected, LONG).fit()

@@ -10,7 +10,7 @@ from aimfair.selective.mask import ParameterMask
 from aimfair.training.models import build_model, load_model, save_model
 from tests.training.samples import MODEL, state_bits
 from tests.training.test_execution import Blocks
-from tests.training.test_stages import SETTINGS, directory, do, events  # noqa: F401 (directory is a fixture)
+from tests.training.test_stages import as_in_the_run, change, do, events, finished, generated  # noqa: F401 - fixtures
 
 
 def make(num_classes: int) -> Blocks:
@@ -18,22 +18,18 @@ def make(num_classes: int) -> Blocks:
     return Blocks()
 
 
-OWN = {"factory": f"{__name__}:make", "mean": MODEL.mean, "std": MODEL.std}
+OWN = {"factory": f"{__name__}:make", "config": {}, "mean": MODEL.mean, "std": MODEL.std}
 LOW = {**OWN, "autocast": "bfloat16", "checkpointing": True, "channels_last": False}
 
 
-def config(model: dict, **settings: object) -> Config:
-    return Config.model_validate(SETTINGS | {"model": model} | settings)
-
-
 def tuned(path: Path, settings: Config) -> dict[str, bytes]:
-    return state_bits(load_model(path / "seeds" / "100" / "finetuned" / "aimfair", settings.model))
+    return state_bits(load_model(path / "seeds" / "7" / "finetuned" / "aimfair", settings.model))
 
 
-def test_an_own_model_goes_through_all_stages(directory):  # noqa: F811
-    settings = config(OWN)
-    assert len(do(directory, settings)) == 6
-    home = directory / "seeds" / "100"
+def test_an_own_model_goes_through_all_stages(generated, change):  # noqa: F811
+    settings = change(model=OWN)
+    assert len(do(generated, settings)) == 6
+    home = generated / "seeds" / "7"
     baseline = load_model(home / "baseline", settings.model)
     mask = ParameterMask.load(home / "masks" / "aimfair.safetensors", baseline)
     after = load_model(home / "finetuned" / "aimfair", settings.model).state_dict()
@@ -44,22 +40,21 @@ def test_an_own_model_goes_through_all_stages(directory):  # noqa: F811
         load_model(home / "baseline")
 
 
-def test_how_a_model_is_run_is_part_of_what_is_done(directory):  # noqa: F811
-    exact, low = config(OWN), config(LOW, sensitivity={"batch_size": 8, "statistics": "sum"})
-    do(directory, exact)
-    before = tuned(directory, exact)
-    assert do(directory, exact) == []
-    assert len(do(directory, low)) == 6
-    assert tuned(directory, low) != before
-    do(directory, exact)
-    assert tuned(directory, exact) == before
+def test_how_a_model_is_run_is_part_of_what_is_done(generated, change):  # noqa: F811
+    exact, low = change(model=OWN), change(model=LOW, sensitivity={"batch_size": 8, "statistics": "sum"})
+    do(generated, exact)
+    before = tuned(generated, exact)
+    assert do(generated, exact) == []
+    assert len(do(generated, low)) == 6
+    assert tuned(generated, low) != before
+    do(generated, exact)
+    assert tuned(generated, exact) == before
 
 
-def test_another_normalisation_than_the_pretrained_models_is_told_once(directory, tmp_path):  # noqa: F811
+def test_another_normalisation_than_the_pretrained_models_is_told_once(generated, change, tmp_path):  # noqa: F811
     folder = tmp_path / "pretrained"
     save_model(build_model(MODEL, 2, 1), folder)
     (folder / "preprocessor_config.json").write_text('{"image_mean": [0.1, 0.1, 0.1], "image_std": [0.2, 0.2, 0.2]}')
-    do(directory, config({"pretrained": str(folder)}, seeds=[100, 200]))
-    cautions = [event for event in events(directory) if event["event"] == "warning"]
-    assert len(cautions) == 1
-    assert "set model.mean and model.std" in cautions[0]["message"]
+    do(generated, change(model={"pretrained": str(folder), "config": {}}, seeds=[7, 8]))
+    warnings = [event["message"] for event in events(generated) if event["event"] == "warning"]
+    assert len([message for message in warnings if "set model.mean and model.std" in message]) == 1
