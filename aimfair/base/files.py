@@ -1,5 +1,6 @@
 """Atomic file writes: readers find the old file or the new one, never a part."""
 
+import hashlib
 import json
 import os
 import re
@@ -10,8 +11,8 @@ from typing import Any
 from aimfair.selective.atomic import replace_file, sync
 
 __all__ = [
-    "append_text", "cache_folder", "is_temporary", "remove_temporaries", "replace_file", "sync", "write_json",
-    "write_text",
+    "append_text", "cache_folder", "file_digest", "is_temporary", "remove_temporaries", "replace_file", "sync",
+    "write_json", "write_text",
 ]  # fmt: skip
 
 _TEMPORARY = re.compile(r"\..+\.\d+\.tmp")
@@ -48,6 +49,12 @@ def append_text(path: Path, text: str) -> None:
         raise
     if new:
         sync(path.parent)
+
+
+def file_digest(path: Path) -> str:
+    """SHA-256 of the bytes of a file, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def write_json(path: str | os.PathLike[str], value: Any) -> None:

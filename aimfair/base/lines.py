@@ -1,13 +1,13 @@
-"""JSON Lines files whose every line is one validated record."""
+"""Files of validated records: one as JSON, or many as JSON Lines."""
 
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TypeVar
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from aimfair.base.errors import AimfairError
-from aimfair.base.settings import Record
+from aimfair.base.settings import Record, first_fault
 
 
 class Line(Record, strict=True):
@@ -15,6 +15,24 @@ class Line(Record, strict=True):
 
 
 LineType = TypeVar("LineType", bound=Line)
+RecordType = TypeVar("RecordType", bound=BaseModel)
+
+
+def read_record(path: Path, kind: type[RecordType], remedy: str) -> RecordType:
+    """The record that is the whole of ``path``.
+
+    Args:
+        remedy: what to do about a file that is missing or damaged.
+
+    Raises:
+        AimfairError: it is; names file and field, and ends with the remedy.
+    """
+    try:
+        return kind.model_validate_json(path.read_bytes())
+    except OSError as error:
+        raise AimfairError(f"{path}: cannot be read: {error.strerror}; {remedy}") from error
+    except ValidationError as error:
+        raise AimfairError(f"{path}: {first_fault(error, 'file')}; {remedy}") from error
 
 
 def read_lines(path: Path, kind: type[LineType], *, appended: bool = False) -> list[LineType]:
@@ -39,11 +57,9 @@ def read_lines(path: Path, kind: type[LineType], *, appended: bool = False) -> l
         try:
             records.append(kind.model_validate_json(line))
         except ValidationError as error:
-            first = error.errors(include_url=False)[0]
-            field = ".".join(str(part) for part in first["loc"]) or "line"
             raise AimfairError(
-                f"{path}:{number}: {field}: {first['msg']}; expected one {kind.__name__} as JSON: restore the file, or "
-                "remove it and repeat the step that writes it"
+                f"{path}:{number}: {first_fault(error, 'line')}; expected one {kind.__name__} as JSON: restore the"
+                " file, or remove it and repeat the step that writes it"
             ) from error
     return records
 

@@ -4,7 +4,7 @@ import os
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import AfterValidator, BaseModel, ConfigDict
+from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError
 
 
 class Problem(ValueError):
@@ -42,6 +42,13 @@ class Settings(Record):
     """A node of the settings: a record without NaN and infinity."""
 
     model_config = ConfigDict(allow_inf_nan=False, protected_namespaces=())
+
+
+def first_fault(error: ValidationError, whole: str = "") -> str:
+    """The first fault in one line, as "field: what is wrong"; ``whole`` is the field of what is no object at all."""
+    first = error.errors(include_url=False)[0]
+    field = ".".join(map(str, first["loc"])) or whole
+    return f"{field}: {first['msg']}" if field else first["msg"]
 
 
 def require_words(key: tuple[str | int, ...], words: list[str]) -> None:

@@ -15,7 +15,7 @@ from pydantic import BeforeValidator, Field, ValidationError
 
 from aimfair.base.errors import AimfairError
 from aimfair.base.files import write_text
-from aimfair.base.settings import Record
+from aimfair.base.settings import Record, first_fault
 
 Number = Annotated[float, BeforeValidator(lambda value: math.nan if value is None else value)]
 Interval = tuple[Number, Number]
@@ -122,6 +122,9 @@ class MethodResult(MethodSummary):
     seeds: list[SeedResult]
     interval: dict[str, Interval]
 
+    def of_seed(self, seed: int) -> SeedResult:
+        return next(one for one in self.seeds if one.seed == seed)
+
 
 class AuditMethod(MethodSummary):
     """A method in the groups of another attribute; only the default method is compared, with the biased model.
@@ -226,9 +229,7 @@ class Results(Record):
         try:
             return cls.model_validate_json(content)
         except ValidationError as error:
-            first = error.errors()[0]
-            where = ".".join(map(str, first["loc"])) or "the whole"
-            raise AimfairError(f"{path}: {where}: {first['msg']}; make it again: {again}") from error
+            raise AimfairError(f"{path}: {first_fault(error, 'the whole')}; make it again: {again}") from error
 
 
 def _version(content: bytes) -> object:

@@ -1,6 +1,5 @@
 """Exports one model of a run to a folder with everything its user needs."""
 
-import hashlib
 import json
 import re
 from dataclasses import asdict
@@ -12,24 +11,23 @@ import torch
 
 import aimfair
 from aimfair.base.errors import ConfigError
-from aimfair.base.files import write_json, write_text
+from aimfair.base.files import file_digest, write_json, write_text
 from aimfair.data.catalogue import SPLITS
 from aimfair.evaluation.results import Results
 from aimfair.export import model_card, model_files, onnx
-from aimfair.export.card_sections import UNKNOWN, Facts
-from aimfair.export.choose import Choice, choose
 from aimfair.export.folder import MARK, new_folder
-from aimfair.export.model_card import CARD
+from aimfair.export.model_card import CARD, UNKNOWN, Choice, Facts
 from aimfair.export.model_files import copy_model
 from aimfair.generation.manifest import Manifest
 from aimfair.generation.summary import GenerationSummary
 from aimfair.methods import BIASED
 from aimfair.prompts.grammar import load_prompts
 from aimfair.report.template import environment
-from aimfair.run.directory import Run
+from aimfair.run.directory import Run, model_step
 from aimfair.selective.mask import ParameterMask
 from aimfair.stages.context import prepare_process, splits_of
 from aimfair.training.feed import Normalize
+from aimfair.training.history import HISTORY, History
 from aimfair.training.models import WEIGHTS, load_model
 
 EXAMPLES = 64
@@ -55,7 +53,7 @@ def export_run(
     lists the other files with their digests.
 
     Args:
-        method, seed: as :func:`aimfair.export.choose.choose`.
+        method, seed: as :func:`choose`.
         to: None: ``export/<method>-<seed>`` in the run.
         license: of the model, an identifier known to the hub.
         overwrite: whether an earlier export there may be replaced.
@@ -114,11 +112,55 @@ def _fill(run: Run, choice: Choice, results: Results, folder: Path, *, with_onnx
         agreement=agreement,
         preprocessing=difference,
         environment=environment(),
-        digests={WEIGHTS: _digest(folder / WEIGHTS), "config.yaml of the run": _digest(run.path / "config.yaml")},
+        digests={
+            WEIGHTS: file_digest(folder / WEIGHTS),
+            "config.yaml of the run": file_digest(run.path / "config.yaml"),
+        },
         license=license,
     )
     write_text(folder / CARD, model_card.render(facts))
     write_json(folder / MARK, _mark(folder, facts))
+
+
+def choose(run: Run, method: str | None = None, seed: int | None = None) -> Choice:
+    """The model of ``method`` (default: ``default_method``) and ``seed`` (default: the best by validation accuracy).
+
+    Test images play no part; ties go to the first seed.
+
+    Args:
+        method: name of a method, or "biased" for the model before any method.
+
+    Raises:
+        ConfigError: the run has no such method or seed, or no validation accuracy to choose a seed by.
+        AimfairError: the model is not finished, or out of date.
+    """
+    config = run.config
+    method = config.default_method if method is None else method
+    if method != BIASED and method not in config.methods:
+        raise ConfigError(f"--method {method}: expected one of {', '.join((BIASED, *config.methods))}")
+    if seed is not None and seed not in config.seeds:
+        raise ConfigError(f"--seed {seed}: expected one of {', '.join(map(str, config.seeds))}")
+    folders = {one: run.model(one, method) for one in config.seeds}
+    accuracies = {one: _validation_accuracy(folder) for one, folder in folders.items()}
+    if seed is not None:
+        reason = "as requested"
+    elif len(config.seeds) == 1:
+        seed, reason = config.seeds[0], "the only one"
+    else:
+        known = {one: value for one, value in accuracies.items() if value is not None}
+        if len(known) < len(accuracies):
+            lacking = next(one for one in accuracies if one not in known)
+            raise ConfigError(f"{folders[lacking] / HISTORY}: no validation accuracy to choose a seed by; give --seed")
+        seed = max(known, key=lambda one: (known[one], -config.seeds.index(one)))
+        reason = f"the best of {len(config.seeds)} by validation accuracy, without test images"
+    run.digest_of(model_step(seed, method))
+    return Choice(method, seed, folders[seed], reason, accuracies[seed])
+
+
+def _validation_accuracy(folder: Path) -> float | None:
+    if (history := History.load(folder)) is None:
+        return None
+    return next((epoch.validation_accuracy for epoch in history.epochs if epoch.epoch == history.kept_epoch), None)
 
 
 def _mark(folder: Path, facts: Facts) -> dict[str, Any]:
@@ -130,7 +172,7 @@ def _mark(folder: Path, facts: Facts) -> dict[str, Any]:
         "labels": facts.results.target_names,
         "onnx": facts.agreement and asdict(facts.agreement),
         "preprocessing": facts.preprocessing and asdict(facts.preprocessing),
-        "files": {file.name: _digest(file) for file in sorted(folder.iterdir())},
+        "files": {file.name: file_digest(file) for file in sorted(folder.iterdir())},
     }
 
 
@@ -143,11 +185,6 @@ def _balanced(synthetic: Path) -> int | None:
     """Images in the balanced set; None if there is none."""
     records = Manifest(synthetic).records.values()
     return sum("balanced" in record.sets for record in records) or None
-
-
-def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def describe(to: Path) -> str:

@@ -5,10 +5,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Self
 
-from pydantic import ValidationError
-
-from aimfair.base.errors import AimfairError
 from aimfair.base.files import write_text
+from aimfair.base.lines import read_record
 from aimfair.base.settings import Record
 from aimfair.generation.plan import Group
 
@@ -55,6 +53,19 @@ class GenerationSummary(Record):
     speed: Speed | None = None
     folder: str | None = None
 
+    @property
+    def made(self) -> int:
+        return sum(group.made for group in self.groups)
+
+    @property
+    def kept(self) -> int:
+        return sum(group.kept for group in self.groups)
+
+    @property
+    def rejected(self) -> Counter[str]:
+        """Reason -> images."""
+        return sum((Counter(group.rejected) for group in self.groups), Counter())
+
     @classmethod
     def of(cls, kept: Iterable[Group], rejected: Iterable[tuple[Group, str]], **others: Any) -> Self:
         """Counts images.
@@ -86,9 +97,4 @@ class GenerationSummary(Record):
         Raises:
             AimfairError: the file is damaged.
         """
-        try:
-            return cls.model_validate_json(path.read_bytes())
-        except ValidationError as error:
-            raise AimfairError(
-                f"{path}: damaged: {error.errors(include_url=False)[0]['msg']}; remove it, the report will do without"
-            ) from error
+        return read_record(path, cls, "remove it, the report will do without")

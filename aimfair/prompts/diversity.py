@@ -13,10 +13,9 @@ from pathlib import Path
 from typing import Self
 
 import numpy as np
-from pydantic import ValidationError
 
-from aimfair.base.errors import AimfairError
 from aimfair.base.files import write_text
+from aimfair.base.lines import read_record
 from aimfair.base.seeds import generator
 from aimfair.base.settings import Record
 from aimfair.prompts.grammar import Prompt, without_contexts
@@ -117,16 +116,7 @@ class Diversity(Record):
         Raises:
             AimfairError: the file is missing or damaged.
         """
-        try:
-            return cls.model_validate_json(path.read_bytes())
-        except OSError as error:
-            raise AimfairError(f"{path}: cannot be read: {error.strerror}; aimfair prompts writes it") from error
-        except ValidationError as error:
-            first = error.errors(include_url=False)[0]
-            key = ".".join(map(str, first["loc"])) or "file"
-            raise AimfairError(
-                f"{path}: {key}: {first['msg']}, expected what aimfair prompts writes; remove the file"
-            ) from error
+        return read_record(path, cls, "remove it and run: aimfair prompts")
 
 
 def measure(prompts: Sequence[Prompt], settings: PromptSettings) -> Diversity:

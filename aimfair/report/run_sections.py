@@ -104,11 +104,11 @@ def _attribute_row(attribute: Attribute, groups: Sequence[Wording], fixed: bool)
 def generation_section(summary: GenerationSummary | None) -> dict[str, Any]:
     """Images made (or found in a folder) and kept; rows: (group, rejected per reason). Without a summary, no rows."""
     groups = summary.groups if summary else []
-    reasons = sorted({reason for group in groups for reason in group.rejected})
+    reasons = sorted(summary.rejected) if summary else []
     return {
         "folder": summary.folder if summary else None,
-        "made": sum(group.made for group in groups),
-        "kept": sum(group.kept for group in groups),
+        "made": summary.made if summary else 0,
+        "kept": summary.kept if summary else 0,
         "reasons": reasons,
         "rows": [(group, [group.rejected.get(reason, 0) for reason in reasons]) for group in groups],
         "facts": _speed_facts(summary.speed) if summary and summary.speed else {},

@@ -13,6 +13,7 @@ from aimfair.base.log import Log
 from aimfair.base.progress import Progress
 from aimfair.config import Config
 from aimfair.config import load as config_file
+from aimfair.methods import BIASED
 from aimfair.run.records import Records
 
 _LOCK, _CONFIG = ".lock", "config.yaml"
@@ -165,8 +166,12 @@ class Run:
     def finetuned(self, seed: int, method: str) -> Path:
         return self._seed(seed) / "finetuned" / method
 
+    def model(self, seed: int, method: str) -> Path:
+        """Folder of a method's model; "biased" is a method, too."""
+        return self.baseline(seed) if method == BIASED else self.finetuned(seed, method)
+
     def logits(self, seed: int, method: str) -> Path:
-        """Logits of a method's model on the test images; "biased" is a method, too."""
+        """Logits of :meth:`model` on the test images."""
         return self._seed(seed) / "logits" / f"{method}.safetensors"
 
     @property
@@ -188,6 +193,11 @@ class Run:
 
     def _seed(self, seed: int) -> Path:
         return self.path / "seeds" / str(seed)
+
+
+def model_step(seed: int, method: str) -> str:
+    """The step that makes :meth:`Run.model`."""
+    return f"train/{seed}" if method == BIASED else f"finetune/{seed}/{method}"
 
 
 def _origin(path: Path) -> Path | None:

@@ -10,7 +10,7 @@ from aimfair.evaluation.results import SCHEMA_VERSION, Results
 from aimfair.methods import BIASED
 from aimfair.report.tables import COLUMNS, print_table, save_tables
 from aimfair.report.wording import percent, spread
-from aimfair.run.directory import Run
+from aimfair.run.directory import Run, model_step
 from aimfair.selective.mask import ParameterMask
 from aimfair.stages.context import splits_of
 from aimfair.training.models import load_model
@@ -69,12 +69,11 @@ def _predict(run: Run, models: Sequence[tuple[int, str]]) -> None:
     config = run.config
     todo = []
     for seed, name in models:
-        made_by = f"train/{seed}" if name == BIASED else f"finetune/{seed}/{name}"
         inputs = {
             "data": config.data.of_training,
             "computation": config.model.computation,
             "batch_size": config.evaluate.batch_size,
-            "upstream": run.digest_of(made_by),
+            "upstream": run.digest_of(model_step(seed, name)),
         }
         if not run.is_done(_step(seed, name), inputs):
             todo.append((seed, name, inputs))
@@ -84,7 +83,7 @@ def _predict(run: Run, models: Sequence[tuple[int, str]]) -> None:
     with run.progress.task("evaluate", len(test) * len(todo)) as task:
         for seed, name, inputs in todo:
             logits = predict(
-                load_model(run.baseline(seed) if name == BIASED else run.finetuned(seed, name), config.model),
+                load_model(run.model(seed, name), config.model),
                 test,
                 config.model,
                 batch_size=config.evaluate.batch_size,

@@ -41,11 +41,9 @@ def gather(run: Run) -> Material:
         AimfairError: there are no results.
     """
     config, seeds = run.config, run.config.seeds
-    folders = {BIASED: {seed: run.baseline(seed) for seed in seeds}}
-    folders |= {name: {seed: run.finetuned(seed, name) for seed in seeds} for name in config.methods}
     histories = {
-        name: {seed: one for seed, folder in of_seeds.items() if (one := History.load(folder)) is not None}
-        for name, of_seeds in folders.items()
+        name: {seed: one for seed in seeds if (one := History.load(run.model(seed, name))) is not None}
+        for name in (BIASED, *config.methods)
     }
     masks = {
         name: {seed: ParameterMask.load(run.mask(seed, name)) for seed in seeds if run.mask(seed, name).exists()}

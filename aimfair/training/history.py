@@ -6,6 +6,7 @@ from typing import Self
 from pydantic import Field
 
 from aimfair.base.files import write_json
+from aimfair.base.lines import read_record
 from aimfair.base.settings import Record
 
 HISTORY = "history.json"
@@ -46,9 +47,13 @@ class History(Record, frozen=False):
 
     @classmethod
     def load(cls, folder: Path) -> "History | None":
-        """Reads what :meth:`save` wrote; None if there is nothing."""
+        """Reads what :meth:`save` wrote; None if there is nothing.
+
+        Raises:
+            AimfairError: the file is damaged.
+        """
         path = folder / HISTORY
-        return cls.model_validate_json(path.read_bytes()) if path.exists() else None
+        return read_record(path, cls, "remove it and train again") if path.exists() else None
 
 
 class Position(Record, frozen=False):

@@ -12,8 +12,7 @@ from aimfair.config import Config
 from aimfair.evaluation.compare import compare
 from aimfair.evaluation.results import Results
 from aimfair.export import model_card
-from aimfair.export.card_sections import Facts
-from aimfair.export.choose import Choice
+from aimfair.export.model_card import Choice, Facts
 from aimfair.generation.summary import GenerationSummary, GroupSummary
 from aimfair.report.wording import TIMES
 from aimfair.stages.evaluate import experiment

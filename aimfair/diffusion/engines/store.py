@@ -19,7 +19,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from aimfair.base.errors import AimfairError
-from aimfair.base.files import cache_folder, sync, write_json
+from aimfair.base.files import cache_folder, file_digest, sync, write_json
 from aimfair.base.interrupt import NEVER, Interrupt
 from aimfair.base.lock import locked
 from aimfair.base.log import NOWHERE, Log
@@ -167,7 +167,7 @@ def _build(
         entry = Entry(
             facts=facts,
             tools=tools,
-            files={path.relative_to(draft).as_posix(): _digest(path) for path in files},
+            files={path.relative_to(draft).as_posix(): file_digest(path) for path in files},
             agreement=agreement,
             model=model,
             made=datetime.now(UTC).isoformat(timespec="seconds"),
@@ -204,7 +204,7 @@ def _read(place: Path) -> Entry:
         path = place / name
         if not path.is_file():
             raise _Unusable(f"{name} is missing")
-        if _digest(path) != digest:
+        if file_digest(path) != digest:
             raise _Unusable(f"{name} is damaged")
     if not entry.files or (entry.agreement is not None and not entry.agreement.good):
         raise _Unusable("the engine was not found to agree with eager")
@@ -217,11 +217,6 @@ def _require_fresh(entry: Entry, facts: dict[str, Any], tools: dict[str, str]) -
     for name, version in tools.items():
         if entry.tools.get(name) != version:
             raise _Unusable(f"was made with {name} {entry.tools.get(name)}, now there is {version}")
-
-
-def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _remove(path: Path) -> None:

@@ -13,6 +13,7 @@ from torch import Tensor
 from aimfair.base.checked_weights import load_model, load_tokenizer
 from aimfair.base.errors import AimfairError
 from aimfair.base.memory import MicroBatch, pieces
+from aimfair.base.settings import first_fault
 from aimfair.diffusion.model import digest_of_files, from_hub, missing_libraries
 from aimfair.generation.plan import Group
 from aimfair.prompts.grammar import plain_text
@@ -137,9 +138,7 @@ def _mean_and_std(key: str, file: Path) -> tuple[Sequence[float], Sequence[float
     try:
         found = _Preprocessor.model_validate_json(file.read_bytes() if file.exists() else b"{}")
     except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        reason = ": ".join(filter(None, [".".join(str(part) for part in first["loc"]), first["msg"]]))
-        raise AimfairError(f"{key}: {file}: {reason}; fetch or copy it again") from error
+        raise AimfairError(f"{key}: {file}: {first_fault(error)}; fetch or copy it again") from error
     return found.image_mean, found.image_std
 
 

@@ -1,6 +1,5 @@
 """User-defined filters: a face counter, a watermark detector, any classifier."""
 
-import hashlib
 import importlib
 import importlib.util
 import re
@@ -12,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from aimfair.base.errors import AimfairError
+from aimfair.base.files import file_digest
 from aimfair.generation.plan import Group
 
 _REASON = re.compile(r"[A-Za-z0-9_-]{1,40}")
@@ -32,7 +32,7 @@ def fingerprint(hook: str) -> str:
         raise AimfairError(
             f"generate.filters.hooks: {hook}: Python finds no module {module}; put its folder into PYTHONPATH"
         )
-    return hashlib.sha256(Path(spec.origin).read_bytes()).hexdigest()
+    return file_digest(Path(spec.origin))
 
 
 class Hook:
