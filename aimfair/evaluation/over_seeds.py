@@ -62,7 +62,7 @@ class Grouping:
         }
 
     def summary(self, name: str, others: Collection[str], scores: Sequence[ScoreResult] | None) -> dict[str, Any]:
-        """The fields of :class:`aimfair.evaluation.results.MethodSummary` but of_mean_rates.
+        """The fields of :class:`aimfair.evaluation.results.MethodSummary`.
 
         Args:
             others: methods to compare with.
@@ -73,11 +73,16 @@ class Grouping:
         return {
             "mean": {metric: values.mean().item() for metric, values in overall.items()},
             "std": {metric: std(values).item() for metric, values in overall.items()},
+            "of_mean_rates": {metric: value.item() for metric, value in metrics.overall(self.total(name)).items()},
             "by_group": self.by_group(name),
             "versus": {other: self.difference(name, other) for other in others if other != name},
             "scores_mean": scores_mean,
             "scores_std": scores_std,
         }
+
+    def total(self, name: str) -> Integers:
+        """[A, Y, K], sums over the seeds: as every seed sees the same images, their rates are the mean rates."""
+        return np.asarray(self.counts[name].sum(axis=-1))
 
     def by_group(self, name: str) -> GroupResult:
         counts = self.counts[name]

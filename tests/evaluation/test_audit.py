@@ -9,8 +9,7 @@ import pytest
 from aimfair.config import Config
 from aimfair.data.images import Splits
 from aimfair.evaluation import intervals, metrics
-from aimfair.evaluation.audit import cautions, partitions
-from aimfair.evaluation.compare import compare
+from aimfair.evaluation.compare import cautions, compare, partitions
 from aimfair.evaluation.metrics import count_predictions
 from aimfair.evaluation.results import Results
 from aimfair.stages.evaluate import experiment
