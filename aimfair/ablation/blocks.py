@@ -8,9 +8,8 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from aimfair.ablation import variants
-from aimfair.ablation.findings import METRICS, Figure, Findings, versus_reference
 from aimfair.ablation.options import Options, Request, changed
-from aimfair.ablation.outcomes import Outcomes
+from aimfair.ablation.outcomes import METRICS, Figure, Findings, Outcomes, versus_reference
 from aimfair.ablation.plan import ONLY_GROUP, Arm, Names, Parent, Plan, variant
 from aimfair.base.errors import AimfairError
 from aimfair.config import Config

@@ -4,9 +4,8 @@ from dataclasses import dataclass
 from typing import get_args
 
 from aimfair.ablation import options, variants
-from aimfair.ablation.findings import Findings, Heat
 from aimfair.ablation.options import Options, checked, shares, words
-from aimfair.ablation.outcomes import Outcomes
+from aimfair.ablation.outcomes import Findings, Heat, Outcomes
 from aimfair.ablation.plan import ONLY_GROUP, Arm, Names, Parent, Plan, variant
 from aimfair.base.errors import AimfairError, ConfigError
 from aimfair.config import Config

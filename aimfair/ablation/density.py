@@ -3,9 +3,8 @@
 from dataclasses import dataclass, replace
 
 from aimfair.ablation import options
-from aimfair.ablation.findings import METRICS, Figure, Findings, versus_reference
 from aimfair.ablation.options import Options, changed, positive, shares, with_density
-from aimfair.ablation.outcomes import Outcome, Outcomes
+from aimfair.ablation.outcomes import METRICS, Figure, Findings, Outcome, Outcomes, versus_reference
 from aimfair.ablation.plan import ONLY_GROUP, Arm, Names, Parent, Plan, full_method, variant
 from aimfair.config import Config
 from aimfair.methods import BIASED, MethodSettings

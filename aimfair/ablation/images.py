@@ -5,9 +5,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from aimfair.ablation import options
-from aimfair.ablation.findings import Findings, sweep
 from aimfair.ablation.options import Options, counts
-from aimfair.ablation.outcomes import Outcomes
+from aimfair.ablation.outcomes import Findings, Outcomes, sweep
 from aimfair.ablation.plan import FOLDER, Arm, Names, Parent, Plan, available_images, from_parent, variant
 from aimfair.base.errors import ConfigError
 from aimfair.config import Config

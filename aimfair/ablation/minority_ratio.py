@@ -6,9 +6,8 @@ from fractions import Fraction
 import numpy as np
 
 from aimfair.ablation import options
-from aimfair.ablation.findings import Findings, sweep
 from aimfair.ablation.options import Options, shares
-from aimfair.ablation.outcomes import Outcomes
+from aimfair.ablation.outcomes import Findings, Outcomes, sweep
 from aimfair.ablation.plan import FOLDER, Arm, Names, Parent, Plan, available_images, from_parent, variant
 from aimfair.base.errors import AimfairError
 from aimfair.config import Config

@@ -1,21 +1,34 @@
-"""The results of every arm, read from the runs they are in."""
+"""The results of every arm, read from the runs they are in, and what an ablation adds to their table."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from markupsafe import Markup
 
 from aimfair.ablation.plan import Arm, Plan
 from aimfair.base.errors import AimfairError
+from aimfair.base.lines import read_record
 from aimfair.base.seeds import generator
-from aimfair.config import Config
 from aimfair.evaluation.over_seeds import Grouping
 from aimfair.evaluation.predictions import Predictions
 from aimfair.evaluation.results import Difference, MethodResult, Results
 from aimfair.methods import BIASED
+from aimfair.report import charts, wording
 from aimfair.report.wording import Verdict, judge
 from aimfair.training.history import HISTORY, History
+
+METRICS = ("worst_group_accuracy", "eo_mean", "accuracy")
+
+_VERDICTS = {
+    "better": "clearly better:",
+    "worse": "clearly worse:",
+    "no clear change": "no clear difference:",
+    "too few images": "too few test images to judge:",
+    "undefined": "undefined:",
+}
 
 
 @dataclass(frozen=True)
@@ -85,7 +98,7 @@ def collect(plan: Plan, folder: Path, clusters: Mapping[str, str]) -> Outcomes:
     arms = []
     for arm in plan.arms:
         result = results[arm.group].methods[arm.method]
-        histories = _histories(folder / arm.group, plan.groups[arm.group], arm.method)
+        histories = _histories(folder / arm.group, results[arm.group].seeds, arm.method)
         kept = [history.epochs[history.kept_epoch - 1] for history in histories]
         arms.append(
             Outcome(
@@ -102,15 +115,9 @@ def collect(plan: Plan, folder: Path, clusters: Mapping[str, str]) -> Outcomes:
     return Outcomes(arms, first.methods[BIASED], first)
 
 
-def _histories(run: Path, config: Config, method: str) -> list[History]:
-    found = []
-    for seed in config.seeds:
-        path = run / "seeds" / str(seed) / "finetuned" / method / HISTORY
-        try:
-            found.append(History.model_validate_json(path.read_bytes()))
-        except (OSError, ValueError) as error:
-            raise AimfairError(f"{path}: cannot be read; remove it and run: aimfair finetune --run {run}") from error
-    return found
+def _histories(run: Path, seeds: Sequence[int], method: str) -> list[History]:
+    paths = [run / "seeds" / str(seed) / "finetuned" / method / HISTORY for seed in seeds]
+    return [read_record(path, History, f"remove it and run: aimfair finetune --run {run}") for path in paths]
 
 
 def difference(
@@ -139,3 +146,78 @@ def difference(
         generator=generator("evaluate", "bootstrap"),
     )
     return grouping.difference("mine", "other")
+
+
+# -- findings ----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Figure:
+    title: str
+    caption: str
+    chart: Markup
+
+
+@dataclass(frozen=True)
+class Heat:
+    """A table of values coloured by size.
+
+    Attributes:
+        cells: [rows][columns] of (string, shade in [0, 1]); None: no such arm.
+    """
+
+    title: str
+    caption: str
+    columns: Sequence[str]
+    rows: Sequence[str]
+    cells: Sequence[Sequence[tuple[str, float] | None]]
+
+
+@dataclass(frozen=True)
+class Findings:
+    """
+    Attributes:
+        sentences: the conclusions that the intervals support.
+        columns: further column of the table -> label of the arm -> cell.
+        data: further entries of the JSON file.
+    """
+
+    figures: Sequence[Figure]
+    sentences: Sequence[str]
+    columns: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    heats: Sequence[Heat] = ()
+    data: Mapping[str, Any] = field(default_factory=dict)
+
+
+def sweep(outcomes: Outcomes, x_name: str, x_format: Callable[[float], str]) -> Findings:
+    """A curve of each metric over the ``x`` of the arms."""
+    figures = []
+    for metric in METRICS:
+        points = [
+            charts.Point(one.arm.x or 0.0, one.mean[metric], "", "after", *one.result.interval[metric])
+            for one in outcomes.arms
+        ]
+        chart = charts.scatter(
+            points, x_name=x_name, y_name=wording.lower_label(metric), joined=range(len(points)), x_format=x_format,
+            log_x=True,
+        )  # fmt: skip
+        caption = "Mean over the seeds; bars are intervals over the test images."
+        figures.append(Figure(wording.LABELS[metric], caption, chart))
+    return Findings(figures, versus_reference(outcomes, METRICS[:2]))
+
+
+def versus_reference(outcomes: Outcomes, metrics: Sequence[str]) -> list[str]:
+    """For each metric a sentence on which arms are clearly better or worse than the reference."""
+    reference = next((one for one in outcomes.arms if one.versus is None), None)
+    others = [one for one in outcomes.arms if one is not reference]
+    name = reference.arm.label if reference is not None else "the biased model"
+    return [_sentence(outcomes, others, name, metric) for metric in metrics] if others else []
+
+
+def _sentence(outcomes: Outcomes, others: Sequence[Outcome], reference: str, metric: str) -> str:
+    parts = []
+    for verdict, words in _VERDICTS.items():
+        labels = [f"“{one.arm.label}”" for one in others if outcomes.verdict(one, metric) == verdict]
+        if labels:
+            parts.append(f"{words} {wording.listing(labels)}")
+    return f"{wording.LABELS[metric]} compared with {reference}: {'; '.join(parts)}."

@@ -13,9 +13,8 @@ import numpy.typing as npt
 
 from aimfair.ablation import variants
 from aimfair.ablation.blocks import blocks_of, members
-from aimfair.ablation.findings import Figure, Findings
 from aimfair.ablation.options import Options, Request, checked
-from aimfair.ablation.outcomes import Outcomes
+from aimfair.ablation.outcomes import Figure, Findings, Outcomes
 from aimfair.ablation.plan import ONLY_GROUP, Arm, Names, Parent, Plan, variant
 from aimfair.base.errors import AimfairError, ConfigError
 from aimfair.base.seeds import generator

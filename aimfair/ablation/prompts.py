@@ -1,8 +1,7 @@
 """Plain prompts, which name only the two attributes, against the contextual ones of the run."""
 
-from aimfair.ablation.findings import METRICS, Findings, versus_reference
 from aimfair.ablation.options import Options, Request
-from aimfair.ablation.outcomes import Outcomes
+from aimfair.ablation.outcomes import METRICS, Findings, Outcomes, versus_reference
 from aimfair.ablation.plan import Arm, Names, Parent, Plan, variant
 from aimfair.base.errors import ConfigError
 from aimfair.config import Config

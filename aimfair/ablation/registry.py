@@ -3,9 +3,8 @@
 from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
-    from aimfair.ablation.findings import Findings
     from aimfair.ablation.options import Options
-    from aimfair.ablation.outcomes import Outcomes
+    from aimfair.ablation.outcomes import Findings, Outcomes
     from aimfair.ablation.plan import Parent, Plan
     from aimfair.config import Config
 

@@ -5,8 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from aimfair.ablation.findings import Findings
-from aimfair.ablation.outcomes import Outcome, Outcomes
+from aimfair.ablation.outcomes import Findings, Outcome, Outcomes
 from aimfair.ablation.plan import Fact, Plan
 from aimfair.base.files import write_json, write_text
 from aimfair.evaluation.results import Difference, MethodResult

@@ -8,9 +8,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from aimfair.ablation.findings import METRICS, Findings, versus_reference
 from aimfair.ablation.options import Options, words
-from aimfair.ablation.outcomes import Outcomes
+from aimfair.ablation.outcomes import METRICS, Findings, Outcomes, versus_reference
 from aimfair.ablation.plan import ONLY_GROUP, Arm, Names, Parent, Plan, full_method, variant
 from aimfair.base.device import tuning_device
 from aimfair.base.errors import ConfigError

@@ -10,8 +10,7 @@ from pathlib import Path
 import pytest
 
 from aimfair.ablation import density, report
-from aimfair.ablation.findings import Figure, Findings, Heat
-from aimfair.ablation.outcomes import Outcome, Outcomes
+from aimfair.ablation.outcomes import Figure, Findings, Heat, Outcome, Outcomes
 from aimfair.ablation.plan import Arm, Plan
 from aimfair.evaluation.results import Results
 from aimfair.report import charts
