@@ -116,7 +116,7 @@ class Diversity(Record):
         Raises:
             AimfairError: the file is missing or damaged.
         """
-        return read_record(path, cls, "remove it and run: aimfair prompts")
+        return read_record(path, cls, "remove the file; aimfair prompts writes it")
 
 
 def measure(prompts: Sequence[Prompt], settings: PromptSettings) -> Diversity:

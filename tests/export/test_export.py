@@ -15,7 +15,8 @@ from aimfair.base.errors import AimfairError, ConfigError
 from aimfair.commands import cli
 from aimfair.evaluation.results import Results
 from aimfair.export import onnx
-from aimfair.export.write import choose, export_run
+from aimfair.export.choose import choose
+from aimfair.export.write import export_run
 from aimfair.run.directory import Run
 from aimfair.stages.context import splits_of
 from aimfair.training.execution import logits

@@ -171,7 +171,7 @@ def test_prompts_of_older_runs_are_measured_for_the_report(finished: Path, tmp_p
         assert report.gather(run).diversity == expected
         assert expected is not None
         run.diversity.write_text("{}")
-        with pytest.raises(AimfairError, match=r"diversity\.json: provider: .*remove it"):
+        with pytest.raises(AimfairError, match=r"diversity\.json: provider: .*remove the file"):
             report.gather(run)
 
 
