@@ -60,7 +60,7 @@ MODEL = ModelSettings(
 
 @pytest.fixture(scope="session")
 def files(tmp_path_factory: pytest.TempPathFactory, shrink: float) -> list[Path]:
-    """JPEG files of smooth pictures with the noise of a sensor."""
+    """JPEG files of smooth images with the noise of a sensor."""
     folder = tmp_path_factory.mktemp("jpeg")
     rng = np.random.default_rng(0)
     paths = [folder / f"{number:06}.jpg" for number in range(max(8, round(IMAGES * shrink)))]

@@ -44,7 +44,7 @@ class Catalogue:
         labels: of the N images.
         rows: number of rows or file names read.
         rejected: the unusable ones among them.
-        originals: N values of ``data.group_column``, equal for images of one cluster; None: the column is not set.
+        clusters: N values of ``data.group_column``; None: it is not set.
     """
 
     root: Path
@@ -54,7 +54,7 @@ class Catalogue:
     labels: Labels
     rows: int
     rejected: tuple[Rejected, ...] = ()
-    originals: tuple[str, ...] | None = None
+    clusters: tuple[str, ...] | None = None
 
     @property
     def target(self) -> npt.NDArray[np.int64]:
@@ -83,7 +83,7 @@ class Catalogue:
             files=tuple(self.files[number] for number in indices),
             split=None if self.split is None else self.split[indices],
             labels=self.labels.subset(indices),
-            originals=None if self.originals is None else tuple(self.originals[number] for number in indices),
+            clusters=None if self.clusters is None else tuple(self.clusters[number] for number in indices),
         )
 
 

@@ -80,7 +80,7 @@ def biased(settings: DataSettings, part: Part, total: int | None = None) -> Imag
         total: size of a subset with the exact group sizes of :func:`aimfair.data.biased_subset.group_sizes`; None:
             all digits.
     """
-    digits, labels, numbers = originals(part)
+    digits, labels, numbers = handwritten(part)
     target = TARGETS[settings.target][1](labels)
     rng = generator(settings.seed, "digits", part, "inks")
     protected = np.array(settings.majority, dtype=np.int64)[target]
@@ -97,14 +97,14 @@ def biased(settings: DataSettings, part: Part, total: int | None = None) -> Imag
 
 def balanced(settings: DataSettings, part: Part) -> ImageSet:
     """Each digit of a part in every ink."""
-    digits, labels, numbers = originals(part)
+    digits, labels, numbers = handwritten(part)
     each = len(INKS)
     protected = np.tile(np.arange(each, dtype=np.int64), len(labels))
     target = TARGETS[settings.target][1](labels)
     return _draw(settings, part, digits.repeat(each, axis=0), target.repeat(each), protected, numbers.repeat(each))
 
 
-def originals(part: Part) -> tuple[npt.NDArray[np.float64], Integers, Integers]:
+def handwritten(part: Part) -> tuple[npt.NDArray[np.float64], Integers, Integers]:
     """``(digits [N, 8, 8] of 0 to 16, labels [N] of 0 to 9, numbers [N] in scikit-learn's order)`` of one part."""
     try:
         from sklearn.datasets import load_digits

@@ -44,8 +44,8 @@ def check_leakage(catalogue: Catalogue, digests: Sequence[str], log: Log) -> Non
     """
     listing = catalogue.root / catalogue.listing
     _check(catalogue, copies(digests), "images", "remove all but one copy", log)
-    if catalogue.originals is not None:
-        _check(catalogue, copies(catalogue.originals), "values of data.group_column", "put each in one split", log)
+    if catalogue.clusters is not None:
+        _check(catalogue, copies(catalogue.clusters), "values of data.group_column", "put each in one split", log)
     contradictory = [numbers for numbers in copies(digests) if contradict(catalogue, numbers)]
     if contradictory:
         log.warn(

@@ -33,16 +33,16 @@ class Entry(NamedTuple):
         split: number of its split; 0 if there are no splits.
         file: path relative to the data set's folder, as :func:`aimfair.data.catalogue.relative_file` gives it.
         values: values of its attributes, in the order of ``settings.roles()``.
-        original: its value of ``data.group_column``, if that is set.
+        cluster: its value of ``data.group_column``, if that is set.
     """
 
     split: int
     file: str
     values: tuple[str, ...]
-    original: str | None
+    cluster: str | None
 
 
-def entry(settings: DataSettings, split: int, file: str, values: Iterable[str], original: str | None) -> Entry:
+def entry(settings: DataSettings, split: int, file: str, values: Iterable[str], cluster: str | None) -> Entry:
     """A checked row. A missing value of an attribute of ``data.audit`` becomes
     :data:`aimfair.data.labels.UNKNOWN`, so no training image is lost to it.
 
@@ -54,9 +54,9 @@ def entry(settings: DataSettings, split: int, file: str, values: Iterable[str], 
         _value(name, text, optional=key == "data.audit")
         for (name, key), text in zip(settings.roles().items(), values, strict=True)
     )
-    if original is not None:
-        original = _value(str(settings.group_column), original, optional=False)
-    return Entry(split, file, texts, original)
+    if cluster is not None:
+        cluster = _value(str(settings.group_column), cluster, optional=False)
+    return Entry(split, file, texts, cluster)
 
 
 def _value(name: str, text: str, optional: bool) -> str:
@@ -124,5 +124,5 @@ def catalogue(
         labels=Labels.of(settings, known_attributes),
         rows=len(rows) + len(rejected),
         rejected=tuple(rejected),
-        originals=None if settings.group_column is None else tuple(str(row.original) for row in rows),
+        clusters=None if settings.group_column is None else tuple(str(row.cluster) for row in rows),
     )

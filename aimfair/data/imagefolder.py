@@ -126,7 +126,7 @@ def _entry(
         ValueError: the row is unusable; with the reason.
     """
     file, *values = cells
-    original = None if settings.group_column is None else values.pop()
+    cluster = None if settings.group_column is None else values.pop()
     split = 0
     folders = list(path.parts[:-1])
     if splits:
@@ -140,7 +140,7 @@ def _entry(
             above = "its split" if splits else "the data set"
             raise ValueError(f"found {file!r}, expected one folder, the {LABEL!r}, between it and that of {above}")
         values.insert(roles.index(LABEL), folders[0])
-    return entries.entry(settings, split, str(path), values, original)
+    return entries.entry(settings, split, str(path), values, cluster)
 
 
 def _columns(table: Path, settings: DataSettings, *, has_splits: bool) -> list[tuple[str, str]]:

@@ -72,7 +72,7 @@ class ImageSet:
         protected: int64 [N], the protected attribute, a. Read in training only by methods that declare it.
         ids: N strings that name the source of each image; equal for two images of one source.
         attributes: name -> int64 [N], further attributes for groups in the evaluation.
-        originals: N strings, equal for images of one cluster, such as a patient; None: clusters are equal ids.
+        clusters: N strings, equal for images that are not independent, such as those of one patient; default: the ids.
     """
 
     images: Pixels
@@ -80,7 +80,7 @@ class ImageSet:
     protected: npt.NDArray[np.int64]
     ids: tuple[str, ...]
     attributes: Mapping[str, npt.NDArray[np.int64]] = field(default_factory=dict)
-    originals: tuple[str, ...] | None = None
+    clusters: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         n = len(self.images)
@@ -91,8 +91,10 @@ class ImageSet:
             raise ValueError(
                 f"{n} images, {len(self.target)} targets, {len(self.protected)} protected, {len(self.ids)} ids"
             )
-        if self.originals is not None and len(self.originals) != n:
-            raise ValueError(f"{n} images, {len(self.originals)} originals, expected one for each")
+        if not self.clusters:
+            object.__setattr__(self, "clusters", self.ids)
+        if len(self.clusters) != n:
+            raise ValueError(f"{n} images, {len(self.clusters)} clusters, expected one for each")
         for name, values in self.attributes.items():
             if values.shape != (n,):
                 raise ValueError(f"{n} images, attribute {name!r} is {values.shape}, expected one value for each")
@@ -109,13 +111,8 @@ class ImageSet:
             self.protected[chosen],
             tuple(self.ids[i] for i in chosen),
             {name: values[chosen] for name, values in self.attributes.items()},
-            None if self.originals is None else tuple(self.originals[i] for i in chosen),
+            tuple(self.clusters[i] for i in chosen),
         )
-
-    @property
-    def clusters(self) -> tuple[str, ...]:
-        """N strings, equal for images that are not independent: the originals or, if None, the ids."""
-        return self.ids if self.originals is None else self.originals
 
     def group_counts(self, targets: int, protected: int) -> npt.NDArray[np.int64]:
         """int64 [Y, A]: images of each group (y, a)."""

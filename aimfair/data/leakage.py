@@ -83,6 +83,6 @@ def _digests_of_files(settings: DataSettings, progress: Progress | None, interru
 
 
 def _digests(part: ImageSet, of_files: dict[str, str] | None) -> list[str]:
-    if of_files is None:  # drawn, several of one original
+    if of_files is None:  # drawn, several from one digit
         return [content_digest(Image.fromarray(part.images[number])) for number in range(len(part))]
     return [of_files[file] for file in part.ids]

@@ -59,7 +59,7 @@ def load_splits(
     labels = catalogue.labels
     digests = [digest for some in decoded for digest in some.digests]
     if catalogue.split is None:
-        parts = _split_by_chance(catalogue, digests, settings, log)
+        parts = _split_at_random(catalogue, digests, settings, log)
         pixels: list[Pixels] = [Rows(decoded[0].images, indices) for indices in parts]
     else:
         check_leakage(catalogue, digests, log)
@@ -116,8 +116,8 @@ def list_images(settings: DataSettings, log: Log = NOWHERE) -> Catalogue:
 
 def _with_validation(catalogue: Catalogue, split: Indices, settings: DataSettings, log: Log) -> Catalogue:
     train = np.flatnonzero(split == SPLITS.index("train"))
-    originals = catalogue.subset(train).originals
-    _, validation = without_validation(catalogue.labels.subset(train), settings, originals)
+    clusters = catalogue.subset(train).clusters
+    _, validation = without_validation(catalogue.labels.subset(train), settings, clusters)
     split = split.copy()
     split[train[validation]] = SPLITS.index("val")
     log.tell(
@@ -183,14 +183,14 @@ def _biased_training(catalogue: Catalogue, train: Indices, settings: DataSetting
     )
 
 
-def _split_by_chance(catalogue: Catalogue, digests: Sequence[str], settings: DataSettings, log: Log) -> list[Indices]:
+def _split_at_random(catalogue: Catalogue, digests: Sequence[str], settings: DataSettings, log: Log) -> list[Indices]:
     """The images of training, validation and test, int64 each."""
     once = distinct(catalogue, digests, log)
     catalogue = catalogue.subset(once)
     if settings.kind == "utkface":
         train, validation, test = utkface.split(catalogue.labels, settings, log)
     else:
-        train, validation, test = stratified(catalogue.labels, settings, catalogue.originals)
+        train, validation, test = stratified(catalogue.labels, settings, catalogue.clusters)
         if settings.train_images is not None:
             train = _biased_training(catalogue, train, settings)
     return [once[train], once[validation], once[test]]
@@ -204,7 +204,7 @@ def _image_set(catalogue: Catalogue, pixels: Pixels) -> ImageSet:
         labels.protected.values,
         catalogue.files,
         {name: attribute.values for name, attribute in labels.attributes.items()},
-        catalogue.originals,
+        catalogue.clusters or (),
     )
 
 

@@ -11,7 +11,7 @@ from aimfair.data.settings import DataSettings
 
 
 def stratified(
-    labels: Labels, settings: DataSettings, originals: Sequence[str] | None = None
+    labels: Labels, settings: DataSettings, clusters: Sequence[str] | None = None
 ) -> tuple[Indices, Indices, Indices]:
     """Training, validation and test images, int64 ascending each, together all of ``labels``.
 
@@ -20,32 +20,32 @@ def stratified(
     moves no image to another part.
 
     Args:
-        originals: N strings; images with equal ones form a cluster, which stays in one part and counts to the group of
+        clusters: N strings, equal for images of one cluster, which stays in one part and counts towards the group of
             most of its images, so the shares hold only approximately. None: each image is a cluster.
     """
     train, validation, test = _cut(
-        labels, settings, originals, (settings.validation_share, settings.test_share), "split"
+        labels, settings, clusters, (settings.validation_share, settings.test_share), "split"
     )
     return train, validation, test
 
 
 def without_validation(
-    labels: Labels, settings: DataSettings, originals: Sequence[str] | None = None
+    labels: Labels, settings: DataSettings, clusters: Sequence[str] | None = None
 ) -> tuple[Indices, Indices]:
     """Training and validation images, int64 ascending each, from the training images of a data set without validation
     images; otherwise as :func:`stratified`."""
-    train, validation = _cut(labels, settings, originals, (settings.validation_share,), "validation")
+    train, validation = _cut(labels, settings, clusters, (settings.validation_share,), "validation")
     return train, validation
 
 
 def _cut(
-    labels: Labels, settings: DataSettings, originals: Sequence[str] | None, shares: Sequence[float], name: str
+    labels: Labels, settings: DataSettings, clusters: Sequence[str] | None, shares: Sequence[float], name: str
 ) -> list[Indices]:
     """The remainder, then the part of each share."""
     protected = labels.attributes[settings.protected] if settings.intersect_with else labels.protected
     strata = labels.target.values * len(protected.names) + protected.values
     count = len(labels.target.names) * len(protected.names)
-    unit_of = _units(originals, len(strata))  # of each image
+    unit_of = _units(clusters, len(strata))  # of each image
     sizes = np.bincount(unit_of)
     tally = np.zeros((len(sizes), count), dtype=np.int64)
     np.add.at(tally, (unit_of, strata), 1)
@@ -65,12 +65,12 @@ def _cut(
     return [np.flatnonzero(part_of[unit_of] == part) for part in range(len(shares) + 1)]
 
 
-def _units(originals: Sequence[str] | None, count: int) -> Indices:
+def _units(clusters: Sequence[str] | None, count: int) -> Indices:
     """int64 [N]: the number of each image's cluster, in the order of their first images."""
-    if originals is None:
+    if clusters is None:
         return np.arange(count, dtype=np.int64)
     numbers: dict[str, int] = {}
-    return np.array([numbers.setdefault(original, len(numbers)) for original in originals], dtype=np.int64)
+    return np.array([numbers.setdefault(cluster, len(numbers)) for cluster in clusters], dtype=np.int64)
 
 
 def biased(

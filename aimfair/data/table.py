@@ -53,8 +53,8 @@ def _entry(cells: list[str], settings: DataSettings, names: set[str]) -> entries
             return f"found split {name!r}, expected one of {', '.join(SPLITS)}"
         names.add(name)
         split = known
-    original = None if settings.group_column is None else values.pop()
+    cluster = None if settings.group_column is None else values.pop()
     try:
-        return entries.entry(settings, split, file, values, original)
+        return entries.entry(settings, split, file, values, cluster)
     except ValueError as error:
         return str(error)

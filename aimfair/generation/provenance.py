@@ -18,7 +18,9 @@ from aimfair.prompts.settings import PromptSettings
 
 JOB = "job.json"
 
-_IMPORT = "pictures"  # the digest of imported images; generated ones have no such fact
+_SOURCE = "source"  # digest of the imported images; generated ones have no such fact
+
+_RENAMED = {"bias": "minority_ratio", "pictures": _SOURCE}  # facts of earlier versions
 
 _NOT_IN_THE_IMAGES = {
     "model", "engine", "tensorrt", "filters", "image_format", "allow_download", "batch_size", "max_rejections",
@@ -66,7 +68,7 @@ class Provenance:
         """
         return cls(
             {
-                _IMPORT: digest,
+                _SOURCE: digest,
                 "generate": settings.model_dump(include={"balanced_per_group", "biased_total", "disjoint", "seed"}),
                 "minority_ratio": minority_ratio(settings, data),
                 "majority": data.majority,
@@ -84,9 +86,7 @@ class Provenance:
             return None
         if not isinstance(facts, dict):
             return None
-        if "bias" in facts:  # the former name of the setting
-            facts["minority_ratio"] = facts.pop("bias")
-        return cls(facts)
+        return cls({_RENAMED.get(name) or name: fact for name, fact in facts.items()})
 
     @classmethod
     def read_generated(cls, folder: Path) -> Self | None:
@@ -104,7 +104,7 @@ class Provenance:
     @property
     def source_digest(self) -> str | None:
         """The digest of the folder that the images were imported from; None if they were generated."""
-        return self.facts.get(_IMPORT)
+        return self.facts.get(_SOURCE)
 
     @property
     def engine(self) -> Facts | None:

@@ -19,7 +19,7 @@ from aimfair.prompts.diversity import Diversity
 from aimfair.selective.mask import ParameterMask
 from aimfair.training.history import History
 
-Picture = npt.NDArray[np.uint8]
+Pixels = npt.NDArray[np.uint8]
 """uint8 [H, W, 3], RGB."""
 
 PER_GROUP = 6
@@ -35,7 +35,7 @@ Row = TypeVar("Row")
 class Synthetic:
     """A generated image and its prompt."""
 
-    picture: Picture
+    pixels: Pixels
     text: str
 
 
@@ -98,16 +98,16 @@ def choose(rows: Sequence[Row], keys: Sequence[str], *purpose: int | str) -> lis
     return [rows[i] for i in (first + repeated)[:PER_GROUP]]
 
 
-def real_samples(images: ImageSet, y: int, a: int) -> list[Picture]:
+def real_samples(images: ImageSet, y: int, a: int) -> list[Pixels]:
     """A few images of the group (y, a)."""
     indices = np.flatnonzero((images.target == y) & (images.protected == a)).tolist()
     chosen = choose(indices, [images.ids[i] for i in indices], "real", y, a)
     return [np.asarray(images.images[i]) for i in chosen]
 
 
-def data_uri(picture: Picture) -> str:
-    """The picture, no larger than it is shown: small ones losslessly as PNG, large ones as JPEG."""
-    image = Image.fromarray(picture)
+def data_uri(pixels: Pixels) -> str:
+    """The image, no larger than it is shown: small ones losslessly as PNG, large ones as JPEG."""
+    image = Image.fromarray(pixels)
     image.thumbnail((_LARGEST, _LARGEST), Image.Resampling.LANCZOS)
     kind, options = ("png", {"optimize": True}) if max(image.size) <= _SMALL else ("jpeg", {"quality": 88})
     buffer = io.BytesIO()

@@ -47,8 +47,8 @@ def _problems(scan: Scan, config: Config | ScanSettings, splits: Splits | None) 
             yield _warning(
                 line, "set data.majority to the value that dominates each class, or check the order of the classes"
             )
-    if scan.pictures is not None:
-        yield from _images(scan.pictures, config)
+    if scan.images is not None:
+        yield from _images(scan.images, config)
     yield from _association(scan)
 
 
@@ -73,22 +73,22 @@ def _imported(found: Imported) -> Iterator[Problem]:
 
 def _copies(scan: Scan, found: Duplicates) -> Iterator[Problem]:
     without_splits = "all" in scan.groups
-    if found.test.pictures:
+    if found.test.images:
         yield _warning(
             f"{_many(found.test)} in the test set and in another split, {_example(found.test)}",
             "remove all but one copy: testing on training images measures nothing",
         )
-    if found.contradictory.pictures:
+    if found.contradictory.images:
         yield _warning(
             f"{_many(found.contradictory)} with different labels, {_example(found.contradictory)}",
             "correct the labels or remove the copies" + ("; a run skips all of them" if without_splits else ""),
         )
-    if found.train_val.pictures:
+    if found.train_val.images:
         yield _warning(
             f"{_many(found.train_val)} in training and in validation, {_example(found.train_val)}",
             "remove all but one copy: they bias the choice of a checkpoint",
         )
-    if found.within.pictures:
+    if found.within.images:
         where = "" if without_splits else " within a split"
         yield _note(
             f"{_many(found.within)} present more than once{where}, {_example(found.within)}",
@@ -144,7 +144,7 @@ def _images(found: ImageFacts, config: Config | ScanSettings) -> Iterator[Proble
     size = config.data.image_size
     if found.dark:
         yield _warning(
-            f"{found.dark:,} of {found.images:,} images are nearly black, no value above 31 of 255, for example"
+            f"{found.dark:,} of {found.total:,} images are nearly black, no value above 31 of 255, for example"
             f" {found.dark_examples[0]!r}",
             "of 16-bit files only the upper eight bits are kept: if they use 10 or 12 bits, rescale them first",
         )
@@ -153,18 +153,18 @@ def _images(found: ImageFacts, config: Config | ScanSettings) -> Iterator[Proble
         loses = f"cropped to their center: half of them lose at least {1 - 1 / middle:.0%} of their area"
         stretched = f"stretched: half of them by a factor of at least {middle:.2f}"
         yield _note(
-            f"{found.not_square:,} of {found.images:,} images are not square and will be"
+            f"{found.not_square:,} of {found.total:,} images are not square and will be"
             f" {stretched if config.data.fit == 'stretch' else loses}",
             "check that the classes remain distinguishable; data.fit is crop or stretch",
         )
-    if found.smaller > _ENLARGED * found.images:
+    if found.smaller > _ENLARGED * found.total:
         yield _note(
-            f"{found.smaller:,} of {found.images:,} images are smaller than the {size} pixels of data.image_size",
+            f"{found.smaller:,} of {found.total:,} images are smaller than the {size} pixels of data.image_size",
             "a smaller data.image_size loses nothing and is faster, if the model supports it",
         )
-    if 0 < found.grey < found.images:
+    if 0 < found.grey < found.total:
         yield _note(
-            f"{found.grey:,} of {found.images:,} images are grey",
+            f"{found.grey:,} of {found.total:,} images are grey",
             "check that they are not all in one group: a model would learn that",
         )
 
@@ -186,7 +186,7 @@ def _association(scan: Scan) -> Iterator[Problem]:
 
 
 def _many(copies: Copies) -> str:
-    return f"{copies.pictures:,} image{'s' if copies.pictures > 1 else ''} (in {copies.files:,} files)"
+    return f"{copies.images:,} image{'s' if copies.images > 1 else ''} (in {copies.files:,} files)"
 
 
 def _example(copies: Copies) -> str:

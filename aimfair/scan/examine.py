@@ -84,7 +84,7 @@ def scan(
         "groups": groups,
         "attributes": _attributes(decodable),
         "association": association(next(iter(groups.values()))),
-        "pictures": measured.summary(config.data.image_size, files),
+        "images": measured.summary(config.data.image_size, files),
         "duplicates": find_duplicates(decodable, decoded.digests, measured, loaded.splits),
     }
     return _combine(context, loaded, catalogue.target_names, catalogue.protected_names, facts)
@@ -124,7 +124,7 @@ def _combine(
     if config.generate.folder is not None:
         synthetic, refused = _examine_folder(config.generate.folder, context, shape, splits)
     if facts is None:
-        facts = dict.fromkeys(("root", "rows", "files", "pictures", "duplicates"))
+        facts = dict.fromkeys(("root", "rows", "files", "images", "duplicates"))
         facts |= {"groups": groups, "attributes": [], "association": taken.association}
     found = Scan(
         kind=config.data.kind,

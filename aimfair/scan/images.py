@@ -57,7 +57,7 @@ class Measured:
             return None
         longer, shorter = np.maximum(self.width, self.height), np.minimum(self.width, self.height)
         return ImageFacts(
-            images=len(self.format),
+            total=len(self.format),
             width=_extent(self.width),
             height=_extent(self.height),
             elongation=_extent(longer / shorter),
@@ -135,7 +135,7 @@ def find_duplicates(labels: Catalogue, digests: Sequence[str], measured: Measure
         elif kinds["contradictory"][-1:] != [names]:
             kinds["within"].append(names)
     copies = {
-        name: Copies(pictures=len(found), files=sum(map(len, found)), examples=found[:EXAMPLES])
+        name: Copies(images=len(found), files=sum(map(len, found)), examples=found[:EXAMPLES])
         for name, found in kinds.items()
     }
     return Duplicates(**copies, near=_near_copies(_split_of_each(labels, splits), files, digests, measured))

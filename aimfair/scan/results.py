@@ -75,11 +75,11 @@ class Copies(Record):
     """Images that several files contain, equal in every pixel.
 
     Attributes:
-        pictures: number of different images; files: number of files that contain them.
+        images: number of different images; files: number of files that contain them.
         examples: the files of the first few.
     """
 
-    pictures: int
+    images: int
     files: int
     examples: list[list[str]]
 
@@ -136,7 +136,7 @@ class ImageFacts(Record):
         formats: JPEG, PNG, WEBP -> number.
     """
 
-    images: int
+    total: int
     width: Extent
     height: Extent
     elongation: Extent
@@ -215,7 +215,7 @@ class Scan(Record):
     """Facts and problems of a data set.
 
     Attributes:
-        root: folder of the data set; None for generated data, which has no rows, files, pictures and duplicates.
+        root: folder of the data set; None for generated data, which has no rows, files, images and duplicates.
         groups: split -> decodable images of each group; "all" if the data set has no splits.
         association: Cramer's V of class and protected value (phi for two of each) in the training images, or in all
             if there are no splits: 0 independent, 1 one determines the other. None if undefined.
@@ -225,7 +225,7 @@ class Scan(Record):
         small_group: groups with fewer test images are flagged.
     """
 
-    schema_version: Literal[1] = 1
+    schema_version: Literal[2] = 2
     kind: str
     root: str | None
     target: str
@@ -238,7 +238,7 @@ class Scan(Record):
     groups: dict[str, Groups]
     attributes: list[AttributeCounts]
     association: float | None
-    pictures: ImageFacts | None
+    images: ImageFacts | None
     duplicates: Duplicates | None
     taken: Taken
     imported: Imported | None

@@ -22,8 +22,8 @@ def show(scan: Scan, console: Console) -> None:
         if part is not None:
             for text in _left_out(name, part):
                 line(text)
-    if scan.pictures is not None:
-        found = scan.pictures
+    if scan.images is not None:
+        found = scan.images
         formats = ", ".join(f"{count:,} {name}" for name, count in found.formats.items())
         line(f"images: {formats}; {found.grey:,} of them grey")
         for side, extent in (("width", found.width), ("height", found.height)):
@@ -32,9 +32,9 @@ def show(scan: Scan, console: Console) -> None:
     if scan.duplicates is not None:
         copies = scan.duplicates
         line(
-            f"images in several files: {copies.within.pictures:,} harmless,"
-            f" {copies.contradictory.pictures:,} with different labels, {copies.train_val.pictures:,} in training and"
-            f" validation, {copies.test.pictures:,} in the test set and elsewhere"
+            f"images in several files: {copies.within.images:,} harmless,"
+            f" {copies.contradictory.images:,} with different labels, {copies.train_val.images:,} in training and"
+            f" validation, {copies.test.images:,} in the test set and elsewhere"
         )
         if copies.near is not None:
             line(f"similar images in different splits: {copies.near.pairs:,}")

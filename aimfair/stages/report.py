@@ -18,7 +18,7 @@ from aimfair.methods import BIASED
 from aimfair.prompts.diversity import Diversity, measure
 from aimfair.prompts.grammar import load_prompts
 from aimfair.report import page
-from aimfair.report.material import Material, Picture, Replies, Synthetic, choose
+from aimfair.report.material import Material, Pixels, Replies, Synthetic, choose
 from aimfair.run.directory import Run
 from aimfair.selective.mask import ParameterMask
 from aimfair.stages.context import splits_of
@@ -76,14 +76,14 @@ def _synthetic(folder: Path) -> tuple[int, dict[tuple[int, int], list[Synthetic]
             groups[record.group].append(record)
     return sum(map(len, groups.values())), {
         (y, a): [
-            Synthetic(_picture(folder / record.file), record.text)
+            Synthetic(_pixels(folder / record.file), record.text)
             for record in choose(records, [record.prompt for record in records], "synthetic", y, a)
         ]
         for (y, a), records in groups.items()
     }
 
 
-def _picture(path: Path) -> Picture:
+def _pixels(path: Path) -> Pixels:
     return np.asarray(read_rgb(path, MAX_PIXELS))
 
 

@@ -1,6 +1,6 @@
 """The settings of the paper, from start to report, on small folders in exactly the layouts of the real data sets.
 
-Pictures are drawn: a face whose mouth tells Smiling and whose hair tells Male. The models are as large as they must be
+Images are drawn: a face whose mouth tells Smiling and whose hair tells Male. The models are as large as they must be
 to have the layouts of the real ones: a Stable Diffusion that reads the words of the prompts, and a ResNet-18, which has
 62 tensors of parameters, with eight channels.
 """
@@ -149,7 +149,7 @@ def resnet(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def draw(path: Path, smiling: bool, dark: bool, number: int, size: tuple[int, int]) -> None:
-    """A face: the corners of the mouth up or down, dark hair or fair, and noise that makes every picture another."""
+    """A face: the corners of the mouth up or down, dark hair or fair, and noise that makes every image different."""
     width, height = size
     image = Image.new("RGB", size, (120, 150, 180))
     pen = ImageDraw.Draw(image)

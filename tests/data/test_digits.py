@@ -18,7 +18,7 @@ def splits():
 
 
 def test_parts_are_all_the_digits_and_share_none():
-    numbers = {part: set(digits.originals(part)[2]) for part in get_args(digits.Part)}
+    numbers = {part: set(digits.handwritten(part)[2]) for part in get_args(digits.Part)}
     assert set().union(*numbers.values()) == set(range(1797))
     for one, other in combinations(numbers, 2):
         assert not numbers[one] & numbers[other]
@@ -46,7 +46,7 @@ def test_the_test_set_has_every_original_in_every_ink(splits):
     assert (splits.test.protected.reshape(-1, 2) == [0, 1]).all()
 
 
-def test_labels_are_those_of_the_originals(splits):
+def test_labels_are_those_of_the_handwritten_digits(splits):
     from sklearn.datasets import load_digits
 
     labels = load_digits().target
@@ -89,11 +89,11 @@ def test_what_there_is_not_is_refused(settings, message):
 
 
 def draw(count: int, style: Style):
-    images, _, _ = digits.originals("train")
+    images, _, _ = digits.handwritten("train")
     return render(images[:count], [style] * count, np.random.default_rng(0)).astype(float)
 
 
-def test_pictures_are_deterministic_and_in_range():
+def test_images_are_deterministic_and_in_range():
     style = Style("red", "thin strokes", "upright", "grey")
     first, again = draw(4, style), draw(4, style)
     assert first.shape == (4, SIZE, SIZE, 3)

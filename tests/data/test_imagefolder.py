@@ -242,7 +242,7 @@ def test_one_class_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("splits", [True, False])
-def test_originals(tmp_path: Path, splits: bool) -> None:
+def test_clusters(tmp_path: Path, splits: bool) -> None:
     data_set(tmp_path, splits=splits)
     for path in tmp_path.rglob("metadata.csv"):
         lines = path.read_text().splitlines()
@@ -250,5 +250,5 @@ def test_originals(tmp_path: Path, splits: bool) -> None:
         rows = [f"{line},{name} {number // 4}" for number, line in enumerate(lines[1:])]
         path.write_text("\n".join([lines[0] + ",person", *rows]))
     found = load_splits(settings(tmp_path, group_column="person"))
-    persons = [set(part.originals or ()) for part in (found.train, found.validation, found.test)]
+    persons = [set(part.clusters) for part in (found.train, found.validation, found.test)]
     assert sum(map(len, persons)) == len(set().union(*persons)) > 3

@@ -171,22 +171,20 @@ def with_patients(root: Path, patients: dict[int, str]) -> None:
     path.write_text("\n".join([f"{header},patient", *rows]))
 
 
-def test_originals_stay_in_one_split_and_are_known(root: Path) -> None:
+def test_clusters_stay_in_one_split_and_are_known(root: Path) -> None:
     with_patients(root, {number: f"p{number // 8 * 8 + number % 4}" for number in range(64)})  # two images of each
     splits = load_splits(settings(root, split_column=None, group_column="patient"))
     persons = [part.clusters for part in (splits.train, splits.validation, splits.test)]
     assert sum(len(set(of_part)) for of_part in persons) == 32
     for part in (splits.train, splits.validation, splits.test):
-        assert part.originals is not None
         expected = [f"p{number // 8 * 8 + number % 4}" for number in (int(name[-7:-4]) for name in part.ids)]
-        assert list(part.originals) == expected
-        assert part.subset([3, 1]).originals == (expected[3], expected[1])
+        assert list(part.clusters) == expected
+        assert part.subset([3, 1]).clusters == (expected[3], expected[1])
     alone = load_splits(settings(root, split_column=None))
-    assert alone.test.originals is None
     assert alone.test.clusters == alone.test.ids
 
 
-def test_originals_in_several_splits(root: Path, log: Warnings) -> None:
+def test_clusters_in_several_splits(root: Path, log: Warnings) -> None:
     with_patients(root, {3: "p", 44: "p"})
     load_splits(settings(root, group_column="patient"), log=log)
     assert [message.partition(": ")[2] for message in log.messages] == [

@@ -91,24 +91,24 @@ def test_an_intersection_moves_no_image() -> None:
 def test_originals_stay_together(sizes: np.ndarray, validation_share: float, test_share: float, how_many: int) -> None:
     labels = labels_of(sizes)
     n = int(sizes.sum())
-    originals = [str(number) for number in np.random.default_rng(how_many).integers(0, how_many, n)]
+    clusters = [str(number) for number in np.random.default_rng(how_many).integers(0, how_many, n)]
     settings = DataSettings(validation_share=validation_share, test_share=test_share)
-    parts = stratified(labels, settings, originals)
+    parts = stratified(labels, settings, clusters)
     assert sorted(np.concatenate(parts)) == list(range(n))
-    of_parts = [{originals[number] for number in part} for part in parts]
-    assert sum(map(len, of_parts)) == len(set(originals))
+    of_parts = [{clusters[number] for number in part} for part in parts]
+    assert sum(map(len, of_parts)) == len(set(clusters))
 
 
 def test_shares_are_met_as_nearly_as_originals_allow() -> None:
     labels = labels_of(np.full((2, 2), 400))
-    # Of each group (y, a) 100 originals of 4 images.
+    # Of each group (y, a) 100 clusters of 4 images.
     group = labels.target.values * 2 + labels.protected.values
-    originals = [""] * 1600
+    clusters = [""] * 1600
     for number in range(4):
         for place, image in enumerate(np.flatnonzero(group == number)):
-            originals[image] = f"{number} {place // 4}"
+            clusters[image] = f"{number} {place // 4}"
     settings = DataSettings(validation_share=0.1, test_share=0.2)
-    parts = stratified(labels, settings, originals)
+    parts = stratified(labels, settings, clusters)
     assert [counts(labels, part).tolist() for part in parts] == [[[n, n], [n, n]] for n in (280, 40, 80)]
     alone = stratified(labels, settings, [str(number) for number in range(1600)])
     for one, other in zip(alone, stratified(labels, settings), strict=True):

@@ -25,7 +25,7 @@ class FirstPixels(nn.Module):
         return torch.stack([x[:, 0].mean((1, 2)), x[:, 1:].mean((1, 2, 3))], dim=1) * 10
 
 
-def picture(path: Path, number: int, width: int, height: int) -> Image.Image:
+def noise(path: Path, number: int, width: int, height: int) -> Image.Image:
     """Soft noise: as photographs, without sharp rims at every pixel."""
     coarse = np.random.default_rng(number).integers(0, 256, (height // 4, width // 4, 3), dtype=np.uint8)
     image = Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC)
@@ -36,11 +36,11 @@ def picture(path: Path, number: int, width: int, height: int) -> Image.Image:
 def measured(root: Path, kind: str, sizes: list[tuple[int, int]], **changes: object) -> model_files.Difference:
     data = DataSettings(kind="table", root=root, image_size=SIZE, fit=kind)
     model = ModelSettings(config={"model_type": "resnet"}, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
-    pictures = [picture(root / f"{n}.png", n, *size) for n, size in enumerate(sizes)]
+    originals = [noise(root / f"{n}.png", n, *size) for n, size in enumerate(sizes)]
     if kind == "stretch":
-        pixels = [np.asarray(one.resize((SIZE, SIZE), Image.Resampling.BILINEAR)) for one in pictures]
+        pixels = [np.asarray(one.resize((SIZE, SIZE), Image.Resampling.BILINEAR)) for one in originals]
     else:
-        pixels = [fit(one, SIZE) for one in pictures]
+        pixels = [fit(one, SIZE) for one in originals]
     labels = np.zeros(len(sizes), dtype=np.int64)
     images = ImageSet(np.stack(pixels), labels, labels, tuple(f"{n}.png" for n in range(len(sizes))))
     model_files.write(root, data, model)

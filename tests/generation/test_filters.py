@@ -135,7 +135,7 @@ def test_an_image_is_kept_in_the_group_that_clip_finds_nearest(clip: Path) -> No
     decided = np.array([ClipAgreement(clip, texts, 0.0, CPU).reasons(images, [group] * 12) for group in GROUPS])
     assert set(decided.flat) == {None, "other_group"}
     assert ((decided == None).sum(axis=0) == 1).all()  # noqa: E711 - of each image exactly one group
-    # The same from transformers' own forward, with its own tokenizer and a picture of the size it takes.
+    # The same from transformers' own forward, with its own tokenizer and an image of the size it takes.
     model = transformers.CLIPModel.from_pretrained(clip)
     tokenizer = transformers.AutoTokenizer.from_pretrained(clip)
     small = np.stack([np.asarray(smooth(seed, 16)) for seed in range(12)])

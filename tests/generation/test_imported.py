@@ -356,7 +356,7 @@ def test_a_changed_source_is_refused_and_replaced_when_asked(folder: Path, tmp_p
     stage(tmp_path / "run", config(folder))
     before = contents(tmp_path / "run/synthetic")
     save_image(folder / "0_0/new.png", 1000)
-    with pytest.raises(AimfairError, match=r"its images are of another job: pictures differs; .*--overwrite"):
+    with pytest.raises(AimfairError, match=r"its images are of another job: source differs; .*--overwrite"):
         stage(tmp_path / "run", config(folder))
     assert contents(tmp_path / "run/synthetic") == before
     stage(tmp_path / "run", config(folder), overwrite=True)

@@ -453,12 +453,12 @@ def test_near_duplicates_of_a_group_are_replaced_and_the_first_is_kept(tmp_path:
     group = [planned for planned in PLAN if (planned.y, planned.a) == (0, 1)]
     other = next(planned for planned in PLAN if (planned.y, planned.a) == (1, 1))
     alike = {group[1].seed: 0, group[3].seed: 1, group[4].seed: 2, other.seed: 3}
-    picture = np.asarray(
+    same = np.asarray(
         Image.fromarray(np.random.default_rng(1).integers(0, 256, (4, 4, 3), np.uint8)).resize((SIZE,) * 2)
     )
 
     def change(seed: int, pixels: np.ndarray) -> np.ndarray:
-        return np.clip(picture.astype(int) + alike[seed], 0, 255).astype(np.uint8) if seed in alike else pixels
+        return np.clip(same.astype(int) + alike[seed], 0, 255).astype(np.uint8) if seed in alike else pixels
 
     make(tmp_path / "whole", NoiseSampler(change=change), filters={"near_duplicates": 3})
     records = Manifest(tmp_path / "whole").records

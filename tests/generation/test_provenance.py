@@ -37,9 +37,9 @@ def test_a_missing_or_damaged_file_is_none(tmp_path: Path, text: str | None) -> 
     assert Provenance.read(tmp_path) is None
 
 
-def test_imports_of_before_the_setting_was_renamed_are_the_same(tmp_path: Path) -> None:
+def test_imports_of_earlier_versions_are_the_same(tmp_path: Path) -> None:
     facts = dict(imported().facts)
-    facts["bias"] = facts.pop("minority_ratio")
+    facts |= {"bias": facts.pop("minority_ratio"), "pictures": facts.pop("source")}
     (tmp_path / JOB).write_text(json.dumps(facts))
     assert Provenance.read(tmp_path) == imported()
 
@@ -52,7 +52,7 @@ def test_settings_that_change_no_image_make_no_difference(same: dict[str, object
 def test_differences_are_named() -> None:
     assert generated(steps=3).difference(generated(steps=4)) == "generate.steps differs"
     assert generated(steps=3, seed=1).difference(generated()) == "generate.seed, generate.steps differ"
-    assert imported("a").difference(imported("b")) == "pictures differs"
+    assert imported("a").difference(imported("b")) == "source differs"
     assert "model" in generated().difference(imported())
 
 

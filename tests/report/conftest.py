@@ -20,11 +20,11 @@ from aimfair.stages.context import provide_splits
 from aimfair.stages.evaluate import experiment
 from aimfair.training.history import Epoch, History
 from tests.report.made_up import (
+    draw,
     made_up_config,
     made_up_logits,
     made_up_predictions,
     made_up_splits,
-    picture,
     with_attributes,
 )
 
@@ -110,7 +110,7 @@ def _synthetic(run: Run) -> None:
         for replica in range(2):
             i = len(records)
             file = file_name(i, f"{i:012x}")
-            Image.fromarray(picture(generator, prompt.y, prompt.a)).save(run.synthetic / file)
+            Image.fromarray(draw(generator, prompt.y, prompt.a)).save(run.synthetic / file)
             records[i] = ImageRecord(
                 image=i, y=prompt.y, a=prompt.a, prompt=prompt.id, text=prompt.text, replica=replica, seed=i,
                 sets=["balanced"], file=file, attempt=0, rejected=[],

@@ -94,7 +94,7 @@ def with_attributes(splits: Splits, attributes: Mapping[str, tuple[tuple[str, ..
     return replace(splits, test=test, attribute_names={name: names for name, (names, _) in attributes.items()})
 
 
-def picture(generator: np.random.Generator, y: int, a: int, size: int = 32) -> np.ndarray:
+def draw(generator: np.random.Generator, y: int, a: int, size: int = 32) -> np.ndarray:
     """uint8 [size, size, 3]: a ring or a bar, in green or red ink on pale paper."""
     rows, columns = np.indices((size, size)) - size / 2 + generator.uniform(-3, 3, size=(2, 1, 1))
     distance = np.hypot(rows, columns)
@@ -108,5 +108,5 @@ def _images(per_group: Sequence[int], name: str) -> ImageSet:
     generator = np.random.default_rng(sum(per_group))
     groups = np.repeat(np.arange(4), per_group)
     target, protected = np.divmod(groups, 2)
-    images = [picture(generator, y, a) for y, a in zip(target, protected, strict=True)]
+    images = [draw(generator, y, a) for y, a in zip(target, protected, strict=True)]
     return ImageSet(np.stack(images), target, protected, tuple(f"{name}-{i}" for i in range(len(groups))))

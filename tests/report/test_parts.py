@@ -70,13 +70,13 @@ def test_samples_show_different_prompts_first() -> None:
 
 
 @pytest.mark.parametrize(("size", "kind", "shown"), [(32, "png", 32), (300, "jpeg", 160)])
-def test_pictures_are_small_and_whole(size: int, kind: str, shown: int) -> None:
-    picture = np.random.default_rng(0).integers(256, size=(size, size, 3), dtype=np.uint8)
-    head, data = material.data_uri(picture).split(",")
+def test_images_are_small_and_whole(size: int, kind: str, shown: int) -> None:
+    pixels = np.random.default_rng(0).integers(256, size=(size, size, 3), dtype=np.uint8)
+    head, data = material.data_uri(pixels).split(",")
     assert head == f"data:image/{kind};base64"
     with Image.open(io.BytesIO(base64.b64decode(data))) as image:
         assert image.size == (shown, shown)
-        assert kind != "png" or np.array_equal(np.asarray(image), picture)
+        assert kind != "png" or np.array_equal(np.asarray(image), pixels)
 
 
 def test_densities_are_means_over_seeds() -> None:

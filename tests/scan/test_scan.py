@@ -146,8 +146,8 @@ def test_a_clean_data_set(tmp_path: Path, kind: str) -> None:
         counts = {"train": [[6, 6], [6, 6]], "val": [[2, 2], [2, 2]], "test": [[2, 2], [2, 2]]}
     assert found.groups == counts
     assert found.association == 0
-    assert found.pictures is not None
-    assert found.pictures.images == found.rows.total == found.files.total
+    assert found.images is not None
+    assert found.images.total == found.rows.total == found.files.total
     near = found.duplicates.near
     assert near is not None
     assert (near.pairs, near.complete) == (0, True)
@@ -271,7 +271,7 @@ def test_copies(tmp_path: Path, source: int, target: int, field: str, refused: b
     for name in ("within", "contradictory", "train_val", "test"):
         copies = getattr(found.duplicates, name)
         expected = [[f"{source:03}.png", f"{target:03}.png"]] if name == field else []
-        assert (copies.pictures, copies.files, copies.examples) == (len(expected), 2 * len(expected), expected), name
+        assert (copies.images, copies.files, copies.examples) == (len(expected), 2 * len(expected), expected), name
     assert found.duplicates.near is not None
     assert found.duplicates.near.pairs == 0, "what is equal is no near-copy"
     assert (error is not None) == refused
@@ -285,7 +285,7 @@ def test_a_leak_with_another_label_is_both(tmp_path: Path) -> None:
     copy_pixels(table(tmp_path), 0, 33)
     found, _ = scan(config(tmp_path))
     assert found.duplicates is not None
-    assert (found.duplicates.test.pictures, found.duplicates.contradictory.pictures) == (1, 1)
+    assert (found.duplicates.test.images, found.duplicates.contradictory.images) == (1, 1)
 
 
 def test_leaks_among_images_that_no_run_takes_are_found(tmp_path: Path) -> None:
@@ -379,12 +379,12 @@ def test_sizes_formats_and_grey(tmp_path: Path) -> None:
     photograph(1, (30, 10)).save(tmp_path / "001.png", "JPEG", exif=exif)
     photograph(2, (4, 4)).save(tmp_path / "002.png", "WEBP")
     found, _ = scan(config(tmp_path))
-    assert found.pictures is not None
-    assert found.pictures.formats == {"JPEG": 1, "PNG": 38, "WEBP": 1}
-    assert (found.pictures.width.least, found.pictures.width.greatest) == (4, 20)
-    assert found.pictures.height.greatest == 30, "as it is seen"
-    assert found.pictures.elongation.greatest == 3
-    assert (found.pictures.not_square, found.pictures.smaller, found.pictures.grey) == (2, 1, 1)
+    assert found.images is not None
+    assert found.images.formats == {"JPEG": 1, "PNG": 38, "WEBP": 1}
+    assert (found.images.width.least, found.images.width.greatest) == (4, 20)
+    assert found.images.height.greatest == 30, "as it is seen"
+    assert found.images.elongation.greatest == 3
+    assert (found.images.not_square, found.images.smaller, found.images.grey) == (2, 1, 1)
     assert any("not square and will be cropped to their center" in line for line in levels(found)["note"])
     stretched, _ = scan(config(tmp_path, fit="stretch"))
     assert any("not square and will be stretched" in line for line in levels(stretched)["note"])
@@ -459,8 +459,8 @@ def test_images_of_12_bits_are_named(tmp_path: Path) -> None:
     Image.fromarray(pixels).save(tmp_path / "003.png")
     Image.fromarray(pixels * 16).save(tmp_path / "004.png")
     found, _ = scan(config(tmp_path))
-    assert found.pictures is not None
-    assert (found.pictures.dark, found.pictures.dark_examples) == (1, ["003.png"])
+    assert found.images is not None
+    assert (found.images.dark, found.images.dark_examples) == (1, ["003.png"])
     assert any("1 of 40 images are nearly black" in line for line in levels(found)["warning"])
 
 

@@ -1,4 +1,4 @@
-"""What the pictures of the generator's part are called."""
+"""Captions of the images of the generator's part."""
 
 from collections.abc import Sequence
 

@@ -1,4 +1,4 @@
-"""An independent reader of pictures: which digit, in which ink. It has never seen the generator's part."""
+"""An independent reader of images: which digit, in which ink. It has never seen the generator's part."""
 
 from typing import Any
 
@@ -9,14 +9,14 @@ from sklearn.svm import SVC
 from torch.nn import functional as F
 
 from aimfair.base.seeds import generator
-from aimfair.data.digits import INKS, originals, random_style, render
+from aimfair.data.digits import INKS, handwritten, random_style, render
 
-Pictures = npt.NDArray[np.uint8]
+Images = npt.NDArray[np.uint8]
 
 
 def fit_reader(rounds: int = 4, seed: int = 0) -> Any:
     """A support vector machine trained on the real digits of the other three parts, each in ``rounds`` styles."""
-    parts = [originals(part) for part in ("train", "validation", "test")]
+    parts = [handwritten(part) for part in ("train", "validation", "test")]
     digits, labels = (np.concatenate([part[i] for part in parts]) for i in (0, 1))
     rng = generator(seed, "reader")
     drawn = [
@@ -25,9 +25,9 @@ def fit_reader(rounds: int = 4, seed: int = 0) -> Any:
     return SVC(C=10).fit(features(np.concatenate(drawn)), np.tile(labels, rounds))
 
 
-def features(pictures: Pictures) -> npt.NDArray[np.float32]:
+def features(images: Images) -> npt.NDArray[np.float32]:
     """[N, 392]: histograms of oriented gradients of the distance from the paper's colour (8 directions, 7x7 cells)."""
-    pixels = pictures.astype(np.float32)
+    pixels = images.astype(np.float32)
     border = np.concatenate([pixels[:, 0], pixels[:, -1], pixels[:, :, 0], pixels[:, :, -1]], axis=1)
     paper = np.median(border, axis=1)[:, None, None]
     distance = torch.from_numpy(np.linalg.norm(pixels - paper, axis=-1))[:, None]
@@ -40,9 +40,9 @@ def features(pictures: Pictures) -> npt.NDArray[np.float32]:
     return F.normalize(histograms).numpy()
 
 
-def read_inks(pictures: Pictures) -> npt.NDArray[np.str_]:
+def read_inks(images: Images) -> npt.NDArray[np.str_]:
     """[N] names: the ink nearest in hue to the most coloured tenth of the pixels."""
-    pixels = pictures.reshape(len(pictures), -1, 3).astype(np.float32)
+    pixels = images.reshape(len(images), -1, 3).astype(np.float32)
     difference = pixels[..., 0] - pixels[..., 1]  # red over green
     paper = np.median(difference, axis=1, keepdims=True)
     coloured = np.argsort(-np.abs(difference - paper), axis=1)[:, : pixels.shape[1] // 10]

@@ -21,7 +21,7 @@ from torch.nn import functional as F
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from aimfair.base.seeds import derive_seed, generator
-from aimfair.data.digits import INKS, Style, originals, random_style, render
+from aimfair.data.digits import INKS, Style, handwritten, random_style, render
 from tools.digits_diffusion.architecture import (
     build_scheduler,
     build_text_encoder,
@@ -32,16 +32,16 @@ from tools.digits_diffusion.architecture import (
 from tools.digits_diffusion.captions import caption, every_word
 
 CAPTION_DROPOUT = 0.1
-"""Share of training pictures without a caption: what classifier-free guidance needs."""
+"""Share of training images without a caption: what classifier-free guidance needs."""
 
 KL_WEIGHT = 2e-6
 EMA_DECAY = 0.998
 
 
-def pictures(rounds: int, seed: int) -> tuple[Tensor, list[str]]:
+def training_images(rounds: int, seed: int) -> tuple[Tensor, list[str]]:
     """``(pixels [rounds * N, 3, 32, 32] in [-1, 1], captions)``: each digit ``rounds`` times, in random styles."""
-    digits, labels, _ = originals("generator")
-    rng = generator(seed, "pictures")
+    digits, labels, _ = handwritten("generator")
+    rng = generator(seed, "pictures")  # this name belongs to the seed of the shipped model
     inks = list(INKS)
     drawn, captions = [], []
     for _ in range(rounds):
@@ -168,7 +168,7 @@ def main() -> None:
     tokenizer = build_tokenizer(every_word())
     vae, unet = build_vae().to(arguments.device), build_unet().to(arguments.device, memory_format=torch.channels_last)
     text_encoder = build_text_encoder(tokenizer).to(arguments.device)
-    pixels, captions = pictures(arguments.rounds, arguments.seed)
+    pixels, captions = training_images(arguments.rounds, arguments.seed)
 
     if arguments.vae is None:
         train_vae(vae, pixels, arguments.vae_steps, 64, arguments.seed)
