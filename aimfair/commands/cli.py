@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 
 from aimfair.base.errors import AimfairError, ConfigError
 from aimfair.base.interrupt import Interrupted
+from aimfair.base.libraries import broken_library
 from aimfair.commands import ablate, config, doctor, engine, export, run, scan
 from aimfair.commands.settings import FLAGS_FOR_SETTINGS, Overrides
 
@@ -53,6 +54,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _report_error(error: BaseException, verb: str) -> int:
     """Prints an error in one line; returns the exit code."""
+    if isinstance(error, Exception) and (broken := broken_library(error)):
+        print(f"error: {broken}", file=sys.stderr)
+        return 1
     if isinstance(error, AimfairError):
         prefix = "" if isinstance(error, Interrupted) else "error: "
         print("\n".join(prefix + line for line in str(error).splitlines()), file=sys.stderr)

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Literal
 
 import aimfair
+from aimfair.commands import imports
 from aimfair.commands.settings import Overrides, add_run, refuse_overrides
 
 _DISK_BYTES = 2 << 30
@@ -20,13 +21,27 @@ _DISK_BYTES = 2 << 30
 
 _REINSTALL = "pip install --no-build-isolation --editable ."
 
+_MODULES = {
+    "diffusers": "diffusers:StableDiffusionPipeline",
+    "pillow": "PIL.Image",
+    "pyarrow": "pyarrow.parquet",
+    "pyyaml": "yaml",
+    "scikit-learn": "sklearn.datasets",
+    "scipy": "scipy.stats",
+    "transformers": "transformers:PreTrainedModel",
+}
+"""Package -> what is imported of it, if not a module of its name: what loads its compiled code and dependencies."""
 
 _COLOURS = {"fine": "\033[32m{}\033[0m", "missing": "\033[33m{}\033[0m", "broken": "\033[1;31m{}\033[0m"}
 
 
 @dataclass(frozen=True)
 class Check:
-    """One line of the table; ``missing`` is something that only some uses need, ``broken`` something that all do."""
+    """One line of the table.
+
+    ``missing`` is something that only some uses need. ``broken`` is something that all do, or that is installed and
+    does not work, as others import it.
+    """
 
     name: str
     state: Literal["fine", "missing", "broken"]
@@ -69,20 +84,39 @@ def _checks(folder: Path) -> Iterator[Check]:
 
 
 def packages(requirements: list[str]) -> Iterator[Check]:
-    """A check for each requirement of the package, such as ``torch>=2.11`` or ``jinja2; extra == "report"``."""
+    """A check for each required package, such as ``torch>=2.11`` or ``jinja2; extra == "report"``, which imports it."""
+    extras: dict[str, list[str]] = {}  # requirement -> the extras with it
     for requirement in requirements:
-        name = re.split(r"[^A-Za-z0-9._-]", requirement, maxsplit=1)[0]
         extra = re.search(r"extra == [\"']([^\"']+)", requirement)
-        if name == "aimfair" or (extra is not None and extra[1] == "dev"):  # an extra that names another one; tools
-            continue
-        try:
-            yield Check(name, "fine", importlib.metadata.version(name))
-        except importlib.metadata.PackageNotFoundError:
-            remedy = f"pip install '{requirement.split(';')[0].strip()}'"
-            if extra is None:
-                yield Check(name, "broken", "not installed", remedy)
-            else:
-                yield Check(name, "missing", f"not installed, needed for {extra[1]}", remedy)
+        tool = extra is not None and extra[1] == "dev"
+        if not tool and not requirement.startswith("aimfair["):  # an extra that names another one
+            needed_for = extras.setdefault(requirement.split(";")[0].strip(), [])
+            needed_for += [extra[1]] if extra else []
+    names = {requirement: re.split(r"[^A-Za-z0-9._-]", requirement, maxsplit=1)[0] for requirement in extras}
+    versions = {name: version for name in names.values() if (version := _version(name))}
+    failed = imports.failures([_module(name) for name in versions])
+    for requirement, name in names.items():
+        needed_for = extras[requirement]
+        if name not in versions:
+            found = f"not installed, needed for {', '.join(needed_for)}" if needed_for else "not installed"
+            yield Check(name, "missing" if needed_for else "broken", found, f"pip install '{requirement}'")
+        elif failure := failed.get(_module(name)):
+            remedy = failure.remedy or f"pip install --force-reinstall '{requirement}'"
+            yield Check(name, "broken", failure.found, remedy)
+        else:
+            yield Check(name, "fine", versions[name])
+
+
+def _version(name: str) -> str | None:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _module(package: str) -> str:
+    """What to import to know that a package works."""
+    return _MODULES.get(package, package.replace("-", "_"))
 
 
 def disk(folder: Path) -> Check:

@@ -13,7 +13,8 @@ import numpy.typing as npt
 import torch
 from torch.nn import functional as F
 
-from aimfair.base.errors import AimfairError, ConfigError
+from aimfair.base.errors import ConfigError
+from aimfair.base.libraries import optional
 from aimfair.base.seeds import generator
 from aimfair.data.biased_subset import biased_indices, check_majority
 from aimfair.data.images import ImageSet, Splits
@@ -106,12 +107,8 @@ def balanced(settings: DataSettings, part: Part) -> ImageSet:
 
 def handwritten(part: Part) -> tuple[npt.NDArray[np.float64], Integers, Integers]:
     """``(digits [N, 8, 8] of 0 to 16, labels [N] of 0 to 9, numbers [N] in scikit-learn's order)`` of one part."""
-    try:
+    with optional("data.kind digits", "scikit-learn"):
         from sklearn.datasets import load_digits
-    except ModuleNotFoundError as error:
-        raise AimfairError(
-            "the digits are part of scikit-learn, which is not installed: pip install scikit-learn"
-        ) from error
 
     bundle = load_digits()
     order = generator(PART_SEED, "digits", "parts").permutation(len(bundle.target))

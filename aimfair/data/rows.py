@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from aimfair.base.errors import AimfairError
+from aimfair.base.libraries import optional
 from aimfair.data.catalogue import unknown_name
 
 if TYPE_CHECKING:
@@ -178,11 +179,9 @@ def _parquet_rows(path: Path, names: Sequence[str]) -> Iterator[tuple[int, tuple
 
 
 def _open_parquet(path: Path) -> "ParquetFile":
-    try:
+    with optional(f"{path}, a Parquet file,", "pyarrow"):
         import pyarrow  # type: ignore[import-untyped]
         import pyarrow.parquet
-    except ModuleNotFoundError as error:
-        raise AimfairError(f"{path}: Parquet needs pyarrow, which is not installed: pip install pyarrow") from error
     try:
         return pyarrow.parquet.ParquetFile(path)
     except (pyarrow.ArrowException, OSError) as error:

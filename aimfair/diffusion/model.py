@@ -3,9 +3,11 @@
 import hashlib
 import re
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 from aimfair.base.errors import AimfairError
+from aimfair.base.libraries import optional
 
 SHIPPED = {"digits": Path(__file__).parent.parent / "assets" / "digits-diffusion"}
 """Models that come with this package."""
@@ -75,11 +77,9 @@ def from_hub(key: str, model: str, allow_download: bool, patterns: Sequence[str]
             f"{key}: found {model!r}, expected {names}a folder (beginning with /, ./, ../ or ~/) or a hub id such as"
             " 'owner/name'"
         )
-    try:
+    with diffusion_libraries():
         from huggingface_hub import snapshot_download
         from huggingface_hub.errors import LocalEntryNotFoundError
-    except ModuleNotFoundError as error:
-        raise missing_libraries(error) from error
     try:
         return Path(
             snapshot_download(
@@ -101,7 +101,6 @@ def from_hub(key: str, model: str, allow_download: bool, patterns: Sequence[str]
         raise AimfairError(f"{key}: {model!r} could not be fetched: {reason}") from error
 
 
-def missing_libraries(error: ModuleNotFoundError) -> AimfairError:
-    return AimfairError(
-        f"{error.name} is not installed; generating images needs: pip install accelerate diffusers transformers"
-    )
+def diffusion_libraries() -> AbstractContextManager[None]:
+    """Around the imports of the libraries that run text-to-image models and filters; see :func:`optional`."""
+    return optional("generating images", "accelerate diffusers transformers")

@@ -19,7 +19,7 @@ from aimfair.diffusion.engines.engine import Eager, Engine, Part, Source, full_p
 from aimfair.diffusion.engines.registry import load_engine
 from aimfair.diffusion.families.family import Family, Pipeline
 from aimfair.diffusion.families.registry import absent, family_of
-from aimfair.diffusion.model import COMPONENTS, missing_libraries
+from aimfair.diffusion.model import COMPONENTS, diffusion_libraries
 from aimfair.diffusion.sampler import Samples
 from aimfair.diffusion.settings import TextToImageSettings
 from aimfair.selective.storage import check_header
@@ -285,11 +285,9 @@ def _load(folder: Path, family: Family, settings: TextToImageSettings, device: t
 
 def _diffusers() -> Any:
     """The library, silent: without bars of its own, and without word of things it does not find."""
-    try:
+    with diffusion_libraries():
         import diffusers
         import transformers
-    except ModuleNotFoundError as error:
-        raise missing_libraries(error) from error
     for library in (diffusers, transformers):
         library.utils.logging.set_verbosity_error()
         library.utils.logging.disable_progress_bar()

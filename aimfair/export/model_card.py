@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from aimfair.base.errors import AimfairError
+from aimfair.base.libraries import optional
 from aimfair.config import Config
 from aimfair.data.settings import DataSettings
 from aimfair.evaluation.results import Interval, MethodResult, Results, SeedResult
@@ -99,7 +100,8 @@ def render(facts: Facts) -> str:
     Raises:
         AimfairError: huggingface_hub does not read the same metadata back.
     """
-    from huggingface_hub import ModelCard
+    with optional("the model card", "huggingface_hub"):
+        from huggingface_hub import ModelCard
 
     metadata = _metadata(facts)
     body = "\n".join(

@@ -281,6 +281,26 @@ def test_errors_are_a_line_and_exit_with_1(stages, capsys, error, line):
     assert "Traceback" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("kind", [AimfairError, ImportError])
+def test_a_library_that_is_broken_is_named_in_place_of_what_needed_it(stages, capsys, tmp_path, monkeypatch, kind):
+    (tmp_path / "torch_companion.py").write_text("raise RuntimeError('operator x::nms does not exist')")
+    (tmp_path / "torch_companion-0.3.dist-info").mkdir()
+    metadata = "Metadata-Version: 2.1\nName: torch-companion\nVersion: 0.3\n"
+    (tmp_path / "torch_companion-0.3.dist-info" / "METADATA").write_text(metadata)
+    monkeypatch.syspath_prepend(tmp_path)
+
+    def fail(_: Run) -> None:
+        try:
+            import torch_companion  # noqa: F401
+        except Exception as error:
+            raise kind("model.config: no classifier: Could not import module 'Net'") from error
+
+    stages.act["train"] = fail
+    assert cli.main(["run", "--config", "demo", "--quiet"]) == 1
+    (said,) = capsys.readouterr().err.splitlines()
+    assert said.startswith("error: torch-companion 0.3 is installed but cannot be imported: operator x::nms does not")
+
+
 def test_the_real_process_exits_as_main_says():
     result = aimfair("train", "--run", "none")
     assert (result.returncode, result.stdout) == (2, "")

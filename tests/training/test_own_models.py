@@ -186,7 +186,7 @@ class TestFoldersOfStrangers:
 @pytest.mark.parametrize("key", ["pretrained", "factory"])
 def test_a_library_that_is_missing_is_named(library, key, monkeypatch):
     monkeypatch.setitem(sys.modules, library, None)
-    with pytest.raises(AimfairError, match=f"needs {library}: pip install {library}"):
+    with pytest.raises(AimfairError, match=f"{library} is not installed; this model needs: pip install {library}"):
         build_model(ModelSettings(**{key: f"{library}:resnet18"}), 2, 100)
 
 

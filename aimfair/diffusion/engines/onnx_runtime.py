@@ -12,6 +12,7 @@ from torch import Tensor
 
 from aimfair.base.errors import AimfairError
 from aimfair.base.interrupt import NEVER, Interrupt
+from aimfair.base.libraries import optional
 from aimfair.base.log import NOWHERE, Log
 from aimfair.diffusion.engines import store
 from aimfair.diffusion.engines.agreement import Agreement, compare
@@ -186,10 +187,6 @@ def _memory(tensor: Tensor) -> tuple[str, int, type, tuple[int, ...], int]:
 
 
 def _library() -> Any:
-    try:
+    with optional("generate.engine onnxruntime", "onnx onnxscript onnxruntime"):
         import onnxruntime
-    except ModuleNotFoundError as error:
-        raise AimfairError(
-            f"{error.name} is not installed; generate.engine onnxruntime needs: pip install onnx onnxscript onnxruntime"
-        ) from error
     return onnxruntime

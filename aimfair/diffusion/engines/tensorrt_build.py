@@ -14,6 +14,7 @@ import torch
 from aimfair.base.errors import AimfairError
 from aimfair.base.files import replace_file
 from aimfair.base.interrupt import Interrupt
+from aimfair.base.libraries import optional
 from aimfair.base.log import Log
 from aimfair.diffusion.engines.engine import Part
 
@@ -115,18 +116,8 @@ def load_library(name: str) -> Library:
     Raises:
         AimfairError: it is missing, too old, or cannot be loaded.
     """
-    module = _MODULES[name]
-    try:
-        api = importlib.import_module(module)
-    except ModuleNotFoundError as error:
-        raise AimfairError(
-            f"{error.name} is not installed; generate.engine {name} needs: pip install {name} onnx onnxscript"
-        ) from error
-    except (ImportError, OSError) as error:  # its own libraries are missing
-        raise AimfairError(
-            f"{module} cannot be loaded: {' '.join(str(error).split())}; reinstall it: pip install --force-reinstall"
-            f" {name}"
-        ) from error
+    with optional(f"generate.engine {name}", f"{name} onnx onnxscript"):
+        api = importlib.import_module(_MODULES[name])
     found = Library(name, api)
     if _numbers(found.version) < _numbers(_OLDEST[name]):
         raise AimfairError(

@@ -14,7 +14,7 @@ from aimfair.base.checked_weights import load_model, load_tokenizer
 from aimfair.base.errors import AimfairError
 from aimfair.base.memory import MicroBatch, pieces
 from aimfair.base.settings import first_fault
-from aimfair.diffusion.model import digest_of_files, from_hub, missing_libraries
+from aimfair.diffusion.model import diffusion_libraries, digest_of_files, from_hub
 from aimfair.generation.plan import Group
 from aimfair.prompts.grammar import plain_text
 from aimfair.prompts.settings import PromptSettings
@@ -143,10 +143,8 @@ def _mean_and_std(key: str, file: Path) -> tuple[Sequence[float], Sequence[float
 
 
 def _load(folder: Path, device: torch.device) -> tuple[Any, Any]:
-    try:
+    with diffusion_libraries():
         from transformers import CLIPModel
-    except ModuleNotFoundError as error:
-        raise missing_libraries(error) from error
     model = load_model(_KEY, folder, CLIPModel)
     tokenizer = load_tokenizer(_KEY, folder)
     return model.float().eval().requires_grad_(False).to(device), tokenizer

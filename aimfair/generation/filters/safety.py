@@ -10,7 +10,7 @@ import torch
 from aimfair.base.checked_weights import load_model
 from aimfair.base.errors import AimfairError
 from aimfair.base.memory import MicroBatch, pieces
-from aimfair.diffusion.model import SHIPPED, digest_of_files, from_hub, missing_libraries
+from aimfair.diffusion.model import SHIPPED, diffusion_libraries, digest_of_files, from_hub
 from aimfair.generation.filters.clip import ClipView
 from aimfair.generation.plan import Group
 from aimfair.generation.settings import GenerateSettings
@@ -51,11 +51,9 @@ class SafetyChecker:
     """
 
     def __init__(self, folder: Path, device: torch.device):
-        try:
+        with diffusion_libraries():
             import diffusers
             from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionSafetyChecker
-        except ModuleNotFoundError as error:
-            raise missing_libraries(error) from error
         diffusers.utils.logging.set_verbosity_error()
         checker = load_model(_KEY, folder / "safety_checker", StableDiffusionSafetyChecker)
         self._checker = checker.float().eval().to(device)

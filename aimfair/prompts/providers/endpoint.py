@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from aimfair.base.errors import AimfairError
 from aimfair.base.interrupt import NEVER, Interrupt
+from aimfair.base.libraries import optional
 from aimfair.base.log import NOWHERE, Log
 from aimfair.prompts.providers import Reply
 from aimfair.prompts.settings import LanguageModelSettings
@@ -48,12 +49,8 @@ class Endpoint:
     """
 
     def __init__(self, settings: LanguageModelSettings, *, log: Log = NOWHERE, interrupt: Interrupt = NEVER):
-        try:
+        with optional("prompts.provider openai", "openai"):
             import openai
-        except ModuleNotFoundError as error:
-            raise AimfairError(
-                f"{error.name} is not installed; prompts.provider openai needs: pip install openai"
-            ) from error
         self._openai, self._settings, self._log, self._interrupt = openai, settings, log, interrupt
         self._key = os.environ.get("OPENAI_API_KEY", "").strip()
         address = os.environ.get("OPENAI_BASE_URL", "").strip()

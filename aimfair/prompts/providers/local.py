@@ -8,6 +8,7 @@ import torch
 from aimfair.base.checked_weights import load_model, load_tokenizer
 from aimfair.base.errors import AimfairError
 from aimfair.base.interrupt import NEVER, Interrupt
+from aimfair.base.libraries import optional
 from aimfair.base.seeds import derive_seed
 from aimfair.prompts.providers import Reply
 from aimfair.prompts.settings import LanguageModelSettings
@@ -30,12 +31,8 @@ class LocalModel:
     def __init__(
         self, settings: LanguageModelSettings, seed: int, device: torch.device, *, interrupt: Interrupt = NEVER
     ):
-        try:
+        with optional("prompts.provider transformers", "transformers"):
             from transformers import AutoModelForCausalLM
-        except ModuleNotFoundError as error:
-            raise AimfairError(
-                f"{error.name} is not installed; prompts.provider transformers needs: pip install transformers"
-            ) from error
         folder = Path(settings.model)
         if not (folder / "config.json").is_file():
             raise AimfairError(f"{_KEY}: {folder} has no config.json, expected the folder of a chat model")

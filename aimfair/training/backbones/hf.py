@@ -16,6 +16,7 @@ from torch import nn
 
 from aimfair.base.errors import AimfairError, one_line
 from aimfair.base.files import write_text
+from aimfair.base.libraries import optional
 from aimfair.selective.parameters import listing
 from aimfair.selective.selection import head_names
 from aimfair.selective.storage import check_header
@@ -171,7 +172,8 @@ def _hub_file(name: str, file: str, allow_download: bool) -> Path:
 @contextmanager
 def _quiet() -> Iterator[None]:
     """Silences transformers' progress bars and its warnings of a new head, which is intended here."""
-    from transformers.utils import logging
+    with optional("this model", "transformers"):
+        from transformers.utils import logging
 
     verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()  # type: ignore[no-untyped-call]

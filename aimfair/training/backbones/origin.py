@@ -11,6 +11,7 @@ from typing import Any
 from torch import nn
 
 from aimfair.base.errors import AimfairError, one_line
+from aimfair.base.libraries import optional
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 """Files of a model folder, for models of any library."""
@@ -113,16 +114,11 @@ def read_config(folder: Path) -> dict[str, Any]:
 
 
 def import_library(name: str) -> ModuleType:
-    """An optional library.
+    """A library of classifiers.
 
     Raises:
-        AimfairError: it is not installed, or incompatible with this torch.
+        AimfairError: it is not installed, or cannot be imported.
     """
-    try:
-        return importlib.import_module(name)
-    except ModuleNotFoundError as error:
-        if error.name != name:
-            raise AimfairError(f"{name} needs {error.name}: pip install {error.name}") from error
-        raise AimfairError(f"this model needs {name}: pip install {name}") from error
-    except Exception as error:  # a torchvision built for another torch, say
-        raise AimfairError(f"{name} is installed but cannot be imported: {one_line(error)}") from error
+    with optional("this model", name):
+        library = importlib.import_module(name)
+    return library
