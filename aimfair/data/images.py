@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from aimfair.base.errors import AimfairError
+from aimfair.data.catalogue import SPLITS
 
 
 class Pixels(Protocol):
@@ -140,13 +141,23 @@ class Splits:
     protected_names: tuple[str, ...]
     attribute_names: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
+    @property
+    def parts(self) -> dict[str, ImageSet]:
+        """The three by the names of :data:`aimfair.data.catalogue.SPLITS`."""
+        return dict(zip(SPLITS, (self.train, self.validation, self.test), strict=True))
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(Y, A)."""
+        return len(self.target_names), len(self.protected_names)
+
     def contradictions(self, majority: Sequence[int]) -> list[str]:
         """A line for each class whose training images have mostly another protected value than ``majority`` says.
 
         Args:
             majority: ``data.majority``: for each of the Y classes the number of a protected value.
         """
-        counts = self.train.group_counts(len(self.target_names), len(self.protected_names))
+        counts = self.train.group_counts(*self.shape)
         return [
             f"data.majority: {self.protected_names[a]!r} for class {self.target_names[y]!r}, but most of its training"
             f" images are {self.protected_names[counts[y].argmax()]!r}: the biased synthetic set has another bias than"

@@ -10,7 +10,6 @@ from aimfair.base.errors import AimfairError
 from aimfair.base.interrupt import NEVER, Interrupt
 from aimfair.base.log import Log
 from aimfair.base.progress import Progress
-from aimfair.data.catalogue import SPLITS
 from aimfair.data.decode import content_digest
 from aimfair.data.images import ImageSet, Splits
 from aimfair.data.load import decode, decoded_together, read_catalogue, with_biased_training
@@ -49,7 +48,7 @@ def find_leaks(
     """
     real: dict[str, tuple[str, str]] = {}
     of_files = None if settings.kind == "digits" else _digests_of_files(settings, progress, interrupt)
-    for name, part in zip(SPLITS, (splits.train, splits.validation, splits.test), strict=True):
+    for name, part in splits.parts.items():
         real |= {digest: (name, one) for one, digest in zip(part.ids, _digests(part, of_files), strict=True)}
     return [Leak(file, *real[digest]) for file, digest in digests.items() if digest in real]
 

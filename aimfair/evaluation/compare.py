@@ -146,7 +146,7 @@ def compare(
         {name: _audit(models, default, by, kind, name) for name, by in of_kind.items()}
         for kind, of_kind in zip(("attribute", "intersection"), partitions(experiment.factors, splits), strict=True)
     )
-    sizes = splits.test.group_counts(len(splits.target_names), len(splits.protected_names)).T
+    sizes = splits.test.group_counts(*splits.shape).T
     return Results(
         title=experiment.title,
         target_names=list(splits.target_names),

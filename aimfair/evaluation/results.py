@@ -153,6 +153,11 @@ class Audit(Record):
     methods: dict[str, AuditMethod]
 
     @property
+    def groups(self) -> list[tuple[int, int]]:
+        """Every (y, a), class by class."""
+        return [(y, a) for y in range(len(self.test_images[0])) for a in range(len(self.test_images))]
+
+    @property
     def empty(self) -> int:
         """How many groups have no test images."""
         return _empty(self.test_images)

@@ -12,7 +12,6 @@ import torch
 import aimfair
 from aimfair.base.errors import ConfigError
 from aimfair.base.files import file_digest, write_json, write_text
-from aimfair.data.catalogue import SPLITS
 from aimfair.evaluation.results import Results
 from aimfair.export import model_card, model_files, onnx
 from aimfair.export.choose import choose
@@ -98,13 +97,11 @@ def _fill(run: Run, choice: Choice, results: Results, folder: Path, *, with_onnx
         agreement = onnx.export(model, normalize(images).contiguous(), folder)
         run.interrupt.check()
 
-    shape = len(splits.target_names), len(splits.protected_names)
-    parts = dict(zip(SPLITS, (splits.train, splits.validation, splits.test), strict=True))
     facts = Facts(
         config=config,
         results=results,
         choice=choice,
-        group_counts={name: part.group_counts(*shape) for name, part in parts.items()},
+        group_counts={name: part.group_counts(*splits.shape) for name, part in splits.parts.items()},
         density=_density(run, choice),
         prompts=len(load_prompts(run.prompts)) if run.prompts.exists() else None,
         generation=GenerationSummary.load(run.generation) if run.generation.exists() else None,

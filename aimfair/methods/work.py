@@ -58,7 +58,7 @@ class Work:
     def groups(self, images: ImageSet) -> tuple[Indices, list[str]]:
         """:func:`groups_of` these images and the names of the groups; warns of a group without images."""
         splits = self.splits()
-        counts = images.group_counts(len(splits.target_names), len(splits.protected_names))
+        counts = images.group_counts(*splits.shape)
         present = []
         for (y, a), count in np.ndenumerate(counts):
             name = f"{splits.target_names[y]}, {splits.protected_names[a]}"

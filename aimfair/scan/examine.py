@@ -112,8 +112,7 @@ def _combine(
             error = mismatch
     groups = None
     if splits is not None:
-        parts = zip(SPLITS, (splits.train, splits.validation, splits.test), strict=True)
-        groups = {name: part.group_counts(*shape).tolist() for name, part in parts}
+        groups = {name: part.group_counts(*shape).tolist() for name, part in splits.parts.items()}
     taken = Taken(
         refusal=None if error is None else str(error),
         warnings=loaded.warnings,
@@ -146,14 +145,13 @@ def association(groups: Groups) -> float | None:
 
     Classes and values without images are ignored; None if fewer than two of either are left.
     """
-    counts = np.array(groups, dtype=np.float64)
+    from scipy.stats import contingency  # type: ignore[import-untyped]
+
+    counts = np.array(groups, dtype=np.int64)
     counts = counts[counts.sum(axis=1) > 0][:, counts.sum(axis=0) > 0]
     if min(counts.shape) < 2:
         return None
-    n = counts.sum()
-    expected = counts.sum(axis=1, keepdims=True) * counts.sum(axis=0, keepdims=True) / n
-    chi_squared = ((counts - expected) ** 2 / expected).sum()
-    return round(float(np.sqrt(chi_squared / (n * (min(counts.shape) - 1)))), 4)
+    return round(float(contingency.association(counts, method="cramer")), 4)
 
 
 @dataclass(frozen=True)

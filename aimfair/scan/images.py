@@ -147,8 +147,7 @@ def _split_of_each(labels: Catalogue, splits: Splits | None) -> Integers | None:
         return labels.split
     if splits is None:
         return None
-    parts = (splits.train, splits.validation, splits.test)
-    place = {file: number for number, part in enumerate(parts) for file in part.ids}
+    place = {file: number for number, part in enumerate(splits.parts.values()) for file in part.ids}
     return np.array([place.get(file, -1) for file in labels.files], dtype=np.int64)
 
 
