@@ -5,7 +5,7 @@ The images are in ``img_align_celeba/``, or in a folder of the same name inside 
 """
 
 import csv
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -49,28 +49,14 @@ def read(root: Path, settings: DataSettings) -> Catalogue:
     for name, key in settings.roles().items():
         if name not in names:
             raise unknown_name(key, name, names, f"the header of {attributes}")
-    places = [names.index(name) for name in settings.roles()]
-
-    rejected: list[Rejected] = []
-    labels: dict[str, tuple[int, ...]] = {}
-    for line, (file, *values) in lines:
-        place = f"{attributes.name}:{line}"
-        if len(values) != len(names) or not all(values[place] in _VALUES for place in places):
-            rejected.append(Rejected(place, f"expected a file and {len(names)} values of -1 or 1"))
-        elif Path(file).name != file or file in labels:
-            rejected.append(Rejected(place, f"{file!r} is not a file name, or occurs twice"))
-        else:
-            labels[file] = tuple(_VALUES[values[place]] for place in places)
-
-    splits: dict[str, int] = {}
-    for line, cells in _partition(partition):
-        if len(cells) != 2 or cells[1] not in _PARTITIONS or cells[0] in splits:
-            rejected.append(Rejected(f"{partition.name}:{line}", "expected a file, once, and 0, 1 or 2"))
-        else:
-            splits[cells[0]] = _PARTITIONS[cells[1]]
-    rejected += [Rejected(file, f"not in {partition.name}") for file in sorted(labels.keys() - splits.keys())]
-    rejected += [Rejected(file, f"not in {attributes.name}") for file in sorted(splits.keys() - labels.keys())]
-
+    labels, malformed = _labels(attributes.name, names, lines, [names.index(name) for name in settings.roles()])
+    splits, out_of_place = _splits(partition)
+    rejected = [
+        *malformed,
+        *out_of_place,
+        *(Rejected(file, f"not in {partition.name}") for file in sorted(labels.keys() - splits.keys())),
+        *(Rejected(file, f"not in {attributes.name}") for file in sorted(splits.keys() - labels.keys())),
+    ]
     rows = sorted((splits[file], file) for file in labels.keys() & splits.keys())
     if not rows:
         raise AimfairError(
@@ -90,6 +76,34 @@ def read(root: Path, settings: DataSettings) -> Catalogue:
         rows=len(rows) + len(rejected),
         rejected=tuple(rejected),
     )
+
+
+def _labels(
+    listing: str, names: Sequence[str], lines: Iterator[_Line], places: Sequence[int]
+) -> tuple[dict[str, tuple[int, ...]], list[Rejected]]:
+    """File -> its values at these places among the ``names`` of attributes, and the malformed lines."""
+    labels: dict[str, tuple[int, ...]] = {}
+    rejected = []
+    for line, (file, *values) in lines:
+        if len(values) != len(names) or not all(values[place] in _VALUES for place in places):
+            rejected.append(Rejected(f"{listing}:{line}", f"expected a file and {len(names)} values of -1 or 1"))
+        elif Path(file).name != file or file in labels:
+            rejected.append(Rejected(f"{listing}:{line}", f"{file!r} is not a file name, or occurs twice"))
+        else:
+            labels[file] = tuple(_VALUES[values[place]] for place in places)
+    return labels, rejected
+
+
+def _splits(partition: Path) -> tuple[dict[str, int], list[Rejected]]:
+    """File -> number of its split, and the malformed lines."""
+    splits: dict[str, int] = {}
+    rejected = []
+    for line, cells in _partition(partition):
+        if len(cells) != 2 or cells[1] not in _PARTITIONS or cells[0] in splits:
+            rejected.append(Rejected(f"{partition.name}:{line}", "expected a file, once, and 0, 1 or 2"))
+        else:
+            splits[cells[0]] = _PARTITIONS[cells[1]]
+    return splits, rejected
 
 
 def published_counts(target: str, protected: str) -> list[list[int]] | None:

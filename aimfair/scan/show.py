@@ -1,5 +1,7 @@
 """Prints a scan. Names of files, classes and values are printed as ``repr`` writes them."""
 
+from collections.abc import Iterator
+
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -11,65 +13,66 @@ _COLOURS = {"error": "bold red", "warning": "yellow", "note": "cyan"}
 
 def show(scan: Scan, console: Console) -> None:
     """Prints the facts, then what a run would use, then the problems."""
+    for part in (*_files(scan), *_groups(scan), *_problems(scan)):
+        console.print(part, soft_wrap=isinstance(part, Text))
 
-    def line(text: str, style: str = "") -> None:
-        console.print(Text(text, style), soft_wrap=True)
 
+def _files(scan: Scan) -> Iterator[Text]:
     where = f", {scan.root!r}" if scan.root is not None else ", generated, so there are no files"
-    line(f"{scan.kind}{where}", "bold")
-    line(f"target {scan.target!r}, protected {scan.protected!r}")
+    yield Text(f"{scan.kind}{where}", "bold")
+    yield Text(f"target {scan.target!r}, protected {scan.protected!r}")
     for name, part in (("rows", scan.rows), ("files", scan.files)):
         if part is not None:
-            for text in _left_out(name, part):
-                line(text)
+            yield from _left_out(name, part)
     if scan.images is not None:
         found = scan.images
         formats = ", ".join(f"{count:,} {name}" for name, count in found.formats.items())
-        line(f"images: {formats}; {found.grey:,} of them grey")
+        yield Text(f"images: {formats}; {found.grey:,} of them grey")
         for side, extent in (("width", found.width), ("height", found.height)):
-            line(f"{side}: {extent.least:g} to {extent.greatest:g} pixels, median {extent.median:g}")
-        line(f"not square: {found.not_square:,}; aspect ratios up to {found.elongation.greatest:.3g}")
+            yield Text(f"{side}: {extent.least:g} to {extent.greatest:g} pixels, median {extent.median:g}")
+        yield Text(f"not square: {found.not_square:,}; aspect ratios up to {found.elongation.greatest:.3g}")
     if scan.duplicates is not None:
         copies = scan.duplicates
-        line(
+        yield Text(
             f"images in several files: {copies.within.images:,} harmless,"
             f" {copies.contradictory.images:,} with different labels, {copies.train_val.images:,} in training and"
             f" validation, {copies.test.images:,} in the test set and elsewhere"
         )
         if copies.near is not None:
-            line(f"similar images in different splits: {copies.near.pairs:,}")
-    for attribute in scan.attributes:
-        console.print(_attribute(attribute))
+            yield Text(f"similar images in different splits: {copies.near.pairs:,}")
+
+
+def _groups(scan: Scan) -> Iterator[Text | Table]:
+    yield from map(_attribute, scan.attributes)
     if scan.groups != scan.taken.groups:
-        console.print(_table("Decodable images", scan, scan.groups))
-        line(f"association of class and protected value (Cramer's V): {_value(scan.association)}")
+        yield _table("Decodable images", scan, scan.groups)
+        yield Text(f"association of class and protected value (Cramer's V): {_value(scan.association)}")
     if scan.taken.groups is not None:
-        console.print(_table("What a run would use", scan, scan.taken.groups))
-        line(f"association of class and protected value in its training images: {_value(scan.taken.association)}")
+        yield _table("What a run would use", scan, scan.taken.groups)
+        yield Text(f"association of class and protected value in its training images: {_value(scan.taken.association)}")
     if scan.imported is not None:
-        for text in _imported(scan.imported):
-            line(text)
+        yield from _imported(scan.imported)
         if scan.imported.found is not None and scan.imported.usable is not None:
             counts = {"found": scan.imported.found, "can be used": scan.imported.usable}
-            console.print(_table("Synthetic images in generate.folder", scan, counts))
+            yield _table("Synthetic images in generate.folder", scan, counts)
+
+
+def _problems(scan: Scan) -> Iterator[Text]:
     for warning in scan.taken.warnings:
-        line(f"a run would warn: {warning}", "dim")
+        yield Text(f"a run would warn: {warning}", "dim")
     for problem in scan.problems:
-        console.print(Text(f"{problem.level}: ", _COLOURS[problem.level]) + Text(problem.what), soft_wrap=True)
-        line(f"  -> {problem.advice}")
+        yield Text(f"{problem.level}: ", _COLOURS[problem.level]) + Text(problem.what)
+        yield Text(f"  -> {problem.advice}")
     if not scan.problems:
-        line("no problems found")
+        yield Text("no problems found")
 
 
-def _imported(found: Imported) -> list[str]:
-    lines = [f"synthetic images: {found.folder!r}"]
+def _imported(found: Imported) -> Iterator[Text]:
+    yield Text(f"synthetic images: {found.folder!r}")
     if found.files is not None:
         leaks = ", ".join(f"{count:,} of {split}" for split, count in found.leaks.items())
-        lines += [
-            *_left_out("its files", found.files),
-            f"copies: {found.copies:,}; in two groups: {found.two_groups:,}; real images: {leaks}",
-        ]
-    return lines
+        yield from _left_out("its files", found.files)
+        yield Text(f"copies: {found.copies:,}; in two groups: {found.two_groups:,}; real images: {leaks}")
 
 
 def _attribute(attribute: AttributeCounts) -> Table:
@@ -82,12 +85,11 @@ def _attribute(attribute: AttributeCounts) -> Table:
     return table
 
 
-def _left_out(name: str, part: LeftOut) -> list[str]:
-    lines = [f"{name}: {part.total:,}, {part.left_out:,} of them unusable"]
+def _left_out(name: str, part: LeftOut) -> Iterator[Text]:
+    yield Text(f"{name}: {part.total:,}, {part.left_out:,} of them unusable")
     for reason in part.reasons:
         examples = "; ".join(f"{file!r}: {text}" for file, text in reason.examples[:3])
-        lines.append(f"  {reason.count:,} x {reason.reason}: {examples}")
-    return lines
+        yield Text(f"  {reason.count:,} x {reason.reason}: {examples}")
 
 
 def _table(title: str, scan: Scan, groups: dict[str, Groups]) -> Table:
