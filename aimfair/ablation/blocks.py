@@ -17,6 +17,7 @@ from aimfair.methods.tune import Tune, select_mask
 from aimfair.report import charts, wording
 from aimfair.run.directory import Run
 from aimfair.selective.mask import ParameterMask
+from aimfair.selective.selection import names_under
 from aimfair.selective.summary import block_name
 from aimfair.stages.select import sensitivity_of
 
@@ -34,7 +35,7 @@ def plan(parent: Parent, request: Request) -> Plan:
     whole = names.add(request.method, method)
     arms, empty = [], []
     for block, modules in blocks.items():
-        share = share_of(masks, members(modules, masks[0].names))
+        share = share_of(masks, names_under(masks[0].names, modules))
         if share == 0:
             empty.append(block)
         elif share == 1:
@@ -126,20 +127,11 @@ def _blocks(names: Sequence[str], finer: int) -> dict[str, list[str]]:
     return {modules[0] if len(modules) == 1 else block: modules for block, modules in found.items()}
 
 
-def members(modules: Sequence[str], names: Sequence[str]) -> list[str]:
-    """The parameters in these modules, in order."""
-    return [name for name in names if any(_holds(module, name) for module in modules)]
-
-
 def _module(name: str, block_of: Mapping[str, str]) -> str:
     """The outermost module around a parameter whose parameters are all of its block."""
     path = name.split(".")
     for depth in range(1, len(path)):
         module = ".".join(path[:depth])
-        if all(block == block_of[name] for other, block in block_of.items() if _holds(module, other)):
+        if all(block == block_of[name] for other, block in block_of.items() if f"{other}.".startswith(f"{module}.")):
             return module
     return name
-
-
-def _holds(module: str, name: str) -> bool:
-    return name == module or name.startswith(f"{module}.")

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from aimfair.ablation import variants
-from aimfair.ablation.blocks import blocks_of, members
+from aimfair.ablation.blocks import blocks_of
 from aimfair.ablation.options import Options, Request, checked
 from aimfair.ablation.outcomes import Figure, Findings, Outcomes
 from aimfair.ablation.plan import ONLY_GROUP, Arm, Names, Parent, Plan, variant
@@ -23,6 +23,7 @@ from aimfair.evaluation.intervals import percentile, student_t
 from aimfair.methods.tune import FAIR, Tune, select_mask
 from aimfair.report import charts, wording
 from aimfair.run.directory import Run
+from aimfair.selective.selection import names_under
 from aimfair.selective.sensitivity import Sensitivity
 from aimfair.selective.statistics import domain_criterion_of
 from aimfair.stages.select import sensitivity_of
@@ -170,7 +171,7 @@ def _of_seed(run: Run, name: str, method: Tune, seed: int, blocks: list[list[str
     bias, domain = _scores(sensitivity, method)
     found: dict[str, list[float]] = {prediction: [] for prediction in PREDICTIONS}
     for modules in blocks:
-        of = [mask.index[tensor] for tensor in members(modules, mask.names)]
+        of = [mask.index[tensor] for tensor in names_under(mask.names, modules)]
         numels = np.array([mask.numels[i] for i in of], dtype=np.float64)
         means = [float((numels * score[of]).sum() / numels.sum()) for score in (bias, domain)]
         found["selected"].append(sum(mask.nnz_per_tensor[i] for i in of) / numels.sum())

@@ -14,7 +14,6 @@ from aimfair.base.errors import ConfigError
 from aimfair.base.files import file_digest, write_json, write_text
 from aimfair.evaluation.results import Results
 from aimfair.export import model_card, model_files, onnx
-from aimfair.export.choose import choose
 from aimfair.export.folder import MARK, new_folder
 from aimfair.export.model_card import CARD, UNKNOWN, Choice, Facts
 from aimfair.export.model_files import copy_model
@@ -23,10 +22,11 @@ from aimfair.generation.summary import GenerationSummary
 from aimfair.methods import BIASED
 from aimfair.prompts.grammar import load_prompts
 from aimfair.report.template import environment
-from aimfair.run.directory import Run
+from aimfair.run.directory import Run, model_step
 from aimfair.selective.mask import ParameterMask
 from aimfair.stages.context import prepare_process, splits_of
 from aimfair.training.feed import Normalize
+from aimfair.training.history import HISTORY, History
 from aimfair.training.models import WEIGHTS, load_model
 
 EXAMPLES = 64
@@ -52,7 +52,7 @@ def export_run(
     lists the other files with their digests.
 
     Args:
-        method, seed: as :func:`aimfair.export.choose.choose`.
+        method, seed: as :func:`choose`.
         to: None: ``export/<method>-<seed>`` in the run.
         license: of the model, an identifier known to the hub.
         overwrite: whether an earlier export there may be replaced.
@@ -117,6 +117,47 @@ def _fill(run: Run, choice: Choice, results: Results, folder: Path, *, with_onnx
     )
     write_text(folder / CARD, model_card.render(facts))
     write_json(folder / MARK, _mark(folder, facts))
+
+
+def choose(run: Run, method: str | None = None, seed: int | None = None) -> Choice:
+    """The model of ``method`` (default: ``default_method``) and ``seed`` (default: the best by validation accuracy).
+
+    Test images play no part; ties go to the first seed.
+
+    Args:
+        method: name of a method, or "biased" for the model before any method.
+
+    Raises:
+        ConfigError: the run has no such method or seed, or no validation accuracy to choose a seed by.
+        AimfairError: the model is not finished, or out of date.
+    """
+    config = run.config
+    method = config.default_method if method is None else method
+    if method != BIASED and method not in config.methods:
+        raise ConfigError(f"--method {method}: expected one of {', '.join((BIASED, *config.methods))}")
+    if seed is not None and seed not in config.seeds:
+        raise ConfigError(f"--seed {seed}: expected one of {', '.join(map(str, config.seeds))}")
+    folders = {one: run.model(one, method) for one in config.seeds}
+    accuracies = {one: _validation_accuracy(folder) for one, folder in folders.items()}
+    if seed is not None:
+        reason = "as requested"
+    elif len(config.seeds) == 1:
+        seed, reason = config.seeds[0], "the only one"
+    else:
+        known = {one: value for one, value in accuracies.items() if value is not None}
+        if len(known) < len(accuracies):
+            lacking = next(one for one in accuracies if one not in known)
+            raise ConfigError(f"{folders[lacking] / HISTORY}: no validation accuracy to choose a seed by; give --seed")
+        seed = max(known, key=lambda one: (known[one], -config.seeds.index(one)))
+        reason = f"the best of {len(config.seeds)} by validation accuracy, without test images"
+    run.digest_of(model_step(seed, method))
+    return Choice(method, seed, folders[seed], reason, accuracies[seed])
+
+
+def _validation_accuracy(folder: Path) -> float | None:
+    if (history := History.load(folder)) is None:
+        return None
+    return next((epoch.validation_accuracy for epoch in history.epochs if epoch.epoch == history.kept_epoch), None)
 
 
 def _mark(folder: Path, facts: Facts) -> dict[str, Any]:

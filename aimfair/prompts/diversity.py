@@ -205,22 +205,20 @@ def _distinct(texts: Sequence[Sequence[str]], n: int) -> float | None:
 
 def _similarity(sets: Sequence[set[str]]) -> float | None:
     """Mean over the pairs of at most ``MOST_COMPARED`` sets: a few matrices of 4 MB, whatever the number of words."""
+    from scipy.sparse import csr_array  # type: ignore[import-untyped]
+
     if len(sets) < 2:
         return None
     column = {word: k for k, word in enumerate(sorted(set().union(*sets)))}
-    shared = np.zeros((len(sets), len(sets)), dtype=np.float32)  # words of both
-    for start in range(0, len(column), _WORDS_AT_A_TIME):
-        has = np.zeros((len(sets), _WORDS_AT_A_TIME), dtype=np.float32)  # 1 where the prompt has the word
-        for row, words in zip(has, sets, strict=True):
-            row[[k - start for word in words if 0 <= (k := column[word]) - start < _WORDS_AT_A_TIME]] = 1
-        shared += has @ has.T
+    columns = [column[word] for words in sets for word in words]
+    starts = np.cumsum([0, *map(len, sets)])
+    shape = len(sets), len(column)
+    has = csr_array((np.ones(len(columns), dtype=np.float32), columns, starts), shape)  # 1 where a set has the word
+    shared = (has @ has.T).toarray()  # words of both
     sizes = shared.diagonal()
     together = sizes[:, None] + sizes[None, :] - shared
     pairs = np.triu_indices(len(sets), 1)
     return float(np.mean(shared[pairs] / np.maximum(together[pairs], 1), dtype=np.float64))
-
-
-_WORDS_AT_A_TIME = 1024
 
 
 def _normal(value: str) -> str:

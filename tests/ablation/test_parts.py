@@ -22,6 +22,7 @@ from aimfair.methods import Tune
 from aimfair.report import charts
 from aimfair.run.directory import Run
 from aimfair.run.records import Records
+from aimfair.selective.selection import names_under
 from tests.report.made_up import made_up_config
 
 # -- taking over finished steps ----------------------------------------------------------------------------------------
@@ -143,12 +144,12 @@ def test_blocks_share_no_parameter_and_leave_none_out():
         "net.layers.1": ["net.layers.1"],
         "head": ["head"],
     }
-    held = [name for modules in found.values() for name in blocks.members(modules, names)]
+    held = [name for modules in found.values() for name in names_under(names, modules)]
     assert sorted(held) == sorted(names)
 
 
 def test_a_module_is_no_part_of_one_whose_name_begins_like_it():
-    assert blocks.members(["net.1"], ["net.1.weight", "net.10.weight", "net.1"]) == ["net.1.weight", "net.1"]
+    assert names_under(["net.1.weight", "net.10.weight", "net.1"], ["net.1"]) == ["net.1.weight", "net.1"]
 
 
 # -- ranks -------------------------------------------------------------------------------------------------------------
@@ -342,5 +343,5 @@ def test_a_model_of_few_blocks_is_cut_further_in():
     assert list(blocks.blocks_of(names, least=100)) == [*finer, "head"]
     for least in (1, 4, 100):
         found = blocks.blocks_of(names, least)
-        held = [name for modules in found.values() for name in blocks.members(modules, names)]
+        held = [name for modules in found.values() for name in names_under(names, modules)]
         assert sorted(held) == sorted(names)

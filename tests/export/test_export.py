@@ -15,8 +15,7 @@ from aimfair.base.errors import AimfairError, ConfigError
 from aimfair.commands import cli
 from aimfair.evaluation.results import Results
 from aimfair.export import onnx
-from aimfair.export.choose import choose
-from aimfair.export.write import export_run
+from aimfair.export.write import choose, export_run
 from aimfair.run.directory import Run
 from aimfair.stages.context import splits_of
 from aimfair.training.execution import logits
@@ -155,7 +154,7 @@ def test_the_seed_is_chosen_by_validation_alone(run: Run, accuracies: tuple[floa
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"method": "fulll"}, "--method fulll: expected one of biased, full, random"),
+        ({"method": "fulll"}, "--method fulll: expected one of biased, linear_probe, full"),
         ({"seed": 4}, "--seed 4: expected one of 7, 8"),
         ({"license": "mit\n---"}, "--license"),
     ],

@@ -144,10 +144,9 @@ def test_a_sample_is_near_the_whole(monkeypatch: pytest.MonkeyPatch) -> None:
     assert measure(written, settings).contextual[0] == drawn
 
 
-def test_words_are_counted_in_parts(monkeypatch: pytest.MonkeyPatch, found: Diversity) -> None:
-    monkeypatch.setattr(diversity, "_WORDS_AT_A_TIME", 2)
-    test_words(measure([prompt(1, "a b"), *(prompt(0, text) for text in ("a red dog", "a red cat", "A dog", "A dog"))],
-                       SETTINGS))  # fmt: skip
+def test_texts_without_words_share_none() -> None:
+    found = measure([prompt(0, text) for text in ("!", "?", "a red dog", "a red cat")], SETTINGS).contextual[0]
+    assert found.similarity == pytest.approx(2 / 4 / 6)
 
 
 def test_the_file(tmp_path: Path) -> None:

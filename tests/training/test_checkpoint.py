@@ -16,6 +16,7 @@ from aimfair.base.log import Log
 from aimfair.data.settings import AugmentSettings
 from aimfair.selective.mask import ParameterMask
 from aimfair.training.checkpoint import CHECKPOINT, Checkpoint
+from aimfair.training.history import HISTORY, History
 from aimfair.training.settings import OptimizerSettings
 from tests.training.samples import ActAfter, Net, state_bits, training, without_seconds
 
@@ -104,6 +105,13 @@ def test_a_damaged_checkpoint_is_refused_by_name(tmp_path):
     path.write_bytes(path.read_bytes()[:-10])
     with pytest.raises(AimfairError, match=rf"{CHECKPOINT}.*remove it to restart this training"):
         training(Net(), SETTINGS, checkpoint=Checkpoint(tmp_path, 1e9)).fit()
+
+
+def test_a_damaged_history_is_refused_by_name(tmp_path):
+    assert History.load(tmp_path) is None
+    (tmp_path / HISTORY).write_text('{"kept_epoch": "one"}')
+    with pytest.raises(AimfairError, match=rf"{HISTORY}: kept_epoch: .*; remove it and train again"):
+        History.load(tmp_path)
 
 
 def test_a_full_disk_leaves_the_checkpoint_before(tmp_path, monkeypatch):
