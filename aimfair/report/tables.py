@@ -63,17 +63,34 @@ def csv_table(head: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
 
 
 def print_table(head: Sequence[str], rows: Iterable[Sequence[str]], bold: str | None) -> None:
-    """A table for the terminal; the row that begins with ``bold`` is bold."""
+    """A table for the terminal; the row that begins with ``bold`` is bold.
+
+    Only the first column wraps, between words; of columns that do not fit beside it, the last are left out.
+    """
+    from rich.cells import cell_len
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
+    rows = list(rows)
+    widths = [max(map(cell_len, "\n".join(column).splitlines())) for column in zip(head, *rows, strict=True)]
+    whole = sum(widths) + 2 * (len(head) - 1)
+    console = Console()
+    if not console.is_terminal:  # a file or a pipe has no width
+        console.width = whole
+    narrowest = whole - widths[0] + max(cell_len(word) for row in rows for word in row[0].split())
+    shown = len(head)
+    while shown > 2 and narrowest > console.width:
+        shown -= 1
+        narrowest -= widths[shown] + 2
     table = Table(box=None, pad_edge=False)
-    for i, heading in enumerate(head):
-        table.add_column(Text(heading), justify="right" if i else "left", vertical="bottom", overflow="fold")
+    for i, heading in enumerate(head[:shown]):
+        table.add_column(Text(heading), justify="right" if i else "left", vertical="bottom", no_wrap=i > 0)
     for row in rows:
-        table.add_row(*map(Text, row), style="bold" if row[0] == bold else "")
-    Console().print(table)
+        table.add_row(*map(Text, row[:shown]), style="bold" if row[0] == bold else "")
+    console.print(table)
+    if left_out := [" ".join(heading.split()) for heading in head[shown:]]:
+        print(f"Left out, as the terminal is {console.width} columns wide: {', '.join(left_out)}; see table.md.")
 
 
 # -- results of a run --------------------------------------------------------------------------------------------------

@@ -37,6 +37,7 @@ def render(name: str, **context: object) -> str:
         "points": wording.points,
         "between": wording.between,
         "duration": duration,
+        "breakable": _breakable,
         "data_uri": data_uri,
     }
     return page.get_template(name).render(
@@ -46,6 +47,11 @@ def render(name: str, **context: object) -> str:
         environment=environment(),
         **context,
     )
+
+
+def _breakable(name: str) -> Markup:
+    """A name that may be broken after underscores, where a browser would not."""
+    return Markup("_<wbr>").join(name.split("_"))
 
 
 def _source(name: str) -> str:

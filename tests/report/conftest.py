@@ -92,9 +92,9 @@ def fill(run: Run) -> None:
             "aimfair": ParameterMask.random(parameters, 0.1, seed=1) & ParameterMask.random(parameters, 0.9, seed=seed)
             | ParameterMask.from_names(parameters, ["head.weight"]),
         }
-        for name, mask in masks.items():
+        for name in config.methods:
             run.mask(seed, name).parent.mkdir(exist_ok=True)
-            mask.save(run.mask(seed, name))
+            masks.get(name, masks["aimfair"]).save(run.mask(seed, name))
     density = {name: [ParameterMask.load(run.mask(s, name)).density for s in config.seeds] for name in config.methods}
     compare(experiment(config), splits, predicted, density, logits, reads_groups={"full"}).save(run.results)
     for stage, seconds in (("prompts", 0.1), ("generate", 41.5), ("train", 80.2), ("evaluate", 0.7)):

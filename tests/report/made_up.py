@@ -17,7 +17,7 @@ RIGHT = {
     "random": ((0.92, 0.75), (0.74, 0.92)),
     "aimfair": ((0.93, 0.86), (0.87, 0.92)),
 }
-"""Method -> share of right answers in each group [y][a]."""
+"""Method -> share of right answers in each group [y][a]; of others, as aimfair."""
 
 
 def made_up_config(seeds: Sequence[int] = (100, 200, 300), replicates: int = 500, **other: Any) -> Config:
@@ -64,7 +64,7 @@ def made_up_predictions(splits: Splits, config: Config) -> dict[str, list[np.nda
         name: [
             np.where(
                 np.random.default_rng([seed, index]).random(len(test))
-                < np.array(RIGHT[name])[test.target, test.protected],
+                < np.array(RIGHT.get(name, RIGHT["aimfair"]))[test.target, test.protected],
                 test.target,
                 1 - test.target,
             )

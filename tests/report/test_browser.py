@@ -13,8 +13,10 @@ from typing import Any
 
 import pytest
 
+from aimfair.run.directory import Run
 from aimfair.stages import report
-from tests.report.conftest import open_run
+from tests.report.conftest import fill, open_run
+from tests.report.made_up import made_up_config
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 
@@ -37,7 +39,8 @@ async function measure(width) {
   results[width] = {
     width: root.scrollWidth, height: root.scrollHeight, heading: page.querySelector('h1')?.innerText, colours,
     images: [...page.images].filter(image => image.naturalWidth > 0).length,
-    scrolling: [...page.querySelectorAll('.scroll')].filter(box => box.scrollWidth > box.clientWidth).length,
+    scrolling: [...page.querySelectorAll('.scroll')].filter(box => box.scrollWidth > box.clientWidth)
+      .map(box => box.ariaLabel),
   };
   frame.remove();
 }
@@ -102,12 +105,34 @@ def test_the_report(folder: Path, address: str, tmp_path: Path, dark: bool) -> N
         assert seen["width"] <= int(width), f"the page scrolls sideways at {width} px"
         assert seen["heading"] == "Coloured digits"
         assert seen["images"] == 48
-    assert measured["375"]["scrolling"] > 0, "wide tables scroll in their boxes"
+    assert "Table of methods" in measured["375"]["scrolling"], "wide tables scroll in their boxes"
+    assert "Table of methods" not in measured["1280"]["scrolling"]
     colours = measured["1280"]["colours"]
     assert (luminance(colours["page"]) < 0.5) == dark
     for paper in ("page", "panel", "caution"):
         for ink in ("ink", "muted", "before", "after", "good", "bad"):
             assert contrast(colours[ink], colours[paper]) >= 4.5, (ink, paper)
+
+
+def test_long_names_of_methods_fit(folder: Path, address: str, tmp_path: Path) -> None:
+    names = [
+        "last_layer_retrain_synthetic", "intersection_of_tensors_by_cosine", "ratio_of_single_weights_frozen_stem",
+        "group_dro_until_validation_worsens", "just_train_twice", "namewithoutanyunderscore" * 2,
+    ]  # fmt: skip
+    methods = {name: {"rule": "ratio", "density": 0.1} for name in names}
+    with Run.open(tmp_path / "long", made_up_config(methods=methods, default_method=names[1]), quiet=True) as run:
+        fill(run)
+    with open_run(tmp_path / "long") as run:
+        report.run(run)
+        page = run.report.read_text(encoding="utf-8")
+    page, times = re.subn(r"<td>[\d.]+ s</td>", "<td>10 h 23 min</td>", page)
+    page, spreads = re.subn(r"± \d\.", "± 12.", page)
+    assert times == len(names)
+    assert spreads > 4 * len(names)
+    (folder / "long.html").write_text(page, encoding="utf-8")
+    measured, _ = visit(folder, address, tmp_path, "long.html", dark=False)
+    assert measured["1280"]["width"] <= 1280
+    assert "Table of methods" not in measured["1280"]["scrolling"]
 
 
 def test_a_faulty_page_is_noticed(folder: Path, address: str, tmp_path: Path) -> None:

@@ -1,15 +1,17 @@
 """Tables beside results.json: every row and number of both."""
 
 import csv
+import re
 from pathlib import Path
 
 import numpy as np
 import pytest
+from rich.console import Console
 
 from aimfair.evaluation.compare import compare
 from aimfair.evaluation.metrics import METRICS
 from aimfair.evaluation.results import Results
-from aimfair.report.tables import save_tables
+from aimfair.report.tables import print_table, save_tables
 from aimfair.stages.evaluate import experiment
 from tests.report.made_up import made_up_config, made_up_logits, made_up_predictions, made_up_splits
 
@@ -68,3 +70,28 @@ def test_one_seed_without_probabilities_and_an_empty_group(tmp_path: Path) -> No
     assert np.isfinite(float(row["accuracy_mean"]))
     assert "±" not in "".join(line for line in text.read_text(encoding="utf-8").splitlines() if "|" in line)
     assert "of one seed" in text.read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(("width", "columns"), [(120, 7), (80, 5), (60, 3), (10, 2)])
+def test_names_stay_whole_in_a_narrow_terminal(monkeypatch, capsys, width, columns):
+    head = ["method", "tuned", "accuracy", "worst group", "EO", "STD", "seed-avg.\nworst"]
+    names = ["last_layer_retrain_synthetic", "full", "intersection relative_difference"]
+    rows = [[name, "100.0%", *["81.0 ± 12.9"] * 4, "69.4"] for name in names]
+    monkeypatch.setattr(Console, "is_terminal", True)
+    monkeypatch.setenv("COLUMNS", str(width))
+    monkeypatch.setenv("TERM", "xterm")
+    print_table(head, rows, bold="full")
+    lines = re.sub(r"\x1b\[[\d;]*m", "", capsys.readouterr().out).splitlines()
+    assert lines[-1].endswith("see table.md.") == (columns < len(head))
+    if columns == 5:
+        assert "STD, seed-avg. worst;" in lines[-1]
+    if width >= 60:
+        table = [line for line in lines if "table.md" not in line]
+        assert all(any(word in line for line in table) for name in names for word in name.split())
+        assert all(len(line) <= width for line in table)
+        assert sum(line.count("81.0 ± 12.9") for line in table) == len(names) * (min(columns, 6) - 2)
+
+
+def test_without_a_terminal_no_column_is_left_out(capsys):
+    print_table(["method", "x" * 100], [["a" * 100, "b" * 100]], bold=None)
+    assert capsys.readouterr().out.splitlines() == ["method" + " " * 96 + "x" * 100, "a" * 100 + "  " + "b" * 100]
