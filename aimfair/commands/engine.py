@@ -1,4 +1,4 @@
-"""``aimfair engine``: builds engines ahead of a run, lists those that are kept, and compares one with eager."""
+"""``aimfair engine``: builds engines ahead of a run, lists the cached ones, and compares one with eager."""
 
 import argparse
 from typing import TYPE_CHECKING
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_config(parser)
     parser.add_argument(
-        "action", choices=("build", "list", "check"), help="build: for these settings; list: all that are kept"
+        "action", choices=("build", "list", "check"), help="build: for these settings; list: all in the cache"
     )
 
 
@@ -26,7 +26,7 @@ def main(options: argparse.Namespace, overrides: Overrides) -> int:
 
 
 def _list_engines() -> int:
-    """Prints every stored engine, and those that are damaged."""
+    """Prints every engine in the cache, damaged ones included."""
     from aimfair.diffusion.engines import store
 
     print(store.folder())
@@ -40,7 +40,7 @@ def _list_engines() -> int:
         parts = facts.pop("parts")
         words += [f"{name} {value}" for name, value in {**facts, **entry.tools}.items()]
         megabytes = sum((place / name).stat().st_size for name in entry.files) / 1e6
-        agreement = entry.agreement or "not yet compared with eager: its first run on a GPU will be"
+        agreement = entry.agreement or "not yet compared with eager; its first run on a GPU is"
         print(f"{place.name[:8]}  {', '.join(words)}, {megabytes:.0f} MB; {agreement}")
         for name, signature in parts.items():
             print(f"{'':8}  {name}: {signature}")
@@ -48,9 +48,9 @@ def _list_engines() -> int:
 
 
 def _build_or_check(action: str, config: "Config") -> int:
-    """Builds the engine of the settings if it is not there; ``check`` compares it with eager again on this machine.
+    """Builds the engine of the settings if it is not cached; ``check`` compares it with eager again, on this machine.
 
-    Ctrl-C ends the build of an engine and leaves nothing of it.
+    Ctrl-C ends the build and leaves nothing behind.
 
     Raises:
         ConfigError: ``generate.engine`` is eager, perhaps because auto is eager here, or has nothing to build ahead.
@@ -71,7 +71,7 @@ def _build_or_check(action: str, config: "Config") -> int:
     settings = config.generate.model_copy(update={"engine": name})
     if name == "eager":
         raise ConfigError(
-            f"generate.engine: {config.generate.engine} is eager ({reason}), which needs no building; name another:"
+            f"generate.engine: found eager ({reason}), which needs no building; expected another, such as"
             " --generate.engine onnxruntime"
         )
     if name == "compile" and action == "build":
@@ -84,7 +84,7 @@ def _build_or_check(action: str, config: "Config") -> int:
         if action == "build":
             source, batches = load_source(folder, settings, device)
             compared = prepare_engine(settings, source, batches, log, interrupt)
-            state = "ready" if compared else "built; its first run on a GPU will be compared with eager"
+            state = "ready" if compared else "built; its first run on a GPU compares it with eager"
             print(f"{settings.engine} of {folder}: {state}, in {store.folder()}")
             return 0
         engine, source = engine_and_source(folder, settings, device, log, interrupt)

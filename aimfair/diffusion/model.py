@@ -1,4 +1,4 @@
-"""Where a text-to-image model lies, and what tells it from every other; imports none of the libraries that run it."""
+"""The folder and the fingerprint of a text-to-image model. Imports none of the libraries that run it."""
 
 import hashlib
 import re
@@ -10,7 +10,7 @@ from aimfair.base.errors import AimfairError
 from aimfair.base.libraries import optional
 
 SHIPPED = {"digits": Path(__file__).parent.parent / "assets" / "digits-diffusion"}
-"""Models that come with this package."""
+"""Models included in this package."""
 
 COMPONENTS = (
     "scheduler",
@@ -20,7 +20,7 @@ COMPONENTS = (
     "unet",
     "vae",
 )
-"""Folders that are read of a model in diffusers' layout, whichever its family has; a safety checker is not."""
+"""Component folders in diffusers' layout, of which a family has some; without the safety checker."""
 
 _ENDS = ("json", "txt", "model", "safetensors")
 _READ = ("model_index.json", *(f"{part}/*.{end}" for part in COMPONENTS for end in _ENDS))
@@ -28,15 +28,15 @@ _NOT_READ = ("*.fp16.*", "*.fp16-*", "*.non_ema.*")  # other versions of the sam
 
 
 def model_folder(model: str, allow_download: bool) -> Path:
-    """The folder, in diffusers' layout, of a model.
+    """The folder of a model, in diffusers' layout.
 
-    The network is used only with ``allow_download``; what the hub's cache holds is not fetched again.
+    The network is used only with ``allow_download``, and only for files that are not in the hub's cache.
 
     Args:
         model: a name of :data:`SHIPPED`, the absolute path of a folder, or a hub id.
 
     Raises:
-        AimfairError: there is no such model here.
+        AimfairError: the model is not there.
     """
     if model not in SHIPPED and not Path(model).is_absolute():
         return from_hub("generate.model", model, allow_download)
@@ -47,12 +47,12 @@ def model_folder(model: str, allow_download: bool) -> Path:
 
 
 def fingerprint(folder: Path) -> str:
-    """SHA-256 over the names and contents of the files that are read: equal for models that make the same images."""
+    """SHA-256 of the names and contents of the files that are read: equal for identical models."""
     return digest_of_files(folder, _READ)
 
 
 def digest_of_files(folder: Path, patterns: Sequence[str]) -> str:
-    """SHA-256 over names and contents of the files of these patterns, but for other versions of the same weights."""
+    """SHA-256 of the names and contents of the files that match, without duplicate versions of the weights."""
     digest = hashlib.sha256()
     for path in sorted({path for pattern in patterns for path in folder.glob(pattern)}):
         if not any(path.match(pattern) for pattern in _NOT_READ):
@@ -63,13 +63,13 @@ def digest_of_files(folder: Path, patterns: Sequence[str]) -> str:
 
 
 def from_hub(key: str, model: str, allow_download: bool, patterns: Sequence[str] = _READ) -> Path:
-    """The folder of a model of the hub, with the files of these patterns.
+    """The local folder of a model on the hub, with the files that match the patterns.
 
     Args:
-        key: the setting that names it, for errors.
+        key: the setting that names it, for error messages.
 
     Raises:
-        AimfairError: it is not there, or may not or cannot be fetched.
+        AimfairError: it is not in the cache and may not be downloaded, or the download fails.
     """
     if not re.fullmatch(r"[A-Za-z0-9][\w.-]*/[\w.-]+", model):
         names = f"{' or '.join(map(repr, SHIPPED))}, " if key == "generate.model" else ""
@@ -92,13 +92,13 @@ def from_hub(key: str, model: str, allow_download: bool, patterns: Sequence[str]
     except LocalEntryNotFoundError as error:
         if not allow_download:
             raise AimfairError(
-                f"{key}: {model!r} is not in the hub's cache; give a folder, or have it fetched with "
+                f"{key}: {model!r} is not in the hub's cache; give a folder, or download it with "
                 "--generate.allow_download true"
             ) from error
-        raise AimfairError(f"{key}: {model!r} could not be fetched; check the network") from error
+        raise AimfairError(f"{key}: {model!r} cannot be downloaded; check the network") from error
     except Exception as error:  # the hub's client raises errors of its own, of its HTTP client and of the system
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise AimfairError(f"{key}: {model!r} could not be fetched: {reason}") from error
+        raise AimfairError(f"{key}: {model!r} cannot be downloaded: {reason}") from error
 
 
 def diffusion_libraries() -> AbstractContextManager[None]:

@@ -1,4 +1,4 @@
-"""What makes images, as those who want images see it."""
+"""The interface of text-to-image models, as generation sees it."""
 
 from collections.abc import Sequence
 from typing import NamedTuple, Protocol
@@ -12,7 +12,7 @@ class Samples(NamedTuple):
 
     Attributes:
         images: uint8 [B, H, W, 3], RGB.
-        finite: bool [B]; where False, the model gave NaN or infinite values.
+        finite: bool [B]; False where the model returned NaN or infinite values.
     """
 
     images: npt.NDArray[np.uint8]
@@ -20,7 +20,7 @@ class Samples(NamedTuple):
 
 
 class Sampler(Protocol):
-    """A text-to-image model that is ready."""
+    """A loaded text-to-image model."""
 
     def sample(self, texts: Sequence[str], seeds: Sequence[int]) -> Samples:
-        """One image for each text and seed, in [0, 2^63); the same ones for the same texts and seeds."""
+        """One image for each prompt and seed, deterministically; seeds are in [0, 2^63)."""

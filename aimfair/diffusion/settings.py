@@ -1,4 +1,4 @@
-"""Settings of a text-to-image model: which one, how it samples, and what runs it."""
+"""Settings of a text-to-image model: which one, how it samples, and which engine runs it."""
 
 from typing import Literal, Self
 
@@ -12,19 +12,19 @@ class TensorRtSettings(Settings):
 
     profile: Literal["static", "dynamic"] = Field(
         "static",
-        description="batches that an engine takes; static: of one size, smaller ones are filled up; dynamic: of all"
-        " sizes up to it, which is slower",
+        description="batch sizes of an engine; static: one, smaller batches are padded; dynamic: all up to batch_size,"
+        " which is slower",
     )
     cuda_graphs: bool = Field(True, description="launch a batch as one CUDA graph")
     workspace_gb: float | None = Field(
-        None, gt=0, description="GPU memory that one operation may take for itself; null: all there is"
+        None, gt=0, description="GPU memory limit of the builder's workspace; null: all there is"
     )
-    optimization_level: int = Field(3, ge=0, le=5, description="of the builder; higher: slower to build")
+    optimization_level: int = Field(3, ge=0, le=5, description="of the builder; higher builds more slowly")
     targets: list[int] | None = Field(
         None,
         min_length=1,
-        description="tensorrt-rtx: compute capabilities times ten, such as 86 and 120; null: of the GPU that is there,"
-        " and without one all that it knows",
+        description="tensorrt-rtx: compute capabilities times ten, such as 86 and 120; null: that of the local GPU,"
+        " or, without one, all supported",
     )
 
 
@@ -38,25 +38,25 @@ class TextToImageSettings(Settings):
     )
     engine: Literal["auto", "eager", "compile", "onnxruntime", "tensorrt", "tensorrt-rtx"] = Field(
         "auto",
-        description="what runs the model; eager: PyTorch; compile: torch.compile; onnxruntime: an exported copy;"
-        " tensorrt and tensorrt-rtx: one on NVIDIA GPUs; auto: onnxruntime on a CPU, eager on a GPU",
+        description="what runs the model; eager: PyTorch; compile: torch.compile; onnxruntime: ONNX Runtime;"
+        " tensorrt, tensorrt-rtx: on NVIDIA GPUs; auto: onnxruntime on a CPU, eager on a GPU",
     )
     tensorrt: TensorRtSettings = TensorRtSettings()
     steps: int = Field(20, ge=1, description="denoising steps")
-    guidance_scale: float = Field(3.0, ge=0, description="classifier-free guidance; 1 or less: none")
+    guidance_scale: float = Field(3.0, ge=0, description="scale of classifier-free guidance; 1 or less: none")
     guidance_interval: tuple[float, float] = Field(
-        (0.0, 1.0), description="shares of the steps between which there is guidance; the others take half the time"
+        (0.0, 1.0), description="part of the steps with guidance, as fractions; the other steps take half the time"
     )
     scheduler: Literal["as_saved", "ddim", "dpmpp_2m", "unipc"] = Field(
-        "as_saved", description="as_saved: the one in the model's folder"
+        "as_saved", description="as_saved: the one in the model folder"
     )
-    negative_prompt: str = Field("", description="what to steer away from, with guidance")
+    negative_prompt: str = Field("", description="what guidance steers away from")
     render_size: int | None = Field(
-        None, ge=8, description="pixels along each side, as generated; null: the model's own"
+        None, ge=8, description="pixels along each side of generated images; null: the model's default"
     )
-    batch_size: int = Field(64, ge=1, description="images at a time; halved when memory runs out")
+    batch_size: int = Field(64, ge=1, description="images at a time; halved when out of memory")
     dtype: Literal["float32", "bfloat16", "float16"] = Field("float32", description="of the generator's weights")
-    allow_download: bool = Field(False, description="may fetch the model from the hub")
+    allow_download: bool = Field(False, description="allow downloading the model from the hub")
 
     @model_validator(mode="after")
     def _check_model(self) -> Self:
@@ -64,13 +64,13 @@ class TextToImageSettings(Settings):
         if not 0 <= start < stop <= 1:
             raise Problem(("guidance_interval",), f"found [{start}, {stop}], expected 0 <= first < last <= 1")
         if self.engine == "onnxruntime" and self.dtype == "bfloat16":
-            raise Problem(("dtype",), "found 'bfloat16', expected float32 or float16, which engine onnxruntime can run")
+            raise Problem(("dtype",), "found 'bfloat16', expected float32 or float16 with engine onnxruntime")
         if self.engine.startswith("tensorrt") and self.tensorrt.profile == "static" and (start, stop) != (0, 1):
             raise Problem(
                 ("tensorrt", "profile"),
-                "found 'static', expected 'dynamic' with a guidance_interval: a static engine runs whole batches, and"
-                " steps without guidance would take as long as the others",
+                "found 'static', expected 'dynamic' with a guidance_interval: a static engine pads every batch, so"
+                " steps without guidance would save no time",
             )
         if self.engine == "tensorrt" and self.tensorrt.targets is not None:
-            raise Problem(("tensorrt", "targets"), "engine tensorrt builds for the GPU that is there; leave it out")
+            raise Problem(("tensorrt", "targets"), "engine tensorrt builds for the local GPU; leave it out")
         return self

@@ -24,24 +24,24 @@ from aimfair.diffusion.sampler import Samples
 from aimfair.diffusion.settings import TextToImageSettings
 from aimfair.selective.storage import check_header
 
-_CACHED_BYTES = 1 << 30  # of embedded texts: thousands of Stable Diffusion's, 250 of Flux's
-_SLICED_FROM = 256  # pixels: from here on one image keeps the decoder busy, and a batch would only take memory
+_CACHED_BYTES = 1 << 30  # of prompt embeddings: thousands for Stable Diffusion, 250 for Flux
+_SLICED_FROM = 256  # pixels: from this size on one image keeps the decoder busy, and a batch only costs memory
 
 
 class GuidanceInterval:
-    """An :class:`Engine` around another that applies guidance in some of the steps only.
+    """Wraps an :class:`Engine` and applies guidance only in some of the steps.
 
-    The other steps run the denoiser on one half of the batch instead of both, and images can improve: Kynkäänniemi et
-    al., Applying Guidance in a Limited Interval Improves Sample and Distribution Quality in Diffusion Models, 2024
-    (arXiv 2404.07724). The interval is given as shares of the steps, where the paper gives noise levels.
+    The other steps run the denoiser on half of the batch, and images can improve: Kynkäänniemi et al.,
+    Applying Guidance in a Limited Interval Improves Sample and Distribution Quality in Diffusion Models, 2024
+    (arXiv 2404.07724). The interval is in fractions of the steps; in the paper, in noise levels.
 
-    Pipelines put the negative prompts into the first half of the batch, and add the scaled difference of both halves.
-    Returning the second half twice makes that difference zero, which leaves the prediction for the prompt alone.
+    Pipelines put the negative prompts into the first half of the batch and add the scaled difference of the halves.
+    Returning the second half twice makes that difference zero and leaves the prediction for the prompt.
 
     Args:
         engine: runs the parts.
-        interval: first share of the steps with guidance, and first one without it again; (0, 1) is all of them.
-        steps: how many times the pipeline will call the denoiser, known after its first call.
+        interval: fractions of the steps, [start, stop); (0, 1): all steps.
+        steps: returns how often the pipeline calls the denoiser, known after the first call.
     """
 
     def __init__(self, engine: Engine, interval: tuple[float, float], steps: Callable[[], int]):
@@ -49,7 +49,7 @@ class GuidanceInterval:
         self._step = 0
 
     def begin(self) -> None:
-        """The next call of the denoiser is the first of a batch."""
+        """Call this before each batch."""
         self._step = 0
 
     def run(self, part: str, inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
@@ -65,21 +65,21 @@ class GuidanceInterval:
 
 
 class Diffusion:
-    """A model that is ready to sample.
+    """A loaded text-to-image model.
 
-    An image depends on its text and its seed: noise comes from a generator of its own, on the CPU, and the text is
-    embedded by itself. The other images of a batch change the last bits of its arithmetic and, at most, one grey level.
+    An image depends on its prompt and its seed: each has its own generator on the CPU, and each prompt is embedded
+    alone. The other images of a batch change rounding only, and pixels by at most one grey level.
 
     Args:
         folder: a model in diffusers' layout.
-        settings: engine, scheduler, steps, guidance, dtype, size; ``batch_size`` is halved whenever memory runs out.
+        settings: engine, scheduler, steps, guidance, dtype, size; ``batch_size`` is halved when out of memory.
         device: where the model runs.
-        log, interrupt: for the making of an engine.
+        log, interrupt: for building an engine.
 
     Raises:
-        AimfairError: the model is damaged, of a family that is not known, cannot make images as ``settings`` ask for
-            them, or cannot run in ``settings.engine``.
-        Interrupted: while an engine was made.
+        AimfairError: the model is damaged, of an unknown family, does not support the settings, or cannot run in
+            ``settings.engine``.
+        Interrupted: while building an engine.
     """
 
     def __init__(
@@ -111,11 +111,10 @@ class Diffusion:
     @torch.inference_mode()
     @full_precision()
     def sample(self, texts: Sequence[str], seeds: Sequence[int]) -> Samples:
-        """One image for each text and seed, in [0, 2^63).
+        """One image for each prompt and seed, in [0, 2^63).
 
         Raises:
-            AimfairError: a text has words that the model cannot read or is too long for it, or one image is too much
-                for the memory.
+            AimfairError: a prompt is too long or has unknown words, or a single image does not fit into memory.
         """
         return self._fitting.attempt(
             lambda size: _join([self._sample(texts[part], seeds[part]) for part in pieces(len(texts), size)])
@@ -134,7 +133,7 @@ class Diffusion:
             guidance_scale=self._settings.guidance_scale,
             height=self.size,
             width=self.size,
-            output_type="latent",  # the pipeline's own decoding hides values that are not finite
+            output_type="latent",  # the pipeline's own decoding hides non-finite values
         ).images
         at_once = _decoded_at_once(self.size, len(latents))
         decoded = [self._engine.run("decoder", (part,))[0] for part in torch.split(latents, at_once)]
@@ -144,18 +143,18 @@ class Diffusion:
         return Samples(pixels.permute(0, 2, 3, 1).contiguous().cpu().numpy(), finite.cpu().numpy())
 
     def _guidance_interval(self) -> GuidanceInterval | None:
-        """None with guidance in every step, or in none."""
+        """None: guidance in every step, or in none."""
         if (interval := self._settings.guidance_interval) == (0, 1):
             return None
         if not self._guided:
             raise AimfairError(
-                f"generate.guidance_interval: found {list(interval)}, expected [0, 1]: with this generate.model and"
-                f" guidance_scale {self._settings.guidance_scale} no step is run for two texts"
+                f"generate.guidance_interval: found {list(interval)}, expected [0, 1]: this generate.model with"
+                f" guidance_scale {self._settings.guidance_scale} has no classifier-free guidance"
             )
         return GuidanceInterval(self._engine, interval, lambda: len(self._pipeline.scheduler.timesteps))
 
     def _embeddings(self, texts: Sequence[str]) -> dict[str, Tensor]:
-        """As arguments of the pipeline, each [B, ...]."""
+        """Arguments of the pipeline, each [B, ...]."""
         names, embedded = self._family.embeddings, [self._embed(text) for text in texts]
         arguments = {name: torch.cat(tensors) for name, *tensors in zip(names, *embedded, strict=True)}
         if self._guided:
@@ -166,19 +165,19 @@ class Diffusion:
         return arguments
 
     def refuse_unreadable(self, texts: Iterable[str]) -> None:
-        """Raises AimfairError for the first that has words the model cannot read or is too long for it."""
+        """Raises AimfairError for the first prompt that is too long or has unknown words."""
         for text in texts:
             self._refuse_unreadable(text)
 
     def _embed_text(self, text: str) -> tuple[Tensor, ...]:
-        """Each [1, ...]. One text at a time: in a batch its last bits would depend on the others."""
+        """Each [1, ...]. One prompt at a time: in a batch, rounding would depend on the others."""
         self._refuse_unreadable(text)
         return self._family.embed(self._pipeline, text)
 
     def _refuse_unreadable(self, text: str) -> None:
-        """A tokenizer itself would cut the text, or put a mark in place of an unknown word, without an error."""
+        """Tokenizers silently truncate long prompts and replace unknown words."""
         for name, (tokenizer, length) in self._family.vocabularies(self._pipeline).items():
-            most = length - tokenizer.num_special_tokens_to_add()  # marks of beginning and end
+            most = length - tokenizer.num_special_tokens_to_add()  # beginning and end of text
             if (tokens := len(tokenizer.tokenize(text))) > most:
                 raise AimfairError(
                     f"prompt {text!r} has {tokens} tokens, the {name} of generate.model takes {most}; shorten "
@@ -195,13 +194,13 @@ class Diffusion:
 def engine_and_source(
     folder: Path, settings: TextToImageSettings, device: torch.device, log: Log = NOWHERE, interrupt: Interrupt = NEVER
 ) -> tuple[Engine, Source]:
-    """The engine of a model, made if need be, and the model; raises as :class:`Diffusion`."""
+    """The engine of a model, built if needed, and the model; raises as :class:`Diffusion`."""
     source, batches = load_source(folder, settings, device)
     return load_engine(settings, source, batches, log, interrupt), source
 
 
 def load_source(folder: Path, settings: TextToImageSettings, device: torch.device) -> tuple[Source, dict[str, int]]:
-    """The model alone, and part -> images that will go through it at a time, at most; raises as :class:`Diffusion`."""
+    """The model, and part -> its largest batch; raises as :class:`Diffusion`."""
     family = family_of(folder)
     pipeline = _load(folder, family, settings, device)
     source = _source(folder, family, pipeline, settings, device)
@@ -209,7 +208,7 @@ def load_source(folder: Path, settings: TextToImageSettings, device: torch.devic
 
 
 def _batches(source: Source, settings: TextToImageSettings, *, guided: bool) -> dict[str, int]:
-    """Part -> images at a time, at most. Texts are embedded one by one."""
+    """Part -> its largest batch. Prompts are embedded one by one."""
     batches = {part.name: 1 for part in source.parts}
     for part in source.parts:
         if part.name == "denoiser":
@@ -232,26 +231,26 @@ def _source(
 
 
 def _numbers(tokenizer: Any, word: str) -> list[int]:
-    """Of its tokens, without marks. T5's tokenizer shows the word itself where the model sees the unknown one."""
+    """Token ids, without special tokens. T5's tokens show the word itself even where the id is that of unknown."""
     numbers: list[int] = tokenizer.convert_tokens_to_ids(tokenizer.tokenize(word))
     return numbers
 
 
 def _bytes(part: Part) -> int:
-    """That the inputs of one image take."""
+    """Of the inputs for one image."""
     return sum(math.prod(tensors.shape) * tensors.dtype.itemsize for tensors in part.inputs.values())
 
 
 def _load(folder: Path, family: Family, settings: TextToImageSettings, device: torch.device) -> Pipeline:
     if family.own_scheduler and settings.scheduler != "as_saved":
         raise AimfairError(
-            f"generate.scheduler: found {settings.scheduler!r}, expected as_saved: a {family.pipeline} was trained for"
-            " flow matching, and works with its own scheduler alone"
+            f"generate.scheduler: found {settings.scheduler!r}, expected as_saved: a {family.pipeline} was trained by"
+            " flow matching and works only with its own scheduler"
         )
     if settings.negative_prompt and not family.steers_away:
         raise AimfairError(
-            f"generate.negative_prompt: found {settings.negative_prompt!r}, expected none: a {family.pipeline} cannot"
-            " be steered away from a text"
+            f"generate.negative_prompt: found {settings.negative_prompt!r}, expected none: a {family.pipeline} has"
+            " no negative prompts"
         )
     _refuse_repeated_tensors(folder, family)
     diffusers = _diffusers()
@@ -264,7 +263,7 @@ def _load(folder: Path, family: Family, settings: TextToImageSettings, device: t
             **family.without,
             **absent(folder, family),
         )
-    except Exception as error:  # anything can be wrong with a user's folder, and each part of it has its own errors
+    except Exception as error:  # a user's folder can have any fault, and each component raises its own errors
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise AimfairError(f"{folder}: not a usable {family.pipeline}: {reason}") from error
     for part, module in pipeline.components.items():
@@ -284,7 +283,7 @@ def _load(folder: Path, family: Family, settings: TextToImageSettings, device: t
 
 
 def _diffusers() -> Any:
-    """The library, silent: without bars of its own, and without word of things it does not find."""
+    """The library, without its progress bars and warnings."""
     with diffusion_libraries():
         import diffusers
         import transformers
@@ -295,7 +294,7 @@ def _diffusers() -> Any:
 
 
 def _refuse_repeated_tensors(folder: Path, family: Family) -> None:
-    """Of two tensors with one name the format's reader keeps the last without a word."""
+    """The format's reader silently keeps the last of two tensors with the same name."""
     for path in sorted(path for part in COMPONENTS for path in (folder / part).glob("*.safetensors")):
         try:
             check_header(path)

@@ -1,1 +1,1 @@
-"""Prompts of every group: from word lists, vocabularies and language models."""
+"""Prompts for every group, from word lists, vocabularies or language models."""

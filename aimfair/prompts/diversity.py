@@ -1,7 +1,7 @@
-"""How varied prompts are, and how alike the groups: diversity.json.
+"""Measures the diversity of prompts within groups, and how similar groups are: diversity.json.
 
-The classes below are the schema. Shares are from 0 to 1; what is undefined is null. The same prompts give
-the same bytes.
+The classes below are its schema. Shares are in [0, 1]; undefined values are null. The same prompts give the same
+bytes.
 """
 
 import re
@@ -22,7 +22,7 @@ from aimfair.prompts.grammar import Prompt, without_contexts
 from aimfair.prompts.settings import PromptSettings
 
 MOST_COMPARED = 1000
-"""Prompts of a group of which every two are compared; of a larger group, so many drawn at random."""
+"""Most prompts of a group that are compared pairwise; of larger groups, a random sample of this size."""
 
 Group = tuple[int, int]
 """(y, a): target class and protected value."""
@@ -32,11 +32,10 @@ class Coverage(Record):
     """One contextual attribute in the prompts of one group.
 
     Attributes:
-        values: value -> prompts with it, the most frequent first; values that differ in case or spaces count as one.
-        coverage: values of the settings that are used, of all that the settings have.
-        evenness: entropy of ``values`` over the greatest it could have: 1 if all are used equally often. It could have
-            that of the values in the settings, where those alone are used, else that of the different values. None
-            where there is one value or none.
+        values: value -> number of prompts, the most frequent first; case and spaces are ignored.
+        coverage: share of the values in the settings that occur.
+        evenness: entropy of ``values`` over its maximum: 1 if all are equally frequent. The maximum is over the values
+            in the settings or, if others occur, over those that occur. None for fewer than two values.
     """
 
     y: int
@@ -50,12 +49,11 @@ class Attribute(Record):
     """One contextual attribute.
 
     Attributes:
-        values: how many the settings have.
+        values: their number in the settings.
         groups: in the order of (y, a).
-        difference: of the shares that each value has in the prompts of a group, prompts without the attribute being
-            one value more, total variation distance between the two groups where it is greatest: 0 if every value is
-            equally frequent in all groups, 1 if two groups share none.
-        between: those two groups.
+        difference: largest total variation distance between the values of two groups, with "no value" as one of them:
+            0 if every value is equally frequent in all groups, 1 if two groups share none.
+        between: these two groups.
     """
 
     name: str
@@ -70,11 +68,10 @@ class Wording(Record):
 
     Attributes:
         prompts: their number.
-        distinct_1, distinct_2: of the words, and of the pairs of neighbouring words, the share that are different ones
-            (Li et al. 2016). None where there is none.
-        similarity: words that two prompts share, of all the words of both (Jaccard), mean over the pairs. None for a
-            single prompt.
-        compared: prompts that ``similarity`` is of, drawn at random where the group has more.
+        distinct_1, distinct_2: share of distinct words, and of distinct bigrams, among all of them (Li et al. 2016);
+            None if there are none.
+        similarity: Jaccard similarity of the words of two prompts, mean over all pairs; None for a single prompt.
+        compared: number of prompts that ``similarity`` is computed on, a random sample in larger groups.
     """
 
     y: int
@@ -89,10 +86,10 @@ class Wording(Record):
 class Diversity(Record):
     """
     Attributes:
-        provider: who wrote the prompts.
+        provider: what wrote the prompts.
         attributes: in the order of the settings.
-        contextual: the prompts, group by group in the order of (y, a).
-        plain: as many prompts with the same words for the two attributes and no contexts: the template alone.
+        contextual: the prompts of each group, in the order of (y, a).
+        plain: the same prompts without contexts.
     """
 
     provider: str
@@ -102,7 +99,7 @@ class Diversity(Record):
 
     @property
     def greatest_difference(self) -> Attribute | None:
-        """The attribute in which two groups differ most; None if there is none."""
+        """The attribute with the largest difference; None without attributes."""
         return max(self.attributes, key=lambda attribute: attribute.difference, default=None)
 
     def save(self, path: Path) -> None:
@@ -111,7 +108,7 @@ class Diversity(Record):
 
     @classmethod
     def load(cls, path: Path) -> Self:
-        """What :meth:`save` wrote.
+        """Reads what :meth:`save` wrote.
 
         Raises:
             AimfairError: the file is missing or damaged.
@@ -168,7 +165,7 @@ def _coverage(group: Group, counts: Counter[str], known: set[str]) -> Coverage:
 
 
 def _shares(counts: Counter[str], prompts: int) -> dict[str, float]:
-    """Value -> share of the prompts with it; "" is for those without the attribute."""
+    """Value -> share of the prompts; "" stands for no value."""
     return {"": 1 - counts.total() / prompts} | {value: n / prompts for value, n in counts.items()}
 
 
@@ -194,7 +191,7 @@ def _wording(group: Group, texts: Sequence[str]) -> Wording:
 
 
 def _distinct(texts: Sequence[Sequence[str]], n: int) -> float | None:
-    """None where no text has n words."""
+    """None if no text has n words."""
     total, different = 0, set[tuple[str, ...]]()
     for words in texts:
         grams = list(zip(*(words[k:] for k in range(n)), strict=False))
@@ -204,7 +201,7 @@ def _distinct(texts: Sequence[Sequence[str]], n: int) -> float | None:
 
 
 def _similarity(sets: Sequence[set[str]]) -> float | None:
-    """Mean over the pairs of at most ``MOST_COMPARED`` sets: a few matrices of 4 MB, whatever the number of words."""
+    """Mean over the pairs of at most ``MOST_COMPARED`` sets: a few matrices of 4 MB."""
     from scipy.sparse import csr_array  # type: ignore[import-untyped]
 
     if len(sets) < 2:
@@ -214,7 +211,7 @@ def _similarity(sets: Sequence[set[str]]) -> float | None:
     starts = np.cumsum([0, *map(len, sets)])
     shape = len(sets), len(column)
     has = csr_array((np.ones(len(columns), dtype=np.float32), columns, starts), shape)  # 1 where a set has the word
-    shared = (has @ has.T).toarray()  # words of both
+    shared = (has @ has.T).toarray()  # number of words that both have
     sizes = shared.diagonal()
     together = sizes[:, None] + sizes[None, :] - shared
     pairs = np.triu_indices(len(sets), 1)

@@ -1,4 +1,4 @@
-"""Contextual prompts from lists of words: the same contexts in every group, every word and context equally often."""
+"""Contextual prompts from word lists: the same contexts in every group, words and contexts equally often."""
 
 import hashlib
 import itertools
@@ -16,38 +16,38 @@ from aimfair.base.lines import Line, as_lines, read_lines
 from aimfair.base.seeds import generator
 from aimfair.prompts.settings import PromptSettings
 
-_POOL = 4_000  # contexts among which balanced ones are sought
+_POOL = 4_000  # candidates from which balanced contexts are chosen
 
 
 def count_contexts(values: dict[str, list[str]], size: int) -> int:
-    """Number of different contexts of ``size`` attributes; ``values`` names each attribute's."""
+    """Number of distinct contexts of ``size`` attributes; ``values``: attribute -> its values."""
     return sum(prod(len(values[name]) for name in chosen) for chosen in itertools.combinations(values, size))
 
 
 def draw_contexts(values: dict[str, list[str]], size: int, count: int, seed: int) -> list[dict[str, str]]:
-    """``count`` different contexts of ``size`` attributes, in the order that the attributes have in ``values``.
+    """``count`` distinct contexts of ``size`` attributes, each in the order of ``values``.
 
-    Each context is the one whose attributes and values were used least so far, chance deciding between equals: every
-    beginning of the list is balanced too.
+    Each is the one whose attributes and values were used least so far, with random ties, so every prefix of the list
+    is balanced too.
 
     Raises:
         ValueError: there are fewer contexts than ``count``.
     """
     names = list(values)
     sizes = np.array([len(values[name]) for name in names], dtype=np.int64)
-    first = np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64)  # where an attribute's values begin among all
+    first = np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64)  # index of each attribute's first value among all
     pool = _pool(sizes, size, count, generator(seed, "contexts"))
     if len(pool) < count:
-        raise ValueError(f"{count} contexts wanted, there are {len(pool)}")
-    # What taking a context adds to the use of each: one for every attribute that it shares, and for every value that
-    # attribute's number of values, since a value's fair share of use is its attribute's divided by that number.
+        raise ValueError(f"found {len(pool)} contexts, expected {count}")
+    # Choosing a context adds to the use of every other: 1 for each attribute in common, and for each value in common
+    # the number of that attribute's values, as a value's fair share of use is its attribute's divided by that number.
     values_of_pool = first[pool[:, :, 0]] + pool[:, :, 1]
     shares_attribute = np.zeros((len(names), len(pool)), dtype=np.float32)
     shares_value = np.zeros((first[-1], len(pool)), dtype=np.float32)
     columns = np.arange(len(pool))[:, None]
     shares_attribute[pool[:, :, 0], columns] = 1
     shares_value[values_of_pool, columns] = sizes[pool[:, :, 0]]
-    use = np.zeros(len(pool), dtype=np.float32)  # whole numbers, so exact
+    use = np.zeros(len(pool), dtype=np.float32)  # integers, so exact
     drawn = []
     for _ in range(count):
         best = int(np.argmin(use))
@@ -60,7 +60,7 @@ def draw_contexts(values: dict[str, list[str]], size: int, count: int, seed: int
 
 
 def _pool(sizes: npt.NDArray[np.int64], size: int, count: int, rng: np.random.Generator) -> npt.NDArray[np.int64]:
-    """Different contexts in random order, all of them or many: int64 [M, size, 2] of (attribute, value)."""
+    """Distinct contexts in random order, all or a large sample: int64 [M, size, 2] of (attribute, value)."""
     wanted = max(_POOL, 20 * count)
     everything = (
         tuple(zip(attributes, chosen, strict=True))
@@ -68,7 +68,7 @@ def _pool(sizes: npt.NDArray[np.int64], size: int, count: int, rng: np.random.Ge
         for chosen in itertools.product(*(range(sizes[k]) for k in attributes))
     )
     contexts = list(itertools.islice(everything, 4 * wanted + 1))
-    if len(contexts) > 4 * wanted:  # so many that random ones are seldom the same
+    if len(contexts) > 4 * wanted:  # so many that random ones are rarely equal
         found: dict[tuple[tuple[int, int], ...], None] = {}
         while len(found) < wanted:
             attributes = np.sort(rng.choice(len(sizes), size, replace=False))
@@ -83,10 +83,10 @@ MAX_CHARACTERS = 1000
 
 
 class Prompt(Line):
-    """A text for the images of one group.
+    """A prompt for images of one group.
 
     Attributes:
-        id: position among all prompts and a short hash of the text; safe as part of a file name.
+        id: position among all prompts and a short hash of the text; safe in file names.
         y, a: the group: target class and protected value.
         contexts: contextual attribute -> value, in the order of the settings.
         target, protected: the words used for y and a.
@@ -105,10 +105,10 @@ def write_prompts(settings: PromptSettings) -> list[Prompt]:
     """``settings.per_group`` prompts for each group, group (0, 0) first, then (0, 1), ...
 
     Prompt i of every group has the same context. A group's words for target and protected value are used in turn, so
-    that they are balanced, and know nothing of the contexts, whose order is random.
+    they are balanced and, as the order of contexts is random, independent of them.
 
     Raises:
-        AimfairError: there are not so many different prompts, two are the same, or one cannot be used as a text.
+        AimfairError: there are too few distinct prompts, or a prompt is repeated or unusable.
     """
     n = settings.per_group
     distinct = count_contexts(settings.contexts, settings.contexts_per_prompt)
@@ -118,28 +118,27 @@ def write_prompts(settings: PromptSettings) -> list[Prompt]:
             wordings = len(targets) * len(protecteds)
             if n > distinct * wordings:
                 raise AimfairError(
-                    f"prompts.per_group: {n} wanted, but group (y={y}, a={a}) has {distinct * wordings} different "
-                    f"prompts ({distinct} contexts of {settings.contexts_per_prompt} attributes, {wordings} wordings); "
-                    "add values to prompts.contexts, add words, or ask for fewer"
+                    f"prompts.per_group: found {n}, expected at most {distinct * wordings}, the distinct prompts of "
+                    f"group (y={y}, a={a}): {distinct} contexts of {settings.contexts_per_prompt} attributes, "
+                    f"{wordings} wordings; add values to prompts.contexts or words, or lower it"
                 )
     return fill_templates(settings, [(settings.template, context) for context in contexts])
 
 
 def fill_templates(settings: PromptSettings, templates: Sequence[tuple[str, dict[str, str]]]) -> list[Prompt]:
-    """``settings.per_group`` prompts for each group, the templates in turn, in every group the same.
+    """``settings.per_group`` prompts for each group, from the same templates in turn.
 
     Args:
-        templates: texts with {target} and {protected} where a group's words go, and the contexts of each, which go
-            where {contexts} stands, if it does.
+        templates: each with placeholders {target}, {protected} and, optionally, {contexts}; and its contexts.
 
     Raises:
-        AimfairError: two prompts are the same, or one cannot be used as a text.
+        AimfairError: a prompt is repeated or unusable.
     """
     prompts: list[Prompt] = []
     for y, targets in enumerate(settings.targets):
         for a, protecteds in enumerate(settings.protected):
             for i in range(settings.per_group):
-                # A template that returns in a later round meets another wording there.
+                # When a template is used again, it gets another wording.
                 again, which = divmod(i, len(templates))
                 late, early = divmod((which + again) % (len(targets) * len(protecteds)), len(targets))
                 template, contexts = templates[which]
@@ -154,7 +153,7 @@ def save_prompts(path: Path, prompts: Sequence[Prompt]) -> None:
 
 
 def load_prompts(path: Path) -> list[Prompt]:
-    """What :func:`save_prompts` wrote.
+    """Reads what :func:`save_prompts` wrote.
 
     Raises:
         AimfairError: the file is missing or damaged.
@@ -163,17 +162,17 @@ def load_prompts(path: Path) -> list[Prompt]:
 
 
 def without_contexts(settings: PromptSettings, prompts: Sequence[Prompt]) -> list[str]:
-    """For each prompt the text that says the two attributes alone, in the same words."""
+    """The text of each prompt with the same words for the two attributes and no contexts."""
     return [plain_text(settings.template, prompt.target, prompt.protected) for prompt in prompts]
 
 
 def plain_text(template: str, target: str, protected: str) -> str:
-    """The template with these words and without contexts, nor the comma that separated them from the rest."""
+    """The template with these words and without contexts, and without the commas around them."""
     return _fill(bare_template(template), target, protected, {})
 
 
 def bare_template(template: str) -> str:
-    """The template without contexts, nor the comma that separated them from the rest."""
+    """The template without contexts, and without the commas around them."""
     return re.sub(r"\s*,(\s*,)+", ",", template.replace("{contexts}", "")).strip(" ,")
 
 
@@ -181,8 +180,8 @@ def _prompt(template: str, index: int, y: int, a: int, contexts: dict[str, str],
     text = _fill(template, target, protected, contexts)
     if not text.isprintable() or not 0 < len(text) <= MAX_CHARACTERS:
         raise AimfairError(
-            f"prompts: group (y={y}, a={a}): {text[:80]!r} ({len(text)} characters), expected a text of 1 to "
-            f"{MAX_CHARACTERS} printable characters in one line; fix prompts.template or the words"
+            f"prompts: group (y={y}, a={a}): {text[:80]!r} ({len(text)} characters), expected 1 to "
+            f"{MAX_CHARACTERS} printable characters on one line; fix prompts.template or the words"
         )
     name = f"{index:04d}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
     return Prompt(id=name, y=y, a=a, text=text, contexts=contexts, target=target, protected=protected)
@@ -190,17 +189,17 @@ def _prompt(template: str, index: int, y: int, a: int, contexts: dict[str, str],
 
 def _fill(template: str, target: str, protected: str, contexts: dict[str, str]) -> str:
     parts = {"target": target, "protected": protected, "contexts": ", ".join(contexts.values())}
-    # One pass over the template: braces within words are left alone.
+    # One pass over the template, so braces in words are kept.
     return re.sub(r"\{(target|protected|contexts)\}", lambda match: parts[match[1]], template).strip(" ,")
 
 
 def _refuse_repeats(prompts: Sequence[Prompt]) -> None:
-    """One text in two groups would have two labels; twice in one group, it would count twice."""
+    """Refuses a repeated prompt: in two groups it would have two labels, in one group it would count twice."""
     seen: dict[str, Prompt] = {}
     for prompt in prompts:
         other = seen.setdefault(" ".join(prompt.text.casefold().split()), prompt)
         if other is not prompt:
             raise AimfairError(
-                f"prompts: {prompt.text!r} twice, in groups (y={other.y}, a={other.a}) and (y={prompt.y}, "
+                f"prompts: {prompt.text!r} occurs twice, in groups (y={other.y}, a={other.a}) and (y={prompt.y}, "
                 f"a={prompt.a}), expected once; check prompts.template, and that no word or value is listed twice"
             )

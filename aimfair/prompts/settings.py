@@ -12,29 +12,30 @@ from aimfair.base.settings import FolderOrName, Problem, Settings, require_words
 
 
 class LanguageModelSettings(Settings):
-    """The language model that writes prompts; base URL and key of an endpoint come from the environment alone."""
+    """The language model that writes prompts; base URL and key of an endpoint come from the environment."""
 
     model: FolderOrName = Field(
         "",
-        description="openai: its name at the endpoint; transformers: a folder (beginning with /, ./, ../ or ~/)",
+        description="openai: its name at the endpoint; transformers: a model folder (beginning with /, ./, ../ or ~/)",
     )
-    per_request: int = Field(10, ge=1, le=200, description="prompts asked for at a time")
-    temperature: float | None = Field(None, ge=0, le=2, description="of sampling; null: the model's own")
+    per_request: int = Field(10, ge=1, le=200, description="prompts per request")
+    temperature: float | None = Field(None, ge=0, le=2, description="sampling temperature; null: the model's default")
     max_tokens: int | None = Field(
-        None, ge=1, description="of one reply; null: what the endpoint gives, 2048 for transformers"
+        None, ge=1, description="limit of a reply; null: the endpoint's default, 2048 for transformers"
     )
-    json_mode: bool = Field(True, description="openai: ask for JSON by response_format; false where that is unknown")
-    max_words: int = Field(40, ge=1, description="of one prompt; more are refused")
-    avoid: list[str] = Field(
-        [], description="words that would give a group away, such as he or beard; targets and protected always are"
-    )
+    json_mode: bool = Field(True, description="openai: request JSON by response_format; false if the endpoint lacks it")
+    max_words: int = Field(40, ge=1, description="words of a prompt; longer ones are rejected")
+    avoid: list[str] = Field([], description="further words to reject because they reveal a group, such as he or beard")
     similarity: float = Field(
-        0.7, gt=0, le=1, description="share of common word triples (Jaccard) from which two prompts count as one"
+        0.7,
+        gt=0,
+        le=1,
+        description="Jaccard similarity of word trigrams from which a prompt is rejected as too similar",
     )
-    max_fruitless: int = Field(5, ge=1, description="replies in a row without a usable prompt before giving up")
-    timeout: float = Field(120.0, gt=0, description="openai: seconds within which an answer must be there, to its end")
-    retries: int = Field(5, ge=0, description="openai: of a request that met a timeout, 429 or 5xx")
-    max_wait: float = Field(300.0, gt=0, description="openai: longest Retry-After, in seconds, that is waited for")
+    max_fruitless: int = Field(5, ge=1, description="consecutive replies without a usable prompt before giving up")
+    timeout: float = Field(120.0, gt=0, description="openai: seconds for a complete answer")
+    retries: int = Field(5, ge=0, description="openai: retries after a timeout, 429 or 5xx")
+    max_wait: float = Field(300.0, gt=0, description="openai: longest Retry-After to honour, in seconds")
 
 
 class PromptSettings(Settings):
@@ -42,24 +43,24 @@ class PromptSettings(Settings):
 
     provider: Literal["grammar", "openai", "transformers"] = Field(
         "grammar",
-        description="who writes the prompts; grammar: these settings alone; openai: an endpoint that speaks its"
-        " protocol; transformers: a local chat model",
+        description="what writes the prompts; grammar: the word lists below; openai: an OpenAI-compatible endpoint;"
+        " transformers: a local chat model",
     )
     vocabulary: FolderOrName | None = Field(
         None,
-        description="whence the words that are not given here: a vocabulary that comes with aimfair, or a .yaml file"
+        description="defaults for the words below: the name of an included vocabulary, or a .yaml file"
         " (beginning with /, ./, ../ or ~/)",
     )
     per_group: int = Field(50, ge=1, description="prompts of each group")
     template: str = Field(
         "a handwritten {target} in {protected} ink, {contexts}",
-        description="the prompt, with {target}, {protected} and {contexts} where the words go",
+        description="the prompt, with placeholders {target}, {protected} and {contexts}",
     )
-    targets: list[list[str]] = Field(description="for each target class the words for it, used in turn")
-    protected: list[list[str]] = Field(description="for each protected value the words for it, used in turn")
+    targets: list[list[str]] = Field(description="for each target class its words, used in turn")
+    protected: list[list[str]] = Field(description="for each protected value its words, used in turn")
     contexts: dict[str, list[str]] = Field(description="contextual attribute -> its values")
     contexts_per_prompt: int = Field(3, ge=0, description="contextual attributes in one prompt")
-    seed: int = Field(0, ge=0, description="of the choice of contexts")
+    seed: int = Field(0, ge=0, description="seed of the choice of contexts")
     llm: LanguageModelSettings = LanguageModelSettings()
 
     @model_validator(mode="after")
@@ -70,11 +71,11 @@ class PromptSettings(Settings):
             for index, words in enumerate(classes):
                 require_words((name, index), words)
         if self.vocabulary is not None and "template" not in self.model_fields_set:
-            raise Problem(("template",), f"missing; the vocabulary {self.vocabulary!r} has none; add it there or here")
+            raise Problem(("template",), f"missing; the vocabulary {self.vocabulary!r} has none; add one there or here")
         for attribute, values in self.contexts.items():
             require_words(("contexts", attribute), values)
             if len(set(values)) < len(values):
-                raise Problem(("contexts", attribute), "the same value stands there twice")
+                raise Problem(("contexts", attribute), "a value occurs twice")
         if self.contexts_per_prompt > len(self.contexts):
             raise Problem(
                 ("contexts_per_prompt",),
@@ -93,13 +94,13 @@ class PromptSettings(Settings):
         return self
 
     def require_groups(self, targets: Sequence[str], protected: Sequence[str]) -> None:
-        """Refuses words that are not those of the groups there are: of a table only its rows tell.
+        """Checks that there are words for every group; the groups of a table are known only from its rows.
 
         Args:
             targets, protected: names of the classes and of the protected values.
 
         Raises:
-            ConfigError: there is not a list of words for each.
+            ConfigError: the number of lists differs.
         """
         for key, words, names in (("targets", self.targets, targets), ("protected", self.protected, protected)):
             if len(words) != len(names):

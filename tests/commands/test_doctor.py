@@ -1,4 +1,4 @@
-"""The doctor: what is fine, what is missing, what is broken, and what mends it."""
+"""The doctor: what is fine, missing or broken, and how to fix it."""
 
 import subprocess
 import sys

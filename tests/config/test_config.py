@@ -227,7 +227,7 @@ def test_files_that_cannot_be_read(tmp_path):
         ("prompts.protected", "[[a], []]", "--prompts.protected: prompts.protected.1: found [], expected at least one"),
         ("prompts.protected", "[[a], [b], [c]]", "--prompts.protected: found 3 lists of words, expected 2"),
         ("prompts.contexts.size", "a, ' '", "--prompts.contexts.size: found ['a', ' ']"),
-        ("prompts.contexts.size", "a,a", "--prompts.contexts.size: the same value stands there twice"),
+        ("prompts.contexts.size", "a,a", "--prompts.contexts.size: a value occurs twice"),
         ("prompts.contexts_per_prompt", "5", "--prompts.contexts_per_prompt: found 5, expected at most 3"),
         ("prompts.contexts_per_prompt", "0", "prompts.template: found {target} {protected} {contexts}, expected each"),
         ("prompts.template", "a {target} {protected}", "--prompts.template: found {target} {protected}, expected each"),

@@ -240,7 +240,7 @@ def test_the_example_of_the_documentation(folder: Path) -> None:
         ("targets: [[cat]", "targets: [cat", 'pets.yaml:3: targets.0: found "cat", expected a list'),
         ("[[cat], [dog]]", "[[cat]]", "pets.yaml:3: prompts.targets: found 1 lists of words, expected at least 2"),
         ("with long fur", "' '", "pets.yaml:6: prompts.contexts.fur: found [' ', 'with short fur'], expected"),
-        ("at midnight", "at noon", "pets.yaml:7: prompts.contexts.lighting: the same value stands there twice"),
+        ("at midnight", "at noon", "pets.yaml:7: prompts.contexts.lighting: a value occurs twice"),
         ("prompt: 3", "prompt: 30", "pets.yaml:8: prompts.contexts_per_prompt: found 30, expected at most 8"),
         ("[leash]", "['']", "pets.yaml:9: avoid: found [''], expected at least one string"),
         ("[leash]", "[3]", "pets.yaml:9: avoid.0: found 3, expected a string"),
@@ -266,7 +266,7 @@ def test_files_are_refused_with_line_and_key(old: str, new: str, said: str) -> N
 @pytest.mark.usefixtures("folder")
 def test_faults_of_what_is_included_are_told_of_its_own_file() -> None:
     Path("words/more.yaml").write_text(MORE.replace("with a straight tail", "with a curled tail"))
-    assert "more.yaml:1: prompts.contexts.tail: the same value" in refusal()
+    assert "more.yaml:1: prompts.contexts.tail: a value occurs twice" in refusal()
     Path("words/more.yaml").write_text("include: [./pets.yaml]\n")
     assert "more.yaml:1: include: ./pets.yaml includes this file, expected no cycle" in refusal()
 

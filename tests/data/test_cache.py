@@ -202,7 +202,7 @@ def test_killed_before_the_pixels_have_their_name(root: Path, tmp_path: Path, mo
     ],
     ids=["half a line", "pixels that did not reach the disk", "no pixels", "no journal"],
 )
-def test_a_damaged_part_is_believed_as_far_as_it_goes(
+def test_a_damaged_part_is_used_up_to_the_damage(
     root: Path, spoil: Callable[[Path, Path], None], kept: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     expected = load(root, folder=tmp_path / "whole")

@@ -36,9 +36,9 @@ def test_images_that_are_there_decide() -> None:
         raise AssertionError
 
     settings = GenerateSettings(engine="auto")
-    assert registry.choose_engine(settings, unasked, "eager") == ("eager", "it made the images that are there")
+    assert registry.choose_engine(settings, unasked, "eager") == ("eager", "it made the existing images")
 
 
 @pytest.mark.parametrize("engine", ["eager", "onnxruntime"])
 def test_what_was_asked_for_is_taken_whatever_is_there(engine: str) -> None:
-    assert choose(GPU, "eager", engine=engine) == (engine, "it was asked for")
+    assert choose(GPU, "eager", engine=engine) == (engine, "it is set")

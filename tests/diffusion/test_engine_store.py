@@ -1,4 +1,4 @@
-"""Engines that are kept: made once, believed only when whole, fresh and found to agree with eager."""
+"""The engine cache: built once, used only when complete, up to date and in agreement with eager."""
 
 import json
 import os
@@ -109,13 +109,13 @@ def change_entry(place: Path, **values: object) -> None:
         (other_bytes, r"graph\.data is damaged"),
         (lost, "graph is missing"),
         (half_an_entry, r"entry\.json is damaged"),
-        (no_entry, r"holds no entry\.json"),
+        (no_entry, r"has no entry\.json"),
         (a_file, r"entry\.json is damaged"),
         (never_agreed, "the engine was not found to agree with eager"),
         (of_another_model, "is of another model or setting"),
     ],
 )
-def test_what_cannot_be_believed_is_made_anew_with_a_notice(damage: Callable[[Path], None], reason: str) -> None:
+def test_an_invalid_entry_is_rebuilt_with_a_notice(damage: Callable[[Path], None], reason: str) -> None:
     make = Maker()
     damage(place := obtain(make))
     with pytest.warns(UserWarning, match=rf"{place.name}: {reason}.*; building it again"):
@@ -145,7 +145,7 @@ def test_an_engine_that_differs_is_refused_and_not_kept(cache_home: Path, differ
     assert [path.suffix for path in cache_home.iterdir()] == [".lock"]
 
 
-def test_a_killed_maker_leaves_nothing_that_is_believed(cache_home: Path) -> None:
+def test_a_killed_build_leaves_no_entry(cache_home: Path) -> None:
     program = f"""
 import os, signal
 from aimfair.diffusion.engines import store
@@ -178,13 +178,13 @@ def test_whoever_waits_for_the_lock_can_be_interrupted(cache_home: Path) -> None
     told = Log(None, show=said.append)
     obtain(make)
     (line,) = said
-    assert "waiting for another process that is at work on" in line
+    assert "waiting for another process, which is building" in line
 
 
 def test_a_folder_that_cannot_be_written(cache_home: Path) -> None:
     cache_home.parent.mkdir()
     cache_home.write_text("a file")
-    with pytest.raises(AimfairError, match=r"engines cannot be kept there: .*set XDG_CACHE_HOME"):
+    with pytest.raises(AimfairError, match=r"cannot store engines: .*set XDG_CACHE_HOME"):
         obtain(Maker())
 
 

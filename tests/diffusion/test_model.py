@@ -51,7 +51,7 @@ def test_offline_only_the_cache_is_read(hub: Path, model: Path) -> None:
 
 def test_what_cannot_be_fetched_is_refused(hub: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
-    with pytest.raises(AimfairError, match=r"'owner/tiny' could not be fetched"):
+    with pytest.raises(AimfairError, match=r"'owner/tiny' cannot be downloaded"):
         model_folder("owner/tiny", allow_download=True)
 
 

@@ -324,7 +324,7 @@ def test_the_shipped_model_by_the_verb(
     monkeypatch.setattr(tensorrt, "export", copying(digits_onnx))
     words = ("--config", "demo", "--generate.engine", "tensorrt-rtx", "--generate.tensorrt.targets", "[89]")
     assert cli.main(["engine", "build", *words, "--device", "cpu"]) == 0
-    assert "digits-diffusion: built; its first run on a GPU will be compared with eager, in" in capsys.readouterr().out
+    assert "digits-diffusion: built; its first run on a GPU compares it with eager, in" in capsys.readouterr().out
     _, entry = only_entry()
     assert entry.facts["batches"] == {"denoiser": 128, "decoder": 64, "text_encoder": 1}
     assert set(entry.files) == PLANS
@@ -449,7 +449,7 @@ def test_a_gpu_that_tensorrt_rtx_has_no_code_for(model: Path, monkeypatch: pytes
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (9, 0))
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "NVIDIA H200")
     with pytest.raises(
-        AimfairError, match=r"no code for this GPU \(NVIDIA H200, 90\), only for 75, .*engine tensorrt,"
+        AimfairError, match=r"no code for this GPU \(NVIDIA H200, 90\), only for 75, .*engine tensorrt or eager"
     ):
         small(model, device=GPU)
 
@@ -502,12 +502,12 @@ def test_a_package_that_is_too_old(name: str, module: str, version: str, monkeyp
 def test_tensorrt_without_a_gpu(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pretend(monkeypatch, "tensorrt", __version__="11.2.0")
     source, _ = load_source(model, GenerateSettings(), CPU)
-    with pytest.raises(AimfairError, match=r"builds on the GPU that is to run the engine, .*tensorrt-rtx, which"):
+    with pytest.raises(AimfairError, match=r"builds only on the GPU that runs the engine, .*tensorrt-rtx, which"):
         Maker("tensorrt", source, TensorRtSettings(), BATCHES)
 
 
 def test_targets_are_for_tensorrt_rtx() -> None:
-    with pytest.raises(ValueError, match="engine tensorrt builds for the GPU that is there"):
+    with pytest.raises(ValueError, match="engine tensorrt builds for the local GPU"):
         GenerateSettings(engine="tensorrt", tensorrt=TensorRtSettings(targets=[90]))
 
 

@@ -404,7 +404,7 @@ def test_kernels_of_another_gpu(source: Source, folder: Path, stand_in: StandIn)
 def test_kernels_that_cannot_be_kept(source: Source, folder: Path, stand_in: StandIn) -> None:
     engine = engine_of(stand_in, folder, source, name="tensorrt-rtx")
     shutil.rmtree(folder)
-    with pytest.warns(UserWarning, match=r"denoiser\.kernels: compiled kernels cannot be kept"):
+    with pytest.warns(UserWarning, match=r"denoiser\.kernels: cannot store compiled kernels"):
         engine.run("denoiser", noise(source.parts[0], 1))
 
 
@@ -442,7 +442,7 @@ def test_full_memory_is_told_as_torch_s(source: Source, folder: Path) -> None:
 def test_full_memory_of_an_engine_for_one_size(source: Source, folder: Path, stand_in: StandIn) -> None:
     engine = engine_of(stand_in, folder, source)
     stand_in.say = "Error Code 2: OutOfMemory (Requested size was 7 bytes)"
-    with pytest.raises(AimfairError, match=r"OutOfMemory .*runs batches of 4 alone: lower --generate\.batch_size, or"):
+    with pytest.raises(AimfairError, match=r"OutOfMemory .*runs only batches of 4: lower --generate\.batch_size, or"):
         engine.run("denoiser", noise(source.parts[0], 1))
 
 

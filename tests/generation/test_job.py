@@ -239,7 +239,7 @@ def test_images_of_another_job_are_removed_if_that_is_wanted(tmp_path: Path, cha
     assert contents(tmp_path / "images of a run") == contents(tmp_path / "fresh")
 
 
-def test_a_damaged_description_vouches_for_nothing(tmp_path: Path) -> None:
+def test_a_damaged_job_file_is_refused(tmp_path: Path) -> None:
     make(tmp_path / "made")
     truncate(tmp_path / "made" / "job.json")
     with pytest.raises(AimfairError, match=r"of another job: job\.json is damaged; .*--overwrite"):

@@ -78,5 +78,5 @@ def test_all_contexts_and_no_more() -> None:
     values = attributes(2, 3)
     assert len(draw_contexts(values, 1, 5, 0)) == 5
     assert draw_contexts(values, 0, 1, 0) == [{}]
-    with pytest.raises(ValueError, match="6 contexts wanted, there are 5"):
+    with pytest.raises(ValueError, match="found 5 contexts, expected 6"):
         draw_contexts(values, 1, 6, 0)

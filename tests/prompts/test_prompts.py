@@ -49,7 +49,7 @@ def test_contexts_return_with_other_words_when_there_are_too_few() -> None:
 
 def test_more_prompts_than_there_are_is_refused_with_numbers() -> None:
     settings = prompt_settings(per_group=7, contexts={"tilt": ["left", "upright", "right"]}, contexts_per_prompt=1)
-    with pytest.raises(AimfairError, match=r"7 wanted.*\(y=0, a=0\) has 6 different.*3 contexts.*2 wordings"):
+    with pytest.raises(AimfairError, match=r"found 7, expected at most 6,.*\(y=0, a=0\): 3 contexts.*2 wordings"):
         write_prompts(settings)
 
 
@@ -75,7 +75,7 @@ def test_ids_are_stable_distinct_and_safe_in_paths() -> None:
 @pytest.mark.parametrize("middle", ["in\n", "\a", "right\u202eto left", "x" * 2000])
 def test_unusable_text_is_refused(middle: str) -> None:
     settings = prompt_settings().model_copy(update={"template": f"a {{target}} {middle} {{protected}}, {{contexts}}"})
-    with pytest.raises(AimfairError, match=r"group \(y=0, a=0\).*expected a text of 1 to 1000 printable"):
+    with pytest.raises(AimfairError, match=r"group \(y=0, a=0\).*expected 1 to 1000 printable"):
         write_prompts(settings)
 
 

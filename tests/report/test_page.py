@@ -216,14 +216,14 @@ def test_groups_that_differ_are_named_with_the_attribute(run: Run, material: Mat
         for i, prompt in enumerate(prompts)
     ]
     settings = material.config.prompts.model_copy(update={"provider": "openai"})
-    replies = Replies(3, 6, {"not JSON": 2, "too like another": 1}, 1234, 56)
+    replies = Replies(3, 6, {"not JSON": 2, "too similar to another": 1}, 1234, 56)
     diversity = measure(changed_ones, settings)
     text = Page(section(page.render(changed(material, diversity=diversity, replies=replies)), "prompts")).text
     assert "Contexts differ between groups , most in paper: 100.0% between below five · green and five or more" in text
     assert "ink pot" in text
     assert "different values the language model produced" in text
     assert "asked 3 times in this run: 1,234 tokens in, 56 out, 6 templates accepted." in text
-    assert "Refused: not JSON (2), too like another (1)." in text
+    assert "Refused: not JSON (2), too similar to another (1)." in text
 
 
 def test_replies_are_counted_over_all_that_a_run_asked(run: Run) -> None:

@@ -1,1 +1,1 @@
-"""What runs the two parts of a text-to-image model that take nearly all of its time: denoiser and decoder."""
+"""Engines: what runs the modules of a text-to-image model (denoiser, decoder, text encoders)."""

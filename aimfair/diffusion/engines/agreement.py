@@ -1,4 +1,4 @@
-"""Whether an engine computes what eager does: each part once, on the same noise."""
+"""Compares an engine with eager: each part once, on the same noise."""
 
 import torch
 from torch import Tensor
@@ -7,18 +7,18 @@ from aimfair.base.settings import Record
 from aimfair.diffusion.engines.engine import Eager, Engine, Source, Tensors, full_precision
 
 TOLERANCES = {torch.float32: 1e-4, torch.bfloat16: 1e-1, torch.float16: 3e-2}
-"""A grey level is 4e-3 of the range. Sums in another order change 1e-6 to 1e-5 in single precision and 2e-3 to 2e-2 in
-half; a wrong graph changes more than 1e-1."""
+"""A grey level is 4e-3 of the range. Another order of summation changes results by 1e-6 to 1e-5 in float32 and
+by 2e-3 to 2e-2 in half precision; a wrong graph by more than 1e-1."""
 
-_BATCH = 3  # not the size of the batch that exporters are shown: one that they took for fixed must come out
+_BATCH = 3  # not the batch size of the export: a batch dimension wrongly exported as constant must be found
 
 
 class Agreement(Record, allow_inf_nan=False):
-    """Largest differences from eager, as shares of eager's largest value.
+    """Largest differences from eager, relative to the largest value of eager.
 
     Attributes:
-        differences: part -> that of its worst output; infinite values and NaN count as 1e30.
-        tolerance: what they may be, by dtype.
+        differences: part -> the largest over its outputs; infinite values and NaN count as 1e30.
+        tolerance: the largest accepted, by dtype.
     """
 
     differences: dict[str, float]
@@ -30,13 +30,13 @@ class Agreement(Record, allow_inf_nan=False):
 
     def __str__(self) -> str:
         found = ", ".join(f"{part} {share:.1e}" for part, share in self.differences.items())
-        return f"largest difference from eager, of its largest value: {found}; at most {self.tolerance:.0e}"
+        return f"largest relative difference from eager: {found}, expected at most {self.tolerance:.0e}"
 
 
 @torch.inference_mode()
 @full_precision()
 def compare(engine: Engine, source: Source) -> Agreement:
-    """Runs every part of both on the same three images of noise."""
+    """Runs every part of both on the same batch of noise."""
     generator = torch.Generator("cpu").manual_seed(0)
     eager, differences = Eager(source), {}
     for part in source.parts:
@@ -48,17 +48,17 @@ def compare(engine: Engine, source: Source) -> Agreement:
 
 
 def example(tensors: Tensors, batch: int, generator: torch.Generator) -> Tensor:
-    """Noise [batch, ...] as an input takes it, other values in each image; on the CPU."""
+    """Noise [batch, ...] for an input, different in each image; on the CPU."""
     shape = (batch, *tensors.shape)
     if tensors.below is None:
         return torch.randn(shape, generator=generator).to(tensors.dtype)
     if not tensors.dtype.is_floating_point:
         return torch.randint(tensors.below, shape, generator=generator, dtype=tensors.dtype)
-    # Eighths: Flux multiplies them by 1000 in half precision, and ONNX Runtime does so without rounding.
+    # Eighths are exact: Flux multiplies them by 1000 in half precision, ONNX Runtime without rounding.
     return torch.randint(8, shape, generator=generator).mul(tensors.below / 8).to(tensors.dtype)
 
 
 def difference(found: Tensor, expected: Tensor) -> float:
-    """The largest one, as a share of the largest expected value; infinite values and NaN count as 1e30."""
+    """The largest one, relative to the largest expected value; infinite values and NaN count as 1e30."""
     share = (found.double() - expected.double()).abs().max() / expected.double().abs().max()
     return min(float(share.nan_to_num(1e30)), 1e30)

@@ -1,4 +1,4 @@
-"""Denoiser and decoder compiled by torch, for the sizes of batches that come; text encoders stay as they are."""
+"""Denoiser and decoder by torch.compile, for each batch size that occurs; text encoders stay eager."""
 
 import time
 from collections.abc import Sequence
@@ -15,17 +15,17 @@ from aimfair.diffusion.engines.engine import Eager, Source
 
 NAME = "compile"
 _PARTS = ("denoiser", "decoder")  # an encoder is called once for each text
-_VARIANTS = 64  # that torch may keep of one part; with its own limit of 8 it gives up halfway through a halved batch
+_VARIANTS = 64  # compiled batch sizes of one part; torch's default of 8 is too few when batches are halved
 
 
 class Compiled:
     """An :class:`Engine`, with CUDA graphs on a GPU.
 
-    A size of batch that is new is compiled at its first call, which takes a minute or so, is logged, and is compared
-    with eager before its result is used. A batch of more than half of a size that is there is filled up to that.
+    A new batch size is compiled at its first call, which takes about a minute, is logged, and is compared with eager
+    before its result is used. A batch larger than half of a compiled size is padded to it.
 
     Raises:
-        AimfairError: in :meth:`run`: the model cannot be compiled here, or the result differs from eager's.
+        AimfairError: in :meth:`run`: the model cannot be compiled, or its result differs from eager's.
     """
 
     def __init__(self, source: Source, log: Log = NOWHERE, interrupt: Interrupt = NEVER):
@@ -36,7 +36,7 @@ class Compiled:
         self._compiled = {
             part.name: torch.compile(
                 part.module,
-                fullgraph=True,  # otherwise what cannot be compiled would run in eager without a word
+                fullgraph=True,  # otherwise graph breaks would silently run in eager
                 dynamic=False,
                 mode="reduce-overhead" if self._graphs else None,
             )
@@ -62,23 +62,24 @@ class Compiled:
             outputs = self._call(part, inputs)
         except torch.OutOfMemoryError:
             raise
-        except Exception as error:  # tracer, compiler and the C++ compiler behind it each have errors of their own
+        except Exception as error:  # tracer, compiler and C++ compiler each raise their own errors
             lines = [line.strip() for line in str(error).splitlines() if line.strip()]
             reason = next((line for line in lines if not line.endswith("raised:")), type(error).__name__)
             raise AimfairError(
-                f"generate.model cannot be compiled: {part}: {reason}; torch.compile needs a C++ compiler, and on a GPU"
-                " triton; or use --generate.engine eager"
+                f"generate.model cannot be compiled: {part}: {reason}; torch.compile needs a C++ compiler and, on a"
+                " GPU, triton; or use --generate.engine eager"
             ) from error
         seconds = time.monotonic() - began
         expected = self._eager.run(part, inputs)
         if not all(output.isfinite().any() for output in expected):
-            return outputs  # these images tell nothing: the next batch of this size will
+            return outputs  # nothing to compare; the next batch of this size is compared
         worst = max(_difference(*pair) for pair in zip(outputs, expected, strict=True))
         self._log("compiled", part=part, batch=batch, seconds=round(seconds, 1), difference=worst)
         if worst > self._tolerance:
             raise AimfairError(
-                f"generate.engine: {NAME} is not to be trusted with generate.model: {part}: largest difference from"
-                f" eager, of its largest value: {worst:.1e}, at most {self._tolerance:.0e}; use --generate.engine eager"
+                f"generate.engine: {NAME} is not to be trusted with generate.model: {part}: largest relative"
+                f" difference from eager: {worst:.1e}, expected at most {self._tolerance:.0e}; use --generate.engine"
+                " eager"
             )
         self._sizes[part].add(batch)
         return outputs
@@ -89,21 +90,21 @@ class Compiled:
         if not self._graphs:
             return tuple(module(*tensors))
         torch.compiler.cudagraph_mark_step_begin()  # type: ignore[no-untyped-call]
-        return tuple(output.clone() for output in module(*tensors))  # the next call writes over the graph's own
+        return tuple(output.clone() for output in module(*tensors))  # the next call overwrites the graph's own
 
 
 def versions() -> dict[str, Any]:
-    """What images depend on, beside model and settings."""
+    """What images depend on besides model and settings."""
     return {"torch": torch.__version__}
 
 
 def _difference(found: Tensor, expected: Tensor) -> float:
-    """As :func:`difference`, where eager is finite: models overflow in half precision, and filters take such images."""
+    """As :func:`difference`, where eager is finite: half precision may overflow; filters reject such images."""
     finite = expected.isfinite()
     return difference(found[finite], expected[finite])
 
 
 def _filled(tensor: Tensor, size: int) -> Tensor:
-    """[size, ...], with the last image again and again."""
+    """[size, ...], padded by copies of the last image."""
     missing = size - len(tensor)
     return torch.cat((tensor, tensor[-1:].expand(missing, *tensor.shape[1:]))) if missing else tensor

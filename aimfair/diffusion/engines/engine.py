@@ -1,4 +1,4 @@
-"""What an engine is and is made from, and eager, the engine that all others are compared with."""
+"""The interface of engines, what they are built from, and eager, the engine that others are compared with."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -18,10 +18,9 @@ class Tensors:
     """One input or output of a part.
 
     Attributes:
-        shape: of one image; the batch B comes before it.
-        dtype: as the part takes or gives it.
-        below: values of an input are from 0 up to this, which they do not reach, as timesteps and numbers of tokens
-            are; None: about standard normal.
+        shape: for one image, without the leading batch dimension B.
+        dtype: of the tensor.
+        below: values of the input are in [0, below), such as timesteps and token ids; None: roughly standard normal.
     """
 
     shape: tuple[int, ...]
@@ -34,12 +33,12 @@ class Tensors:
 
 @dataclass(frozen=True)
 class Part:
-    """What runs as one: the denoiser, the decoder, a text encoder.
+    """A module that an engine runs: the denoiser, the decoder or a text encoder.
 
     Attributes:
-        name: "denoiser", "decoder", "text_encoder", "text_encoder_2", ...; also of its files.
+        name: "denoiser", "decoder", "text_encoder", "text_encoder_2", ...; also the name of its files.
         module: forward(\\*inputs) -> tuple of outputs, in the order of the two dictionaries; in evaluation mode.
-        inputs, outputs: name -> what the tensor is like.
+        inputs, outputs: name -> shape and dtype.
     """
 
     name: str
@@ -48,19 +47,19 @@ class Part:
     outputs: dict[str, Tensors]
 
     def signature(self) -> str:
-        """For people and for digests: ``sample float32[B, 4, 8, 8], ... -> output float32[B, 4, 8, 8]``."""
+        """For humans and for digests: ``sample float32[B, 4, 8, 8], ... -> output float32[B, 4, 8, 8]``."""
         ends = (self.inputs, self.outputs)
         return " -> ".join(", ".join(f"{name} {tensors}" for name, tensors in end.items()) for end in ends)
 
 
 @dataclass(frozen=True)
 class Source:
-    """What an engine is made from: a model at one size of image.
+    """What an engine is built from: a model at one image size.
 
     Attributes:
         folder: of the model.
-        parts: all that it runs for an image.
-        dtype: of its weights; a part may have another.
+        parts: all modules that generate an image.
+        dtype: of its weights; a part may have its own.
         device: where they are.
     """
 
@@ -70,7 +69,7 @@ class Source:
     device: torch.device
 
     def facts(self) -> dict[str, Any]:
-        """What an engine of it depends on beside versions and the machine, in JSON's types."""
+        """What an engine depends on besides its own version and the machine, in JSON types."""
         return {
             "model": fingerprint(self.folder),
             "dtype": str(self.dtype).removeprefix("torch."),
@@ -81,19 +80,19 @@ class Source:
 
 
 class Engine(Protocol):
-    """Runs the parts of one model at one size of image, any number B of images at a time."""
+    """Runs the parts of one model at one image size, with any batch size B."""
 
     def run(self, part: str, inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
         """The outputs of a part.
 
         Args:
             part: its name.
-            inputs: as :attr:`Part.inputs` says, in that order, on the device of the model.
+            inputs: in the order of :attr:`Part.inputs`, on the device of the model.
         """
 
 
 class Eager:
-    """An :class:`Engine` that keeps nothing and needs nothing built."""
+    """The :class:`Engine` that calls the PyTorch modules."""
 
     def __init__(self, source: Source):
         self._modules = {part.name: part.module for part in source.parts}
@@ -105,7 +104,7 @@ class Eager:
 
 @contextmanager
 def full_precision() -> Iterator[None]:
-    """Within, float32 convolutions and products keep 23 bits, not 10; a wrong engine could hide in the others."""
+    """Turns TF32 off within: its 10 bits of mantissa would hide a wrong engine."""
     matmul, convolutions = torch.backends.cuda.matmul, torch.backends.cudnn
     before = matmul.allow_tf32, convolutions.allow_tf32
     matmul.allow_tf32 = convolutions.allow_tf32 = False

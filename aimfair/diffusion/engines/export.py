@@ -1,4 +1,4 @@
-"""Models as ONNX files. torch's exporter needs onnx and onnxscript; running the files needs neither."""
+"""Exports models to ONNX. torch's exporter needs onnx and onnxscript; running the files needs neither."""
 
 import importlib.metadata
 import logging
@@ -17,11 +17,11 @@ from aimfair.diffusion.engines.engine import Part, Source, Tensors
 OPSET = 20
 
 _EXPORTERS = ("onnx", "onnxscript")
-_BATCH = 2  # of the example: torch takes sizes 0 and 1 for fixed ones
+_BATCH = 2  # of the example: torch treats sizes 0 and 1 as constants
 
 
 def exporters() -> dict[str, str]:
-    """Version of each package that an export needs and that is installed."""
+    """The installed packages among those that an export needs, with their versions."""
     found = {}
     for name in _EXPORTERS:
         try:
@@ -32,23 +32,23 @@ def exporters() -> dict[str, str]:
 
 
 def missing_exporters() -> list[str]:
-    """Packages that an export needs and that are not installed."""
+    """The packages that an export needs and that are not installed."""
     return [name for name in _EXPORTERS if name not in exporters()]
 
 
 def path_of(folder: Path, part: str) -> Path:
-    """The file of a part; its weights lie beside it, under the same name and ``.data``."""
+    """The file of a part; its weights are in the same folder, in ``<part>.onnx.data``."""
     return folder / f"{part}.onnx"
 
 
 @torch.no_grad()  # the exporter cannot trace in inference mode
 def export(source: Source, folder: Path, interrupt: Interrupt) -> None:
-    """Writes a file for each part into ``folder``, which is there.
+    """Writes a file for each part into an existing folder.
 
-    The first dimension of every tensor is the batch, and free; the others are those of the part.
+    The first dimension of every tensor, the batch, is dynamic; the others are fixed.
 
     Raises:
-        AimfairError: a package is missing, or the model has something that the exporter cannot express.
+        AimfairError: a package is missing, or the exporter does not support the model.
         Interrupted: between two parts.
         OSError: the files cannot be written.
     """
@@ -76,7 +76,7 @@ def _export(part: Part, example: tuple[Tensor, ...], path: Path) -> None:
 
 
 class NotExportable(Exception):
-    """What the exporter has to say, in one line."""
+    """The exporter's reason, in one line."""
 
 
 def write(
@@ -88,16 +88,16 @@ def write(
     *,
     weights_beside: bool = True,
 ) -> None:
-    """One module as an ONNX file, by torch's exporter of exported programs, with :data:`OPSET`. Without gradients.
+    """Exports a module, without gradients, by torch's dynamo exporter, with :data:`OPSET`.
 
     Args:
-        example: of the inputs, two images at least: torch takes sizes 0 and 1 for fixed ones. Their first dimension,
-            ``batch``, is free in the file.
+        example: inputs, at least two images: torch treats sizes 0 and 1 as constants. Their first dimension,
+            ``batch``, is dynamic in the file.
         inputs, outputs: names of the tensors.
-        weights_beside: in a file of their own, ``<path>.data``; else within, which holds up to 2 GB.
+        weights_beside: store weights in ``<path>.data``; else in the file itself, which is limited to 2 GB.
 
     Raises:
-        NotExportable: the module has something that cannot be expressed, or the exporter fails.
+        NotExportable: the exporter fails or does not support the module.
         OSError: the file cannot be written.
     """
     try:
@@ -116,13 +116,13 @@ def write(
             )
     except OSError:
         raise
-    except Exception as error:  # exporter, its optimizer and its checker each have errors of their own
+    except Exception as error:  # exporter, optimizer and checker each raise their own errors
         raise NotExportable((str(error).strip() or type(error).__name__).splitlines()[0]) from error
 
 
 @contextmanager
 def _silent() -> Iterator[None]:
-    """Without word of absent libraries and of deprecations inside torch."""
+    """Silences warnings about missing libraries and deprecations inside torch."""
     logger = logging.getLogger("torch.onnx")
     level = logger.level
     logger.setLevel(logging.ERROR)

@@ -24,21 +24,21 @@ _PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 _ELEMENTS = {torch.float32: np.float32, torch.float16: np.float16, torch.int64: np.int64}
 
 _POSITIONS = 1024
-"""Latents of a piece, rows times columns. Of the shipped denoiser's 8 x 8, 16 and 32 images fit the cache; 8 lose 3% on
-the calls, 64 lose 4% on memory. One image of 32 x 32, 256 pixels for Stable Diffusion, keeps all threads busy."""
+"""Latent positions (rows times columns) of a chunk. For the shipped denoiser, 8 x 8, chunks of 16 and 32 images
+fit the cache; 8 lose 3% to call overhead, 64 lose 4% to memory. One image of 32 x 32, 256 pixels of Stable Diffusion,
+keeps all threads busy."""
 
 
 class OnnxRuntime:
-    """An :class:`Engine`. Its threads are as many as torch's, and sleep while torch works.
+    """An :class:`Engine` with as many threads as torch, which sleep while torch works.
 
-    On the CPU a batch is cut into pieces. Of small images each thread runs whole pieces by itself: threads that share
-    the work of one small layer after another spend much of their time waiting for each other. Large images go one by
-    one, with all threads in every layer: ONNX Runtime holds all products of attention at once, a gigabyte for an image
-    of Stable Diffusion's.
+    On the CPU a batch is split into chunks. With small images each thread runs whole chunks: sharing small layers,
+    threads would mostly wait for each other. Large images run one by one with all threads in every layer: ONNX Runtime
+    keeps all attention scores in memory, a gigabyte for one image of Stable Diffusion.
 
     Args:
-        folder: what :func:`aimfair.diffusion.engines.export.export` wrote.
-        parts: that were exported; their modules are not kept.
+        folder: written by :func:`aimfair.diffusion.engines.export.export`.
+        parts: the exported parts; their modules are not kept.
         device: of the model.
 
     Raises:
@@ -51,7 +51,7 @@ class OnnxRuntime:
         self._tensors = {part.name: (part.inputs, part.outputs) for part in parts}
         self._threads = torch.get_num_threads()
         self._pieces = {part.name: _piece(part) if device.type == "cpu" else 0 for part in parts}
-        """Images that go through a part at a time: several for each thread, 1 for all threads together, 0 for all."""
+        """Images of a chunk. Several: a chunk per thread; 1: all threads share an image; 0: the whole batch at once."""
         self._sessions = {
             part.name: _session(path_of(folder, part.name), device, 1 if self._pieces[part.name] > 1 else self._threads)
             for part in parts
@@ -59,7 +59,7 @@ class OnnxRuntime:
         self._pool = ThreadPoolExecutor(self._threads, thread_name_prefix=NAME)
 
     def run(self, part: str, inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
-        """As :meth:`Engine.run`. The session reads and writes torch's memory: nothing is copied."""
+        """As :meth:`Engine.run`. The session reads and writes torch's memory without copies."""
         names, results = self._tensors[part]
         batch = len(inputs[0])
         given = {name: tensor.contiguous() for name, tensor in zip(names, inputs, strict=True)}
@@ -86,10 +86,10 @@ class OnnxRuntime:
         for name, tensor in outputs.items():
             binding.bind_output(name, *_memory(tensor))
         if self._device.type == "cuda":
-            torch.cuda.current_stream(self._device).synchronize()  # the session has a stream of its own
+            torch.cuda.current_stream(self._device).synchronize()  # the session has its own stream
         try:
             session.run_with_iobinding(binding)
-        except Exception as error:  # onnxruntime has one class for all that can go wrong while it runs
+        except Exception as error:  # onnxruntime has one error class for all runtime failures
             if "allocate memory" in str(error):
                 raise torch.OutOfMemoryError(str(error)) from error
             raise
@@ -97,13 +97,13 @@ class OnnxRuntime:
 
 
 def load(source: Source, log: Log = NOWHERE, interrupt: Interrupt = NEVER) -> OnnxRuntime:
-    """The engine of a model, from the cache; exported, and compared with eager, if it is not there.
+    """The engine of a model from the cache; if it is not there, it is exported and compared with eager.
 
     Raises:
-        AimfairError: a package is missing, the model cannot be exported, or the two do not agree.
+        AimfairError: a package is missing, the model cannot be exported, or the engine differs from eager.
         Interrupted: as ``interrupt`` says.
     """
-    _library()  # before minutes of exporting
+    _library()  # fails before minutes of exporting
 
     def make(folder: Path) -> Agreement:
         export(source, folder, interrupt)
@@ -115,12 +115,12 @@ def load(source: Source, log: Log = NOWHERE, interrupt: Interrupt = NEVER) -> On
 
 
 def versions() -> dict[str, Any]:
-    """What images depend on, beside model and settings."""
+    """What images depend on besides model and settings."""
     return {"onnxruntime": _library().__version__, "torch": torch.__version__, "opset": OPSET}
 
 
 def _piece(part: Part) -> int:
-    """Images of a piece; 1 if one image keeps all threads busy, as also each text does."""
+    """Images of a chunk; 1 if one image, or prompt, keeps all threads busy."""
     if part.name not in ("denoiser", "decoder"):
         return 1
     shape = next(iter(part.inputs.values())).shape  # of latents: [C, h, w], or Flux's [h/2 * w/2, 4C]
@@ -129,7 +129,7 @@ def _piece(part: Part) -> int:
 
 
 def _cuts(batch: int, piece: int, threads: int) -> list[slice]:
-    """Of equal size, give or take one, as many for each thread; at most ``piece`` images in one."""
+    """Chunks of at most ``piece`` images, equal in size up to one, the same number for each thread."""
     count = threads * -(-batch // (threads * piece))
     bounds = [round(k * batch / count) for k in range(count + 1)]
     return [slice(*ends) for ends in pairwise(bounds) if ends[0] < ends[1]]
@@ -149,7 +149,7 @@ def _require_provider(device: torch.device) -> None:
 
 
 def open_file(path: Path) -> Callable[[Tensor], Tensor]:
-    """The one output of a file for its one input, float32 on the CPU, a whole batch at a time.
+    """A function that runs a file with one input and one output, float32 on the CPU, on a whole batch.
 
     Raises:
         AimfairError: onnxruntime is missing, or cannot read the file.
@@ -171,12 +171,12 @@ def _session(path: Path, device: torch.device, threads: int) -> Any:
     except Exception as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise AimfairError(
-            f"{path}: onnxruntime {library.__version__} cannot load it: {reason}; take another version: pip"
-            " install --upgrade onnxruntime, or none: --generate.engine eager, of an export --no-onnx"
+            f"{path}: onnxruntime {library.__version__} cannot load it: {reason}; try another version (pip"
+            " install --upgrade onnxruntime) or do without (--generate.engine eager; when exporting, --no-onnx)"
         ) from error
-    if (found := session.get_providers()[0]) != provider:  # it falls back without an error
+    if (found := session.get_providers()[0]) != provider:  # it falls back silently
         raise AimfairError(
-            f"onnxruntime {library.__version__} cannot use {provider} here and took {found}; use --device cpu, or"
+            f"onnxruntime {library.__version__} cannot use {provider} and fell back to {found}; use --device cpu, or"
             " install the CUDA libraries that it needs: pip install --upgrade 'onnxruntime-gpu[cuda,cudnn]'"
         )
     return session

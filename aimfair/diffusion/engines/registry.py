@@ -1,4 +1,4 @@
-"""The engines by the names that ``generate.engine`` gives them, and which one ``auto`` is."""
+"""The engines by the names of ``generate.engine``, and the choice of ``auto``."""
 
 from collections.abc import Callable, Mapping
 from importlib.util import find_spec
@@ -26,21 +26,21 @@ class Choice(NamedTuple):
 def choose_engine(
     settings: TextToImageSettings, device: Callable[[], torch.device], made_with: str | None = None
 ) -> Choice:
-    """What ``settings.engine`` asks for; for ``auto`` what a user would most likely want.
+    """``settings.engine``, or a choice for ``auto``.
 
-    Images that exist decide first: the others of a set are to be made as they were. On a GPU nobody waits minutes for
-    an engine unasked.
+    If images exist already, their engine makes the rest of the set. On a GPU nobody should wait minutes for an engine
+    without having asked for it.
 
     Args:
-        device: tells where the model will run; not asked where it does not matter.
-        made_with: the engine of images that are there already, if there are any.
+        device: returns the device of the model; called only if it matters.
+        made_with: the engine of existing images, if there are any.
     """
     if settings.engine != AUTO:
-        return Choice(settings.engine, "it was asked for")
+        return Choice(settings.engine, "it is set")
     if made_with is not None:
-        return Choice(made_with, "it made the images that are there")
+        return Choice(made_with, "it made the existing images")
     if device().type == "cuda":
-        return Choice("eager", "the others take minutes to build; --generate.engine tensorrt is made for GPUs")
+        return Choice("eager", "other engines take minutes to build; the fastest on a GPU: --generate.engine tensorrt")
     if settings.dtype != "float32":
         return Choice("eager", f"onnxruntime is slow in {settings.dtype} on a CPU")
     if missing := [name for name in _ONNX if find_spec(name) is None]:
@@ -55,13 +55,13 @@ def load_engine(
     log: Log = NOWHERE,
     interrupt: Interrupt = NEVER,
 ) -> Engine:
-    """The engine that was asked for, and never another; of ``auto``, the one that it is here.
+    """The engine of the settings, never another one; for ``auto``, the one chosen by :func:`choose_engine`.
 
     Args:
-        batches: part -> images that will go through it at a time, at most.
+        batches: part -> its largest batch.
 
     Raises:
-        AimfairError: it cannot be built here; the message says how to fix it.
+        AimfairError: it cannot be built; the message says how to fix it.
         Interrupted: as ``interrupt`` says.
     """
     name, reason = choose_engine(settings, lambda: source.device)
@@ -83,10 +83,10 @@ def prepare_engine(
     log: Log = NOWHERE,
     interrupt: Interrupt = NEVER,
 ) -> bool:
-    """Makes the engine if it is not there, for a GPU that need not be; raises as :func:`load_engine`.
+    """Builds the engine if it is not in the cache; TensorRT needs no GPU for this. Raises as :func:`load_engine`.
 
     Returns:
-        Whether it was found to agree with eager; if not, its first run will tell.
+        Whether it was compared with eager; if not, its first run compares it.
     """
     if settings.engine in tensorrt_build.NAMES:
         maker = tensorrt.Maker(settings.engine, source, settings.tensorrt, batches, log, interrupt)
@@ -96,7 +96,7 @@ def prepare_engine(
 
 
 def engine_facts(name: str) -> dict[str, Any] | None:
-    """Name and versions, for the record of what images were made with; None for eager, which has none of its own.
+    """Name and versions, for the provenance of images; None for eager, which has no version of its own.
 
     Raises:
         AimfairError: a package is missing.

@@ -1,8 +1,8 @@
-"""What engines were made from, kept for later runs: a folder for each, made once, under a lock.
+"""The cache of engines: each is built once, under a lock, in a folder of its own.
 
-An entry is ``<key>/``, with the files of the engine and ``entry.json``, which vouches for them by digest and says how
-far the engine was from eager. It is put in place as a whole. The key is a digest of the facts: the model's weights and
-configuration, dtype, shapes, versions. An entry may be deleted when no process uses it.
+An entry is ``<key>/`` with the files of the engine and ``entry.json``, which has their digests and how far the engine
+was from eager. It appears atomically. The key is a digest of the facts: the model's weights and configuration, dtype,
+shapes, versions. An entry may be deleted while no process uses it.
 """
 
 import contextlib
@@ -27,7 +27,7 @@ from aimfair.base.settings import Record
 from aimfair.diffusion.engines.agreement import Agreement
 
 GROWING = ".kernels"
-"""Suffix of files that an engine adds to while it runs: an entry does not vouch for them."""
+"""Suffix of files that an engine writes while it runs; an entry has no digest of them."""
 
 _ENTRY = "entry.json"
 _KEY = re.compile(r"[0-9a-f]{32}")
@@ -38,11 +38,11 @@ class Entry(Record):
 
     Attributes:
         facts: what they depend on.
-        tools: versions of the packages that made them, and that running them does not need.
+        tools: versions of packages that are needed to build them, but not to run them.
         files: name -> SHA-256.
-        agreement: of the engine with eager, from its first run; None: made where it cannot run, and not compared yet.
-        model: where the model lay, for people to read.
-        made: when.
+        agreement: with eager, from the first run; None: built where it cannot run, so not compared yet.
+        model: folder of the model, for information.
+        made: when it was built.
     """
 
     facts: dict[str, Any]
@@ -54,7 +54,7 @@ class Entry(Record):
 
 
 class _Unusable(Exception):
-    """Why an entry cannot be believed."""
+    """The reason why an entry is invalid."""
 
 
 def folder() -> Path:
@@ -71,16 +71,16 @@ def obtain(
     log: Log = NOWHERE,
     interrupt: Interrupt = NEVER,
 ) -> Path:
-    """The folder of the entry for these facts; made if there is none that can be believed.
+    """The folder of the entry for these facts; built if there is no valid one.
 
     Args:
-        facts: in JSON's types.
-        make: writes the files into an empty folder and compares the engine with eager, where it can.
+        facts: in JSON types.
+        make: writes the files into an empty folder and, if the engine can run here, compares it with eager.
         model: as in :class:`Entry`.
-        tools: those that are installed; an entry made with other versions of them is rebuilt.
+        tools: the installed ones; an entry built with other versions is rebuilt.
 
     Raises:
-        AimfairError: the new engine does not agree with eager, the entry cannot be written, or as ``make`` raises.
+        AimfairError: the new engine differs from eager, the entry cannot be written, or from ``make``.
         Interrupted: as ``interrupt`` says; nothing is left behind.
     """
     root = folder()
@@ -95,22 +95,22 @@ def obtain(
                 except _Unusable as fault:
                     log.warn(f"{place}: {fault}; building it again")
                     _remove(place)
-            for stray in root.glob(f".{place.name}.*.tmp"):  # of killed processes: whoever is at work holds the lock
+            for stray in root.glob(f".{place.name}.*.tmp"):  # left by killed processes: a live one holds the lock
                 _remove(stray)
             _build(place, facts, make, model, tools)
     except OSError as error:
         raise AimfairError(
-            f"{root}: engines cannot be kept there: {error}; it must be writable, with room for another copy of the"
-            " model (another folder: set XDG_CACHE_HOME)"
+            f"{root}: cannot store engines: {error}; expected a writable folder with space for another copy of the"
+            " model (set XDG_CACHE_HOME to use another)"
         ) from error
     return place
 
 
 def record(place: Path, agreement: Agreement, interrupt: Interrupt) -> None:
-    """Writes down how far an engine is from eager that was not compared when it was made.
+    """Records the agreement of an engine that was not compared when it was built.
 
     Raises:
-        AimfairError: it does not agree; the entry stays as it was.
+        AimfairError: it differs from eager; the entry is unchanged.
         Interrupted: as ``interrupt`` says.
     """
     entry = entry_of(place)
@@ -135,14 +135,14 @@ def _files_of(place: Path) -> dict[str, str] | None:
 
 @contextlib.contextmanager
 def _locked(place: Path, log: Log, interrupt: Interrupt) -> Iterator[None]:
-    """Holds the lock of an entry; says so if another process has it."""
+    """Holds the lock of an entry; reports if another process holds it."""
     path = place.with_name(f"{place.name}.lock")
-    with locked(path, interrupt, waiting=lambda: log.tell(f"waiting for another process that is at work on {place}")):
+    with locked(path, interrupt, waiting=lambda: log.tell(f"waiting for another process, which is building {place}")):
         yield
 
 
 def entries() -> Iterator[tuple[Path, Entry | str]]:
-    """Each folder of the cache with its entry, or with the reason why it cannot be believed."""
+    """Each folder of the cache with its entry, or with the reason why it is invalid."""
     root = folder()
     for place in sorted(root.iterdir()) if root.is_dir() else []:
         if _KEY.fullmatch(place.name):
@@ -188,16 +188,16 @@ def _refuse_difference(facts: dict[str, Any], agreement: Agreement) -> None:
 
 
 def entry_of(place: Path) -> Entry:
-    """What an entry that is there says of itself."""
+    """The record of an existing entry, unchecked."""
     return Entry.model_validate_json((place / _ENTRY).read_bytes())
 
 
 def _read(place: Path) -> Entry:
-    """An entry whose files are as it says."""
+    """An entry whose files match its digests."""
     try:
         entry = entry_of(place)
     except FileNotFoundError:
-        raise _Unusable(f"holds no {_ENTRY}, so it is no engine") from None
+        raise _Unusable(f"has no {_ENTRY}, so it is not an engine") from None
     except (OSError, ValidationError) as error:
         raise _Unusable(f"{_ENTRY} is damaged") from error
     for name, digest in entry.files.items():

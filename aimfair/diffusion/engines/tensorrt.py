@@ -27,10 +27,10 @@ class Maker:
 
     Args:
         name: tensorrt or tensorrt-rtx.
-        batches: part -> images at a time, at most.
+        batches: part -> its largest batch.
 
     Raises:
-        AimfairError: the package is missing, or has no code for the GPUs that are meant.
+        AimfairError: the package is missing, or does not support the target GPUs.
     """
 
     def __init__(
@@ -48,10 +48,10 @@ class Maker:
         self._targets = _targets(self._library, settings, source.device)
 
     def prepare(self) -> Agreement | None:
-        """Makes the engine if it is not there; it need not run here.
+        """Builds the engine if it is not in the cache; needs no GPU to run it.
 
         Returns:
-            How far it is from eager; None if it was not run yet.
+            Its agreement with eager; None if it has not run yet.
 
         Raises:
             AimfairError: it cannot be built, or differs from eager.
@@ -64,14 +64,14 @@ class Maker:
         if self._source.device.type != "cuda":
             raise AimfairError(
                 f"generate.engine: {self._library.name} runs on an NVIDIA GPU, found device {self._source.device}"
-                f" (torch {torch.__version__} sees {torch.cuda.device_count()} GPUs); go where there is one, or use"
+                f" (torch {torch.__version__} sees {torch.cuda.device_count()} GPUs); run it on such a machine, or use"
                 " --generate.engine onnxruntime or eager"
             )
         place = self._obtain()
         entry = store.entry_of(place)
         try:
             engine = self._open(place)
-        except PlanRefused as fault:  # after an update of the driver, say
+        except PlanRefused as fault:  # for example after a driver update
             self._log.warn(f"{fault}; building it again")
             store.remove(place, entry, self._interrupt)
             place = self._obtain()
@@ -82,7 +82,7 @@ class Maker:
 
     def _obtain(self) -> Path:
         device = self._source.device
-        with torch.cuda.device(device) if device.type == "cuda" else nullcontext():  # the builder measures on it
+        with torch.cuda.device(device) if device.type == "cuda" else nullcontext():  # the builder benchmarks on it
             return store.obtain(
                 self._facts(),
                 self._make,
@@ -96,7 +96,7 @@ class Maker:
         graphs = folder / "onnx"
         graphs.mkdir()
         export(self._source, graphs, self._interrupt)
-        torch.cuda.empty_cache()  # the builder measures in what torch leaves free
+        torch.cuda.empty_cache()  # the builder needs the memory that torch caches
         for part in self._source.parts:
             batch = self._batches[part.name]
             plan = Plan(
@@ -121,7 +121,7 @@ class Maker:
             return None
         try:
             return compare(self._open(folder), self._source)
-        finally:  # load opens it again, from where it will be kept
+        finally:  # load opens it again, from the cache
             gc.collect()
             torch.cuda.empty_cache()
 
@@ -146,7 +146,7 @@ class Maker:
         facts = {
             "engine": self._library.name,
             **self._source.facts(),
-            "device": "cuda",  # where it runs, wherever it is built
+            "device": "cuda",  # where it runs, not where it is built
             **versions(self._library.name),
             "profile": settings.profile,
             "batches": {part.name: self._batches[part.name] for part in self._source.parts},
@@ -155,11 +155,11 @@ class Maker:
             "architectures": list(self._targets),
         }
         if not self._library.just_in_time:
-            facts["gpu"] = torch.cuda.get_device_name(device)  # its kernels are chosen by measuring
+            facts["gpu"] = torch.cuda.get_device_name(device)  # its kernels are chosen by benchmarks
         return facts
 
     def _timing(self) -> Path | None:
-        """Where the builder keeps what it has measured; under the store's lock, as all that is built."""
+        """The file of the builder's timing cache; under the store's lock, like every build."""
         if self._library.just_in_time:
             return None
         gpu = torch.cuda.get_device_name(self._source.device)
@@ -168,7 +168,7 @@ class Maker:
 
 
 def versions(name: str) -> dict[str, Any]:
-    """What images depend on, beside model and settings. Of torch without its build: the exporter is in all of them."""
+    """What images depend on besides model and settings; torch's version without its build: they export alike."""
     return {name: load_library(name).version, "torch": torch.__version__.split("+")[0], "opset": OPSET}
 
 
@@ -181,8 +181,8 @@ def _targets(library: Library, settings: TensorRtSettings, device: torch.device)
     if not library.just_in_time:
         if here is None:
             raise AimfairError(
-                f"generate.engine: {library.name} builds on the GPU that is to run the engine, found device {device};"
-                f" do this there, or use --generate.engine {RTX}, which builds anywhere"
+                f"generate.engine: {library.name} builds only on the GPU that runs the engine, found device {device};"
+                f" run it there, or use --generate.engine {RTX}, which builds anywhere"
             )
         return (here,)
     known = library.architectures()
@@ -191,7 +191,7 @@ def _targets(library: Library, settings: TensorRtSettings, device: torch.device)
         raise AimfairError(
             f"generate.engine: {library.name} {library.version} has no code for this GPU"
             f" ({torch.cuda.get_device_name(device)}, {here}), only for {_list(known)}; use --generate.engine"
-            " tensorrt, which has, or eager"
+            " tensorrt or eager"
         )
     if strange := [number for number in wanted if number not in known]:
         raise AimfairError(

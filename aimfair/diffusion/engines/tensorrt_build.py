@@ -1,6 +1,6 @@
-"""The two packages of TensorRT, whose classes are the same: their import, their messages, and plans from ONNX files.
+"""The two packages of TensorRT, which share an API: import, messages, and building plans from ONNX files.
 
-A plan is what TensorRT calls an engine on disk.
+TensorRT calls an engine on disk a plan.
 """
 
 import importlib
@@ -19,10 +19,10 @@ from aimfair.base.log import Log
 from aimfair.diffusion.engines.engine import Part
 
 TENSORRT, RTX = NAMES = ("tensorrt", "tensorrt-rtx")
-"""Of the engines, and of the packages that ``pip install`` knows."""
+"""Names of the engines and of their pip packages."""
 
 _MODULES = {TENSORRT: "tensorrt", RTX: "tensorrt_rtx"}
-_OLDEST = {TENSORRT: "11.0", RTX: "1.7"}  # networks have the precision of their graph, without being asked
+_OLDEST = {TENSORRT: "11.0", RTX: "1.7"}  # the first with strongly typed networks by default
 _DTYPES = {
     torch.float32: "FLOAT",
     torch.float16: "HALF",
@@ -35,11 +35,11 @@ _LONGEST = 400  # characters of a reason in an error
 
 @dataclass(frozen=True)
 class Library:
-    """A package that was imported.
+    """An imported package.
 
     Attributes:
         name: one of :data:`NAMES`.
-        api: its module, which has no types.
+        api: its module, untyped.
     """
 
     name: str
@@ -51,28 +51,28 @@ class Library:
 
     @property
     def just_in_time(self) -> bool:
-        """Whether an engine is compiled for the GPU where it runs, and may be built without one."""
+        """Whether kernels are compiled on the GPU where the engine runs, so that it can be built without one."""
         return self.name == RTX
 
     def architectures(self) -> list[int]:
-        """Compute capabilities times ten that engines can be built for; of tensorrt-rtx."""
+        """The supported compute capabilities, times ten; of tensorrt-rtx."""
         names = self.api.ComputeCapability.__members__
         return sorted(int(name[2:]) for name in names if name.startswith("SM"))
 
     def architecture(self, number: int) -> Any:
-        """The library's word for one of :meth:`architectures`."""
+        """The library's constant for one of :meth:`architectures`."""
         return self.api.ComputeCapability.__members__[f"SM{number}"]
 
     def has_dtype(self, dtype: torch.dtype, found: Any) -> bool:
-        """Whether the library's word for a dtype is that of torch."""
+        """Whether ``found`` is the library's constant for a dtype of torch."""
         return bool(found == getattr(self.api.DataType, _DTYPES[dtype]))
 
 
 class Messages:
-    """What the library says while it works: nothing of it goes to the terminal.
+    """Collects the library's log messages, instead of printing them.
 
     Attributes:
-        logger: to be given to the library, and kept for as long as anything that it made.
+        logger: is passed to the library, and must outlive everything created with it.
         errors, warnings: one line each.
     """
 
@@ -88,24 +88,24 @@ class Messages:
 
         base: Any = library.api.ILogger
 
-        class Logger(base):  # type: ignore[misc]  # it has no types
+        class Logger(base):  # type: ignore[misc]  # untyped
             def __init__(self) -> None:
-                base.__init__(self)  # super() would not make the C++ object
+                base.__init__(self)  # super() would not create the C++ object
 
-            def log(self, severity: Any, msg: str) -> None:  # called from C++, through which nothing may be raised
+            def log(self, severity: Any, msg: str) -> None:  # called from C++, so it must not raise
                 if severity in kept:
                     kept[severity].append(" ".join(msg.split()))
 
         self.logger = Logger()
 
     def reason(self) -> str:
-        """The last errors, in one line."""
+        """The last errors, on one line."""
         text = "; ".join(dict.fromkeys(self.errors[-3:])) or "no reason given"
         return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}..."
 
     @property
     def out_of_memory(self) -> bool:
-        """Whether an error says so."""
+        """Whether an error says that memory ran out."""
         text = " ".join(self.errors).lower().replace(" ", "")
         return any(word in text for word in ("outofmemory", "insufficientmemory", "cudaerror2)", "bad_alloc"))
 
@@ -136,11 +136,11 @@ class Plan:
     """How a part is built.
 
     Attributes:
-        batch: the largest, in images.
-        smallest: images that it must run; ``batch`` where all batches are padded to one size.
-        workspace: bytes that one operation may take for itself; None: all there is.
+        batch: the largest batch.
+        smallest: the smallest batch; equal to ``batch`` if all are padded to one size.
+        workspace: limit in bytes; None: all memory.
         optimization_level: 0 to 5, of the builder.
-        targets: compute capabilities times ten, of tensorrt-rtx; none: the GPU that is there.
+        targets: compute capabilities times ten, of tensorrt-rtx; empty: the local GPU.
     """
 
     batch: int
@@ -160,15 +160,15 @@ def build(
     log: Log,
     interrupt: Interrupt,
 ) -> None:
-    """Writes the plan of a part to ``path``. Precision is that of the graph, and TF32 is off.
+    """Writes the plan of a part to ``path``, in the precision of the graph, without TF32.
 
     Args:
-        onnx: of the part, as exported: its first dimension is free. Weights are read from beside it.
-        timing: keeps what the builder has measured on this GPU, for later builds; tensorrt-rtx measures nothing.
+        onnx: the exported part, with a dynamic batch; its weights are in the same folder.
+        timing: file of the timing cache for this GPU; None for tensorrt-rtx, which has none.
 
     Raises:
-        AimfairError: the library cannot build it; says which node, and what to do.
-        Interrupted: the builder looks between any two steps; one of them may take half a minute.
+        AimfairError: the library cannot build it; names the node and a fix.
+        Interrupted: checked between steps of the builder, which may take half a minute.
         OSError: the plan cannot be written.
     """
     begin = time.monotonic()
@@ -178,7 +178,7 @@ def build(
     _parse(library, network, onnx, part, messages)
     config = builder.create_builder_config()
     config.add_optimization_profile(_profile(builder, part, plan))
-    config.clear_flag(library.api.BuilderFlag.TF32)  # 10 bits where eager has 23
+    config.clear_flag(library.api.BuilderFlag.TF32)  # it has 10 bits of mantissa, eager 23
     config.builder_optimization_level = plan.optimization_level
     if plan.workspace is not None:
         config.set_memory_pool_limit(library.api.MemoryPoolType.WORKSPACE, plan.workspace)
@@ -212,7 +212,7 @@ def build(
 
 def _parse(library: Library, network: Any, onnx: Path, part: Part, messages: Messages) -> None:
     parser = library.api.OnnxParser(network, messages.logger)
-    if not parser.parse_from_file(str(onnx)):  # the path: weights lie beside it
+    if not parser.parse_from_file(str(onnx)):  # by path, because of the external weights
         faults = [parser.get_error(index) for index in range(parser.num_errors)]
         nodes = [f"node {fault.node_name()} ({fault.node_operator()}): {fault.desc()}" for fault in faults]
         reason = " ".join("; ".join(nodes[:3]).split()) or messages.reason()
@@ -222,7 +222,7 @@ def _parse(library: Library, network: Any, onnx: Path, part: Part, messages: Mes
             " onnxruntime or eager"
         )
     inputs = {network.get_input(index).name for index in range(network.num_inputs)}
-    if inputs != set(part.inputs):  # what a module does not use is left out of its graph
+    if inputs != set(part.inputs):  # unused inputs are missing from the graph
         raise AimfairError(
             f"generate.engine: {part.name} has the inputs {', '.join(sorted(inputs))} in {onnx.name}, expected"
             f" {', '.join(sorted(part.inputs))}; use --generate.engine eager"
@@ -238,7 +238,7 @@ def _profile(builder: Any, part: Part, plan: Plan) -> Any:
 
 
 def _attach_timing(config: Any, path: Path) -> Any:
-    """The library rejects timings of another version or GPU by their header; then the cache starts empty."""
+    """The library rejects a timing cache of another version or GPU; then it starts empty."""
     for known in (path.read_bytes() if path.exists() else b"", b""):
         times = config.create_timing_cache(known)
         if times is not None and config.set_timing_cache(times, False):
@@ -249,16 +249,16 @@ def _attach_timing(config: Any, path: Path) -> Any:
 def _monitor(library: Library, interrupt: Interrupt) -> Any:
     base: Any = library.api.IProgressMonitor
 
-    class Monitor(base):  # type: ignore[misc]  # it has no types
-        """Asks ``interrupt`` between steps. Called from C++, through which nothing may be raised.
+    class Monitor(base):  # type: ignore[misc]  # untyped
+        """Checks ``interrupt`` between steps. Called from C++, so it must not raise.
 
         Attributes:
-            phases: (name, seconds) of those that are not part of another.
-            raised: what came while it was asked, such as a second Ctrl-C.
+            phases: (name, seconds) of the top-level phases.
+            raised: an exception raised meanwhile, such as by a second Ctrl-C.
         """
 
         def __init__(self) -> None:
-            base.__init__(self)  # super() would not make the C++ object
+            base.__init__(self)  # super() would not create the C++ object
             self.phases: list[tuple[str, float]] = []
             self.raised: BaseException | None = None
             self._begun: dict[str, float] = {}
@@ -277,7 +277,7 @@ def _monitor(library: Library, interrupt: Interrupt) -> Any:
         def step_complete(self, phase_name: str, step: int) -> bool:
             try:
                 return self.raised is None and not interrupt.requested
-            except BaseException as error:  # a signal handler runs wherever Python does
+            except BaseException as error:  # signal handlers run in any Python code
                 self.raised = error
                 return False
 
@@ -289,7 +289,7 @@ def _refusal(library: Library, part: Part, plan: Plan, messages: Messages) -> Ai
     if messages.out_of_memory:
         return AimfairError(
             f"{what}: out of memory: {messages.reason()}; lower --generate.batch_size or set"
-            " --generate.tensorrt.workspace_gb, and end what else runs on the GPU"
+            " --generate.tensorrt.workspace_gb, and stop other processes on the GPU"
         )
     return AimfairError(
         f"{what}: {messages.reason()}; try another generate.dtype, a smaller generate.batch_size or a later version"

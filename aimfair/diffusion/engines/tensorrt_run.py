@@ -1,4 +1,4 @@
-"""Plans of TensorRT at work: on memory and on a stream of torch's, as CUDA graphs, without waiting on the host."""
+"""Runs TensorRT plans in torch's memory, beside its stream, as CUDA graphs and without host synchronisation."""
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -19,26 +19,26 @@ from aimfair.diffusion.engines.tensorrt_build import Library, Messages
 
 
 class PlanRefused(AimfairError):
-    """The library does not load a plan, which has to be rebuilt."""
+    """The library does not load a plan; it must be rebuilt."""
 
 
 class Stream(Protocol):
-    """Where work is put that the host does not wait for."""
+    """A queue of asynchronous work on a device."""
 
     device: torch.device
 
     def current(self) -> AbstractContextManager[object]:
-        """While entered, the library's calls are for this device."""
+        """A context in which this device is the current one."""
 
     def launch(self, enqueue: Callable[[int], None]) -> None:
-        """Puts work between what torch was given before and after. ``enqueue`` takes the stream's handle."""
+        """Enqueues work after torch's earlier work and before its later work. ``enqueue`` takes the stream's handle."""
 
     def capture(self, enqueue: Callable[[int], None]) -> Callable[[], None]:
-        """Records work without doing it. What is returned puts it where torch's work goes then, at one launch."""
+        """Records work without running it. The function returned launches all of it on torch's current stream."""
 
 
 class CudaStream:
-    """A :class:`Stream` beside torch's: on the default one the library would wait for the whole device."""
+    """A :class:`Stream` of its own: on the default stream the library would synchronise with the whole device."""
 
     def __init__(self, device: torch.device):
         self.device = device
@@ -55,7 +55,7 @@ class CudaStream:
 
     def capture(self, enqueue: Callable[[int], None]) -> Callable[[], None]:
         graph = torch.cuda.CUDAGraph()
-        # Other threads may copy images meanwhile
+        # other threads may copy images meanwhile
         with torch.cuda.graph(graph, stream=self._stream, capture_error_mode="thread_local"):
             enqueue(self._stream.cuda_stream)
         return graph.replay
@@ -64,22 +64,22 @@ class CudaStream:
 class TensorRt:
     """An :class:`Engine`.
 
-    Batches larger than a plan takes are cut; where all have one size, smaller ones are filled up with rows that are not
-    given back. Inputs are copied to, and outputs from, memory that stays where it is, as CUDA graphs need. The memory
-    for intermediate values is torch's, once for all parts, as they never run at the same time.
+    Larger batches are split; with plans of a single size, smaller ones are padded. Inputs and outputs are copied to and
+    from fixed addresses, as CUDA graphs need. Intermediate values are in torch's memory, shared by all parts, which
+    never run at the same time.
 
     Args:
-        library: that built the plans.
-        folder: with ``<part>.plan``; tensorrt-rtx keeps there what it compiles for this GPU.
-        parts: that were built; their modules are not kept.
+        library: the package that built the plans.
+        folder: with ``<part>.plan``; tensorrt-rtx also stores there what it compiles for this GPU.
+        parts: the parts that were built; their modules are not kept.
         batches: part -> the largest batch of its plan.
-        padded: whether the plans take that size alone.
-        cuda_graphs: whether a batch is launched as one.
-        stream: where the work goes, on the device of the inputs.
+        padded: whether the plans take only that size.
+        cuda_graphs: whether to launch a batch as a CUDA graph.
+        stream: on the device of the inputs.
 
     Raises:
-        PlanRefused: the library does not load a plan, or it is not that of the part.
-        AimfairError: there is not enough memory on the GPU.
+        PlanRefused: the library does not load a plan, or it belongs to another part.
+        AimfairError: the GPU has too little memory.
     """
 
     def __init__(
@@ -115,9 +115,9 @@ class TensorRt:
         """As :meth:`Engine.run`.
 
         Raises:
-            ValueError: an input is not what the part takes.
-            torch.OutOfMemoryError: there is not enough memory on the GPU, and smaller batches are possible.
-            AimfairError: there is not enough for the one size of batch, or the library cannot run it.
+            ValueError: an input does not match the part.
+            torch.OutOfMemoryError: the GPU has too little memory, and smaller batches are possible.
+            AimfairError: the GPU has too little memory for the only batch size, or the library cannot run it.
         """
         plan = self._plans[part]
         plan.check(inputs)
@@ -131,9 +131,9 @@ class TensorRt:
                     found = slot.run([tensor[rows] for tensor in inputs])
                 except torch.OutOfMemoryError as error:
                     if not self._padded:
-                        raise  # a smaller batch will do
+                        raise  # a smaller batch may fit
                     raise AimfairError(
-                        f"{part}: {error}; the engine runs batches of {plan.batch} alone: lower --generate.batch_size,"
+                        f"{part}: {error}; the engine runs only batches of {plan.batch}: lower --generate.batch_size,"
                         " or --generate.tensorrt.profile dynamic"
                     ) from error
                 for output, values in zip(outputs, found, strict=True):
@@ -142,7 +142,7 @@ class TensorRt:
 
 
 class _LoadedPlan:
-    """A part's plan, and a :class:`_Slot` for each size of batch that has come."""
+    """A part's plan, and a :class:`_Slot` for each batch size so far."""
 
     def __init__(
         self, library: Library, folder: Path, part: Part, batch: int, cuda_graphs: bool, stream: Stream, log: Log
@@ -155,22 +155,22 @@ class _LoadedPlan:
         path = folder / f"{part.name}.plan"
         self._engine = self._runtime.deserialize_cuda_engine(path.read_bytes())
         if self._engine is None:
-            if self._messages.out_of_memory:  # not the plan's fault
+            if self._messages.out_of_memory:  # the plan itself may be fine
                 self._fail("the plan cannot be loaded")
             raise PlanRefused(f"{path}: {library.name} {library.version} does not load it: {self._messages.reason()}")
         self._refuse_another_part(path)
         self._kernels = folder / f"{part.name}{GROWING}"
         self._config = self._runtime_config(cuda_graphs)
-        self._captures = cuda_graphs and not library.just_in_time  # that one has graphs of its own
+        self._captures = cuda_graphs and not library.just_in_time  # which has its own CUDA graphs
         self._slots: dict[int, _Slot] = {}
 
     @property
     def scratch_bytes(self) -> int:
-        """For intermediate values of the largest batch."""
+        """Memory for intermediate values of the largest batch."""
         return int(self._engine.device_memory_size_v2)
 
     def check(self, inputs: Sequence[Tensor]) -> None:
-        """Raises ValueError for another number, shape, dtype or place of inputs than the part's."""
+        """Raises ValueError if number, shape, dtype or device of the inputs differ from the part's."""
         for (name, tensors), found in zip(self._inputs.items(), inputs, strict=True):
             expected = (torch.Size((len(inputs[0]), *tensors.shape)), tensors.dtype, self._stream.device.type)
             if (found.shape, found.dtype, found.device.type) != expected:
@@ -183,7 +183,7 @@ class _LoadedPlan:
         return tuple(_empty(tensors, batch, self._stream.device) for tensors in self._outputs.values())
 
     def slot(self, batch: int, scratch: Tensor) -> "_Slot":
-        """That for a size of batch, made when it first comes."""
+        """The slot for a batch size, created when first needed."""
         if (slot := self._slots.get(batch)) is None:
             try:
                 context = self._engine.create_execution_context(self._config)
@@ -206,7 +206,7 @@ class _LoadedPlan:
         if self._library.just_in_time:
             if cuda_graphs:
                 config.cuda_graph_strategy = api.CudaGraphStrategy.WHOLE_GRAPH_CAPTURE
-            # By default slower kernels stand in until better ones are compiled, and bits change during a run
+            # By default slower kernels run until better ones are compiled, so bits would change during a run
             config.dynamic_shapes_kernel_specialization_strategy = api.DynamicShapesKernelSpecializationStrategy.EAGER
             self._compiled = config.create_runtime_cache()
             if self._kernels.exists() and not self._compiled.deserialize(self._kernels.read_bytes()):
@@ -217,7 +217,7 @@ class _LoadedPlan:
         return config
 
     def _keep_kernels(self) -> None:
-        """For the next process, which then need not compile; the library checks them when it reads them."""
+        """Saves compiled kernels for the next process; the library validates them on loading."""
         if not self._library.just_in_time:
             return
         data = bytes(memoryview(self._compiled.serialize()))
@@ -226,7 +226,7 @@ class _LoadedPlan:
                 with replace_file(self._kernels) as temporary:
                     temporary.write_bytes(data)
         except OSError as error:
-            self._log.warn(f"{self._kernels}: compiled kernels cannot be kept, the next run compiles again: {error}")
+            self._log.warn(f"{self._kernels}: cannot store compiled kernels, so the next run compiles again: {error}")
 
     def _refuse_another_part(self, path: Path) -> None:
         for name, tensors in {**self._inputs, **self._outputs}.items():
@@ -247,12 +247,12 @@ class _LoadedPlan:
 
 
 class _Slot:
-    """A part at one size of batch: its inputs and outputs have their place in memory for good.
+    """A part at one batch size, with inputs and outputs at fixed addresses.
 
     Args:
-        context: of the library, for this slot alone.
-        captures: whether the work is recorded as a CUDA graph.
-        fail: raises, given what did not work.
+        context: execution context of this slot.
+        captures: whether to record a CUDA graph.
+        fail: raises an error with the given description.
     """
 
     def __init__(self, context: Any, stream: Stream, captures: bool, fail: Callable[[str], None]):
@@ -271,11 +271,10 @@ class _Slot:
         self._outputs.append(memory)
 
     def start(self, scratch: Tensor) -> None:
-        """To be called once, when all is bound. The first run settles what the library leaves open; then it can be
-        recorded.
+        """Runs once, and then records the CUDA graph. Call it once, after all tensors are bound.
 
         Args:
-            scratch: bytes for intermediate values, as many as the plan says.
+            scratch: memory for intermediate values, of the size that the plan needs.
         """
         if (needed := self._context.update_device_memory_size_for_shapes()) > len(scratch):
             scratch = torch.empty(needed, dtype=torch.uint8, device=scratch.device)
@@ -287,11 +286,11 @@ class _Slot:
         if self._captures:
             try:
                 self._work = self._stream.capture(self._enqueue)
-            except RuntimeError as error:  # of torch: something in it cannot be recorded
+            except RuntimeError as error:  # from torch: an operation cannot be captured
                 self._fail(f"no CUDA graph: {error}")
 
     def run(self, inputs: Sequence[Tensor]) -> list[Tensor]:
-        """Outputs of all rows, in memory that the next run fills; those beyond the inputs' are of no use."""
+        """Outputs of all rows, overwritten by the next run; rows beyond the inputs' are padding."""
         for memory, values in zip(self._inputs, inputs, strict=True):
             memory[: len(values)].copy_(values)
         self._work()

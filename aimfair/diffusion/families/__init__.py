@@ -1,1 +1,1 @@
-"""Families of text-to-image models: what is particular to each."""
+"""Families of text-to-image models: what is specific to each."""

@@ -12,11 +12,11 @@ from aimfair.diffusion.engines.engine import Engine, Part, Tensors
 
 
 class StandIn(nn.Module):
-    """Has the configuration of a module, none of its weights, and an engine.
+    """Replaces a module of a pipeline: has its configuration, but runs an engine instead of weights.
 
     Args:
-        module: whose place it takes.
-        part: the part of the engine that is run instead.
+        module: the module to replace.
+        part: the part of the engine to run.
     """
 
     def __init__(self, module: Any, engine: Engine, part: str):
@@ -33,28 +33,28 @@ class StandIn(nn.Module):
         return timestep.to(self.device, torch.float32).expand(batch)
 
     def cache_context(self, _: str) -> AbstractContextManager[None]:
-        """Pipelines enter it around each call; it is for caches of activations, which engines do not have."""
+        """Pipelines enter it around each call, for caches of activations, which engines do not have."""
         return nullcontext()
 
     def refuse(self, others: dict[str, Any]) -> None:
-        """Of the arguments that are left, any that says something.
+        """Refuses arguments that the engine would ignore.
 
         Raises:
-            AimfairError: there is one.
+            AimfairError: one has a value.
         """
         if unknown := [name for name, value in others.items() if name != "return_dict" and value not in (None, {})]:
             raise AimfairError(f"generate.model needs {', '.join(unknown)}, which only --generate.engine eager takes")
 
 
 LAST, PENULTIMATE = "last_hidden_state", "penultimate_hidden_state"
-"""Outputs [B, L, D]: of the last layer, and of the one before it."""
+"""Outputs [B, L, D] of the last and of the penultimate layer."""
 
 POOLED, PROJECTED = "pooler_output", "text_embeds"
-"""Outputs [B, D]: the text as a whole, without and with CLIP's projection."""
+"""Outputs [B, D]: the pooled text, without and with CLIP's projection."""
 
 
 class TextEncoder(nn.Module):
-    """The wanted outputs of an encoder of transformers, by their names above."""
+    """A text encoder of transformers with the given outputs, named as above."""
 
     def __init__(self, encoder: Any, outputs: tuple[str, ...]):
         super().__init__()
@@ -69,7 +69,7 @@ class TextEncoder(nn.Module):
 
 
 def text_encoder(encoder: Any, name: str, length: int, outputs: tuple[str, ...]) -> Part:
-    """The part of that name for texts of ``length`` tokens."""
+    """The part of a text encoder, for ``length`` tokens."""
     config, dtype = encoder.config, encoder.dtype
     shapes = {
         LAST: (length, config.hidden_size),
@@ -86,7 +86,7 @@ def text_encoder(encoder: Any, name: str, length: int, outputs: tuple[str, ...])
 
 
 class Encoded:
-    """What pipelines read of what an encoder returns: outputs by name, the first one, and the last but one layer."""
+    """The output of a text encoder as pipelines read it: by name, by index, or as the penultimate hidden state."""
 
     def __init__(self, outputs: dict[str, Tensor]):
         self._outputs = outputs
@@ -101,10 +101,10 @@ class Encoded:
 
 
 class EncoderStandIn(StandIn):
-    """In the place of a text encoder.
+    """Replaces a text encoder.
 
     Args:
-        outputs: of its part; the one that pipelines take by number first.
+        outputs: of its part; first the one that pipelines take by index.
     """
 
     def __init__(self, module: Any, engine: Engine, part: str, outputs: tuple[str, ...]):
@@ -117,18 +117,18 @@ class EncoderStandIn(StandIn):
 
 
 Pipeline = Any
-"""A pipeline of diffusers, which has no types."""
+"""A pipeline of diffusers, untyped."""
 
 Latents = tuple[int, int, int]
-"""Shape of the latents of one image as a picture: C channels, h rows, w columns."""
+"""Shape of the latents of one image: channels, rows, columns."""
 
 
 class Vocabulary(NamedTuple):
-    """How one of the text encoders is fed.
+    """The tokenizer of a text encoder.
 
     Attributes:
         tokenizer: of transformers.
-        length: tokens that the encoder sees, marks of beginning and end among them.
+        length: tokens that the encoder takes, including those for beginning and end.
     """
 
     tokenizer: Any
@@ -136,21 +136,21 @@ class Vocabulary(NamedTuple):
 
 
 class Family(ABC):
-    """One kind of models.
+    """A family of models.
 
     Attributes:
-        pipeline: the class in diffusers, and in a model's ``model_index.json``.
-        models: which ones these are, for people.
-        components: the folders of a model that must be there.
-        optional: those that it may have been made without.
-        without: arguments that keep diffusers from loading what generating needs not.
-        denoiser: the component that is run at every step.
-        stand_in: what takes its place.
-        encoders: text encoders that a model may have, with the outputs that the pipeline reads.
-        embeddings: what :meth:`embed` returns, by the names of the pipeline's arguments; for the text to steer away
-            from these begin with ``negative_``.
-        own_scheduler: it has been trained for schedulers of its kind, and works with no other.
-        steers_away: it can be guided away from a text.
+        pipeline: the class in diffusers and in ``model_index.json``.
+        models: the models, for messages.
+        components: the required folders of a model.
+        optional: the folders that a model may lack.
+        without: arguments that keep diffusers from loading what generation does not need.
+        denoiser: the component that runs at every step.
+        stand_in: what replaces it.
+        encoders: possible text encoders -> the outputs that the pipeline reads.
+        embeddings: names, as arguments of the pipeline, of what :meth:`embed` returns; those for the negative prompt
+            have the prefix ``negative_``.
+        own_scheduler: whether models work only with the kind of scheduler that they were trained with.
+        steers_away: whether there are negative prompts.
     """
 
     pipeline: ClassVar[str]
@@ -167,38 +167,38 @@ class Family(ABC):
 
     @abstractmethod
     def latents(self, pipeline: Pipeline, render_size: int | None) -> Latents:
-        """Of an image of that many pixels along each side; None: of the model's own size.
+        """The latents of an image with ``render_size`` pixels along each side; None: the model's default.
 
         Raises:
-            AimfairError: the model cannot make images of this size.
+            AimfairError: the model does not support this size.
         """
 
     @abstractmethod
     def parts(self, pipeline: Pipeline, latents: Latents) -> tuple[Part, ...]:
-        """All that runs for images with such latents: denoiser, decoder, text encoders."""
+        """The modules that generate images with such latents: denoiser, decoder, text encoders."""
 
     @abstractmethod
     def vocabularies(self, pipeline: Pipeline) -> dict[str, Vocabulary]:
-        """Of every text encoder that the model has, by its name."""
+        """Text encoder -> its tokenizer, for every text encoder of the model."""
 
     @abstractmethod
     def embed(self, pipeline: Pipeline, text: str) -> tuple[Tensor, ...]:
-        """One text as :attr:`embeddings` names it; each [1, ...]."""
+        """The embeddings of a prompt, in the order of :attr:`embeddings`; each [1, ...]."""
 
     @abstractmethod
     def guided(self, pipeline: Pipeline, scale: float) -> bool:
-        """Whether guidance of this scale runs the denoiser a second time, on the text to steer away from."""
+        """Whether guidance at this scale also runs the denoiser on the negative prompt."""
 
     def negative(self, pipeline: Pipeline, text: str, embedded: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        """The text to steer away from, which :meth:`embed` gave, as the denoiser is to see it."""
+        """The embeddings of the negative prompt, given those of :meth:`embed`."""
         return embedded
 
     def arrange(self, noise: Tensor) -> Tensor:
-        """Noise [B, C, h, w] as the pipeline takes latents."""
+        """Noise [B, C, h, w] in the pipeline's layout of latents."""
         return noise
 
     def replace(self, pipeline: Pipeline, engine: Engine) -> None:
-        """Replaces the pipeline's modules by the engine; the pipeline no longer holds their weights."""
+        """Replaces the pipeline's modules by the engine, and drops their weights."""
         setattr(pipeline, self.denoiser, self.stand_in(getattr(pipeline, self.denoiser), engine, "denoiser"))
         for name in self.vocabularies(pipeline):
             encoder = getattr(pipeline, name)
@@ -206,7 +206,7 @@ class Family(ABC):
         pipeline.vae = None
 
     def text_encoders(self, pipeline: Pipeline) -> tuple[Part, ...]:
-        """The last of :meth:`parts`."""
+        """The text encoders among :meth:`parts`."""
         return tuple(
             text_encoder(getattr(pipeline, name), name, vocabulary.length, self.encoders[name])
             for name, vocabulary in self.vocabularies(pipeline).items()
@@ -214,19 +214,20 @@ class Family(ABC):
 
 
 def require_multiple(found: int, multiple: int, own: int) -> None:
-    """
+    """Checks ``generate.render_size``.
+
     Raises:
-        AimfairError: the size found is not a multiple of that; says what the model's own size is.
+        AimfairError: ``found`` is not a multiple of ``multiple``.
     """
     if found % multiple:
         raise AimfairError(
-            f"generate.render_size: found {found}, expected a multiple of {multiple} for generate.model (its own is"
-            f" {own})"
+            f"generate.render_size: found {found}, expected a multiple of {multiple} for generate.model (its"
+            f" default is {own})"
         )
 
 
 class Decoder(nn.Module):
-    """Pixels [B, 3, H, W], about -1 to 1, of latents [B, C, h, w] as the last step leaves them."""
+    """Latents [B, C, h, w] after the last step -> pixels [B, 3, H, W], about -1 to 1."""
 
     latents_std: Tensor | None
     latents_mean: Tensor | None
@@ -236,7 +237,7 @@ class Decoder(nn.Module):
         self.vae = vae
         config = vae.config
         self._scale, self._shift = config.scaling_factor, config.shift_factor
-        for name in ("latents_std", "latents_mean"):  # of each channel; few models have them
+        for name in ("latents_std", "latents_mean"):  # per channel; few models have them
             values = config[name]
             if values is not None:
                 values = torch.tensor(values, dtype=vae.dtype, device=vae.device).view(1, -1, 1, 1)
@@ -255,7 +256,7 @@ class Decoder(nn.Module):
 
 
 def decoder(pipeline: Pipeline, latents: Latents, dtype: torch.dtype) -> Part:
-    """The part for latents of that dtype."""
+    """The decoder, for latents of the given dtype."""
     return Part(
         "decoder",
         Decoder(pipeline.vae).eval(),
@@ -265,6 +266,6 @@ def decoder(pipeline: Pipeline, latents: Latents, dtype: torch.dtype) -> Part:
 
 
 def images(pipeline: Pipeline, latents: Latents) -> Tensors:
-    """What comes out: [3, H, W]."""
+    """The decoder's output, [3, H, W]."""
     vae, factor = pipeline.vae, pipeline.vae_scale_factor
     return Tensors((vae.config.out_channels, latents[1] * factor, latents[2] * factor), vae.dtype)

@@ -1,4 +1,4 @@
-"""Flux: a transformer over patches of latents, with CLIP's view of the whole text and T5's of its words."""
+"""Flux: a transformer over patches of latents, conditioned on CLIP's pooled embedding and T5's token embeddings."""
 
 from typing import Any, ClassVar
 
@@ -19,11 +19,11 @@ from aimfair.diffusion.families.family import (
     require_multiple,
 )
 
-_PATCH = 2  # latents along each side of what the transformer sees as one
+_PATCH = 2  # latents along each side of a patch
 
 
 def pack(latents: Tensor) -> Tensor:
-    """[B, C, h, w] -> [B, h/2 * w/2, 4C]: patches row by row, in each the channels of its four latents."""
+    """[B, C, h, w] -> [B, h/2 * w/2, 4C]: patches in row-major order, each with the channels of its four latents."""
     batch, channels, height, width = latents.shape
     patches = latents.reshape(batch, channels, height // _PATCH, _PATCH, width // _PATCH, _PATCH)
     return patches.permute(0, 2, 4, 1, 3, 5).reshape(batch, -1, channels * _PATCH**2)
@@ -37,7 +37,7 @@ def unpack(packed: Tensor, latents: Latents) -> Tensor:
 
 
 class UnpackingDecoder(Decoder):
-    """Pixels of latents [B, h/2 * w/2, 4C]."""
+    """A :class:`Decoder` of packed latents [B, h/2 * w/2, 4C]."""
 
     def __init__(self, vae: Any, latents: Latents):
         super().__init__(vae)
@@ -48,7 +48,7 @@ class UnpackingDecoder(Decoder):
 
 
 class Positions(nn.Module):
-    """In the place of the transformer's own, for one size of image and length of text: computed once, in float64.
+    """Replaces the transformer's position embeddings, for one image size and prompt length: computed once, in float64.
 
     Args:
         positions: FluxPosEmbed.
@@ -69,7 +69,7 @@ class Positions(nn.Module):
 
 
 class Denoiser(nn.Module):
-    """What the transformer predicts, [B, h/2 * w/2, 4C]. From now on it works for these latents alone."""
+    """The transformer's prediction, [B, h/2 * w/2, 4C]. It then works only for latents of this shape."""
 
     tokens: Tensor
     patches: Tensor
@@ -107,7 +107,7 @@ class Denoiser(nn.Module):
 
 
 class DenoiserStandIn(StandIn):
-    """In the place of the transformer; positions are part of what the engine was made from."""
+    """Replaces the transformer; position ids are constants of the engine."""
 
     def forward(
         self,
@@ -127,7 +127,7 @@ class DenoiserStandIn(StandIn):
 
 
 class Flux(Family):
-    """The models are distilled: the scale of guidance is an input of Flux dev, and schnell has none."""
+    """Guidance-distilled models: the guidance scale is an input of Flux dev; schnell has none."""
 
     pipeline = "FluxPipeline"
     models = "Flux 1 dev or schnell"
@@ -148,7 +148,7 @@ class Flux(Family):
         return pipeline.transformer.config.in_channels // _PATCH**2, size // factor, size // factor
 
     def parts(self, pipeline: Pipeline, latents: Latents) -> tuple[Part, ...]:
-        """As in every family. From now on the transformer works for these latents alone."""
+        """As :meth:`Family.parts`. The transformer then works only for latents of this shape."""
         transformer = pipeline.transformer
         config, dtype = transformer.config, transformer.dtype
         length = self.vocabularies(pipeline)["text_encoder_2"].length

@@ -1,4 +1,4 @@
-"""The families by the pipeline class that a model's index names."""
+"""The families by pipeline class, as in a model's index."""
 
 import json
 from pathlib import Path
@@ -20,7 +20,7 @@ def family_of(folder: Path) -> Family:
     """The family of a model in diffusers' layout.
 
     Raises:
-        AimfairError: it is none of ours, or a part of it is missing.
+        AimfairError: the family is not supported, or a component is missing.
     """
     index = _index(folder)
     for family in _FAMILIES:
@@ -36,7 +36,7 @@ def family_of(folder: Path) -> Family:
 
 
 def absent(folder: Path, family: Family) -> dict[str, None]:
-    """The optional components without which, by its index, the model was made; as diffusers wants to be told."""
+    """The optional components that the model does not have, as arguments of diffusers."""
     index = _index(folder)
     return {name: None for name in family.optional if index.get(name, [None])[0] is None}
 

@@ -1,4 +1,4 @@
-"""Stable Diffusion 3 and 3.5: a transformer that sees the text through two CLIP encoders and, if it has it, T5."""
+"""Stable Diffusion 3 and 3.5: a transformer conditioned on two CLIP encoders and, optionally, T5."""
 
 from typing import Any, ClassVar
 
@@ -20,11 +20,11 @@ from aimfair.diffusion.families.family import (
     require_multiple,
 )
 
-_T5_LENGTH = 256  # tokens; what diffusers takes
+_T5_LENGTH = 256  # tokens; the default of diffusers
 
 
 class Denoiser(nn.Module):
-    """What the transformer predicts, [B, C, h, w]."""
+    """The transformer's prediction, [B, C, h, w]."""
 
     def __init__(self, transformer: Any):
         super().__init__()
@@ -44,7 +44,7 @@ class Denoiser(nn.Module):
 
 
 class DenoiserStandIn(StandIn):
-    """In the place of the transformer."""
+    """Replaces the transformer."""
 
     def forward(
         self,
@@ -106,7 +106,7 @@ class StableDiffusion3(Family):
             "text_encoder": Vocabulary(pipeline.tokenizer, clip),
             "text_encoder_2": Vocabulary(pipeline.tokenizer_2, clip),
         }
-        if pipeline.text_encoder_3 is not None:  # some do without; the pipeline puts zeros in its place
+        if pipeline.text_encoder_3 is not None:  # optional; the pipeline uses zeros instead
             found["text_encoder_3"] = Vocabulary(pipeline.tokenizer_3, _T5_LENGTH)
         return found
 

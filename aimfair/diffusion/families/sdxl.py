@@ -1,4 +1,4 @@
-"""Stable Diffusion XL: a UNet that sees the text through two encoders, and the size of the image."""
+"""Stable Diffusion XL: a UNet conditioned on two text encoders and on the image size."""
 
 from types import SimpleNamespace
 from typing import Any, ClassVar
@@ -19,11 +19,11 @@ from aimfair.diffusion.families.family import (
 )
 from aimfair.diffusion.families.unet import scale_of_guidance, unet_guided, unet_inputs, unet_latents
 
-_TIME_IDS = 6  # height and width of the original, of the crop's corner, of the image
+_TIME_IDS = 6  # original height and width, crop top and left, target height and width
 
 
 class Denoiser(nn.Module):
-    """What the UNet predicts, [B, C, h, w]."""
+    """The UNet's prediction, [B, C, h, w]."""
 
     def __init__(self, unet: Any):
         super().__init__()
@@ -38,7 +38,7 @@ class Denoiser(nn.Module):
         time_ids: Tensor,
         timestep_cond: Tensor | None = None,
     ) -> tuple[Tensor, ...]:
-        # The UNet joins these with float32; what torch does itself, ONNX wants to be told.
+        # The UNet concatenates this with float32; torch promotes implicitly, ONNX does not.
         added = {"text_embeds": text_embeds.float(), "time_ids": time_ids}
         predicted: Tensor = self.unet(
             sample,
@@ -52,7 +52,7 @@ class Denoiser(nn.Module):
 
 
 class DenoiserStandIn(StandIn):
-    """In the place of the UNet."""
+    """Replaces the UNet."""
 
     def __init__(self, unet: Any, engine: Engine, part: str):
         super().__init__(unet, engine, part)
@@ -90,7 +90,7 @@ class StableDiffusionXL(Family):
         return unet_latents(pipeline, render_size)
 
     def parts(self, pipeline: Pipeline, latents: Latents) -> tuple[Part, ...]:
-        """As in every family. The decoder is in float32 where the model asks for it: it overflows in half precision."""
+        """As :meth:`Family.parts`. The decoder is in float32 if the model says that it overflows in half precision."""
         unet = pipeline.unet
         if unet.dtype == torch.float16 and pipeline.vae.config.force_upcast:
             pipeline.vae.to(torch.float32)
@@ -121,7 +121,7 @@ class StableDiffusionXL(Family):
         return embedding, pooled
 
     def negative(self, pipeline: Pipeline, text: str, embedded: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        """Zeros for no text, if the model was trained so."""
+        """Zeros for an empty prompt, if the model was trained so."""
         if text or not pipeline.config.force_zeros_for_empty_prompt:
             return embedded
         return tuple(map(torch.zeros_like, embedded))

@@ -1,4 +1,4 @@
-"""Stable Diffusion 1.x and 2.x: a UNet that sees the text through one encoder."""
+"""Stable Diffusion 1.x and 2.x: a UNet conditioned on one text encoder."""
 
 from typing import Any, ClassVar
 
@@ -10,7 +10,7 @@ from aimfair.diffusion.families.unet import scale_of_guidance, unet_guided, unet
 
 
 class Denoiser(nn.Module):
-    """What the UNet predicts, [B, C, h, w]."""
+    """The UNet's prediction, [B, C, h, w]."""
 
     def __init__(self, unet: Any):
         super().__init__()
@@ -30,7 +30,7 @@ class Denoiser(nn.Module):
 
 
 class DenoiserStandIn(StandIn):
-    """In the place of the UNet."""
+    """Replaces the UNet."""
 
     def forward(
         self,

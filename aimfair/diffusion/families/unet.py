@@ -1,4 +1,4 @@
-"""What the two families with a UNet share."""
+"""Shared by the two families with a UNet."""
 
 import math
 
@@ -14,7 +14,7 @@ def unet_latents(pipeline: Pipeline, render_size: int | None) -> Latents:
     """As :meth:`Family.latents`."""
     unet, factor = pipeline.unet.config, pipeline.vae_scale_factor
     if not isinstance(unet.sample_size, int):
-        raise AimfairError(f"generate.model: makes images of {unet.sample_size} latents, expected squares")
+        raise AimfairError(f"generate.model: has latents of size {unet.sample_size}, expected square ones")
     own = unet.sample_size * factor
     size = render_size or own
     require_multiple(size, math.lcm(8, factor * 2 ** (len(unet.block_out_channels) - 1)), own)
@@ -22,7 +22,7 @@ def unet_latents(pipeline: Pipeline, render_size: int | None) -> Latents:
 
 
 def unet_inputs(pipeline: Pipeline, latents: Latents, tokens: int) -> tuple[dict[str, Tensors], dict[str, Tensors]]:
-    """Those of every UNet; and those of one that takes the scale of guidance as an input, after all others."""
+    """The inputs of every UNet, and those that one with the guidance scale as an input has after all others."""
     config, dtype = pipeline.unet.config, pipeline.unet.dtype
     inputs = {
         "sample": Tensors(latents, dtype),
@@ -35,15 +35,15 @@ def unet_inputs(pipeline: Pipeline, latents: Latents, tokens: int) -> tuple[dict
 
 
 def unet_guided(pipeline: Pipeline, scale: float) -> bool:
-    """As :meth:`Family.guided`; diffusers leaves out guidance up to 1."""
+    """As :meth:`Family.guided`; diffusers applies no guidance up to 1."""
     return scale > 1 and pipeline.unet.config.time_cond_proj_dim is None
 
 
 def scale_of_guidance(unet: StandIn, timestep_cond: Tensor | None, batch: int) -> tuple[Tensor, ...]:
-    """The scale of guidance as an input [B, D], if there is one.
+    """The embedded guidance scale as an input [B, D], if there is one.
 
     Raises:
-        AimfairError: it is given, and the model has no such input.
+        AimfairError: it is given, but the model has no such input.
     """
     if unet.config.time_cond_proj_dim is None:
         unet.refuse({"timestep_cond": timestep_cond})

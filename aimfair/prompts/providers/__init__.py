@@ -1,4 +1,4 @@
-"""Language models that write prompts: the interface that each implements."""
+"""The interface of language models that write prompts."""
 
 from dataclasses import dataclass
 from typing import Literal, Protocol
@@ -6,12 +6,12 @@ from typing import Literal, Protocol
 
 @dataclass(frozen=True)
 class Reply:
-    """What came back, not looked at yet.
+    """An unchecked reply.
 
     Attributes:
-        text: all of it; may be anything.
-        end: "done", or why the text is not a whole answer.
-        tokens_in, tokens_out: of the message and the reply; 0 where nobody counted.
+        text: untrusted.
+        end: "done", or why the text is incomplete.
+        tokens_in, tokens_out: of the message and the reply; 0 if unknown.
     """
 
     text: str
@@ -21,13 +21,13 @@ class Reply:
 
 
 class ChatModel(Protocol):
-    """Answers a message. Knows nothing of earlier ones, and may answer the same message in another way."""
+    """Answers single messages, without memory of earlier ones; answers need not be deterministic."""
 
     def ask(self, message: str) -> Reply:
         """The reply.
 
         Raises:
-            AimfairError: there is no reply, and asking again now would not bring one.
-            Interrupted: a signal came while it waited.
+            AimfairError: there is no reply, and a retry would not help.
+            Interrupted: by a signal while waiting.
         """
         ...

@@ -1,7 +1,7 @@
-"""A model behind an endpoint that speaks OpenAI's protocol; the only importer of its client.
+"""A model behind an OpenAI-compatible endpoint; the only importer of the openai client.
 
-Address and key come from the environment, OPENAI_BASE_URL and OPENAI_API_KEY, and stay there: no error, log or reply
-that leaves this file holds the key.
+URL and key come from the environment, OPENAI_BASE_URL and OPENAI_API_KEY. The key never appears in an error, a log or a
+reply.
 """
 
 import json
@@ -23,8 +23,8 @@ from aimfair.prompts.settings import LanguageModelSettings
 if TYPE_CHECKING:
     import openai
 
-_NO_KEY = "none"  # the client wants one; self-hosted servers seldom do
-_SHORTEST_SECRET = 8  # a shorter key is a placeholder, and may be a word of a reply
+_NO_KEY = "none"  # the client requires one, self-hosted servers rarely do
+_SHORTEST_SECRET = 8  # a shorter key is a placeholder, which may occur in a reply
 _FIRST_WAIT, _LONGEST_WAIT = 1.0, 60.0  # seconds
 _AGAIN = (408, 409, 429)  # and 5xx
 _LEAVE_OUT = {
@@ -32,20 +32,20 @@ _LEAVE_OUT = {
     "max_tokens": "--prompts.llm.max_tokens null",
     "temperature": "--prompts.llm.temperature null",
 }
-"""Field of a request -> what keeps it from being sent; no other fields are sent but the model and the message."""
-_GRACE = 2.0  # seconds, for an answer that a signal meets on its way
+"""Optional field of a request -> the setting that omits it."""
+_GRACE = 2.0  # seconds that an answer in flight gets after a signal
 _LONGEST_ANSWER = 8_000_000  # bytes
-_TICK = 0.1  # seconds between looks at the interrupt
+_TICK = 0.1  # seconds between checks of the interrupt
 
 
 class Endpoint:
-    """Answers through an endpoint; waits and asks again where that may help.
+    """Answers through an endpoint, with retries: exponential backoff with jitter, or Retry-After.
 
     Args:
         settings: ``prompts.llm``.
 
     Raises:
-        AimfairError: the client is not installed, or there is no key for OpenAI itself.
+        AimfairError: the client is not installed, or neither key nor URL is set.
     """
 
     def __init__(self, settings: LanguageModelSettings, *, log: Log = NOWHERE, interrupt: Interrupt = NEVER):
@@ -57,18 +57,18 @@ class Endpoint:
         if not self._key and not address:
             raise AimfairError(
                 "prompts.provider openai: neither OPENAI_API_KEY nor OPENAI_BASE_URL is set in the environment; set "
-                "the key, or the address of a server of your own, such as http://localhost:8000/v1"
+                "the key, or the URL of your own server, such as http://localhost:8000/v1"
             )
         if not (self._key.isascii() and self._key.isprintable()):
-            raise AimfairError("OPENAI_API_KEY: found characters that no key has, expected printable ASCII")
+            raise AimfairError("OPENAI_API_KEY: found invalid characters, expected printable ASCII")
         try:
             if address and not address.startswith(("http://", "https://")):
                 raise ValueError
             self._client = openai.OpenAI(
                 api_key=self._key or _NO_KEY, base_url=address or None, timeout=settings.timeout, max_retries=0
             )
-        except Exception:  # of the client or of its HTTP client, with the whole address, which may hold a password
-            raise AimfairError("OPENAI_BASE_URL: expected an address such as http://localhost:8000/v1") from None
+        except Exception:  # its message has the whole URL, which may contain a password
+            raise AimfairError("OPENAI_BASE_URL: expected a URL such as http://localhost:8000/v1") from None
 
     def ask(self, message: str) -> Reply:
         """See :class:`ChatModel`."""
@@ -81,11 +81,11 @@ class Endpoint:
                 fault = self._fault(error)
                 told = self._told_to_wait(error)
                 if not self._may_pass(error):
-                    raise AimfairError(f"prompts.llm: {fault}") from None  # the cause may hold the key
+                    raise AimfairError(f"prompts.llm: {fault}") from None  # the cause may contain the key
                 if told is not None and told > self._settings.max_wait:
                     raise AimfairError(
                         f"prompts.llm: {fault}; it asks to wait {told:.0f} s, prompts.llm.max_wait is "
-                        f"{self._settings.max_wait:g}; what was accepted is kept, so the same command continues later"
+                        f"{self._settings.max_wait:g}; accepted prompts are kept, so run the same command again later"
                     ) from None
             if attempt < self._settings.retries:
                 seconds = told if told is not None else wait * random.uniform(0.75, 1.25)
@@ -93,16 +93,16 @@ class Endpoint:
                 self._sleep(seconds)
                 wait = min(2 * wait, _LONGEST_WAIT)
         raise AimfairError(
-            f"prompts.llm: {fault}, {self._settings.retries + 1} times (prompts.llm.retries); what was accepted is "
-            "kept, so the same command continues later"
+            f"prompts.llm: {fault}, {self._settings.retries + 1} times (prompts.llm.retries); accepted prompts are "
+            "kept, so run the same command again later"
         )
 
     def close(self) -> None:
-        """Ends the connections that are kept for further requests."""
+        """Closes idle connections."""
         self._client.close()
 
     def _send(self, message: str) -> Any:
-        """The body of the answer as JSON has it; None where it is no JSON, or longer than any answer."""
+        """The parsed body of the answer; None if it is not JSON, or too long."""
         given: dict[str, Any] = {}
         if self._settings.temperature is not None:
             given["temperature"] = self._settings.temperature
@@ -121,9 +121,9 @@ class Endpoint:
             return None
 
     def _read(self, response: Any, end: float) -> bytes | None:
-        """What the server sends until ``end``: the client's own limit is for each piece of it, and restarts.
+        """The body received until ``end``; the client's own timeout restarts with each chunk.
 
-        A signal ends it a little later: many servers send all at once, and that was paid for.
+        After a signal it waits a little longer, because many servers send a paid answer all at once.
         """
         body, pieces = bytearray(), response.iter_bytes()
         given_up = math.inf
@@ -134,7 +134,7 @@ class Endpoint:
                 self._interrupt.check()
             try:
                 piece = next(pieces, None)
-            except Exception:  # of the HTTP client, which is not this file's to know
+            except Exception:  # from the HTTP client, which this file does not import
                 late = time.monotonic() >= end
                 kind = self._openai.APITimeoutError if late else self._openai.APIConnectionError
                 raise kind(request=response.http_request) from None
@@ -160,11 +160,11 @@ class Endpoint:
         )
 
     def _may_pass(self, error: "openai.OpenAIError") -> bool:
-        """Whether the same request may succeed a little later."""
+        """Whether a retry may succeed."""
         if isinstance(error, self._openai.APIStatusError):
-            spent = error.code == "insufficient_quota"  # a 429 that no waiting fixes
+            spent = error.code == "insufficient_quota"  # a 429 that a retry does not fix
             return not spent and (error.status_code in _AGAIN or error.status_code >= 500)
-        return isinstance(error, self._openai.APIConnectionError)  # timeouts among them
+        return isinstance(error, self._openai.APIConnectionError)  # including timeouts
 
     def _fault(self, error: "openai.OpenAIError") -> str:
         if isinstance(error, self._openai.APITimeoutError):
@@ -173,11 +173,11 @@ class Endpoint:
             said = self._said(error)
             return f"the endpoint answers {error.status_code}: {said[:300]}{self._remedy(said)}"
         if isinstance(error, self._openai.APIConnectionError):
-            return "the endpoint cannot be reached; check OPENAI_BASE_URL and that the server runs"
+            return "the endpoint cannot be reached; check OPENAI_BASE_URL, and that the server is running"
         return f"the endpoint's answer cannot be read ({type(error).__name__})"
 
     def _said(self, error: "openai.APIStatusError") -> str:
-        """The reason that the server gives, in one line: under "message" as OpenAI has it, or "detail" as FastAPI."""
+        """The server's reason, on one line: "message" as in OpenAI's API, or "detail" as in FastAPI."""
         body: Any = error.body
         if isinstance(body, dict):
             body = body.get("message") or body.get("detail") or body
@@ -185,14 +185,14 @@ class Endpoint:
         return "".join(c if c.isprintable() else "?" for c in text)
 
     def _remedy(self, said: str) -> str:
-        """Which setting leaves out the field of the request that the server names."""
+        """The setting that omits the field of the request that the server complains about."""
         for field, setting in _LEAVE_OUT.items():
             if field in said:
-                return f"; {setting} leaves it out"
+                return f"; {setting} omits it"
         return ""
 
     def _told_to_wait(self, error: "openai.OpenAIError") -> float | None:
-        """Seconds, of the header Retry-After: a number, or a date."""
+        """Seconds from the header Retry-After, a number or a date; None without it."""
         if not isinstance(error, self._openai.APIStatusError):
             return None
         header = error.response.headers.get("retry-after", "").strip()
@@ -215,7 +215,7 @@ class Endpoint:
 
 
 def _within(value: Any, *path: str | int) -> Any:
-    """What is at the end of a path of keys and indices; None if it does not lead there."""
+    """The value at a path of keys and indices; None if there is none."""
     for part in path:
         if isinstance(value, dict):
             value = value.get(part)

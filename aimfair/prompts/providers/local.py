@@ -1,4 +1,4 @@
-"""A chat model of transformers, from a folder, on this machine."""
+"""A local chat model of transformers."""
 
 from pathlib import Path
 from typing import Any
@@ -18,14 +18,14 @@ _MAX_TOKENS = 2048
 
 
 class LocalModel:
-    """Answers with the weights in a folder; no code from there is run, no pickle read, no network asked.
+    """Runs a model from a folder, without its code, without pickle and without network.
 
     Args:
         settings: ``prompts.llm``.
-        seed: of sampling; the same messages in the same order have the same replies.
+        seed: of sampling; the same sequence of messages has the same replies.
 
     Raises:
-        AimfairError: transformers is not installed, or the folder holds no chat model.
+        AimfairError: transformers is not installed, or the folder has no chat model.
     """
 
     def __init__(
@@ -73,7 +73,7 @@ class LocalModel:
         return Reply(text, "cut off" if len(new) >= most else "done", given, len(new))
 
     def _room(self, given: int) -> int:
-        """Tokens that a reply may have."""
+        """Most tokens of a reply."""
         wanted = self._settings.max_tokens or _MAX_TOKENS
         positions: int | None = getattr(self._model.config.get_text_config(), "max_position_embeddings", None)
         if positions is None:
@@ -81,18 +81,18 @@ class LocalModel:
         if given >= positions:
             raise AimfairError(
                 f"{_KEY}: the request has {given} tokens, the model takes {positions}; lower "
-                "prompts.llm.per_request, or take another model"
+                "prompts.llm.per_request, or use another model"
             )
         return min(wanted, positions - given)
 
     def _sampling(self) -> dict[str, Any]:
         temperature = self._settings.temperature
-        if temperature == 0:  # the likeliest token each time; what the folder says of sampling has no meaning then
+        if temperature == 0:  # greedy; unset the sampling parameters of the model folder
             return {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
         return {"do_sample": True} | ({} if temperature is None else {"temperature": temperature})
 
     def _pad(self) -> Any:
-        """The token for padding, or the end's: one text is generated at a time, so none is ever seen."""
+        """The padding token, or the end-of-text token; never used, as one text is generated at a time."""
         number = self._tokenizer.pad_token_id
         return self._tokenizer.eos_token_id if number is None else number
 

@@ -1,7 +1,7 @@
-"""Templates of prompts from a language model: the request, the checks on each reply, and the loop over both.
+"""Prompt templates from a language model: the request, the validation of replies, and the loop over both.
 
-A template has slots for the two attributes, so that all groups share it. A reply is untrusted data: whatever is not
-a template as requested is rejected.
+A template has slots for the two attributes, so all groups share it. Replies are untrusted: anything but a template as
+requested is rejected.
 """
 
 import hashlib
@@ -30,11 +30,11 @@ from aimfair.prompts.settings import PromptSettings
 
 @dataclass(frozen=True)
 class Brief:
-    """One template that is wanted.
+    """A template to request.
 
     Attributes:
-        number: which of all, from 0.
-        contexts: the contextual attributes that it is to have, each with a value from the settings as an example.
+        number: from 0.
+        contexts: the contextual attributes that it should have, each with a value from the settings as an example.
     """
 
     number: int
@@ -42,7 +42,7 @@ class Brief:
 
 
 def make_briefs(settings: PromptSettings) -> list[Brief]:
-    """One for each of ``settings.per_group`` templates; every contextual attribute and example equally often."""
+    """``settings.per_group`` briefs, with every contextual attribute and example equally often."""
     distinct = count_contexts(settings.contexts, settings.contexts_per_prompt)
     n = settings.per_group
     contexts = draw_contexts(settings.contexts, settings.contexts_per_prompt, min(n, distinct), settings.seed)
@@ -52,13 +52,11 @@ def make_briefs(settings: PromptSettings) -> list[Brief]:
 def make_message(
     settings: PromptSettings, target: str, protected: str, briefs: Sequence[Brief], faults: Counter[str]
 ) -> str:
-    """The message that asks for the templates of ``briefs``.
-
-    Nothing in it comes from a reply.
+    """The message that requests the templates of ``briefs``. It contains nothing from a reply.
 
     Args:
         target, protected: names of the two attributes.
-        faults: of the last reply, reason -> how many.
+        faults: of the last reply, reason -> count.
     """
     avoid = [word for words in (*settings.targets, *settings.protected) for word in words] + settings.llm.avoid
     example = {
@@ -111,7 +109,7 @@ _TURNED = re.compile(
     rf"({_PART_OF_WORD}|-)\{{(target|protected)\}}|\{{(target|protected)\}}({_PART_OF_WORD}|-)"
     r"|\b(not?|non|never|without|hardly)( an?)? \{(target|protected)\}"
 )
-"""A slot within a word, or negated: the word for one group could become that for another."""
+"""A slot that is negated or part of a word: this could turn the word for one group into that for another."""
 _MARKUP = re.compile(r"[{}<>\[\]|\\`]|://")
 _REFUSAL = re.compile(
     r"\b(i'?m sorry|i apologi[sz]e|(can'?t|cannot|unable to|won'?t) (help|assist|comply|provide|fulfil))"
@@ -121,11 +119,11 @@ _GRAM = 3  # words
 
 
 class Template(Line):
-    """A text with {target} and {protected} where a group's words go.
+    """A prompt with the slots {target} and {protected}.
 
     Attributes:
         number: of its brief.
-        contexts: contextual attribute -> the words of the text that are its value.
+        contexts: contextual attribute -> its value, as in the text.
     """
 
     number: int
@@ -138,10 +136,10 @@ class _Answer(Record, strict=True):
 
 
 class Desk:
-    """Takes templates in, each of them once, and remembers which.
+    """Validates templates, and collects one for each brief.
 
     Attributes:
-        taken: number of the brief -> its template.
+        taken: number of the brief -> its accepted template.
     """
 
     def __init__(self, settings: PromptSettings, briefs: Sequence[Brief]):
@@ -156,7 +154,7 @@ class Desk:
         self.taken: dict[int, Template] = {}
 
     def read(self, reply: Reply) -> tuple[list[Template], Counter[str]]:
-        """The templates that were taken in, and the reasons why others were not, or the reply as a whole."""
+        """The accepted templates of a reply, and why others, or the whole reply, were rejected."""
         items = _items(reply)
         if isinstance(items, str):
             return [], Counter([items])
@@ -177,10 +175,10 @@ class Desk:
         return taken, faults
 
     def take(self, template: Template) -> str:
-        """Takes it in, or says why not."""
+        """Accepts a template, or returns why not; "" if accepted."""
         brief = self._briefs.get(template.number)
         if brief is None or template.number in self.taken:
-            return "a number that is not wanted"
+            return "a number that was not requested"
         pieces = (template.text, *template.contexts.values())
         if not all(piece.isprintable() and piece.strip() for piece in pieces):
             return "blank, or control characters"
@@ -199,12 +197,12 @@ class Desk:
         if self._words.search(_normal(bare)):
             return "words of a group outside the slots"
         if set(template.contexts) != set(brief.contexts):
-            return "other contexts than asked for"
+            return "other contexts than requested"
         if not all(_normal(value) in _normal(bare) for value in contexts.values()):
             return "a context that is not in the text"
         grams = _grams(_normal(bare))
         if any(len(grams & other) >= self._settings.llm.similarity * len(grams | other) for other in self._grams):
-            return "too like another"
+            return "too similar to another"
         self._grams.append(grams)
         self.taken[template.number] = Template(number=template.number, text=text, contexts=contexts)
         return ""
@@ -214,10 +212,10 @@ class Desk:
 
 
 def _items(reply: Reply) -> list[Any] | str:
-    """The templates as JSON has them, not looked at yet; or why there are none."""
+    """The unvalidated templates, or why there are none."""
     if reply.end != "done":
         return reply.end
-    text = reply.text.rpartition("</think>")[2]  # what a model says to itself before it answers
+    text = reply.text.rpartition("</think>")[2]  # a reasoning model's thoughts come first
     first, last = text.find("{"), text.rfind("}")
     if first < 0 or len(text) > _MAX_REPLY:
         said = text[:1000].casefold().replace("\N{RIGHT SINGLE QUOTATION MARK}", "'")
@@ -225,16 +223,16 @@ def _items(reply: Reply) -> list[Any] | str:
     try:
         return _Answer.model_validate_json(text[first : last + 1]).templates
     except ValidationError as error:
-        return "not JSON" if error.errors()[0]["type"] == "json_invalid" else "JSON of another form"
+        return "not JSON" if error.errors()[0]["type"] == "json_invalid" else "JSON of the wrong form"
 
 
 def _normal(text: str) -> str:
-    """What two texts share that look the same."""
+    """A normal form in which texts that look alike are equal."""
     return " ".join(unicodedata.normalize("NFKC", text).casefold().split())
 
 
 def _as_word(word: str) -> str:
-    """A pattern that finds it as a word; within others, too, in scripts that put no spaces between words."""
+    """A pattern that matches a whole word; in scripts without spaces between words, also part of one."""
     word = _normal(word)
     pattern = re.escape(word)
     return pattern if max(word) >= "\u2e80" else rf"(?<!\w){pattern}(?!\w)"
@@ -245,13 +243,13 @@ def _all_words(classes: Sequence[Sequence[str]]) -> list[str]:
 
 
 def _grams(text: str) -> set[tuple[str, ...]]:
-    """Neighbouring words, so many together; of a text of fewer, all."""
+    """The word trigrams of a text; all words together if there are fewer."""
     words = re.findall(r"\w+", text)
     return {tuple(words[k : k + _GRAM]) for k in range(max(len(words) - _GRAM, 0) + 1)}
 
 
 class _Kept(Template):
-    """A template that was accepted; ``key`` tells for which request."""
+    """An accepted template; ``key`` identifies the request."""
 
     key: str
 
@@ -267,17 +265,17 @@ def ask_for_templates(
     progress: Progress | None = None,
     interrupt: Interrupt = NEVER,
 ) -> list[Template]:
-    """``settings.per_group`` different templates, in the order of their briefs.
+    """``settings.per_group`` distinct templates, in the order of their briefs.
 
-    Every one is in ``cache`` (JSON Lines) as soon as it is accepted: what is there already for the same settings is not
-    asked for again. Each reply is an event in the log, with its tokens and the reasons for what was refused.
+    Accepted templates are written to ``cache`` (JSON Lines) at once; those that are there for the same settings are not
+    requested again. Each reply is an event in the log, with its tokens and the reasons for rejections.
 
     Args:
         target, protected: names of the two attributes.
 
     Raises:
-        AimfairError: ``settings.llm.max_fruitless`` replies in a row had no usable template; with counts by reason.
-        Interrupted: a signal came.
+        AimfairError: ``settings.llm.max_fruitless`` consecutive replies had no usable template.
+        Interrupted: by a signal.
     """
     briefs = make_briefs(settings)
     desk = Desk(settings, briefs)
@@ -303,10 +301,10 @@ def ask_for_templates(
                 reasons = ", ".join(f"{reason} {count}" for reason, count in every.most_common())
                 raise AimfairError(
                     f"prompts: {len(desk.taken)} of {len(briefs)} templates after {replies} replies ({tokens_in} "
-                    f"tokens in, {tokens_out} out), and none usable in the last {fruitless}; refused: {reasons}. Take "
-                    "another prompts.llm.model or fix prompts.llm; what was accepted is kept"
+                    f"tokens in, {tokens_out} out), none usable in the last {fruitless}; refused: {reasons}; use "
+                    "another prompts.llm.model or change prompts.llm; accepted templates are kept"
                 )
-            # What was not answered well comes last, so that one brief that cannot be met does not hold up the others.
+            # Unanswered briefs go to the end, so an impossible one does not block the others.
             rest = open_briefs[len(asked) :] + asked
             open_briefs = [brief for brief in rest if brief.number not in desk.taken]
     log("prompts model", replies=replies, tokens_in=tokens_in, tokens_out=tokens_out, refused=dict(every))
@@ -320,7 +318,7 @@ class _Store:
         self._path, self._key = path, key
 
     def read(self) -> list[_Kept]:
-        """Those for the same request. A half line that a killed process left is dropped."""
+        """The templates for the same request, without a partial line left by a killed process."""
         lines = read_lines(self._path, _Kept, appended=True) if self._path.exists() else []
         return [line for line in lines if line.key == self._key]
 
@@ -341,7 +339,7 @@ def _template(kept: _Kept) -> Template:
 
 
 def _key(settings: PromptSettings, target: str, protected: str, briefs: Sequence[Brief]) -> str:
-    """Digest of who was asked for what."""
+    """Digest of model and request."""
     asked = make_message(settings, target, protected, briefs, Counter())
     text = json.dumps([settings.provider, settings.llm.model, settings.llm.temperature, asked])
     return hashlib.sha256(text.encode()).hexdigest()
