@@ -75,7 +75,7 @@ test-sanitized: build
 	cd $(SANITIZED) && $(SANITIZERS) $(CURDIR)/$(BIN)/python -m pytest tests/kernels -p no:cacheprovider --capture=sys
 
 # The kernel tests on the CUDA kernels, run by the emulator (docs/development.md) under both sanitizers: all of them, and
-# a selection with the blocks and threads in other orders. Built anew only where something changed.
+# a selection with the blocks and threads in other orders. Rebuilt only if something changed.
 test-emulated: build
 	PATH="$(CURDIR)/$(BIN):$$PATH" && cmake -S . -B $(EMULATED)/cmake -G Ninja --log-level=WARNING \
 	    -DCMAKE_INSTALL_MESSAGE=NEVER -DAIMFAIR_PYTHON=ON -DAIMFAIR_EMULATE_CUDA=ON -DAIMFAIR_SANITIZE=address,undefined \

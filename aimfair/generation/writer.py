@@ -1,4 +1,4 @@
-"""From pixels to files and records, by threads that work while the sampler goes on."""
+"""From pixels to files and records, in threads that run beside the sampler."""
 
 import time
 from collections import deque
@@ -72,7 +72,7 @@ class Writer:
         """Adds a batch, one function for each image; waits while the queue is full.
 
         Raises:
-            Exception: from a thread, at work on this batch or an earlier one.
+            Exception: raised by a thread, for this batch or an earlier one.
         """
         images = [self._encoders.submit(one) for one in work]
         self._batches.append(self._recorder.submit(self._finish, images))

@@ -136,7 +136,7 @@ class Training:
         """Trains, or resumes. The model ends in evaluation mode, with the weights of the epoch to keep.
 
         Raises:
-            AimfairError: the training diverges, memory does not suffice, or the checkpoint is damaged.
+            AimfairError: the training diverges, memory runs out, or the checkpoint is damaged.
             RuntimeError: a weight that is not selected has changed.
             Interrupted: after a step, with the checkpoint written.
         """

@@ -15,7 +15,7 @@
 // The environment variable AIMFAIR_EMULATOR_ORDER, read at every launch, is the order of blocks and threads:
 //   forward (default)   ascending; a thread that may go on does so after all that could before
 //   backward            descending; a thread that may go on does so at once, so that a warp runs far ahead of others
-//   a number            pseudo-random, seeded by it; every launch draws anew from the seed
+//   a number            pseudo-random, seeded by it; every launch starts from the seed
 
 namespace aimfair_emulator {
 

@@ -260,7 +260,7 @@ def test_killed_at_any_moment(root: Path, tmp_path: Path) -> None:
             time.sleep(delay)
             process.kill()
         parts += list(folder.glob("*.part"))
-    assert parts  # else none was killed at work
+    assert parts  # else none was killed while decoding
     np.testing.assert_array_equal(load(root, folder=folder).images, load(root).images)
     assert sorted(path.suffix for path in folder.iterdir()) == ["", ".json", ".rgb"]
 

@@ -118,7 +118,7 @@ def test_bad_rows_are_rejected_one_by_one(tmp_path: Path, form: Form) -> None:
 
 
 def change(name: str, text: str | None) -> Callable[[Path], None]:
-    """Writes a file of the folder anew, or takes it away."""
+    """Replaces a file of the folder, or removes it."""
 
     def apply(root: Path) -> None:
         if text is None:

@@ -71,7 +71,7 @@ def test_images_are_stretched_where_that_is_asked_for(root: Path) -> None:
 
 
 def test_no_split_is_copied_into_memory(root: Path) -> None:
-    """Neither with splits of its own nor by chance: a set may be larger than the memory."""
+    """Neither with given splits nor with random ones: a set may be larger than the memory."""
     splits = load_splits(settings(root, train_images=20))
     for part in (splits.train, splits.validation, splits.test):
         assert isinstance(part.images, np.ndarray)

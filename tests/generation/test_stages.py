@@ -116,7 +116,7 @@ def test_a_signal_in_the_middle_and_a_lost_image_change_nothing(
         stages(tmp_path / "cut", settings)
     assert stopped.value.exit_code == 128 + signal.SIGTERM
     made = sorted((tmp_path / "cut" / "synthetic" / "images").iterdir())
-    assert len(made) == 2 * BATCH  # the batch at work is finished
+    assert len(made) == 2 * BATCH  # the current batch is finished
     made[5].unlink()
     stages(tmp_path / "cut", settings)
     assert calls == 6  # five batches, and one for the lost image

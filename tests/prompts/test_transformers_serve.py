@@ -19,7 +19,7 @@ from aimfair.base.errors import AimfairError
 from tests.prompts.test_providers import events, tree, write
 
 pytestmark = [
-    pytest.mark.slow,  # the server imports transformers anew
+    pytest.mark.slow,  # the server imports transformers again
     pytest.mark.skipif(
         any(importlib.util.find_spec(name) is None for name in ("fastapi", "uvicorn")),
         reason="transformers serve needs: pip install 'transformers[serving]'",

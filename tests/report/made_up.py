@@ -1,4 +1,4 @@
-"""A run that nobody ran: settings, images and predictions of known kinds, small enough to build anew in a test."""
+"""A run that nobody ran: settings, images and predictions of known kinds, small enough to build in each test."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace

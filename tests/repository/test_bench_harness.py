@@ -107,7 +107,7 @@ def test_tables_of_a_gpu(runner, monkeypatch, cache_bytes, marked):
 
 
 def test_time_of_workers_counts_as_our_own() -> None:
-    """Of those that are at work, and of those that have ended."""
+    """Of running processes, and of those that have ended."""
     before = harness._seconds_of_children()
     with multiprocessing.get_context("fork").Pool(1) as pool:
         pool.apply(_work)

@@ -307,7 +307,7 @@ def photograph(number: int, size: tuple[int, int] = (64, 64)) -> Image.Image:
 
 
 def test_images_that_look_alike_in_two_splits(tmp_path: Path) -> None:
-    """Saved anew with loss, or smaller: not equal, but nearly; others are not."""
+    """Saved again with loss, or smaller: similar, not equal; others are not."""
     table(tmp_path)
     for number in range(40):
         photograph(number).save(tmp_path / f"{number:03}.png")

@@ -58,7 +58,7 @@ def test_a_failure_does_not_end_the_check(tmp_path, capsys):
 
 
 def test_all_is_well(tmp_path):
-    for _ in range(2):  # the second check begins its logs anew
+    for _ in range(2):  # the second check starts new logs
         assert gpu_check.check([[step()]], tmp_path, "", lambda s: Outcome(0, 1, "fine"))
     assert (tmp_path / "a.log").read_text().count("fine") == 1
 
