@@ -37,7 +37,7 @@ def main(options: argparse.Namespace, overrides: Overrides) -> int:
     file: Path | None = options.json
     if file is not None and (file.is_dir() or not file.absolute().parent.is_dir()):
         found_there = "a folder" if file.is_dir() else f"no folder {str(file.parent)!r}"
-        raise ConfigError(f"--json {file}: found {found_there}, expected a file in a folder that is there")
+        raise ConfigError(f"--json {file}: found {found_there}, expected a file in an existing folder")
     with Interrupt() as interrupt:
         found, refusal = scan(settings, progress=Progress(quiet=options.quiet), interrupt=interrupt)
     show(found, Console())

@@ -63,7 +63,7 @@ class DataSettings(Settings):
     validation_share: float = Field(
         0.15, gt=0, lt=0.5, description="share of each group, if the data set has no splits"
     )
-    test_share: float = Field(0.15, gt=0, lt=0.5, description="the same")
+    test_share: float = Field(0.15, gt=0, lt=0.5, description="as validation_share")
     fit: Literal["crop", "stretch"] = Field(
         "crop", description="how images become square: center crop, or stretched as in AIM-Fair"
     )

@@ -1,4 +1,4 @@
-"""The folder of a set of images: all of one provenance, in files that hold what their names say."""
+"""The folder of a set of images: all of one provenance, in files named by the digest of their pixels."""
 
 import shutil
 from collections.abc import Iterable
@@ -17,13 +17,13 @@ _THREADS = 4  # that decode files
 
 
 def settle(folder: Path, provenance: Provenance, *, overwrite: bool) -> None:
-    """Prepares a folder for images of this provenance; those that are there already stay.
+    """Prepares a folder for images of this provenance; existing ones are kept.
 
     Args:
         overwrite: whether images of another provenance may be removed.
 
     Raises:
-        AimfairError: there are some and they may not; or the folder holds something else.
+        AimfairError: there are such images and they may not be removed, or the folder has other contents.
     """
     folder = folder.resolve()  # a link to a larger disk stays one
     doomed = folder.with_name(f".{folder.name}.removed")
@@ -37,13 +37,13 @@ def settle(folder: Path, provenance: Provenance, *, overwrite: bool) -> None:
                 f"{folder}: its images are of another job: {reason}; go back to that, or make them again with"
                 " --overwrite"
             )
-        folder.rename(doomed)  # at once: half of a folder would look like an interrupted job
+        folder.rename(doomed)  # atomically: a partly removed folder would look like an interrupted job
         shutil.rmtree(doomed)
     folder.mkdir(parents=True, exist_ok=True)
     if not path.exists():
         if foreign := sorted(entry.name for entry in folder.iterdir() if not is_temporary(entry.name)):
             raise AimfairError(
-                f"{folder}: holds {', '.join(foreign[:3])} but no {JOB}, so it is no folder of synthetic images; "
+                f"{folder}: holds {', '.join(foreign[:3])} but no {JOB}, so it is not a folder of synthetic images; "
                 "move it away"
             )
         provenance.write(folder)
@@ -51,12 +51,12 @@ def settle(folder: Path, provenance: Provenance, *, overwrite: bool) -> None:
 
 
 def outputs(folder: Path) -> list[Path]:
-    """What a finished set consists of."""
+    """The files and folders of a finished set."""
     return [folder / JOB, folder / MANIFEST, folder / IMAGES]
 
 
 def intact(folder: Path, files: Iterable[str]) -> set[str]:
-    """Those of the files that hold the pixels whose digest is in their name."""
+    """The files whose pixels match the digest in their name."""
 
     def is_intact(file: str) -> bool:
         try:

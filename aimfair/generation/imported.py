@@ -1,4 +1,4 @@
-"""Images made elsewhere instead of generated ones: a balanced and a biased set are chosen, and copied."""
+"""Existing images instead of generated ones: chooses a balanced and a biased set, and copies them."""
 
 import shutil
 from collections.abc import Sequence

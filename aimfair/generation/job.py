@@ -1,4 +1,4 @@
-"""Generates the images of a plan, in rounds of batches; an interrupted job continues where it was.
+"""Generates the images of a plan, in rounds of batches; an interrupted job resumes.
 
 The files of a batch are on disk before its lines are in a shard, and all images before the manifest. An image is
 finished if it has a line and its file holds the pixels whose digest is in its name; any other file was left by a killed
@@ -28,7 +28,7 @@ from aimfair.generation.settings import GenerateSettings
 from aimfair.generation.summary import GenerationSummary, Speed
 from aimfair.generation.worker import Worker
 
-_FIRST_BATCHES = 5  # of a process; a model that makes no good image in them is given up
+_FIRST_BATCHES = 5  # of a process; if none of their images is usable, the job fails
 
 
 class Job:

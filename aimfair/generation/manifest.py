@@ -1,4 +1,4 @@
-"""What is known of the images: a line for each attempt while a job runs, one for each kept image at its end.
+"""Records of the images: a line per attempt while a job runs, a line per kept image at its end.
 
 Every process of a job appends to its own ``shards/<rank>.jsonl``, each line once the image is on disk.
 ``manifest.jsonl``, the result, does not depend on how many processes there were or how often they were killed.
@@ -200,7 +200,7 @@ class Shards:
 
 
 def file_name(image: int, digest: str, suffix: Suffix = "png") -> str:
-    """Holds nothing of the prompt: no user's text becomes part of a path."""
+    """The prompt is not part of it: no user input enters a path."""
     return f"images/{image:06d}-{digest[:DIGITS]}.{suffix}"
 
 

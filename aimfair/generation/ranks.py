@@ -21,12 +21,12 @@ if TYPE_CHECKING:
 _SECONDS_TO_JOIN = 300
 _HOURS_TO_MEET = 48.0  # the slowest process may take so many hours longer for a round than the fastest
 _SECONDS_BETWEEN_POLLS = 0.05
-_LONGEST = 2**22  # bytes of a value; the store disconnects whoever sends more than twice that
+_LONGEST = 2**22  # bytes of a value; the store closes connections that send more than twice that
 _FAILED, _LEFT, _ADVANCED = "failed", "left", "advanced"
 
 
 class Ranks:
-    """One of the processes, and its connection to the others. Used as a context: an error that ends one, ends all.
+    """One of the processes, and its connection to the others. A context manager: an error in one process ends all.
 
     Args:
         rank: in [0, size); 0 holds the lock of the run and writes its records.

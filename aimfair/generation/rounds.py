@@ -15,8 +15,8 @@ from aimfair.generation.manifest import Outcome
 from aimfair.generation.plan import Group, PlannedImage
 from aimfair.generation.settings import GenerateSettings
 
-_BROKEN = BLANK | {"duplicate"}  # what a working model hardly ever makes
-_BROKEN_ATTEMPTS = 5  # at one image; a model that fails so often in a row will go on failing
+_BROKEN = BLANK | {"duplicate"}  # what a working model rarely makes
+_BROKEN_ATTEMPTS = 5  # at one image; a model that fails this often in a row will keep failing
 _ATTEMPTS = 50  # with filters; if they reject two of three, one image in a billion gets this far
 _ADVICE = (
     "try generate.dtype float32 or bfloat16, another generate.model or more steps, or, if a filter rejects them, "
@@ -25,7 +25,7 @@ _ADVICE = (
 
 
 class Rounds:
-    """The rounds of a plan, as far as they have come.
+    """The rounds of a plan so far.
 
     Args:
         plan: numbered from 0.

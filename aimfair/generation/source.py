@@ -1,4 +1,4 @@
-"""Images made elsewhere: found in a folder, and checked. Nothing in the folder is ever changed.
+"""Finds and checks existing images in a folder, which is never changed.
 
 The folder either has images in folders ``<y>_<a>``, named by the numbers of class and protected value, at any depth; or
 it is the ``synthetic`` of another run, whose manifest says what each image is.
@@ -44,7 +44,7 @@ class Found:  # its repr is part of the digests that runs keep
 
 @dataclass(frozen=True)
 class Source:
-    """A folder of images made elsewhere.
+    """A folder of existing images.
 
     Attributes:
         images: sorted by file.

@@ -1,4 +1,4 @@
-"""How the images were made: counts by group and reason, and speed. The report shows it."""
+"""Statistics of a job, for the report: images by group and reason, and speed."""
 
 from collections import Counter
 from collections.abc import Iterable
@@ -97,4 +97,4 @@ class GenerationSummary(Record):
         Raises:
             AimfairError: the file is damaged.
         """
-        return read_record(path, cls, "remove it, the report will do without")
+        return read_record(path, cls, "remove it; the report works without")

@@ -24,13 +24,13 @@ Note = Callable[[Sequence[Outcome]], None]
 
 
 class Worker:
-    """Makes images, and keeps the time.
+    """Makes images, and measures the time.
 
     Args:
         folder: of the images.
         image_size: larger images are reduced to this many pixels along each side.
         load, load_filters: give the model and the filters; called before the first batch.
-        record: called with the outcomes of a batch once its files are on disk, by a thread of its own.
+        record: called with the outcomes of a batch once its files are on disk, by a separate thread.
         interrupt: checked between two batches.
 
     Attributes:

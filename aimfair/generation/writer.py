@@ -16,7 +16,7 @@ from aimfair.base.interrupt import Interrupted
 from aimfair.generation.manifest import Format, Outcome
 
 _THREADS = 4
-_BATCHES = 3  # that wait for their files or are being written; with the one being sampled, all that memory holds
+_BATCHES = 3  # waiting or being written; with the one being sampled, all batches in memory
 
 # The fastest lossless options that do not cost much space; docs/generation.md has the measurements.
 _OPTIONS: dict[Format, dict[str, Any]] = {
@@ -38,7 +38,7 @@ def write_image(path: Path, pixels: npt.NDArray[np.uint8], image_format: Format)
 class Writer:
     """A bounded queue of batches: threads write their images, and one records the outcomes, batch after batch.
 
-    Used as a context. At its end, and after an interrupt, everything is on disk; after an error, batches that no thread
+    A context manager. At its end, and after an interrupt, everything is on disk; after an error, batches that no thread
     has begun are dropped, and no batch is recorded after one that was not.
 
     Args:

@@ -88,7 +88,7 @@ def _with_engine(config: Config, known: Provenance | None) -> tuple[Config, str]
     """The settings with ``generate.engine`` auto replaced by an engine, and the reason for it.
 
     Args:
-        known: of the images that are there or, for a variant, in its origin.
+        known: of the existing images or, for a variant, of those in its origin.
     """
     from aimfair.base.device import choose_device
 
