@@ -331,14 +331,8 @@ class Sensitivity:
         if isinstance(blocks, str) or isinstance(freeze, str):
             raise TypeError(f"blocks={blocks!r}, freeze={freeze!r}: expected several paths, not a string")
         frozen = names_under(self._statistics.names, freeze)
-        if rule == "all":
-            mask = ParameterMask.full(self._named)
-        elif rule == "head_only":
-            mask = ParameterMask.from_names(self._named, head_names(self._statistics.names, head))
-        elif rule == "blocks":
-            if not blocks:
-                raise ValueError("rule 'blocks' needs blocks, paths of modules")
-            mask = ParameterMask.from_names(self._named, names_under(self._statistics.names, blocks))
+        if rule in ("all", "head_only", "blocks"):
+            mask = self._by_name(rule, head, blocks)
         elif rule == "random":
             mask = ParameterMask.random(self._named, density, k=k, seed=seed, granularity=granularity)
         else:
@@ -353,6 +347,17 @@ class Sensitivity:
         if mask.nnz == 0:
             raise ValueError(f"rule {rule!r} selects nothing outside of freeze={listing(freeze)}")
         return mask
+
+    def _by_name(self, rule: Rule, head: str | Sequence[str] | None, blocks: Sequence[str] | None) -> ParameterMask:
+        """The mask of a rule that selects whole parameters, whatever their gradients."""
+        names = self._statistics.names
+        if rule == "all":
+            return ParameterMask.full(self._named)
+        if rule == "head_only":
+            return ParameterMask.from_names(self._named, head_names(names, head))
+        if not blocks:
+            raise ValueError("rule 'blocks' needs blocks, paths of modules")
+        return ParameterMask.from_names(self._named, names_under(names, blocks))
 
     def unit_scores(
         self,

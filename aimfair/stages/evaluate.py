@@ -1,6 +1,7 @@
 """Predicts the test images with every model of the run, and writes results.json and tables."""
 
 from collections.abc import Sequence
+from pathlib import Path
 
 from aimfair.base.device import choose_device
 from aimfair.config import Config
@@ -21,9 +22,8 @@ def run(run: Run) -> None:
     config = run.config
     models = [(seed, name) for seed in config.seeds for name in (BIASED, *config.methods)]
     _predict(run, models)
-    masked = [name for name, method in config.methods.items() if method.kind == "tune"]
     steps = [_step(*model) for model in models]
-    steps += [f"select/{seed}/{name}" for seed in config.seeds for name in masked]
+    steps += [f"select/{seed}/{name}" for seed in config.seeds for name in _masked(config)]
     inputs = {
         "evaluate": config.evaluate.model_dump(exclude={"batch_size"}),
         "data": config.data,
@@ -33,22 +33,35 @@ def run(run: Run) -> None:
         "upstream": [run.digest_of(step) for step in steps],
     }
     if not run.is_done("evaluate", inputs):
-        logits = {
-            name: [load_logits(run.logits(seed, name)) for seed in config.seeds] for name in (BIASED, *config.methods)
-        }
-        predicted = {name: [one.argmax(axis=1) for one in of_seeds] for name, of_seeds in logits.items()}
-        density = {name: [ParameterMask.load(run.mask(seed, name)).density for seed in config.seeds] for name in masked}
-        tables = []
-        for s, seed in enumerate(config.seeds):
-            tables.append(run.baseline(seed).with_name("predictions.csv"))
-            write_predictions(tables[-1], splits_of(run).test, {name: of[s] for name, of in predicted.items()})
-        reads_groups = [name for name, method in config.methods.items() if method.reads_groups]
-        results = compare(experiment(config), splits_of(run), predicted, density, logits, reads_groups)
-        for caution in results.cautions:
-            run.log.warn(caution)
-        results.save(run.results)
-        run.finish("evaluate", inputs, [*tables, *save_tables(results, run.path), run.results])
+        run.finish("evaluate", inputs, _evaluate(run))
     _print(Results.load(run.results))
+
+
+def _evaluate(run: Run) -> list[Path]:
+    """Writes the predictions, the results and their tables; their paths."""
+    config, splits = run.config, splits_of(run)
+    logits = {
+        name: [load_logits(run.logits(seed, name)) for seed in config.seeds] for name in (BIASED, *config.methods)
+    }
+    predicted = {name: [one.argmax(axis=1) for one in of_seeds] for name, of_seeds in logits.items()}
+    density = {
+        name: [ParameterMask.load(run.mask(seed, name)).density for seed in config.seeds] for name in _masked(config)
+    }
+    predictions = []
+    for s, seed in enumerate(config.seeds):
+        predictions.append(run.baseline(seed).with_name("predictions.csv"))
+        write_predictions(predictions[-1], splits.test, {name: of[s] for name, of in predicted.items()})
+    reads_groups = [name for name, method in config.methods.items() if method.reads_groups]
+    results = compare(experiment(config), splits, predicted, density, logits, reads_groups)
+    for caution in results.cautions:
+        run.log.warn(caution)
+    results.save(run.results)
+    return [*predictions, *save_tables(results, run.path), run.results]
+
+
+def _masked(config: Config) -> list[str]:
+    """The methods that select weights."""
+    return [name for name, method in config.methods.items() if method.kind == "tune"]
 
 
 def experiment(config: Config) -> Experiment:

@@ -176,16 +176,7 @@ def build(
     builder = library.api.Builder(messages.logger)
     network = builder.create_network(0)
     _parse(library, network, onnx, part, messages)
-    config = builder.create_builder_config()
-    config.add_optimization_profile(_profile(builder, part, plan))
-    config.clear_flag(library.api.BuilderFlag.TF32)  # it has 10 bits of mantissa, eager 23
-    config.builder_optimization_level = plan.optimization_level
-    if plan.workspace is not None:
-        config.set_memory_pool_limit(library.api.MemoryPoolType.WORKSPACE, plan.workspace)
-    if plan.targets:
-        config.num_compute_capabilities = len(plan.targets)
-        for index, number in enumerate(plan.targets):
-            config.set_compute_capability(library.architecture(number), index)
+    config = _configuration(library, builder, part, plan)
     times = None if timing is None else _attach_timing(config, timing)
     config.progress_monitor = monitor = _monitor(library, interrupt)
     try:
@@ -227,6 +218,20 @@ def _parse(library: Library, network: Any, onnx: Path, part: Part, messages: Mes
             f"generate.engine: {part.name} has the inputs {', '.join(sorted(inputs))} in {onnx.name}, expected"
             f" {', '.join(sorted(part.inputs))}; use --generate.engine eager"
         )
+
+
+def _configuration(library: Library, builder: Any, part: Part, plan: Plan) -> Any:
+    config = builder.create_builder_config()
+    config.add_optimization_profile(_profile(builder, part, plan))
+    config.clear_flag(library.api.BuilderFlag.TF32)  # it has 10 bits of mantissa, eager 23
+    config.builder_optimization_level = plan.optimization_level
+    if plan.workspace is not None:
+        config.set_memory_pool_limit(library.api.MemoryPoolType.WORKSPACE, plan.workspace)
+    if plan.targets:
+        config.num_compute_capabilities = len(plan.targets)
+        for index, number in enumerate(plan.targets):
+            config.set_compute_capability(library.architecture(number), index)
+    return config
 
 
 def _profile(builder: Any, part: Part, plan: Plan) -> Any:
