@@ -41,9 +41,21 @@ def model_folder(model: str, allow_download: bool) -> Path:
     if model not in SHIPPED and not Path(model).is_absolute():
         return from_hub("generate.model", model, allow_download)
     folder = SHIPPED.get(model, Path(model))
+    if not folder.is_dir():
+        found = "is a file" if folder.exists() else "no such folder"
+        raise AimfairError(f"generate.model: {folder}: {found}, expected a folder in diffusers' layout")
     if not (folder / "model_index.json").is_file():
         raise AimfairError(f"generate.model: {folder} has no model_index.json, expected a folder in diffusers' layout")
     return folder
+
+
+def weights_of(component: Path) -> list[Path]:
+    """The files in a component's folder from which its weights are read."""
+    return [path for path in sorted(component.glob("*.safetensors")) if not _is_other_version(path)]
+
+
+def _is_other_version(path: Path) -> bool:
+    return any(path.match(pattern) for pattern in _NOT_READ)
 
 
 def fingerprint(folder: Path) -> str:
@@ -55,7 +67,7 @@ def digest_of_files(folder: Path, patterns: Sequence[str]) -> str:
     """SHA-256 of the names and contents of the files that match, without duplicate versions of the weights."""
     digest = hashlib.sha256()
     for path in sorted({path for pattern in patterns for path in folder.glob(pattern)}):
-        if not any(path.match(pattern) for pattern in _NOT_READ):
+        if not _is_other_version(path):
             digest.update(f"{path.relative_to(folder).as_posix()}\0".encode())
             with path.open("rb") as file:
                 digest.update(hashlib.file_digest(file, "sha256").digest())
@@ -78,7 +90,7 @@ def from_hub(key: str, model: str, allow_download: bool, patterns: Sequence[str]
             " 'owner/name'"
         )
     with diffusion_libraries():
-        from huggingface_hub import snapshot_download
+        from huggingface_hub import constants, snapshot_download
         from huggingface_hub.errors import LocalEntryNotFoundError
     try:
         return Path(
@@ -92,10 +104,11 @@ def from_hub(key: str, model: str, allow_download: bool, patterns: Sequence[str]
     except LocalEntryNotFoundError as error:
         if not allow_download:
             raise AimfairError(
-                f"{key}: {model!r} is not in the hub's cache; give a folder, or download it with "
-                "--generate.allow_download true"
+                f"{key}: {model!r} is not in the hub's cache, {constants.HF_HUB_CACHE}; give a folder, or download it"
+                " with --generate.allow_download true"
             ) from error
-        raise AimfairError(f"{key}: {model!r} cannot be downloaded; check the network") from error
+        cause = "HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else "check the network"
+        raise AimfairError(f"{key}: {model!r} cannot be downloaded; {cause}") from error
     except Exception as error:  # the hub's client raises errors of its own, of its HTTP client and of the system
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise AimfairError(f"{key}: {model!r} cannot be downloaded: {reason}") from error

@@ -1,5 +1,6 @@
 """Images from text with a latent diffusion model. The only importer of diffusers."""
 
+import logging
 import math
 from collections.abc import Callable, Iterable, Sequence
 from functools import lru_cache
@@ -11,7 +12,7 @@ import torch
 from torch import Tensor
 
 from aimfair.base.checked_weights import refuse_broken_weights
-from aimfair.base.errors import AimfairError
+from aimfair.base.errors import AimfairError, one_line
 from aimfair.base.interrupt import NEVER, Interrupt
 from aimfair.base.log import NOWHERE, Log
 from aimfair.base.memory import MicroBatch, pieces
@@ -24,6 +25,7 @@ from aimfair.diffusion.sampler import Samples
 from aimfair.diffusion.settings import TextToImageSettings
 from aimfair.selective.storage import check_header
 
+_NEGATIVE = "generate.negative_prompt"
 _CACHED_BYTES = 1 << 30  # of prompt embeddings: thousands for Stable Diffusion, 250 for Flux
 _SLICED_FROM = 256  # pixels: from this size on one image keeps the decoder busy, and a batch only costs memory
 
@@ -105,6 +107,7 @@ class Diffusion:
         batches = _batches(source, settings, guided=self._guided)
         self._engine = load_engine(settings, source, batches, log, interrupt)
         self._interval = self._guidance_interval()
+        self._check_negative_prompt(log)
         if self._interval or not isinstance(self._engine, Eager):
             self._family.replace(self._pipeline, self._interval or self._engine)
 
@@ -153,6 +156,17 @@ class Diffusion:
             )
         return GuidanceInterval(self._engine, interval, lambda: len(self._pipeline.scheduler.timesteps))
 
+    def _check_negative_prompt(self, log: Log) -> None:
+        if not (text := self._settings.negative_prompt):
+            return
+        if self._guided:
+            self._refuse_unreadable(text, _NEGATIVE)
+        else:
+            log.warn(
+                f"{_NEGATIVE}: {text!r} is not used: this generate.model with guidance_scale"
+                f" {self._settings.guidance_scale} has no classifier-free guidance"
+            )
+
     def _embeddings(self, texts: Sequence[str]) -> dict[str, Tensor]:
         """Arguments of the pipeline, each [B, ...]."""
         names, embedded = self._family.embeddings, [self._embed(text) for text in texts]
@@ -174,19 +188,22 @@ class Diffusion:
         self._refuse_unreadable(text)
         return self._family.embed(self._pipeline, text)
 
-    def _refuse_unreadable(self, text: str) -> None:
-        """Tokenizers silently truncate long prompts and replace unknown words."""
+    def _refuse_unreadable(self, text: str, key: str | None = None) -> None:
+        """Tokenizers silently truncate long prompts and replace unknown words.
+
+        Args:
+            key: the setting that the text is; None: a generated prompt.
+        """
+        where = f"{key} {text!r}" if key else f"prompt {text!r}"
+        shorter = "shorten it" if key else "shorten prompts.template or lower prompts.contexts_per_prompt"
         for name, (tokenizer, length) in self._family.vocabularies(self._pipeline).items():
             most = length - tokenizer.num_special_tokens_to_add()  # beginning and end of text
             if (tokens := len(tokenizer.tokenize(text))) > most:
-                raise AimfairError(
-                    f"prompt {text!r} has {tokens} tokens, the {name} of generate.model takes {most}; shorten "
-                    "prompts.template or lower prompts.contexts_per_prompt"
-                )
+                raise AimfairError(f"{where} has {tokens} tokens, the {name} of generate.model takes {most}; {shorter}")
             unknown = [word for word in text.split() if tokenizer.unk_token_id in _numbers(tokenizer, word)]
             if unknown:
                 raise AimfairError(
-                    f"prompt {text!r}: the {name} of generate.model does not know the words"
+                    f"{where}: the {name} of generate.model does not know the words"
                     f" {', '.join(map(repr, unknown))}; use others"
                 )
 
@@ -249,7 +266,7 @@ def _load(folder: Path, family: Family, settings: TextToImageSettings, device: t
         )
     if settings.negative_prompt and not family.steers_away:
         raise AimfairError(
-            f"generate.negative_prompt: found {settings.negative_prompt!r}, expected none: a {family.pipeline} has"
+            f"{_NEGATIVE}: found {settings.negative_prompt!r}, expected none: a {family.pipeline} has"
             " no negative prompts"
         )
     _refuse_repeated_tensors(folder, family)
@@ -279,16 +296,32 @@ def _load(folder: Path, family: Family, settings: TextToImageSettings, device: t
             )
         case "unipc":
             pipeline.scheduler = diffusers.UniPCMultistepScheduler.from_config(pipeline.scheduler.config)
+    if not family.own_scheduler:  # times of flow matching are continuous
+        _require_steps(pipeline.scheduler, settings.steps)
     return pipeline.to(device)
 
 
+def _require_steps(scheduler: Any, steps: int) -> None:
+    if steps > (most := scheduler.config.get("num_train_timesteps", steps)):
+        raise AimfairError(
+            f"generate.steps: found {steps}, expected at most {most}, with which generate.model was trained"
+        )
+    try:
+        scheduler.set_timesteps(steps)
+    except Exception as error:  # some have limits of their own
+        raise AimfairError(
+            f"generate.steps: found {steps}, which the {type(scheduler).__name__} of generate.model refuses:"
+            f" {one_line(error)}"
+        ) from error
+
+
 def _diffusers() -> Any:
-    """The library, without its progress bars and warnings."""
+    """The library, without its progress bars and messages."""
     with diffusion_libraries():
         import diffusers
         import transformers
     for library in (diffusers, transformers):
-        library.utils.logging.set_verbosity_error()
+        library.utils.logging.set_verbosity(logging.CRITICAL)  # what is an error to them is raised, too
         library.utils.logging.disable_progress_bar()
     return diffusers
 

@@ -185,6 +185,35 @@ def test_texts_that_the_model_cannot_read(diffusion: Diffusion) -> None:
         diffusion.sample(["drei ß zwei"], [1])
 
 
+def test_a_negative_prompt_that_the_model_cannot_read(model: Path) -> None:
+    with pytest.raises(
+        AimfairError, match=r"^generate\.negative_prompt 'x{76}' has 76 tokens, .* takes 75; shorten it"
+    ):
+        load(model, negative_prompt="x" * 76)
+    with pytest.raises(AimfairError, match=r"^generate\.negative_prompt 'drei ß': .* does not know the words 'ß'"):
+        load(model, negative_prompt="drei ß")
+
+
+def test_a_negative_prompt_without_guidance(model: Path) -> None:
+    with pytest.warns(UserWarning, match=r"generate\.negative_prompt: 'red' is not used: .*guidance_scale 1\.0"):
+        load(model, negative_prompt="red", guidance_scale=1.0)
+
+
+@pytest.mark.parametrize("scheduler", ["as_saved", "ddim", "dpmpp_2m", "unipc"])
+def test_more_steps_than_noise_levels(model: Path, scheduler: str) -> None:
+    with pytest.raises(AimfairError, match=r"generate\.steps: found 1001, expected at most 1000, with which"):
+        load(model, steps=1001, scheduler=scheduler)
+
+
+def test_steps_that_a_scheduler_refuses(copy: Path) -> None:
+    path = copy / "scheduler" / "scheduler_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "_class_name": "LCMScheduler"}))
+    index = copy / "model_index.json"
+    index.write_text(index.read_text().replace("DDIMScheduler", "LCMScheduler"))
+    with pytest.raises(AimfairError, match=r"generate\.steps: found 60, which the LCMScheduler .* refuses: .*60"):
+        load(copy, steps=60)
+
+
 def test_nothing_is_printed(model: Path, capfd: pytest.CaptureFixture[str]) -> None:
     load(model).sample(TEXTS[:1], SEEDS[:1])
     assert capfd.readouterr() == ("", "")
@@ -221,6 +250,15 @@ def pickled(folder: Path) -> None:
     (folder / UNET).unlink()
 
 
+def fp16_only(folder: Path) -> None:
+    for path in list(folder.rglob("*.safetensors")):
+        path.rename(path.with_name(path.name.replace(".safetensors", ".fp16.safetensors")))
+
+
+def no_vocabulary(folder: Path) -> None:
+    (folder / "tokenizer" / "tokenizer.json").unlink()
+
+
 def other_family(folder: Path) -> None:
     index = folder / "model_index.json"
     index.write_text(index.read_text().replace("StableDiffusionPipeline", "PixArtAlphaPipeline"))
@@ -241,7 +279,9 @@ def no_index(folder: Path) -> None:
         (truncated, "not a usable StableDiffusionPipeline: "),
         (one_name_twice, "the header holds '.*' twice"),
         (other_shape, "not a usable StableDiffusionPipeline: "),
-        (pickled, "not a usable StableDiffusionPipeline: "),
+        (pickled, r"unet: no usable weights: found diffusion_pytorch_model\.bin, expected \.safetensors files"),
+        (fp16_only, r"text_encoder: no usable weights: found model\.fp16\.safetensors, .*without \.fp16.*; rename"),
+        (no_vocabulary, r"tokenizer: has no vocabulary, expected one of: tokenizer\.json, vocab\.json"),
         (other_family, r"a PixArtAlphaPipeline, expected one of: StableDiffusionPipeline \(.*; FluxPipeline \("),
         (no_vae, "incomplete: vae missing"),
         (no_index, r"model_index\.json: not the index of a model"),

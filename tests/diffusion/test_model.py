@@ -32,6 +32,14 @@ def test_a_folder_of_something_else(tmp_path: Path) -> None:
         model_folder(str(tmp_path), allow_download=True)
 
 
+def test_no_folder(tmp_path: Path) -> None:
+    with pytest.raises(AimfairError, match=r"generate\.model: .*nowhere: no such folder, expected a folder in"):
+        model_folder(str(tmp_path / "nowhere"), allow_download=True)
+    (tmp_path / "model.safetensors").write_bytes(b"")
+    with pytest.raises(AimfairError, match=r"generate\.model: .*model\.safetensors: is a file, expected a folder in"):
+        model_folder(str(tmp_path / "model.safetensors"), allow_download=True)
+
+
 @pytest.mark.parametrize("name", ["digit", "a/b/c", "../models", "-x/y", ""])
 def test_what_cannot_be_on_the_hub_is_refused(name: str) -> None:
     with pytest.raises(AimfairError, match=r"generate\.model: found .*, expected 'digits', a folder .* or a hub id"):
@@ -39,7 +47,9 @@ def test_what_cannot_be_on_the_hub_is_refused(name: str) -> None:
 
 
 def test_offline_only_the_cache_is_read(hub: Path, model: Path) -> None:
-    with pytest.raises(AimfairError, match=r"'owner/tiny' is not in the hub's cache.*--generate\.allow_download true"):
+    with pytest.raises(
+        AimfairError, match=r"'owner/tiny' is not in the hub's cache, .*hub; .*--generate\.allow_download true"
+    ):
         model_folder("owner/tiny", allow_download=False)
     snapshot = hub / "models--owner--tiny" / "snapshots" / ("0" * 40)
     shutil.copytree(model, snapshot)
@@ -51,7 +61,7 @@ def test_offline_only_the_cache_is_read(hub: Path, model: Path) -> None:
 
 def test_what_cannot_be_fetched_is_refused(hub: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
-    with pytest.raises(AimfairError, match=r"'owner/tiny' cannot be downloaded"):
+    with pytest.raises(AimfairError, match=r"'owner/tiny' cannot be downloaded; HF_HUB_OFFLINE is set"):
         model_folder("owner/tiny", allow_download=True)
 
 

@@ -10,8 +10,15 @@ from aimfair.diffusion.families.flux import Flux
 from aimfair.diffusion.families.sd3 import StableDiffusion3
 from aimfair.diffusion.families.sdxl import StableDiffusionXL
 from aimfair.diffusion.families.stable_diffusion import StableDiffusion
+from aimfair.diffusion.model import weights_of
 
 _INDEX = "model_index.json"
+
+_VOCABULARIES = ("tokenizer.json", "vocab.json", "spiece.model", "tokenizer.model", "vocab.txt")
+"""Files of tokenizers, each of which holds a whole vocabulary."""
+
+_WEIGHTS = (".safetensors", ".bin", ".ckpt", ".pt", ".msgpack", ".h5")
+"""Suffixes of files with weights, for the error message."""
 
 _FAMILIES: tuple[Family, ...] = (StableDiffusion(), StableDiffusionXL(), StableDiffusion3(), Flux())
 
@@ -20,7 +27,7 @@ def family_of(folder: Path) -> Family:
     """The family of a model in diffusers' layout.
 
     Raises:
-        AimfairError: the family is not supported, or a component is missing.
+        AimfairError: the family is not supported, or a component, its weights or its vocabulary is missing.
     """
     index = _index(folder)
     for family in _FAMILIES:
@@ -32,7 +39,29 @@ def family_of(folder: Path) -> Family:
     wanted = (*family.components, *(set(family.optional) - set(absent(folder, family))))
     if missing := [part for part in wanted if not (folder / part).is_dir()]:
         raise AimfairError(f"{folder}: incomplete: {', '.join(missing)} missing; fetch or copy it again")
+    for part in wanted:
+        if part.startswith("tokenizer"):
+            _require_vocabulary(folder / part)
+        elif part != "scheduler":
+            _require_weights(folder / part)
     return family
+
+
+def _require_vocabulary(component: Path) -> None:
+    """Without its files transformers makes a tokenizer that knows no word."""
+    if not any((component / name).is_file() for name in _VOCABULARIES):
+        raise AimfairError(
+            f"{component}: has no vocabulary, expected one of: {', '.join(_VOCABULARIES)}; fetch or copy it again"
+        )
+
+
+def _require_weights(component: Path) -> None:
+    if not weights_of(component):
+        others = sorted(path.name for path in component.iterdir() if path.suffix in _WEIGHTS)
+        raise AimfairError(
+            f"{component}: no usable weights: found {', '.join(others) or 'none'}, expected .safetensors files without"
+            " .fp16 or .non_ema in their names; rename or convert them"
+        )
 
 
 def absent(folder: Path, family: Family) -> dict[str, None]:
