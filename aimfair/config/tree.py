@@ -88,6 +88,18 @@ class Config(Settings):
         return self
 
     @model_validator(mode="after")
+    def _check_epochs(self) -> Self:
+        for name, method in self.methods.items():
+            epochs = method.training_settings(self.train, self.finetune).epochs
+            if epochs < method.least_epochs:
+                raise Problem(
+                    ("methods", name, "first_epochs"),
+                    f"found {method.least_epochs}, expected at most {epochs}, the epochs of the training that is"
+                    " stopped there",
+                )
+        return self
+
+    @model_validator(mode="after")
     def _check_method_names(self) -> Self:
         for name in self.methods:
             if name == BIASED or not _FILE_NAME.fullmatch(name):

@@ -17,6 +17,7 @@ from aimfair.base.errors import AimfairError
 from aimfair.base.files import write_json
 from aimfair.data.images import ImageSet
 from aimfair.data.settings import DataSettings
+from aimfair.training.backbones.hf import TASK
 from aimfair.training.execution import logits
 from aimfair.training.feed import Normalize
 from aimfair.training.models import CONFIG, WEIGHTS
@@ -46,6 +47,7 @@ def copy_model(source: Path, to: Path, names: Sequence[str]) -> bool:
         if len(known) != len(names):
             raise AimfairError(f"{path}: found {len(known)} labels, expected {len(names)}, one for each class")
         config = {key: value for key, value in config.items() if key not in _OF_THIS_MACHINE}
+        config |= TASK  # of a model that an older version trained, it may be another
         config["id2label"] = {str(number): name for number, name in enumerate(names)}
         config["label2id"] = {name: number for number, name in enumerate(names)}
     write_json(to / CONFIG, config)

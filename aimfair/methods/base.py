@@ -45,6 +45,11 @@ class MethodSettings(Settings):
         return False
 
     @property
+    def least_epochs(self) -> int:
+        """Epochs that its training must have."""
+        return 1
+
+    @property
     def own(self) -> dict[str, Any]:
         """What the result depends on besides the settings of its training and outputs of other steps."""
         return self.model_dump(exclude=set(OF_TRAINING))

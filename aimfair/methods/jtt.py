@@ -36,18 +36,13 @@ class Jtt(MethodSettings):
     first_epochs: int = Field(1, ge=1, description="jtt: epochs after which the first training is stopped")
     upweight: int = Field(20, ge=1, description="jtt: how often a misclassified image occurs in an epoch")
 
+    @property
+    def least_epochs(self) -> int:
+        return self.first_epochs  # the first training is one of all epochs that is stopped
+
     def run(self, work: "Work") -> "Trained":
-        """
-        Raises:
-            AimfairError: the first model is to have more epochs than the training has.
-        """
         from aimfair.training.samplers import Repeated
 
-        if self.first_epochs > work.settings.epochs:
-            raise AimfairError(
-                f"{work.name}: first_epochs is {self.first_epochs}, expected at most {work.settings.epochs}, the"
-                " epochs of the training that is stopped there"
-            )
         train = work.splits().train
         errors = self._error_set(work)
         if not len(errors):

@@ -101,16 +101,20 @@ def by_scores(
     return intersection(by_bias, by_domain, most, least)
 
 
+class NothingInCommonError(ValueError):
+    """The two sets of an intersection have no unit in common."""
+
+
 def intersection(bias: Ranking, domain: Ranking, most: int, least: int) -> ParameterMask:
     """The ``most`` units that react most to the bias that are also among the ``least`` that react least to the domain
     gap (AIM-Fair, arXiv 2503.05665).
 
     Raises:
-        ValueError: no unit is in both sets.
+        NothingInCommonError: no unit is in both sets.
     """
     mask = bias.top(most) & domain.bottom(least)
     if mask.nnz == 0:
-        raise ValueError(
+        raise NothingInCommonError(
             f"the top {most} units by bias and the bottom {least} by domain of {bias.units} have none in common;"
             " raise bias_density (bias_k) or domain_density (domain_k), or give density alone"
         )

@@ -84,6 +84,21 @@ def logits(model: nn.Module, images: Tensor) -> Tensor:
     return scores.float()
 
 
+@contextmanager
+def named_failure(doing: str) -> Iterator[None]:
+    """Any exception inside becomes one line that begins with ``doing`` and ends with the original message.
+
+    Raises:
+        AimfairError: an exception was raised inside. Memory errors and interrupts pass.
+    """
+    try:
+        yield
+    except (AimfairError, MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:  # a model may be the user's own program
+        raise AimfairError(f"{doing}: {type(error).__name__}: {one_line(error)}") from error
+
+
 def _autocast(device: torch.device, dtype: torch.dtype | None) -> AbstractContextManager[Any]:
     return nullcontext() if dtype is None else torch.autocast(device.type, dtype=dtype)
 

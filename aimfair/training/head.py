@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from aimfair.base.errors import AimfairError
 from aimfair.selective.parameters import listing
-from aimfair.training.execution import logits
+from aimfair.training.execution import logits, named_failure
 
 
 def head_names(model: nn.Module, image_size: int, where: str) -> list[str]:
@@ -29,7 +29,7 @@ def head_names(model: nn.Module, image_size: int, where: str) -> list[str]:
         AimfairError: the model has no such layer, or others follow it, such as a learned temperature.
     """
     names = {id(parameter): name for name, parameter in model.named_parameters()}
-    found, classes = _nearest(model, image_size)
+    found, classes = _nearest(model, image_size, where)
     matrices = {names[id(parameter)] for parameter in found if parameter.ndim > 1}
     owners = {name.rpartition(".")[0] for name in matrices}
     fitting = all(classes in parameter.shape for parameter in found if parameter.ndim > 1)
@@ -44,7 +44,7 @@ def head_names(model: nn.Module, image_size: int, where: str) -> list[str]:
     return [name for identity, name in names.items() if identity in wanted]
 
 
-def _nearest(model: nn.Module, image_size: int) -> tuple[list[Tensor], int]:
+def _nearest(model: nn.Module, image_size: int, where: str) -> tuple[list[Tensor], int]:
     """The parameters of the operations nearest to the logits, up to the first with a matrix, and C."""
     parameters = list(model.parameters())
     required, training = [parameter.requires_grad for parameter in parameters], model.training
@@ -52,11 +52,14 @@ def _nearest(model: nn.Module, image_size: int) -> tuple[list[Tensor], int]:
     try:
         for parameter in parameters:
             parameter.requires_grad_(True)
-        with torch.enable_grad():
+        with (
+            torch.enable_grad(),
+            named_failure(f"{where}: {type(model).__name__} fails on {image_size} x {image_size} pixels"),
+        ):
             scores = logits(model.eval(), image)
         return _search(scores.grad_fn, image), scores.shape[1]
     finally:
-        model.train(training)
+        model.train().train(training)  # LeViT drops what it caches in evaluation mode only when it leaves it
         for parameter, before in zip(parameters, required, strict=True):
             parameter.requires_grad_(before)
 

@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from torch import nn
+from torch.nn.parameter import is_lazy
 
 from aimfair.base.errors import AimfairError
 from aimfair.base.files import write_json
 from aimfair.base.seeds import derive_seed, forked_torch_rng, seed_torch
-from aimfair.selective.parameters import named_parameters, require_tunable
+from aimfair.selective.parameters import listing, named_parameters, require_tunable
 from aimfair.training.backbones import hf, timm, torchvision
 from aimfair.training.backbones.origin import CONFIG, WEIGHTS, make_own, origin_of, read_config
 from aimfair.training.backbones.weights import load_weights, read_weights, require_finite, transplant, write_weights
@@ -34,7 +35,12 @@ def build_model(settings: ModelSettings, classes: int, seed: int) -> nn.Module:
     with forked_torch_rng():
         seed_torch(derive_seed(seed, "initial weights"))
         model = _build(settings, classes)
-    where = f"model.pretrained: {settings.pretrained}" if settings.pretrained else "model.factory"
+    where = settings.label
+    if lazy := [name for name, tensor in model.state_dict(keep_vars=True).items() if is_lazy(tensor)]:
+        raise AimfairError(
+            f"{where}: {listing(lazy)} have no shape yet (lazy modules); run the model on an image once where it is"
+            " made"
+        )
     require_finite(where, model.state_dict())
     try:
         require_tunable(named_parameters(model).items())

@@ -89,6 +89,8 @@ def measure_sensitivity(
                     x = normalize(images.images[indices])
                     seed_torch(derive_seed(seed, "dropout", source, number), device)
                     for part in parts:
+                        # LeViT keeps tensors of the graph in evaluation mode until it leaves it.
+                        model.train().train(settings.train_mode)
                         loss = F.cross_entropy(logits(model, x[part]), target[part], reduction="sum")
                         (loss / len(x)).backward()  # type: ignore[no-untyped-call]
                     number_in_all += 1

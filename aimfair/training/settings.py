@@ -60,6 +60,14 @@ class ModelSettings(Settings):
         return ("folder" if os.path.isabs(text) else "hf"), text
 
     @property
+    def label(self) -> str:
+        """The setting that names the model, and its value, for errors."""
+        if self.pretrained or self.factory:
+            key = "pretrained" if self.pretrained else "factory"
+            return f"model.{key}: {getattr(self, key)}"
+        return f"model.config: {self.config.get('model_type')}"
+
+    @property
     def of_training(self) -> dict[str, Any]:
         """What a training from the initial weights depends on."""
         return self.model_dump(mode="json", exclude={"allow_download", "checkpointing"})

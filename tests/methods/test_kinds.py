@@ -24,7 +24,7 @@ from aimfair.data.load import load_splits
 from aimfair.evaluation.results import Results
 from aimfair.methods import KINDS, Tune
 from aimfair.methods.controls import Erm
-from aimfair.methods.jtt import ERROR_SET, Jtt
+from aimfair.methods.jtt import ERROR_SET
 from aimfair.methods.last_layer_retrain import LastLayerRetrain
 from aimfair.run.directory import Run
 from aimfair.stages import finetune, select, sensitivity, train
@@ -196,10 +196,6 @@ def test_the_first_model_is_an_ordinary_training_that_is_stopped(photographs, tm
     assert len(set(whole)) == 6
     assert first == whole[:3]
     assert len(lrs) == 6 + 3 + 2 * 5
-
-    cosine.methods["jtt"] = Jtt(first_epochs=3)
-    with pytest.raises(AimfairError, match=r"7 jtt: first_epochs is 3, expected at most 2, the epochs of"):
-        do(tmp_path / "run", cosine, stages=[train, finetune])
 
 
 def test_the_error_set_of_other_images_is_not_used(directory, photographs, splits):

@@ -6,9 +6,13 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 
 from aimfair.base.errors import AimfairError
+from aimfair.data.settings import DataSettings
+from aimfair.export import model_files
 from aimfair.training.execution import logits
+from aimfair.training.feed import Normalize
 from aimfair.training.models import build_model, load_model, preprocessing_caution, save_model
 from aimfair.training.sensitivity import SOURCES, measure_sensitivity
 from aimfair.training.settings import ModelSettings, OptimizerSettings, SensitivitySettings
@@ -29,6 +33,24 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "clip": {"model_type": "clip", "vision_config": TOWER, "text_config": TEXT},
     "siglip": {"model_type": "siglip", "vision_config": TOWER, "text_config": TEXT},
 }
+DEIT = {"model_type": "deit", **TOWER, "architectures": ["DeiTForImageClassificationWithTeacher"]}
+LEVIT = {
+    "model_type": "levit", "image_size": SIZE, "hidden_sizes": [16, 24, 32], "num_attention_heads": [1, 1, 2],
+    "depths": [1, 1, 1], "key_dim": [8, 8, 8], "architectures": ["LevitForImageClassificationWithTeacher"],
+}  # fmt: skip
+POOLFORMER = {"model_type": "poolformer", "depths": [1, 1, 1, 1], "hidden_sizes": [8, 8, 16, 16]}
+SWIFTFORMER = {"model_type": "swiftformer", "depths": [1, 1, 1, 1], "embed_dims": [8, 8, 16, 16]}
+UNUSUAL = {"deit": DEIT, "levit": LEVIT, "poolformer": POOLFORMER, "swiftformer": SWIFTFORMER}
+"""Two heads, whose logits are averaged (but of PoolFormer), and layers between backbone and head."""
+ALL = {**FAMILIES, **UNUSUAL}
+HEADS = {
+    "resnet": {"classifier.1"},
+    "resnet-bottleneck": {"classifier.1"},
+    "deit": {"cls_classifier", "distillation_classifier"},
+    "levit": {"classifier.linear", "classifier_distill.linear"},
+    "swiftformer": {"head", "dist_head"},
+}
+"""Modules whose weights depend on the number of classes, of those where it is not only the classifier."""
 CLASSES = 3
 
 
@@ -48,11 +70,11 @@ def save_body(config: dict[str, Any], folder: Path) -> torch.nn.Module:
     return body
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", [*FAMILIES, "deit", "levit", "poolformer"])
 def test_from_a_configuration_through_training_and_sensitivity_to_a_folder(family, tmp_path):
     from transformers import AutoModelForImageClassification
 
-    preprocessing = settings(config=FAMILIES[family])
+    preprocessing = settings(config=ALL[family])
     model = build_model(preprocessing, 2, 100)
     before = state_bits(model)
     training(model, OptimizerSettings(lr=0.01, epochs=1, batch_size=16)).fit()
@@ -83,6 +105,49 @@ def test_a_pretrained_body_gets_a_new_head(family, tmp_path):
     assert any("weight" in name for name in new)
     assert any(state_bits(model)[name] != state_bits(other)[name] for name in new)
     assert not any("text_model" in name for name, _ in model.named_parameters())
+
+
+@pytest.mark.parametrize("family", [*FAMILIES, *UNUSUAL])
+def test_a_classifier_of_another_task_becomes_one_of_this(family, tmp_path):
+    """Several labels at once, tuples, half precision, another number of classes: transformers' pipeline then gives the
+    probabilities of our evaluation."""
+    from transformers import AutoConfig, AutoModelForImageClassification, pipeline
+
+    values = dict(ALL[family])
+    old = {"problem_type": "multi_label_classification", "return_dict": False, "output_hidden_states": True}
+    config = AutoConfig.for_model(values.pop("model_type"), **values, num_labels=7, **old)
+    theirs = AutoModelForImageClassification.from_config(config, dtype=torch.float16)
+    theirs.save_pretrained(tmp_path / "pretrained")
+
+    how = settings(pretrained=str(tmp_path / "pretrained"))
+    model = build_model(how, CLASSES, 100).eval()
+    kept = {name for name, tensor in model.state_dict().items() if tensor.shape == theirs.state_dict()[name].shape}
+    assert {name.rsplit(".", 1)[0] for name in model.state_dict().keys() - kept} == HEADS.get(family, {"classifier"})
+    assert all(torch.equal(model.state_dict()[name], theirs.state_dict()[name].to(torch.float32)) for name in kept)
+
+    save_model(model, tmp_path / "made")
+    (tmp_path / "exported").mkdir()
+    model_files.copy_model(tmp_path / "made", tmp_path / "exported", ("zero", "one", "two"))
+    model_files.write(tmp_path / "exported", DataSettings(kind="table", root=tmp_path, image_size=SIZE), how)
+    image = images(1).images[0]
+    found = pipeline("image-classification", str(tmp_path / "exported"))(Image.fromarray(image))
+    with torch.no_grad():
+        expected = logits(model, Normalize(how, torch.device("cpu"))(image[None])).softmax(1)[0]
+    assert {row["label"]: row["score"] for row in found} == pytest.approx(
+        dict(zip(("zero", "one", "two"), expected.tolist(), strict=True)), abs=1e-5
+    )
+
+
+def test_an_architecture_without_a_classifier_is_refused(tmp_path):
+    save_body({"model_type": "vit_mae", **TOWER}, tmp_path)
+    with pytest.raises(AimfairError, match="no image classifier of the architecture 'vit_mae'; put a head on its"):
+        build_model(settings(pretrained=str(tmp_path)), CLASSES, 100)
+
+
+@pytest.mark.parametrize("key", ["num_labels", "problem_type", "return_dict"])
+def test_what_follows_from_the_data_is_no_setting(key):
+    with pytest.raises(AimfairError, match=rf"^model\.config\.{key}: it follows from the data and the task"):
+        build_model(settings(config={**RESNET, key: 5}), CLASSES, 100)
 
 
 def test_a_body_without_a_part_of_its_weights_is_refused(tmp_path):

@@ -51,7 +51,7 @@ def test_logits_have_a_column_for_each_class():
         ({"model_type": "resnt"}, "transformers knows no architecture 'resnt'"),
         ({**RESNET, "hidden_size": [4]}, "model.config.hidden_size: .*did you mean hidden_sizes"),
         ({**RESNET, "hidden_sizes": "wide"}, "model.config: not usable for resnet"),
-        ({"model_type": "bert"}, "no image classifier can be made of it"),
+        ({"model_type": "bert"}, "transformers has no image classifier of the architecture"),
     ],
 )
 def test_settings_that_name_no_classifier_are_refused(config, message):

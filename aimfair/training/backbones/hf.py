@@ -18,16 +18,28 @@ from aimfair.base.errors import AimfairError, one_line
 from aimfair.base.files import write_text
 from aimfair.base.libraries import optional
 from aimfair.selective.parameters import listing
-from aimfair.selective.selection import head_names
 from aimfair.selective.storage import check_header
 from aimfair.training.backbones.origin import CONFIG, WEIGHTS
 from aimfair.training.backbones.weights import load_weights, require_finite, write_weights
+from aimfair.training.head import head_names
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
 
 PREPROCESSOR = "preprocessor_config.json"
 """File in which transformers keeps the preprocessing of a model."""
+
+TASK: dict[str, Any] = {
+    "problem_type": "single_label_classification",
+    "return_dict": True,
+    "output_attentions": False,
+    "output_hidden_states": False,
+}
+"""What a configuration says of the task and of outputs, whatever a pretrained one said: one of several classes, and
+logits by name."""
+
+_OF_THE_DATA = ("num_labels", "id2label", "label2id")
+"""Keys of a configuration that follow from the data set."""
 
 
 def build(values: dict[str, Any], classes: int) -> nn.Module:
@@ -94,6 +106,8 @@ def _new_config(values: dict[str, Any], classes: int) -> "PreTrainedConfig":
 
     values = dict(values)
     kind = values.pop("model_type")
+    if fixed := [key for key in values if key in (*TASK, *_OF_THE_DATA)]:
+        raise AimfairError(f"model.config.{fixed[0]}: it follows from the data and the task; leave it out")
     try:
         known = AutoConfig.for_model(kind).to_dict().keys()
     except ValueError:  # whose message lists them all
@@ -103,7 +117,7 @@ def _new_config(values: dict[str, Any], classes: int) -> "PreTrainedConfig":
         hint = f"; did you mean {nearest[0]}?" if nearest else ""
         raise AimfairError(f"model.config.{key}: {kind} has no such setting{hint}")
     try:
-        return AutoConfig.for_model(kind, **values, num_labels=classes)
+        return AutoConfig.for_model(kind, **values, **TASK, num_labels=classes)
     except Exception as error:  # each architecture checks its own values and may raise anything
         raise AimfairError(f"model.config: not usable for {kind}: {one_line(error)}") from error
 
@@ -111,6 +125,7 @@ def _new_config(values: dict[str, Any], classes: int) -> "PreTrainedConfig":
 def _from_config(config: "PreTrainedConfig") -> "PreTrainedModel":
     from transformers import AutoModelForImageClassification
 
+    _require_classifier(config, "model.config")
     try:
         model: PreTrainedModel = AutoModelForImageClassification.from_config(config, dtype=torch.float32)  # type: ignore[no-untyped-call]
     except Exception as error:
@@ -122,31 +137,66 @@ def _from_config(config: "PreTrainedConfig") -> "PreTrainedModel":
 
 
 def _pretrained(name: str, classes: int, allow_download: bool) -> "PreTrainedModel":
-    from transformers import AutoModelForImageClassification
+    from transformers import AutoConfig, AutoModelForImageClassification
 
+    where = f"model.pretrained: {name}"
     model: PreTrainedModel
     try:
         source = name if allow_download or Path(name).is_absolute() else str(_hub_file(name, CONFIG, False).parent)
         for path in Path(source).glob("*.safetensors"):
             check_header(path)
+        config = AutoConfig.from_pretrained(source, num_labels=classes, **TASK)
+        _require_classifier(config, where)
         model, found = AutoModelForImageClassification.from_pretrained(
             source,
-            num_labels=classes,
+            config=config,
             ignore_mismatched_sizes=True,
             use_safetensors=True,
             dtype=torch.float32,
             output_loading_info=True,
         )
+    except AimfairError:
+        raise
     except Exception as error:  # transformers may raise anything
-        raise AimfairError(f"model.pretrained: {name}: not usable: {one_line(error)}") from error
+        raise AimfairError(f"{where}: not usable: {one_line(error)}") from error
     new = {*found["missing_keys"], *(key for key, *_ in found["mismatched_keys"])}
-    if lacking := sorted(new - set(head_names([key for key, _ in model.named_parameters()]))):
+    if lacking := sorted(new - _may_be_new(model)):
         raise AimfairError(
-            f"model.pretrained: {name}: not the weights of a {type(model).__name__}:"
-            f" missing or of another shape: {listing(lacking)}"
+            f"{where}: not the weights of a {type(model).__name__}: missing or of another shape: {listing(lacking)}"
         )
     require_finite(name, model.state_dict())
     return model
+
+
+def _require_classifier(config: "PreTrainedConfig", where: str) -> None:
+    """
+    Raises:
+        AimfairError: transformers has no image classifier of this architecture.
+    """
+    from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING as CLASSIFIERS
+
+    if type(config) not in CLASSIFIERS:
+        raise AimfairError(
+            f"{where}: transformers has no image classifier of the architecture {config.model_type!r}; put a head on"
+            " its backbone in a function of yours and give that as model.factory, see docs/methods.md"
+        )
+
+
+def _may_be_new(model: "PreTrainedModel") -> set[str]:
+    """Weights and buffers that a pretrained model may lack: its heads, and what lies outside of the backbone."""
+    prefix = model.base_model_prefix
+    has_backbone = isinstance(getattr(model, prefix, None), nn.Module)
+    outside = {key for key in model.state_dict() if has_backbone and not key.startswith(f"{prefix}.")}
+    try:
+        return outside | set(head_names(model, _image_size(model.config), type(model).__name__))
+    except AimfairError:  # no layer of its own gives the logits
+        return outside
+
+
+def _image_size(config: Any) -> int:
+    """Height of the images that a model was made for; 224 if it takes any."""
+    size = getattr(getattr(config, "vision_config", config), "image_size", None) or 224
+    return int(size) if isinstance(size, int) else int(size[0])
 
 
 def _hub_file(name: str, file: str, allow_download: bool) -> Path:

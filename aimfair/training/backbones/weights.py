@@ -12,9 +12,9 @@ from aimfair.base.checked_weights import not_finite
 from aimfair.base.errors import AimfairError, one_line
 from aimfair.base.files import replace_file
 from aimfair.selective.parameters import listing
-from aimfair.selective.selection import head_names
 from aimfair.selective.storage import check_header
 from aimfair.training.backbones.origin import CONFIG
+from aimfair.training.head import head_names
 
 Weights = dict[str, Tensor]
 
@@ -88,15 +88,18 @@ def load_weights(path: Path, model: nn.Module) -> None:
             tensor.copy_(weights[name])
 
 
-def transplant(weights: Mapping[str, Tensor], model: nn.Module, where: str) -> None:
+def transplant(weights: Mapping[str, Tensor], model: nn.Module, where: str, image_size: int = 224) -> None:
     """Loads pretrained weights; the head stays new if the number of classes differs.
+
+    Args:
+        image_size: of an image that the model takes, to find its head.
 
     Raises:
         AimfairError: weights other than the head's are missing or unknown to the model, or hold NaN or infinity.
     """
     require_finite(where, weights)
     expected = weights_of(model)
-    head = set(head_names([name for name, _ in model.named_parameters()]))
+    head = set(head_names(model, image_size, where))
     fitting = {
         name: tensor for name, tensor in weights.items() if name in expected and tensor.shape == expected[name].shape
     }

@@ -1,0 +1,221 @@
+"""What a later stage could not use is refused before the first image is made, in a line that names the setting."""
+
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from aimfair.base.errors import AimfairError
+from aimfair.commands import cli
+from aimfair.config import Config
+from aimfair.config import load as config_file
+from aimfair.run.directory import Run
+from aimfair.stages import preflight
+from aimfair.stages.pipeline import run_stages
+from tests.tiny_run import SIZE, settings
+
+WEIGHTS = 3 * SIZE * SIZE
+
+
+@pytest.fixture(autouse=True)
+def decoded(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tiny / "cache"))
+
+
+def linear(outputs: int) -> nn.Module:
+    return nn.Sequential(nn.Flatten(), nn.Linear(WEIGHTS, outputs))
+
+
+class Wrapped(nn.Module):
+    """A linear model whose logits go through a function."""
+
+    def __init__(self, function, outputs: int = 2):
+        super().__init__()
+        self.linear, self.function = linear(outputs), function
+
+    def forward(self, x: Tensor):
+        return self.function(self.linear(x))
+
+
+def more(num_classes):
+    return linear(1000)
+
+
+def one_logit(num_classes):
+    return linear(1)
+
+
+def pair(num_classes):
+    return Wrapped(lambda scores: (scores, scores))
+
+
+def squeezed(num_classes):
+    return Wrapped(torch.squeeze)
+
+
+def detached(num_classes):
+    return Wrapped(torch.detach)
+
+
+def not_a_number(num_classes):
+    return Wrapped(lambda scores: scores / 0)
+
+
+def lazy(num_classes):
+    return nn.Sequential(nn.Flatten(), nn.LazyLinear(num_classes))
+
+
+def other_size(num_classes):
+    return nn.Sequential(nn.Flatten(), nn.Linear(3 * 64 * 64, num_classes))
+
+
+def viewed(num_classes):
+    return Viewed()
+
+
+class Viewed(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.linear = nn.Linear(WEIGHTS, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.linear(x.view(len(x), -1))
+
+
+def normed(num_classes):
+    return nn.Sequential(nn.Flatten(), nn.Linear(WEIGHTS, 4), nn.BatchNorm1d(4), nn.Linear(4, num_classes))
+
+
+class Batches(nn.Module):
+    """Fails in training mode, as a module of the user's may."""
+
+    def __init__(self):
+        super().__init__()
+        self.linear = linear(2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.training:
+            raise KeyError("augmentation")
+        return self.linear(x)
+
+
+def training_only(num_classes):
+    return Batches()
+
+
+def model(name: str, **more: object) -> dict:
+    return {"model": {"factory": f"{__name__}:{name}", "config": {}, **more}}
+
+
+MODELS = {
+    "more": "gives 1000 logits for an image, expected 2, one for each class of the data; the function must use",
+    "one_logit": "gives 1 logit for an image, expected 2, .*a head with one logit is not supported",
+    "pair": r"the model Wrapped returned tuple for \d images, expected logits of shape",
+    "squeezed": r"the model Wrapped returned \[2\] for 1 images, expected logits",
+    "detached": "its logits do not depend on its weights",
+    "not_a_number": "gives NaN or infinite logits",
+    "lazy": r"1\.weight, 1\.bias have no shape yet \(lazy modules\)",
+    "other_size": r"fails on a batch of \d images of 32 x 32 pixels \(data\.image_size\): RuntimeError: mat1 and mat2",
+    "viewed": r"set model\.channels_last to false",
+    "training_only": r"fails in training mode on a batch of \d images .*: KeyError: 'augmentation'",
+}
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_models(photographs: Path, tmp_path: Path, name: str) -> None:
+    refused(
+        settings(photographs, **model(name)),
+        tmp_path,
+        rf"model\.factory: {re.escape(__name__)}:{name}: .*{MODELS[name]}",
+    )
+
+
+@pytest.mark.parametrize("key", ["train", "finetune"])
+def test_batches_of_one_image(photographs: Path, tmp_path: Path, key: str) -> None:
+    sections = {key: {"batch_size": 1, **({"batchnorm": "adapt"} if key == "finetune" else {})}}
+    message = (
+        rf"^{key}\.batch_size: found 1; model\.factory: .*on a batch of 1 .*: ValueError: Expected more than 1 value"
+    )
+    refused(settings(photographs, **model("normed"), **sections), tmp_path, message)
+    frozen = settings(photographs, **model("normed"), finetune={"batch_size": 1, "batchnorm": "freeze"})
+    check(frozen, tmp_path / "frozen")
+
+
+def test_a_pretrained_model_of_another_size(photographs: Path, tmp_path: Path) -> None:
+    from aimfair.training.models import build_model, save_model
+    from aimfair.training.settings import ModelSettings
+
+    tower = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    vit = build_model(ModelSettings(config={"model_type": "vit", **tower, "image_size": 16, "patch_size": 8}), 2, 1)
+    save_model(vit, tmp_path / "vit")
+    config = settings(photographs, model={"pretrained": str(tmp_path / "vit"), "config": {}})
+    refused(
+        config,
+        tmp_path,
+        r"model\.pretrained: .*vit: ViT.* 32 x 32 pixels \(data\.image_size\): ValueError: Input image",
+    )
+
+
+@pytest.mark.parametrize(
+    ("method", "message"),
+    [
+        ({"rule": "head_only", "head": "clasifier"}, "no parameter belongs to the module 'clasifier'; did you mean"),
+        ({"kind": "last_layer_retrain", "head": "clasifier"}, "no parameter belongs to the module 'clasifier'"),
+        ({"rule": "blocks", "blocks": ["resnet.encoder.stages.9"]}, "no parameter belongs to the module"),
+        ({"rule": "all", "freeze": ["nothing"]}, "no parameter belongs to the module 'nothing'"),
+        ({"rule": "ratio", "density": 1e-9}, "selects nothing"),
+        ({"rule": "top_k", "k": 10**9}, "expected"),
+    ],
+)
+def test_methods(photographs: Path, tmp_path: Path, method: dict, message: str) -> None:
+    config = settings(photographs, methods={"mine": method}, default_method="mine")
+    refused(config, tmp_path, rf"methods\.mine: .*{message}")
+
+
+def test_an_intersection_that_a_few_images_leave_empty_is_no_error(photographs: Path, tmp_path: Path) -> None:
+    rule = {"rule": "intersection", "bias_k": 1, "domain_k": 1}
+    check(settings(photographs, methods={"mine": rule}, default_method="mine"), tmp_path)
+
+
+def test_epochs_of_the_first_training(photographs: Path) -> None:
+    with pytest.raises(ValueError, match="found 3, expected at most 2"):
+        settings(photographs, methods={"jtt": {"kind": "jtt", "first_epochs": 3}}, default_method="jtt")
+
+
+def test_what_can_be_used_leaves_nothing_behind(photographs: Path, tmp_path: Path) -> None:
+    before = torch.random.get_rng_state()
+    check(settings(photographs), tmp_path)
+    assert {path.name for path in (tmp_path / "run").iterdir()} == {".lock", "config.yaml", "log.jsonl"}
+    assert torch.equal(torch.random.get_rng_state(), before)
+
+
+def test_without_real_images(photographs: Path, tmp_path: Path) -> None:
+    """As ``aimfair generate`` alone, perhaps on a machine that has none."""
+    config = settings(photographs, **model("more"), data={"root": "/nowhere"})
+    (tmp_path / "config.yaml").write_text(config_file.dump(config))
+    with Run.open(tmp_path / "run", config, quiet=True) as run, pytest.raises(AimfairError, match="1000 logits"):
+        run_stages(run, ("prompts", "generate"))
+    assert not (tmp_path / "run" / "synthetic").exists()
+
+
+def test_a_run_stops_with_one_line_before_any_image(
+    photographs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "config.yaml").write_text(config_file.dump(settings(photographs, **model("more"))))
+    assert cli.main(["run", "--config", str(tmp_path / "config.yaml"), "--run", str(tmp_path / "run"), "--quiet"]) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"error: model.factory: {__name__}:more: Sequential gives 1000 logits")
+    assert not (tmp_path / "run" / "synthetic").exists()
+
+
+def refused(config: Config, folder: Path, message: str) -> None:
+    with pytest.raises(AimfairError, match=message) as raised:
+        check(config, folder)
+    assert len(str(raised.value).splitlines()) == 1
+
+
+def check(config: Config, folder: Path) -> None:
+    with Run.open(folder / "run", config, quiet=True) as run:
+        preflight.check(run, real_images=True)
