@@ -128,6 +128,8 @@ def _build(settings: ModelSettings, classes: int) -> nn.Module:
 
 def _build_from_folder(folder: Path, classes: int) -> nn.Module:
     """From a folder of any library, with a new head if the number of classes differs."""
+    if not folder.is_dir():
+        raise AimfairError(f"model.pretrained: {folder}: no such folder, expected one with {CONFIG} and {WEIGHTS}")
     values = read_config(folder) if (folder / CONFIG).exists() else {}
     if "factory" in values:
         if values["factory"] != "torchvision":

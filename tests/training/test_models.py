@@ -170,11 +170,19 @@ class TestPretrained:
         with pytest.raises(AimfairError, match="holds 'a' twice"):
             build_model(ModelSettings(pretrained=str(folder)), 2, 100)
 
+    def test_refuses_a_folder_that_is_not_there(self, tmp_path):
+        with pytest.raises(
+            AimfairError, match=r"^model\.pretrained: .*nowhere: no such folder, expected one with config"
+        ):
+            build_model(ModelSettings(pretrained=str(tmp_path / "nowhere")), 2, 100)
+
     def test_reads_the_hubs_cache_and_asks_nobody(self, folder, monkeypatch, tmp_path):
         monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
         monkeypatch.setattr("socket.getaddrinfo", lambda *_, **__: pytest.fail("asked the network"))
         settings = ModelSettings(pretrained="someone/resnet")
-        with pytest.raises(AimfairError, match=r"someone/resnet: .*no model of this name .*model\.allow_download"):
+        with pytest.raises(
+            AimfairError, match=r"someone/resnet: .*no model of this name in the hub's cache, .*hub; give a folder"
+        ):
             build_model(settings, 2, 100)
         entry = tmp_path / "hub" / "models--someone--resnet"
         (entry / "refs").mkdir(parents=True)

@@ -204,7 +204,7 @@ def _hub_file(name: str, file: str, allow_download: bool) -> Path:
 
     The hub's client may use the network even when restricted to its cache; this look-up does not.
     """
-    from huggingface_hub import hf_hub_download, try_to_load_from_cache
+    from huggingface_hub import constants, hf_hub_download, try_to_load_from_cache
 
     path = try_to_load_from_cache(name, file)
     if isinstance(path, str):
@@ -212,7 +212,8 @@ def _hub_file(name: str, file: str, allow_download: bool) -> Path:
     if allow_download:
         return Path(hf_hub_download(name, file))
     raise FileNotFoundError(
-        "no such folder, and no model of this name in the hub's cache; fetch it with model.allow_download"
+        f"no model of this name in the hub's cache, {constants.HF_HUB_CACHE}; give a folder (beginning with /, ./, ../"
+        " or ~/), or download it with --model.allow_download true"
     )
 
 

@@ -133,7 +133,7 @@ def _described(folder: Path) -> tuple[str, dict[str, Any], dict[str, Any], int]:
 
 
 def _cached(timm: ModuleType, name: str, allow_download: bool) -> Path:
-    from huggingface_hub import hf_hub_download, try_to_load_from_cache
+    from huggingface_hub import constants, hf_hub_download, try_to_load_from_cache
 
     repository = _pretrained_cfg(timm, name).get("hf_hub_id")
     if not repository:
@@ -143,7 +143,8 @@ def _cached(timm: ModuleType, name: str, allow_download: bool) -> Path:
         return Path(path)
     if not allow_download:
         raise AimfairError(
-            f"model.pretrained: timm:{name}: {repository} is not in the hub's cache; fetch it with model.allow_download"
+            f"model.pretrained: timm:{name}: {repository} is not in the hub's cache, {constants.HF_HUB_CACHE}; download"
+            " it with --model.allow_download true"
         )
     try:
         return Path(hf_hub_download(repository, WEIGHTS))
