@@ -103,6 +103,8 @@ def packages(requirements: list[str]) -> Iterator[Check]:
         elif failure := failed.get(_module(name)):
             remedy = failure.remedy or f"pip install --force-reinstall '{requirement}'"
             yield Check(name, "broken", failure.found, remedy)
+        elif _is_older(versions[name], requirement):
+            yield Check(name, "broken", f"{versions[name]}, too old", f"pip install --upgrade '{requirement}'")
         else:
             yield Check(name, "fine", versions[name])
 
@@ -112,6 +114,18 @@ def _version(name: str) -> str | None:
         return importlib.metadata.version(name)
     except importlib.metadata.PackageNotFoundError:
         return None
+
+
+def _is_older(version: str, requirement: str) -> bool:
+    """Whether a version is below the minimum that a requirement states."""
+    minimum = re.search(r">=([\d.]+)", requirement)
+    return minimum is not None and _release(version) < _release(minimum[1])
+
+
+def _release(version: str) -> list[int]:
+    """[2, 13, 0] for 2.13.0+cpu."""
+    numbers = re.match(r"\d+(\.\d+)*", version)
+    return [int(number) for number in numbers[0].split(".")] if numbers else []
 
 
 def _module(package: str) -> str:

@@ -73,6 +73,18 @@ def test_packages_that_cannot_be_imported(tmp_path, monkeypatch):
 
 
 @pytest.mark.usefixtures("no_imports")
+@pytest.mark.parametrize(
+    ("installed", "state"), [("0.9.12", "broken"), ("0.42rc1", "fine"), ("0.42.1+cpu", "fine"), ("1", "fine")]
+)
+def test_a_package_that_is_too_old(monkeypatch, installed, state):
+    monkeypatch.setattr(doctor.importlib.metadata, "version", lambda _: installed)
+    (check,) = doctor.packages(['diffusers>=0.42; extra == "generate"'])
+    assert check.state == state
+    if state == "broken":
+        assert (check.found, check.remedy) == ("0.9.12, too old", "pip install --upgrade 'diffusers>=0.42'")
+
+
+@pytest.mark.usefixtures("no_imports")
 @pytest.mark.parametrize("kernel", ["accumulate_", "select_", "masked_adamw_"])
 def test_a_kernel_that_computes_something_else(monkeypatch, tmp_path, kernel, capsys):
     real = getattr(ops, kernel)
