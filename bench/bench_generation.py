@@ -31,7 +31,6 @@ from bench.harness import Case, Rival, Runner
 from bench.targets import ENCODE, GENERATE, PLAIN_DIFFUSERS, PROMPTS
 
 pytestmark = [
-    pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning"),  # diffusers' schedulers
     pytest.mark.filterwarnings("ignore:.*torch.jit.script:DeprecationWarning"),  # Inductor
 ]
 

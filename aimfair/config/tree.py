@@ -51,6 +51,15 @@ class Config(Settings):
         return self
 
     @model_validator(mode="after")
+    def _check_prompts(self) -> Self:
+        if self.generate.folder is None:
+            try:
+                self.prompts.check_writing()
+            except Problem as problem:
+                raise Problem(("prompts", *problem.key), str(problem)) from None
+        return self
+
+    @model_validator(mode="after")
     def _check_groups(self) -> Self:
         """Data and prompts must have the same numbers of classes and protected values."""
         targets, protected = len(self.prompts.targets), len(self.prompts.protected)

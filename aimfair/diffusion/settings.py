@@ -58,8 +58,15 @@ class TextToImageSettings(Settings):
     dtype: Literal["float32", "bfloat16", "float16"] = Field("float32", description="of the generator's weights")
     allow_download: bool = Field(False, description="allow downloading the model from the hub")
 
+    @property
+    def in_use(self) -> bool:
+        """Whether the model is run at all."""
+        return True
+
     @model_validator(mode="after")
     def _check_model(self) -> Self:
+        if not self.in_use:
+            return self
         start, stop = self.guidance_interval
         if not 0 <= start < stop <= 1:
             raise Problem(("guidance_interval",), f"found [{start}, {stop}], expected 0 <= first < last <= 1")

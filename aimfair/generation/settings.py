@@ -62,6 +62,10 @@ class GenerateSettings(TextToImageSettings):
     image_format: Literal["png", "webp"] = Field("webp", description="of the files; both are lossless")
     filters: FilterSettings = FilterSettings()
 
+    @property
+    def in_use(self) -> bool:
+        return self.folder is None
+
     @model_validator(mode="after")
     def _check_job(self) -> Self:
         if self.folder is not None and self.filters != FilterSettings():

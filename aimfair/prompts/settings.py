@@ -58,7 +58,7 @@ class PromptSettings(Settings):
     )
     targets: list[list[str]] = Field(description="for each target class its words, used in turn")
     protected: list[list[str]] = Field(description="for each protected value its words, used in turn")
-    contexts: dict[str, list[str]] = Field(description="contextual attribute -> its values")
+    contexts: dict[str, list[str]] = Field({}, description="contextual attribute -> its values")
     contexts_per_prompt: int = Field(3, ge=0, description="contextual attributes in one prompt")
     seed: int = Field(0, ge=0, description="seed of the choice of contexts")
     llm: LanguageModelSettings = LanguageModelSettings()
@@ -70,6 +70,14 @@ class PromptSettings(Settings):
                 raise Problem((name,), f"found {len(classes)} lists of words, expected at least 2")
             for index, words in enumerate(classes):
                 require_words((name, index), words)
+        return self
+
+    def check_writing(self) -> None:
+        """Checks what only the writing of prompts uses: words, template and language model.
+
+        Raises:
+            Problem: they do not go together.
+        """
         if self.vocabulary is not None and "template" not in self.model_fields_set:
             raise Problem(("template",), f"missing; the vocabulary {self.vocabulary!r} has none; add one there or here")
         for attribute, values in self.contexts.items():
@@ -91,7 +99,6 @@ class PromptSettings(Settings):
             )
         if self.llm.avoid:
             require_words(("llm", "avoid"), self.llm.avoid)
-        return self
 
     def require_groups(self, targets: Sequence[str], protected: Sequence[str]) -> None:
         """Checks that there are words for every group; the groups of a table are known only from its rows.

@@ -13,6 +13,7 @@ from aimfair.base.device import choose_device, tuning_device
 from aimfair.base.errors import AimfairError, ConfigError
 from aimfair.base.seeds import generator
 from aimfair.config import Config
+from aimfair.config.unused import without_effect
 from aimfair.data.images import ImageSet, Splits
 from aimfair.methods import Tune
 from aimfair.methods.tune import select_mask
@@ -47,6 +48,8 @@ def check(run: Run, *, real_images: bool) -> None:
     config = run.config
     if tuning_device(config.device) != choose_device(config.device):
         run.log.warn("training and tuning run on the CPU: this aimfair was built without CUDA kernels")
+    for line in without_effect(config):
+        run.log.warn(line)
     _refuse_small_sources(config)
     if real_images:
         splits = splits_of(run)

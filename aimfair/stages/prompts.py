@@ -16,6 +16,9 @@ _PATIENCE = {"timeout", "retries", "max_wait", "max_fruitless"}
 
 
 def run(run: Run) -> None:
+    if run.config.generate.folder is not None:
+        run.log.tell("prompts: none, images are imported from generate.folder")
+        return
     inputs = _inputs(run)
     if run.is_done("prompts", inputs):
         return

@@ -88,7 +88,9 @@ def _pixels(path: Path) -> Pixels:
 
 
 def _diversity(run: Run) -> Diversity | None:
-    """From the stage, or measured now for runs of older versions that did not."""
+    """From the stage, or measured now for runs of older versions that did not; None: images are imported."""
+    if run.config.generate.folder is not None:
+        return None
     if run.diversity.exists():
         return Diversity.load(run.diversity)
     return measure(load_prompts(run.prompts), run.config.prompts) if run.prompts.exists() else None

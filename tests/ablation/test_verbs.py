@@ -25,8 +25,6 @@ from aimfair.run.directory import Run
 from aimfair.selective.sensitivity import Sensitivity
 from aimfair.training.models import load_model
 
-pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # diffusers' schedulers
-
 
 @pytest.fixture(autouse=True)
 def environment(monkeypatch):

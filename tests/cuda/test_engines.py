@@ -17,7 +17,6 @@ from .device import CUDA
 pytestmark = [
     pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
     pytest.mark.skipif(find_spec("diffusers") is None, reason="needs diffusers"),
-    pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning"),  # diffusers' schedulers
 ]
 
 TEXTS = [f"a handwritten {digit} in {ink} ink" for digit in ("two", "seven", "nine") for ink in ("green", "red")]

@@ -17,7 +17,6 @@ from aimfair.generation.settings import GenerateSettings
 from tests.generation.samples import SIZE
 
 pytestmark = [
-    pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning"),  # diffusers' schedulers
     pytest.mark.filterwarnings("ignore:.*:DeprecationWarning:torch"),
 ]
 

@@ -17,8 +17,6 @@ from aimfair.diffusion.text_to_image import Diffusion
 from aimfair.generation.settings import GenerateSettings
 from tests.generation.samples import SIZE
 
-pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # diffusers' schedulers
-
 TEXTS = ["a one in green, thin", "a two in red", "a one in green, thin", "seven"]
 SEEDS = [1, 2, 3, 2**62]
 UNET = "unet/diffusion_pytorch_model.safetensors"

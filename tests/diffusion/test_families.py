@@ -20,8 +20,6 @@ from aimfair.diffusion.text_to_image import Diffusion, engine_and_source
 from aimfair.generation.settings import GenerateSettings
 from tests.generation.samples import SIZE
 
-pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # diffusers' schedulers
-
 CPU = torch.device("cpu")
 TEXTS, SEEDS = ["a one in green, thin", "a two in red", "seven"], [1, 2, 3]
 ALL = ["stable_diffusion", "sdxl", "sd3", "flux"]

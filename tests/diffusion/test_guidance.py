@@ -12,8 +12,6 @@ from aimfair.diffusion.model import SHIPPED
 from aimfair.diffusion.text_to_image import Diffusion
 from aimfair.generation.settings import GenerateSettings
 
-pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # diffusers' schedulers
-
 DIGITS = SHIPPED["digits"]
 TEXTS, SEEDS = ["a one in green", "a two in red", "seven"], [1, 2, 3]
 STEPS = 4

@@ -25,8 +25,6 @@ from aimfair.generation.settings import GenerateSettings
 from aimfair.run.directory import Run
 from aimfair.stages import generate, prompts
 
-pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # diffusers' schedulers
-
 CPU = torch.device("cpu")
 TEXTS = [f"a handwritten {digit} in {ink} ink" for digit in ("two", "seven", "nine") for ink in ("green", "red")]
 SEEDS = list(range(len(TEXTS)))

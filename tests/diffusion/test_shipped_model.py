@@ -10,8 +10,6 @@ from tools.digits_diffusion.architecture import build_tokenizer
 from tools.digits_diffusion.captions import every_word
 from tools.digits_diffusion.check import check
 
-pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # diffusers' schedulers
-
 MODEL = SHIPPED["digits"]
 
 

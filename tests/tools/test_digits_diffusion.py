@@ -24,7 +24,6 @@ def test_one_seed_gives_one_model(tmp_path):
     assert train(tmp_path / "other", "--seed", "1") != first
 
 
-@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # diffusers' schedulers
 def test_it_loads_as_the_pipelines_model(tmp_path):
     import torch
 
