@@ -20,9 +20,6 @@ def without_effect(config: Config) -> Iterator[str]:
     else:
         if not generate.engine.startswith("tensorrt") and generate.engine != "auto":
             yield from _lines("generate", generate, {"tensorrt"}, f"generate.engine is {generate.engine}")
-        if generate.guidance_scale <= 1:
-            reason = f"guidance_scale {generate.guidance_scale:g} is no guidance"
-            yield from _lines("generate", generate, {"guidance_interval"}, reason)
         if prompts.provider == "grammar":
             yield from _lines("prompts", prompts, {"llm"}, "prompts.provider is grammar")
     yield from _of_training("train", config.train)

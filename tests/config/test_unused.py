@@ -64,7 +64,6 @@ def test_nor_is_a_text_to_image_model(generate: dict) -> None:
     [
         ({"generate": {"folder": "/mine", "steps": 50}}, "generate.steps: has no effect, images are imported"),
         ({"generate": {"folder": "/mine"}, "prompts": {"provider": "openai"}}, "prompts.provider: has no effect"),
-        ({"generate": {"guidance_interval": [0.2, 0.8]}}, "generate.guidance_interval: has no effect, guidance_scale 1"),
         (
             {"generate": {"tensorrt": {"profile": "dynamic"}}},
             "generate.tensorrt: has no effect, generate.engine is eager",
@@ -78,7 +77,6 @@ def test_nor_is_a_text_to_image_model(generate: dict) -> None:
 def test_what_has_no_effect_is_told(sections: dict, line: str) -> None:
     lines = list(without_effect(change(**sections)))
     assert any(one.startswith(line) for one in lines), lines
-    assert list(without_effect(change(generate={"guidance_interval": [0.2, 0.8], "guidance_scale": 2}))) == []
     assert list(without_effect(change(train={"optimizer": "sgd", "momentum": 0.5}))) == []
 
 
