@@ -106,7 +106,7 @@ class BatchGradient:
         return next((f"the gradient of {name}" for name in bad), "the loss")
 
     def _gradients(self) -> list[Tensor]:
-        return [parameter.grad for parameter in self._parameters if parameter.grad is not None]
+        return [p.grad for p in self._parameters if p.grad is not None and p.grad.numel()]  # of DINOv3 some are empty
 
 
 def _copy(source: list[Tensor], destination: list[Tensor]) -> None:

@@ -1,6 +1,7 @@
 """Models that a function of the user makes, and model folders that would like to run something."""
 
 import json
+import re
 import sys
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from torch import nn
 
 from aimfair.base.errors import AimfairError
 from aimfair.training.execution import logits
+from aimfair.training.head import head_names
 from aimfair.training.models import build_model, load_model, save_model
 from aimfair.training.settings import ModelSettings, OptimizerSettings
 from tests.training.samples import SIZE, Net, state_bits, training
@@ -193,3 +195,22 @@ def test_a_library_that_is_missing_is_named(library, key, monkeypatch):
 def test_a_model_of_unknown_origin_is_not_saved(tmp_path):
     with pytest.raises(AimfairError, match="a Net of unknown origin cannot be saved"):
         save_model(Net(), tmp_path)
+
+
+def test_the_documented_head_on_a_backbone_without_a_classifier(tmp_path, monkeypatch):
+    import transformers
+
+    tower = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    backbone = transformers.DINOv3ViTModel(transformers.DINOv3ViTConfig(**tower, image_size=SIZE, patch_size=8))
+    transformers.utils.logging.disable_progress_bar()
+    backbone.save_pretrained(tmp_path / "backbone")
+    guide = (Path(__file__).parents[2] / "docs" / "methods.md").read_text()
+    (program,) = re.findall(r"^```python\n(# heads\.py.*?)^```$", guide, re.MULTILINE | re.DOTALL)
+    (tmp_path / "heads.py").write_text(program)
+    monkeypatch.syspath_prepend(tmp_path)
+    settings = ModelSettings(factory="heads:build", config={"folder": str(tmp_path / "backbone")})
+    model = build_model(settings, 2, 100)
+    training(model, OptimizerSettings(lr=0.01, epochs=1, batch_size=16)).fit()
+    assert head_names(model, SIZE, "") == ["head.weight", "head.bias"]
+    save_model(model, tmp_path / "made")
+    assert state_bits(load_model(tmp_path / "made", settings)) == state_bits(model)
