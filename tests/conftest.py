@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-LONG = ("test_families.py", "test_tensorrt_build.py", "test_verbs.py", "test_stages.py", "test_distributed.py")
+LONG = ("test_verbs.py", "test_distributed.py", "test_onnx_runtime.py", "test_stages.py", "test_base_install.py")
 """Files that take most of the time. They come first, so that of several processes none is left alone with one."""
 
 

@@ -3,6 +3,7 @@
 import ast
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "aimfair"
 
 
+@cache
 def imports(path: Path) -> set[str]:
     """Modules that a file imports, anywhere in it."""
     found = set()

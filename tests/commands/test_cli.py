@@ -18,6 +18,7 @@ from aimfair.config import Config, strict_yaml
 from aimfair.config import load as config_file
 from aimfair.evaluation.compare import compare
 from aimfair.run.directory import Run
+from aimfair.stages import preflight
 from aimfair.stages.evaluate import experiment
 from aimfair.stages.pipeline import STAGES
 from tests.report.made_up import made_up_config, made_up_predictions, made_up_splits
@@ -33,10 +34,14 @@ def elsewhere(tmp_path, monkeypatch):
     monkeypatch.setenv("GOMP_SPINCOUNT", "0")
 
 
+CHECK = preflight.check
+
+
 class Stages:
-    """Stand-ins for all stages: they note that they ran, or do what the test says."""
+    """Stand-ins for all stages: they note that they ran, or do what the test says. Nothing is checked before them."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch):
+        monkeypatch.setattr(preflight, "check", lambda run, real_images: None)
         self.ran: list[str] = []
         self.act: dict[str, object] = {}
         for name in STAGES:
@@ -94,7 +99,8 @@ def test_settings_are_read_without_torch():
 # -- verbs -------------------------------------------------------------------------------------------------------------
 
 
-def test_data_that_cannot_be_used_are_refused_before_anything_is_generated(stages, capsys):
+def test_data_that_cannot_be_used_are_refused_before_anything_is_generated(stages, capsys, monkeypatch):
+    monkeypatch.setattr(preflight, "check", CHECK)
     command = ["run", "--config", "demo", "--quiet", "--data.image_size", "64"]
     assert cli.main(command) == 2
     assert stages.ran == []
