@@ -2,7 +2,10 @@
 
 import difflib
 import os
-from collections.abc import Iterable, Sequence
+import re
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
@@ -23,6 +26,8 @@ IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
 """Suffixes of image files; the format is detected by content."""
 
 _SHOWN = 5
+
+_PARTICULARS = re.compile(r"b?'(?:[^'\\]|\\.)*'|b?\"(?:[^\"\\]|\\.)*\"|\d[\d,.]*")
 
 
 class Rejected(NamedTuple):
@@ -144,6 +149,42 @@ def one_spelling(found: Iterable[str], where: str) -> None:
             raise AimfairError(f"{where}: found splits {first!r} and {name!r}, expected one {SPLITS[split]!r}")
 
 
+def by_reason(rejected: Sequence[Rejected]) -> list[tuple[str, list[Rejected]]]:
+    """Groups of one reason, the largest first. A reason that recurs word for word is one; of others, names and numbers
+    are ignored and replaced by "..."."""
+    times = Counter(one.reason for one in rejected)
+    groups: defaultdict[str, list[Rejected]] = defaultdict(list)
+    for one in rejected:
+        groups[one.reason if times[one.reason] > 1 else _PARTICULARS.sub("...", one.reason)].append(one)
+    return sorted(groups.items(), key=lambda item: -len(item[1]))
+
+
+def reasons(rejected: Sequence[Rejected]) -> str:
+    """The first row or file of each group of :func:`by_reason`, and how many more it has."""
+    groups = by_reason(rejected)
+    shown = []
+    for _, (first, *more) in groups[:_SHOWN]:
+        shown.append(f"{first.name!r}{f' and {len(more):,} more' if more else ''}: {first.reason}")
+    others = sum(len(group) for _, group in groups[_SHOWN:])
+    return "; ".join(shown) + (f"; and {others:,} more" if others else "")
+
+
+@contextmanager
+def naming_left_out(rejected: Sequence[Rejected], total: int, what: str) -> Iterator[None]:
+    """Adds to an error what was left out before: the cause may be there.
+
+    Args:
+        what: rows or images.
+    """
+    try:
+        yield
+    except AimfairError as error:
+        if not rejected:
+            raise
+        left_out = f"{len(rejected):,} of {total:,} {what} are left out: {reasons(rejected)}"
+        raise type(error)(f"{error}; {left_out}") from error
+
+
 def leave_out(rejected: Sequence[Rejected], total: int, what: str, max_share: float, log: Log) -> None:
     """Warns of the ``rejected`` among ``total`` rows or files; the log file lists all of them.
 
@@ -156,14 +197,12 @@ def leave_out(rejected: Sequence[Rejected], total: int, what: str, max_share: fl
     """
     if not rejected:
         return
-    first = "; ".join(f"{name!r}: {reason}" for name, reason in rejected[:_SHOWN])
-    more = f"; and {len(rejected) - _SHOWN:,} more" if len(rejected) > _SHOWN else ""
     count = f"{len(rejected):,} of {total:,} {what}"
     if len(rejected) > max_share * total:
         raise AimfairError(
-            f"{count} cannot be used, a larger share than the {max_share:g} of data.max_bad_share: {first}{more}"
+            f"{count} cannot be used, a larger share than the {max_share:g} of data.max_bad_share: {reasons(rejected)}"
         )
-    log.warn(f"{count} left out: {first}{more}", rejected=[list(one) for one in rejected])
+    log.warn(f"{count} left out: {reasons(rejected)}", rejected=[list(one) for one in rejected])
 
 
 def unknown_name(key: str, found: str, known: Iterable[str], where: str) -> ConfigError:

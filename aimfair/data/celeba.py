@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from aimfair.base.errors import AimfairError
-from aimfair.data.catalogue import SPLITS, Catalogue, Rejected, unknown_name
+from aimfair.data.catalogue import SPLITS, Catalogue, Rejected, naming_left_out, reasons, unknown_name
 from aimfair.data.labels import Attribute, Labels
 from aimfair.data.settings import DataSettings
 
@@ -59,21 +59,25 @@ def read(root: Path, settings: DataSettings) -> Catalogue:
     ]
     rows = sorted((splits[file], file) for file in labels.keys() & splits.keys())
     if not rows:
+        left_out = f"; {len(rejected):,} rows are left out: {reasons(rejected)}" if rejected else ""
         raise AimfairError(
-            f"{attributes}: found no image that is also in {partition.name}, expected {OFFICIAL_IMAGES:,}"
+            f"{attributes}: found no image that is also in {partition.name}, expected {OFFICIAL_IMAGES:,}{left_out}"
         )
     values_of = np.array([labels[file] for _, file in rows], dtype=np.int64).T
     known = {
         name: Attribute(values, (f"not {name}", name)) for name, values in zip(settings.roles(), values_of, strict=True)
     }
     folder = _images(root, rows[0][1])
+    total = len(rows) + len(rejected)
+    with naming_left_out(rejected, total, "rows"):
+        roles = Labels.of(settings, known)
     return Catalogue(
         root=root,
         listing=partition.name,
         files=tuple(f"{folder}/{file}" for _, file in rows),
         split=np.array([split for split, _ in rows], dtype=np.int64),
-        labels=Labels.of(settings, known),
-        rows=len(rows) + len(rejected),
+        labels=roles,
+        rows=total,
         rejected=tuple(rejected),
     )
 

@@ -5,22 +5,16 @@ Unusable rows are skipped and counted; ``data.max_bad_share`` limits their share
 
 import re
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
 from aimfair.base.errors import AimfairError
-from aimfair.data.catalogue import Catalogue, Rejected, relative_file
+from aimfair.data.catalogue import Catalogue, Rejected, naming_left_out, reasons, relative_file
 from aimfair.data.labels import UNKNOWN, Attribute, Labels
 from aimfair.data.settings import DataSettings
-
-_MISSING = {"", "-", "na", "n/a", "#n/a", "nan", "null", "<na>"}
-"""Spellings of a missing value, in lower case."""
-
-_PYTHON_NONE = "None"
-"""Another, case-sensitive: "none" may be a class, as beside "mild" and "severe"."""
 
 _WHOLE = re.compile(r"(-?\d+)\.0+", re.ASCII)
 """As pandas writes integers of a column with missing values."""
@@ -51,19 +45,20 @@ def entry(settings: DataSettings, split: int, file: str, values: Iterable[str], 
     """
     file = relative_file(file)
     texts = tuple(
-        _value(name, text, optional=key == "data.audit")
+        _value(name, text, settings.missing, optional=key == "data.audit")
         for (name, key), text in zip(settings.roles().items(), values, strict=True)
     )
     if cluster is not None:
-        cluster = _value(str(settings.group_column), cluster, optional=False)
+        cluster = _value(str(settings.group_column), cluster, settings.missing, optional=False)
     return Entry(split, file, texts, cluster)
 
 
-def _value(name: str, text: str, optional: bool) -> str:
-    if text.lower() in _MISSING or text == _PYTHON_NONE:
+def _value(name: str, text: str, missing: Sequence[str], optional: bool) -> str:
+    if not text or text in missing or text.lower() in missing:
         if optional:
             return UNKNOWN
-        raise ValueError(f"{name!r} is {text!r}, expected a value in every row")
+        counts = "which counts as missing (data.missing)" if text else "expected a value in every row"
+        raise ValueError(f"{name!r} is {text!r}, {counts}")
     if not text.isprintable():
         raise ValueError(f"{name!r} is {text!r}, expected printable text")
     whole = _WHOLE.fullmatch(text)
@@ -109,20 +104,23 @@ def catalogue(
     if not rows:
         found = "found no rows"
         if rejected:
-            found = f"none of {len(rejected):,} rows can be used, for example {rejected[0].name}: {rejected[0].reason}"
+            found = f"none of {len(rejected):,} rows can be used: {reasons(rejected)}"
         raise AimfairError(f"{root / listing}: {found}, expected one for each image")
     rejected += others
     rows.sort()
     known_attributes = {
         name: Attribute.of_texts([row.values[place] for row in rows]) for place, name in enumerate(settings.roles())
     }
+    total = len(rows) + len(rejected)
+    with naming_left_out(rejected, total, "rows"):
+        labels = Labels.of(settings, known_attributes)
     return Catalogue(
         root=root,
         listing=listing,
         files=tuple(row.file for row in rows),
         split=np.array([row.split for row in rows], dtype=np.int64) if has_splits else None,
-        labels=Labels.of(settings, known_attributes),
-        rows=len(rows) + len(rejected),
+        labels=labels,
+        rows=total,
         rejected=tuple(rejected),
         clusters=None if settings.group_column is None else tuple(str(row.cluster) for row in rows),
     )

@@ -12,7 +12,7 @@ from aimfair.base.log import Log
 from aimfair.base.progress import Progress
 from aimfair.data.decode import content_digest
 from aimfair.data.images import ImageSet, Splits
-from aimfair.data.load import decode, decoded_together, read_catalogue, with_biased_training
+from aimfair.data.load import decode, decoded_together, list_images, with_biased_training
 from aimfair.data.settings import DataSettings
 
 
@@ -72,7 +72,7 @@ def refuse_leaks(leaks: list[Leak], folder: Path, log: Log) -> None:
 
 def _digests_of_files(settings: DataSettings, progress: Progress | None, interrupt: Interrupt) -> dict[str, str]:
     """File -> digest of its pixels, of those that :func:`aimfair.data.load.load_splits` takes, decoded as it does."""
-    catalogue = with_biased_training(read_catalogue(settings), settings)
+    catalogue = with_biased_training(list_images(settings), settings)
     found: dict[str, str] = {}
     for numbers in decoded_together(catalogue):
         some = catalogue.subset(numbers)

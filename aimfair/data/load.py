@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
+import numpy.typing as npt
 
 from aimfair.base.errors import AimfairError, ConfigError
 from aimfair.base.interrupt import NEVER, Interrupt
@@ -12,7 +13,7 @@ from aimfair.base.progress import Progress
 from aimfair.data import celeba, digits, imagefolder, table, utkface
 from aimfair.data.biased_subset import Indices, check_majority
 from aimfair.data.cache import Decoded, decode_files
-from aimfair.data.catalogue import SPLITS, Catalogue, leave_out
+from aimfair.data.catalogue import SPLITS, Catalogue, leave_out, naming_left_out
 from aimfair.data.duplicates import check_leakage, distinct
 from aimfair.data.images import ImageSet, Pixels, Rows, Splits
 from aimfair.data.settings import DataSettings
@@ -44,31 +45,50 @@ def load_splits(
     if settings.kind == "digits":
         return digits.load(settings)
     catalogue = read_catalogue(settings, log)
-    root = catalogue.root
-    leave_out(catalogue.rejected, catalogue.rows, f"rows of {root}", settings.max_bad_share, log)
     if settings.kind == "celeba" and (difference := celeba.differs_from_published(catalogue, settings)):
         log.warn(difference)
-    catalogue = with_biased_training(catalogue, settings)
+    with naming_left_out(catalogue.rejected, catalogue.rows, "rows"):
+        catalogue = with_biased_training(catalogue, settings)
 
     together = decoded_together(catalogue)
     decoded = [decode(catalogue.subset(numbers), settings, progress, interrupt) for numbers in together]
     rejected = [one for some in decoded for one in some.rejected]
-    leave_out(rejected, len(catalogue.files), f"images of {root}", settings.max_bad_share, log)
+    total = len(catalogue.files)
+    leave_out(rejected, total, f"images of {catalogue.root}", settings.max_bad_share, log)
     kept = np.concatenate([numbers[some.kept] for numbers, some in zip(together, decoded, strict=True)])
     catalogue = catalogue.subset(kept)
-    labels = catalogue.labels
     digests = [digest for some in decoded for digest in some.digests]
+    if catalogue.split is not None:
+        check_leakage(catalogue, digests, log)
+    with (
+        naming_left_out(catalogue.rejected, catalogue.rows, "rows"),
+        naming_left_out(rejected, total, "images"),
+    ):
+        return _splits(catalogue, digests, [some.images for some in decoded], settings, log)
+
+
+def _splits(
+    catalogue: Catalogue,
+    digests: Sequence[str],
+    decoded: Sequence[npt.NDArray[np.uint8]],
+    settings: DataSettings,
+    log: Log,
+) -> Splits:
+    """
+    Args:
+        decoded: the images of each split, or of all without splits.
+    """
     if catalogue.split is None:
         parts = _split_at_random(catalogue, digests, settings, log)
-        pixels: list[Pixels] = [Rows(decoded[0].images, indices) for indices in parts]
+        pixels: list[Pixels] = [Rows(decoded[0], indices) for indices in parts]
     else:
-        check_leakage(catalogue, digests, log)
         parts = [np.flatnonzero(catalogue.split == number) for number in range(len(SPLITS))]
-        pixels = [some.images for some in decoded]
+        pixels = list(decoded)
     train, validation, test = (
         _image_set(catalogue.subset(indices), of_part) for indices, of_part in zip(parts, pixels, strict=True)
     )
     _check_parts(catalogue, train, validation, test)
+    labels = catalogue.labels
     return Splits(
         train,
         validation,
@@ -80,14 +100,19 @@ def load_splits(
 
 
 def read_catalogue(settings: DataSettings, log: Log = NOWHERE) -> Catalogue:
-    """As :func:`list_images`; checks ``data.majority`` as well.
+    """As :func:`list_images`; checks ``data.max_bad_share`` of the rows and ``data.majority`` as well.
+
+    Args:
+        log: is also warned of rows that are left out.
 
     Raises:
-        AimfairError: as there.
+        AimfairError: as there, or too many rows cannot be used.
         ConfigError: as there, or ``data.majority`` does not fit the labels.
     """
     catalogue = list_images(settings, log)
-    check_majority(settings.majority, len(catalogue.target_names), len(catalogue.protected_names))
+    leave_out(catalogue.rejected, catalogue.rows, f"rows of {catalogue.root}", settings.max_bad_share, log)
+    with naming_left_out(catalogue.rejected, catalogue.rows, "rows"):
+        check_majority(settings.majority, len(catalogue.target_names), len(catalogue.protected_names))
     return catalogue
 
 

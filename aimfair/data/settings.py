@@ -69,6 +69,11 @@ class DataSettings(Settings):
     )
     seed: int = Field(0, ge=0, description="of splits and biased subsets")
     max_pixels: int = Field(50_000_000, ge=1, description="larger images are refused before decoding")
+    missing: list[str] = Field(
+        ["-", "na", "n/a", "#n/a", "nan", "null", "<na>", "None"],
+        description="table, imagefolder: what stands for a missing value, besides an empty cell; an entry in lower case"
+        " matches any case, another only itself",
+    )
     max_bad_share: float = Field(
         0.01, ge=0, le=1, description="share of unreadable images or rows above which the data set is refused"
     )

@@ -12,7 +12,7 @@ import numpy as np
 from aimfair.base.errors import AimfairError
 from aimfair.base.log import Log
 from aimfair.data.biased_subset import Indices
-from aimfair.data.catalogue import Catalogue, Rejected, image_files
+from aimfair.data.catalogue import Catalogue, Rejected, image_files, naming_left_out, reasons
 from aimfair.data.labels import Attribute, Labels
 from aimfair.data.settings import UTKFACE, DataSettings
 from aimfair.data.split import biased, stratified
@@ -43,8 +43,9 @@ def read(root: Path, settings: DataSettings) -> Catalogue:
             files.append(file)
             facts.append([int(match[part]) for part in ("age", "gender", "race")])
     if not files:
+        left_out = f"; {len(rejected):,} other images: {reasons(rejected)}" if rejected else ""
         raise AimfairError(
-            f"{root}: found no image named [age]_[gender]_[race]_[date].jpg; is data.root UTKFace's folder?"
+            f"{root}: found no image named [age]_[gender]_[race]_[date].jpg; is data.root UTKFace's folder?{left_out}"
         )
     age, gender, race = np.array(facts, dtype=np.int64).T
     values = {
@@ -53,13 +54,16 @@ def read(root: Path, settings: DataSettings) -> Catalogue:
         "race": race,
         "age": np.digitize(age, AGE_CUTS).astype(np.int64),
     }
+    total = len(files) + len(rejected)
+    with naming_left_out(rejected, total, "rows"):
+        labels = Labels.of(settings, {name: Attribute(values[name], names) for name, names in UTKFACE.items()})
     return Catalogue(
         root=root,
         listing="the folder",
         files=tuple(files),
         split=None,
-        labels=Labels.of(settings, {name: Attribute(values[name], names) for name, names in UTKFACE.items()}),
-        rows=len(files) + len(rejected),
+        labels=labels,
+        rows=total,
         rejected=tuple(rejected),
     )
 

@@ -5,15 +5,13 @@ Arrays over groups are [Y][A]: target class, then protected value, in the order 
 same files and settings give the same bytes.
 """
 
-import re
-from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal, Self
 
 from aimfair.base.files import write_text
 from aimfair.base.settings import Record
-from aimfair.data.catalogue import Rejected
+from aimfair.data.catalogue import Rejected, by_reason
 
 Groups = list[list[int]]
 """[Y][A], numbers of images."""
@@ -21,8 +19,6 @@ Groups = list[list[int]]
 
 EXAMPLES = 5
 """Named examples of each finding, at most."""
-
-_PARTICULARS = re.compile(r"b?'(?:[^'\\]|\\.)*'|b?\"(?:[^\"\\]|\\.)*\"|\d[\d,.]*")
 
 
 def readable(name: str) -> str:
@@ -34,7 +30,7 @@ class Reason(Record):
     """A reason for skipping rows or files.
 
     Attributes:
-        reason: with names and numbers replaced by "...".
+        reason: with names and numbers replaced by "...", unless all are equal.
         examples: (name, the reason in full), the first few.
     """
 
@@ -52,21 +48,17 @@ class LeftOut(Record):
 
     @classmethod
     def of(cls, rejected: Sequence[Rejected], total: int) -> Self:
-        """Grouped by reason, ignoring the names and numbers in it."""
-        reasons: defaultdict[str, list[Rejected]] = defaultdict(list)
-        for one in rejected:
-            reasons[_PARTICULARS.sub("...", one.reason)].append(one)
-        ordered = sorted(reasons.items(), key=lambda item: (-len(item[1]), item[0]))
+        """Grouped as :func:`aimfair.data.catalogue.by_reason` does."""
         return cls(
             total=total,
             left_out=len(rejected),
             reasons=[
                 Reason(
-                    reason=reason,
+                    reason=readable(reason),
                     count=len(found),
                     examples=[(readable(one.name), readable(one.reason)) for one in found[:EXAMPLES]],
                 )
-                for reason, found in ordered
+                for reason, found in by_reason(rejected)
             ],
         )
 

@@ -138,7 +138,7 @@ def test_deep_folders_do_without_labels_from_them(tmp_path: Path) -> None:
     )
     assert len(imagefolder.read(tmp_path, settings(tmp_path, target="sick")).files) == 4
     with pytest.raises(
-        AimfairError, match=r"metadata.csv:2: found 'a/b/0.png', expected one folder, the 'label', betw"
+        AimfairError, match=r"metadata.csv:2' and 3 more: found 'a/b/0.png', expected one folder, the 'label', betw"
     ):
         imagefolder.read(tmp_path, settings(tmp_path))
 
@@ -218,7 +218,7 @@ def replace(name: str, old: str, new: str) -> Callable[[Path], None]:
             {},
             replace("train/metadata.csv", ",f,", ",,"),
             {},
-            r"8 of 32 rows of .*'train/metadata.csv:2': 'sex' is ''",
+            r"8 of 32 rows of .*'train/metadata.csv:2' and 7 more: 'sex' is ''",
         ),
     ],
 )

@@ -138,6 +138,42 @@ def test_bad_images_are_left_out_up_to_a_share(root: Path, log: Warnings) -> Non
     assert log.messages[0].startswith("2 of 64 images of")
 
 
+def test_bad_images_are_grouped_by_reason(root: Path) -> None:
+    for number in (0, 5, 41):
+        (root / f"images/{number:03}.png").unlink()
+    (root / "images/002.png").write_bytes(b"")
+    with pytest.raises(
+        AimfairError,
+        match=r"4 of 64 images .*: 'images/000.png' and 2 more: no such file; 'images/002.png': empty",
+    ):
+        load_splits(settings(root))
+
+
+def test_later_refusals_name_what_is_left_out(root: Path, log: Warnings) -> None:
+    """Too few images of a group, an empty split, a class that only left-out rows have: the cause is told."""
+    path = root / "labels.csv"
+    whole = path.read_text()
+    rows = r"; 10 of 64 rows are left out: 'labels.csv:2' and 9 more: 'colour' is 'NA', which counts as missing"
+    path.write_text(whole.replace("train,ball,blue", "train,ball,NA"))
+    with pytest.raises(AimfairError, match=rf"'ball' by 'blue', has 0 images and needs 1; .*{rows}"):
+        load_splits(settings(root, train_images=8, max_bad_share=0.5), log=log)
+    path.write_text(whole.replace("train,cube,red", "train,NA,red").replace("train,cube,blue", "train,NA,blue"))
+    with pytest.raises(AimfairError, match=r"no image of class 'cube', .*; 20 of 64 rows are left out: .*'shape' is"):
+        load_splits(settings(root, max_bad_share=0.5), log=log)
+    with pytest.raises(AimfairError, match=r"found 3 values, expected one for each of 2 .*; 20 of 64 rows are left"):
+        load_splits(settings(root, max_bad_share=0.5, majority=[0, 1, 0]), log=log)
+    with pytest.raises(AimfairError, match=r"20 of 64 rows of .* data.max_bad_share: 'labels.csv:4' and 19 more: 'sh"):
+        load_splits(settings(root, majority=[0, 1, 0]))
+    path.write_text(whole)
+    for number in range(52, 64):
+        (root / f"images/{number:03}.png").unlink()
+    with pytest.raises(
+        AimfairError,
+        match=r"split 'test' has no images; 12 of 64 images are left out: 'images/052.png' and 11 m",
+    ):
+        load_splits(settings(root, max_bad_share=0.5), log=log)
+
+
 def copy_pixels(root: Path, source: int, target: int) -> None:
     """The same image in another file: other bytes, the same pixels."""
     with Image.open(root / f"images/{source:03}.png") as image:

@@ -68,10 +68,11 @@ def test_a_row_that_is_there_twice_is_counted(tmp_path: Path) -> None:
         ("x/../../e.png,26,test,yes,f", "found file 'x/../../e.png', expected a path inside the data set's folder"),
         ("/etc/e.png,26,test,yes,f", "found file '/etc/e.png', expected a path inside the data set's folder"),
         ("x//../d.png,26,test,no,f", "found file 'x//../d.png', expected a path inside the data set's folder"),
+        ("e.png,26,test,,f", "'smile' is '', expected a value in every row"),
         (",26,test,yes,f", "found file '', expected a path inside the data set's folder"),
         *(
-            (f"e.png,26,test,{missing},f", f"'smile' is '{missing}', expected a value in every row")
-            for missing in ("", "NaN", "NA", "N/A", "n/a", "None", "-", "Null", "<NA>")
+            (f"e.png,26,test,{missing},f", f"'smile' is '{missing}', which counts as missing (data.missing)")
+            for missing in ("NaN", "NA", "N/A", "n/a", "None", "-", "Null", "<NA>")
         ),
     ],
 )
@@ -88,6 +89,33 @@ def test_a_row_that_cannot_be_used_is_left_out_and_counted(tmp_path: Path, row: 
 
 def test_none_may_be_a_class(tmp_path: Path) -> None:
     assert read(tmp_path, GOOD.replace(",no,", ",none,")).target_names == ("none", "yes")
+
+
+def test_what_stands_for_a_missing_value_can_be_set(tmp_path: Path) -> None:
+    (tmp_path / "labels.csv").write_text(GOOD + "e.png,-,test,yes,Not asked\nf.png,9,test,no,X\ng.png,9,test,no,x\n")
+    settings = DataSettings(kind="table", root=tmp_path, target="smile", protected="sex", audit=["age"])
+    changed = settings.model_copy(update={"missing": ["not asked", "X"]})
+    catalogue = table.read(tmp_path, changed)
+    assert [one.reason for one in catalogue.rejected] == [
+        f"'sex' is {text!r}, which counts as missing (data.missing)" for text in ("Not asked", "X")
+    ]
+    assert catalogue.protected_names == ("f", "m", "x")
+    assert table.read(tmp_path, settings).labels.attributes["age"].names[-1] == "(unknown)"
+    kept = table.read(tmp_path, settings.model_copy(update={"missing": []}))
+    assert "-" in kept.labels.attributes["age"].names
+
+
+def test_a_refusal_names_the_rows_that_are_left_out(tmp_path: Path) -> None:
+    """They may be what it lacks: here "-" is a class."""
+    text = GOOD.replace(",no,", ",-,")
+    expected = (
+        r"'smile' has 1 values, yes, expected two or more; 2 of 4 rows are left out: 'labels.csv:3' and 1 more:"
+        r" 'smile' is '-', which counts as missing \(data.missing\)$"
+    )
+    with pytest.raises(ConfigError, match=expected):
+        read(tmp_path, text)
+    settings = DataSettings(kind="table", root=tmp_path, target="smile", protected="sex", missing=["na"])
+    assert table.read(tmp_path, settings).target_names == ("-", "yes")
 
 
 @pytest.mark.parametrize("row", ["d.png,26,test,no,f", ".//d.png,26,train,yes,f"], ids=["label", "split"])
@@ -108,7 +136,7 @@ def test_what_audit_does_not_know_is_a_value_of_its_own(tmp_path: Path) -> None:
     assert ages.values.tolist() == [2, 1, 0, 0]
     crossed = DataSettings(kind="table", root=tmp_path, target="smile", protected="age")
     assert [one.reason for one in table.read(tmp_path, crossed).rejected] == [
-        "'age' is 'N/A', expected a value in every row"
+        "'age' is 'N/A', which counts as missing (data.missing)"
     ]
 
 
@@ -127,7 +155,7 @@ def test_whole_numbers_are_the_same_however_they_are_written(tmp_path: Path) -> 
         ("", r"labels.csv: is empty, expected a header and a row for each image"),
         (
             GOOD.splitlines()[0] + "\n" + 3 * "e.png,26,test,,f\n",
-            r"labels.csv: none of 3 rows can be used, for example labels.csv:2: 'smile' is ''",
+            r"labels.csv: none of 3 rows can be used: 'labels.csv:2' and 2 more: 'smile' is ''",
         ),
         (GOOD.replace("age", "sex"), r"labels.csv: column 'sex' occurs 2 times"),
         (GOOD + '"e.png,26,test,yes,f\n', r"labels.csv: cannot be read as a table .* unexpected end of data"),
@@ -163,7 +191,7 @@ def test_a_file_that_cannot_be_named_is_refused(tmp_path: Path) -> None:
     row = '{"file": "\\ud800.png", "split": "train", "smile": 1, "sex": 0}'
     (tmp_path / "labels.jsonl").write_text(row)
     settings = DataSettings(kind="table", root=tmp_path, table="labels.jsonl", target="smile", protected="sex")
-    with pytest.raises(AimfairError, match=r"labels.jsonl:1: found file '\\ud800.png', expected a path inside"):
+    with pytest.raises(AimfairError, match=r"labels.jsonl:1': found file '\\ud800.png', expected a path inside"):
         table.read(tmp_path, settings)
 
 
