@@ -16,6 +16,7 @@ import numpy.typing as npt
 from aimfair.base.errors import AimfairError, ConfigError
 from aimfair.base.log import Log
 from aimfair.data.labels import Labels
+from aimfair.data.spellings import Spellings, folded_unicode
 
 SPLITS = ("train", "val", "test")
 """Splits in the order of their numbers."""
@@ -50,6 +51,7 @@ class Catalogue:
         rows: number of rows or file names read.
         rejected: the unusable ones among them.
         clusters: N values of ``data.group_column``; None: it is not set.
+        spellings: values that are probably one.
     """
 
     root: Path
@@ -60,6 +62,7 @@ class Catalogue:
     rows: int
     rejected: tuple[Rejected, ...] = ()
     clusters: tuple[str, ...] | None = None
+    spellings: tuple[Spellings, ...] = ()
 
     @property
     def target(self) -> npt.NDArray[np.int64]:
@@ -129,11 +132,11 @@ def _refuse(error: OSError) -> None:
 def split_number(name: str) -> int | None:
     """The number in :data:`SPLITS` of a split's name, in any case: train or training; val, valid, validation or dev;
     test or testing. None: another name."""
-    return _SPLIT_NAMES.get(name.lower())
+    return _SPLIT_NAMES.get(folded_unicode(name))
 
 
 def one_spelling(found: Iterable[str], where: str) -> None:
-    """Refuses two names of one split, such as "val" and "dev", which may differ in meaning.
+    """Refuses two names of one split, such as "val" and "dev", which may differ in meaning; "val" and "Val" do not.
 
     Args:
         found: names that :func:`split_number` knows.
@@ -143,9 +146,9 @@ def one_spelling(found: Iterable[str], where: str) -> None:
     """
     spelled: dict[int, str] = {}
     for name in sorted(set(found)):
-        split = _SPLIT_NAMES[name.lower()]
+        split = _SPLIT_NAMES[folded_unicode(name)]
         first = spelled.setdefault(split, name)
-        if first != name:
+        if folded_unicode(first) != folded_unicode(name):
             raise AimfairError(f"{where}: found splits {first!r} and {name!r}, expected one {SPLITS[split]!r}")
 
 

@@ -4,8 +4,8 @@ Unusable rows are skipped and counted; ``data.max_bad_share`` limits their share
 """
 
 import re
-from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -15,6 +15,7 @@ from aimfair.base.errors import AimfairError
 from aimfair.data.catalogue import Catalogue, Rejected, naming_left_out, reasons, relative_file
 from aimfair.data.labels import UNKNOWN, Attribute, Labels
 from aimfair.data.settings import DataSettings
+from aimfair.data.spellings import Spellings
 
 _WHOLE = re.compile(r"(-?\d+)\.0+", re.ASCII)
 """As pandas writes integers of a column with missing values."""
@@ -73,6 +74,7 @@ def catalogue(
     *,
     has_splits: bool,
     others: Iterable[Rejected] = (),
+    spellings: Iterable[Spellings] = (),
 ) -> Catalogue:
     """All entries, sorted by split and file; duplicate rows of a file count once, or not at all if they differ.
 
@@ -80,6 +82,7 @@ def catalogue(
         listing: as in :class:`aimfair.data.catalogue.Catalogue`.
         entries: (place relative to ``root``, entry or the reason why the row is unusable).
         others: further rejected files.
+        spellings: further values that are probably one.
 
     Raises:
         ConfigError: as :meth:`aimfair.data.labels.Labels.of`.
@@ -123,4 +126,13 @@ def catalogue(
         rows=total,
         rejected=tuple(rejected),
         clusters=None if settings.group_column is None else tuple(str(row.cluster) for row in rows),
+        spellings=(*_spellings(settings, rows, known_attributes), *spellings),
     )
+
+
+def _spellings(settings: DataSettings, rows: Sequence[Entry], known: Mapping[str, Attribute]) -> Iterator[Spellings]:
+    for name, key in settings.roles().items():
+        counts = np.bincount(known[name].values, minlength=len(known[name].names)).tolist()
+        yield from Spellings.of(key, name, dict(zip(known[name].names, counts, strict=True)))
+    if settings.group_column is not None:
+        yield from Spellings.of("data.group_column", settings.group_column, Counter(str(row.cluster) for row in rows))

@@ -10,6 +10,7 @@ Splits are folders with a name of :func:`aimfair.data.catalogue.split_number`; w
 The attribute ``label`` is the column of that name or, without one, the name of an image's folder (cat, dog).
 """
 
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
@@ -26,6 +27,7 @@ from aimfair.data.catalogue import (
 )
 from aimfair.data.rows import header, rows
 from aimfair.data.settings import DataSettings
+from aimfair.data.spellings import SPLIT, Spellings
 
 LABEL = "label"
 FILE_NAME = "file_name"
@@ -49,7 +51,16 @@ def read(root: Path, settings: DataSettings) -> Catalogue:
     names = " or ".join(sorted({table.name for table in tables}))
     others = [Rejected(file, f"not in {names}") for file in image_files(root) if file not in listed]
     listing = tables[0].name if tables[0].parent == root else f"*/{names}"
-    return entries.catalogue(settings, root, listing, found, has_splits=bool(splits), others=others)
+    folders = Counter(one.file.partition("/")[0] for _, one in found if splits and not isinstance(one, str))
+    return entries.catalogue(
+        settings,
+        root,
+        listing,
+        found,
+        has_splits=bool(splits),
+        others=others,
+        spellings=Spellings.of(SPLIT, "folder", folders),
+    )
 
 
 def _tables(root: Path, splits: list[str], settings: DataSettings) -> list[Path]:

@@ -103,7 +103,7 @@ def read_catalogue(settings: DataSettings, log: Log = NOWHERE) -> Catalogue:
     """As :func:`list_images`; checks ``data.max_bad_share`` of the rows and ``data.majority`` as well.
 
     Args:
-        log: is also warned of rows that are left out.
+        log: is also warned of rows that are left out, and of values that differ only in spelling.
 
     Raises:
         AimfairError: as there, or too many rows cannot be used.
@@ -111,6 +111,8 @@ def read_catalogue(settings: DataSettings, log: Log = NOWHERE) -> Catalogue:
     """
     catalogue = list_images(settings, log)
     leave_out(catalogue.rejected, catalogue.rows, f"rows of {catalogue.root}", settings.max_bad_share, log)
+    for spellings in catalogue.spellings:
+        log.warn(f"{spellings}; {spellings.advice}")
     with naming_left_out(catalogue.rejected, catalogue.rows, "rows"):
         check_majority(settings.majority, len(catalogue.target_names), len(catalogue.protected_names))
     return catalogue

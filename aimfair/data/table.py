@@ -5,6 +5,7 @@
 in the settings, and ``data.group_column`` if set. Further columns are ignored.
 """
 
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from aimfair.data import entries
 from aimfair.data.catalogue import SPLITS, Catalogue, one_spelling, split_number
 from aimfair.data.rows import rows
 from aimfair.data.settings import DataSettings
+from aimfair.data.spellings import SPLIT, Spellings
 
 
 def read(root: Path, settings: DataSettings) -> Catalogue:
@@ -21,28 +23,39 @@ def read(root: Path, settings: DataSettings) -> Catalogue:
         ConfigError: a column does not exist, or has fewer than two values.
         AimfairError: the table is unusable, or all of its rows are.
     """
+    names: Counter[str] = Counter()
+    found = list(_entries(root, settings, names))
+    one_spelling(names, str(root / settings.table))
     return entries.catalogue(
-        settings, root, settings.table, _entries(root, settings), has_splits=settings.split_column is not None
+        settings,
+        root,
+        settings.table,
+        found,
+        has_splits=settings.split_column is not None,
+        spellings=Spellings.of(SPLIT, str(settings.split_column), names),
     )
 
 
-def _entries(root: Path, settings: DataSettings) -> Iterator[tuple[str, entries.Entry | str]]:
+def _entries(root: Path, settings: DataSettings, names: Counter[str]) -> Iterator[tuple[str, entries.Entry | str]]:
+    """(place, entry or reason why it is unusable) of each row.
+
+    Args:
+        names: counts the names of splits.
+    """
     columns = [("data.file_column", settings.file_column), *((key, name) for name, key in settings.roles().items())]
     if settings.group_column is not None:
         columns.append(("data.group_column", settings.group_column))
     if settings.split_column is not None:
         columns.append(("data.split_column", settings.split_column))
-    names: set[str] = set()
     for number, cells in rows(root / settings.table, columns):
         yield f"{settings.table}:{number}", cells if isinstance(cells, str) else _entry(cells, settings, names)
-    one_spelling(names, str(root / settings.table))
 
 
-def _entry(cells: list[str], settings: DataSettings, names: set[str]) -> entries.Entry | str:
+def _entry(cells: list[str], settings: DataSettings, names: Counter[str]) -> entries.Entry | str:
     """The entry of a row, or the reason why it is unusable.
 
     Args:
-        names: is extended by the name of the split.
+        names: counts the name of the split.
     """
     file, *values = cells
     split = 0
@@ -51,7 +64,7 @@ def _entry(cells: list[str], settings: DataSettings, names: set[str]) -> entries
         known = split_number(name)
         if known is None:
             return f"found split {name!r}, expected one of {', '.join(SPLITS)}"
-        names.add(name)
+        names[name] += 1
         split = known
     cluster = None if settings.group_column is None else values.pop()
     try:

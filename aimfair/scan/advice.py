@@ -26,6 +26,8 @@ def problems(scan: Scan, config: Config | ScanSettings, splits: Splits | None) -
 def _problems(scan: Scan, config: Config | ScanSettings, splits: Splits | None) -> Iterator[Problem]:
     if scan.taken.refusal is not None:
         yield _error(scan.taken.refusal, _fix(scan.taken.refusal, scan))
+    for spelled in scan.spellings:
+        yield _warning(spelled.what, spelled.advice)
     if scan.imported is not None:
         yield from _imported(scan.imported)
     for part, what, advice in (
@@ -40,20 +42,30 @@ def _problems(scan: Scan, config: Config | ScanSettings, splits: Splits | None) 
             yield _warning(f"{part.left_out:,} of {part.total:,} {what} cannot be used: {_reasons(part)}", advice)
     if scan.duplicates is not None:
         yield from _copies(scan, scan.duplicates)
-    yield from _groups(scan)
     yield from _attributes(scan)
-    if splits is not None:
-        for line in splits.contradictions(config.data.majority):
-            yield _warning(
-                line, "set data.majority to the value that dominates each class, or check the order of the classes"
-            )
+    if not _groups_are_misspelled(scan):
+        yield from _groups(scan)
+        yield from _association(scan)
+        if splits is not None:
+            for line in splits.contradictions(config.data.majority):
+                yield _warning(
+                    line, "set data.majority to the value that dominates each class, or check the order of the classes"
+                )
     if scan.images is not None:
         yield from _images(scan.images, config)
-    yield from _association(scan)
+
+
+def _groups_are_misspelled(scan: Scan) -> bool:
+    """Whether a class or protected value counts as several, so that what is said of groups would mislead."""
+    return any(spelled.key in ("data.target", "data.protected", "data.intersect_with") for spelled in scan.spellings)
 
 
 def _fix(refusal: str, scan: Scan) -> str:
-    if not refusal.startswith("data.majority"):
+    if not refusal.startswith(("data.majority", "prompts.")):
+        return _MUST_BE_FIXED
+    if _groups_are_misspelled(scan):
+        return "first give each value one spelling, then scan again: some count as several classes or protected values"
+    if refusal.startswith("prompts."):
         return _MUST_BE_FIXED
     counts = scan.groups.get("train") or scan.groups["all"]
     dominating = ",".join(str(row.index(max(row))) for row in counts)
@@ -125,8 +137,12 @@ def _groups(scan: Scan) -> Iterator[Problem]:
 
 
 def _attributes(scan: Scan) -> Iterator[Problem]:
-    """Values with few test images; only for data sets with splits, as others have counts by group alone."""
+    """Values with few test images; only for data sets with splits, as others have counts by group alone, and of
+    attributes whose values have one spelling each."""
+    misspelled = {spelled.name for spelled in scan.spellings}
     for attribute in scan.attributes:
+        if attribute.name in misspelled:
+            continue
         few = [
             f"{name!r} {images}"
             for name, images in zip(attribute.names, attribute.counts.get("test", ()), strict=False)

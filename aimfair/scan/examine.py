@@ -22,7 +22,7 @@ from aimfair.data.load import decode, decoded_together, list_images, load_splits
 from aimfair.generation import imported, source
 from aimfair.scan.advice import problems
 from aimfair.scan.images import find_duplicates, measure
-from aimfair.scan.results import EXAMPLES, AttributeCounts, Groups, Imported, LeftOut, Scan, Taken, readable
+from aimfair.scan.results import EXAMPLES, AttributeCounts, Groups, Imported, LeftOut, Scan, Spelled, Taken, readable
 from aimfair.scan.settings import ScanSettings
 
 Integers = npt.NDArray[np.int64]
@@ -83,6 +83,10 @@ def scan(
         "files": LeftOut.of(decoded.rejected, len(catalogue.files)),
         "groups": groups,
         "attributes": _attributes(decodable),
+        "spellings": [
+            Spelled(key=one.key, name=one.name, groups=list(map(list, one.groups)), what=str(one), advice=one.advice)
+            for one in catalogue.spellings
+        ],
         "association": association(next(iter(groups.values()))),
         "images": measured.summary(config.data.image_size, files),
         "duplicates": find_duplicates(decodable, decoded.digests, measured, loaded.splits),
@@ -124,7 +128,7 @@ def _combine(
         synthetic, refused = _examine_folder(config.generate.folder, context, shape, splits)
     if facts is None:
         facts = dict.fromkeys(("root", "rows", "files", "images", "duplicates"))
-        facts |= {"groups": groups, "attributes": [], "association": taken.association}
+        facts |= {"groups": groups, "attributes": [], "spellings": [], "association": taken.association}
     found = Scan(
         kind=config.data.kind,
         target=config.data.target,

@@ -168,6 +168,22 @@ class AttributeCounts(Record):
     counts: dict[str, list[int]]
 
 
+class Spelled(Record):
+    """Values of an attribute that differ only in spelling.
+
+    Attributes:
+        key, name: the setting that names the attribute, and its name.
+        groups: for each value that is spelled in several ways, its spellings and how often each occurs.
+        what, advice: as a problem.
+    """
+
+    key: str
+    name: str
+    groups: list[list[tuple[str, int]]]
+    what: str
+    advice: str
+
+
 class Imported(Record):
     """The images of ``generate.folder``.
 
@@ -213,6 +229,7 @@ class Scan(Record):
             if there are no splits: 0 independent, 1 one determines the other. None if undefined.
         protected: the attribute, or those whose combinations are the protected values: "colour x size".
         attributes: further attributes.
+        spellings: one for each attribute with values that differ only in spelling.
         imported: None if a run would generate the synthetic images.
         small_group: groups with fewer test images are flagged.
     """
@@ -229,6 +246,7 @@ class Scan(Record):
     files: LeftOut | None
     groups: dict[str, Groups]
     attributes: list[AttributeCounts]
+    spellings: list[Spelled]
     association: float | None
     images: ImageFacts | None
     duplicates: Duplicates | None

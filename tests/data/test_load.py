@@ -158,7 +158,10 @@ def test_later_refusals_name_what_is_left_out(root: Path, log: Warnings) -> None
     with pytest.raises(AimfairError, match=rf"'ball' by 'blue', has 0 images and needs 1; .*{rows}"):
         load_splits(settings(root, train_images=20, max_bad_share=0.5), log=log)
     path.write_text(whole.replace("train,cube,red", "train,NA,red").replace("train,cube,blue", "train,NA,blue"))
-    with pytest.raises(AimfairError, match=r"no image of class 'cube', which other splits have; 20 of 64 rows are left out: .*'shape' is"):
+    with pytest.raises(
+        AimfairError,
+        match=r"no image of class 'cube', which other splits have; 20 of 64 rows are left out: .*'shape' is",
+    ):
         load_splits(settings(root, max_bad_share=0.5), log=log)
     with pytest.raises(AimfairError, match=r"found 3 values, expected one for each of 2 .*; 20 of 64 rows are left"):
         load_splits(settings(root, max_bad_share=0.5, majority=[0, 1, 0]), log=log)

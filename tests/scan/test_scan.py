@@ -456,6 +456,23 @@ def test_a_majority_of_another_length_is_a_problem_and_not_the_end(tmp_path: Pat
     assert "--data.majority 1,0,0 would name" in found.problems[0].advice
 
 
+@pytest.mark.parametrize(("old", "new"), [(",ball,", ",BALL,"), (",red", ",Red")], ids=["target", "protected"])
+def test_spellings_of_one_value_are_named_and_no_advice_is_drawn_from_them(tmp_path: Path, old: str, new: str) -> None:
+    table(tmp_path)
+    path = tmp_path / "labels.csv"
+    lines = path.read_text().splitlines()
+    path.write_text("\n".join(line.replace(old, new) if number % 3 else line for number, line in enumerate(lines)))
+    found, error = scan(config(tmp_path))
+    assert error is not None
+    assert "prompts.protected: found 2 lists" in str(error) or "data.majority: found 2 values" in str(error)
+    first, second, *others = found.problems
+    assert first.what == str(error)
+    assert first.advice.startswith("first give each value one spelling, then scan again")
+    assert second.what.startswith(f"data.{'target' if 'ball' in old else 'protected'}: values of ")
+    assert found.spellings[0].groups == [sorted([(old.strip(","), 6), (new.strip(","), 14)])]
+    assert not any(word in problem.what for problem in others for word in ("group", "data.majority", "associated"))
+
+
 def test_images_of_12_bits_are_named(tmp_path: Path) -> None:
     table(tmp_path)
     pixels = np.random.default_rng(0).integers(0, 4096, (10, 10), dtype=np.uint16)
