@@ -15,12 +15,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from pydantic import ValidationError
 from rich.console import Console
 
 from aimfair.base.errors import AimfairError
 from aimfair.base.interrupt import Interrupted
 from aimfair.base.progress import Progress
+from aimfair.base.settings import Problem
 from aimfair.commands import cli
 from aimfair.config import Config
 from aimfair.prompts.grammar import load_prompts
@@ -589,8 +589,8 @@ def test_every_setting_is_a_flag(server: ChatServer, tmp_path: Path, capsys: pyt
 
 @pytest.mark.parametrize(("provider", "model"), [("openai", ""), ("transformers", ""), ("transformers", "gpt2")])
 def test_a_provider_without_a_model_is_refused(provider: str, model: str) -> None:
-    with pytest.raises(ValidationError, match=r"openai needs the name|expected the folder of a chat model"):
-        prompt_settings(provider=provider, llm={"model": model})
+    with pytest.raises(Problem, match=r"openai needs the name|expected the folder of a chat model"):
+        prompt_settings(provider=provider, llm={"model": model}).check_writing()
 
 
 def test_settings_of_the_model_change_no_prompt_of_the_grammar(tmp_path: Path) -> None:
