@@ -52,6 +52,7 @@ class Catalogue:
         rejected: the unusable ones among them.
         clusters: N values of ``data.group_column``; None: it is not set.
         spellings: values that are probably one.
+        notes: how the data set was read, where it is not as documented.
     """
 
     root: Path
@@ -63,6 +64,7 @@ class Catalogue:
     rejected: tuple[Rejected, ...] = ()
     clusters: tuple[str, ...] | None = None
     spellings: tuple[Spellings, ...] = ()
+    notes: tuple[str, ...] = ()
 
     @property
     def target(self) -> npt.NDArray[np.int64]:

@@ -12,6 +12,7 @@ import numpy as np
 
 from aimfair.base.errors import AimfairError
 from aimfair.data.catalogue import SPLITS, Catalogue, Rejected, naming_left_out, reasons, unknown_name
+from aimfair.data.files import Files
 from aimfair.data.labels import Attribute, Labels
 from aimfair.data.settings import DataSettings
 
@@ -42,7 +43,7 @@ def read(root: Path, settings: DataSettings) -> Catalogue:
 
     Raises:
         ConfigError: an attribute does not exist, or all images have the same value of it.
-        AimfairError: a list or the folder of the images is missing, duplicated or malformed.
+        AimfairError: a list or the folder of the images is missing, duplicated or malformed, or a file is ambiguous.
     """
     attributes, partition = _list(root, ATTRIBUTES), _list(root, PARTITION)
     names, lines = _header(attributes)
@@ -68,17 +69,23 @@ def read(root: Path, settings: DataSettings) -> Catalogue:
         name: Attribute(values, (f"not {name}", name)) for name, values in zip(settings.roles(), values_of, strict=True)
     }
     folder = _images(root, rows[0][1])
+    disk = Files(root)
+    try:
+        files = tuple(disk.find(file, f"{folder}/") for _, file in rows)
+    except ValueError as error:
+        raise AimfairError(f"{partition}: {error}") from error
     total = len(rows) + len(rejected)
     with naming_left_out(rejected, total, "rows"):
         roles = Labels.of(settings, known)
     return Catalogue(
         root=root,
         listing=partition.name,
-        files=tuple(f"{folder}/{file}" for _, file in rows),
+        files=files,
         split=np.array([split for split, _ in rows], dtype=np.int64),
         labels=roles,
         rows=total,
         rejected=tuple(rejected),
+        notes=tuple(disk.notes),
     )
 
 

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 
 from aimfair.base.errors import AimfairError
-from aimfair.data.catalogue import Catalogue, Rejected, naming_left_out, reasons, relative_file
+from aimfair.data.catalogue import Catalogue, Rejected, naming_left_out, reasons
 from aimfair.data.labels import UNKNOWN, Attribute, Labels
 from aimfair.data.settings import DataSettings
 from aimfair.data.spellings import Spellings
@@ -26,7 +26,7 @@ class Entry(NamedTuple):
 
     Attributes:
         split: number of its split; 0 if there are no splits.
-        file: path relative to the data set's folder, as :func:`aimfair.data.catalogue.relative_file` gives it.
+        file: path relative to the data set's folder, as :meth:`aimfair.data.files.Files.find` gives it.
         values: values of its attributes, in the order of ``settings.roles()``.
         cluster: its value of ``data.group_column``, if that is set.
     """
@@ -42,9 +42,8 @@ def entry(settings: DataSettings, split: int, file: str, values: Iterable[str], 
     :data:`aimfair.data.labels.UNKNOWN`, so no training image is lost to it.
 
     Raises:
-        ValueError: the path is outside the data set, or a value is missing or not printable; with that reason.
+        ValueError: a value is missing or not printable; with that reason.
     """
-    file = relative_file(file)
     texts = tuple(
         _value(name, text, settings.missing, optional=key == "data.audit")
         for (name, key), text in zip(settings.roles().items(), values, strict=True)
@@ -75,6 +74,7 @@ def catalogue(
     has_splits: bool,
     others: Iterable[Rejected] = (),
     spellings: Iterable[Spellings] = (),
+    notes: Iterable[str] = (),
 ) -> Catalogue:
     """All entries, sorted by split and file; duplicate rows of a file count once, or not at all if they differ.
 
@@ -83,6 +83,7 @@ def catalogue(
         entries: (place relative to ``root``, entry or the reason why the row is unusable).
         others: further rejected files.
         spellings: further values that are probably one.
+        notes: as in :class:`aimfair.data.catalogue.Catalogue`.
 
     Raises:
         ConfigError: as :meth:`aimfair.data.labels.Labels.of`.
@@ -127,6 +128,7 @@ def catalogue(
         rejected=tuple(rejected),
         clusters=None if settings.group_column is None else tuple(str(row.cluster) for row in rows),
         spellings=(*_spellings(settings, rows, known_attributes), *spellings),
+        notes=tuple(notes),
     )
 
 

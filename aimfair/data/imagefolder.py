@@ -21,10 +21,10 @@ from aimfair.data.catalogue import (
     Rejected,
     image_files,
     one_spelling,
-    relative_file,
     split_number,
     unknown_name,
 )
+from aimfair.data.files import Files
 from aimfair.data.rows import header, rows
 from aimfair.data.settings import DataSettings
 from aimfair.data.spellings import SPLIT, Spellings
@@ -47,7 +47,8 @@ def read(root: Path, settings: DataSettings) -> Catalogue:
     tables = _tables(root, splits, settings)
     _check_labels(root, tables, settings)
     listed: set[str] = set()
-    found = [one for table in tables for one in _entries(root, table, splits, settings, listed)]
+    files = Files(root)
+    found = [one for table in tables for one in _entries(root, table, splits, settings, files, listed)]
     names = " or ".join(sorted({table.name for table in tables}))
     others = [Rejected(file, f"not in {names}") for file in image_files(root) if file not in listed]
     listing = tables[0].name if tables[0].parent == root else f"*/{names}"
@@ -60,6 +61,7 @@ def read(root: Path, settings: DataSettings) -> Catalogue:
         has_splits=bool(splits),
         others=others,
         spellings=Spellings.of(SPLIT, "folder", folders),
+        notes=files.notes,
     )
 
 
@@ -101,7 +103,7 @@ def _check_labels(root: Path, tables: list[Path], settings: DataSettings) -> Non
 
 
 def _entries(
-    root: Path, table: Path, splits: list[str], settings: DataSettings, listed: set[str]
+    root: Path, table: Path, splits: list[str], settings: DataSettings, files: Files, listed: set[str]
 ) -> Iterator[tuple[str, entries.Entry | str]]:
     """(place, entry or reason why it is unusable) of each row.
 
@@ -112,16 +114,16 @@ def _entries(
     names = [name for _, name in columns]
     if settings.group_column is not None:
         columns.append(("data.group_column", settings.group_column))
-    within = PurePosixPath(table.parent.relative_to(root).as_posix())
+    within = "" if table.parent == root else f"{table.parent.relative_to(root).as_posix()}/"
     for number, cells in rows(table, columns):
         place = f"{table.relative_to(root)}:{number}"
         if isinstance(cells, str):
             yield place, cells
             continue
         try:
-            path = within / relative_file(cells[0])
-            listed.add(str(path))
-            yield place, _entry(path, cells, splits, settings, from_folder=LABEL not in names)
+            path = files.find(cells[0], within)
+            listed.add(path)
+            yield place, _entry(PurePosixPath(path), cells, splits, settings, from_folder=LABEL not in names)
         except ValueError as error:
             yield place, str(error)
 

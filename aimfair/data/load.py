@@ -124,7 +124,7 @@ def list_images(settings: DataSettings, log: Log = NOWHERE) -> Catalogue:
     If a table or an image folder has no validation images, some training images become validation images.
 
     Args:
-        log: reports that.
+        log: reports that, and files and tables that are not as documented.
 
     Raises:
         AimfairError: the folder or its tables cannot be used.
@@ -136,6 +136,8 @@ def list_images(settings: DataSettings, log: Log = NOWHERE) -> Catalogue:
         catalogue = _READERS[settings.kind](settings.root, settings)
     except OSError as error:  # such as an unreadable folder
         raise AimfairError(f"{settings.root}: cannot be read: {error}") from error
+    for note in catalogue.notes:
+        log.tell(note)
     if settings.kind == "celeba" or catalogue.split is None or (catalogue.split == SPLITS.index("val")).any():
         return catalogue
     return _with_validation(catalogue, catalogue.split, settings, log)

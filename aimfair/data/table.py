@@ -11,6 +11,7 @@ from pathlib import Path
 
 from aimfair.data import entries
 from aimfair.data.catalogue import SPLITS, Catalogue, one_spelling, split_number
+from aimfair.data.files import Files
 from aimfair.data.rows import rows
 from aimfair.data.settings import DataSettings
 from aimfair.data.spellings import SPLIT, Spellings
@@ -24,7 +25,8 @@ def read(root: Path, settings: DataSettings) -> Catalogue:
         AimfairError: the table is unusable, or all of its rows are.
     """
     names: Counter[str] = Counter()
-    found = list(_entries(root, settings, names))
+    files = Files(root)
+    found = list(_entries(root, settings, files, names))
     one_spelling(names, str(root / settings.table))
     return entries.catalogue(
         settings,
@@ -33,10 +35,13 @@ def read(root: Path, settings: DataSettings) -> Catalogue:
         found,
         has_splits=settings.split_column is not None,
         spellings=Spellings.of(SPLIT, str(settings.split_column), names),
+        notes=files.notes,
     )
 
 
-def _entries(root: Path, settings: DataSettings, names: Counter[str]) -> Iterator[tuple[str, entries.Entry | str]]:
+def _entries(
+    root: Path, settings: DataSettings, files: Files, names: Counter[str]
+) -> Iterator[tuple[str, entries.Entry | str]]:
     """(place, entry or reason why it is unusable) of each row.
 
     Args:
@@ -48,10 +53,10 @@ def _entries(root: Path, settings: DataSettings, names: Counter[str]) -> Iterato
     if settings.split_column is not None:
         columns.append(("data.split_column", settings.split_column))
     for number, cells in rows(root / settings.table, columns):
-        yield f"{settings.table}:{number}", cells if isinstance(cells, str) else _entry(cells, settings, names)
+        yield f"{settings.table}:{number}", cells if isinstance(cells, str) else _entry(cells, settings, files, names)
 
 
-def _entry(cells: list[str], settings: DataSettings, names: Counter[str]) -> entries.Entry | str:
+def _entry(cells: list[str], settings: DataSettings, files: Files, names: Counter[str]) -> entries.Entry | str:
     """The entry of a row, or the reason why it is unusable.
 
     Args:
@@ -68,6 +73,6 @@ def _entry(cells: list[str], settings: DataSettings, names: Counter[str]) -> ent
         split = known
     cluster = None if settings.group_column is None else values.pop()
     try:
-        return entries.entry(settings, split, file, values, cluster)
+        return entries.entry(settings, split, files.find(file), values, cluster)
     except ValueError as error:
         return str(error)

@@ -70,7 +70,7 @@ def scan(
     if config.data.kind == "digits":
         splits = digits.load(config.data)
         return _combine(context, _Loaded(splits, None, []), splits.target_names, splits.protected_names, None)
-    catalogue = list_images(config.data)
+    catalogue = list_images(config.data, Log(None, show=context.progress.say))
     decoded = _decode_all(catalogue, context)
     loaded = _load(context)
     files = [catalogue.files[number] for number in decoded.kept]
