@@ -1,6 +1,7 @@
 """Options, fixtures and the closing table of ``pytest bench/``."""
 
 import gc
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,16 @@ from bench import report
 from bench.harness import COPY_ELEMENTS, Runner
 
 BENCH = Path(__file__).parent
+
+_OF_THE_PIPELINE = ("bench_data.py", "bench_generation.py")
+collect_ignore = [] if find_spec("pydantic") else list(_OF_THE_PIPELINE)
+
+
+def pytest_report_header() -> str | None:
+    """Says which benches cannot be collected."""
+    return f"without aimfair[fair]: {', '.join(collect_ignore)} left out" if collect_ignore else None
+
+
 RUNNER = pytest.StashKey[Runner]()
 DESELECTED = pytest.StashKey[bool]()
 

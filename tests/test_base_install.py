@@ -38,11 +38,17 @@ print(aimfair.build_info()["version"])
 
 
 def base_distributions() -> set[str]:
-    """torch, numpy, safetensors and what they themselves require here, as names of installed distributions."""
-    found: set[str] = set()
+    """torch, numpy, safetensors and what they require."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    waiting = [_name(requirement) for requirement in project["dependencies"]]
-    assert set(waiting) == {"numpy", "safetensors", "torch"}
+    names = {_name(requirement) for requirement in project["dependencies"]}
+    assert names == {"numpy", "safetensors", "torch"}
+    return with_requirements(names)
+
+
+def with_requirements(names: set[str]) -> set[str]:
+    """These distributions and what they require here, as names of installed distributions."""
+    found: set[str] = set()
+    waiting = list(names)
     while waiting:
         name = waiting.pop()
         if name in found:
@@ -70,13 +76,18 @@ def _is_installed(name: str) -> bool:
 @pytest.fixture(scope="module")
 def environment(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder of packages that holds those distributions and aimfair, and nothing else."""
-    folder = tmp_path_factory.mktemp("site-packages")
-    for name in base_distributions():
+    folder = link_packages(tmp_path_factory.mktemp("site-packages"), base_distributions())
+    (folder / "aimfair").symlink_to(ROOT / "aimfair")
+    return folder
+
+
+def link_packages(folder: Path, names: set[str]) -> Path:
+    """Links these installed distributions into a folder, which it returns."""
+    for name in names:
         for file in distribution(name).files or ():
             top = file.parts[0]
             if top not in ("..", "__pycache__") and not (folder / top).exists():
                 (folder / top).symlink_to(Path(str(distribution(name).locate_file(top))))
-    (folder / "aimfair").symlink_to(ROOT / "aimfair")
     return folder
 
 

@@ -1,6 +1,6 @@
 """Everything that only a GPU can tell, in under ten minutes: make gpu-check.
 
-    python -m tools.gpu_check [--out build/gpu-check] [--generation]
+    python -m tools.gpu_check [--out build/gpu-check] [--generation] [--dry-run]
 
 Builds the extension for this machine's GPU with the Python that runs this, tests it on the GPU, looks for bad memory
 accesses and races with compute-sanitizer, runs the C++ example and a selection of the benches. Nothing is downloaded;
@@ -9,6 +9,8 @@ running. The folder gets summary.md, one log for each kind of step, and the tabl
 
 With --generation it looks at the engines of text-to-image models instead, which need diffusers, and at those whose
 packages are there.
+
+With --dry-run it needs no GPU: it builds, without installing, and only collects tests and benches.
 
 Exit status: 0 all is well, 1 a step failed, 2 there is no GPU.
 """
@@ -23,8 +25,8 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
@@ -32,6 +34,7 @@ ROOT = Path(__file__).parent.parent
 BUILD = ROOT / "build" / "gpu"
 GRAPHS = ROOT / "tests" / "cuda" / "test_graphs.py"
 ENGINES = ROOT / "tests" / "cuda" / "test_engines.py"
+SAME_BITS = ROOT / "tests" / "cuda" / "test_same_bits.py"
 
 SANITIZED = (
     "arguments_are_valid or subset or without_mask or mean_of_a_million or (test_ratio_rule and norm_ratio)"
@@ -135,15 +138,16 @@ def check(phases: Sequence[Sequence[Step]], out: Path, facts: str, run: Run) -> 
     rows: list[Row] = []
     for phase in phases:
         with ThreadPoolExecutor(max_workers=len(phase)) as pool:
-            outcomes = list(pool.map(run, phase))
-        for step, outcome in zip(phase, outcomes, strict=True):
-            row = judge(step, outcome)
-            rows.append(row)
-            print(f"{row.step}: {row.result}, {row.seconds:.0f} s, {row.note}", flush=True)
-            with (out / step.log).open("a") as log:
-                log.write(f"\n##### {step.name}: {row.result}\n\n{outcome.output[-LOG_CHARACTERS:]}\n")
-        text = f"{facts}\n\n{table(rows)}\n"  # after every phase: what is there stays if this is ended from outside
-        (out / "summary.md").write_text(text)
+            running = {pool.submit(run, step): step for step in phase}
+            for done in as_completed(running):
+                step, outcome = running[done], done.result()
+                row = judge(step, outcome)
+                rows.append(row)
+                print(f"{row.step}: {row.result}, {row.seconds:.0f} s, {row.note}", flush=True)
+                with (out / step.log).open("a") as log:
+                    log.write(f"\n##### {step.name}: {row.result}\n\n{outcome.output[-LOG_CHARACTERS:]}\n")
+                text = f"{facts}\n\n{table(rows)}\n"  # after every step: it stays if this is ended from outside
+                (out / "summary.md").write_text(text)
     print(f"\n{text}")
     return all(row.good for row in rows)
 
@@ -183,8 +187,8 @@ def pytest(*arguments: str) -> list[str]:
 def generation_phases(out: Path) -> list[list[Step]]:
     benches = ("bench", "--device", "cuda", "-k", ENGINE_BENCHES, "--budget", "2", "--show-capture", "no")
     return [
-        [Step("engines", [pytest(str(ENGINES), "--show-capture", "no")], 300, "tests.log", "tests")],
-        [Step("benches", [pytest(*benches, "--save-results", "--results", str(out))], 240, "bench.log", "tests")],
+        [Step("engines", [pytest(str(ENGINES), "--show-capture", "no")], 280, "tests.log", "tests")],
+        [Step("benches", [pytest(*benches, "--save-results", "--results", str(out))], 220, "bench.log", "tests")],
     ]
 
 
@@ -205,9 +209,10 @@ def phases(out: Path, architecture: str) -> list[list[Step]]:
         # Every tensor is an allocation of its own, so that the memory around it belongs to nobody.
         separate = {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
         tests = on_cuda("tests/kernels", "-k", SANITIZED)
-        return Step(f"compute-sanitizer {tool}", [[*command, *tests]], 170, "sanitizer.log", "sanitizer", separate)
+        return Step(f"compute-sanitizer {tool}", [[*command, *tests]], 150, "sanitizer.log", "sanitizer", separate)
 
-    not_graphs = [str(path) for path in sorted(GRAPHS.parent.glob("test_*.py")) if path not in (GRAPHS, ENGINES)]
+    elsewhere = (GRAPHS, ENGINES, SAME_BITS)
+    others = [str(path) for path in sorted(GRAPHS.parent.glob("test_*.py")) if path not in elsewhere]
     only_ours = ("--kernel-regex", "kns=7aimfair4cuda")  # a part of the mangled name
     extension = [
         *cmake(ROOT, "python", "-DAIMFAIR_PYTHON=ON", f"-DPython_EXECUTABLE={python}", *pybind11(), *cuda),
@@ -224,27 +229,46 @@ def phases(out: Path, architecture: str) -> list[list[Step]]:
             Step("build the extension", extension, 110, "build.log"),
             Step("C++ example", example, 110, "build.log"),
         ],
+        # First a short proof, and the figures: a machine may be taken away at any time.
+        [Step("same bits as the CPU", [pytest(str(SAME_BITS))], 40, "tests.log", "tests")],
         [
-            Step("kernel tests", [on_cuda("tests/kernels")], 170, "tests.log", "tests"),
-            Step("optimizers and statistics", [on_cuda("tests/selective")], 170, "tests.log", "tests"),
+            Step(
+                "benches",
+                [on_cuda("bench", "-k", BENCHES, "--budget", "0.1", "--save-results", "--results", str(out))],
+                100,
+                "bench.log",
+                "tests",
+            )
+        ],
+        [
+            Step("kernel tests", [on_cuda("tests/kernels")], 150, "tests.log", "tests"),
+            Step("optimizers and statistics", [on_cuda("tests/selective")], 150, "tests.log", "tests"),
             sanitizer("memcheck", "--report-api-errors", "no", *only_ours),
             sanitizer("racecheck", *only_ours),
             sanitizer("initcheck"),  # of all kernels: it must see who writes what ours read
         ],
         # By themselves: one measures what the host does, and a graph that ends the process takes nothing else with it.
-        [Step("streams, memory, same bits", [pytest(*not_graphs)], 60, "tests.log", "tests")],
-        [Step("graphs", [pytest(str(GRAPHS))], 40, "tests.log", "tests")],
-        [Step("2^31 elements", [on_cuda("tests/kernels/test_large.py", "-m", "slow")], 50, "tests.log", "tests")],
-        [
-            Step(
-                "benches",
-                [on_cuda("bench", "-k", BENCHES, "--budget", "0.1", "--save-results", "--results", str(out))],
-                110,
-                "bench.log",
-                "tests",
-            )
-        ],
+        [Step("streams and memory", [pytest(*others)], 40, "tests.log", "tests")],
+        [Step("graphs", [pytest(str(GRAPHS))], 30, "tests.log", "tests")],
+        [Step("2^31 elements", [on_cuda("tests/kernels/test_large.py", "-m", "slow")], 40, "tests.log", "tests")],
     ]
+
+
+def dry(phases: Sequence[Sequence[Step]]) -> list[list[Step]]:
+    """The same steps as far as they go without a GPU: nothing is installed or run but compilers and collections."""
+    return [[_dry(step) for step in phase] for phase in phases]
+
+
+def _dry(step: Step) -> Step:
+    if step.kind == "command":
+        builds = [command for command in step.commands if command[0] == "cmake" and str(ROOT) != command[-1]]
+        return replace(step, commands=builds, limit=1200)
+    (command,) = step.commands
+    collect = list(command[list(command).index(sys.executable) :])  # without compute-sanitizer
+    if "--device" in collect:
+        at = collect.index("--device")
+        del collect[at : at + 2]
+    return replace(step, commands=[[*collect, "--collect-only"]], kind="command")
 
 
 def pybind11() -> list[str]:
@@ -282,10 +306,14 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tools.gpu_check", description="Checks everything on a GPU.")
     parser.add_argument("--out", type=Path, default=ROOT / "build" / "gpu-check", help="folder for the results")
     parser.add_argument("--generation", action="store_true", help="the engines of text-to-image models instead")
+    parser.add_argument("--dry-run", action="store_true", help="without a GPU: build and collect only")
     arguments = parser.parse_args()
     out = arguments.out.resolve()
     import torch
 
+    if arguments.dry_run:
+        steps = generation_phases(out) if arguments.generation else phases(out, "90")
+        return 0 if check(dry(steps), out, facts_of_the_machine(), run_step) else 1
     if not torch.cuda.is_available():
         print("gpu-check: torch sees no CUDA device")
         return 2

@@ -1,5 +1,9 @@
 """The device of these tests, and the mark that skips them where there is none."""
 
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import pytest
 import torch
 
@@ -11,3 +15,15 @@ needs_cuda = pytest.mark.skipif(
     not (torch.cuda.is_available() and aimfair.build_info()["cuda"]),
     reason="needs a CUDA device, and aimfair built with CUDA",
 )
+
+
+@contextmanager
+def waiting_refused() -> Iterator[None]:
+    """Inside, torch raises where the host waits for the device; its warning that the mode is a prototype is ignored."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Synchronization debug mode is a prototype", UserWarning)
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            yield
+        finally:
+            torch.cuda.set_sync_debug_mode("default")

@@ -10,7 +10,7 @@ import aimfair
 from aimfair.selective.masked_optimizer import MaskedOptimizer
 from tests.kernels import cases, valid_calls
 
-from .device import CUDA, needs_cuda
+from .device import CUDA, needs_cuda, waiting_refused
 
 pytestmark = needs_cuda
 
@@ -73,11 +73,8 @@ def assert_does_not_wait(call: Callable[[], object]) -> None:
     torch.cuda._sleep(LONG)
     slept = torch.cuda.Event()
     slept.record()
-    torch.cuda.set_sync_debug_mode("error")
-    try:
+    with waiting_refused():
         call()
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
     assert not slept.query(), "the host waited for the device"
     torch.cuda.synchronize()
 

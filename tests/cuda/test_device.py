@@ -1,0 +1,25 @@
+"""What the tests of a GPU share, tried without one."""
+
+import warnings
+
+import pytest
+import torch
+
+from .device import waiting_refused
+
+
+def test_the_warning_of_the_debug_mode_is_no_error_and_the_mode_does_not_stay(monkeypatch):
+    """Under pytest every warning is an error; torch sets the mode before it warns."""
+    modes = []
+
+    def set_mode(mode: str) -> None:
+        modes.append(mode)
+        if mode != "default":
+            warnings.warn("Synchronization debug mode is a prototype feature and does not yet detect all", stacklevel=1)
+
+    monkeypatch.setattr(torch.cuda, "set_sync_debug_mode", set_mode)
+    with waiting_refused():
+        assert modes == ["error"]
+    with pytest.raises(RuntimeError, match="the host waited"), waiting_refused():
+        raise RuntimeError("the host waited")
+    assert modes == ["error", "default"] * 2
