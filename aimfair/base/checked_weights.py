@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from aimfair.base.errors import AimfairError, one_line
+from aimfair.base.os_errors import of_the_machine
 
 
 def load_model(key: str, folder: Path, kind: Any, **options: Any) -> Any:
@@ -92,6 +93,8 @@ def _one_line(key: str, folder: Path, kind: Any, load: Callable[[], Any]) -> Any
     try:
         return load()
     except Exception as error:  # a damaged folder raises many kinds of errors
+        if of_the_machine(error):
+            raise
         raise AimfairError(f"{key}: {folder}: not a usable {kind.__name__}: {one_line(error)}") from error
 
 

@@ -8,11 +8,11 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from aimfair.selective.atomic import replace_file, sync
+from aimfair.selective.atomic import naming, replace_file, sync
 
 __all__ = [
-    "append_text", "cache_folder", "file_digest", "is_temporary", "remove_temporaries", "replace_file", "sync",
-    "write_json", "write_text",
+    "append_text", "cache_folder", "file_digest", "is_temporary", "naming", "remove_temporaries", "replace_file",
+    "sync", "write_json", "write_text",
 ]  # fmt: skip
 
 _TEMPORARY = re.compile(r"\..+\.\d+\.tmp")
@@ -39,7 +39,7 @@ def append_text(path: Path, text: str) -> None:
     new = not path.exists()
     length = 0 if new else path.stat().st_size
     try:
-        with path.open("a", encoding="utf-8", newline="\n") as file:
+        with naming(path), path.open("a", encoding="utf-8", newline="\n") as file:
             file.write(text)
             file.flush()
             os.fsync(file.fileno())

@@ -25,12 +25,12 @@ def read_record(path: Path, kind: type[RecordType], remedy: str) -> RecordType:
         remedy: what to do about a file that is missing or damaged.
 
     Raises:
-        AimfairError: it is; names file and field, and ends with the remedy.
+        AimfairError: it is missing or damaged; names file and field, and ends with the remedy.
     """
     try:
         return kind.model_validate_json(path.read_bytes())
-    except OSError as error:
-        raise AimfairError(f"{path}: cannot be read: {error.strerror}; {remedy}") from error
+    except FileNotFoundError as error:
+        raise AimfairError(f"{path}: there is no such file; {remedy}") from error
     except ValidationError as error:
         raise AimfairError(f"{path}: {first_fault(error, 'file')}; {remedy}") from error
 

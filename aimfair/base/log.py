@@ -2,11 +2,15 @@
 
 import json
 import math
+import os
 import warnings
 from collections.abc import Callable
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
+
+from aimfair.base.files import naming
 
 
 class Log:
@@ -23,14 +27,15 @@ class Log:
         self._file = None
         if path is not None:
             _drop_half_line(path)
-            self._file = path.open("a", encoding="utf-8")
+            self._path = path
+            self._file = path.open("ab", buffering=0)
 
     def __call__(self, event: str, **fields: Any) -> None:
         """Adds ``{"time": ..., "event": event, **fields}``; values that JSON lacks are written as strings."""
         if self._file is not None:
             values = {"time": datetime.now(UTC).isoformat(timespec="milliseconds"), "event": event, **fields}
-            self._file.write(json.dumps({key: _plain(value) for key, value in values.items()}, default=str) + "\n")
-            self._file.flush()
+            text = json.dumps({key: _plain(value) for key, value in values.items()}, default=str) + "\n"
+            self._append(text.encode())
 
     def tell(self, message: str) -> None:
         """An event "note" that is also shown to the user."""
@@ -49,6 +54,19 @@ class Log:
     def close(self) -> None:
         if self._file is not None:
             self._file.close()
+
+    def _append(self, line: bytes) -> None:
+        """The whole line or, where an error is raised, nothing."""
+        assert self._file is not None
+        length = os.fstat(self._file.fileno()).st_size
+        try:
+            with naming(self._path):
+                while line:
+                    line = line[self._file.write(line) :]
+        except OSError:
+            with suppress(OSError):
+                self._file.truncate(length)
+            raise
 
 
 def _plain(value: Any) -> Any:

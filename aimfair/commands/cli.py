@@ -6,15 +6,20 @@ use it.
 """
 
 import argparse
+import errno
 import os
+import stat
 import sys
 import traceback
 import warnings
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 from aimfair.base.errors import AimfairError, ConfigError
+from aimfair.base.files import cache_folder
 from aimfair.base.interrupt import Interrupted
 from aimfair.base.libraries import broken_library
+from aimfair.base.os_errors import FULL, explain
 from aimfair.commands import ablate, config, doctor, engine, export, run, scan
 from aimfair.commands.settings import FLAGS_FOR_SETTINGS, Overrides
 
@@ -45,14 +50,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options, words = _parser().parse_known_args(arguments)
     try:
         _, verb, _ = VERBS[options.verb]
-        return verb(options, _overrides(words))
+        code = verb(options, _overrides(words))
+        sys.stdout.flush()
+        return code
     except (Exception, KeyboardInterrupt) as error:
         if options.debug:
             traceback.print_exc()
-        return _report_error(error, options.verb)
+        return _report_error(error, options)
 
 
-def _report_error(error: BaseException, verb: str) -> int:
+def _report_error(error: BaseException, options: argparse.Namespace) -> int:
     """Prints an error in one line; returns the exit code."""
     if isinstance(error, Exception) and (broken := broken_library(error)):
         print(f"error: {broken}", file=sys.stderr)
@@ -65,15 +72,38 @@ def _report_error(error: BaseException, verb: str) -> int:
         print("stopped; the same command continues", file=sys.stderr)
         return 130
     if isinstance(error, BrokenPipeError):  # the reader of our output has closed it
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _drop_output()
         return 1
     if isinstance(error, ModuleNotFoundError) and (error.name or "").split(".")[0] in _LIBRARIES_OF_FAIR:
-        print(f"error: aimfair {verb} needs {error.name}: pip install 'aimfair[fair]'", file=sys.stderr)
+        print(f"error: aimfair {options.verb} needs {error.name}: pip install 'aimfair[fair]'", file=sys.stderr)
         return 1
-    message = str(error).strip() or "no details"
-    kind = "" if isinstance(error, OSError) else f"{type(error).__name__}: "
-    print(f"error: {kind}{' '.join(message.split())} (--debug shows where)", file=sys.stderr)
+    if isinstance(error, OSError) and error.errno is not None:
+        if _is_of_output(error):
+            error.filename = "standard output"
+            _drop_output()
+        print(f"error: {explain(error, _places(options))}", file=sys.stderr)
+        return 1
+    message = " ".join(str(error).split()) or "no details"
+    print(f"error: {type(error).__name__}: {message} (--debug shows where)", file=sys.stderr)
     return 1
+
+
+def _is_of_output(error: OSError) -> bool:
+    """Whether it can only be that of a redirected standard output: what aimfair writes itself has a name."""
+    full = error.errno in FULL | {errno.EFBIG} and error.filename is None
+    return full and stat.S_ISREG(os.fstat(sys.stdout.fileno()).st_mode)
+
+
+def _drop_output() -> None:
+    """What could not be written is not tried again when Python ends."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _places(options: argparse.Namespace) -> dict[Path, str]:
+    """The files and folders that a command writes to, and what chooses others."""
+    given = {flag: getattr(options, flag.strip("-"), None) for flag in ("--run", "--to", "--json")}
+    places = {path: flag for flag, path in given.items() if path is not None} or {Path("runs"): "--run"}
+    return places | {cache_folder("").parent: "XDG_CACHE_HOME"}
 
 
 def _parser() -> argparse.ArgumentParser:

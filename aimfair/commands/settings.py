@@ -90,5 +90,6 @@ def find_config(name: str) -> Path:
     if name in bundled:
         return BUNDLED / f"{name}.yaml"
     if not Path(name).is_file():
-        raise ConfigError(f"--config {name}: no such file, and none of those included: {', '.join(bundled)}")
+        found = "is a folder, expected a YAML file, or one" if Path(name).is_dir() else "no such file, and none"
+        raise ConfigError(f"--config {name}: {found} of those included: {', '.join(bundled)}")
     return Path(name)

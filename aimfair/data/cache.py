@@ -24,7 +24,7 @@ import numpy.typing as npt
 import PIL
 
 from aimfair.base.errors import AimfairError
-from aimfair.base.files import append_text, cache_folder, remove_temporaries, sync, write_json, write_text
+from aimfair.base.files import append_text, cache_folder, naming, remove_temporaries, sync, write_json, write_text
 from aimfair.base.interrupt import NEVER, Interrupt
 from aimfair.base.lock import locked
 from aimfair.base.progress import Progress
@@ -82,7 +82,8 @@ def decode_files(
         folder: of the cache; None: :func:`default_folder`. One process at a time decodes into it.
 
     Raises:
-        AimfairError: the entry cannot be written.
+        AimfairError: the entry vanishes while it is written.
+        OSError: it cannot be written, or a file not be read, for a reason that says nothing about that file.
         Interrupted: as ``interrupt`` says; the next call continues from there.
     """
     request = _Request(root, files, size, max_pixels, fit)
@@ -99,11 +100,8 @@ def decode_files(
                 _build(entry, request, progress or Progress(quiet=True), interrupt)
                 found = entry.read(request)
     except OSError as error:
-        gigabytes = len(files) * size * size * 3 / 1e9
-        raise AimfairError(
-            f"{entry.folder}: cannot store decoded images: {error}; expected a writable folder that supports memory"
-            f" maps, with {gigabytes:.1f} GB free (set XDG_CACHE_HOME to use another)"
-        ) from error
+        error.add_note(f"{len(files) * size * size * 3 / 1e6:,.2f} MB needed for decoded images")
+        raise
     if found is None:
         raise AimfairError(f"{entry.folder}: decoded images were removed while they were written; run again")
     return found
@@ -176,7 +174,8 @@ class _Entry:
         except (FileNotFoundError, ValueError, KeyError, TypeError, IndexError):
             return None
         # Read only: a private writable map would reserve as much memory as it is large.
-        stored = np.memmap(self.pixels, np.uint8, "r", shape=shape) if len(kept) else np.empty(shape, np.uint8)
+        with naming(self.pixels):
+            stored = np.memmap(self.pixels, np.uint8, "r", shape=shape) if len(kept) else np.empty(shape, np.uint8)
         return Decoded(np.asarray(stored), kept, digests, rejected)
 
 
@@ -217,6 +216,7 @@ def _decode_rest(entry: _Entry, request: _Request, outcome: _Outcome, progress: 
     total = len(request.files)
     # A stream, not a memory map: on a full disk a map gets SIGBUS, a stream an error.
     with (
+        naming(entry.part),
         entry.part.open("ab") as stream,
         progress.task("decode images", total=total) as task,
         contextlib.closing(_map_in_order(request.decode, request.files[outcome.files :])) as results,

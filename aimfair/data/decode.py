@@ -13,6 +13,7 @@ from PIL.PngImagePlugin import PngImageFile
 from PIL.WebPImagePlugin import WebPImageFile
 
 from aimfair.base.errors import AimfairError
+from aimfair.base.os_errors import of_the_machine
 
 Pixels = npt.NDArray[np.uint8]
 Fit = Literal["crop", "stretch"]
@@ -67,6 +68,7 @@ def read_rgb(path: Path, max_pixels: int) -> Image.Image:
 
     Raises:
         ImageError: as :func:`decode`.
+        OSError: for a reason that says nothing about the file, such as too many open files.
     """
     try:
         if not path.is_file():  # opening a pipe would block
@@ -84,6 +86,8 @@ def read_rgb(path: Path, max_pixels: int) -> Image.Image:
     except (ImageError, MemoryError):
         raise
     except Exception as error:  # on damaged data Pillow raises OSError, SyntaxError, struct.error, IndexError, ...
+        if of_the_machine(error):
+            raise
         reason = " ".join(str(error).split()) or type(error).__name__
         raise ImageError(path, f"cannot be decoded: {reason}") from error
 

@@ -9,6 +9,7 @@ import numpy.typing as npt
 from aimfair.base.errors import AimfairError, ConfigError
 from aimfair.base.interrupt import NEVER, Interrupt
 from aimfair.base.log import NOWHERE, Log
+from aimfair.base.os_errors import explain
 from aimfair.base.progress import Progress
 from aimfair.data import celeba, digits, imagefolder, table, utkface
 from aimfair.data.biased_subset import Indices, check_majority
@@ -135,7 +136,7 @@ def list_images(settings: DataSettings, log: Log = NOWHERE) -> Catalogue:
     try:
         catalogue = _READERS[settings.kind](settings.root, settings)
     except OSError as error:  # such as an unreadable folder
-        raise AimfairError(f"{settings.root}: cannot be read: {error}") from error
+        raise AimfairError(explain(error, {settings.root: "data.root"})) from error
     for note in catalogue.notes:
         log.tell(note)
     if settings.kind == "celeba" or catalogue.split is None or (catalogue.split == SPLITS.index("val")).any():

@@ -20,6 +20,7 @@ from aimfair.base.errors import AimfairError
 from aimfair.base.files import replace_file
 from aimfair.data.images import ImageSet
 from aimfair.evaluation.metrics import Integers
+from aimfair.selective.storage import check_header
 
 Logits = npt.NDArray[np.float32]
 
@@ -46,8 +47,9 @@ def load_logits(path: Path) -> Logits:
         AimfairError: the file is missing or damaged.
     """
     try:
+        check_header(path)
         return load_file(path)[_NAME]
-    except (OSError, SafetensorError, KeyError) as error:
+    except (FileNotFoundError, SafetensorError, ValueError, KeyError) as error:
         raise AimfairError(f"{path}: no usable logits ({error}); remove it, then: aimfair evaluate") from error
 
 
@@ -101,7 +103,7 @@ class Predictions:
                     rows = [[row[name] for name in (*LABELS, column(method))] for row in csv.DictReader(file)]
                 ids, *columns = zip(*rows, strict=True)
                 *labels, of_seed = np.array(columns, dtype=np.int64)
-            except (OSError, KeyError, ValueError) as error:
+            except (FileNotFoundError, KeyError, ValueError) as error:
                 raise AimfairError(
                     f"{path}: no predictions of {method!r} ({type(error).__name__}); remove it and run:"
                     f" aimfair evaluate --run {run}"

@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 
@@ -15,23 +15,42 @@ def replace_file(path: str | os.PathLike[str]) -> Iterator[Path]:
     Writers that guess a format from the file name must be given the format.
 
     Raises:
-        OSError: the file cannot be written; an older file is unchanged.
+        OSError: the file cannot be written; an older file is unchanged. It names ``path``.
     """
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        yield temporary
-        sync(temporary)
-        os.replace(temporary, path)
-        sync(path.parent)
+        with naming(path, temporary):
+            yield temporary
+            sync(temporary)
+            os.replace(temporary, path)
+            sync(path.parent)
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):  # where the folder cannot be reached, the error above says so
+            temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def naming(path: Path, temporary: Path | None = None) -> Iterator[None]:
+    """Errors of the operating system that name no file, as those of a write, or the temporary one, name ``path``."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno is None:  # from a library, such as an encoder of images
+            raise OSError(f"{path}: {error}") from error
+        names = {error.filename, error.filename2}
+        if names == {None} or str(temporary) in {str(name) for name in names}:
+            error.filename = str(path)
+            if error.filename2 is not None:
+                del error.filename2  # None would be shown
+        raise
 
 
 def sync(path: Path) -> None:
     """Flushes a file, or the names in a folder, to the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
-        os.fsync(descriptor)
+        with naming(path):
+            os.fsync(descriptor)
     finally:
         os.close(descriptor)

@@ -1,7 +1,9 @@
 """safetensors files with a kind and a version: written atomically, checked when read."""
 
+import errno
 import json
 import os
+import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -34,7 +36,19 @@ def save(path: str | os.PathLike[str], kind: str, version: int, tensors: dict[st
         with replace_file(path) as temporary:
             save_file(tensors, temporary, header)
     except SafetensorError as error:
-        raise OSError(f"{path}: cannot be written: {error}") from error
+        raise write_error(error, path, tensors) from error
+
+
+def write_error(error: SafetensorError, path: str | os.PathLike[str], tensors: Mapping[str, Tensor]) -> OSError:
+    """The error of the operating system for which ``save_file`` could not write these tensors to ``path``."""
+    found = re.search(r"\(os error (\d+)\)", str(error))
+    if found is None:
+        return OSError(f"{path}: cannot be written: {error}")
+    number = int(found[1])
+    result = OSError(number, os.strerror(number), str(path))
+    if number == errno.ENOSPC:
+        result.add_note(f"{sum(tensor.nbytes for tensor in tensors.values()) / 1e6:,.2f} MB needed")
+    return result
 
 
 def load(path: str | os.PathLike[str], kind: str, version: int) -> tuple[dict[str, Tensor], dict[str, Any]]:

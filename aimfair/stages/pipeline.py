@@ -4,6 +4,7 @@ import platform
 import time
 import traceback
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 
 import aimfair
 from aimfair.base.errors import AimfairError
@@ -48,7 +49,8 @@ def run_stages(run: Run, names: Iterable[str] = tuple(STAGES)) -> None:
         except BaseException as error:
             # with the traceback of unforeseen errors: to reproduce one may take hours
             trace = None if isinstance(error, AimfairError) else traceback.format_exc()
-            run.log("stage stopped", stage=name, seconds=_seconds_since(start), error=repr(error), traceback=trace)
+            with suppress(OSError):  # on a full disk; the error itself says more
+                run.log("stage stopped", stage=name, seconds=_seconds_since(start), error=repr(error), traceback=trace)
             raise
         run.log("stage finished", stage=name, seconds=_seconds_since(start))
         run.progress.line(f"{name}: finished in {duration(_seconds_since(start))}, {number} of {len(names)} stages")

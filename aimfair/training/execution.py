@@ -16,6 +16,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
 from aimfair.base.errors import AimfairError, one_line
+from aimfair.base.os_errors import of_the_machine
 from aimfair.training.settings import ModelSettings
 
 _ATTRIBUTE = "aimfair_execution"
@@ -89,13 +90,15 @@ def named_failure(doing: str) -> Iterator[None]:
     """Any exception inside becomes one line that begins with ``doing`` and ends with the original message.
 
     Raises:
-        AimfairError: an exception was raised inside. Memory errors and interrupts pass.
+        AimfairError: an exception was raised inside. Memory errors, full disks and interrupts pass.
     """
     try:
         yield
     except (AimfairError, MemoryError, torch.OutOfMemoryError):
         raise
     except Exception as error:  # a model may be the user's own program
+        if of_the_machine(error):
+            raise
         raise AimfairError(f"{doing}: {type(error).__name__}: {one_line(error)}") from error
 
 

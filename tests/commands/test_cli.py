@@ -1,7 +1,10 @@
 """The command line as a person meets it: verbs, flags, exit codes, one line for an error, signals."""
 
+import errno
 import json
+import os
 import re
+import resource
 import signal
 import subprocess
 import sys
@@ -266,15 +269,18 @@ def test_usage_errors_exit_with_2(arguments):
     ("error", "line"),
     [
         (AimfairError("mask.safetensors: truncated"), "error: mask.safetensors: truncated"),
-        (OSError(28, "No space left on device", "x"), "error: [Errno 28] No space left on device: 'x' (--debug"),
+        (OSError(30, "", "runs/demo/x"), "error: runs/demo/x: read-only file system; choose another with --run"),
+        (OSError(30, "", "cache/x"), "error: cache/x: read-only file system; choose another with XDG_CACHE_HOME"),
+        (OSError(30, ""), "error: runs: read-only file system; choose another with --run"),
         (RuntimeError("several\n  lines"), "error: RuntimeError: several lines (--debug"),
         (ValueError(), "error: ValueError: no details (--debug"),
     ],
 )
-def test_errors_are_a_line_and_exit_with_1(stages, capsys, error, line):
+def test_errors_are_a_line_and_exit_with_1(stages, capsys, monkeypatch, error, line):
     def fail(_: Run) -> None:
         raise error
 
+    monkeypatch.setenv("XDG_CACHE_HOME", os.path.abspath("cache"))
     stages.act["train"] = fail
     assert cli.main(["run", "--config", "demo", "--quiet"]) == 1
     (said,) = capsys.readouterr().err.splitlines()
@@ -285,6 +291,55 @@ def test_errors_are_a_line_and_exit_with_1(stages, capsys, error, line):
     assert (stopped["traceback"] is None) == isinstance(error, AimfairError)
     assert cli.main(["run", "--config", "demo", "--quiet", "--debug"]) == 1
     assert "Traceback" in capsys.readouterr().err
+
+
+def test_an_error_in_the_log_does_not_hide_the_one_before(stages, capsys):
+    def fail(run: Run) -> None:
+        run.log._append = fail_again  # type: ignore[method-assign]
+        raise AimfairError("the first")
+
+    def fail_again(_: bytes) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    stages.act["train"] = fail
+    assert cli.main(["run", "--config", "demo", "--quiet"]) == 1
+    assert capsys.readouterr().err == "error: the first\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        (["run", "--config", "demo", "--run", "file"], "file: is a file, expected a folder; move it away, or choose"),
+        (["run", "--config", "demo", "--run", "file/r"], "file: is a file, expected a folder; move it away, or choose"),
+        (["run", "--config", "demo", "--run", "link"], "link: a link to nowhere, which does not exist; remove the"),
+        (["run", "--config", "demo", "--run", "/proc/x"], "/proc/x: cannot be made here; choose another with --run"),
+        (["run", "--config", "demo", "--run", "r" * 300], "name too long, most file systems allow 255 bytes; shorten"),
+        (["run", "--config", "folder"], "--config folder: is a folder, expected a YAML file, or one of those included"),
+        (["export", "--run", "file"], "file: there is no run"),
+    ],
+)
+def test_files_and_folders_in_the_way_are_named(arguments, line, capsys):
+    Path("file").touch()
+    Path("folder").mkdir()
+    Path("link").symlink_to("nowhere")
+    assert cli.main([*arguments, "--quiet"]) in (1, 2)
+    (said,) = capsys.readouterr().err.splitlines()
+    assert line in said
+    assert "--debug" not in said
+
+
+def test_output_that_does_not_fit_is_an_error():
+    with open("out", "w") as out:
+        result = subprocess.run(
+            [sys.executable, "-m", "aimfair", "config", "--config", "demo"],
+            stdout=out,
+            stderr=subprocess.PIPE,
+            text=True,
+            env={key: value for key, value in os.environ.items() if key != "PYTHONUNBUFFERED"},  # it loses the error
+            preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (100, 100)),
+        )
+    assert result.returncode == 1
+    assert result.stderr == "error: standard output: larger than the file system or ulimit -f allows\n"
 
 
 @pytest.mark.parametrize("kind", [AimfairError, ImportError])

@@ -80,7 +80,8 @@ def obtain(
         tools: the installed ones; an entry built with other versions is rebuilt.
 
     Raises:
-        AimfairError: the new engine differs from eager, the entry cannot be written, or from ``make``.
+        AimfairError: the new engine differs from eager, or from ``make``.
+        OSError: the entry cannot be written.
         Interrupted: as ``interrupt`` says; nothing is left behind.
     """
     root = folder()
@@ -99,10 +100,8 @@ def obtain(
                 _remove(stray)
             _build(place, facts, make, model, tools)
     except OSError as error:
-        raise AimfairError(
-            f"{root}: cannot store engines: {error}; expected a writable folder with space for another copy of the"
-            " model (set XDG_CACHE_HOME to use another)"
-        ) from error
+        error.add_note("an engine is as large as its model")
+        raise
     return place
 
 

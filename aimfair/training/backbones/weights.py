@@ -12,7 +12,7 @@ from aimfair.base.checked_weights import not_finite
 from aimfair.base.errors import AimfairError, one_line
 from aimfair.base.files import replace_file
 from aimfair.selective.parameters import listing
-from aimfair.selective.storage import check_header
+from aimfair.selective.storage import check_header, write_error
 from aimfair.training.backbones.origin import CONFIG
 from aimfair.training.head import head_names
 
@@ -43,7 +43,7 @@ def write_weights(path: Path, model: nn.Module) -> None:
         with replace_file(path) as temporary:
             save_file(weights, temporary, {"format": "pt"})
     except SafetensorError as error:
-        raise OSError(f"{path}: cannot be written: {error}") from error
+        raise write_error(error, path, weights) from error
 
 
 def read_weights(path: Path) -> Weights:
@@ -57,7 +57,7 @@ def read_weights(path: Path) -> Weights:
         weights = load_file(path)
     except FileNotFoundError:
         raise AimfairError(f"{path}: no such file; weights are read from safetensors alone") from None
-    except (OSError, SafetensorError, ValueError) as error:
+    except (SafetensorError, ValueError) as error:
         raise AimfairError(f"{path}: not a usable safetensors file: {one_line(error)}") from error
     require_finite(path, weights)
     return weights
