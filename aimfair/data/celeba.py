@@ -15,6 +15,7 @@ from aimfair.data.catalogue import SPLITS, Catalogue, Rejected, naming_left_out,
 from aimfair.data.files import Files
 from aimfair.data.labels import Attribute, Labels
 from aimfair.data.settings import DataSettings
+from aimfair.data.text import utf8
 
 IMAGES = "img_align_celeba"
 ATTRIBUTES = "list_attr_celeba"
@@ -204,9 +205,9 @@ def _csv_lines(path: Path, begins: str) -> Iterator[_Line]:
 
 def _lines(path: Path, parts: Callable[[str], list[str]]) -> Iterator[_Line]:
     try:
-        with path.open(encoding="utf-8-sig") as file:
+        with utf8(path) as file:
             for line, text in enumerate(file, 1):
                 if cells := parts(text):
                     yield line, cells
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
+    except (OSError, csv.Error) as error:
         raise AimfairError(f"{path}: cannot be read: {error}") from error

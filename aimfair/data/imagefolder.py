@@ -25,7 +25,7 @@ from aimfair.data.catalogue import (
     unknown_name,
 )
 from aimfair.data.files import Files
-from aimfair.data.rows import header, rows
+from aimfair.data.rows import header, notes, rows
 from aimfair.data.settings import DataSettings
 from aimfair.data.spellings import SPLIT, Spellings
 
@@ -61,7 +61,7 @@ def read(root: Path, settings: DataSettings) -> Catalogue:
         has_splits=bool(splits),
         others=others,
         spellings=Spellings.of(SPLIT, "folder", folders),
-        notes=files.notes,
+        notes=[*(note for table in tables for note in notes(table)), *files.notes],
     )
 
 

@@ -1,25 +1,34 @@
 """Tables of labels, row by row: ``.csv``, ``.tsv``, ``.jsonl`` and ``.parquet``.
 
-Text is UTF-8, with or without a byte order mark. A .csv or .tsv begins with a header; each line of .jsonl is an
-object, the first of which defines the columns; of .parquet only the requested columns are read. A row is named by its
-line or, in a .parquet, its number from 1. An unusable row does not end the reading.
+Text is UTF-8, with or without a byte order mark. A .csv or .tsv begins with a header; if that has no comma or tab, but
+semicolons, tabs, commas or vertical bars, those separate the columns. Each line of .jsonl is an object, the first of
+which defines the columns; of .parquet only the requested columns are read. A row is named by its line or, in a
+.parquet, its number from 1. An unusable row does not end the reading.
 """
 
 import csv
 import json
 import math
+import re
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from aimfair.base.errors import AimfairError
 from aimfair.base.libraries import optional
 from aimfair.data.catalogue import unknown_name
+from aimfair.data.text import utf8
 
 if TYPE_CHECKING:
     from pyarrow.parquet import ParquetFile  # type: ignore[import-untyped]
 
 _DELIMITERS = {".csv": ",", ".tsv": "\t"}
+
+_SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "vertical bars"}
+
+_DECLARED = re.compile(r"sep=([,;\t|])")
+"""As Excel writes and reads it, in a line before the header."""
 
 
 def header(path: Path) -> list[str]:
@@ -28,9 +37,9 @@ def header(path: Path) -> list[str]:
     Raises:
         AimfairError: the table cannot be read, or is empty.
     """
-    if path.suffix == ".parquet":
+    if path.suffix.lower() == ".parquet":
         return _parquet_header(path)
-    if path.suffix == ".jsonl":
+    if path.suffix.lower() == ".jsonl":
         for line, row in _objects(path):
             if isinstance(row, str):
                 raise AimfairError(f"{path}:{line}: {row}")
@@ -39,6 +48,18 @@ def header(path: Path) -> list[str]:
     for _, cells in _lines(path):
         return cells
     raise AimfairError(f"{path}: is empty, expected a header and a row for each image")
+
+
+def notes(path: Path) -> list[str]:
+    """A line about the separator, if it is not that of the suffix.
+
+    Raises:
+        AimfairError: as :func:`header`.
+    """
+    expected = _DELIMITERS.get(path.suffix.lower())
+    if expected is None or (found := _delimiter(path)) == expected:
+        return []
+    return [f"{path}: its columns are separated by {_SEPARATORS[found]}, not {_SEPARATORS[expected]}"]
 
 
 def rows(path: Path, columns: Sequence[tuple[str, str]]) -> Iterator[tuple[int, list[str] | str]]:
@@ -56,6 +77,7 @@ def rows(path: Path, columns: Sequence[tuple[str, str]]) -> Iterator[tuple[int, 
     found = header(path)
     for key, name in columns:
         if name not in found:
+            _refuse_other_separator(path, name)
             raise unknown_name(key, name, found, f"the header of {path}")
         if found.count(name) > 1:
             raise AimfairError(f"{path}: column {name!r} occurs {found.count(name)} times, expected once")
@@ -74,9 +96,9 @@ def rows(path: Path, columns: Sequence[tuple[str, str]]) -> Iterator[tuple[int, 
 
 
 def _values(path: Path, found: list[str], names: list[str]) -> Iterator[tuple[int, Sequence[Any] | str]]:
-    if path.suffix == ".parquet":
+    if path.suffix.lower() == ".parquet":
         yield from _parquet_rows(path, names)
-    elif path.suffix == ".jsonl":
+    elif path.suffix.lower() == ".jsonl":
         for line, row in _objects(path):
             yield line, row if isinstance(row, str) else [row.get(name) for name in names]
     else:
@@ -92,25 +114,58 @@ def _values(path: Path, found: list[str], names: list[str]) -> Iterator[tuple[in
 
 def _lines(path: Path) -> Iterator[tuple[int, list[str]]]:
     """The cells of each line that has any, the header's first."""
+    delimiter = _delimiter(path)
+    with _readable(path), utf8(path, newline="") as file:
+        reader = csv.reader(file, delimiter=delimiter, strict=True)
+        for cells in reader:
+            if cells and not (reader.line_num == 1 and _DECLARED.fullmatch(delimiter.join(cells))):
+                yield reader.line_num, [cell.strip() for cell in cells]
+
+
+@contextmanager
+def _readable(path: Path) -> Iterator[None]:
     try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            reader = csv.reader(file, delimiter=_DELIMITERS[path.suffix], strict=True)
-            for cells in reader:
-                if cells:
-                    yield reader.line_num, [cell.strip() for cell in cells]
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise AimfairError(f"{path}: cannot be read as a table of {path.suffix[1:]}: {error}") from error
+        yield
+    except (OSError, csv.Error) as error:
+        raise AimfairError(f"{path}: cannot be read as a table of {path.suffix[1:].lower()}: {error}") from error
+
+
+def _delimiter(path: Path) -> str:
+    """That of the suffix, unless the header has only one column with it, and several with another or a declared one."""
+    expected = _DELIMITERS[path.suffix.lower()]
+    if len(_split_header(path, expected)) > 1:
+        return expected
+    with _readable(path), utf8(path) as file:
+        declared = _DECLARED.fullmatch(file.readline().strip())
+    if declared:
+        return declared[1]
+    return max((expected, *_SEPARATORS), key=lambda delimiter: len(_split_header(path, delimiter)))
+
+
+def _split_header(path: Path, delimiter: str) -> list[str]:
+    with _readable(path), utf8(path, newline="") as file:
+        return [cell.strip() for cell in next(filter(None, csv.reader(file, delimiter=delimiter)), [])]
+
+
+def _refuse_other_separator(path: Path, name: str) -> None:
+    """Refuses a header that has the column ``name`` if it is separated in another way."""
+    suffix = path.suffix.lower()
+    if suffix not in _DELIMITERS:
+        return
+    for delimiter, separators in _SEPARATORS.items():
+        if name in _split_header(path, delimiter):
+            raise AimfairError(
+                f"{path}: its columns seem to be separated by {separators}, but its header has"
+                f" {_SEPARATORS[_DELIMITERS[suffix]]} too: remove those from the header"
+            )
 
 
 def _objects(path: Path) -> Iterator[tuple[int, dict[str, Any] | str]]:
     """Line and object of each line that is not blank, or the reason why it is unusable."""
-    try:
-        with path.open(encoding="utf-8-sig") as file:
-            for line, text in enumerate(file, 1):
-                if text.strip():
-                    yield line, _object(text)
-    except (OSError, UnicodeDecodeError) as error:
-        raise AimfairError(f"{path}: cannot be read as a table of jsonl: {error}") from error
+    with _readable(path), utf8(path) as file:
+        for line, text in enumerate(file, 1):
+            if text.strip():
+                yield line, _object(text)
 
 
 def _object(text: str) -> dict[str, Any] | str:

@@ -107,7 +107,7 @@ class DataSettings(Settings):
 
     def _check_table(self) -> None:
         path = PurePosixPath(self.table)
-        if path.suffix not in TABLES or path.is_absolute() or ".." in path.parts:
+        if path.suffix.lower() not in TABLES or path.is_absolute() or ".." in path.parts:
             raise Problem(
                 ("table",), f"found {self.table!r}, expected a file in data.root that ends in {', '.join(TABLES)}"
             )

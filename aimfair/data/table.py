@@ -12,7 +12,7 @@ from pathlib import Path
 from aimfair.data import entries
 from aimfair.data.catalogue import SPLITS, Catalogue, one_spelling, split_number
 from aimfair.data.files import Files
-from aimfair.data.rows import rows
+from aimfair.data.rows import notes, rows
 from aimfair.data.settings import DataSettings
 from aimfair.data.spellings import SPLIT, Spellings
 
@@ -35,7 +35,7 @@ def read(root: Path, settings: DataSettings) -> Catalogue:
         found,
         has_splits=settings.split_column is not None,
         spellings=Spellings.of(SPLIT, str(settings.split_column), names),
-        notes=files.notes,
+        notes=[*notes(root / settings.table), *files.notes],
     )
 
 

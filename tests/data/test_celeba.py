@@ -73,6 +73,15 @@ def read(root: Path, **changes: object) -> Catalogue:
     return celeba.read(root, settings(root, **changes))
 
 
+def test_suffixes_in_another_case(tmp_path: Path) -> None:
+    TORCHVISION.write_data_set(tmp_path)
+    for path in (tmp_path / "img_align_celeba").iterdir():
+        path.rename(path.with_suffix(".JPG"))
+    catalogue = read(tmp_path)
+    assert catalogue.files[0] == "img_align_celeba/000001.JPG"
+    assert "40 files are named in another way on disk" in catalogue.notes[0]
+
+
 @FORMS
 def test_the_lists(tmp_path: Path, form: Form) -> None:
     form.write(tmp_path, *rows())

@@ -12,7 +12,7 @@ import pyarrow.parquet
 import pytest
 
 from aimfair.base.errors import AimfairError, ConfigError
-from aimfair.data.rows import header, rows
+from aimfair.data.rows import header, notes, rows
 from aimfair.data.settings import TABLES
 
 COLUMNS = [("data.file_column", "file"), ("data.target", "sick"), ("data.audit", "site")]
@@ -142,7 +142,7 @@ def test_without_pyarrow_the_error_says_what_to_install(tmp_path: Path, monkeypa
         ("[1, 2]\n", r"jsonl:1: found list, expected an object"),
         ("[" * 100_000, r"jsonl:1: cannot be read as JSON: "),
         ("", r"labels.jsonl: is empty, expected an object for each image"),
-        ("\udcff", r"labels.jsonl: cannot be read as a table of jsonl: .*utf-8"),
+        ("\udcff", r"labels.jsonl: is not UTF-8 but probably .*byte 0xff"),
     ],
 )
 def test_bad_jsonl_is_refused(tmp_path: Path, text: str, message: str) -> None:
@@ -162,3 +162,64 @@ def test_lines_of_jsonl_that_cannot_be_used_do_not_end_the_reading(tmp_path: Pat
     assert (found[1], found[3], found[6]) == (["a", "1", "2"], ["b", "1", ""], ["d", "0", "3"])
     assert str(found[4]).startswith("cannot be read as JSON: ")
     assert found[5] == "found list, expected an object"
+
+
+@pytest.mark.parametrize(
+    ("name", "separator", "said"),
+    [
+        ("labels.csv", ";", "its columns are separated by semicolons, not commas"),
+        ("labels.csv", "\t", "its columns are separated by tabs, not commas"),
+        ("labels.CSV", "|", "its columns are separated by vertical bars, not commas"),
+        ("labels.tsv", ",", "its columns are separated by commas, not tabs"),
+        ("labels.csv", ",", None),
+        ("labels.TSV", "\t", None),
+    ],
+)
+@pytest.mark.parametrize("declared", [False, True])
+def test_separators_are_recognised_and_told(
+    tmp_path: Path, name: str, separator: str, said: str | None, declared: bool
+) -> None:
+    path = tmp_path / name
+    lines = [separator.join(cells) for cells in (("file", "sick", "site"), ("a.png", "0,5", "A; B"))]
+    if separator in ",;":
+        lines[1] = f'a.png{separator}"0,5"{separator}"A; B"'
+    path.write_text("\n".join([f"sep={separator}", *lines] if declared else lines), encoding="utf-8-sig")
+    assert header(path) == ["file", "sick", "site"]
+    assert list(rows(path, COLUMNS)) == [(2 + declared, ["a.png", "0,5", "A; B"])]
+    assert notes(path) == ([] if said is None else [f"{path}: {said}"])
+
+
+def test_a_separator_that_the_header_leaves_open_is_explained(tmp_path: Path) -> None:
+    path = tmp_path / "labels.csv"
+    path.write_text("file;sick, yes or no;site\na.png;1;A\n")
+    expected = r"its columns seem to be separated by semicolons, but its header has commas too: remove those from"
+    with pytest.raises(AimfairError, match=expected):
+        list(rows(path, COLUMNS))
+
+
+@pytest.mark.parametrize(
+    ("encoding", "said"),
+    [
+        ("utf-16", "is UTF-16, expected text in UTF-8: save it as such"),
+        ("utf-16-le", "is UTF-16 without a byte order mark, or no text"),
+        ("utf-32", "is UTF-32, expected text in UTF-8"),
+        ("latin-1", r"is not UTF-8 but probably Windows-1252 or Latin-1 \(byte 0xf6 in .*Köln"),
+        ("cp1252", r"is not UTF-8 but probably Windows-1252 or Latin-1 \(byte 0xf6 in .*Köln"),
+    ],
+)
+@pytest.mark.parametrize("suffix", [".csv", ".tsv", ".jsonl"])
+def test_other_encodings_are_named(tmp_path: Path, suffix: str, encoding: str, said: str) -> None:
+    path = write(tmp_path / f"labels{suffix}", {"file": ["a.png", "b.png"], "sick": [0, 1], "site": ["Köln", "B"]})
+    path.write_bytes(path.read_text().encode(encoding))
+    with pytest.raises(AimfairError, match=rf"labels{suffix}: {said}"):
+        list(rows(path, COLUMNS))
+
+
+@pytest.mark.parametrize(
+    ("beginning", "said"),
+    [(b"PK\x03\x04", "an Excel workbook or a zip file"), (b"\x1f\x8b\x08", "compressed by gzip"), (b"PAR1", "Parquet")],
+)
+def test_other_files_under_the_name_of_a_table_are_named(tmp_path: Path, beginning: bytes, said: str) -> None:
+    (tmp_path / "labels.csv").write_bytes(beginning + bytes(20))
+    with pytest.raises(AimfairError, match=f"labels.csv: is {said}, expected text in UTF-8: save it as such"):
+        header(tmp_path / "labels.csv")

@@ -159,7 +159,7 @@ def test_whole_numbers_are_the_same_however_they_are_written(tmp_path: Path) -> 
         ),
         (GOOD.replace("age", "sex"), r"labels.csv: column 'sex' occurs 2 times"),
         (GOOD + '"e.png,26,test,yes,f\n', r"labels.csv: cannot be read as a table .* unexpected end of data"),
-        (b"file,split,smile,sex\n\xff.png,train,yes,f\n", r"labels.csv: cannot be read as a table .*utf-8"),
+        (b"file,split,smile,sex\n\xff.png,train,yes,f\n", r"labels.csv: is not UTF-8 but .*byte 0xff"),
     ],
 )
 def test_bad_tables_are_refused(tmp_path: Path, text: str | bytes, message: str) -> None:
