@@ -4,14 +4,19 @@ An entry is ``<key>.json`` and ``<key>.rgb``, raw uint8 [G, S, S, 3]; the latter
 entry is complete. The key is a digest of the decoder, its arguments and each file's path, size and modification time,
 so an entry is never out of date; any may be deleted at any time.
 
+The index has a CRC-32 for the images of each 256 files. Whenever an entry is opened, all cores check its pixels against
+them; an entry that does not match, or has none, is built again.
+
 While an entry is built, pixels are appended to ``<key>.part`` and, once they are on disk, the facts about their files
 to ``<key>.jsonl``: after a kill, the next call with the same arguments continues from there.
 """
 
 import contextlib
 import hashlib
+import itertools
 import json
 import os
+import zlib
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -37,7 +42,7 @@ _Result = TypeVar("_Result")
 _MAX_WORKERS = 16  # each may hold a whole image of data.max_pixels
 
 _STEP = 256
-"""Files between two writes to the journal, and so decoded again after a kill at most."""
+"""Files with a common checksum, between two writes to the journal, and so decoded again after a kill at most."""
 
 
 @dataclass(frozen=True)
@@ -88,6 +93,7 @@ def decode_files(
     """
     request = _Request(root, files, size, max_pixels, fit)
     entry = _Entry(default_folder() if folder is None else folder, request.key())
+    progress = progress or Progress(quiet=True)
     try:
         found = entry.read(request)
         if found is not None:
@@ -96,14 +102,16 @@ def decode_files(
         with locked(entry.folder / "lock", interrupt):
             found = entry.read(request)  # another process may have built it meanwhile
             if found is None:
+                if entry.pixels.exists():
+                    progress.say(f"warning: {entry.pixels}: damaged, or of an earlier version; decoding again")
                 remove_temporaries(entry.folder)
-                _build(entry, request, progress or Progress(quiet=True), interrupt)
+                _build(entry, request, progress, interrupt)
                 found = entry.read(request)
     except OSError as error:
         error.add_note(f"{len(files) * size * size * 3 / 1e6:,.2f} MB needed for decoded images")
         raise
     if found is None:
-        raise AimfairError(f"{entry.folder}: decoded images were removed while they were written; run again")
+        raise AimfairError(f"{entry.folder}: decoded images were removed or changed while they were written; run again")
     return found
 
 
@@ -168,6 +176,7 @@ class _Entry:
             kept = np.array(index["kept"], dtype=np.int64)
             digests = tuple(index["digests"])
             rejected = tuple(Rejected(request.files[number], reason) for number, reason in index["rejected"])
+            checksums = [(int(images), int(crc)) for images, crc in index["checksums"]]
             shape = (len(kept), request.size, request.size, 3)
             if self.pixels.stat().st_size != np.prod(shape):
                 return None
@@ -176,17 +185,34 @@ class _Entry:
         # Read only: a private writable map would reserve as much memory as it is large.
         with naming(self.pixels):
             stored = np.memmap(self.pixels, np.uint8, "r", shape=shape) if len(kept) else np.empty(shape, np.uint8)
-        return Decoded(np.asarray(stored), kept, digests, rejected)
+        images = np.asarray(stored)
+        return Decoded(images, kept, digests, rejected) if _match(images, checksums) else None
+
+
+def _match(images: npt.NDArray[np.uint8], checksums: Sequence[tuple[int, int]]) -> bool:
+    """Whether the pixels, chunk by chunk, have these checksums, and all are covered by one."""
+    ends = list(itertools.accumulate((count for count, _ in checksums), initial=0))
+    chunks = [images[start:end] for start, end in itertools.pairwise(ends)]
+    with contextlib.closing(_map_in_order(_checksum, chunks)) as found:
+        return ends[-1] == len(images) and all(crc == one for one, (_, crc) in zip(found, checksums, strict=True))
+
+
+def _checksum(images: npt.NDArray[np.uint8]) -> int:
+    return zlib.crc32(images.data)
 
 
 @dataclass
 class _Outcome:
-    """Of the first ``files`` files: numbers and digests of the images, numbers and reasons of the rejected ones."""
+    """Of the first ``files`` files: numbers and digests of the images, numbers and reasons of the rejected ones.
+
+    ``checksums`` has the number of images of each step, and the CRC-32 of their pixels.
+    """
 
     files: int = 0
     kept: list[int] = field(default_factory=list)
     digests: list[str] = field(default_factory=list)
     rejected: list[tuple[int, str]] = field(default_factory=list)
+    checksums: list[tuple[int, int]] = field(default_factory=list)
 
     def extend(self, later: "_Outcome") -> None:
         """Adds the files after these; the numbers of both count from the first file."""
@@ -194,6 +220,11 @@ class _Outcome:
         self.kept += later.kept
         self.digests += later.digests
         self.rejected += later.rejected
+        self.checksums += later.checksums
+
+    def index(self) -> dict[str, object]:
+        """What is kept of a complete entry."""
+        return {key: value for key, value in asdict(self).items() if key != "files"}
 
 
 def _build(entry: _Entry, request: _Request, progress: Progress, interrupt: Interrupt) -> None:
@@ -201,7 +232,7 @@ def _build(entry: _Entry, request: _Request, progress: Progress, interrupt: Inte
         outcome = _resume(entry, request.size)
         _decode_rest(entry, request, outcome, progress, interrupt)
         # In this order: after a kill in between, the next call resumes with nothing left to decode.
-        write_json(entry.index, {"kept": outcome.kept, "digests": outcome.digests, "rejected": outcome.rejected})
+        write_json(entry.index, outcome.index())
         os.replace(entry.part, entry.pixels)
         sync(entry.folder)
     except OSError:  # such as a full disk, which must not stay full
@@ -222,22 +253,25 @@ def _decode_rest(entry: _Entry, request: _Request, outcome: _Outcome, progress: 
         contextlib.closing(_map_in_order(request.decode, request.files[outcome.files :])) as results,
     ):
         task.advance(outcome.files)
-        new = _Outcome()
+        new, crc = _Outcome(), 0
         for number, result in enumerate(results, outcome.files):
             if isinstance(result, str):
                 new.rejected.append((number, result))
             else:
                 pixels, digest = result
-                stream.write(pixels.tobytes())
+                data = pixels.tobytes()
+                stream.write(data)
+                crc = zlib.crc32(data, crc)
                 new.kept.append(number)
                 new.digests.append(digest)
             new.files = number + 1
             if new.files - outcome.files == _STEP or new.files == total:
                 stream.flush()
                 os.fsync(stream.fileno())
+                new.checksums = [(len(new.kept), crc)]
                 append_text(entry.journal, json.dumps(asdict(new)) + "\n")
                 outcome.extend(new)
-                new = _Outcome()
+                new, crc = _Outcome(), 0
             task.advance()
             interrupt.check()
 
@@ -254,6 +288,8 @@ def _resume(entry: _Entry, size: int) -> _Outcome:
             except (ValueError, TypeError):  # cut off by a kill
                 break
             if not line.endswith("\n") or (len(done.kept) + len(new.kept)) * size * size * 3 > pixels:
+                break
+            if not new.checksums:  # of a version before there were any
                 break
             done.extend(new)
             lines.append(line)

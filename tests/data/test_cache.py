@@ -1,10 +1,13 @@
+import json
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -198,8 +201,17 @@ def test_killed_before_the_pixels_have_their_name(root: Path, tmp_path: Path, mo
         (lambda part, journal: os.truncate(part, 17 * 8 * 8 * 3 + 1), 16),
         (lambda part, journal: part.unlink(), 0),
         (lambda part, journal: journal.unlink(), 0),
+        (lambda part, journal: journal.write_text(journal.read_text().replace("checksums", "x")), 0),
+        (lambda part, journal: journal.write_text(re.sub(r', "checksums": [^}]*', "", journal.read_text())), 0),
     ],
-    ids=["half a line", "pixels that did not reach the disk", "no pixels", "no journal"],
+    ids=[
+        "half a line",
+        "pixels that did not reach the disk",
+        "no pixels",
+        "no journal",
+        "other fields",
+        "no checksums",
+    ],
 )
 def test_a_damaged_part_is_used_up_to_the_damage(
     root: Path, spoil: Callable[[Path, Path], None], kept: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -212,6 +224,44 @@ def test_a_damaged_part_is_used_up_to_the_damage(
     names = count_reads(monkeypatch)
     np.testing.assert_array_equal(load(root).images, expected.images)
     assert sorted(names) == sorted(FILES[kept:])
+
+
+def flip(path: Path, place: int) -> None:
+    data = bytearray(path.read_bytes())
+    data[place] ^= 1
+    path.write_bytes(data)
+
+
+def without_checksums(path: Path) -> None:
+    index = json.loads(path.read_text())
+    path.write_text(json.dumps({key: value for key, value in index.items() if key != "checksums"}))
+
+
+@pytest.mark.parametrize(
+    ("suffix", "spoil"),
+    [
+        (".rgb", lambda path: flip(path, 0)),
+        (".rgb", lambda path: flip(path, 20 * 8 * 8 * 3 + 5)),
+        (".rgb", lambda path: flip(path, -1)),
+        (".rgb", lambda path: path.write_bytes(bytes(path.stat().st_size))),
+        (".rgb", lambda path: path.write_bytes(path.read_bytes()[:-1])),
+        (".json", without_checksums),
+        (".json", lambda path: path.write_text(path.read_text().replace('"checksums": [', '"checksums": [], "x": ['))),
+        (".json", lambda path: path.write_bytes(b"\xff\x00")),
+    ],
+    ids=["first byte", "a byte", "last byte", "zeros", "shorter", "no checksums", "too few checksums", "not JSON"],
+)
+def test_a_damaged_entry_is_decoded_again(
+    root: Path, suffix: str, spoil: Callable[[Path], None], monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    monkeypatch.setattr(cache, "_STEP", 8)
+    expected = load(root).images.copy()
+    (path,) = default_folder().glob(f"*{suffix}")
+    spoil(path)
+    np.testing.assert_array_equal(load(root).images, expected)
+    assert ".rgb: damaged, or of an earlier version; decoding again" in capsys.readouterr().err.replace("\n", "")
+    refuse_to_build(monkeypatch)
+    np.testing.assert_array_equal(load(root).images, expected)
 
 
 def test_a_full_disk_is_an_error_that_says_how_much_is_needed(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
