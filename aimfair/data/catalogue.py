@@ -16,7 +16,7 @@ import numpy.typing as npt
 from aimfair.base.errors import AimfairError, ConfigError
 from aimfair.base.log import Log
 from aimfair.data.labels import Labels
-from aimfair.data.spellings import Spellings, folded_unicode
+from aimfair.data.spellings import Spellings, distinct, folded_unicode
 
 SPLITS = ("train", "val", "test")
 """Splits in the order of their numbers."""
@@ -28,7 +28,7 @@ IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
 
 _SHOWN = 5
 
-_PARTICULARS = re.compile(r"b?'(?:[^'\\]|\\.)*'|b?\"(?:[^\"\\]|\\.)*\"|\d[\d,.]*")
+_PARTICULARS = re.compile(r"b?'(?:[^'\\]|\\.)*'|b?\"(?:[^\"\\]|\\.)*\"|\d([\d,.]*\d)?")
 
 
 class Rejected(NamedTuple):
@@ -213,6 +213,8 @@ def leave_out(rejected: Sequence[Rejected], total: int, what: str, max_share: fl
 def unknown_name(key: str, found: str, known: Iterable[str], where: str) -> ConfigError:
     """The error for a setting whose value is not among the ``known`` names in ``where``, with the nearest one."""
     known = list(known)
-    near = difflib.get_close_matches(found, known, 1, 0.5)
-    expected = f"did you mean {near[0]!r}?" if near else f"expected one of {', '.join(known)}"
-    return ConfigError(f"{key}: found {found!r}, which {where} does not have; {expected}")
+    same = [name for name in known if folded_unicode(name) == folded_unicode(found)]
+    near = same[:1] or difflib.get_close_matches(found, known, 1, 0.5)
+    shown, *nearest = distinct([found, *near])
+    expected = f"did you mean {nearest[0]}?" if nearest else f"expected one of {', '.join(known)}"
+    return ConfigError(f"{key}: found {shown}, which {where} does not have; {expected}")

@@ -88,7 +88,7 @@ def _tables(root: Path, splits: list[str], settings: DataSettings) -> list[Path]
 
 
 def _table(folder: Path) -> Path | None:
-    there = [path for name in _METADATA if (path := folder / name).is_file()]
+    there = [path for path in sorted(folder.iterdir()) if path.name.lower() in _METADATA and path.is_file()]
     if len(there) > 1:
         raise AimfairError(f"{folder}: found {there[0].name} and {there[1].name}, expected one of them")
     return there[0] if there else None

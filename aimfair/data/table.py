@@ -9,21 +9,25 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
+from aimfair.base.errors import ConfigError
 from aimfair.data import entries
 from aimfair.data.catalogue import SPLITS, Catalogue, one_spelling, split_number
 from aimfair.data.files import Files
 from aimfair.data.rows import notes, rows
-from aimfair.data.settings import DataSettings
+from aimfair.data.settings import TABLES, DataSettings
 from aimfair.data.spellings import SPLIT, Spellings
+
+_SHOWN = 5
 
 
 def read(root: Path, settings: DataSettings) -> Catalogue:
     """The images of the table in ``root``. Classes are the sorted values of a column.
 
     Raises:
-        ConfigError: a column does not exist, or has fewer than two values.
+        ConfigError: a column does not exist or has fewer than two values, or there are only other tables.
         AimfairError: the table is unusable, or all of its rows are.
     """
+    _check_there(root / settings.table)
     names: Counter[str] = Counter()
     files = Files(root)
     found = list(_entries(root, settings, files, names))
@@ -37,6 +41,13 @@ def read(root: Path, settings: DataSettings) -> Catalogue:
         spellings=Spellings.of(SPLIT, str(settings.split_column), names),
         notes=[*notes(root / settings.table), *files.notes],
     )
+
+
+def _check_there(path: Path) -> None:
+    if path.parent.is_dir() and not path.exists():
+        others = sorted(one.name for one in path.parent.iterdir() if one.suffix.lower() in TABLES)
+        if others:
+            raise ConfigError(f"data.table: {path} does not exist, but {', '.join(others[:_SHOWN])}; name one of them")
 
 
 def _entries(

@@ -20,15 +20,22 @@ from aimfair.data.split import biased, stratified
 AGE_CUTS = (20, 40, 60)
 """Lower bounds of the age bands but the first."""
 
-_NAME = re.compile(r"(?P<age>\d{1,3})_(?P<gender>[01])_(?P<race>[0-4])_\d+\.jpg(\.chip\.jpg)?", re.ASCII)
+_NAME = re.compile(
+    r"(?P<age>-?\d{1,9})_(?P<gender>-?\d{1,9})_(?P<race>-?\d{1,9})_\d+((\.jpe?g)?\.chip)?\.(jpe?g|png|webp)",
+    re.ASCII | re.IGNORECASE,
+)
+_GREATEST = {"age": 116, "gender": 1, "race": 4}
+"""Of the data set's documentation; the least is 0."""
+
 _WHITE = 0
 
 
 def read(root: Path, settings: DataSettings) -> Catalogue:
-    """Every image under ``root`` whose name is ``[age]_[gender]_[race]_[date].jpg`` or ``....jpg.chip.jpg``.
+    """Every image under ``root`` whose name is ``[age]_[gender]_[race]_[date].jpg``, ``....chip.jpg`` or
+    ``....jpg.chip.jpg``, in any case, or the same with another suffix of images.
 
-    Attributes are those of :data:`aimfair.data.settings.UTKFACE`. Images with other names, which some copies hold, are
-    rejected.
+    Attributes are those of :data:`aimfair.data.settings.UTKFACE`. Images with other names, which some copies hold, and
+    impossible values are rejected.
 
     Raises:
         ConfigError: an attribute has fewer than two values.
@@ -39,24 +46,30 @@ def read(root: Path, settings: DataSettings) -> Catalogue:
         match = _NAME.fullmatch(file.rpartition("/")[2])
         if match is None:
             rejected.append(Rejected(file, "the name is not [age]_[gender]_[race]_[date].jpg"))
+            continue
+        values = {part: int(match[part]) for part in _GREATEST}
+        impossible = next((part for part, greatest in _GREATEST.items() if not 0 <= values[part] <= greatest), None)
+        if impossible is not None:
+            reason = f"the {impossible} is {values[impossible]}, expected 0 to {_GREATEST[impossible]}"
+            rejected.append(Rejected(file, reason))
         else:
             files.append(file)
-            facts.append([int(match[part]) for part in ("age", "gender", "race")])
+            facts.append(list(values.values()))
     if not files:
         left_out = f"; {len(rejected):,} other images: {reasons(rejected)}" if rejected else ""
         raise AimfairError(
             f"{root}: found no image named [age]_[gender]_[race]_[date].jpg; is data.root UTKFace's folder?{left_out}"
         )
     age, gender, race = np.array(facts, dtype=np.int64).T
-    values = {
+    known = {
         "gender": gender,
         "white": (race == _WHITE).astype(np.int64),
         "race": race,
         "age": np.digitize(age, AGE_CUTS).astype(np.int64),
     }
     total = len(files) + len(rejected)
-    with naming_left_out(rejected, total, "rows"):
-        labels = Labels.of(settings, {name: Attribute(values[name], names) for name, names in UTKFACE.items()})
+    with naming_left_out(rejected, total, "files"):
+        labels = Labels.of(settings, {name: Attribute(known[name], names) for name, names in UTKFACE.items()})
     return Catalogue(
         root=root,
         listing="the folder",

@@ -97,6 +97,7 @@ def test_folders_of_splits_by_other_names(tmp_path: Path) -> None:
     data_set(tmp_path)
     for split, name in (("train", "Training"), ("validation", "valid"), ("test", "Test")):
         (tmp_path / split).rename(tmp_path / name)
+        (tmp_path / name / "metadata.csv").rename(tmp_path / name / "Metadata.CSV")
     splits = load_splits(settings(tmp_path))
     assert [len(part) for part in (splits.train, splits.validation, splits.test)] == list(IMAGES.values())
 

@@ -178,6 +178,22 @@ def test_unknown_columns_are_refused_with_the_nearest(tmp_path: Path) -> None:
         read(tmp_path, "file,age,smile,sex\n")
 
 
+def test_a_column_in_another_unicode_form_is_shown_with_escapes(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"found 'f\\xe9', which .* did you mean 'fe\\u0301'\?"):
+        read(tmp_path, GOOD.replace("smile", "fe\u0301"), target="f\xe9")
+
+
+def test_a_missing_table_next_to_others_names_them(tmp_path: Path) -> None:
+    for name in ("Labels.CSV", "faces.tsv", "notes.txt"):
+        (tmp_path / name).touch()
+    expected = r"data.table: .*labels.csv does not exist, but Labels.CSV, faces.tsv; name one of them"
+    with pytest.raises(ConfigError, match=expected):
+        table.read(tmp_path, DataSettings(kind="table", root=tmp_path))
+    (tmp_path / "Labels.CSV").write_text(GOOD)
+    settings = DataSettings(kind="table", root=tmp_path, table="Labels.CSV", target="smile", protected="sex")
+    assert len(table.read(tmp_path, settings).files) == 4
+
+
 @pytest.mark.parametrize("name", ["val", "valid", "validation", "dev", "Val", "DEV"])
 def test_names_of_splits(tmp_path: Path, name: str) -> None:
     text = GOOD.replace(",val,", f",{name},").replace(",train,", ",Training,").replace(",test,", ",testing,")

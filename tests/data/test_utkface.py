@@ -26,6 +26,13 @@ def settings(root: Path, **changes: object) -> DataSettings:
         ("39_1_20170116174525125.jpg.chip.jpg", None),
         ("24_0_1_20170116220224657 .jpg.chip.jpg", None),
         ("55_0_0_20170116232725357jpg.chip.jpg", None),
+        ("26_0_0_20170116184751213.JPG", (0, 1)),
+        ("26_0_0_20170116184751213.Jpg.chip.JPG", (0, 1)),
+        ("26_0_0_20170116184751213.chip.jpg", (0, 1)),
+        ("26_0_0_20170116184751213.jpeg", (0, 1)),
+        ("26_0_0_20170116184751213.Png", (0, 1)),
+        ("0_0_0_20170116184751213.jpg", (0, 1)),
+        ("116_0_0_20170116184751213.jpg", (0, 1)),
         ("26_3_0_20170116184751213.jpg", None),
         ("26_0_5_20170116184751213.jpg", None),
         ("26_0_0_2017.jpg.png", None),
@@ -72,6 +79,37 @@ def test_attributes_in_any_role(tmp_path: Path, attribute: str, names: tuple[str
         assert found.values.tolist() == [values[numbers[file]] for file in catalogue.files]
 
 
+def test_impossible_values_are_refused_by_count(tmp_path: Path) -> None:
+    names = ["117_0_0_1.jpg", "-1_0_0_1.jpg", "999_1_0_1.jpg.chip.jpg", "999_0_0_2.jpg", "26_2_0_1.jpg", "26_0_5_1.jpg"]
+    for name in [*names, "1_0_0_1.jpg", "99_1_1_1.jpg"]:
+        (tmp_path / name).touch()
+    catalogue = utkface.read(tmp_path, settings(tmp_path))
+    assert catalogue.files == ("1_0_0_1.jpg", "99_1_1_1.jpg")
+    assert {one.name: one.reason for one in catalogue.rejected} == {
+        "117_0_0_1.jpg": "the age is 117, expected 0 to 116",
+        "-1_0_0_1.jpg": "the age is -1, expected 0 to 116",
+        "999_1_0_1.jpg.chip.jpg": "the age is 999, expected 0 to 116",
+        "999_0_0_2.jpg": "the age is 999, expected 0 to 116",
+        "26_2_0_1.jpg": "the gender is 2, expected 0 to 1",
+        "26_0_5_1.jpg": "the race is 5, expected 0 to 4",
+    }
+    expected = r"6 of 8 rows of .*: '999_0_0_2.jpg' and 1 more: the age is 999, expected 0 to 116; '-1_0_0_1.jpg'"
+    with pytest.raises(AimfairError, match=expected):
+        load_splits(settings(tmp_path))
+
+
+def test_a_refusal_names_the_files_that_are_left_out(tmp_path: Path) -> None:
+    for name in ("1_0_0_1.jpg", "99_0_1_1.jpg", "200_1_0_1.jpg"):
+        (tmp_path / name).touch()
+    expected = r"'gender' has 1 values, male, expected two or more; 1 of 3 files are left out: '200_1_0_1.jpg': the age"
+    with pytest.raises(AimfairError, match=expected):
+        load_splits(settings(tmp_path))
+    (tmp_path / "1_0_0_1.jpg").unlink()
+    (tmp_path / "99_0_1_1.jpg").unlink()
+    with pytest.raises(AimfairError, match=r"found no image named .*; 1 other images: '200_1_0_1.jpg': the age is 200"):
+        load_splits(settings(tmp_path))
+
+
 def test_a_folder_without_such_images_is_refused(tmp_path: Path) -> None:
     with pytest.raises(AimfairError, match=r"found no image named \[age\]"):
         load_splits(settings(tmp_path))
@@ -103,7 +141,7 @@ def test_splits(tmp_path: Path, log: Warnings) -> None:
 def test_what_balance_costs_the_test_set_is_told(tmp_path: Path) -> None:
     data_set(tmp_path)
     for number in range(100, 120):
-        save_image(tmp_path / f"{number}_0_0_2018{number}.jpg", number)
+        save_image(tmp_path / f"{number - 10}_0_0_2018{number}.jpg", number)
     save_image(tmp_path / "._30_0_0_2018.jpg", 1)  # as macOS leaves them: no image of its own
     told: list[str] = []
     splits = load_splits(settings(tmp_path, minority_ratio=0.25), log=Log(None, show=told.append))

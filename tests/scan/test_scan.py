@@ -224,7 +224,10 @@ def test_names_that_are_not_utkfaces_are_counted(tmp_path: Path) -> None:
     assert error is None
     assert found.rows is not None
     assert (found.rows.total, found.rows.left_out) == (83, 3)
-    assert [name for name, _ in found.rows.reasons[0].examples] == ["1_2_0_2017.jpg", "39_1_2017.jpg", r"\udcff_x.jpg"]
+    assert [(one.reason, [name for name, _ in one.examples]) for one in found.rows.reasons] == [
+        ("the name is not [age]_[gender]_[race]_[date].jpg", ["39_1_2017.jpg", r"\udcff_x.jpg"]),
+        ("the gender is ..., expected ... to ...", ["1_2_0_2017.jpg"]),
+    ]
     found.save(tmp_path / "scan.json")
 
 
