@@ -14,7 +14,7 @@ from aimfair.prompts.settings import PromptSettings
 from aimfair.training.settings import KEPT_FOR, FinetuneSettings, ModelSettings, OptimizerSettings, SensitivitySettings
 
 _FILE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
-_DEVICE = re.compile(r"auto|cpu|cuda(:[0-9]+)?")
+_DEVICE = re.compile(r"auto|cpu|cuda(:[0-9]{1,2})?")
 
 
 class Config(Settings):
@@ -23,7 +23,7 @@ class Config(Settings):
     title: str = Field("aimfair run", description="heading of the report")
     seeds: list[int] = Field([100, 200, 300], min_length=1, description="one baseline and one of each method for each")
     device: str = Field("auto", description="auto, cpu, cuda or cuda:N; auto: cuda where there is one")
-    threads: int | None = Field(None, ge=1, description="CPU threads; null: torch's own choice")
+    threads: int | None = Field(None, ge=1, le=1024, description="CPU threads; null: torch's own choice")
     checkpoint_seconds: float = Field(30.0, ge=0, description="between checkpoints of a training")
     data: DataSettings = DataSettings()
     prompts: PromptSettings

@@ -85,7 +85,8 @@ def _fill(run: Run, choice: Choice, results: Results, folder: Path, *, with_onnx
         model_files.write(folder, config.data, config.model)
     run.interrupt.check()
 
-    model = load_model(choice.folder, config.model).eval()  # which validates the weights
+    model = load_model(choice.folder, config.model)  # which validates the weights
+    model.eval()
     chosen = model_files.examples(splits.test, EXAMPLES)
     difference, agreement = None, None
     if of_transformers:

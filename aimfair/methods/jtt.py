@@ -34,7 +34,7 @@ class Jtt(MethodSettings):
 
     kind: Literal["jtt"] = Field("jtt", description="two new models; the second repeats what the first got wrong")
     first_epochs: int = Field(1, ge=1, description="jtt: epochs after which the first training is stopped")
-    upweight: int = Field(20, ge=1, description="jtt: how often a misclassified image occurs in an epoch")
+    upweight: int = Field(20, ge=1, le=1000, description="jtt: how often a misclassified image occurs in an epoch")
 
     @property
     def least_epochs(self) -> int:

@@ -27,7 +27,7 @@ class Work:
     """One method at one seed.
 
     Attributes:
-        name: for progress, for example "finetune 100 jtt".
+        name: for progress and errors, for example "finetune 100 jtt".
         settings: of its training.
         preprocessing: of images, and how the model is run.
         folder: of the result, of checkpoints, and of the method's records.
@@ -96,6 +96,7 @@ class Work:
             objective=objective,
             stop_after=stop_after,
             checkpoint=checkpoint or self.checkpoint(),
+            name=self.name,
             interrupt=self.interrupt,
             log=self.log,
         )

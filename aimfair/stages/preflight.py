@@ -104,14 +104,24 @@ def _rehearse(run: Run, few: Splits, folder: Path) -> None:
         return build_model(config.model, classes, seed).to(device)
 
     def biased() -> nn.Module:
-        return load_model(folder / "biased", config.model).to(device)
+        try:
+            return load_model(folder / "biased", config.model).to(device)
+        except AimfairError as error:
+            raise AimfairError(f"{config.model.label}: a trained model does not load again: {error}") from error
 
     model = initial()
     try_classifier(model, config.model, few.train, classes, dict(_batch_sizes(config)))
     with named_failure(f"{config.model.label}: a trial training fails"):
         model = initial()
         training = Training(
-            model, few.train, few.validation, _one_epoch(config.train), config.model, seed, interrupt=run.interrupt
+            model,
+            few.train,
+            few.validation,
+            _one_epoch(config.train),
+            config.model,
+            seed,
+            name="train",
+            interrupt=run.interrupt,
         )
         training.fit()
         save_model(model, folder / "biased")

@@ -26,7 +26,7 @@ def _train(run: Run, seed: int) -> None:
     run.log("step started", step=step)
     training = Training(
         model, splits.train, splits.validation, config.train, config.model, seed,
-        checkpoint=checkpoint, interrupt=run.interrupt, log=run.log,
+        checkpoint=checkpoint, name=f"train {seed}", interrupt=run.interrupt, log=run.log,
     )  # fmt: skip
     with run.progress.task(f"train {seed}", training.steps) as training.task:
         history = training.fit()

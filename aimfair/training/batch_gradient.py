@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from aimfair.base.errors import AimfairError
 from aimfair.base.memory import MicroBatch, pieces
 from aimfair.base.seeds import seed_torch
 from aimfair.training.execution import logits
@@ -69,6 +70,8 @@ class BatchGradient:
                 seed_torch(seed, images.device)
             for piece in pieces(len(images), size):
                 scores = logits(self._model, images[piece])
+                if not scores.requires_grad:
+                    raise AimfairError("the logits do not depend on any weight that is trained")
                 if weigh:
                     losses = F.cross_entropy(scores, target[piece], reduction="none")
                     of_piece = weigh(losses.detach()) if weights is None else weights[piece]

@@ -82,6 +82,11 @@ def logits(model: nn.Module, images: Tensor) -> Tensor:
             f"the model {type(model).__name__} returned {found} for {len(images)} images, expected logits of shape"
             f" [{len(images)}, classes], or an object that has them as logits"
         )
+    if not scores.is_floating_point() or scores.layout is not torch.strided:
+        raise AimfairError(
+            f"the model {type(model).__name__} returned logits of {scores.dtype} and {scores.layout}, expected"
+            " floating-point numbers in a dense tensor"
+        )
     return scores.float()
 
 

@@ -56,10 +56,12 @@ def _nearest(model: nn.Module, image_size: int, where: str) -> tuple[list[Tensor
             torch.enable_grad(),
             named_failure(f"{where}: {type(model).__name__} fails on {image_size} x {image_size} pixels"),
         ):
-            scores = logits(model.eval(), image)
+            model.eval()
+            scores = logits(model, image)
         return _search(scores.grad_fn, image), scores.shape[1]
     finally:
-        model.train().train(training)  # LeViT drops what it caches in evaluation mode only when it leaves it
+        model.train(True)
+        model.train(training)  # LeViT drops what it caches in evaluation mode only when it leaves it
         for parameter, before in zip(parameters, required, strict=True):
             parameter.requires_grad_(before)
 

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 import time
 from collections.abc import Mapping
 from contextlib import closing
@@ -15,7 +16,7 @@ from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from aimfair.base.errors import AimfairError
-from aimfair.base.interrupt import NEVER, Interrupt
+from aimfair.base.interrupt import NEVER, Interrupt, Interrupted
 from aimfair.base.log import NOWHERE, Log
 from aimfair.base.progress import SILENT, Task
 from aimfair.base.seeds import derive_seed, forked_torch_rng, generator
@@ -85,6 +86,7 @@ class Training:
         stop_after: epochs after which to stop; learning rates stay those of ``settings.epochs``; default: all.
 
         checkpoint: to resume from; the caller removes it when the result is saved.
+        name: begins its errors.
         task: advances by steps, :attr:`steps` in all.
     """
 
@@ -100,6 +102,7 @@ class Training:
     stop_after: int | None = None
 
     checkpoint: Checkpoint | None = None
+    name: str = "training"
     task: Task = SILENT
     interrupt: Interrupt = NEVER
     log: Log = NOWHERE
@@ -145,7 +148,12 @@ class Training:
         feed = Feed(self.train.images, self.settings.augment, self._normalize)
         with forked_torch_rng(self._device), feed:
             while self._position.epoch <= self._epochs:
-                self._run_epoch(feed)
+                try:
+                    self._run_epoch(feed)
+                except Interrupted:
+                    raise
+                except AimfairError as error:
+                    raise AimfairError(f"{self.name}: {error}") from error
         history = self._position.history
         if history.kept_epoch < len(history.epochs):
             copy_tensors(self._kept, self.model)
@@ -184,6 +192,10 @@ class Training:
                     self.checkpoint.save(self._identity, position, self.model, self.optimizer, self._kept)
                 self.interrupt.check()
         validation_loss, validation_accuracy = self._validate()
+        if not math.isfinite(validation_loss):
+            raise AimfairError(
+                f"epoch {position.epoch}: the validation loss is infinite: the training diverges; choose a lower lr"
+            )
         epoch = Epoch(
             epoch=position.epoch,
             lr=learning_rate(self.settings, position.epoch, self._steps - 1, self._steps),

@@ -5,10 +5,12 @@ theirs; for torchvision and a user's own model the weights are a plain ``state_d
 function that builds the module. No code in a model folder is ever executed.
 """
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from aimfair.base.errors import AimfairError
@@ -18,6 +20,7 @@ from aimfair.selective.parameters import listing, named_parameters, require_tuna
 from aimfair.training.backbones import hf, timm, torchvision
 from aimfair.training.backbones.origin import CONFIG, WEIGHTS, make_own, origin_of, read_config
 from aimfair.training.backbones.weights import load_weights, read_weights, require_finite, transplant, write_weights
+from aimfair.training.execution import named_failure
 from aimfair.training.settings import ModelSettings
 
 __all__ = ["CONFIG", "WEIGHTS", "build_model", "load_model", "preprocessing_caution", "save_model"]
@@ -36,17 +39,35 @@ def build_model(settings: ModelSettings, classes: int, seed: int) -> nn.Module:
         seed_torch(derive_seed(seed, "initial weights"))
         model = _build(settings, classes)
     where = settings.label
-    if lazy := [name for name, tensor in model.state_dict(keep_vars=True).items() if is_lazy(tensor)]:
-        raise AimfairError(
-            f"{where}: {listing(lazy)} have no shape yet (lazy modules); run the model on an image once where it is"
-            " made"
-        )
-    require_finite(where, model.state_dict())
+    with named_failure(where):
+        _require_storable(model.state_dict(keep_vars=True), where)
+        require_finite(where, model.state_dict())
     try:
         require_tunable(named_parameters(model).items())
     except (TypeError, ValueError) as error:
         raise AimfairError(f"{where}: {error}") from error
     return model
+
+
+def _require_storable(state: Mapping[str, Any], where: str) -> None:
+    """
+    Raises:
+        AimfairError: an entry is no tensor that a model folder can hold, by name.
+    """
+    if lazy := [name for name, tensor in state.items() if is_lazy(tensor)]:
+        raise AimfairError(
+            f"{where}: {listing(lazy)} have no shape yet (lazy modules); run the model on an image once where it is"
+            " made"
+        )
+    for name, value in state.items():
+        if not isinstance(value, Tensor):
+            kind = type(value).__name__
+            raise AimfairError(f"{where}: {name!r} in its state_dict is of type {kind}, expected tensors alone")
+        if value.is_meta:
+            raise AimfairError(f"{where}: {name} has no values (it is on the meta device), expected a model on the CPU")
+        if value.layout is not torch.strided or value.is_quantized:
+            kind = "quantised" if value.is_quantized else f"of layout {value.layout}"
+            raise AimfairError(f"{where}: {name} is {kind}, expected a dense tensor, which a model folder can hold")
 
 
 def save_model(model: nn.Module, folder: Path) -> None:

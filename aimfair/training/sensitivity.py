@@ -90,7 +90,8 @@ def measure_sensitivity(
                     seed_torch(derive_seed(seed, "dropout", source, number), device)
                     for part in parts:
                         # LeViT keeps tensors of the graph in evaluation mode until it leaves it.
-                        model.train().train(settings.train_mode)
+                        model.train(True)
+                        model.train(settings.train_mode)
                         loss = F.cross_entropy(logits(model, x[part]), target[part], reduction="sum")
                         (loss / len(x)).backward()  # type: ignore[no-untyped-call]
                     number_in_all += 1
@@ -102,7 +103,8 @@ def measure_sensitivity(
         try:
             MicroBatch(settings.batch_size).attempt(attempt)
         except FloatingPointError as error:
-            raise AimfairError(str(error)) from error
+            found = str(error).partition(";")[0]
+            raise AimfairError(f"sensitivity: {found}: the model's training diverged; choose a lower lr") from error
     return probe
 
 

@@ -8,6 +8,7 @@ from torch.nn import functional as F
 
 from aimfair.base.errors import AimfairError
 from aimfair.data.images import ImageSet
+from aimfair.selective.parameters import listing
 from aimfair.training.execution import logits, named_failure, prepare
 from aimfair.training.feed import Normalize
 from aimfair.training.settings import ModelSettings
@@ -34,11 +35,12 @@ def try_classifier(
     what = f"{settings.label}: {type(model).__name__}"
     pixels = f"images of {size} x {size} pixels (data.image_size)"
 
-    model.eval()
+    made = dict(model.named_parameters())
     for count in (len(x), 1):
         with torch.inference_mode():
             try:
                 with named_failure(f"{what} fails on a batch of {count} {pixels}"):
+                    model.eval()
                     scores = _logits(model, x[:count], settings)
             except AimfairError:
                 if settings.channels_last and _runs_contiguous(model, x[:count], settings):
@@ -46,25 +48,39 @@ def try_classifier(
                         f"{what} does not take images in channels-last memory: set model.channels_last to false"
                     ) from None
                 raise
-        if (found := scores.shape[1]) != classes:
-            raise AimfairError(
-                f"{what} gives {found} logit{'s' * (found != 1)} for an image, expected {classes}, one for each class"
-                f" of the data{_hint(settings, found)}"
-            )
+        _require_classes(scores, classes, what, settings)
         if not scores.isfinite().all():
             raise AimfairError(f"{what} gives NaN or infinite logits for {pixels}")
+    now = dict(model.named_parameters())
+    if other := [name for name in {**made, **now} if made.get(name) is not now.get(name)]:
+        raise AimfairError(
+            f"{what} makes or replaces {listing(other)} while it runs; expected parameters that are made with the model"
+        )
 
-    model.train()
     for count in sorted({len(x), *(min(of, len(x)) for of in batch_sizes.values())}, reverse=True):
         key = next((f"{key}: found {count}; " for key, of in batch_sizes.items() if of == count < len(x)), "")
         with named_failure(f"{key}{what} fails in training mode on a batch of {count} {pixels}"):
-            loss = F.cross_entropy(_logits(model, x[:count], settings), target[:count])
+            model.train(True)
+            scores = _logits(model, x[:count], settings)
+            _require_classes(scores, classes, f"{what} in training mode", settings)
+            loss = F.cross_entropy(scores, target[:count])
+            if not loss.isfinite():
+                raise AimfairError(f"{what} in training mode: its loss is NaN or infinite for {pixels}")
             if not loss.requires_grad:
                 raise AimfairError(f"{what}: its logits do not depend on its weights: they were detached, or no weight"
                                    " requires a gradient")  # fmt: skip
             loss.backward()  # type: ignore[no-untyped-call]
         if all(parameter.grad is None for parameter in parameters):
             raise AimfairError(f"{what}: no weight gets a gradient")
+        for name, parameter in model.named_parameters():
+            if parameter.grad is None:
+                continue
+            if parameter.grad.layout is not torch.strided:
+                raise AimfairError(
+                    f"{what}: the gradient of {name} is sparse, which is not supported; set sparse=False"
+                )
+            if not parameter.grad.isfinite().all():
+                raise AimfairError(f"{what}: the gradient of {name} is NaN or infinite for {pixels}")
         model.zero_grad()
 
 
@@ -73,6 +89,14 @@ def _logits(model: nn.Module, x: Tensor, settings: ModelSettings) -> Tensor:
         return logits(model, x)
     except AimfairError as error:
         raise AimfairError(f"{settings.label}: {error}") from error
+
+
+def _require_classes(scores: Tensor, classes: int, what: str, settings: ModelSettings) -> None:
+    if (found := scores.shape[1]) != classes:
+        raise AimfairError(
+            f"{what} gives {found} logit{'s' * (found != 1)} for an image, expected {classes}, one for each class of"
+            f" the data{_hint(settings, found)}"
+        )
 
 
 def _runs_contiguous(model: nn.Module, x: Tensor, settings: ModelSettings) -> bool:

@@ -154,6 +154,12 @@ def test_settings_do_not_change():
         ("methods:\n  a: {kind: [jtt]}\n", "FILE:2: methods.a.kind: found ['jtt'], expected one of tune, erm,"),
         ("methods:\n  a: {kind: dro}\n", "FILE:2: methods.a.kind: found 'dro', expected one of tune, erm,"),
         ("methods:\n  a: {kind: jtt, upweight: 0}\n", "FILE:2: methods.a.upweight: found 0, expected greater than or"),
+        (
+            "methods:\n  a: {kind: jtt, upweight: 1000000000}\n",
+            "methods.a.upweight: found 1000000000, expected less than",
+        ),
+        ("threads: 1000000\n", "FILE:1: threads: found 1000000, expected less than or equal to 1024"),
+        ("device: cuda:99999999999999999999\n", "FILE:1: device: found 'cuda:99999999999999999999', expected auto"),
         ("methods:\n  a: {kind: jtt, up: 0}\n", "FILE:2: methods.a.up: unknown key; did you mean"),
         ("title: a\n", "FILE: prompts: missing"),
         ("title: a\ntitle: b\n", "FILE:2: duplicate key 'title'"),

@@ -105,6 +105,155 @@ def training_only(num_classes):
     return Batches()
 
 
+class Trained(nn.Module):
+    """Other logits in training mode than in evaluation mode."""
+
+    def __init__(self, train):
+        super().__init__()
+        self.linear, self.of_training = linear(2), train
+
+    def forward(self, x: Tensor):
+        return self.of_training(self.linear(x)) if self.training else self.linear(x)
+
+
+def auxiliary(num_classes):
+    return Trained(lambda scores: (scores, scores))
+
+
+def more_in_training(num_classes):
+    return Trained(lambda scores: torch.cat([scores, scores], 1))
+
+
+def infinite_loss(num_classes):
+    return Trained(lambda scores: scores * 1e38)
+
+
+def complex_logits(num_classes):
+    return Wrapped(lambda scores: torch.complex(scores, scores))
+
+
+def sparse_logits(num_classes):
+    return Wrapped(Tensor.to_sparse)
+
+
+class Embedded(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.values, self.head = nn.Embedding(256, 2, sparse=True), nn.Linear(2, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.values(((x + 1) * 127).long()).mean((1, 2, 3)))
+
+
+def sparse_gradient(num_classes):
+    return Embedded()
+
+
+def gradient_not_a_number(num_classes):
+    made = linear(2)
+    made[1].weight.register_hook(lambda gradient: gradient / 0)
+    return made
+
+
+class Growing(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.linear, self.scale = linear(2), None
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.scale = self.scale or nn.Linear(2, 2)
+        return self.scale(self.linear(x))
+
+
+def made_while_it_runs(num_classes):
+    return Growing()
+
+
+def on_meta(num_classes):
+    return linear(2).to("meta")
+
+
+class ExtraState(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.linear = linear(2)
+
+    def get_extra_state(self) -> dict:
+        return {"version": 1}
+
+
+def extra_state(num_classes):
+    return ExtraState()
+
+
+def sparse_buffer(num_classes):
+    made = linear(2)
+    made.register_buffer("adjacency", torch.eye(3).to_sparse())
+    return made
+
+
+def wrapped_in_data_parallel(num_classes):
+    return nn.DataParallel(linear(2))
+
+
+def ends_the_process(num_classes):
+    raise SystemExit("usage: train.py")
+
+
+class Fixed(nn.Module):
+    """Takes no new attributes."""
+
+    def __init__(self):
+        super().__init__()
+        self.linear = linear(2)
+        self.ready = True
+
+    def __setattr__(self, name: str, value: object) -> None:
+        if "ready" in self.__dict__:
+            raise AttributeError(f"{name} cannot be set")
+        super().__setattr__(name, value)
+
+
+def fixed(num_classes):
+    return Fixed()
+
+
+class Growth(nn.Module):
+    """Has a buffer that grows with every batch."""
+
+    def __init__(self):
+        super().__init__()
+        self.linear = linear(2)
+        self.register_buffer("seen", torch.zeros(0))
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.seen = torch.cat([self.seen, x.detach().mean((1, 2, 3))])
+        return self.linear(x)
+
+
+def growing_buffer(num_classes):
+    return Growth()
+
+
+class Chain(nn.Module):
+    """Keeps BatchNorm in evaluation mode, by a train() that does not return the model."""
+
+    def __init__(self):
+        super().__init__()
+        self.linear, self.norm = linear(2), nn.BatchNorm2d(3)
+
+    def train(self, mode: bool = True) -> None:
+        super().train(mode)
+        self.norm.eval()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.linear(self.norm(x))
+
+
+def train_returns_nothing(num_classes):
+    return Chain()
+
+
 def model(name: str, **more: object) -> dict:
     return {"model": {"factory": f"{__name__}:{name}", "config": {}, **more}}
 
@@ -119,6 +268,21 @@ MODELS = {
     "lazy": r"1\.weight, 1\.bias have no shape yet \(lazy modules\)",
     "other_size": r"fails on a batch of \d images of 32 x 32 pixels \(data\.image_size\): RuntimeError: mat1 and mat2",
     "viewed": r"set model\.channels_last to false",
+    "auxiliary": r"the model Trained returned tuple for \d images",
+    "more_in_training": "in training mode gives 4 logits for an image, expected 2",
+    "infinite_loss": "in training mode: its loss is NaN or infinite",
+    "complex_logits": "returned logits of torch.complex64 .*, expected floating-point numbers",
+    "sparse_logits": "returned logits of torch.float32 and torch.sparse_coo, expected .* in a dense tensor",
+    "sparse_gradient": r"the gradient of values\.weight is sparse",
+    "gradient_not_a_number": r"the gradient of 1\.weight is NaN or infinite",
+    "made_while_it_runs": r"makes or replaces scale\.weight, scale\.bias while it runs",
+    "on_meta": r"1\.weight has no values \(it is on the meta device\)",
+    "extra_state": "'_extra_state' in its state_dict is of type dict, expected tensors alone",
+    "sparse_buffer": "adjacency is of layout torch.sparse_coo, expected a dense tensor",
+    "wrapped_in_data_parallel": "returned DataParallel, which wraps a model; return the model itself",
+    "ends_the_process": r"failed: SystemExit: usage: train\.py",
+    "fixed": "failed: AttributeError: aimfair_origin cannot be set",
+    "growing_buffer": "a trained model does not load again: .*mismatched: seen",
     "training_only": r"fails in training mode on a batch of \d images .*: KeyError: 'augmentation'",
 }
 
@@ -172,6 +336,35 @@ def test_a_pretrained_model_of_another_size(photographs: Path, tmp_path: Path) -
 def test_methods(photographs: Path, tmp_path: Path, method: dict, message: str) -> None:
     config = settings(photographs, methods={"mine": method}, default_method="mine")
     refused(config, tmp_path, rf"methods\.mine: .*{message}")
+
+
+def test_a_train_that_returns_nothing(photographs: Path, tmp_path: Path) -> None:
+    head = {"rule": "head_only", "head": None}
+    check(
+        settings(photographs, **model("train_returns_nothing"), methods={"mine": head}, default_method="mine"), tmp_path
+    )
+
+
+@pytest.mark.parametrize(("key", "where"), [("train", "train"), ("finetune", "methods.full")])
+def test_a_training_that_diverges_is_named(photographs: Path, tmp_path: Path, key: str, where: str) -> None:
+    config = settings(photographs, **{key: {"lr": 1e30}}, methods={"full": {"rule": "all"}}, default_method="full")
+    refused(config, tmp_path, rf"^{where}: .* NaN or infinite .* lower lr")
+
+
+def test_a_mask_of_weights_that_have_no_part_in_the_logits(photographs: Path, tmp_path: Path) -> None:
+    config = settings(
+        photographs,
+        **model("beside"),
+        methods={"full": {"rule": "blocks", "blocks": ["unused"]}},
+        default_method="full",
+    )
+    refused(config, tmp_path, r"^methods\.full: the logits do not depend on any weight that is trained")
+
+
+def beside(num_classes):
+    made = Wrapped(lambda scores: scores)
+    made.unused = nn.Linear(2, 2)
+    return made
 
 
 def test_an_intersection_that_a_few_images_leave_empty_is_no_error(photographs: Path, tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from types import ModuleType
 from typing import Any
 
 from torch import nn
+from torch._dynamo import OptimizedModule
 
 from aimfair.base.errors import AimfairError, one_line
 from aimfair.base.libraries import optional
@@ -23,6 +24,9 @@ _REFUSED = {
     "weights_backbone", "progress", "num_classes",
 }  # fmt: skip
 """Arguments that would fetch weights, or read pickled ones, bypassing the settings."""
+
+_WRAPPERS = (nn.DataParallel, nn.parallel.DistributedDataParallel, OptimizedModule)
+"""Modules that add a prefix to the names of another's parameters."""
 
 
 @dataclass(frozen=True)
@@ -79,19 +83,25 @@ def make_own(name: str, arguments: dict[str, Any], classes: int) -> nn.Module:
     module_name, _, function_name = name.partition(":")
     try:
         function = getattr(importlib.import_module(module_name), function_name)
-    except Exception as error:  # it is a program
+    except (Exception, SystemExit) as error:  # it is a program
         raise AimfairError(
             f"model.factory: {name}: cannot be imported: {one_line(error)}; its folder must be on PYTHONPATH"
         ) from error
     try:
         model = function(num_classes=classes, **arguments)
-    except Exception as error:
+        if not isinstance(model, nn.Module) or not any(True for _ in model.parameters()):
+            raise AimfairError(
+                f"model.factory: {name}: returned {type(model).__name__}, expected a torch.nn.Module with parameters"
+            )
+        set_origin(model, Origin("own", name, arguments, classes))
+    except AimfairError:
+        raise
+    except (Exception, SystemExit) as error:
         raise AimfairError(f"model.factory: {name}: failed: {type(error).__name__}: {one_line(error)}") from error
-    if not isinstance(model, nn.Module) or not any(True for _ in model.parameters()):
+    if isinstance(model, _WRAPPERS):
         raise AimfairError(
-            f"model.factory: {name}: returned {type(model).__name__}, expected a torch.nn.Module with parameters"
+            f"model.factory: {name}: returned {type(model).__name__}, which wraps a model; return the model itself"
         )
-    set_origin(model, Origin("own", name, arguments, classes))
     return model
 
 
