@@ -17,7 +17,7 @@ from PIL import Image
 from aimfair.config import Config
 from aimfair.data.decode import content_digest
 from aimfair.generation import image_folder
-from aimfair.generation.manifest import Manifest, file_name
+from aimfair.generation.manifest import Manifest, file_name, write_manifest
 from aimfair.run.directory import Run
 
 TITLE = "Inks\n---\nlicense: mit\n# Heading <b>bold</b> ${jndi} [a](javascript:b) | x"
@@ -142,7 +142,7 @@ def replace_synthetic(run: Run) -> None:
         image = draw(1000 + record.image, *record.group, SIZE, SIZE)
         records.append(record.model_copy(update={"file": file_name(record.image, content_digest(image))}))
         image.save(run.synthetic / records[-1].file)
-    manifest.write(records)
+    write_manifest(run.synthetic, records)
     run.finish("generate", {"drawn": True}, image_folder.outputs(run.synthetic))
 
 

@@ -35,10 +35,11 @@ def read_record(path: Path, kind: type[RecordType], remedy: str) -> RecordType:
         raise AimfairError(f"{path}: {first_fault(error, 'file')}; {remedy}") from error
 
 
-def read_lines(path: Path, kind: type[LineType], *, appended: bool = False) -> list[LineType]:
+def read_lines(path: Path, kind: type[LineType], again: str, *, appended: bool = False) -> list[LineType]:
     """The records of ``path``, in its order.
 
     Args:
+        again: the command that writes the file.
         appended: the file was written line by line: a last line without its end was left by a killed process and is
             ignored.
 
@@ -46,12 +47,9 @@ def read_lines(path: Path, kind: type[LineType], *, appended: bool = False) -> l
         AimfairError: the file is missing, or a line is not such a record; names file, line and field.
     """
     try:
-        data = path.read_bytes()
+        lines = _lines(path, appended)
     except FileNotFoundError as error:
-        raise AimfairError(f"{path}: there is no such file; the step before this one writes it") from error
-    *lines, rest = data.split(b"\n")
-    if rest and not appended:
-        lines.append(rest)
+        raise AimfairError(f"{path}: there is no such file; first: {again}") from error
     records = []
     for number, line in enumerate(lines, 1):
         try:
@@ -59,9 +57,29 @@ def read_lines(path: Path, kind: type[LineType], *, appended: bool = False) -> l
         except ValidationError as error:
             raise AimfairError(
                 f"{path}:{number}: {first_fault(error, 'line')}; expected one {kind.__name__} as JSON: restore the"
-                " file, or remove it and repeat the step that writes it"
+                f" file, or remove it and do: {again}"
             ) from error
     return records
+
+
+def readable_lines(path: Path, kind: type[LineType], *, appended: bool = False) -> tuple[list[LineType], int]:
+    """The records of ``path`` that can be read, and the number of other lines; none if there is no file.
+
+    Args:
+        appended: as in :func:`read_lines`.
+    """
+    records, damaged = [], 0
+    for line in _lines(path, appended) if path.exists() else []:
+        try:
+            records.append(kind.model_validate_json(line))
+        except ValidationError:
+            damaged += 1
+    return records, damaged
+
+
+def _lines(path: Path, appended: bool) -> list[bytes]:
+    *lines, rest = path.read_bytes().split(b"\n")
+    return [*lines, rest] if rest and not appended else lines
 
 
 def as_lines(records: Sequence[Line]) -> str:

@@ -18,7 +18,7 @@ from aimfair.data.catalogue import leave_out
 from aimfair.data.decode import ImageError, open_image
 from aimfair.data.settings import DataSettings
 from aimfair.generation import image_folder
-from aimfair.generation.manifest import DIGITS, ImageRecord, Manifest, Suffix, file_name
+from aimfair.generation.manifest import DIGITS, ImageRecord, Suffix, file_name, write_manifest
 from aimfair.generation.plan import Group, minority_ratio, sets_of_group
 from aimfair.generation.provenance import Provenance
 from aimfair.generation.settings import GenerateSettings
@@ -112,7 +112,7 @@ def copy_images(
                 task.advance()
             interrupt.check()
     image_folder.remove_others(to, [record.file for record in records])
-    Manifest(to).write(records)
+    write_manifest(to, records)
 
 
 def _copy(source: Source, to: Path, image: tuple[Found, ImageRecord]) -> None:

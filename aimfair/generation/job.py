@@ -19,10 +19,20 @@ from aimfair.base.progress import SILENT, Task
 from aimfair.diffusion.sampler import Sampler
 from aimfair.generation import image_folder
 from aimfair.generation.filters import ImageFilter
-from aimfair.generation.manifest import ImageRecord, Manifest, Outcome, Shards, file_name, seed_of_attempt
+from aimfair.generation.manifest import (
+    MANIFEST,
+    ImageRecord,
+    Outcome,
+    Shards,
+    file_name,
+    known_outcomes,
+    seed_of_attempt,
+    write_manifest,
+)
 from aimfair.generation.plan import PlannedImage
 from aimfair.generation.provenance import Provenance
 from aimfair.generation.ranks import ALONE, Ranks
+from aimfair.generation.recovery import recover
 from aimfair.generation.rounds import Rounds, refuse_only_rejections
 from aimfair.generation.settings import GenerateSettings
 from aimfair.generation.summary import GenerationSummary, Speed
@@ -44,13 +54,14 @@ class Job:
         image_size: larger images are reduced to this many pixels along each side.
         ranks: the processes that share the job.
         overwrite: whether images of another plan or provenance may be removed.
+        finished: summary of the job if it has ended before: with it, a damaged manifest is made again from the images.
 
     Attributes:
         speed: of the last :meth:`run`; None if there was nothing to make.
+        damage: what was damaged and is made again, in a line; None: nothing.
 
     Raises:
-        AimfairError: the folder holds something else, or images that may not be removed, or its manifest or a shard is
-            damaged.
+        AimfairError: the folder holds something else, or images that may not be removed.
     """
 
     def __init__(
@@ -63,9 +74,11 @@ class Job:
         *,
         ranks: Ranks = ALONE,
         overwrite: bool = False,
+        finished: GenerationSummary | None = None,
     ):
         self.plan = plan
         self.speed: Speed | None = None
+        self.damage: str | None = None
         self._folder, self._settings, self._image_size, self._ranks = folder, settings, image_size, ranks
         self._shards = Shards(folder)
         outcomes: list[Outcome] = []
@@ -73,7 +86,7 @@ class Job:
             digest = hashlib.sha256(as_lines(plan).encode()).hexdigest()
             whole = provenance.with_facts(image_size=image_size, image_format=settings.image_format, plan=digest)
             image_folder.settle(folder, whole, overwrite=overwrite)
-            outcomes = self._find()
+            outcomes = self._find(finished)
         self._rounds = Rounds(self.plan, self._settings)
         self._rounds.add(_parse(ranks.gather(as_lines(outcomes))[0]))
 
@@ -147,10 +160,10 @@ class Job:
         worker.make(share, rounds, note)
         return made
 
-    def _find(self) -> list[Outcome]:
+    def _find(self, finished: GenerationSummary | None) -> list[Outcome]:
         """The outcomes of an earlier call, with the decisions of its rounds; files without an outcome are removed."""
         before = Rounds(self.plan, self._settings)
-        before.add([*Manifest(self._folder).outcomes(), *self._shards.read()])
+        before.add(self._known(finished))
         outcomes = before.decided()
         intact = image_folder.intact(self._folder, [self._file(one) for one in outcomes if one.digest is not None])
         outcomes = [one for one in outcomes if one.digest is None or self._file(one) in intact]
@@ -158,6 +171,20 @@ class Job:
             self._shards.replace(outcomes)
         image_folder.remove_others(self._folder, intact)
         return outcomes
+
+    def _known(self, finished: GenerationSummary | None) -> list[Outcome]:
+        """The outcomes in manifest and shards, and those of lost lines that the images themselves tell."""
+        of_manifest, damaged = known_outcomes(self._folder)
+        of_shards, damaged_in_shards = self._shards.read()
+        planned = {planned.image for planned in self.plan}
+        known = [one for one in (*of_manifest, *of_shards) if one.image in planned]
+        lost = []
+        if not self._shards.exist():
+            lost = recover(self._folder, self.plan, known, finished, self._settings)
+        if damaged + damaged_in_shards + len(lost):
+            path = self._folder / MANIFEST if damaged + len(lost) else self._shards.folder
+            self.damage = f"{path}: damaged; {len(lost):,} lines are recovered, images without a line are made again"
+        return known + lost
 
     def _finish(self) -> None:
         """Puts the manifest in place of the shards."""
@@ -175,7 +202,7 @@ class Job:
                     hash=outcome.hash,
                 )
             )
-        Manifest(self._folder).write(records)
+        write_manifest(self._folder, records)
         self._shards.remove()
         image_folder.remove_others(self._folder, [record.file for record in records])
 

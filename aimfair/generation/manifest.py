@@ -6,7 +6,7 @@ Every process of a job appends to its own ``shards/<rank>.jsonl``, each line onc
 
 import shutil
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -16,7 +16,7 @@ from pydantic import Field
 from aimfair.base.errors import AimfairError
 from aimfair.base.files import append_text, write_text
 from aimfair.base.interrupt import NEVER, Interrupt
-from aimfair.base.lines import Line, as_lines, read_lines
+from aimfair.base.lines import Line, as_lines, read_lines, readable_lines
 from aimfair.base.progress import Progress
 from aimfair.base.seeds import derive_seed
 from aimfair.data.cache import decode_files
@@ -37,6 +37,8 @@ Format = Literal["png", "webp"]
 
 Suffix = Literal["png", "webp", "jpg"]
 """Of any image: imported ones keep their format."""
+
+_AGAIN = "aimfair generate"
 
 _Hash = Annotated[str, Field(pattern=r"^[0-9a-f]{16}$")] | None
 
@@ -87,7 +89,7 @@ class ImageRecord(PlannedImage):
 
 
 class Manifest:
-    """``manifest.jsonl`` in a folder: written and read here only.
+    """``manifest.jsonl`` in a folder, as the rest of the pipeline reads it.
 
     Attributes:
         records: number of the image -> its record, in the order of the file; empty if there is no file yet.
@@ -98,22 +100,13 @@ class Manifest:
 
     def __init__(self, folder: Path):
         self.folder, self.path = folder, folder / MANIFEST
-        lines = read_lines(self.path, ImageRecord) if self.path.exists() else []
+        lines = read_lines(self.path, ImageRecord, _AGAIN) if self.path.exists() else []
         if twice := [name for name, times in Counter(record.file for record in lines).items() if times > 1]:
-            raise AimfairError(f"{self.path}: {twice[0]!r} is in several lines, expected one; restore the file")
+            raise AimfairError(
+                f"{self.path}: {twice[0]!r} is in several lines, expected one; restore the file, or remove it and do:"
+                f" {_AGAIN}"
+            )
         self.records: dict[int, ImageRecord] = {record.image: record for record in lines}
-
-    def write(self, records: Iterable[ImageRecord]) -> None:
-        """Replaces the file by these records, sorted by number."""
-        self.records = {record.image: record for record in sorted(records, key=lambda record: record.image)}
-        write_text(self.path, as_lines(list(self.records.values())))
-
-    def outcomes(self) -> Iterator[Outcome]:
-        """The result of every attempt."""
-        for record in self.records.values():
-            for attempt, reason in enumerate(record.rejected):
-                yield Outcome(image=record.image, attempt=attempt, reason=reason)
-            yield Outcome(image=record.image, attempt=record.attempt, digest=record.digest, hash=record.hash)
 
     def load(
         self,
@@ -151,19 +144,38 @@ class Manifest:
         return ImageSet(decoded.images, y, a, tuple(files))
 
 
+def write_manifest(folder: Path, records: Iterable[ImageRecord]) -> None:
+    """Replaces the file by these records, sorted by number."""
+    by_number = {record.image: record for record in records}
+    write_text(folder / MANIFEST, as_lines([by_number[image] for image in sorted(by_number)]))
+
+
+def known_outcomes(folder: Path) -> tuple[list[Outcome], int]:
+    """The result of every attempt in the lines of a manifest that can be read, and the number of the other lines."""
+    lines, damaged = readable_lines(folder / MANIFEST, ImageRecord)
+    times = Counter(record.image for record in lines)
+    usable = [record for record in lines if times[record.image] == 1 and record.attempt == len(record.rejected)]
+    outcomes = []
+    for record in usable:
+        image = record.image
+        outcomes += [Outcome(image=image, attempt=attempt, reason=why) for attempt, why in enumerate(record.rejected)]
+        outcomes.append(Outcome(image=image, attempt=record.attempt, digest=record.digest, hash=record.hash))
+    return outcomes, damaged + len(lines) - len(usable)
+
+
 class Shards:
     """``shards/*.jsonl`` in a folder: the outcomes of a job that has not ended, one file for each process."""
 
     def __init__(self, folder: Path):
         self.folder = folder / "shards"
 
-    def read(self) -> list[Outcome]:
-        """All lines of all files, without the partial line that a killed process may have left at the end of its own.
+    def read(self) -> tuple[list[Outcome], int]:
+        """The lines of all files that can be read, and the number of the others.
 
-        Raises:
-            AimfairError: a line is damaged.
+        A killed process may have left a partial line at the end of its file.
         """
-        return [line for path in self._paths() for line in read_lines(path, Outcome, appended=True)]
+        found = [readable_lines(path, Outcome, appended=True) for path in self._paths()]
+        return [line for lines, _ in found for line in lines], sum(damaged for _, damaged in found)
 
     def replace(self, outcomes: Iterable[Outcome]) -> None:
         """Replaces all files by a single one with these lines."""

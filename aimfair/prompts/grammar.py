@@ -158,7 +158,7 @@ def load_prompts(path: Path) -> list[Prompt]:
     Raises:
         AimfairError: the file is missing or damaged.
     """
-    return read_lines(path, Prompt)
+    return read_lines(path, Prompt, "aimfair prompts")
 
 
 def without_contexts(settings: PromptSettings, prompts: Sequence[Prompt]) -> list[str]:

@@ -63,8 +63,8 @@ def _generate(run: Run, ranks: Ranks) -> None:
     work = _Work(config, run.prompts, run.synthetic)
     settings = _other_inputs(config, run.digest_of("prompts"))
     # A finished set needs no engine, not even its package: it keeps the version that made it.
-    finished = work.provenance.with_facts(engine=known.engine if known is not None else None)
-    if finished.engine_name == config.generate.engine and run.is_done("generate", {**finished.facts, **settings}):
+    complete = work.provenance.with_facts(engine=known.engine if known is not None else None)
+    if complete.engine_name == config.generate.engine and run.is_done("generate", {**complete.facts, **settings}):
         ranks.gather(json.dumps(None))
         return
     engine = engine_facts(config.generate.engine)
@@ -75,7 +75,8 @@ def _generate(run: Run, ranks: Ranks) -> None:
     ranks.gather(json.dumps(decided))
     if config != run.config:
         run.log.tell(f"engine: {config.generate.engine} ({reason})")
-    job = work.make(provenance, ranks, run.log, run.progress, run.interrupt, overwrite=run.overwrite)
+    finished = GenerationSummary.load(run.generation) if run.generation.exists() else None
+    job = work.make(provenance, ranks, run.log, run.progress, run.interrupt, overwrite=run.overwrite, finished=finished)
     if job.speed is not None or not run.generation.exists():
         job.summary.save(run.generation)
     speed = job.speed.model_dump() if job.speed else None
@@ -139,12 +140,24 @@ class _Work:
         interrupt: Interrupt,
         *,
         overwrite: bool = False,
+        finished: GenerationSummary | None = None,
     ) -> Job:
         """Makes this process's share of the missing images; loads models only if there are any."""
         settings, data = self.config.generate, self.config.data
         refuse_different_processes(ranks, provenance)
         plan = make_plan(load_prompts(self.prompts), settings, data)
-        job = Job(self.synthetic, plan, provenance, settings, data.image_size, ranks=ranks, overwrite=overwrite)
+        job = Job(
+            self.synthetic,
+            plan,
+            provenance,
+            settings,
+            data.image_size,
+            ranks=ranks,
+            overwrite=overwrite,
+            finished=finished,
+        )
+        if job.damage is not None:
+            log.warn(job.damage)
 
         def sampler() -> Sampler:
             from aimfair.diffusion.text_to_image import Diffusion

@@ -43,12 +43,14 @@ def job_in(
     batch_size: int = 8,
     max_rejections: float = 0.2,
     overwrite: bool = False,
+    finished: GenerationSummary | None = None,
     **settings: Any,
 ) -> Job:
     generate = GenerateSettings.model_validate(
         {"batch_size": batch_size, "max_rejections": max_rejections, "image_format": "png", **settings}
     )
-    return Job(folder, plan, Provenance({"recipe": recipe}), generate, image_size, overwrite=overwrite)
+    provenance = Provenance({"recipe": recipe})
+    return Job(folder, plan, provenance, generate, image_size, overwrite=overwrite, finished=finished)
 
 
 def make(folder: Path, sampler: NoiseSampler | None = None, **changes: object) -> Job:
@@ -281,21 +283,78 @@ def test_stray_images_and_half_a_line_are_removed(tmp_path: Path) -> None:
     assert contents(tmp_path) == before
 
 
-def test_a_damaged_line_is_refused(tmp_path: Path) -> None:
+def test_damaged_lines_of_a_job_that_has_not_ended_cost_their_images(tmp_path: Path) -> None:
+    make(tmp_path / "whole")
     with pytest.raises(Interrupted):
-        job_in(tmp_path).run(NoiseSampler, interrupt=Stop(2))
-    path = tmp_path / "shards" / "0.jsonl"
-    whole = path.read_text()
-    path.write_text(whole.replace('"image":3,', '"image":"3",'))
-    with pytest.raises(AimfairError, match=r"shards/0\.jsonl:4: image: "):
-        job_in(tmp_path)
-    path.write_text(whole)
-    make(tmp_path)
-    path = tmp_path / "manifest.jsonl"
-    lines = path.read_text().splitlines(keepends=True)
-    path.write_text("".join([*lines[:3], lines[3].replace("images/", "../../"), *lines[4:]]))
-    with pytest.raises(AimfairError, match=r"manifest\.jsonl:4: file: "):
-        job_in(tmp_path)
+        job_in(tmp_path / "cut").run(NoiseSampler, interrupt=Stop(2))
+    path = tmp_path / "cut" / "shards" / "0.jsonl"
+    path.write_text(path.read_text().replace('"image":3,', '"image":"3",').replace('"image":4,', '"image":99,'))
+    job = job_in(tmp_path / "cut")
+    assert job.done == 14
+    assert job.damage == f"{path.parent}: damaged; 0 lines are recovered, images without a line are made again"
+    job.run(NoiseSampler)
+    assert contents(tmp_path / "cut") == contents(tmp_path / "whole")
+
+
+MANIFEST_DAMAGE = {
+    "in a line": truncate,
+    "last lines": lambda path: path.write_text("".join(path.read_text().splitlines(keepends=True)[:5])),
+    "empty": lambda path: path.write_bytes(b""),
+    "gone": Path.unlink,
+    "junk": lambda path: path.write_bytes(bytes(range(256)) * 40),
+    "a path": lambda path: path.write_text(path.read_text().replace("images/000003", "../../000003")),
+    "a number": lambda path: path.write_text(path.read_text().replace('{"image":3,', '{"image":4,')),
+    "an attempt": lambda path: path.write_text(path.read_text().replace('"attempt":0', '"attempt":1')),
+}
+
+
+@pytest.mark.parametrize("damage", MANIFEST_DAMAGE.values(), ids=MANIFEST_DAMAGE)
+def test_a_damaged_manifest_is_made_again_from_the_images(tmp_path: Path, damage: Callable[[Path], None]) -> None:
+    summary = make(tmp_path, **FILTERED).summary
+    before = contents(tmp_path)
+    damage(tmp_path / "manifest.jsonl")
+    job = job_in(tmp_path, finished=summary, **FILTERED)
+    assert job.done == len(PLAN)
+    assert "manifest.jsonl: damaged; " in str(job.damage)
+    job.run(no_sampler)
+    assert contents(tmp_path) == before
+
+
+FILTERED = {"filters": {"near_duplicates": 0}}
+
+
+def test_images_of_a_lost_line_are_made_again_where_others_were_rejected(tmp_path: Path) -> None:
+    """Their files do not tell which attempt made them."""
+    bad = {PLAN[1].seed}
+    sampler = NoiseSampler(change=lambda seed, pixels: pixels // 64 if seed in bad else pixels)
+    summary = make(tmp_path, sampler, max_rejections=1).summary
+    before = contents(tmp_path)
+    (tmp_path / "manifest.jsonl").write_bytes(b"")
+    job = job_in(tmp_path, finished=summary, max_rejections=1)
+    assert job.done == sum(planned.group != PLAN[1].group for planned in PLAN)
+    job.run(lambda: sampler)
+    assert contents(tmp_path) == before
+
+
+def test_a_damaged_manifest_keeps_the_attempts_that_it_still_has(tmp_path: Path) -> None:
+    bad = {PLAN[1].seed}
+    sampler = NoiseSampler(change=lambda seed, pixels: pixels // 64 if seed in bad else pixels)
+    summary = make(tmp_path, sampler, max_rejections=1).summary
+    before = contents(tmp_path)
+    truncate(tmp_path / "manifest.jsonl")
+    job_in(tmp_path, finished=summary, max_rejections=1).run(no_sampler)
+    assert contents(tmp_path) == before
+
+
+def test_an_image_and_its_line_that_are_both_damaged(tmp_path: Path) -> None:
+    summary = make(tmp_path).summary
+    before = contents(tmp_path)
+    truncate(tmp_path / Manifest(tmp_path).records[11].file)
+    (tmp_path / "manifest.jsonl").write_bytes(b"")
+    job = job_in(tmp_path, finished=summary)
+    assert job.done == len(PLAN) - 1
+    job.run(NoiseSampler)
+    assert contents(tmp_path) == before
 
 
 def test_disk_full(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,7 +10,7 @@ from PIL import Image
 
 from aimfair.data.images import Splits
 from aimfair.evaluation.compare import compare
-from aimfair.generation.manifest import ImageRecord, Manifest, file_name
+from aimfair.generation.manifest import ImageRecord, file_name, write_manifest
 from aimfair.generation.summary import GenerationSummary, GroupSummary, Speed
 from aimfair.prompts.diversity import measure
 from aimfair.prompts.grammar import save_prompts, write_prompts
@@ -115,7 +115,7 @@ def _synthetic(run: Run) -> None:
                 image=i, y=prompt.y, a=prompt.a, prompt=prompt.id, text=prompt.text, replica=replica, seed=i,
                 sets=["balanced"], file=file, attempt=0, rejected=[],
             )  # fmt: skip
-    Manifest(run.synthetic).write(records.values())
+    write_manifest(run.synthetic, records.values())
     GenerationSummary(
         groups=[
             GroupSummary(y=y, a=a, made=12 + 5 * y, kept=12, rejected={"black": 2, "too_dark": 3} if y else {})

@@ -13,7 +13,7 @@ from aimfair.base.errors import AimfairError
 from aimfair.data.images import ImageSet, Splits
 from aimfair.evaluation.compare import compare
 from aimfair.evaluation.results import Results
-from aimfair.generation.manifest import Manifest
+from aimfair.generation.manifest import Manifest, write_manifest
 from aimfair.prompts.diversity import measure
 from aimfair.prompts.grammar import load_prompts
 from aimfair.report import page
@@ -121,11 +121,11 @@ def test_links_and_headings_lead_somewhere(material: Material) -> None:
 
 def test_texts_of_the_run_are_escaped(run: Run) -> None:
     records = Manifest(run.synthetic).records
-    Manifest(run.synthetic).write(record.model_copy(update={"text": EVIL}) for record in records.values())
+    write_manifest(run.synthetic, [record.model_copy(update={"text": EVIL}) for record in records.values()])
     try:
         material = report.gather(run)
     finally:
-        Manifest(run.synthetic).write(records.values())
+        write_manifest(run.synthetic, records.values())
     results = material.results.model_copy(update={"title": EVIL, "target_names": [EVIL, "b"], "cautions": [EVIL]})
     prompts = [prompt.model_copy(update={"contexts": {EVIL: EVIL}}) for prompt in load_prompts(run.prompts)]
     prompts[0] = prompts[0].model_copy(update={"contexts": {}})  # so that groups differ, in what is evil

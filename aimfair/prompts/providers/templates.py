@@ -319,7 +319,7 @@ class _Store:
 
     def read(self) -> list[_Kept]:
         """The templates for the same request, without a partial line left by a killed process."""
-        lines = read_lines(self._path, _Kept, appended=True) if self._path.exists() else []
+        lines = read_lines(self._path, _Kept, "aimfair prompts", appended=True) if self._path.exists() else []
         return [line for line in lines if line.key == self._key]
 
     def keep(self, templates: Sequence[Template]) -> None:

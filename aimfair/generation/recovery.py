@@ -1,0 +1,58 @@
+"""Lines that a damaged manifest has lost, from the files of the images."""
+
+import re
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from pathlib import Path
+
+from aimfair.data.decode import ImageError, dhash, read_rgb
+from aimfair.generation.manifest import DIGITS, MAX_PIXELS, Outcome
+from aimfair.generation.plan import Group, PlannedImage
+from aimfair.generation.settings import GenerateSettings
+from aimfair.generation.summary import GenerationSummary
+
+
+def recover(
+    folder: Path,
+    plan: Sequence[PlannedImage],
+    known: Sequence[Outcome],
+    summary: GenerationSummary | None,
+    settings: GenerateSettings,
+) -> list[Outcome]:
+    """The outcomes of images whose lines are lost.
+
+    A file does not tell which attempt made its image. Where the known lines of a group have all its rejections, the
+    lost ones had none; the images of other groups must be made again.
+
+    Args:
+        folder: of a finished job, the images in ``images``.
+        known: the outcomes that are left.
+        summary: of that job; None: nothing is recovered.
+    """
+    if summary is None:
+        return []
+    groups = {planned.image: planned.group for planned in plan}
+    rejected = Counter(groups.get(one.image) for one in known if one.reason is not None)
+    certain: set[Group] = {
+        (group.y, group.a) for group in summary.groups if sum(group.rejected.values()) == rejected[group.y, group.a]
+    }
+    have = {one.image for one in known}
+    files: dict[int, list[tuple[Path, str]]] = defaultdict(list)
+    for path in (folder / "images").glob(f"*.{settings.image_format}"):
+        if found := re.fullmatch(rf"([0-9]{{6,}})-([0-9a-f]{{{DIGITS}}})", path.stem):
+            files[int(found[1])].append((path, found[2]))
+    return [
+        Outcome(image=image, attempt=0, digest=digest, hash=_hash(path, settings))
+        for image, of_image in sorted(files.items())
+        if image not in have and groups.get(image) in certain and len(of_image) == 1
+        for path, digest in of_image
+    ]
+
+
+def _hash(path: Path, settings: GenerateSettings) -> str | None:
+    if settings.filters.near_duplicates is None:
+        return None
+    try:
+        return dhash(read_rgb(path, MAX_PIXELS))
+    except ImageError:  # it is made again
+        return None
