@@ -234,7 +234,7 @@ class Results(Record):
         try:
             return cls.model_validate_json(content)
         except ValidationError as error:
-            raise AimfairError(f"{path}: {first_fault(error, 'the whole')}; make it again: {again}") from error
+            raise AimfairError(f"{path}: {first_fault(error, 'the whole')}; remove it and do: {again}") from error
 
 
 def _version(content: bytes) -> object:

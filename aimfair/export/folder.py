@@ -48,7 +48,8 @@ def new_folder(path: Path, *, overwrite: bool) -> Iterator[Path]:
         sync(path.parent)
         shutil.rmtree(old, ignore_errors=True)
     except OSError as error:
-        error.filename = str(error.filename or path).replace(str(temporary), str(path))
+        if error.errno is not None:
+            error.filename = str(error.filename or path).replace(str(temporary), str(path))
         raise
     finally:
         shutil.rmtree(temporary, ignore_errors=True)

@@ -23,8 +23,8 @@ from aimfair.methods import BIASED
 from aimfair.prompts.grammar import load_prompts
 from aimfair.report.template import environment
 from aimfair.run.directory import Run, model_step
-from aimfair.selective.mask import ParameterMask
 from aimfair.stages.context import prepare_process, splits_of
+from aimfair.stages.select import mask_of
 from aimfair.training.feed import Normalize
 from aimfair.training.history import HISTORY, History
 from aimfair.training.models import WEIGHTS, load_model
@@ -175,8 +175,9 @@ def _mark(folder: Path, facts: Facts) -> dict[str, Any]:
 
 
 def _density(run: Run, choice: Choice) -> float | None:
-    path = run.mask(choice.seed, choice.method)
-    return ParameterMask.load(path).density if choice.method != BIASED and path.exists() else None
+    if choice.method == BIASED or not run.mask(choice.seed, choice.method).exists():
+        return None
+    return mask_of(run, choice.seed, choice.method).density
 
 
 def _balanced(synthetic: Path) -> int | None:

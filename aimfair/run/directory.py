@@ -17,6 +17,7 @@ from aimfair.methods import BIASED
 from aimfair.run.records import Records
 
 _LOCK, _CONFIG = ".lock", "config.yaml"
+_RESTORE = "; restore the file, or give the settings of the run again with --config FILE --overwrite"
 
 ABLATIONS = "ablations"
 """The folder in a run with its variants, ``ablations/<name>/<group>``, each a run itself."""
@@ -209,6 +210,8 @@ def _origin(path: Path) -> Path | None:
 
 def _load_own(file: Path, overrides: dict[str, str] | None = None) -> Config:
     """The settings of an existing run, perhaps one begun by an older version whose keys had other names."""
+    if file.is_file() and not file.read_bytes().endswith(b"\n"):
+        raise ConfigError(f"{file}: its last line has no end, it was cut off{_RESTORE}")
     try:
         return config_file.load(file, overrides)
     except ConfigError as error:
@@ -216,6 +219,9 @@ def _load_own(file: Path, overrides: dict[str, str] | None = None) -> Config:
         unknown = [
             line for line in lines if line.startswith(str(file)) and ("unknown key" in line or "not valid for" in line)
         ]
+        if not unknown and all(line.startswith(str(file)) for line in lines):
+            more = f" (and {len(lines) - 1} more faults)" if len(lines) > 1 else ""
+            raise ConfigError(f"{lines[0]}{more}{_RESTORE}") from error
         if not unknown:
             raise
         more = f" (and {len(lines) - 1} more faults)" if len(lines) > 1 else ""

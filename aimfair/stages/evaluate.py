@@ -12,8 +12,8 @@ from aimfair.methods import BIASED
 from aimfair.report.tables import COLUMNS, print_table, save_tables
 from aimfair.report.wording import percent, spread
 from aimfair.run.directory import Run, model_step
-from aimfair.selective.mask import ParameterMask
 from aimfair.stages.context import splits_of
+from aimfair.stages.select import mask_of
 from aimfair.training.models import load_model
 from aimfair.training.predict import predict
 
@@ -44,9 +44,7 @@ def _evaluate(run: Run) -> list[Path]:
         name: [load_logits(run.logits(seed, name)) for seed in config.seeds] for name in (BIASED, *config.methods)
     }
     predicted = {name: [one.argmax(axis=1) for one in of_seeds] for name, of_seeds in logits.items()}
-    density = {
-        name: [ParameterMask.load(run.mask(seed, name)).density for seed in config.seeds] for name in _masked(config)
-    }
+    density = {name: [mask_of(run, seed, name).density for seed in config.seeds] for name in _masked(config)}
     predictions = []
     for s, seed in enumerate(config.seeds):
         predictions.append(run.baseline(seed).with_name("predictions.csv"))

@@ -6,7 +6,6 @@ from functools import cache, partial
 from torch import nn
 
 from aimfair.base.device import tuning_device
-from aimfair.base.errors import AimfairError
 from aimfair.data.images import ImageSet
 from aimfair.generation.manifest import Manifest
 from aimfair.methods import KINDS
@@ -15,6 +14,7 @@ from aimfair.run.directory import Run
 from aimfair.run.records import digest_of_inputs
 from aimfair.selective.mask import ParameterMask
 from aimfair.stages.context import splits_of
+from aimfair.stages.select import mask_of
 from aimfair.training.models import build_model, load_model, save_model
 
 
@@ -70,10 +70,7 @@ def _work(run: Run, seed: int, name: str, balanced: Callable[[], ImageSet], inpu
         return build_model(config.model, len(splits_of(run).target_names), seed).to(device)
 
     def mask(model: nn.Module) -> ParameterMask:
-        try:
-            return ParameterMask.load(run.mask(seed, name), model)
-        except ValueError as error:
-            raise AimfairError(f"{error}; remove it and do: aimfair select --run {run.path}") from error
+        return mask_of(run, seed, name, model)
 
     return Work(
         name=f"finetune {seed} {name}",

@@ -20,8 +20,8 @@ from aimfair.prompts.grammar import load_prompts
 from aimfair.report import page
 from aimfair.report.material import Material, Pixels, Replies, Synthetic, choose
 from aimfair.run.directory import Run
-from aimfair.selective.mask import ParameterMask
 from aimfair.stages.context import splits_of
+from aimfair.stages.select import mask_of
 from aimfair.training.history import History
 
 Part = TypeVar("Part")
@@ -46,12 +46,12 @@ def gather(run: Run) -> Material:
         for name in (BIASED, *config.methods)
     }
     masks = {
-        name: {seed: ParameterMask.load(run.mask(seed, name)) for seed in seeds if run.mask(seed, name).exists()}
+        name: {seed: mask_of(run, seed, name) for seed in seeds if run.mask(seed, name).exists()}
         for name, method in config.methods.items()
         if method.kind == "tune"
     }
     count, synthetic = _synthetic(run.synthetic)
-    events = [json.loads(line) for line in (run.path / "log.jsonl").read_text(encoding="utf-8").splitlines()]
+    events = _events(run)
     return Material(
         config=config,
         settings=(run.path / "config.yaml").read_text(encoding="utf-8"),
@@ -66,6 +66,23 @@ def gather(run: Run) -> Material:
         masks=_without_empty(masks),
         stage_seconds=_stage_seconds(events),
     )
+
+
+def _events(run: Run) -> list[dict[str, Any]]:
+    """Of the log. Lines that cannot be read cost their part of the times, not the report."""
+    path = run.path / "log.jsonl"
+    events = [_event(line) for line in path.read_bytes().splitlines()]
+    if damaged := events.count(None):
+        run.log.warn(f"{path}: {damaged:,} damaged lines are left out; the times in the report may be too short")
+    return [event for event in events if event is not None]
+
+
+def _event(line: bytes) -> dict[str, Any] | None:
+    try:
+        event = json.loads(line)
+    except ValueError:
+        return None
+    return event if isinstance(event, dict) and "event" in event else None
 
 
 def _synthetic(folder: Path) -> tuple[int, dict[tuple[int, int], list[Synthetic]]]:

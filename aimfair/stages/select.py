@@ -11,6 +11,7 @@ from aimfair.base.progress import Task
 from aimfair.methods import Tune
 from aimfair.methods.tune import select_mask
 from aimfair.run.directory import Run
+from aimfair.selective.mask import ParameterMask
 from aimfair.selective.sensitivity import Sensitivity
 from aimfair.training.head import head_names
 from aimfair.training.models import load_model
@@ -54,6 +55,18 @@ def _select(run: Run, seed: int, methods: Sequence[tuple[str, Tune, object]], ta
 
 def _inputs(run: Run, seed: int, method: Tune) -> dict[str, object]:
     return {"method": method.selection, "seed": seed, "upstream": run.digest_of(f"sensitivity/{seed}")}
+
+
+def mask_of(run: Run, seed: int, method: str, model: nn.Module | None = None) -> ParameterMask:
+    """The mask of one seed and method, checked against ``model`` if one is given.
+
+    Raises:
+        AimfairError: the file is missing, damaged or for another model.
+    """
+    try:
+        return ParameterMask.load(run.mask(seed, method), model)
+    except (ValueError, FileNotFoundError) as error:
+        raise AimfairError(f"{error}; remove it and do: aimfair select --run {run.path}") from error
 
 
 def sensitivity_of(run: Run, seed: int) -> Sensitivity:

@@ -105,7 +105,10 @@ def load_model(folder: Path, settings: ModelSettings | None = None) -> nn.Module
         AimfairError: naming the file: it is missing, damaged, holds NaN or infinite weights, those of another
             architecture (names listed), or names a function that the settings do not. Pickled weights are never read.
     """
-    values = read_config(folder)
+    try:
+        values = read_config(folder)
+    except AimfairError as error:
+        raise AimfairError(f"{error}; remove it and train again") from error
     with forked_torch_rng():  # of random weights, which are replaced
         if "factory" in values:
             model = _load_made(folder, values, settings)

@@ -128,7 +128,7 @@ def test_other_files_are_refused(tmp_path) -> None:
         Results.load(path)
     for text in ("{", "{}", '{"schema_version": 4}', "3", "\xff"):
         path.write_bytes(text.encode("latin-1"))
-        with pytest.raises(AimfairError, match=r"results\.json: .*make it again"):
+        with pytest.raises(AimfairError, match=r"results\.json: .*(from the models|remove it and do): aimfair"):
             Results.load(path)
 
 

@@ -1,6 +1,7 @@
 """The page as text: what it says, what it leaves out, and that it needs nothing beside it."""
 
 import itertools
+import json
 import re
 import shutil
 from html.parser import HTMLParser
@@ -258,7 +259,7 @@ def test_a_damaged_account_of_the_images(finished: Path, tmp_path: Path) -> None
 def test_undefined_numbers_are_dashes(material: Material) -> None:
     config, splits = made_up_config(seeds=[100]), made_up_splits((60, 60, 20, 0))
     results = compare(experiment(config), splits, made_up_predictions(splits, config), {})
-    text = Page(page.render(changed(material, config=config, results=results, splits=splits))).text
+    text = Page(page.render(changed(material, config=config, results=results, splits=splits, settings=""))).text
     assert "nan" not in text
     assert "1 of 4 groups has no test images: worst-group accuracy of all is undefined." in text
     assert "No test images in group five or more · red" in text
@@ -417,3 +418,24 @@ def test_the_stage_is_done_once(finished: Path, tmp_path: Path) -> None:
         run.report.write_text("x" * len(run.report.read_bytes()))
         report.run(run)
         assert b"Coloured digits" in run.report.read_bytes(), "other results make another report"
+
+
+def test_damaged_lines_of_the_log_cost_their_times_only(finished: Path, tmp_path: Path) -> None:
+    shutil.copytree(finished, tmp_path / "run")
+    log = tmp_path / "run" / "log.jsonl"
+    log.write_bytes(log.read_bytes()[:-30] + b"\xff\x00\n[]\n" + log.read_bytes())
+    with open_run(tmp_path / "run") as run:
+        assert report.gather(run).stage_seconds["train"] >= 80.2
+    warning = json.loads(log.read_text(errors="replace").splitlines()[-1])
+    assert warning["message"].startswith(f"{log}: 2 damaged lines are left out")
+
+
+def test_a_damaged_mask_says_what_to_do(finished: Path, tmp_path: Path) -> None:
+    shutil.copytree(finished, tmp_path / "run")
+    with open_run(tmp_path / "run") as run:
+        path = run.mask(run.config.seeds[0], "full")
+        path.write_bytes(path.read_bytes()[:100])
+        with pytest.raises(
+            AimfairError, match=rf"{path.name}: not a usable .*; remove it and do: aimfair select --run "
+        ):
+            report.gather(run)

@@ -117,6 +117,32 @@ def test_damaged_settings_are_refused_or_overwritten(tmp_path, config):
     assert Run.config_of(tmp_path) == config
 
 
+@pytest.mark.parametrize(
+    ("damage", "said"),
+    [
+        (lambda text: text[:-3], "its last line has no end, it was cut off"),
+        (lambda text: "", "its last line has no end, it was cut off"),
+        (lambda text: text[: text.index("methods:")], "methods: missing, and it has no default (and 1 more faults)"),
+        (lambda text: "\n", "expected keys and values, found NoneType"),
+        (lambda text: text.replace("seeds:", "seeds: ["), ""),
+    ],
+    ids=["in a line", "empty", "half", "blank", "not YAML"],
+)
+def test_damaged_settings_are_one_line_with_the_way_out(tmp_path, config, damage, said):
+    Run.open(tmp_path, config).close()
+    file = tmp_path / "config.yaml"
+    file.write_text(damage(file.read_text()))
+    for read in (lambda: Run.config_of(tmp_path), lambda: Run.open(tmp_path, config)):
+        with pytest.raises(ConfigError) as caught:
+            read()
+        (line,) = str(caught.value).splitlines()
+        assert line.startswith(f"{file}:")
+        assert said in line
+        assert line.endswith("; restore the file, or give the settings of the run again with --config FILE --overwrite")
+    Run.open(tmp_path, config, overwrite=True).close()
+    assert Run.config_of(tmp_path) == config
+
+
 def test_a_run_whose_methods_hold_keys_of_other_kinds_says_in_one_line_how_to_continue(tmp_path, config):
     """Older versions wrote the keys of every kind into each method."""
     Run.open(tmp_path, config).close()

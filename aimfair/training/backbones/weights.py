@@ -69,7 +69,10 @@ def load_weights(path: Path, model: nn.Module) -> None:
     Raises:
         AimfairError: as :func:`read_weights`, or the tensors are not those of ``model``: names are listed.
     """
-    weights = read_weights(path)
+    try:
+        weights = read_weights(path)
+    except AimfairError as error:
+        raise AimfairError(f"{error}; remove it and train again") from error
     expected = weights_of(model)
     problems = {
         "missing": sorted(expected.keys() - weights.keys()),
