@@ -47,7 +47,7 @@ def explain(error: OSError, places: Mapping[Path, str]) -> str:
     if path is None or error.errno is None:
         return one_line(error)
     path, what, remedy = _diagnosis(error, path)
-    setting = _setting(path, places)
+    setting = None if error.errno in (errno.EMFILE, errno.ENFILE) else _setting(path, places)
     advice = [remedy] * bool(remedy) + [f"choose another with {setting}"] * bool(setting)
     return "; ".join([f"{path}: {what}", *([", or ".join(advice)] if advice else [])])
 
@@ -93,12 +93,12 @@ def _lower(error: OSError) -> str:
 
 
 def _setting(path: Path, places: Mapping[Path, str]) -> str | None:
-    """Of the innermost place that holds the path, or else of one within it."""
+    """Of a place at the path or within it, or else of the innermost that holds it."""
     path = Path(os.path.abspath(path))
     by_depth = sorted(((Path(os.path.abspath(place)), name) for place, name in places.items()), key=_depth)
-    around = [name for place, name in by_depth if path.is_relative_to(place)]
     within = [name for place, name in by_depth if place.is_relative_to(path)]
-    return next(iter(around[::-1] + within), None)
+    around = [name for place, name in by_depth if path.is_relative_to(place)]
+    return next(iter(within + around[::-1]), None)
 
 
 def _depth(place: tuple[Path, str]) -> int:

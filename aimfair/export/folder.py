@@ -49,7 +49,9 @@ def new_folder(path: Path, *, overwrite: bool) -> Iterator[Path]:
         shutil.rmtree(old, ignore_errors=True)
     except OSError as error:
         if error.errno is not None:
-            error.filename = str(error.filename or path).replace(str(temporary), str(path))
+            error.filename = str(error.filename2 or error.filename or path).replace(str(temporary), str(path))
+            if error.filename2 is not None:  # of a copy
+                del error.filename2
         raise
     finally:
         shutil.rmtree(temporary, ignore_errors=True)

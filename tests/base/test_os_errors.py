@@ -3,6 +3,7 @@
 import errno
 import fcntl
 import os
+import re
 from pathlib import Path
 
 import pytest
@@ -66,7 +67,8 @@ def test_a_full_disk_says_how_much_there_is_and_is_needed(tmp_path):
 
 
 def test_too_many_open_files_say_how_to_raise_the_limit(tmp_path):
-    assert "raise it: ulimit -n " in line_of(errno.EMFILE, tmp_path / "a", {})
+    said = line_of(errno.EMFILE, tmp_path / "a", {tmp_path: "--run"})
+    assert re.fullmatch(r".*/a: too many open files, the limit is [0-9,]+; raise it: ulimit -n [0-9]+", said)
 
 
 def test_the_innermost_place_is_named(tmp_path):
@@ -75,6 +77,8 @@ def test_the_innermost_place_is_named(tmp_path):
         assert line_of(errno.EROFS, tmp_path / path, places).endswith(f"choose another with {setting}")
     above = line_of(errno.EROFS, tmp_path.parent, {tmp_path / "r": "--run"})
     assert above.endswith("choose another with --run"), "a folder on the way to a place is moved with it"
+    between = {tmp_path / "r": "--run", tmp_path / "r" / "out" / "x": "--to"}
+    assert line_of(errno.EROFS, tmp_path / "r" / "out", between).endswith("choose another with --to")
     assert line_of(errno.EROFS, tmp_path / "b", {tmp_path / "r": "--run"}).endswith("read-only file system")
 
 

@@ -1,3 +1,4 @@
+import errno
 from pathlib import Path
 
 import pytest
@@ -60,6 +61,23 @@ def test_a_failure_leaves_what_was_there(tmp_path: Path) -> None:
         fail()
     assert (tmp_path / "out" / "a.txt").read_text() == "1"
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+@pytest.mark.parametrize("names", [(), ("a.txt",), ("source", "a.txt")], ids=["none", "one", "a copy's"])
+def test_errors_of_the_system_have_the_final_name(tmp_path: Path, names: tuple[str, ...]) -> None:
+    def fail() -> None:
+        with new_folder(tmp_path / "out", overwrite=False) as new:
+            error = OSError(errno.ENOSPC, "No space left on device")
+            if names:
+                error.filename = str(new / names[0])
+            if len(names) == 2:
+                error.filename2 = str(new / names[1])
+            raise error
+
+    with pytest.raises(OSError, match="No space left") as caught:
+        fail()
+    final = tmp_path / "out" / names[-1] if names else tmp_path / "out"
+    assert (caught.value.filename, caught.value.filename2) == (str(final), None)
 
 
 def test_killed_between_the_two_names(tmp_path: Path) -> None:
