@@ -172,7 +172,7 @@ def test_the_file(tmp_path: Path) -> None:
 
 def test_a_file_that_is_not_one(tmp_path: Path) -> None:
     path = tmp_path / "diversity.json"
-    with pytest.raises(AimfairError, match=r"diversity\.json: cannot be read: No such file.*aimfair prompts writes it"):
+    with pytest.raises(AimfairError, match=r"diversity\.json: there is no such file; .*aimfair prompts writes it"):
         Diversity.load(path)
     for text, key in (("{}", "provider"), ('{"provider": "grammar"', "file"), ("[]", "file")):
         path.write_text(text)
