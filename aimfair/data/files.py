@@ -5,7 +5,7 @@ from collections import defaultdict
 from functools import cached_property
 from pathlib import Path, PurePosixPath
 
-from aimfair.data.catalogue import relative_file
+from aimfair.data.catalogue import IMAGE_SUFFIXES, relative_file
 from aimfair.data.spellings import distinct, folded_unicode
 
 
@@ -31,7 +31,8 @@ class Files:
             within: the folder that ``text`` is relative to, with a "/" at its end, unless that is ``root``.
 
         Raises:
-            ValueError: ``text`` is no path inside the folder, or may mean several files; with that reason.
+            ValueError: ``text`` is no path inside the folder, may mean several files, or has another suffix than the
+                file; with that reason.
         """
         path = within + relative_file(text)
         folder, _, name = path.rpartition("/")
@@ -45,6 +46,8 @@ class Files:
             several = " and ".join(distinct(there[:2]))
             raise ValueError(f"found no file {text!r}, but {several}: write the name as it is on disk")
         if not there:
+            if others := self._by_stem.get(_stem(folded_unicode(also))):
+                raise ValueError(f"found no file {text!r}, but {others[0]!r}: write the suffix as it is on disk")
             return path
         self.respelled[path] = there[0]
         return there[0]
@@ -77,3 +80,17 @@ class Files:
             for path in (str(inside / name) for name in names):
                 found[folded_unicode(path)].append(path)
         return {fold: sorted(paths) for fold, paths in found.items()}
+
+    @cached_property
+    def _by_stem(self) -> dict[str, list[str]]:
+        """The images by their path without case, Unicode form and suffix."""
+        found: defaultdict[str, list[str]] = defaultdict(list)
+        for fold, paths in self._by_fold.items():
+            if fold.endswith(IMAGE_SUFFIXES):
+                found[_stem(fold)] += paths
+        return found
+
+
+def _stem(path: str) -> str:
+    """Without a suffix of images."""
+    return next((path.removesuffix(suffix) for suffix in IMAGE_SUFFIXES if path.endswith(suffix)), path)

@@ -119,13 +119,16 @@ def _copies(scan: Scan, found: Duplicates) -> Iterator[Problem]:
 def _groups(scan: Scan) -> Iterator[Problem]:
     taken = scan.taken.groups or scan.groups
     small = []
+    advice = "add images of this group"
+    if scan.rows is not None and scan.rows.left_out:
+        advice = f"first correct the {scan.rows.left_out:,} rows that are left out, then {advice}"
     for split in ("train", "test"):
         for y, row in enumerate(taken.get(split, ())):
             for a, images in enumerate(row):
                 name = f"({scan.target_names[y]!r}, {scan.protected_names[a]!r})"
                 if images == 0:
                     lacks = "its accuracy is undefined" if split == "test" else "no model can learn it from real images"
-                    yield _warning(f"group {name} has no {split} images: {lacks}", "add images of this group")
+                    yield _warning(f"group {name} has no {split} images: {lacks}", advice)
                 elif split == "test" and images < scan.small_group:
                     small.append(f"{name} {images}")
     if small:

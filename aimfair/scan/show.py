@@ -88,7 +88,9 @@ def _attribute(attribute: AttributeCounts) -> Table:
 def _left_out(name: str, part: LeftOut) -> Iterator[Text]:
     yield Text(f"{name}: {part.total:,}, {part.left_out:,} of them unusable")
     for reason in part.reasons:
-        examples = "; ".join(f"{file!r}: {text}" for file, text in reason.examples[:3])
+        examples = "; ".join(
+            repr(file) if text == reason.reason else f"{file!r}: {text}" for file, text in reason.examples[:3]
+        )
         yield Text(f"  {reason.count:,} x {reason.reason}: {examples}")
 
 

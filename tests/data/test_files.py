@@ -62,6 +62,16 @@ def test_a_name_for_several_files_is_refused(tmp_path: Path) -> None:
         Files(tmp_path).find(f"A{NFC}.png")
 
 
+@pytest.mark.parametrize("written", ["a/1", "a/1.jpg", "A\\1.webp"])
+def test_another_suffix_is_explained(tmp_path: Path, written: str) -> None:
+    (tmp_path / "a").mkdir()
+    for name in ("1.PNG", "1.txt"):
+        (tmp_path / "a" / name).touch()
+    with pytest.raises(ValueError, match=r"found no file '.*', but 'a/1.PNG': write the suffix as it is on disk"):
+        Files(tmp_path).find(written)
+    assert Files(tmp_path).find("a/2.png") == "a/2.png"
+
+
 @pytest.mark.parametrize("name", ["..\\a.png", "x\\..\\..\\a.png", "\\a.png"])
 def test_backslashes_lead_to_no_place_outside(tmp_path: Path, name: str) -> None:
     (tmp_path / "root").mkdir()

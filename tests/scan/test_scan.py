@@ -648,7 +648,7 @@ def test_the_verb(
     assert cli.main(command) == 0
     assert (capsys.readouterr(), (tmp_path / "out.json").read_bytes()) == (first, second)
     assert "'ball', 'blue'" in first.out
-    assert r"'[red]x\x1b[31m.png': no such file" in first.out
+    assert r"1 x no such file: '[red]x\x1b[31m.png'" in first.out
     assert "\x1b" not in first.out
     assert not (tmp_path / "runs").exists()
     found = Scan.model_validate_json(second)
