@@ -3,7 +3,7 @@
 import re
 from typing import Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from aimfair.base.settings import Problem, Settings
 from aimfair.data.settings import DataSettings
@@ -36,12 +36,17 @@ class Config(Settings):
     default_method: str = Field(description="the method of the report's headline")
     evaluate: EvaluateSettings = EvaluateSettings()
 
+    @field_validator("device")
+    @classmethod
+    def _check_device(cls, device: str) -> str:
+        if not _DEVICE.fullmatch(device):
+            raise Problem((), f"found {device!r}, expected auto, cpu, cuda or cuda:N")
+        return device
+
     @model_validator(mode="after")
-    def _check_seeds_and_device(self) -> Self:
+    def _check_seeds(self) -> Self:
         if len(set(self.seeds)) < len(self.seeds) or min(self.seeds) < 0:
             raise Problem(("seeds",), f"found {self.seeds}, expected different numbers, none below 0")
-        if not _DEVICE.fullmatch(self.device):
-            raise Problem(("device",), f"found {self.device!r}, expected auto, cpu, cuda or cuda:N")
         return self
 
     @model_validator(mode="after")

@@ -156,7 +156,7 @@ def test_settings_do_not_change():
         ("methods:\n  a: {kind: jtt, upweight: 0}\n", "FILE:2: methods.a.upweight: found 0, expected greater than or"),
         (
             "methods:\n  a: {kind: jtt, upweight: 1000000000}\n",
-            "methods.a.upweight: found 1000000000, expected less than",
+            "FILE:2: methods.a.upweight: found 1000000000, expected less than",
         ),
         ("threads: 1000000\n", "FILE:1: threads: found 1000000, expected less than or equal to 1024"),
         ("device: cuda:99999999999999999999\n", "FILE:1: device: found 'cuda:99999999999999999999', expected auto"),
@@ -359,7 +359,7 @@ def test_the_reference_has_types_defaults_and_limits():
     text = config_file.reference()
     for line in (
         "train.lr = 0.001    (float, > 0)",
-        "threads = null    (int or null, >= 1)",
+        "threads = null    (int or null, >= 1, <= 1024)",
         "data.root = null    (folder or null)",
         'generate.scheduler = "as_saved"    (as_saved or ddim or dpmpp_2m or unipc)',
         "prompts.targets = required    (list[list[string]])",
