@@ -119,22 +119,25 @@ def digits_onnx(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The parts of the shipped model, exported in single precision."""
     from aimfair.diffusion.model import SHIPPED
 
-    return exported(SHIPPED["digits"], "float32", tmp_path_factory)
+    return exported(SHIPPED["digits"], "float32", "digits_onnx", tmp_path_factory)
 
 
 @pytest.fixture(scope="session")
 def small_onnx(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The parts of :func:`model`, exported in half precision."""
-    return exported(model, "float16", tmp_path_factory)
+    return exported(model, "float16", "small_onnx", tmp_path_factory)
 
 
-def exported(model: Path, dtype: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def exported(model: Path, dtype: str, name: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Takes 15 seconds: once for all processes."""
     from aimfair.base.interrupt import NEVER
     from aimfair.diffusion.engines.export import export
     from aimfair.diffusion.text_to_image import load_source
     from aimfair.generation.settings import GenerateSettings
+    from tests.tiny_run import once
 
-    folder = tmp_path_factory.mktemp("onnx")
-    source, _ = load_source(model, GenerateSettings(dtype=dtype), torch.device("cpu"))
-    export(source, folder, NEVER)
-    return folder
+    def make(folder: Path) -> None:
+        source, _ = load_source(model, GenerateSettings(dtype=dtype), torch.device("cpu"))
+        export(source, folder, NEVER)
+
+    return once(tmp_path_factory, name, make)

@@ -395,8 +395,8 @@ sys.exit(main(["prompts", "--config", "demo", "--quiet"]))
     ("body", "signals", "code"),
     [
         ("run.interrupt.check()", [signal.SIGINT], 130),
-        ("run.interrupt.check()", [signal.SIGTERM], 143),
-        ("pass", [signal.SIGINT, signal.SIGINT], 130),
+        pytest.param("run.interrupt.check()", [signal.SIGTERM], 143, marks=pytest.mark.slow),
+        pytest.param("pass", [signal.SIGINT, signal.SIGINT], 130, marks=pytest.mark.slow),
     ],
 )
 def test_signals_end_the_work_with_their_code(body, signals, code):

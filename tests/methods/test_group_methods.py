@@ -57,6 +57,7 @@ def erm(tmp_path_factory: pytest.TempPathFactory) -> nn.Module:
     return model
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "settings",
     [

@@ -523,6 +523,7 @@ def test_what_was_accepted_is_not_asked_for_again(server: ChatServer, tmp_path: 
         assert (tmp_path / "cut" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
 
 
+@pytest.mark.slow
 def test_a_stage_that_was_killed_goes_on(server: ChatServer, tmp_path: Path) -> None:
     server.acts = [Act(good)]
     flags = ["--prompts.provider", "openai", "--prompts.llm.model", "tiny", "--prompts.per_group", "15"]

@@ -25,6 +25,7 @@ def test_length(path):
     assert len(path.read_text().splitlines()) < 60
 
 
+@pytest.mark.slow
 def test_fisher_language_model(capsys):
     fisher = example("fisher_language_model")
     losses = fisher.main()

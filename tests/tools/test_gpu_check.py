@@ -85,6 +85,7 @@ def test_every_step_fits_into_the_time(tmp_path):
         assert len({step.log for step in steps}) <= 4
 
 
+@pytest.mark.slow
 def test_what_is_sanitized_is_there():
     """Tests get other names; the selection must still reach every operator."""
     command = [sys.executable, "-m", "pytest", "tests/kernels", "-q", "--collect-only", "-k", gpu_check.SANITIZED]

@@ -56,7 +56,10 @@ def model() -> nn.Module:
     return build_model(VIT, 2, 100)
 
 
-@pytest.mark.parametrize(("statistics", "times"), [("signed", 2), ("sum", 3), ("all", 6)])
+@pytest.mark.parametrize(
+    ("statistics", "times"),
+    [("signed", 2), *(pytest.param(*of, marks=pytest.mark.slow) for of in (("sum", 3), ("all", 6)))],
+)
 def test_sensitivity_keeps_its_statistics_and_no_gradients(model, statistics, times):
     sources = {source: images(8, seed) for seed, source in enumerate(SOURCES)}
     settings = SensitivitySettings(batch_size=4, statistics=statistics)
@@ -66,7 +69,7 @@ def test_sensitivity_keeps_its_statistics_and_no_gradients(model, statistics, ti
     assert times * weights < watch.most < (times + 0.2) * weights
 
 
-@pytest.mark.parametrize("density", [0.01, 0.1])
+@pytest.mark.parametrize("density", [0.01, pytest.param(0.1, marks=pytest.mark.slow)])
 def test_fine_tuning_keeps_gradients_and_the_state_of_selected_weights(density):
     model = build_model(VIT, 2, 100)
     mask = ParameterMask.random(model, density)
