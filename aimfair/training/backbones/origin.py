@@ -9,7 +9,6 @@ from types import ModuleType
 from typing import Any
 
 from torch import nn
-from torch._dynamo import OptimizedModule
 
 from aimfair.base.errors import AimfairError, one_line
 from aimfair.base.libraries import optional
@@ -25,7 +24,7 @@ _REFUSED = {
 }  # fmt: skip
 """Arguments that would fetch weights, or read pickled ones, bypassing the settings."""
 
-_WRAPPERS = (nn.DataParallel, nn.parallel.DistributedDataParallel, OptimizedModule)
+_WRAPPERS = (nn.DataParallel, nn.parallel.DistributedDataParallel)
 """Modules that add a prefix to the names of another's parameters."""
 
 
@@ -98,7 +97,7 @@ def make_own(name: str, arguments: dict[str, Any], classes: int) -> nn.Module:
         raise
     except (Exception, SystemExit) as error:
         raise AimfairError(f"model.factory: {name}: failed: {type(error).__name__}: {one_line(error)}") from error
-    if isinstance(model, _WRAPPERS):
+    if isinstance(model, _WRAPPERS) or hasattr(model, "_orig_mod"):  # of torch.compile, slow to import
         raise AimfairError(
             f"model.factory: {name}: returned {type(model).__name__}, which wraps a model; return the model itself"
         )
