@@ -269,6 +269,7 @@ def test_premise_correlates_what_was_predicted_with_what_was_measured(parent):
     assert any(word in data["sentences"][0] for word in ("No evidence", "agrees", "contradicts"))
 
 
+@pytest.mark.slow
 def test_premise_predicts_by_the_gradients_of_the_models_that_it_tunes(parent):
     """Flags change them, and give seeds that the run has not."""
     folder = ablate(parent, "premise", "--seeds", "7,99", "--sensitivity.batches", "1", "--overwrite")

@@ -322,6 +322,7 @@ def test_the_log_is_in_the_directory(run):
     assert event["event"] == "something"
 
 
+@pytest.mark.slow
 def test_killed_at_every_point(tmp_path):
     """kill -9 before each call that touches the disk; see ``crash_points``."""
     command = [sys.executable, "-m", "tests.run.crash_points", str(tmp_path)]

@@ -261,6 +261,7 @@ def check_replicas(rank: int, directory: Path) -> None:
     check_ddp(rank)
 
 
+@pytest.mark.slow
 def test_replicas(tmp_path):
     processes.run(check_replicas, tmp_path)
 

@@ -122,6 +122,7 @@ def test_every_step_is_collected_without_the_packages_of_the_pipeline(tmp_path, 
     assert "bench_generation.py" not in collected
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_without_a_gpu(tmp_path):
     command = [sys.executable, "-m", "tools.gpu_check", "--out", tmp_path / "out"]

@@ -40,6 +40,7 @@ def test_an_own_model_goes_through_all_stages(generated, change):  # noqa: F811
         load_model(home / "baseline")
 
 
+@pytest.mark.slow
 def test_how_a_model_is_run_is_part_of_what_is_done(generated, change):  # noqa: F811
     exact, low = change(model=OWN), change(model=LOW, sensitivity={"batch_size": 8, "statistics": "sum"})
     do(generated, exact)
