@@ -1,8 +1,8 @@
 """Errors of the operating system in one line: the file, what is wrong with it, and what to do."""
 
 import errno
-import getpass
 import os
+import pwd
 import resource
 import shutil
 from collections.abc import Mapping
@@ -12,8 +12,10 @@ from aimfair.base.errors import one_line
 
 FULL = {errno.ENOSPC, errno.EDQUOT}
 
+_OF_A_DISK = FULL | {errno.EROFS, errno.EFBIG, errno.EIO, errno.ESTALE}
+
 _OF_THE_MACHINE = FULL | {
-    errno.EROFS, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EIO, errno.ESTALE, errno.ETIMEDOUT,
+    errno.EROFS, errno.EFBIG, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EIO, errno.ESTALE, errno.ETIMEDOUT,
 }  # fmt: skip
 
 # errno -> what is wrong, and what to do about it where it is
@@ -41,9 +43,10 @@ def explain(error: OSError, places: Mapping[Path, str]) -> str:
 
     Args:
         error: of a full disk, notes say how much space is needed.
-        places: files and folders -> the setting or flag that chooses another; a missing file name is that of the first.
+        places: files and folders -> the setting or flag that chooses another; where a disk fails and the error names no
+            file, it is the first.
     """
-    path = _path(error) or next(iter(places), None)
+    path = _path(error) or (next(iter(places), None) if error.errno in _OF_A_DISK else None)
     if path is None or error.errno is None:
         return one_line(error)
     path, what, remedy = _diagnosis(error, path)
@@ -85,7 +88,11 @@ def _missing(path: Path, error: OSError) -> tuple[Path, str, str]:
             return part, "is a file, expected a folder", "move it away"
         if part != path and not part.exists():
             return part, "the folder is gone", ""
-    return path, "cannot be made here" if error.errno == errno.ENOENT and not path.exists() else _lower(error), ""
+    return (
+        path,
+        "is not there, or cannot be made here" if error.errno == errno.ENOENT and not path.exists() else _lower(error),
+        "",
+    )
 
 
 def _lower(error: OSError) -> str:
@@ -112,6 +119,6 @@ def _existing(path: Path) -> Path:
 
 def _user() -> str:
     try:
-        return getpass.getuser()
-    except (KeyError, OSError):  # a number without a name, as in containers
-        return str(os.getuid())
+        return pwd.getpwuid(os.geteuid()).pw_name
+    except KeyError:  # a number without a name, as in containers
+        return str(os.geteuid())

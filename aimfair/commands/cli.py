@@ -51,7 +51,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         _, verb, _ = VERBS[options.verb]
         code = verb(options, _overrides(words))
-        sys.stdout.flush()
+        if sys.stdout is not None:  # closed, as under some daemons
+            sys.stdout.flush()
         return code
     except (Exception, KeyboardInterrupt) as error:
         if options.debug:
@@ -91,7 +92,7 @@ def _report_error(error: BaseException, options: argparse.Namespace) -> int:
 def _is_of_output(error: OSError) -> bool:
     """Whether it can only be that of a redirected standard output: what aimfair writes itself has a name."""
     full = error.errno in FULL | {errno.EFBIG} and error.filename is None
-    return full and stat.S_ISREG(os.fstat(sys.stdout.fileno()).st_mode)
+    return full and sys.stdout is not None and stat.S_ISREG(os.fstat(sys.stdout.fileno()).st_mode)
 
 
 def _drop_output() -> None:

@@ -44,7 +44,7 @@ def read(root: Path, settings: DataSettings) -> Catalogue:
 
     Raises:
         ConfigError: an attribute does not exist, or all images have the same value of it.
-        AimfairError: a list or the folder of the images is missing, duplicated or malformed, or a file is ambiguous.
+        AimfairError: a list or the folder of the images is missing, duplicated or malformed.
     """
     attributes, partition = _list(root, ATTRIBUTES), _list(root, PARTITION)
     names, lines = _header(attributes)
@@ -65,23 +65,27 @@ def read(root: Path, settings: DataSettings) -> Catalogue:
         raise AimfairError(
             f"{attributes}: found no image that is also in {partition.name}, expected {OFFICIAL_IMAGES:,}{left_out}"
         )
+    folder = _images(root, rows[0][1])
+    disk, files = Files(root), {}
+    for _, file in rows:
+        try:
+            files[file] = disk.find(file, f"{folder}/")
+        except ValueError as error:
+            rejected.append(Rejected(file, str(error)))
+    rows = [row for row in rows if row[1] in files]
+    if not rows:
+        raise AimfairError(f"{partition}: none of {len(rejected):,} rows can be used: {reasons(rejected)}")
     values_of = np.array([labels[file] for _, file in rows], dtype=np.int64).T
     known = {
         name: Attribute(values, (f"not {name}", name)) for name, values in zip(settings.roles(), values_of, strict=True)
     }
-    folder = _images(root, rows[0][1])
-    disk = Files(root)
-    try:
-        files = tuple(disk.find(file, f"{folder}/") for _, file in rows)
-    except ValueError as error:
-        raise AimfairError(f"{partition}: {error}") from error
     total = len(rows) + len(rejected)
     with naming_left_out(rejected, total, "rows"):
         roles = Labels.of(settings, known)
     return Catalogue(
         root=root,
         listing=partition.name,
-        files=files,
+        files=tuple(files[file] for _, file in rows),
         split=np.array([split for split, _ in rows], dtype=np.int64),
         labels=roles,
         rows=total,

@@ -6,7 +6,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from aimfair.base.errors import ConfigError
+from aimfair.base.errors import AimfairError, ConfigError
 from aimfair.base.interrupt import Interrupt
 from aimfair.base.log import NOWHERE, Log
 from aimfair.base.progress import Progress
@@ -75,7 +75,7 @@ def _generate(run: Run, ranks: Ranks) -> None:
     ranks.gather(json.dumps(decided))
     if config != run.config:
         run.log.tell(f"engine: {config.generate.engine} ({reason})")
-    finished = GenerationSummary.load(run.generation) if run.generation.exists() else None
+    finished = _summary(run)
     job = work.make(provenance, ranks, run.log, run.progress, run.interrupt, overwrite=run.overwrite, finished=finished)
     if job.speed is not None or not run.generation.exists():
         job.summary.save(run.generation)
@@ -83,6 +83,15 @@ def _generate(run: Run, ranks: Ranks) -> None:
     used = engine or config.generate.engine
     run.log("images", made=job.done, rejected=dict(job.rejected), engine=used, speed=speed)
     run.finish("generate", {**provenance.facts, **settings}, image_folder.outputs(run.synthetic))
+
+
+def _summary(run: Run) -> GenerationSummary | None:
+    """Of the images that are there; None, with a warning, if its file is damaged."""
+    try:
+        return GenerationSummary.load(run.generation) if run.generation.exists() else None
+    except AimfairError as error:
+        run.log.warn(str(error))
+        return None
 
 
 def _with_engine(config: Config, known: Provenance | None) -> tuple[Config, str]:

@@ -3,8 +3,10 @@
 import errno
 import fcntl
 import os
+import pwd
 import re
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -52,7 +54,7 @@ def test_each_cause_is_worded(tmp_path, number, cause):
 
 
 def test_permissions_name_the_user(tmp_path, monkeypatch):
-    monkeypatch.setenv("LOGNAME", "ada")
+    monkeypatch.setattr(pwd, "getpwuid", lambda number: SimpleNamespace(pw_name="ada"))
     said = line_of(errno.EACCES, tmp_path / "a", {tmp_path: "--run"})
     assert (
         said == f"{tmp_path / 'a'}: permission denied to user ada; change its permissions, or choose another with --run"
@@ -171,3 +173,9 @@ def test_a_line_of_the_log_that_does_not_fit_leaves_nothing(tmp_path, monkeypatc
     assert line_from(log, "second", run=tmp_path).startswith(f"{tmp_path / 'log.jsonl'}: no space left")
     assert (tmp_path / "log.jsonl").read_bytes() == before
     log.close()
+
+
+def test_an_error_of_no_disk_is_not_blamed_on_a_folder():
+    error = ConnectionRefusedError(errno.ECONNREFUSED, "Connection refused")
+    assert "Connection refused" in explain(error, {Path("r"): "--run"})
+    assert "--run" not in explain(error, {Path("r"): "--run"})

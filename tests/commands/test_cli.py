@@ -312,7 +312,10 @@ def test_an_error_in_the_log_does_not_hide_the_one_before(stages, capsys):
         (["run", "--config", "demo", "--run", "file"], "file: is a file, expected a folder; move it away, or choose"),
         (["run", "--config", "demo", "--run", "file/r"], "file: is a file, expected a folder; move it away, or choose"),
         (["run", "--config", "demo", "--run", "link"], "link: a link to nowhere, which does not exist; remove the"),
-        (["run", "--config", "demo", "--run", "/proc/x"], "/proc/x: cannot be made here; choose another with --run"),
+        (
+            ["run", "--config", "demo", "--run", "/proc/x"],
+            "/proc/x: is not there, or cannot be made here; choose another with --run",
+        ),
         (["run", "--config", "demo", "--run", "r" * 300], "name too long, most file systems allow 255 bytes; shorten"),
         (["run", "--config", "folder"], "--config folder: is a folder, expected a YAML file, or one of those included"),
         (["export", "--run", "file"], "file: there is no run"),
@@ -415,3 +418,8 @@ def test_signals_end_the_work_with_their_code(body, signals, code):
     assert "the same command continues" in error.splitlines()[-1]
     with Run.open(Path("runs/demo"), config_file.load(BUNDLED / "demo.yaml")):
         pass  # nobody holds the lock
+
+
+def test_standard_output_may_be_closed(monkeypatch):
+    monkeypatch.setattr(sys, "stdout", None)
+    assert cli.main(["config", "--config", "demo"]) == 0

@@ -82,6 +82,17 @@ def test_suffixes_in_another_case(tmp_path: Path) -> None:
     assert "40 files are named in another way on disk" in catalogue.notes[0]
 
 
+def test_a_file_of_another_suffix_costs_its_row_alone(tmp_path: Path) -> None:
+    TORCHVISION.write_data_set(tmp_path)
+    path = tmp_path / "img_align_celeba" / "000003.jpg"
+    path.rename(path.with_suffix(".png"))
+    catalogue = read(tmp_path)
+    (left_out,) = catalogue.rejected
+    assert left_out.name == "000003.jpg"
+    assert "000003.png" in left_out.reason
+    assert len(catalogue.files) == 39
+
+
 @FORMS
 def test_the_lists(tmp_path: Path, form: Form) -> None:
     form.write(tmp_path, *rows())
