@@ -50,8 +50,8 @@ def check(run: Run, *, real_images: bool) -> None:
         run.log.warn("training and tuning run on the CPU: this aimfair was built without CUDA kernels")
     for line in without_effect(config):
         run.log.warn(line)
-    _refuse_small_sources(config)
     if real_images:
+        _refuse_small_sources(config)
         splits = splits_of(run)
         for contradiction in splits.contradictions(config.data.majority):
             run.log.warn(contradiction)
