@@ -31,6 +31,7 @@ from aimfair.run.directory import Run
 from aimfair.stages import generate, prompts
 from tests.generation.crash_points import contents
 from tests.generation.samples import SIZE, NoiseSampler, prompt_settings, small_plan
+from tests.training.samples import RESNET
 
 PLAN = small_plan()
 
@@ -202,7 +203,7 @@ def config(tmp_path: Path, model: Path) -> Path:
         "data": {"image_size": SIZE, "minority_ratio": 0.5},
         "prompts": prompt_settings().model_dump(),
         "generate": {"model": str(model), "steps": 1, "batch_size": 2, "balanced_per_group": 3, "biased_total": 6},
-        "model": {"config": {"model_type": "resnet"}},
+        "model": {"config": RESNET},
         "methods": {"full": {"rule": "all"}},
         "default_method": "full",
     }
