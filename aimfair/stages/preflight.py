@@ -28,6 +28,7 @@ from aimfair.training.head import head_names
 from aimfair.training.loop import Training
 from aimfair.training.models import build_model, load_model, save_model
 from aimfair.training.predict import predict
+from aimfair.training.samplers import groups_of
 from aimfair.training.sensitivity import SOURCES, measure_sensitivity
 from aimfair.training.settings import OptimizerSettings
 from aimfair.training.trial import try_classifier
@@ -79,9 +80,10 @@ def _refuse_small_sources(config: Config) -> None:
 
 def _few(images: ImageSet) -> ImageSet:
     """Up to :data:`IMAGES` images, at least one of each group that is present."""
-    groups = np.unique(np.stack([images.target, images.protected], axis=1), axis=0, return_inverse=True)[1].reshape(-1)
-    of_each = max(IMAGES // (int(groups.max()) + 1), 1)
-    return images.subset(np.concatenate([np.flatnonzero(groups == g)[:of_each] for g in range(groups.max() + 1)]))
+    groups = groups_of(images)
+    count = int(groups.max()) + 1
+    of_each = max(IMAGES // count, 1)
+    return images.subset(np.concatenate([np.flatnonzero(groups == group)[:of_each] for group in range(count)]))
 
 
 def _noise(config: Config) -> Splits:
