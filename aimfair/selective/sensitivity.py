@@ -164,6 +164,15 @@ class Sensitivity:
             lambda: self._require_finite_on_cpu(source),
         )
 
+    def require_finite(self) -> None:
+        """Checks that the statistics can be saved and ranked; of a DTensor, of the part held here.
+
+        Raises:
+            FloatingPointError: sums of gradients, or of their squares, exceed float32, by source and parameter. Squares
+                do from gradients of about 1e19.
+        """
+        self._statistics.require_finite()
+
     def reset(self, source: str | None = None) -> None:
         """Clears the statistics of a source, or of all (signed statistics: only of all)."""
         if source is not None:
@@ -317,7 +326,7 @@ class Sensitivity:
                 statistics that were not kept, sources without batches; on shards, arguments or batches that differ
                 between processes.
             TypeError: ``blocks`` or ``freeze`` is a string.
-            FloatingPointError: non-finite gradients (``nonfinite="raise"``).
+            FloatingPointError: non-finite gradients (``nonfinite="raise"``), or gradients whose squares exceed float32.
         """
         sizes: dict[str, Any] = {
             "density": density, "k": k, "bias_density": bias_density, "bias_k": bias_k,
@@ -464,8 +473,8 @@ class Sensitivity:
         storage.load_into(path, KIND, VERSION, destination)
         assert probe is not None
         try:
-            probe._statistics.require_finite()
-        except ValueError as error:
+            probe.require_finite()
+        except FloatingPointError as error:
             raise ValueError(f"{path}: {error}") from error
         return probe
 

@@ -275,7 +275,8 @@ class GradientStatistics:
             )
 
     def require_ready(self, sources: Iterable[str]) -> None:
-        """Refuses to score sources without batches, with other counts than declared, or with only zero gradients."""
+        """Refuses to score sources without batches, with other counts than declared, with only zero gradients, or with
+        gradients whose squares exceed float32."""
         for source in sources:
             if source in self.interrupted:
                 raise RuntimeError(f"source {source!r} holds part of a batch; reset() and accumulate again")
@@ -285,8 +286,14 @@ class GradientStatistics:
                 raise ValueError(
                     f"source {source!r} has {self.batches[source]} batches, {self.declared[source]} were declared"
                 )
-            if not self._holding.total(self._rows[source][0]).any():
+            norms = self.square_norms(source)
+            if not any(norms):
                 raise ValueError(f"every gradient of source {source!r} was zero: there is nothing to rank")
+            if large := [name for name, norm in zip(self.names, norms, strict=True) if not math.isfinite(norm)]:
+                raise FloatingPointError(
+                    f"the squared gradients of source {source!r} exceed float32 in {listing(large)}; give their scale"
+                    " as grad_scale"
+                )
 
     # -- disk ------------------------------------------------------------------------------------------
 
@@ -305,8 +312,20 @@ class GradientStatistics:
         return {**self._buffers, "square_norms": self._square_norms, "nonfinite": self._nonfinite}
 
     def require_finite(self) -> None:
-        """ValueError if accumulators read from a file hold NaN or infinity."""
-        for key, tensor in self.tensors().items():
-            # In parts, since isfinite allocates.
-            if not all(torch.isfinite(part).all() for part in torch.split(tensor.view(-1), 2**22)):
-                raise ValueError(f"{key} holds NaN or infinite values")
+        """Raises FloatingPointError, by accumulator and parameter, for NaN and infinity: of a damaged file, or of
+        gradients whose sums or squares exceed float32."""
+        for key, buffer in self._buffers.items():
+            if not _is_finite(buffer):
+                self._refuse(key, self._views[key])
+        for source, (norms, _) in self._rows.items():
+            if not _is_finite(norms):
+                self._refuse(f"square_norms/{source}", norms.split(1))
+
+    def _refuse(self, key: str, values: Sequence[Tensor]) -> None:
+        bad = (name for name, value in zip(self.names, values, strict=True) if not _is_finite(value))
+        raise FloatingPointError(f"{key} holds NaN or infinite values in {listing(bad) or 'its padding'}")
+
+
+def _is_finite(tensor: Tensor) -> bool:
+    """In parts, since isfinite allocates."""
+    return all(bool(part.isfinite().all()) for part in torch.split(tensor, 2**22))

@@ -64,7 +64,8 @@ def measure_sensitivity(
         task: advances by batches, :func:`batches_of_each_source` for each source.
 
     Raises:
-        AimfairError: a source smaller than a batch, or NaN or infinite gradients, by parameter.
+        AimfairError: a source smaller than a batch, or gradients that are NaN, infinite or too large for float32, by
+            parameter.
     """
     device = next(model.parameters()).device
     batches = batches_of_each_source(sources, settings)
@@ -102,9 +103,13 @@ def measure_sensitivity(
     with forked_torch_rng(device), _mode(model, train=settings.train_mode) as restore_buffers:
         try:
             MicroBatch(settings.batch_size).attempt(attempt)
+            probe.require_finite()
         except FloatingPointError as error:
             found = str(error).partition(";")[0]
-            raise AimfairError(f"sensitivity: {found}: the model's training diverged; choose a lower lr") from error
+            raise AimfairError(
+                f"sensitivity: {found}: the training diverged, or the model scales its gradients; choose a lower"
+                " train.lr, or take the scale out of the model"
+            ) from error
     return probe
 
 

@@ -333,6 +333,24 @@ def test_nonfinite_gradients_raise_by_name(model, device):
     assert probe.select("top_k", density=0.5).nnz > 0
 
 
+@pytest.mark.parametrize("statistics", ["all", "sum"])
+def test_gradients_whose_squares_exceed_float32_are_not_ranked(model, statistics, tmp_path):
+    probe = aimfair.Sensitivity(model, SOURCES, statistics=statistics, nonfinite="ignore")
+    for source in SOURCES:
+        for name, parameter in model.named_parameters():
+            parameter.grad = torch.full_like(parameter, 2e19 if (source, name) == ("fair", "head.bias") else 1.0)
+        probe.update(source)
+    with pytest.raises(
+        FloatingPointError, match=r"the squared gradients of source 'fair' exceed float32 in head\.bias;"
+    ):
+        probe.select("top_k", density=0.5)
+    with pytest.raises(FloatingPointError, match=r"fair holds NaN or infinite values in head\.bias"):
+        probe.require_finite()
+    probe.save(tmp_path / "s")
+    with pytest.raises(ValueError, match=r"/s: \w+/fair holds NaN or infinite values in head\.bias"):
+        aimfair.Sensitivity.load(tmp_path / "s", model)
+
+
 def test_nonfinite_gradients_left_out(model):
     probe = aimfair.Sensitivity(model, SOURCES, nonfinite="ignore")
     feed(probe, model, dict.fromkeys(SOURCES, 1))

@@ -184,3 +184,14 @@ def test_nan_gradients_are_refused_by_name():
     model.norm.weight.data[2] = float("nan")
     with pytest.raises(AimfairError, match=r"NaN or infinite gradients in source 'real_biased': .*convolution\.weight"):
         measure_sensitivity(model, SETS, SETTINGS, MODEL, seed=1)
+
+
+@pytest.mark.parametrize("statistics", ["all", "sum", "signed"])
+def test_gradients_whose_squares_exceed_float32_are_refused_by_name(statistics):
+    model = Net()
+    model.convolution.bias.register_hook(lambda gradient: torch.full_like(gradient, 2e19))
+    settings = SETTINGS.model_copy(update={"statistics": statistics})
+    with pytest.raises(
+        AimfairError, match=r"^sensitivity: \w+/real_biased .* infinite values in convolution\.bias: .*lr"
+    ):
+        measure_sensitivity(model, SETS, settings, MODEL, seed=1)
