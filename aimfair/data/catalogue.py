@@ -137,7 +137,7 @@ def split_number(name: str) -> int | None:
     return _SPLIT_NAMES.get(folded_unicode(name))
 
 
-def one_spelling(found: Iterable[str], where: str) -> None:
+def refuse_synonyms(found: Iterable[str], where: str) -> None:
     """Refuses two names of one split, such as "val" and "dev", which may differ in meaning; "val" and "Val" do not.
 
     Args:

@@ -20,7 +20,7 @@ from aimfair.data.catalogue import (
     Catalogue,
     Rejected,
     image_files,
-    one_spelling,
+    refuse_synonyms,
     split_number,
     unknown_name,
 )
@@ -43,7 +43,7 @@ def read(root: Path, settings: DataSettings) -> Catalogue:
         AimfairError: metadata are missing, duplicated or unusable.
     """
     splits = sorted(path.name for path in root.iterdir() if path.is_dir() and split_number(path.name) is not None)
-    one_spelling(splits, str(root))
+    refuse_synonyms(splits, str(root))
     tables = _tables(root, splits, settings)
     _check_labels(root, tables, settings)
     listed: set[str] = set()

@@ -5,12 +5,9 @@ import unicodedata
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from decimal import Decimal
 
-_TRUTH = {"true": "1", "yes": "1", "false": "0", "no": "0"}
-_NUMBER = re.compile(r"[+-]?\d{1,15}(\.\d{0,10})?", re.ASCII)
-_BETWEEN_LETTERS = re.compile(r"(?<=[^\W\d_])[\s_-]+(?=[^\W\d_])")
-_WITHIN = re.compile(r"(?<=[^\W_])[\s_-]+(?=[^\W_])")
+_TRUTH = {"true": "1", "false": "0"}
+_BESIDE_A_SIGN = re.compile(r" (?=\W)|(?<=\W) ")
 _SHOWN = 3
 
 SPLIT = "data.split_column"
@@ -59,13 +56,10 @@ class Spellings:
 
 
 def folded(text: str) -> str:
-    """Equal for spellings of one value: without case, spaces, Unicode form (NFKC), a final period, hyphens and
-    underscores between words; numbers by value; true and yes as 1, false and no as 0."""
-    text = folded_unicode(text)
-    if _NUMBER.fullmatch(text):
-        return str(Decimal(text).normalize() + 0)  # + 0: no -0
-    text = "".join(_WITHIN.sub("_", _BETWEEN_LETTERS.sub("", text)).split())
-    text = text.rstrip(".") or text
+    """Equal for spellings of one value: without case, Unicode form (NFKC) and a final period; one space between words,
+    none beside signs; true as 1, false as 0."""
+    text = _BESIDE_A_SIGN.sub("", " ".join(folded_unicode(text).split()))
+    text = text.removesuffix(".") or text
     return _TRUTH.get(text, text)
 
 

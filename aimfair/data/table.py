@@ -11,7 +11,7 @@ from pathlib import Path
 
 from aimfair.base.errors import ConfigError
 from aimfair.data import entries
-from aimfair.data.catalogue import SPLITS, Catalogue, one_spelling, split_number
+from aimfair.data.catalogue import SPLITS, Catalogue, refuse_synonyms, split_number
 from aimfair.data.files import Files
 from aimfair.data.rows import notes, rows
 from aimfair.data.settings import TABLES, DataSettings
@@ -31,7 +31,7 @@ def read(root: Path, settings: DataSettings) -> Catalogue:
     names: Counter[str] = Counter()
     files = Files(root)
     found = list(_entries(root, settings, files, names))
-    one_spelling(names, str(root / settings.table))
+    refuse_synonyms(names, str(root / settings.table))
     return entries.catalogue(
         settings,
         root,

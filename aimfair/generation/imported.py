@@ -19,7 +19,7 @@ from aimfair.data.decode import ImageError, open_image
 from aimfair.data.settings import DataSettings
 from aimfair.generation import image_folder
 from aimfair.generation.manifest import DIGITS, ImageRecord, Suffix, file_name, write_manifest
-from aimfair.generation.plan import Group, minority_ratio, sets_of_group
+from aimfair.generation.plan import Group, minority_ratio, sets_of_group, size_of_group
 from aimfair.generation.provenance import Provenance
 from aimfair.generation.settings import GenerateSettings
 from aimfair.generation.source import COPY, TWO_GROUPS, Found, Source, stamp
@@ -66,14 +66,14 @@ def choose(source: Source, settings: GenerateSettings, data: DataSettings, value
     for one in source.images:
         if one.file not in rejected:
             groups[one.group].append(one)
-    wanted = {group: sets_of_group(settings, int(sizes[group])) for group in groups}
+    wanted = {group: size_of_group(settings, int(sizes[group])) for group in groups}
     _refuse_shortage(source.folder, groups, wanted, settings)
     chosen: list[tuple[Found, ImageRecord]] = []
     for group, members in groups.items():
         ordered = _in_turn(members, settings.seed)
-        for one, sets in zip(ordered, wanted[group], strict=False):
+        for one, sets in zip(ordered, sets_of_group(settings, int(sizes[group])), strict=False):
             chosen.append((one, _record(len(chosen), one, sets, source.digests[one.file], source.folder)))
-        rejected |= {one.file: SPARE for one in ordered[len(wanted[group]) :]}
+        rejected |= {one.file: SPARE for one in ordered[wanted[group] :]}
     not_kept = [(one.group, rejected[one.file]) for one in source.images if one.file in rejected]
     summary = GenerationSummary.of([one.group for one, _ in chosen], not_kept, folder=str(source.folder))
     return Choice(source, chosen, summary)
@@ -139,12 +139,12 @@ def _warn_of_omissions(source: Source, data: DataSettings, log: Log) -> None:
 
 
 def _refuse_shortage(
-    folder: Path, groups: dict[Group, list[Found]], wanted: dict[Group, list[list[str]]], settings: GenerateSettings
+    folder: Path, groups: dict[Group, list[Found]], wanted: dict[Group, int], settings: GenerateSettings
 ) -> None:
     short = [
-        f"(y={y}, a={a}) has {len(members):,}, {len(wanted[y, a]):,} are needed"
+        f"(y={y}, a={a}) has {len(members):,}, {wanted[y, a]:,} are needed"
         for (y, a), members in groups.items()
-        if len(members) < len(wanted[y, a])
+        if len(members) < wanted[y, a]
     ]
     if short:
         share = "; or let the two sets share images: generate.disjoint false" if settings.disjoint else ""

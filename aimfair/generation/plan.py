@@ -87,9 +87,14 @@ def make_plan(prompts: Sequence[Prompt], settings: GenerateSettings, data: DataS
     return plan
 
 
-def sets_of_group(settings: GenerateSettings, biased: int) -> list[list[str]]:
-    """For every image that a group needs, the sets it belongs to; ``biased`` images go to the biased set."""
+def size_of_group(settings: GenerateSettings, biased: int) -> int:
+    """The number of images that a group needs, of which ``biased`` go to the biased set."""
     balanced = settings.balanced_per_group
-    first = balanced if settings.disjoint else 0
-    sets = {"balanced": range(balanced), "biased": range(first, first + biased)}
-    return [[name for name, images in sets.items() if j in images] for j in range(max(balanced, first + biased))]
+    return balanced + biased if settings.disjoint else max(balanced, biased)
+
+
+def sets_of_group(settings: GenerateSettings, biased: int) -> list[list[str]]:
+    """For every image of :func:`size_of_group`, the sets it belongs to."""
+    first = settings.balanced_per_group if settings.disjoint else 0
+    sets = {"balanced": range(settings.balanced_per_group), "biased": range(first, first + biased)}
+    return [[name for name, images in sets.items() if j in images] for j in range(size_of_group(settings, biased))]

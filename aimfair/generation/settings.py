@@ -49,8 +49,8 @@ class GenerateSettings(TextToImageSettings):
         description="folder of existing images to copy instead of generating any: subfolders <y>_<a>, the numbers"
         " of class and protected value, or the synthetic/ of another run",
     )
-    balanced_per_group: int = Field(300, ge=1, description="images of each group in the balanced set")
-    biased_total: int = Field(1000, ge=1, description="images in the biased set")
+    balanced_per_group: int = Field(300, ge=1, le=10**6, description="images of each group in the balanced set")
+    biased_total: int = Field(1000, ge=1, le=10**7, description="images in the biased set")
     minority_ratio: float | None = Field(
         None, gt=0, le=1, description="minority over majority group size in it; null: data.minority_ratio"
     )

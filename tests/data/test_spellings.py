@@ -18,12 +18,11 @@ from tests.data.test_rows import write
     [
         ("Male", "male", " MALE", "male ", "\uff2d\uff41\uff4c\uff45"),
         ("f\xe9minin", "fe\u0301minin"),
-        ("true", "True", "TRUE", "1", "1.0", "yes", "Yes"),
-        ("false", "False", "0", "no", "00"),
+        ("true", "True", "TRUE", "1"),
+        ("false", "False", "0"),
         ("<=50K", "<=50k.", "<= 50K"),
-        ("New York", "new  york", "New_York", "new-york"),
+        ("New York", "new  york", "NEW\xa0YORK"),
         ("30 to 39", "30  to 39"),
-        ("1.5", "1.50", "01.5"),
         ("stra\xdfe", "STRASSE"),
     ],
 )
@@ -42,21 +41,16 @@ def test_values_that_differ() -> None:
         "O",
         "1",
         "-1",
-        "10",
-        "1-11",
-        "11-1",
+        "01",
+        "1.5",
+        "1.50",
         "30 to 39",
         "20 to 29",
         "...",
         "none",
         "no",
     ]
-    texts += [
-        "123456789012345",
-        "123456789012346",
-        "1234567890123450000000000000001",
-        "1234567890123450000000000000002",
-    ]
+    texts += ["yes", "resign", "re-sign", "re sign", "re_sign", "11", "1 1", "1-1"]
     assert list(Spellings.of("data.target", "x", dict.fromkeys(texts, 1))) == []
 
 

@@ -272,6 +272,14 @@ def test_too_few_images_are_refused_with_the_numbers(folder: Path, tmp_path: Pat
         copy_of(settings, tmp_path / "x")
 
 
+def test_any_number_of_images_is_compared_before_they_are_chosen(folder: Path, tmp_path: Path) -> None:
+    settings = config(folder, generate={"balanced_per_group": 10**6, "biased_total": 10**7, "disjoint": False})
+    with pytest.raises(AimfairError, match=r"\(y=0, a=1\) has 10, 3,333,333 are needed"):
+        copy_of(settings, tmp_path / "x")
+    with pytest.raises(ValueError, match=r"less than or equal to 1000000"):
+        config(folder, generate={"balanced_per_group": 10**9})
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
