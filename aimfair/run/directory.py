@@ -210,10 +210,10 @@ def _origin(path: Path) -> Path | None:
 
 def _load_own(file: Path, overrides: dict[str, str] | None = None) -> Config:
     """The settings of an existing run, perhaps one begun by an older version whose keys had other names."""
-    if file.is_file() and not file.read_bytes().endswith(b"\n"):
-        raise ConfigError(f"{file}: its last line has no end, it was cut off{_RESTORE}")
     try:
-        return config_file.load(file, overrides)
+        config = config_file.load(file, overrides)
+        _refuse_cut_off(file)
+        return config
     except ConfigError as error:
         lines = str(error).splitlines()
         unknown = [
@@ -229,6 +229,17 @@ def _load_own(file: Path, overrides: dict[str, str] | None = None) -> Config:
             f"{unknown[0]}{more}; this run is of another version of aimfair: edit {file.name}, or start again with"
             " --config FILE --overwrite"
         ) from error
+
+
+def _refuse_cut_off(file: Path) -> None:
+    """Refuses the beginning of what was written here, whose missing keys would take their defaults; an editor may leave
+    out just the end of the last line."""
+    text = file.read_text(encoding="utf-8")
+    if text.endswith("\n"):
+        return
+    whole = config_file.dump(config_file.load(file))
+    if whole.startswith(text) and whole != f"{text}\n":
+        raise ConfigError(f"{file}: its last line has no end, it was cut off")
 
 
 def _require_run_or_empty(path: Path) -> None:

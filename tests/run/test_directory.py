@@ -120,13 +120,14 @@ def test_damaged_settings_are_refused_or_overwritten(tmp_path, config):
 @pytest.mark.parametrize(
     ("damage", "said"),
     [
-        (lambda text: text[:-3], "its last line has no end, it was cut off"),
-        (lambda text: "", "its last line has no end, it was cut off"),
+        (lambda text: text[: text.index("\n  bins:") - 1], "its last line has no end, it was cut off"),
+        (lambda text: text[: text.index("\n  bins:")], "its last line has no end, it was cut off"),
+        (lambda text: "", "expected keys and values, found NoneType"),
         (lambda text: text[: text.index("methods:")], "methods: missing, and it has no default (and 1 more faults)"),
         (lambda text: "\n", "expected keys and values, found NoneType"),
         (lambda text: text.replace("seeds:", "seeds: ["), ""),
     ],
-    ids=["in a line", "empty", "half", "blank", "not YAML"],
+    ids=["in a line", "at the end of a line", "empty", "half", "blank", "not YAML"],
 )
 def test_damaged_settings_are_one_line_with_the_way_out(tmp_path, config, damage, said):
     Run.open(tmp_path, config).close()
@@ -141,6 +142,15 @@ def test_damaged_settings_are_one_line_with_the_way_out(tmp_path, config, damage
         assert line.endswith("; restore the file, or give the settings of the run again with --config FILE --overwrite")
     Run.open(tmp_path, config, overwrite=True).close()
     assert Run.config_of(tmp_path) == config
+
+
+def test_an_editor_may_leave_out_the_last_end_of_line(tmp_path, config):
+    Run.open(tmp_path, config).close()
+    file = tmp_path / "config.yaml"
+    file.write_text(file.read_text().rstrip("\n"))
+    assert Run.config_of(tmp_path) == config
+    file.write_text("# mine\n" + file.read_text().replace("  bins: 15\n", ""))
+    Run.open(tmp_path, config).close()
 
 
 def test_a_run_whose_methods_hold_keys_of_other_kinds_says_in_one_line_how_to_continue(tmp_path, config):
