@@ -80,8 +80,9 @@ def _report_error(error: BaseException, options: argparse.Namespace) -> int:
         return 1
     if isinstance(error, OSError) and error.errno is not None:
         if _is_of_output(error):
-            error.filename = "standard output"
             _drop_output()
+            print(f"error: standard output cannot be written: {os.strerror(error.errno).lower()}", file=sys.stderr)
+            return 1
         print(f"error: {explain(error, _places(options))}", file=sys.stderr)
         return 1
     message = " ".join(str(error).split()) or "no details"
@@ -91,8 +92,11 @@ def _report_error(error: BaseException, options: argparse.Namespace) -> int:
 
 def _is_of_output(error: OSError) -> bool:
     """Whether it can only be that of a redirected standard output: what aimfair writes itself has a name."""
-    full = error.errno in FULL | {errno.EFBIG} and error.filename is None
-    return full and sys.stdout is not None and stat.S_ISREG(os.fstat(sys.stdout.fileno()).st_mode)
+    if error.filename is not None or error.errno not in FULL | {errno.EFBIG, errno.EIO, errno.EBADF}:
+        return False
+    if sys.stdout is None or sys.stdout.isatty():
+        return False
+    return not stat.S_ISFIFO(os.fstat(sys.stdout.fileno()).st_mode)
 
 
 def _drop_output() -> None:

@@ -331,18 +331,26 @@ def test_files_and_folders_in_the_way_are_named(arguments, line, capsys):
     assert "--debug" not in said
 
 
-def test_output_that_does_not_fit_is_an_error():
-    with open("out", "w") as out:
+@pytest.mark.parametrize(
+    ("out", "mode", "reason"),
+    [
+        ("out", "w", "file too large"),
+        ("/dev/full", "w", "no space left on device"),
+        ("/dev/null", "r", "bad file descriptor"),
+    ],
+)
+def test_output_that_cannot_be_written_is_an_error(out, mode, reason):
+    with open(out, mode) as stream:
         result = subprocess.run(
             [sys.executable, "-m", "aimfair", "config", "--config", "demo"],
-            stdout=out,
+            stdout=stream,
             stderr=subprocess.PIPE,
             text=True,
             env={key: value for key, value in os.environ.items() if key != "PYTHONUNBUFFERED"},  # it loses the error
             preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (100, 100)),
         )
     assert result.returncode == 1
-    assert result.stderr == "error: standard output: larger than the file system or ulimit -f allows\n"
+    assert result.stderr == f"error: standard output cannot be written: {reason}\n"
 
 
 @pytest.mark.parametrize("kind", [AimfairError, ImportError])
