@@ -116,7 +116,7 @@ def image_files(root: Path) -> list[str]:
     ``._x.jpg`` is skipped: macOS stores metadata of ``x.jpg`` in such files.
 
     Raises:
-        AimfairError: a folder cannot be listed.
+        OSError: a folder cannot be listed.
     """
     return sorted(
         (Path(folder) / name).relative_to(root).as_posix()
@@ -128,7 +128,7 @@ def image_files(root: Path) -> list[str]:
 
 def _refuse(error: OSError) -> None:
     """``os.walk`` would silently skip a folder that it cannot read."""
-    raise AimfairError(f"{error.filename}: cannot be listed: {error.strerror}") from error
+    raise error
 
 
 def split_number(name: str) -> int | None:

@@ -213,5 +213,5 @@ def _lines(path: Path, parts: Callable[[str], list[str]]) -> Iterator[_Line]:
             for line, text in enumerate(file, 1):
                 if cells := parts(text):
                     yield line, cells
-    except (OSError, csv.Error) as error:
+    except csv.Error as error:
         raise AimfairError(f"{path}: cannot be read: {error}") from error

@@ -126,7 +126,7 @@ def _lines(path: Path) -> Iterator[tuple[int, list[str]]]:
 def _readable(path: Path) -> Iterator[None]:
     try:
         yield
-    except (OSError, csv.Error) as error:
+    except csv.Error as error:
         raise AimfairError(f"{path}: cannot be read as a table of {path.suffix[1:].lower()}: {error}") from error
 
 
@@ -237,6 +237,7 @@ def _open_parquet(path: Path) -> "ParquetFile":
     with optional(f"{path}, a Parquet file,", "pyarrow"):
         import pyarrow  # type: ignore[import-untyped]
         import pyarrow.parquet
+    path.open("rb").close()  # pyarrow's error would have no file name
     try:
         return pyarrow.parquet.ParquetFile(path)
     except (pyarrow.ArrowException, OSError) as error:

@@ -11,6 +11,7 @@ from aimfair.base.errors import AimfairError
 from aimfair.base.files import replace_file
 from aimfair.base.interrupt import NEVER, Interrupt
 from aimfair.base.log import NOWHERE, Log
+from aimfair.base.os_errors import of_the_machine
 from aimfair.base.progress import Progress
 from aimfair.base.seeds import generator
 from aimfair.data.biased_subset import group_sizes
@@ -172,6 +173,8 @@ def _record(image: int, one: Found, sets: list[str], digest: str, folder: Path) 
         with (folder / one.file).open("rb") as file:
             suffix = _SUFFIXES[open_image(folder / one.file, file).format]
     except (OSError, ImageError, KeyError) as error:
+        if of_the_machine(error):
+            raise
         raise AimfairError(f"{folder / one.file}: changed while it was read ({error}); run again") from error
     name = file_name(image, digest[:DIGITS], suffix)
     return ImageRecord(**asdict(one) | {"image": image, "sets": sets, "file": name, "attempt": 0, "rejected": []})

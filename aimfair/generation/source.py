@@ -11,6 +11,7 @@ from pathlib import Path, PurePosixPath
 
 from aimfair.base.errors import AimfairError, ConfigError
 from aimfair.base.interrupt import NEVER, Interrupt
+from aimfair.base.os_errors import explain
 from aimfair.base.progress import Progress
 from aimfair.data.cache import decode_files
 from aimfair.data.catalogue import IMAGE_SUFFIXES, Rejected, image_files
@@ -87,7 +88,10 @@ def read_source(
         AimfairError: there is no such folder, it has neither layout, or an image is of a group that does not exist.
         Interrupted: as ``interrupt`` says.
     """
-    images, ignored = _find(folder, groups)
+    try:
+        images, ignored = _find(folder, groups)
+    except OSError as error:  # such as an unreadable folder
+        raise AimfairError(explain(error, {folder: "generate.folder"})) from error
     files = [one.file for one in images]
     stamps = {file: stamp(folder / file) for file in files}
     decoded = decode_files(

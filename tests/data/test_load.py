@@ -1,7 +1,9 @@
 """What holds for every kind of data set on disk, seen on tables."""
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,8 +14,9 @@ from aimfair.base.log import Log
 from aimfair.data import decode as decode_module
 from aimfair.data.decode import decode
 from aimfair.data.images import Rows, Splits
-from aimfair.data.load import load_splits
+from aimfair.data.load import list_images, load_splits
 from aimfair.data.settings import DataSettings
+from aimfair.generation.source import read_source
 from tests.data.conftest import Warnings, save_image
 
 SIZES = {"train": 40, "val": 12, "test": 12}
@@ -271,6 +274,55 @@ def test_nothing_of_the_user_is_changed(root: Path) -> None:
 def test_bad_settings_are_refused(root: Path, changes: dict[str, object], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         load_splits(settings(**{"root": root, **changes}))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("kind", "file"),
+    [
+        ("table", "labels.csv"),
+        ("table", "labels.jsonl"),
+        ("table", "labels.parquet"),
+        ("imagefolder", "metadata.csv"),
+        ("celeba", "list_attr_celeba.txt"),
+        ("celeba", "list_eval_partition.csv"),
+    ],
+)
+def test_lists_that_may_not_be_read_are_named_with_their_setting(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, file: str
+) -> None:
+    for name in ("list_attr_celeba.txt", "list_eval_partition.csv"):
+        (tmp_path / name).write_text("1\nSmiling Male\na.jpg 1 1\n")
+    (tmp_path / file).write_text("x")
+    open_file = Path.open
+
+    def refuse(path: Path, *arguments: object, **options: object) -> object:
+        if path.name == file:
+            raise PermissionError(13, "Permission denied", str(path))
+        return open_file(path, *arguments, **options)  # type: ignore[call-overload]
+
+    monkeypatch.setattr(Path, "open", refuse)
+    table = file if kind == "table" else "labels.csv"
+    settings = DataSettings(kind=kind, root=tmp_path, table=table, target="Smiling", protected="Male")  # type: ignore[arg-type]
+    with pytest.raises(
+        AimfairError,
+        match=f"^{tmp_path / file}: permission denied to user .*; change .* choose another with data.root$",
+    ):
+        list_images(settings)
+
+
+def test_folders_that_may_not_be_listed_are_named_with_their_setting(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(folder: Path, onerror: Any) -> Iterator[Any]:
+        onerror(PermissionError(13, "Permission denied", str(folder / "inner")))
+        yield from ()
+
+    monkeypatch.setattr("os.walk", refuse)
+    with pytest.raises(AimfairError, match=r"inner: permission denied to user .* choose another with data.root$"):
+        list_images(DataSettings(kind="utkface", root=tmp_path, target="gender", protected="white", majority=[1, 0]))
+    (tmp_path / "0_0").mkdir()
+    with pytest.raises(AimfairError, match=r"inner: permission denied to .* choose another with generate.folder$"):
+        read_source(tmp_path, (2, 2), DataSettings())
 
 
 def test_a_split_or_class_without_images_is_refused(root: Path) -> None:

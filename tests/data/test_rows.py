@@ -107,7 +107,7 @@ def test_a_column_twice_in_parquet(tmp_path: Path) -> None:
 
 def test_bad_parquet_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "labels.parquet"
-    with pytest.raises(AimfairError, match=r"labels.parquet: cannot be read as Parquet: .*No such file"):
+    with pytest.raises(FileNotFoundError, match=r"labels.parquet"):
         header(path)
     path.write_bytes(b"file,sick\n")
     with pytest.raises(AimfairError, match=r"labels.parquet: cannot be read as Parquet: \S"):

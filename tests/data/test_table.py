@@ -235,5 +235,6 @@ def test_columns_and_table_of_other_names(tmp_path: Path) -> None:
 
 
 def test_a_missing_table_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(AimfairError, match=r"labels.csv: cannot be read .* No such file"):
+    expected = r"^data.table: .*labels.csv does not exist, nor any other table in its folder$"
+    with pytest.raises(ConfigError, match=expected):
         table.read(tmp_path, DataSettings(kind="table", root=tmp_path))
