@@ -1,5 +1,8 @@
 """Errors that the user can fix: one line each, which the command line prints without a traceback."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 
 class AimfairError(Exception):
     """One line: the file, key or tensor, what was found, what was expected, what to do."""
@@ -14,5 +17,15 @@ class ConfigError(AimfairError):
 
 
 def one_line(error: BaseException) -> str:
-    """The first line of an error's message that is not blank, or else its type."""
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+    """The whole message of an error with its lines joined; its type where there is none, or only a key."""
+    message = " ".join(str(error).split())
+    return f"{type(error).__name__}: {message}" if isinstance(error, KeyError) else message or type(error).__name__
+
+
+@contextmanager
+def prefixed(prefix: str) -> Iterator[None]:
+    """Errors inside begin with ``prefix``, such as the setting that they are about."""
+    try:
+        yield
+    except AimfairError as error:
+        raise type(error)(f"{prefix}: {error}") from error

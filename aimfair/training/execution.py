@@ -120,8 +120,9 @@ def _compiled(model: nn.Module, images: Tensor) -> Any:
     try:
         return model(images)
     except TorchDynamoException as error:
+        reason = str(error).partition("\n")[0]  # on further lines it explains itself at length
         raise AimfairError(
-            f"model.compile: torch.compile fails on {type(model).__name__}: {one_line(error)}; set it to false"
+            f"model.compile: torch.compile fails on {type(model).__name__}: {reason}; set it to false"
         ) from error
 
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from aimfair.base.errors import AimfairError
+from aimfair.base.errors import AimfairError, prefixed
 from aimfair.base.files import write_json
 from aimfair.base.seeds import derive_seed, forked_torch_rng, seed_torch
 from aimfair.selective.parameters import listing, named_parameters, require_tunable
@@ -121,7 +121,8 @@ def load_model(folder: Path, settings: ModelSettings | None = None) -> nn.Module
 
 def preprocessing_caution(settings: ModelSettings) -> str | None:
     """A warning if the pretrained model was trained with another mean and standard deviation than the run's."""
-    found = _normalization(settings)
+    with prefixed("model.pretrained"):
+        found = _normalization(settings)
     if found is None:
         return None
     mean, std = (tuple(map(float, values)) for values in found)
@@ -141,29 +142,31 @@ def _build(settings: ModelSettings, classes: int) -> nn.Module:
         return hf.build(settings.config, classes)
     library, name = settings.source
     if settings.pretrained is None:
-        build = {"timm": timm.build, "torchvision": torchvision.make, "own": make_own}[library]
+        build = {"timm": timm.build, "torchvision": torchvision.build, "own": make_own}[library]
         return build(name, settings.config, classes)
-    if library == "folder":
-        return _build_from_folder(Path(name), classes)
-    pretrained = {"timm": timm, "torchvision": torchvision, "hf": hf}[library].build_pretrained
-    model: nn.Module = pretrained(name, classes, settings.allow_download)
-    return model
+    with prefixed("model.pretrained"):
+        if library == "folder":
+            return _build_from_folder(Path(name), classes)
+        pretrained = {"timm": timm, "torchvision": torchvision, "hf": hf}[library].build_pretrained
+        model: nn.Module = pretrained(name, classes, settings.allow_download)
+        return model
 
 
 def _build_from_folder(folder: Path, classes: int) -> nn.Module:
     """From a folder of any library, with a new head if the number of classes differs."""
     if not folder.is_dir():
-        raise AimfairError(f"model.pretrained: {folder}: no such folder, expected one with {CONFIG} and {WEIGHTS}")
-    values = read_config(folder) if (folder / CONFIG).exists() else {}
+        raise AimfairError(f"{folder}: no such folder, expected one with {CONFIG} and {WEIGHTS}")
+    values = read_config(folder)
     if "factory" in values:
         if values["factory"] != "torchvision":
             raise AimfairError(
-                f"model.pretrained: {folder / CONFIG}: made by the function {values.get('name')!r}, which is not run;"
-                " give it as model.factory and let it load the weights"
+                f"{folder / CONFIG}: made by the function {values.get('name')!r}, which is not run; give it as"
+                " model.factory and let it load the weights"
             )
         name, arguments, _ = _made(folder, values)
-        model = torchvision.make(name, arguments, classes, str(folder / CONFIG))
-        transplant(read_weights(folder / WEIGHTS), model, f"model.pretrained: {folder / WEIGHTS}")
+        with prefixed(str(folder / CONFIG)):
+            model = torchvision.make(name, arguments, classes)
+        transplant(read_weights(folder / WEIGHTS), model, str(folder / WEIGHTS))
         return model
     if "architecture" in values and "model_type" not in values:
         return timm.build_from_folder(folder, classes)
@@ -173,7 +176,8 @@ def _build_from_folder(folder: Path, classes: int) -> nn.Module:
 def _load_made(folder: Path, values: dict[str, Any], settings: ModelSettings | None) -> nn.Module:
     name, arguments, classes = _made(folder, values)
     if values["factory"] == "torchvision":
-        model = torchvision.make(name, arguments, classes, str(folder / CONFIG))
+        with prefixed(str(folder / CONFIG)):
+            model = torchvision.make(name, arguments, classes)
     else:
         trusted = None if settings is None else settings.factory
         if name != trusted:

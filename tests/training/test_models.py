@@ -1,6 +1,7 @@
 """Classifiers: made from settings, saved, loaded, and refused."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -83,6 +84,9 @@ def test_a_missing_folder_is_refused(tmp_path):
 
 def test_pickled_weights_are_never_read(folder):
     (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
+    with pytest.raises(AimfairError, match=r"model\.safetensors: no such file; found pytorch_model\.bin, but pickles"):
+        load_model(folder)
+    (folder / "pytorch_model.bin").unlink()
     with pytest.raises(AimfairError, match=r"model.safetensors: no such file; weights are read from safetensors alone"):
         load_model(folder)
     (folder / "model.safetensors").write_bytes(b"\x80\x02}q\x00.")
@@ -162,7 +166,40 @@ class TestPretrained:
 
     def test_refuses_nan(self, folder):
         edit_weights(folder, lambda weights: weights["classifier.1.bias"].fill_(float("nan")))
-        with pytest.raises(AimfairError, match=r"NaN or infinite weights in classifier\.1\.bias"):
+        with pytest.raises(
+            AimfairError, match=r"^model\.pretrained: .*: NaN or infinite weights in classifier\.1\.bias"
+        ):
+            build_model(ModelSettings(pretrained=str(folder)), 2, 100)
+
+    @pytest.mark.parametrize(
+        ("changes", "message"),
+        [
+            ({"hidden_act": "nope"}, r"transformers cannot load it: hidden_act: 'nope' is not known to it"),
+            ({"hidden_sizes": "x"}, r"'hidden_sizes': TypeError: .* got str \(value: 'x'\)"),  # several lines
+            ({"model_type": None, "architecture": "resnet18"}, r"config\.json: num_classes is None"),
+        ],
+    )
+    def test_names_the_setting_where_the_configuration_is_wrong(self, folder, changes, message):
+        path = folder / "config.json"
+        values = {**json.loads(path.read_text()), **changes}
+        path.write_text(json.dumps({key: value for key, value in values.items() if value is not None}))
+        with pytest.raises(AimfairError, match=rf"^model\.pretrained: {re.escape(str(folder))}.*{message}") as refusal:
+            build_model(ModelSettings(pretrained=str(folder)), 2, 100)
+        assert "\n" not in str(refusal.value)
+
+    def test_names_the_setting_where_files_are_wrong(self, folder):
+        where = rf"^model\.pretrained: {re.escape(str(folder))}"
+        (folder / "model.safetensors").rename(folder / "weights.pt")
+        with pytest.raises(AimfairError, match=rf"{where}: found weights\.pt, but pickles .* save_pretrained"):
+            build_model(ModelSettings(pretrained=str(folder)), 2, 100)
+        (folder / "config.json").write_text("[]")
+        with pytest.raises(AimfairError, match=rf"{where}/config\.json: .* expected a JSON object, found a list"):
+            build_model(ModelSettings(pretrained=str(folder)), 2, 100)
+        (folder / "config.json").unlink()
+        with pytest.raises(AimfairError, match=rf"{where}/config\.json: no such file"):
+            build_model(ModelSettings(pretrained=str(folder)), 2, 100)
+        (folder / "config.json").mkdir()
+        with pytest.raises(AimfairError, match=rf"{where}/config\.json: is a folder"):
             build_model(ModelSettings(pretrained=str(folder)), 2, 100)
 
     def test_refuses_repeated_names(self, folder):

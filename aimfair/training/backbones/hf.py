@@ -20,7 +20,7 @@ from aimfair.base.libraries import optional
 from aimfair.selective.parameters import listing
 from aimfair.selective.storage import check_header
 from aimfair.training.backbones.origin import CONFIG, WEIGHTS
-from aimfair.training.backbones.weights import load_weights, require_finite, write_weights
+from aimfair.training.backbones.weights import load_weights, pickled_only, write_weights
 from aimfair.training.head import head_names
 
 if TYPE_CHECKING:
@@ -56,7 +56,7 @@ def build_pretrained(name: str, classes: int, allow_download: bool) -> nn.Module
     """A model from a folder or the hub, with a new head if it has none for ``classes``.
 
     Raises:
-        AimfairError: naming ``model.pretrained``: missing, damaged, or incomplete beyond the head.
+        AimfairError: missing, damaged, or incomplete beyond the head.
     """
     with _quiet():
         return _pretrained(name, classes, allow_download)
@@ -129,8 +129,16 @@ def _from_config(config: "PreTrainedConfig") -> "PreTrainedModel":
     try:
         model: PreTrainedModel = AutoModelForImageClassification.from_config(config, dtype=torch.float32)  # type: ignore[no-untyped-call]
     except Exception as error:
-        raise AimfairError(f"model.config: no image classifier can be made of it: {one_line(error)}") from error
+        reason = _reason(error, config)
+        raise AimfairError(f"model.config: no image classifier can be made of it: {reason}") from error
     return model
+
+
+def _reason(error: Exception, config: "PreTrainedConfig | None") -> str:
+    """What transformers says; of a value that it looks up in vain, which is all that it says, also the key."""
+    values = config.to_dict() if config is not None and isinstance(error, KeyError) else {}
+    key = next((key for key, value in values.items() if value == error.args[0]), None)
+    return one_line(error) if key is None else f"{key}: {error.args[0]!r} is not known to it"
 
 
 # -- weights -------------------------------------------------------------------------------------------
@@ -139,14 +147,13 @@ def _from_config(config: "PreTrainedConfig") -> "PreTrainedModel":
 def _pretrained(name: str, classes: int, allow_download: bool) -> "PreTrainedModel":
     from transformers import AutoConfig, AutoModelForImageClassification
 
-    where = f"model.pretrained: {name}"
     model: PreTrainedModel
+    config: PreTrainedConfig | None = None
     try:
         source = name if allow_download or Path(name).is_absolute() else str(_hub_file(name, CONFIG, False).parent)
-        for path in Path(source).glob("*.safetensors"):
-            check_header(path)
+        _require_safetensors(Path(source))
         config = AutoConfig.from_pretrained(source, num_labels=classes, **TASK)
-        _require_classifier(config, where)
+        _require_classifier(config, name)
         model, found = AutoModelForImageClassification.from_pretrained(
             source,
             config=config,
@@ -158,14 +165,27 @@ def _pretrained(name: str, classes: int, allow_download: bool) -> "PreTrainedMod
     except AimfairError:
         raise
     except Exception as error:  # transformers may raise anything
-        raise AimfairError(f"{where}: not usable: {one_line(error)}") from error
+        raise AimfairError(f"{name}: transformers cannot load it: {_reason(error, config)}") from error
     new = {*found["missing_keys"], *(key for key, *_ in found["mismatched_keys"])}
     if lacking := sorted(new - _may_be_new(model)):
         raise AimfairError(
-            f"{where}: not the weights of a {type(model).__name__}: missing or of another shape: {listing(lacking)}"
+            f"{name}: not the weights of a {type(model).__name__}: missing or of another shape: {listing(lacking)}"
         )
-    require_finite(name, model.state_dict())
     return model
+
+
+def _require_safetensors(folder: Path) -> None:
+    """
+    Raises:
+        AimfairError: damaged safetensors files, or none but pickles.
+    """
+    for path in folder.glob("*.safetensors"):
+        try:
+            check_header(path)
+        except ValueError as error:
+            raise AimfairError(f"{path}: not a usable safetensors file: {one_line(error)}") from error
+    if pickles := pickled_only(folder):
+        raise AimfairError(f"{folder}: {pickles}")
 
 
 def _require_classifier(config: "PreTrainedConfig", where: str) -> None:

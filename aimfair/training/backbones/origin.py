@@ -115,10 +115,13 @@ def read_config(folder: Path) -> dict[str, Any]:
         values = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise AimfairError(f"{path}: no such file, expected a model folder with {CONFIG} and {WEIGHTS}") from None
+    except IsADirectoryError:
+        raise AimfairError(f"{path}: is a folder, expected a file") from None
     except ValueError as error:
         raise AimfairError(f"{path}: not a usable model configuration: {one_line(error)}") from error
     if not isinstance(values, dict):
-        raise AimfairError(f"{path}: not a usable model configuration: expected a JSON object")
+        kind = type(values).__name__
+        raise AimfairError(f"{path}: not a usable model configuration: expected a JSON object, found a {kind}")
     return values
 
 

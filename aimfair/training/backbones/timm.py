@@ -9,7 +9,7 @@ from typing import Any, cast
 
 from torch import nn
 
-from aimfair.base.errors import AimfairError, one_line
+from aimfair.base.errors import AimfairError, one_line, prefixed
 from aimfair.base.files import write_json
 from aimfair.training.backbones.origin import (
     CONFIG,
@@ -21,7 +21,7 @@ from aimfair.training.backbones.origin import (
     require_arguments,
     set_origin,
 )
-from aimfair.training.backbones.weights import load_weights, read_weights, require_finite, write_weights
+from aimfair.training.backbones.weights import load_weights, read_weights, write_weights
 
 _SOURCES = {"url", "file", "hf_hub_id", "hf_hub_filename", "source", "state_dict", "custom_load"}
 """Keys of timm's model description that locate weights; dropped for a folder that holds them."""
@@ -35,27 +35,29 @@ def build(name: str, arguments: dict[str, Any], classes: int) -> nn.Module:
         arguments: of the architecture; ``model.config`` in errors.
     """
     require_arguments(arguments, "model.config")
-    return _create("model.factory", name, arguments, classes)
+    with prefixed("model.factory"):
+        return _create(name, arguments, classes)
 
 
 def build_pretrained(name: str, classes: int, allow_download: bool) -> nn.Module:
     """A model with timm's weights, with a new head if the number of classes differs.
 
     Raises:
-        AimfairError: naming ``model.pretrained``.
+        AimfairError: unknown, not in the hub's cache, or damaged.
     """
     timm = _library()
-    _require_known(timm, "model.pretrained", name)
+    _require_known(timm, name)
     path = _cached(timm, name, allow_download)
     read_weights(path)  # checked here, as timm does not
-    return _create("model.pretrained", name, {}, classes, path)
+    return _create(name, {}, classes, path)
 
 
 def build_from_folder(folder: Path, classes: int) -> nn.Module:
     """A model from a folder in timm's layout, with a new head if the number of classes differs."""
     name, arguments, cfg, stored = _described(folder)
     read_weights(folder / WEIGHTS)
-    return _create("model.pretrained", name, arguments, classes, folder / WEIGHTS, {**cfg, "num_classes": stored})
+    with prefixed(str(folder / CONFIG)):
+        return _create(name, arguments, classes, folder / WEIGHTS, {**cfg, "num_classes": stored})
 
 
 def save(model: nn.Module, folder: Path) -> None:
@@ -79,7 +81,8 @@ def save(model: nn.Module, folder: Path) -> None:
 def load(folder: Path) -> nn.Module:
     """The model of a folder that :func:`save` wrote."""
     name, arguments, cfg, classes = _described(folder)
-    model = _create(str(folder / CONFIG), name, arguments, classes, cfg=cfg)
+    with prefixed(str(folder / CONFIG)):
+        model = _create(name, arguments, classes, cfg=cfg)
     load_weights(folder / WEIGHTS, model)
     return model
 
@@ -91,7 +94,6 @@ def normalization(name: str | Path) -> tuple[list[float], list[float]] | None:
 
 
 def _create(
-    where: str,
     name: str,
     arguments: dict[str, Any],
     classes: int,
@@ -99,7 +101,7 @@ def _create(
     cfg: dict[str, Any] | None = None,
 ) -> nn.Module:
     timm = _library()
-    _require_known(timm, where, name)
+    _require_known(timm, name)
     overlay = {key: value for key, value in (cfg or {}).items() if key not in _SOURCES}
     if weights is not None:
         overlay |= {"file": str(weights), "custom_load": False, "source": ""}
@@ -112,8 +114,7 @@ def _create(
             **arguments,
         )
     except Exception as error:  # each architecture checks its own arguments and may raise anything
-        raise AimfairError(f"{where}: timm cannot make {name}: {one_line(error)}") from error
-    require_finite(where, model.state_dict())
+        raise AimfairError(f"timm cannot make {name}: {one_line(error)}") from error
     set_origin(model, Origin("timm", name, arguments, classes))
     return model
 
@@ -126,7 +127,7 @@ def _described(folder: Path) -> tuple[str, dict[str, Any], dict[str, Any], int]:
     if not (isinstance(name, str) and isinstance(arguments, dict) and isinstance(cfg, dict)):
         raise AimfairError(f"{path}: not timm's: expected a string architecture and objects model_args, pretrained_cfg")
     if not isinstance(classes, int) or classes < 1:
-        raise AimfairError(f"{path}: num_classes is {classes!r}, expected a number above 0")
+        raise AimfairError(f"{path}: num_classes is {classes!r}, expected the number of classes of the weights")
     arguments = {key: value for key, value in arguments.items() if key != "num_classes"}
     require_arguments(arguments, f"{path}: model_args")
     return name, arguments, cfg, classes
@@ -137,34 +138,34 @@ def _cached(timm: ModuleType, name: str, allow_download: bool) -> Path:
 
     repository = _pretrained_cfg(timm, name).get("hf_hub_id")
     if not repository:
-        raise AimfairError(f"model.pretrained: timm has no weights for {name} on the hub; give a folder")
+        raise AimfairError(f"timm has no weights for {name} on the hub; give a folder")
     path = try_to_load_from_cache(repository, WEIGHTS)
     if isinstance(path, str):
         return Path(path)
     if not allow_download:
         raise AimfairError(
-            f"model.pretrained: timm:{name}: {repository} is not in the hub's cache, {constants.HF_HUB_CACHE}; download"
+            f"timm:{name}: {repository} is not in the hub's cache, {constants.HF_HUB_CACHE}; download"
             " it with --model.allow_download true"
         )
     try:
         return Path(hf_hub_download(repository, WEIGHTS))
     except Exception as error:  # the hub's client may raise anything
-        raise AimfairError(f"model.pretrained: timm:{name}: cannot be fetched: {one_line(error)}") from error
+        raise AimfairError(f"timm:{name}: cannot be fetched: {one_line(error)}") from error
 
 
 def _pretrained_cfg(timm: ModuleType, name: str) -> dict[str, Any]:
-    _require_known(timm, "model.pretrained", name)
+    _require_known(timm, name)
     cfg = timm.get_pretrained_cfg(name)
     return cast(dict[str, Any], cfg.to_dict()) if cfg is not None else {}
 
 
-def _require_known(timm: ModuleType, where: str, name: str) -> None:
+def _require_known(timm: ModuleType, name: str) -> None:
     """Also keeps out ``hf-hub:`` and ``local-dir:``, which timm would follow."""
     if timm.is_model(name):
         return
     near = timm.list_models(f"*{name[:8].replace('[', '')}*")[:3] if name else []
     hint = f"; there is {', '.join(near)}" if near else ""
-    raise AimfairError(f"{where}: timm knows no model {name!r}{hint}")
+    raise AimfairError(f"timm knows no model {name!r}{hint}")
 
 
 def _library() -> ModuleType:

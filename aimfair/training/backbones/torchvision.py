@@ -16,25 +16,36 @@ from urllib.parse import urlparse
 import torch
 from torch import nn
 
-from aimfair.base.errors import AimfairError, one_line
+from aimfair.base.errors import AimfairError, one_line, prefixed
 from aimfair.training.backbones.origin import Origin, import_library, require_arguments, set_origin
 from aimfair.training.backbones.weights import transplant
 
 
-def make(name: str, arguments: dict[str, Any], classes: int, where: str = "model.factory") -> nn.Module:
+def build(name: str, arguments: dict[str, Any], classes: int) -> nn.Module:
+    """A model with random weights, of settings.
+
+    Raises:
+        AimfairError: naming ``model.factory`` or ``model.config``.
+    """
+    require_arguments(arguments, "model.config")
+    with prefixed("model.factory"):
+        return make(name, arguments, classes)
+
+
+def make(name: str, arguments: dict[str, Any], classes: int) -> nn.Module:
     """A model with random weights, of torchvision's registry.
 
     Raises:
-        AimfairError: naming ``where``.
+        AimfairError: an unknown name, or arguments that it does not take.
     """
-    require_arguments(arguments, "model.config" if where == "model.factory" else f"{where}: arguments")
+    require_arguments(arguments, "arguments")
     torchvision = _library()
     if name not in torchvision.models.list_models(module=torchvision.models):
-        raise AimfairError(f"{where}: torchvision knows no image classifier {name!r}")
+        raise AimfairError(f"torchvision knows no image classifier {name!r}")
     try:
         model: nn.Module = torchvision.models.get_model(name, weights=None, num_classes=classes, **arguments)
     except Exception as error:  # each architecture checks its own arguments and may raise anything
-        raise AimfairError(f"{where}: torchvision cannot make {name}: {one_line(error)}") from error
+        raise AimfairError(f"torchvision cannot make {name}: {one_line(error)}") from error
     set_origin(model, Origin("torchvision", name, arguments, classes))
     return model
 
@@ -46,22 +57,21 @@ def build_pretrained(name: str, classes: int, allow_download: bool) -> nn.Module
         name: of the model, or ``model/weights`` with a name of its enumeration of weights, default ``DEFAULT``.
 
     Raises:
-        AimfairError: naming ``model.pretrained``.
+        AimfairError: unknown, missing or damaged weights.
     """
     model_name, weights = _weights(name)
     path = Path(torch.hub.get_dir(), "checkpoints", os.path.basename(urlparse(weights.url).path))
     if not path.exists() and not allow_download:
         raise AimfairError(
-            f"model.pretrained: torchvision:{name}: {path}: no such file; put {weights.url} there, or fetch it with"
-            " model.allow_download"
+            f"torchvision:{name}: {path}: no such file; put {weights.url} there, or fetch it with model.allow_download"
         )
-    model = make(model_name, {}, classes, "model.pretrained")
+    model = make(model_name, {}, classes)
     try:
         # torchvision publishes pickles; weights_only admits tensors alone, check_hash verifies a download.
         state = weights.get_state_dict(progress=False, check_hash=True, weights_only=True)
     except Exception as error:
-        raise AimfairError(f"model.pretrained: torchvision:{name}: not usable: {one_line(error)}") from error
-    transplant(state, model, f"model.pretrained: torchvision:{name}")
+        raise AimfairError(f"torchvision:{name}: not usable: {one_line(error)}") from error
+    transplant(state, model, f"torchvision:{name}")
     return model
 
 
@@ -75,12 +85,11 @@ def _weights(name: str) -> tuple[str, Any]:
     torchvision = _library()
     model_name, _, which = name.partition("/")
     if model_name not in torchvision.models.list_models(module=torchvision.models):
-        raise AimfairError(f"model.pretrained: torchvision knows no image classifier {model_name!r}")
+        raise AimfairError(f"torchvision knows no image classifier {model_name!r}")
     known = torchvision.models.get_model_weights(model_name)
     if which and which not in known.__members__:
         raise AimfairError(
-            f"model.pretrained: torchvision has no weights {which!r} of {model_name}; it has"
-            f" {', '.join(known.__members__)}"
+            f"torchvision has no weights {which!r} of {model_name}; it has {', '.join(known.__members__)}"
         )
     return model_name, known[which or "DEFAULT"]
 

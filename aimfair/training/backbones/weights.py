@@ -13,10 +13,13 @@ from aimfair.base.errors import AimfairError, one_line
 from aimfair.base.files import replace_file
 from aimfair.selective.parameters import listing
 from aimfair.selective.storage import check_header, write_error
-from aimfair.training.backbones.origin import CONFIG
+from aimfair.training.backbones.origin import CONFIG, WEIGHTS
 from aimfair.training.head import head_names
 
 Weights = dict[str, Tensor]
+
+_PICKLES = {".bin", ".pt", ".pth", ".ckpt", ".pkl"}
+"""Suffixes of files of weights that torch reads with pickle."""
 
 
 def weights_of(model: nn.Module) -> Weights:
@@ -56,7 +59,8 @@ def read_weights(path: Path) -> Weights:
         check_header(path)
         weights = load_file(path)
     except FileNotFoundError:
-        raise AimfairError(f"{path}: no such file; weights are read from safetensors alone") from None
+        reason = pickled_only(path.parent) or "weights are read from safetensors alone"
+        raise AimfairError(f"{path}: no such file; {reason}") from None
     except (SafetensorError, ValueError) as error:
         raise AimfairError(f"{path}: not a usable safetensors file: {one_line(error)}") from error
     require_finite(path, weights)
@@ -89,6 +93,20 @@ def load_weights(path: Path, model: nn.Module) -> None:
     with torch.no_grad():
         for name, tensor in expected.items():
             tensor.copy_(weights[name])
+
+
+def pickled_only(folder: Path) -> str | None:
+    """What to do about a folder whose weights are pickles, which can run code when they are read; None if others are
+    there, or none at all."""
+    if any(folder.glob("*.safetensors")):
+        return None
+    pickles = sorted(path.name for path in folder.glob("*") if path.suffix in _PICKLES)
+    if not pickles:
+        return None
+    return (
+        f"found {listing(pickles)}, but pickles are not read, as they can run code; save the weights as {WEIGHTS} with"
+        " save_pretrained of a recent transformers, or safetensors.torch.save_file"
+    )
 
 
 def transplant(weights: Mapping[str, Tensor], model: nn.Module, where: str, image_size: int = 224) -> None:
