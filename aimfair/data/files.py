@@ -2,8 +2,9 @@
 
 import os
 from collections import defaultdict
+from collections.abc import Sequence
 from functools import cached_property
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 from aimfair.data.catalogue import IMAGE_SUFFIXES, relative_file
 from aimfair.data.spellings import distinct, folded_unicode
@@ -21,7 +22,7 @@ class Files:
     def __init__(self, root: Path):
         self.respelled: dict[str, str] = {}
         self._root = root
-        self._names: dict[str, set[str]] = {}
+        self._folders: dict[str, _Folder] = {}
 
     def find(self, text: str, within: str = "") -> str:
         """The file that ``text`` names, relative to ``root``: as it is written or, if there is none, the only one whose
@@ -35,18 +36,21 @@ class Files:
                 file; with that reason.
         """
         path = within + relative_file(text)
-        folder, _, name = path.rpartition("/")
-        if name in self._listed(folder):
+        folder, slash, name = path.rpartition("/")
+        if name in self._folder(folder + slash).names:
             return path
         also = within + relative_file(text.replace("\\", "/"))
-        there = self._by_fold.get(folded_unicode(also), [])
+        *above, name = map(folded_unicode, also.split("/"))
+        folders = self._folders_alike(above)
+        there = sorted(inner + found for inner in folders for found in self._folder(inner).by_fold.get(name, []))
         if also in there:
             there = [also]
         if len(there) > 1:
             several = " and ".join(distinct(there[:2]))
             raise ValueError(f"found no file {text!r}, but {several}: write the name as it is on disk")
         if not there:
-            if others := self._by_stem.get(_stem(folded_unicode(also))):
+            stem = _stem(name)
+            if others := sorted(one + found for one in folders for found in self._folder(one).by_stem.get(stem, [])):
                 raise ValueError(f"found no file {text!r}, but {others[0]!r}: write the suffix as it is on disk")
             return path
         self.respelled[path] = there[0]
@@ -63,31 +67,44 @@ class Files:
             f" for backslashes), for example {found} for {written}"
         ]
 
-    def _listed(self, folder: str) -> set[str]:
-        if folder not in self._names:
-            try:
-                self._names[folder] = set(os.listdir(self._root / folder))
-            except OSError:  # whoever opens the file is told why
-                self._names[folder] = set()
-        return self._names[folder]
+    def _folder(self, path: str) -> "_Folder":
+        """A folder below the root, with a "/" at its end, listed once; "" is the root."""
+        if path not in self._folders:
+            self._folders[path] = _Folder(self._root / path)
+        return self._folders[path]
+
+    def _folders_alike(self, parts: Sequence[str]) -> list[str]:
+        """The folders, each with a "/" at its end, whose paths have these folded parts."""
+        found = [""]
+        for part in parts:
+            found = [f"{one}{name}/" for one in found for name in self._folder(one).by_fold.get(part, [])]
+        return found
+
+
+class _Folder:
+    """The names in a folder; none if it cannot be listed: whoever opens a file in it is told why."""
+
+    def __init__(self, path: Path):
+        try:
+            self.names = set(os.listdir(path))
+        except OSError:
+            self.names = set()
 
     @cached_property
-    def _by_fold(self) -> dict[str, list[str]]:
-        """Path without case and Unicode form -> the files of that path."""
+    def by_fold(self) -> dict[str, list[str]]:
+        """By name without case and Unicode form."""
         found: defaultdict[str, list[str]] = defaultdict(list)
-        for folder, _, names in os.walk(self._root):
-            inside = PurePosixPath(Path(folder).relative_to(self._root).as_posix())
-            for path in (str(inside / name) for name in names):
-                found[folded_unicode(path)].append(path)
-        return {fold: sorted(paths) for fold, paths in found.items()}
+        for name in self.names:
+            found[folded_unicode(name)].append(name)
+        return found
 
     @cached_property
-    def _by_stem(self) -> dict[str, list[str]]:
-        """The images by their path without case, Unicode form and suffix."""
+    def by_stem(self) -> dict[str, list[str]]:
+        """The images by their name without case, Unicode form and suffix."""
         found: defaultdict[str, list[str]] = defaultdict(list)
-        for fold, paths in self._by_fold.items():
+        for fold, names in self.by_fold.items():
             if fold.endswith(IMAGE_SUFFIXES):
-                found[_stem(fold)] += paths
+                found[_stem(fold)] += names
         return found
 
 

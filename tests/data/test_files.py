@@ -1,5 +1,6 @@
 """Files whose names in a table and on disk differ."""
 
+import os
 import unicodedata
 from pathlib import Path
 
@@ -78,6 +79,25 @@ def test_backslashes_lead_to_no_place_outside(tmp_path: Path, name: str) -> None
     (tmp_path / "a.png").touch()
     with pytest.raises(ValueError, match=r"expected a path inside the data set's folder"):
         Files(tmp_path / "root").find(name)
+
+
+def test_only_folders_on_the_way_to_a_missing_file_are_listed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for folder in ("A", "a", "b", "b/c"):
+        (tmp_path / folder).mkdir()
+    (tmp_path / "a" / "1.png").touch()
+    listed: list[str] = []
+    listdir = os.listdir
+
+    def note(path: Path) -> list[str]:
+        listed.append(path.relative_to(tmp_path).as_posix())
+        return listdir(path)
+
+    monkeypatch.setattr("os.listdir", note)
+    files = Files(tmp_path)
+    for number in range(3):
+        assert files.find(f"A/no{number}.png") == f"A/no{number}.png"
+    assert files.find("A/1.png") == "a/1.png"
+    assert sorted(listed) == [".", "A", "a"]
 
 
 def settings(root: Path, kind: str) -> DataSettings:
