@@ -72,7 +72,7 @@ def findings(parent: Parent, request: Request, outcomes: Outcomes) -> Findings:
     config, seed = parent.config, outcomes.results.seeds[0]
     run = parent.run.ablation("selective") / ONLY_GROUP
     size, fit = config.data.image_size, config.data.fit
-    images = Manifest(run / "synthetic").load("balanced", size, fit, interrupt=parent.run.interrupt)
+    images = Manifest(run / "synthetic").load("balanced", size, fit, log=parent.run.log, interrupt=parent.run.interrupt)
     device = tuning_device(config.device)
     measured = {}
     for one in outcomes.arms:

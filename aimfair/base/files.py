@@ -8,11 +8,11 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from aimfair.selective.atomic import naming, replace_file, sync
+from aimfair.selective.atomic import naming, note_needed, replace_file, sync
 
 __all__ = [
-    "append_text", "cache_folder", "file_digest", "is_temporary", "naming", "remove_temporaries", "replace_file",
-    "sync", "write_json", "write_text",
+    "append_text", "cache_folder", "file_digest", "is_temporary", "naming", "note_needed", "remove_temporaries",
+    "replace_file", "sync", "write_json", "write_text",
 ]  # fmt: skip
 
 _TEMPORARY = re.compile(r"\..+\.\d+\.tmp")

@@ -29,9 +29,19 @@ import numpy.typing as npt
 import PIL
 
 from aimfair.base.errors import AimfairError
-from aimfair.base.files import append_text, cache_folder, naming, remove_temporaries, sync, write_json, write_text
+from aimfair.base.files import (
+    append_text,
+    cache_folder,
+    naming,
+    note_needed,
+    remove_temporaries,
+    sync,
+    write_json,
+    write_text,
+)
 from aimfair.base.interrupt import NEVER, Interrupt
 from aimfair.base.lock import locked
+from aimfair.base.log import NOWHERE, Log
 from aimfair.base.progress import Progress
 from aimfair.data import decode
 from aimfair.data.catalogue import Rejected
@@ -75,6 +85,7 @@ def decode_files(
     *,
     fit: decode.Fit = "crop",
     folder: Path | None = None,
+    log: Log = NOWHERE,
     progress: Progress | None = None,
     interrupt: Interrupt = NEVER,
 ) -> Decoded:
@@ -85,6 +96,7 @@ def decode_files(
         max_pixels: larger files are rejected.
         fit: how images become squares, as :func:`aimfair.data.decode.fit`.
         folder: of the cache; None: :func:`default_folder`. One process at a time decodes into it.
+        log: is warned of a damaged entry.
 
     Raises:
         AimfairError: the entry vanishes while it is written.
@@ -103,12 +115,12 @@ def decode_files(
             found = entry.read(request)  # another process may have built it meanwhile
             if found is None:
                 if entry.pixels.exists():
-                    progress.say(f"warning: {entry.pixels}: damaged, or of an earlier version; decoding again")
+                    log.warn(f"{entry.pixels}: damaged, or of an earlier version; decoding again")
                 remove_temporaries(entry.folder)
                 _build(entry, request, progress, interrupt)
                 found = entry.read(request)
     except OSError as error:
-        error.add_note(f"{len(files) * size * size * 3 / 1e6:,.2f} MB needed for decoded images")
+        note_needed(error, len(files) * size * size * 3)
         raise
     if found is None:
         raise AimfairError(f"{entry.folder}: decoded images were removed or changed while they were written; run again")

@@ -186,8 +186,12 @@ def naming_left_out(rejected: Sequence[Rejected], total: int, what: str) -> Iter
     except AimfairError as error:
         if not rejected:
             raise
-        left_out = f"{len(rejected):,} of {total:,} {what} are left out: {reasons(rejected)}"
-        raise type(error)(f"{error}; {left_out}") from error
+        raise type(error)(f"{error}{left_out(rejected, total, what)}") from error
+
+
+def left_out(rejected: Sequence[Rejected], total: int, what: str) -> str:
+    """The end of an error: "; 3 of 40 rows are left out: ...", or nothing if there are none."""
+    return f"; {len(rejected):,} of {total:,} {what} are left out: {reasons(rejected)}" if rejected else ""
 
 
 def leave_out(rejected: Sequence[Rejected], total: int, what: str, max_share: float, log: Log) -> None:

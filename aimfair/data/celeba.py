@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from aimfair.base.errors import AimfairError
-from aimfair.data.catalogue import SPLITS, Catalogue, Rejected, naming_left_out, reasons, unknown_name
+from aimfair.data.catalogue import SPLITS, Catalogue, Rejected, left_out, naming_left_out, reasons, unknown_name
 from aimfair.data.files import Files
 from aimfair.data.labels import Attribute, Labels
 from aimfair.data.settings import DataSettings
@@ -61,9 +61,9 @@ def read(root: Path, settings: DataSettings) -> Catalogue:
     ]
     rows = sorted((splits[file], file) for file in labels.keys() & splits.keys())
     if not rows:
-        left_out = f"; {len(rejected):,} rows are left out: {reasons(rejected)}" if rejected else ""
         raise AimfairError(
-            f"{attributes}: found no image that is also in {partition.name}, expected {OFFICIAL_IMAGES:,}{left_out}"
+            f"{attributes}: found no image that is also in {partition.name}, expected {OFFICIAL_IMAGES:,}"
+            + left_out(rejected, len(rejected), "rows")
         )
     folder = _images(root, rows[0][1])
     disk, files = Files(root), {}

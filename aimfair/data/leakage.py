@@ -8,7 +8,7 @@ from PIL import Image
 
 from aimfair.base.errors import AimfairError
 from aimfair.base.interrupt import NEVER, Interrupt
-from aimfair.base.log import Log
+from aimfair.base.log import NOWHERE, Log
 from aimfair.base.progress import Progress
 from aimfair.data.decode import content_digest
 from aimfair.data.images import ImageSet, Splits
@@ -76,7 +76,7 @@ def _digests_of_files(settings: DataSettings, progress: Progress | None, interru
     found: dict[str, str] = {}
     for numbers in decoded_together(catalogue):
         some = catalogue.subset(numbers)
-        decoded = decode(some, settings, progress, interrupt)
+        decoded = decode(some, settings, NOWHERE, progress, interrupt)
         found |= {some.files[number]: digest for number, digest in zip(decoded.kept, decoded.digests, strict=True)}
     return found
 

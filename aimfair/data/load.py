@@ -37,7 +37,7 @@ def load_splits(
     and image folders without it are taken as they are.
 
     Args:
-        log: gets warnings about skipped rows, files and copies.
+        log: gets warnings about skipped rows, files and copies, and damaged pixels in the cache.
 
     Raises:
         AimfairError: the data set cannot be used: the line says which file or setting is wrong.
@@ -52,7 +52,7 @@ def load_splits(
         catalogue = with_biased_training(catalogue, settings)
 
     together = decoded_together(catalogue)
-    decoded = [decode(catalogue.subset(numbers), settings, progress, interrupt) for numbers in together]
+    decoded = [decode(catalogue.subset(numbers), settings, log, progress, interrupt) for numbers in together]
     rejected = [one for some in decoded for one in some.rejected]
     total = len(catalogue.files)
     leave_out(rejected, total, f"images of {catalogue.root}", settings.max_bad_share, log)
@@ -158,7 +158,9 @@ def _with_validation(catalogue: Catalogue, split: Indices, settings: DataSetting
     return replace(catalogue, split=split).subset(order)
 
 
-def decode(catalogue: Catalogue, settings: DataSettings, progress: Progress | None, interrupt: Interrupt) -> Decoded:
+def decode(
+    catalogue: Catalogue, settings: DataSettings, log: Log, progress: Progress | None, interrupt: Interrupt
+) -> Decoded:
     """The decoded images of one part of :func:`decoded_together`, through the cache."""
     return decode_files(
         catalogue.root,
@@ -166,6 +168,7 @@ def decode(catalogue: Catalogue, settings: DataSettings, progress: Progress | No
         settings.image_size,
         settings.max_pixels,
         fit=settings.fit,
+        log=log,
         progress=progress,
         interrupt=interrupt,
     )

@@ -12,7 +12,7 @@ import numpy as np
 from aimfair.base.errors import AimfairError
 from aimfair.base.log import Log
 from aimfair.data.biased_subset import Indices
-from aimfair.data.catalogue import Catalogue, Rejected, image_files, naming_left_out, reasons
+from aimfair.data.catalogue import Catalogue, Rejected, image_files, left_out, naming_left_out
 from aimfair.data.labels import Attribute, Labels
 from aimfair.data.settings import UTKFACE, DataSettings
 from aimfair.data.split import biased, stratified
@@ -56,9 +56,9 @@ def read(root: Path, settings: DataSettings) -> Catalogue:
             files.append(file)
             facts.append(list(values.values()))
     if not files:
-        left_out = f"; {len(rejected):,} other images: {reasons(rejected)}" if rejected else ""
         raise AimfairError(
-            f"{root}: found no image named [age]_[gender]_[race]_[date].jpg; is data.root UTKFace's folder?{left_out}"
+            f"{root}: found no image named [age]_[gender]_[race]_[date].jpg; is data.root UTKFace's folder?"
+            + left_out(rejected, len(rejected), "files")
         )
     age, gender, race = np.array(facts, dtype=np.int64).T
     known = {

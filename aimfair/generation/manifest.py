@@ -17,6 +17,7 @@ from aimfair.base.errors import AimfairError
 from aimfair.base.files import append_text, write_text
 from aimfair.base.interrupt import NEVER, Interrupt
 from aimfair.base.lines import Line, as_lines, read_lines, readable_lines
+from aimfair.base.log import NOWHERE, Log
 from aimfair.base.progress import Progress
 from aimfair.base.seeds import derive_seed
 from aimfair.data.cache import decode_files
@@ -114,6 +115,7 @@ class Manifest:
         size: int,
         fit: Fit,
         *,
+        log: Log = NOWHERE,
         progress: Progress | None = None,
         interrupt: Interrupt = NEVER,
     ) -> ImageSet:
@@ -134,7 +136,15 @@ class Manifest:
         files = [record.file for record in records]
         cache = self.folder / "decoded"
         decoded = decode_files(
-            self.folder, files, size, MAX_PIXELS, fit=fit, folder=cache, progress=progress, interrupt=interrupt
+            self.folder,
+            files,
+            size,
+            MAX_PIXELS,
+            fit=fit,
+            folder=cache,
+            log=log,
+            progress=progress,
+            interrupt=interrupt,
         )
         if decoded.rejected:
             name, reason = decoded.rejected[0]

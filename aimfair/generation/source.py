@@ -11,6 +11,7 @@ from pathlib import Path, PurePosixPath
 
 from aimfair.base.errors import AimfairError, ConfigError
 from aimfair.base.interrupt import NEVER, Interrupt
+from aimfair.base.log import NOWHERE, Log
 from aimfair.base.os_errors import explain
 from aimfair.base.progress import Progress
 from aimfair.data.cache import decode_files
@@ -76,6 +77,7 @@ def read_source(
     groups: tuple[int, int],
     data: DataSettings,
     *,
+    log: Log = NOWHERE,
     progress: Progress | None = None,
     interrupt: Interrupt = NEVER,
 ) -> Source:
@@ -95,7 +97,7 @@ def read_source(
     files = [one.file for one in images]
     stamps = {file: stamp(folder / file) for file in files}
     decoded = decode_files(
-        folder, files, _SMALL, min(data.max_pixels, MAX_PIXELS), progress=progress, interrupt=interrupt
+        folder, files, _SMALL, min(data.max_pixels, MAX_PIXELS), log=log, progress=progress, interrupt=interrupt
     )
     rejected = {name: UNREADABLE for name, _ in decoded.rejected}
     digests = {files[number]: digest for number, digest in zip(decoded.kept, decoded.digests, strict=True)}

@@ -36,6 +36,11 @@ class _Context:
     progress: Progress
     interrupt: Interrupt
 
+    @property
+    def log(self) -> Log:
+        """Of what is said while the scan works."""
+        return Log(None, show=self.progress.say)
+
 
 @dataclass(frozen=True)
 class _Loaded:
@@ -70,7 +75,7 @@ def scan(
     if config.data.kind == "digits":
         splits = digits.load(config.data)
         return _combine(context, _Loaded(splits, None, []), splits.target_names, splits.protected_names, None)
-    catalogue = list_images(config.data, Log(None, show=context.progress.say))
+    catalogue = list_images(config.data, context.log)
     decoded = _decode_all(catalogue, context)
     loaded = _load(context)
     files = [catalogue.files[number] for number in decoded.kept]
@@ -189,7 +194,7 @@ def _decode_all(catalogue: Catalogue, context: _Context) -> _Decoded:
         (np.flatnonzero(~is_taken), small),
     ]:
         sized = settings.model_copy(update={"image_size": size})
-        decoded = decode(catalogue.subset(numbers), sized, context.progress, context.interrupt)
+        decoded = decode(catalogue.subset(numbers), sized, context.log, context.progress, context.interrupt)
         kept = zip(numbers[decoded.kept].tolist(), decoded.digests, strict=True)
         found += [(number, digest, len(blocks), row) for row, (number, digest) in enumerate(kept)]
         blocks.append(decoded.images)
@@ -261,7 +266,7 @@ def _examine_folder(
     """
     config, progress, interrupt = context.config, context.progress, context.interrupt
     try:
-        found = source.read_source(folder, shape, config.data, progress=progress, interrupt=interrupt)
+        found = source.read_source(folder, shape, config.data, log=context.log, progress=progress, interrupt=interrupt)
     except Interrupted:
         raise
     except AimfairError as error:

@@ -30,6 +30,11 @@ def replace_file(path: str | os.PathLike[str]) -> Iterator[Path]:
             temporary.unlink(missing_ok=True)
 
 
+def note_needed(error: OSError, size: int) -> None:
+    """Adds the size in bytes of what could not be written."""
+    error.add_note(f"{size / 1e6:,.2f} MB needed")
+
+
 @contextmanager
 def naming(path: Path, temporary: Path | None = None) -> Iterator[None]:
     """Errors of the operating system that name no file, as those of a write, or the temporary one, name ``path``."""

@@ -14,7 +14,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from aimfair.selective.atomic import replace_file
+from aimfair.selective.atomic import note_needed, replace_file
 
 _METADATA = "aimfair"
 """The only metadata entry, as safetensors writes several in a random order. Older files have one entry per value; they
@@ -47,7 +47,7 @@ def write_error(error: SafetensorError, path: str | os.PathLike[str], tensors: M
     number = int(found[1])
     result = OSError(number, os.strerror(number), str(path))
     if number == errno.ENOSPC:
-        result.add_note(f"{sum(tensor.nbytes for tensor in tensors.values()) / 1e6:,.2f} MB needed")
+        note_needed(result, sum(tensor.nbytes for tensor in tensors.values()))
     return result
 
 

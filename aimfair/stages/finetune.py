@@ -23,7 +23,7 @@ def run(run: Run) -> None:
     def balanced() -> ImageSet:
         data = run.config.data
         return Manifest(run.synthetic).load(
-            "balanced", data.image_size, data.fit, progress=run.progress, interrupt=run.interrupt
+            "balanced", data.image_size, data.fit, log=run.log, progress=run.progress, interrupt=run.interrupt
         )
 
     todo = [

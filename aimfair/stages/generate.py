@@ -189,7 +189,7 @@ def _import(run: Run, folder: Path) -> None:
     found = None
     if folder.is_dir():
         groups = len(data.majority), values
-        found = read_source(folder, groups, data, progress=run.progress, interrupt=run.interrupt)
+        found = read_source(folder, groups, data, log=run.log, progress=run.progress, interrupt=run.interrupt)
     digest = found.digest if found is not None else _digest_of_copy(run, folder)
     provenance = Provenance.imported(digest, settings, data, values)
     # Whether a real image is among these depends on which real images there are.

@@ -18,7 +18,7 @@ def run(run: Run) -> None:
     def sources() -> dict[str, ImageSet]:
         data, manifest = run.config.data, Manifest(run.synthetic)
         biased, fair = (
-            manifest.load(which, data.image_size, data.fit, progress=run.progress, interrupt=run.interrupt)
+            manifest.load(which, data.image_size, data.fit, log=run.log, progress=run.progress, interrupt=run.interrupt)
             for which in ("biased", "balanced")
         )
         return dict(zip(SOURCES, (splits_of(run).train, biased, fair), strict=True))

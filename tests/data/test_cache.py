@@ -7,7 +7,6 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -18,7 +17,7 @@ from aimfair.data import cache
 from aimfair.data import decode as decode_module
 from aimfair.data.cache import Decoded, decode_files, default_folder
 from aimfair.data.decode import decode
-from tests.data.conftest import save_image
+from tests.data.conftest import Warnings, save_image
 
 FILES = [f"{number}.png" for number in range(40)]
 CAP = 10_000
@@ -116,14 +115,14 @@ def test_a_map_that_cannot_be_opened_is_an_error_that_names_it(root: Path, monke
         load(root)
 
 
-def test_a_damaged_entry_is_made_again(root: Path) -> None:
+def test_a_damaged_entry_is_made_again(root: Path, log: Warnings) -> None:
     expected = load(root).images.copy()
     (pixels,) = default_folder().glob("*.rgb")
     os.truncate(pixels, 100)
-    np.testing.assert_array_equal(load(root).images, expected)
+    np.testing.assert_array_equal(load(root, log=log).images, expected)
     (index,) = default_folder().glob("*.json")
     index.write_text(index.read_text()[:50])
-    np.testing.assert_array_equal(load(root).images, expected)
+    np.testing.assert_array_equal(load(root, log=log).images, expected)
 
 
 def test_the_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, cache_home: Path) -> None:
@@ -252,14 +251,15 @@ def without_checksums(path: Path) -> None:
     ids=["first byte", "a byte", "last byte", "zeros", "shorter", "no checksums", "too few checksums", "not JSON"],
 )
 def test_a_damaged_entry_is_decoded_again(
-    root: Path, suffix: str, spoil: Callable[[Path], None], monkeypatch: pytest.MonkeyPatch, capsys: Any
+    root: Path, suffix: str, spoil: Callable[[Path], None], monkeypatch: pytest.MonkeyPatch, log: Warnings
 ) -> None:
     monkeypatch.setattr(cache, "_STEP", 8)
     expected = load(root).images.copy()
     (path,) = default_folder().glob(f"*{suffix}")
     spoil(path)
-    np.testing.assert_array_equal(load(root).images, expected)
-    assert ".rgb: damaged, or of an earlier version; decoding again" in capsys.readouterr().err.replace("\n", "")
+    np.testing.assert_array_equal(load(root, log=log).images, expected)
+    (said,) = log.messages
+    assert said.endswith(".rgb: damaged, or of an earlier version; decoding again")
     refuse_to_build(monkeypatch)
     np.testing.assert_array_equal(load(root).images, expected)
 
@@ -272,7 +272,7 @@ def test_a_full_disk_is_an_error_that_says_how_much_is_needed(root: Path, monkey
         disk.setattr(os, "fsync", full)
         with pytest.raises(OSError, match=r"No space left on device: .*\.jsonl") as caught:
             load(root)
-    assert caught.value.__notes__ == ["0.01 MB needed for decoded images"]
+    assert caught.value.__notes__ == ["0.01 MB needed"]
     assert [path.name for path in default_folder().iterdir()] == ["lock"]
 
 

@@ -106,7 +106,7 @@ def test_a_refusal_names_the_files_that_are_left_out(tmp_path: Path) -> None:
         load_splits(settings(tmp_path))
     (tmp_path / "1_0_0_1.jpg").unlink()
     (tmp_path / "99_0_1_1.jpg").unlink()
-    with pytest.raises(AimfairError, match=r"found no image named .*; 1 other images: '200_1_0_1.jpg': the age is 200"):
+    with pytest.raises(AimfairError, match=r"no image named .*; 1 of 1 files are left out: '200_1_0_1.jpg': the age"):
         load_splits(settings(tmp_path))
 
 
