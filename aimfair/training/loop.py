@@ -72,7 +72,7 @@ class Training:
 
     On the CPU, with a given number of threads, the result is bit-identical for the same first block of arguments,
     however often the training is interrupted and resumed. A step whose loss or gradient is not finite is skipped and
-    counted.
+    counted; :data:`SKIPS_IN_A_ROW` in a row, or all of an epoch, end the training.
 
     Args:
         model: on the device to train on; frozen parameters do not change.
@@ -231,10 +231,11 @@ class Training:
         position.skipped_in_a_row += 1
         position.history.skipped_steps += 1
         where = f"epoch {position.epoch}, step {position.step + 1} of {self._steps}"
-        if position.skipped_in_a_row == SKIPS_IN_A_ROW:
+        whole_epoch = not position.seen and position.step + 1 == self._steps
+        if whole_epoch or position.skipped_in_a_row == SKIPS_IN_A_ROW:
+            which = "every step of the epoch" if whole_epoch else f"{SKIPS_IN_A_ROW} steps in a row"
             raise AimfairError(
-                f"{where}: {SKIPS_IN_A_ROW} steps in a row gave NaN or infinity, now {culprit}: the training diverges;"
-                " choose a lower lr"
+                f"{where}: {which} gave NaN or infinity, now {culprit}: the training diverges; choose a lower lr"
             )
         self.log.warn(f"{where}: skipped, {culprit} is NaN or infinite")
 

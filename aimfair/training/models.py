@@ -43,7 +43,7 @@ def build_model(settings: ModelSettings, classes: int, seed: int) -> nn.Module:
         _require_storable(model.state_dict(keep_vars=True), where)
         require_finite(where, model.state_dict())
     try:
-        require_tunable(named_parameters(model).items())
+        require_tunable(named_parameters(model, trainable=False).items())  # optimizers take the frozen ones, too
     except (TypeError, ValueError) as error:
         raise AimfairError(f"{where}: {error}") from error
     return model

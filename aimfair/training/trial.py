@@ -42,11 +42,16 @@ def try_classifier(
                 with named_failure(f"{what} fails on a batch of {count} {pixels}"):
                     model.eval()
                     scores = _logits(model, x[:count], settings)
-            except AimfairError:
+            except AimfairError as error:
                 if settings.channels_last and _runs_contiguous(model, x[:count], settings):
                     raise AimfairError(
                         f"{what} does not take images in channels-last memory: set model.channels_last to false"
                     ) from None
+                if half := [name for name, p in model.named_parameters() if p.dtype in (torch.float16, torch.bfloat16)]:
+                    raise AimfairError(
+                        f"{error}; its weights are half precision ({listing(half, 2)}): make it float32, and set"
+                        " model.autocast to bfloat16 to compute in less"
+                    ) from error
                 raise
         _require_classes(scores, classes, what, settings)
         if not scores.isfinite().all():

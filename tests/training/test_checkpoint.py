@@ -70,10 +70,11 @@ def test_skipped_steps_are_remembered(tmp_path):
         def forward(self, x):
             return super().forward(x) * (float("nan") if self.training else 1)
 
+    settings = SETTINGS.model_copy(update={"batch_size": 7})
     with pytest.warns(UserWarning, match="skipped"):
-        stop_after(3, Failing(), tmp_path)
-    with pytest.raises(AimfairError, match="step 2 of 3: 5 steps in a row"), pytest.warns(UserWarning, match="skipped"):
-        training(Failing(), SETTINGS, checkpoint=Checkpoint(tmp_path, 1e9)).fit()
+        stop_after(3, Failing(), tmp_path, settings=settings)
+    with pytest.raises(AimfairError, match="step 5 of 6: 5 steps in a row"), pytest.warns(UserWarning, match="skipped"):
+        training(Failing(), settings, checkpoint=Checkpoint(tmp_path, 1e9)).fit()
 
 
 @pytest.mark.parametrize(

@@ -142,15 +142,22 @@ def test_a_step_without_a_finite_gradient_leaves_no_trace(tmp_path):
 
 def test_five_in_a_row_end_the_training(tmp_path):
     log = Log(tmp_path / "log.jsonl")
-    settings = OptimizerSettings(lr=0.01, epochs=3, batch_size=14)
-    message = r"epoch 3, step 2 of 3: 5 steps in a row gave NaN .* convolution\.weight.* lower lr"
+    settings = OptimizerSettings(lr=0.01, epochs=3, batch_size=7)
+    message = r"epoch 3, step 3 of 6: 5 steps in a row gave NaN .* convolution\.weight.* lower lr"
     with pytest.raises(AimfairError, match=message):
-        training(Failing({1, 4, 5, 6, 7, 8}), settings, log=log).fit()
+        training(Failing({1, 11, 12, 13, 14, 15}), settings, log=log).fit()
     with pytest.raises(AimfairError, match="5 steps in a row"):
         training(Failing(set(range(1, 99))), settings, log=log).fit()
     history = training(Failing({1, 2, 3, 4, 6, 7, 8, 9}), settings, log=log).fit()
     assert history.skipped_steps == 8
     log.close()
+
+
+def test_an_epoch_without_a_step_is_no_epoch():
+    settings = OptimizerSettings(lr=0.01, epochs=3, batch_size=14)
+    message = r"epoch 2, step 3 of 3: every step of the epoch gave NaN .* convolution\.weight.* lower lr"
+    with pytest.raises(AimfairError, match=message), pytest.warns(UserWarning, match="skipped"):
+        training(Failing({4, 5, 6}), settings).fit()
 
 
 def test_a_diverging_training_is_an_error():

@@ -43,6 +43,16 @@ def more(num_classes):
     return linear(1000)
 
 
+def half_precision(num_classes):
+    return linear(num_classes).half()
+
+
+def frozen_counter(num_classes):
+    made = linear(num_classes)
+    made.count = nn.Parameter(torch.arange(3), requires_grad=False)
+    return made
+
+
 def one_logit(num_classes):
     return linear(1)
 
@@ -261,6 +271,8 @@ def model(name: str, **more: object) -> dict:
 MODELS = {
     "more": "gives 1000 logits for an image, expected 2, one for each class of the data; the function must use",
     "one_logit": "gives 1 logit for an image, expected 2, .*a head with one logit is not supported",
+    "half_precision": r"weights are half precision \(1\.weight, 1\.bias\): make it float32, and set model\.auto",
+    "frozen_counter": "parameter 'count' is torch.int64, expected float32",
     "pair": r"the model Wrapped returned tuple for \d images, expected logits of shape",
     "squeezed": r"the model Wrapped returned \[2\] for 1 images, expected logits",
     "detached": "its logits do not depend on its weights",
