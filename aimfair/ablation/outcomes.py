@@ -10,6 +10,7 @@ from markupsafe import Markup
 
 from aimfair.ablation.plan import Arm, Plan
 from aimfair.base.errors import AimfairError
+from aimfair.base.files import way_out
 from aimfair.base.lines import read_record
 from aimfair.base.seeds import generator
 from aimfair.evaluation.over_seeds import Grouping
@@ -117,7 +118,7 @@ def collect(plan: Plan, folder: Path, clusters: Mapping[str, str]) -> Outcomes:
 
 def _histories(run: Path, seeds: Sequence[int], method: str) -> list[History]:
     paths = [run / "seeds" / str(seed) / "finetuned" / method / HISTORY for seed in seeds]
-    return [read_record(path, History, f"remove it and run: aimfair finetune --run {run}") for path in paths]
+    return [read_record(path, History, way_out(path, f"run: aimfair finetune --run {run}")) for path in paths]
 
 
 def difference(

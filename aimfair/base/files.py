@@ -12,7 +12,7 @@ from aimfair.selective.atomic import naming, note_needed, replace_file, sync
 
 __all__ = [
     "append_text", "cache_folder", "file_digest", "is_temporary", "naming", "note_needed", "remove_temporaries",
-    "replace_file", "sync", "write_json", "write_text",
+    "replace_file", "sync", "way_out", "write_json", "write_text",
 ]  # fmt: skip
 
 _TEMPORARY = re.compile(r"\..+\.\d+\.tmp")
@@ -49,6 +49,11 @@ def append_text(path: Path, text: str) -> None:
         raise
     if new:
         sync(path.parent)
+
+
+def way_out(path: Path, again: str) -> str:
+    """What to do about a file or folder that cannot be read; ``again`` makes it once no damaged one is in the way."""
+    return f"remove it and {again}" if path.exists() else again
 
 
 def file_digest(path: Path) -> str:

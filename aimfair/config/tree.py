@@ -115,12 +115,15 @@ class Config(Settings):
 
     @model_validator(mode="after")
     def _check_method_names(self) -> Self:
+        folders: dict[str, str] = {}  # some disks tell no case
         for name in self.methods:
-            if name == BIASED or not _FILE_NAME.fullmatch(name):
+            if name.lower() == BIASED or not _FILE_NAME.fullmatch(name):
                 raise Problem(
                     ("methods", name),
                     f"expected a name of letters, digits, - and _, at most 64, and not {BIASED!r}",
                 )
+            if (other := folders.setdefault(name.lower(), name)) != name:
+                raise Problem(("methods", name), f"differs from {other!r} only by case; give one of them another name")
         if self.default_method not in self.methods:
             raise Problem(
                 ("default_method",),

@@ -16,8 +16,8 @@ import numpy.typing as npt
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save
 
-from aimfair.base.errors import AimfairError
-from aimfair.base.files import replace_file
+from aimfair.base.errors import AimfairError, one_line
+from aimfair.base.files import replace_file, way_out
 from aimfair.data.images import ImageSet
 from aimfair.evaluation.metrics import Integers
 from aimfair.selective.storage import check_header
@@ -49,8 +49,12 @@ def load_logits(path: Path) -> Logits:
     try:
         check_header(path)
         return load_file(path)[_NAME]
-    except (FileNotFoundError, SafetensorError, ValueError, KeyError) as error:
-        raise AimfairError(f"{path}: no usable logits ({error}); remove it, then: aimfair evaluate") from error
+    except FileNotFoundError:
+        raise AimfairError(f"{path}: no such file; do: aimfair evaluate") from None
+    except (SafetensorError, ValueError, KeyError) as error:
+        raise AimfairError(
+            f"{path}: no usable logits ({one_line(error)}); remove it and do: aimfair evaluate"
+        ) from error
 
 
 def column(method: str) -> str:
@@ -105,8 +109,8 @@ class Predictions:
                 *labels, of_seed = np.array(columns, dtype=np.int64)
             except (FileNotFoundError, KeyError, ValueError) as error:
                 raise AimfairError(
-                    f"{path}: no predictions of {method!r} ({type(error).__name__}); remove it and run:"
-                    f" aimfair evaluate --run {run}"
+                    f"{path}: no predictions of {method!r} ({type(error).__name__});"
+                    f" {way_out(path, f'do: aimfair evaluate --run {run}')}"
                 ) from error
             predicted.append(of_seed)
         return cls(ids, labels[0], labels[1], np.stack(predicted))

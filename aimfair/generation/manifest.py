@@ -14,7 +14,7 @@ import numpy as np
 from pydantic import Field
 
 from aimfair.base.errors import AimfairError
-from aimfair.base.files import append_text, write_text
+from aimfair.base.files import append_text, way_out, write_text
 from aimfair.base.interrupt import NEVER, Interrupt
 from aimfair.base.lines import Line, as_lines, read_lines, readable_lines
 from aimfair.base.log import NOWHERE, Log
@@ -148,8 +148,8 @@ class Manifest:
         )
         if decoded.rejected:
             name, reason = decoded.rejected[0]
-            remove = "remove it and " if (self.folder / name).exists() else ""
-            raise AimfairError(f"{self.folder / name}: {reason}; {remove}run: aimfair generate")
+            path = self.folder / name
+            raise AimfairError(f"{path}: {reason}; {way_out(path, 'run: aimfair generate')}")
         y, a = np.array([record.group for record in records], dtype=np.int64).T.copy()
         return ImageSet(decoded.images, y, a, tuple(files))
 

@@ -1,8 +1,10 @@
 """Selects the mask of each seed and tuning method."""
 
 import gc
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
+from pathlib import Path
 
 from torch import nn
 
@@ -63,10 +65,9 @@ def mask_of(run: Run, seed: int, method: str, model: nn.Module | None = None) ->
     Raises:
         AimfairError: the file is missing, damaged or for another model.
     """
-    try:
-        return ParameterMask.load(run.mask(seed, method), model)
-    except (ValueError, FileNotFoundError) as error:
-        raise AimfairError(f"{error}; remove it and do: aimfair select --run {run.path}") from error
+    path = run.mask(seed, method)
+    with _made_by("select", run, path):
+        return ParameterMask.load(path, model)
 
 
 def sensitivity_of(run: Run, seed: int) -> Sensitivity:
@@ -79,7 +80,18 @@ def sensitivity_of(run: Run, seed: int) -> Sensitivity:
 
 
 def _load(run: Run, seed: int, model: nn.Module) -> Sensitivity:
+    path = run.sensitivity(seed)
+    with _made_by("sensitivity", run, path):
+        return Sensitivity.load(path, model)
+
+
+@contextmanager
+def _made_by(stage: str, run: Run, path: Path) -> Iterator[None]:
+    """Around the reading of a file of a stage: its errors say how to make it again."""
+    again = f"do: aimfair {stage} --run {run.path}"
     try:
-        return Sensitivity.load(run.sensitivity(seed), model)
-    except (ValueError, FileNotFoundError) as error:
-        raise AimfairError(f"{error}; remove it and do: aimfair sensitivity --run {run.path}") from error
+        yield
+    except FileNotFoundError as error:
+        raise AimfairError(f"{path}: no such file; {again}") from error
+    except ValueError as error:
+        raise AimfairError(f"{error}; remove it and {again}") from error

@@ -5,7 +5,7 @@ from typing import Self
 
 from pydantic import Field
 
-from aimfair.base.files import write_json
+from aimfair.base.files import way_out, write_json
 from aimfair.base.lines import read_record
 from aimfair.base.settings import Record
 
@@ -53,7 +53,7 @@ class History(Record, frozen=False):
             AimfairError: the file is damaged.
         """
         path = folder / HISTORY
-        return read_record(path, cls, "remove it and train again") if path.exists() else None
+        return read_record(path, cls, way_out(path, "train again")) if path.exists() else None
 
 
 class Position(Record, frozen=False):

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from aimfair.base.errors import AimfairError, prefixed
-from aimfair.base.files import write_json
+from aimfair.base.files import way_out, write_json
 from aimfair.base.seeds import derive_seed, forked_torch_rng, seed_torch
 from aimfair.selective.parameters import listing, named_parameters, require_tunable
 from aimfair.training.backbones import hf, timm, torchvision
@@ -108,7 +108,7 @@ def load_model(folder: Path, settings: ModelSettings | None = None) -> nn.Module
     try:
         values = read_config(folder)
     except AimfairError as error:
-        raise AimfairError(f"{error}; remove it and train again") from error
+        raise AimfairError(f"{error}; {way_out(folder / CONFIG, 'train again')}") from error
     with forked_torch_rng():  # of random weights, which are replaced
         if "factory" in values:
             model = _load_made(folder, values, settings)

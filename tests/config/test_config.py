@@ -107,6 +107,13 @@ def test_a_new_method_by_flags():
     assert config.methods["mine"] == Tune(rule="top_k", density=0.2)
 
 
+def test_names_of_methods_are_names_of_folders():
+    """Which some disks do not tell apart by case."""
+    said = flag_refusal(methods__New__rule="all", methods__nEW__rule="all")
+    assert said.endswith("methods.nEW: differs from 'New' only by case; give one of them another name")
+    assert "methods.Biased: expected a name of letters" in flag_refusal(methods__Biased__rule="all")
+
+
 def test_folders_are_recorded_absolute(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HOME", "/home/somebody")

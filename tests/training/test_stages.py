@@ -16,10 +16,12 @@ import torch
 from aimfair.base.errors import AimfairError
 from aimfair.base.interrupt import Interrupted
 from aimfair.config import Config
+from aimfair.evaluation.predictions import load_logits
 from aimfair.run.directory import Run
 from aimfair.selective.mask import ParameterMask
 from aimfair.selective.sensitivity import Sensitivity
 from aimfair.stages import finetune, select, sensitivity, train
+from aimfair.stages.select import mask_of, sensitivity_of
 from aimfair.training.checkpoint import CHECKPOINT
 from aimfair.training.loop import Training
 from aimfair.training.models import load_model
@@ -237,6 +239,24 @@ def test_a_damaged_file_is_refused_by_name(finished, change, stage, file):
         (finished / "stages" / stage.__name__.split(".")[-1] / "7" / "full.json").unlink()
         with pytest.raises(AimfairError, match=rf"{file}: not a usable .*; remove it and do: aimfair"):
             stage.run(run)
+
+
+def test_files_that_are_missing_are_made_again_by_the_stage_that_made_them(finished, change):
+    """What cannot be removed is not to be removed."""
+    folder = finished / "seeds" / "7"
+    with opened(finished, change()) as run:
+        for read, file, stage in (
+            (lambda: mask_of(run, 7, "full"), "masks/full.safetensors", f"select --run {finished}"),
+            (lambda: sensitivity_of(run, 7), "sensitivity.safetensors", f"sensitivity --run {finished}"),
+            (lambda: load_logits(run.logits(7, "full")), run.logits(7, "full").relative_to(folder), "evaluate"),
+        ):
+            (folder / file).unlink()
+            with pytest.raises(AimfairError, match=rf"^{folder / file}: no such file; do: aimfair {stage}$"):
+                read()
+        for file in ("model.safetensors", "config.json"):
+            (folder / "baseline" / file).unlink()
+            with pytest.raises(AimfairError, match=rf"^{folder / 'baseline' / file}: no such file.*; train again$"):
+                load_model(folder / "baseline")
 
 
 @pytest.mark.parametrize("named", [None, "convolution"])

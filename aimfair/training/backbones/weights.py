@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from aimfair.base.checked_weights import not_finite
 from aimfair.base.errors import AimfairError, one_line
-from aimfair.base.files import replace_file
+from aimfair.base.files import replace_file, way_out
 from aimfair.selective.parameters import listing
 from aimfair.selective.storage import check_header, write_error
 from aimfair.training.backbones.origin import CONFIG, WEIGHTS
@@ -76,7 +76,7 @@ def load_weights(path: Path, model: nn.Module) -> None:
     try:
         weights = read_weights(path)
     except AimfairError as error:
-        raise AimfairError(f"{error}; remove it and train again") from error
+        raise AimfairError(f"{error}; {way_out(path, 'train again')}") from error
     expected = weights_of(model)
     problems = {
         "missing": sorted(expected.keys() - weights.keys()),
