@@ -1,6 +1,6 @@
 """Errors that the user can fix: one line each, which the command line prints without a traceback."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 
@@ -14,6 +14,12 @@ class ConfigError(AimfairError):
     """A setting or a command line that cannot be used."""
 
     exit_code = 2
+
+
+def listed(items: Sequence[str], separator: str = ", ", most: int = 20) -> str:
+    """The first items, and how many more there are."""
+    more = f"{separator}and {len(items) - most:,} more" if len(items) > most else ""
+    return separator.join(items[:most]) + more
 
 
 def one_line(error: BaseException) -> str:

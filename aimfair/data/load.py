@@ -88,7 +88,7 @@ def _splits(
     train, validation, test = (
         _image_set(catalogue.subset(indices), of_part) for indices, of_part in zip(parts, pixels, strict=True)
     )
-    _check_parts(catalogue, train, validation, test)
+    _check_parts(catalogue, settings, train, validation, test)
     labels = catalogue.labels
     return Splits(
         train,
@@ -241,10 +241,19 @@ def _image_set(catalogue: Catalogue, pixels: Pixels) -> ImageSet:
     )
 
 
-def _check_parts(catalogue: Catalogue, *parts: ImageSet) -> None:
+def _remedy(catalogue: Catalogue, settings: DataSettings) -> str:
+    """What to do about a split without images."""
+    if catalogue.split is None:
+        return "each group is cut by data.validation_share and data.test_share: raise them, or add images"
+    if settings.kind == "table":
+        return "name its images in data.split_column, or draw all splits with data.split_column null"
+    return "add images to it"
+
+
+def _check_parts(catalogue: Catalogue, settings: DataSettings, *parts: ImageSet) -> None:
     for name, part in zip(SPLITS, parts, strict=True):
         if len(part) == 0:
-            raise AimfairError(f"{catalogue.root}: split {name!r} has no images")
+            raise AimfairError(f"{catalogue.root}: split {name!r} has no images; {_remedy(catalogue, settings)}")
     present = np.bincount(parts[0].target, minlength=len(catalogue.target_names))
     if not present.all():
         missing = catalogue.target_names[int(np.argmin(present))]

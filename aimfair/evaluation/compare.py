@@ -9,6 +9,7 @@ from itertools import product
 
 import numpy as np
 
+from aimfair.base.errors import listed
 from aimfair.base.seeds import generator
 from aimfair.data.images import Splits
 from aimfair.evaluation import metrics
@@ -232,12 +233,12 @@ def cautions(target_names: Sequence[str], value_names: Sequence[str], sizes: Int
     else:
         sentences = [f"No test images in group {name}: metrics that need it are undefined." for name in empty]
     if len(small) > _NAMED_ALONE:
-        listed = _many([f"{name} ({size})" for name, size in small.items()], sizes)
-        return [*sentences, f"Under {small_group} test images in {listed}: their results are uncertain."]
+        found = _many([f"{name} ({size})" for name, size in small.items()], sizes)
+        return [*sentences, f"Under {small_group} test images in {found}: their results are uncertain."]
     return sentences + [
         f"Only {size} test images in group {name}: its results are uncertain." for name, size in small.items()
     ]
 
 
 def _many(groups: Sequence[str], sizes: Integers) -> str:
-    return f"{len(groups)} of {sizes.size} groups, {'; '.join(groups)}"
+    return f"{len(groups)} of {sizes.size} groups, {listed(groups, '; ')}"

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 
+from aimfair.base.errors import listed
 from aimfair.config import Config
 from aimfair.data.images import Splits
 from aimfair.scan.results import Copies, Duplicates, ImageFacts, Imported, LeftOut, Problem, Scan
@@ -9,6 +10,7 @@ from aimfair.scan.settings import ScanSettings
 
 _MUST_BE_FIXED = "no run with these settings is possible until this is fixed"
 _ENLARGED = 0.5  # share of small images above which data.image_size is too large
+_NAMED_ALONE = 4  # groups without images that have a line each
 _ASSOCIATED = 0.1  # Cramer's V below which there is little bias to learn (Cohen 1988: the smallest small effect)
 
 
@@ -119,21 +121,26 @@ def _copies(scan: Scan, found: Duplicates) -> Iterator[Problem]:
 def _groups(scan: Scan) -> Iterator[Problem]:
     taken = scan.taken.groups or scan.groups
     small = []
-    advice = "add images of this group"
+    advice = "add images of it"
     if scan.rows is not None and scan.rows.left_out:
         advice = f"first correct the {scan.rows.left_out:,} rows that are left out, then {advice}"
-    for split in ("train", "test"):
+    for split, lacks in (("train", "no model can learn it from real images"), ("test", "its accuracy is undefined")):
+        empty = []
         for y, row in enumerate(taken.get(split, ())):
             for a, images in enumerate(row):
                 name = f"({scan.target_names[y]!r}, {scan.protected_names[a]!r})"
                 if images == 0:
-                    lacks = "its accuracy is undefined" if split == "test" else "no model can learn it from real images"
-                    yield _warning(f"group {name} has no {split} images: {lacks}", advice)
+                    empty.append(name)
                 elif split == "test" and images < scan.small_group:
                     small.append(f"{name} {images}")
+        if len(empty) > _NAMED_ALONE:
+            yield _warning(f"{len(empty)} groups have no {split} images: {listed(empty)}", advice)
+        else:
+            for name in empty:
+                yield _warning(f"group {name} has no {split} images: {lacks}", advice)
     if small:
         yield _warning(
-            f"groups with fewer than {scan.small_group} test images (evaluate.small_group): {', '.join(small)}; their"
+            f"groups with fewer than {scan.small_group} test images (evaluate.small_group): {listed(small)}; their"
             " accuracies will be uncertain",
             "add test images of these groups, or increase data.test_share if the data set has no splits",
         )
@@ -154,7 +161,7 @@ def _attributes(scan: Scan) -> Iterator[Problem]:
         if few:
             yield _warning(
                 f"attribute {attribute.name!r}: values with fewer than {scan.small_group} test images"
-                f" (evaluate.small_group): {', '.join(few)}",
+                f" (evaluate.small_group): {listed(few)}",
                 "add test images of these values, or drop the attribute",
             )
 

@@ -52,8 +52,8 @@ def check(run: Run, *, real_images: bool) -> None:
     for line in without_effect(config):
         run.log.warn(line)
     if real_images:
-        _refuse_small_sources(config)
         splits = splits_of(run)
+        _refuse_small_sources(config, len(splits.train))
         for contradiction in splits.contradictions(config.data.majority):
             run.log.warn(contradiction)
         few = replace(splits, train=_few(splits.train), validation=_few(splits.validation))
@@ -63,18 +63,18 @@ def check(run: Run, *, real_images: bool) -> None:
         _rehearse(run, few, Path(folder))
 
 
-def _refuse_small_sources(config: Config) -> None:
-    """Every source of sensitivity must fill a batch."""
+def _refuse_small_sources(config: Config, real: int) -> None:
+    """Every source of sensitivity must fill a batch; ``real``: number of training images."""
     groups = len(config.prompts.targets) * len(config.prompts.protected)
-    for key, images in (
-        ("generate.biased_total", config.generate.biased_total),
-        ("generate.balanced_per_group", config.generate.balanced_per_group * groups),
-        ("data.train_images", config.data.train_images),
+    for what, images in (
+        ("of generate.biased_total", config.generate.biased_total),
+        ("of generate.balanced_per_group", config.generate.balanced_per_group * groups),
+        ("for training", real),
     ):
-        if images is not None and images < config.sensitivity.batch_size:
+        if images < config.sensitivity.batch_size:
             raise ConfigError(
                 f"sensitivity.batch_size: found {config.sensitivity.batch_size}, expected at most {images}, the images"
-                f" of {key}"
+                f" {what}"
             )
 
 

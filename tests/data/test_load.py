@@ -175,7 +175,7 @@ def test_later_refusals_name_what_is_left_out(root: Path, log: Warnings) -> None
         (root / f"images/{number:03}.png").unlink()
     with pytest.raises(
         AimfairError,
-        match=r"split 'test' has no images; 12 of 64 images are left out: 'images/052.png' and 11 m",
+        match=r"split 'test' has no images; .*; 12 of 64 images are left out: 'images/052.png' and 11 m",
     ):
         load_splits(settings(root, max_bad_share=0.5), log=log)
 
@@ -329,8 +329,11 @@ def test_a_split_or_class_without_images_is_refused(root: Path) -> None:
     path = root / "labels.csv"
     whole = path.read_text()
     path.write_text(whole.replace(",test,", ",train,"))
-    with pytest.raises(AimfairError, match=r"split 'test' has no images"):
+    with pytest.raises(AimfairError, match=r"split 'test' has no images; name .* with data.split_column null$"):
         load_splits(settings(root))
+    path.write_text("\n".join(whole.splitlines()[:9]))
+    with pytest.raises(AimfairError, match=r"split 'val' has no images; each group is cut by data.validation_share"):
+        load_splits(settings(root, split_column=None))
     path.write_text(whole.replace("images/063.png,test,cube", "images/063.png,test,cone"))
     with pytest.raises(AimfairError, match=r"split 'train' has no image of class 'cone'"):
         load_splits(settings(root, majority=[0, 1, 0]))

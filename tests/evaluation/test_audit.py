@@ -116,6 +116,8 @@ def test_many_groups_are_named_in_one_sentence() -> None:
         "Under 30 test images in 5 of 12 groups, x · c (4); x · d (4); y · c (4); y · d (4); z · c (4): their results"
         " are uncertain.",
     ]
+    (found,) = cautions([str(y) for y in range(101)], "ab", np.zeros((2, 101), dtype=np.int64), 30)
+    assert found.endswith("; 9 · a; 9 · b; and 182 more: metrics that need them are undefined.")
 
 
 def test_unnamed_attributes_are_an_error(config: Config, splits: Splits) -> None:

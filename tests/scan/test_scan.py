@@ -12,6 +12,7 @@ import time
 import zlib
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -28,7 +29,7 @@ from aimfair.config import Config
 from aimfair.data import cache
 from aimfair.data.load import load_splits
 from aimfair.run.directory import Run
-from aimfair.scan import examine
+from aimfair.scan import advice, examine
 from aimfair.scan.examine import association, scan
 from aimfair.scan.images import near_pairs
 from aimfair.scan.results import Scan
@@ -409,6 +410,16 @@ def test_groups_that_are_empty_or_small(tmp_path: Path) -> None:
     assert "group ('cube', 'red') has no train images: no model can learn it from real images" in warnings
     assert "group ('cube', 'blue') has no test images: its accuracy is undefined" in warnings
     assert any("fewer than 2 test images (evaluate.small_group): ('ball', 'blue') 1;" in line for line in warnings)
+
+
+def test_many_groups_share_a_line() -> None:
+    names = {"target_names": [f"t{y}" for y in range(50)], "protected_names": ["f", "m"]}
+    groups = {"train": [[1, 1]] * 47 + [[0, 0]] * 3, "test": [[1, 1]] * 50}
+    taken = SimpleNamespace(groups=groups)
+    made_up: Any = SimpleNamespace(**names, groups=groups, taken=taken, rows=None, small_group=2)
+    empty, small = (problem.what for problem in advice._groups(made_up))
+    assert empty.startswith("6 groups have no train images: ('t47', 'f'), ('t47', 'm'), ('t48', 'f'), ")
+    assert small.endswith("('t9', 'f') 1, ('t9', 'm') 1, and 80 more; their accuracies will be uncertain")
 
 
 def test_a_biased_set_that_is_too_large_is_refused_as_by_a_run(tmp_path: Path) -> None:

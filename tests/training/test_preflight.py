@@ -319,6 +319,14 @@ def test_batches_of_one_image(photographs: Path, tmp_path: Path, key: str) -> No
     check(frozen, tmp_path / "frozen")
 
 
+def test_batches_of_sensitivity_that_no_source_fills(photographs: Path, tmp_path: Path) -> None:
+    sections = {"generate": {"biased_total": 60, "balanced_per_group": 15}, "sensitivity": {"batch_size": 49}}
+    message = r"^sensitivity\.batch_size: found 49, expected at most 48, the images for training$"
+    refused(settings(photographs, **sections), tmp_path, message)
+    sections["generate"]["biased_total"] = 40
+    refused(settings(photographs, **sections), tmp_path, r"at most 40, the images of generate\.biased_total$")
+
+
 def test_a_pretrained_model_of_another_size(photographs: Path, tmp_path: Path) -> None:
     from aimfair.training.models import build_model, save_model
     from aimfair.training.settings import ModelSettings
