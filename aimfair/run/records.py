@@ -32,7 +32,8 @@ class Records:
         record = self._read(step)
         if record is None:
             return False
-        if record["inputs_digest"] == digest_of_inputs(inputs) and self._is_whole(record):
+        same = record["inputs_digest"] == digest_of_inputs(inputs) and record["upstream"] == _upstream(inputs)
+        if same and self._is_whole(record):
             return True
         self._path(step).unlink()
         return False
@@ -117,10 +118,18 @@ class Records:
             self._found_whole.add(record["digest"])
         return whole
 
-    def _is_fresh(self, record: dict[str, Any], by_digest: dict[str, dict[str, Any]]) -> bool:
-        """Whether every step upstream, direct or indirect, is still the one that was read."""
+    def _is_fresh(
+        self, record: dict[str, Any], by_digest: dict[str, dict[str, Any]], below: tuple[str, ...] = ()
+    ) -> bool:
+        """Whether every step upstream, direct or indirect, is still the one that was read.
+
+        Args:
+            below: digests of the steps on the way here; one of them upstream is a circle, which no run makes.
+        """
+        way = (*below, record["digest"])
         return all(
-            digest in by_digest and self._is_fresh(by_digest[digest], by_digest) for digest in record["upstream"]
+            digest in by_digest and digest not in way and self._is_fresh(by_digest[digest], by_digest, way)
+            for digest in record["upstream"]
         )
 
     def _by_digest(self) -> dict[str, dict[str, Any]]:
@@ -156,9 +165,9 @@ class Records:
 def _parse(path: Path) -> dict[str, Any] | None:
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
-        whole = isinstance(record["outputs"], dict) and isinstance(record["digest"], str)
-        whole = whole and isinstance(record["upstream"], list)
-        return record if whole and isinstance(record["inputs_digest"], str) else None
+        texts = [record["digest"], record["inputs_digest"], *record["upstream"]]
+        whole = isinstance(record["outputs"], dict) and isinstance(record["upstream"], list)
+        return record if whole and all(isinstance(text, str) for text in texts) else None
     except (FileNotFoundError, ValueError, KeyError, TypeError):
         return None
 

@@ -305,6 +305,17 @@ def test_a_damaged_record_counts_as_none(run, text):
     assert not run.is_done("prompts", 1)
 
 
+@pytest.mark.parametrize("upstream", [[["a"]], [1, None], "itself", ["gone"], None])
+def test_a_record_with_other_steps_upstream_is_damaged_too(run, upstream):
+    make(run, "train/1", 1)
+    path = run.path / "stages" / "train" / "1.json"
+    record = json.loads(path.read_text())
+    path.write_text(json.dumps(record | {"upstream": [record["digest"]] if upstream == "itself" else upstream}))
+    with pytest.raises(AimfairError, match=r"'train/1' is (not finished|out of date).*; do it first: aimfair train"):
+        run.digest_of("train/1")
+    assert not run.is_done("train/1", 1), "so that doing it helps"
+
+
 def test_finishing_without_the_outputs_or_with_odd_inputs_is_a_mistake(run):
     with pytest.raises(FileNotFoundError, match=r"none\.txt"):
         run.finish("prompts", 1, [run.path / "none.txt"])
