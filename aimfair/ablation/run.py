@@ -89,7 +89,8 @@ def _finish_shared(run: Run) -> None:
     missing = [
         stage
         for stage in variants.SHARED
-        if not all(_is_finished(run, step) for step in _steps(stage, run.config.seeds))
+        if not (stage == "prompts" and run.config.generate.folder is not None)  # imported images have none
+        and not all(_is_finished(run, step) for step in _steps(stage, run.config.seeds))
     ]
     if missing:
         run.log.tell(f"this run is not finished: first its {', '.join(missing)}")

@@ -84,7 +84,7 @@ def _missing(path: Path, error: OSError) -> tuple[Path, str, str]:
     for part in (*reversed(path.parents), path):
         if part.is_symlink() and not part.exists():
             return part, f"a link to {os.readlink(part)}, which does not exist", "remove the link"
-        if part.is_file() and (part != path or error.errno != errno.ENOENT):
+        if part.exists() and not part.is_dir() and (part != path or error.errno != errno.ENOENT):
             return part, "is a file, expected a folder", "move it away"
         if part != path and not part.exists():
             return part, "the folder is gone", ""

@@ -6,14 +6,17 @@ use it.
 """
 
 import argparse
+import difflib
 import errno
 import os
+import re
 import stat
 import sys
 import traceback
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import NoReturn
 
 from aimfair.base.errors import AimfairError, ConfigError
 from aimfair.base.files import cache_folder
@@ -47,9 +50,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs a command line; returns the exit code."""
     _let_idle_threads_sleep()
     warnings.formatwarning = lambda message, *_, **__: f"warning: {message}\n"  # without a place in the code
-    options, words = _parser().parse_known_args(arguments)
+    parser, verbs = _parser()
+    options, words = parser.parse_known_args(arguments)
     try:
         _, verb, _ = VERBS[options.verb]
+        _refuse_unknown_flags(options.verb, words, {name: _flags(one) for name, one in verbs.items()})
         code = verb(options, _overrides(words))
         if sys.stdout is not None:  # closed, as under some daemons
             sys.stdout.flush()
@@ -111,10 +116,19 @@ def _places(options: argparse.Namespace) -> dict[Path, str]:
     return places | {cache_folder("").parent: "XDG_CACHE_HOME"}
 
 
-def _parser() -> argparse.ArgumentParser:
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        """As there, with what may have been meant by an unknown verb or name."""
+        found = re.search(r"invalid choice: '(.*)' \(choose from (.*)\)", message)
+        near = difflib.get_close_matches(found[1], re.findall(r"[\w-]+", found[2]), 1) if found else []
+        super().error(message + "".join(f"; did you mean {one}?" for one in near))
+
+
+def _parser() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParser]]:
+    """The parser of the command line, and that of each verb."""
     from aimfair import __version__
 
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         "aimfair",
         description="From a biased classifier to a fair one.",
         epilog=FLAGS_FOR_SETTINGS,
@@ -127,7 +141,34 @@ def _parser() -> argparse.ArgumentParser:
         verb = verbs.add_parser(name, help=help, description=description, allow_abbrev=False)
         verb.add_argument("--debug", action="store_true", help="show the traceback of an error")
         add_arguments(verb)
-    return parser
+    return parser, dict(verbs.choices)
+
+
+def _flags(parser: argparse.ArgumentParser) -> set[str]:
+    return set(re.findall(r"--[a-z-]+", parser.format_usage()))
+
+
+def _refuse_unknown_flags(verb: str, words: Sequence[str], flags: Mapping[str, set[str]]) -> None:
+    """Refuses flags of other verbs, and those that look like one of this verb; the rest may be settings.
+
+    Args:
+        words: that the parser left over.
+        flags: of every verb.
+    """
+    for name in (word.partition("=")[0] for word in words if word.startswith("--")):
+        if "." in name:
+            continue
+        from aimfair.config import Config
+
+        settings = {f"--{key}" for key in Config.model_fields}
+        if name in settings:
+            continue
+        of_others = any(name in others for others in flags.values())
+        known = sorted(flags[verb] | settings if of_others else flags[verb])
+        if near := difflib.get_close_matches(name, known, 1, 0.8):
+            raise ConfigError(f"{name}: unknown flag; did you mean {near[0]}?")
+        if of_others:
+            raise ConfigError(f"{name}: aimfair {verb} has no such flag; aimfair {verb} --help lists them")
 
 
 def _overrides(words: Sequence[str]) -> Overrides:

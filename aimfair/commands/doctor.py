@@ -136,6 +136,10 @@ def _module(package: str) -> str:
 def disk(folder: Path) -> Check:
     """Free space where a run in ``folder``, which need not exist, would be."""
     existing = next(parent for parent in (folder.absolute(), *folder.absolute().parents) if parent.exists())
+    if not existing.is_dir():
+        return Check(
+            "disk", "broken", f"{existing} is a file, expected a folder", "choose another directory with --run"
+        )
     free = shutil.disk_usage(existing).free
     found = f"{free / (1 << 30):.1f} GB free at {existing}"
     if not os.access(existing, os.W_OK):

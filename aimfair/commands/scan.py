@@ -35,8 +35,10 @@ def main(options: argparse.Namespace, overrides: Overrides) -> int:
     from aimfair.scan.show import show
 
     file: Path | None = options.json
-    if file is not None and (file.is_dir() or not file.absolute().parent.is_dir()):
-        found_there = "a folder" if file.is_dir() else f"no folder {str(file.parent)!r}"
+    if file is not None and ((file.exists() and not file.is_file()) or not file.absolute().parent.is_dir()):
+        found_there = (
+            "a folder" if file.is_dir() else "a device" if file.exists() else f"no folder {str(file.parent)!r}"
+        )
         raise ConfigError(f"--json {file}: found {found_there}, expected a file in an existing folder")
     with Interrupt() as interrupt:
         found, refusal = scan(settings, progress=Progress(quiet=options.quiet), interrupt=interrupt)

@@ -65,6 +65,8 @@ def explain(fault: Any, tree: Any, origins: Mapping[Key, str], nearest: Callable
     if problem is not None:
         return f"{where}: {problem}"
     expected = _EXPECTED.get(fault["type"], fault["msg"].removeprefix("Input should be "))
+    if fault["type"] == "too_short":
+        expected = f"at least {fault['ctx']['min_length']}"
     found = json.dumps(fault["input"])
     return f"{where}: found {found if len(found) <= 80 else found[:77] + '...'}, expected {expected}"
 

@@ -71,7 +71,8 @@ def read(path: Path) -> tuple[dict[str, Any], Lines]:
         mark = getattr(error, "problem_mark", None)
         raise ConfigError(f"{path}{f':{mark.line + 1}' if mark else ''}: {reason(error)}") from error
     if not isinstance(tree, dict):
-        raise ConfigError(f"{path}: expected keys and values, found {type(tree).__name__}")
+        found = "nothing" if tree is None else type(tree).__name__
+        raise ConfigError(f"{path}: expected keys and values, found {found}")
     return tree, lines
 
 

@@ -44,10 +44,11 @@ def read(root: Path, settings: DataSettings) -> Catalogue:
 
 
 def _check_there(path: Path) -> None:
-    if path.parent.is_dir() and not path.exists():
-        others = sorted(one.name for one in path.parent.iterdir() if one.suffix.lower() in TABLES)
-        there = f"but {', '.join(others[:_SHOWN])}; name one of them" if others else "nor any other table in its folder"
-        raise ConfigError(f"data.table: {path} does not exist, {there}")
+    if path.exists():
+        return
+    others = sorted(one.name for one in path.parent.glob("*") if one.suffix.lower() in TABLES)
+    there = f"but {', '.join(others[:_SHOWN])}; name one of them" if others else "nor any other table in its folder"
+    raise ConfigError(f"data.table: {path} does not exist, {there}")
 
 
 def _entries(

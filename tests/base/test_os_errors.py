@@ -53,6 +53,11 @@ def test_each_cause_is_worded(tmp_path, number, cause):
     )
 
 
+def test_a_device_in_place_of_a_folder():
+    said = explain(FileExistsError(errno.EEXIST, "File exists", "/dev/null/x"), {Path("/dev/null/x"): "--to"})
+    assert said == "/dev/null: is a file, expected a folder; move it away, or choose another with --to"
+
+
 def test_permissions_name_the_user(tmp_path, monkeypatch):
     monkeypatch.setattr(pwd, "getpwuid", lambda number: SimpleNamespace(pw_name="ada"))
     said = line_of(errno.EACCES, tmp_path / "a", {tmp_path: "--run"})

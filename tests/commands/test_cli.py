@@ -243,8 +243,13 @@ def test_output_that_nobody_reads_is_no_error():
         (["run", "--config", "demo", "--train.lr", "--seeds", "1"], "--train.lr: expected a value"),
         (["run", "--config", "demo", "--train.lr", "1", "2"], "'2': not understood"),
         (["run", "--config", "demo", "extra"], "'extra': not understood"),
-        (["run", "--conf", "demo"], "--conf: unknown key"),
-        (["demo", "--config", "demo"], "--config: unknown key"),
+        (["run", "--quite", "--config", "demo"], "--quite: unknown flag; did you mean --quiet?"),
+        (["run", "--config", "demo", "--seed", "1"], "--seed: unknown flag; did you mean --seeds?"),
+        (["demo", "--config=x"], "--config: aimfair demo has no such flag; aimfair demo --help lists them"),
+        (["scan", "--config", "demo", "--overwrite"], "--overwrite: aimfair scan has no such flag"),
+        (["run", "--config", "demo", "--seeds="], "--seeds: found [], expected at least 1"),
+        (["scan", "--config", "demo", "--json", "/dev/null"], "--json /dev/null: found a device, expected a file"),
+        (["run", "--conf", "demo"], "--conf: unknown flag; did you mean --config?"),
         (["doctor", "--train.lr", "1"], "--train.lr: doctor takes no settings"),
     ],
 )
@@ -329,6 +334,16 @@ def test_files_and_folders_in_the_way_are_named(arguments, line, capsys):
     (said,) = capsys.readouterr().err.splitlines()
     assert line in said
     assert "--debug" not in said
+
+
+@pytest.mark.parametrize(
+    ("arguments", "meant"),
+    [(["rnu"], "run"), (["ablate", "densty", "--run", "x"], "density"), (["engine", "biuld"], "build")],
+)
+def test_a_name_is_suggested_for_a_similar_one(arguments, meant, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        cli.main(arguments)
+    assert capsys.readouterr().err.rstrip().endswith(f"; did you mean {meant}?")
 
 
 @pytest.mark.parametrize(

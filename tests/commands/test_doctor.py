@@ -117,6 +117,12 @@ def test_an_extension_that_does_not_load(monkeypatch):
     assert check.remedy.startswith("pip install")
 
 
+def test_a_file_in_place_of_the_folder_of_runs(tmp_path):
+    (tmp_path / "runs").touch()
+    check = doctor.disk(tmp_path / "runs" / "mine")
+    assert (check.state, check.found) == ("broken", f"{tmp_path / 'runs'} is a file, expected a folder")
+
+
 def test_a_full_disk(monkeypatch, tmp_path):
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr(doctor.shutil, "disk_usage", lambda _: usage(100, 99, 1 << 20))

@@ -180,7 +180,7 @@ def test_settings_do_not_change():
         ("\ta: 1\n", "FILE:1: "),
         ("a: 1\n---\nb: 2\n", "FILE:2: "),
         ("- a\n", "FILE: expected keys and values, found list"),
-        ("", "FILE: expected keys and values, found NoneType"),
+        ("", "FILE: expected keys and values, found nothing"),
         ("[" * 2000, "FILE: "),
         (f"seeds: [{'9' * 5000}]", "FILE: "),
     ],

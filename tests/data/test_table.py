@@ -238,3 +238,5 @@ def test_a_missing_table_is_refused(tmp_path: Path) -> None:
     expected = r"^data.table: .*labels.csv does not exist, nor any other table in its folder$"
     with pytest.raises(ConfigError, match=expected):
         table.read(tmp_path, DataSettings(kind="table", root=tmp_path))
+    with pytest.raises(ConfigError, match=r"^data.table: .*lists/labels.csv does not exist, nor any other table"):
+        table.read(tmp_path, DataSettings(kind="table", root=tmp_path, table="lists/labels.csv"))

@@ -122,9 +122,9 @@ def test_damaged_settings_are_refused_or_overwritten(tmp_path, config):
     [
         (lambda text: text[: text.index("\n  bins:") - 1], "its last line has no end, it was cut off"),
         (lambda text: text[: text.index("\n  bins:")], "its last line has no end, it was cut off"),
-        (lambda text: "", "expected keys and values, found NoneType"),
+        (lambda text: "", "expected keys and values, found nothing"),
         (lambda text: text[: text.index("methods:")], "methods: missing, and it has no default (and 1 more faults)"),
-        (lambda text: "\n", "expected keys and values, found NoneType"),
+        (lambda text: "\n", "expected keys and values, found nothing"),
         (lambda text: text.replace("seeds:", "seeds: ["), ""),
     ],
     ids=["in a line", "at the end of a line", "empty", "half", "blank", "not YAML"],
