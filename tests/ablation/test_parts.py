@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from aimfair.ablation import blocks, options, premise
+from aimfair.ablation import run as ablation_run
 from aimfair.ablation.outcomes import difference
 from aimfair.ablation.plan import Names
 from aimfair.base.errors import ConfigError
@@ -345,3 +346,13 @@ def test_a_model_of_few_blocks_is_cut_further_in():
         found = blocks.blocks_of(names, least)
         held = [name for modules in found.values() for name in names_under(names, modules)]
         assert sorted(held) == sorted(names)
+
+
+def test_a_run_with_imported_images_lacks_no_prompts(monkeypatch: pytest.MonkeyPatch) -> None:
+    done: list[str] = []
+    monkeypatch.setattr(ablation_run, "_is_finished", lambda _, step: step != "prompts")
+    monkeypatch.setattr(ablation_run, "run_stages", lambda _, stages: done.extend(stages))
+    for folder in (Path("images"), None):
+        config = SimpleNamespace(seeds=[1], generate=SimpleNamespace(folder=folder))
+        ablation_run._finish_shared(SimpleNamespace(config=config, log=SimpleNamespace(tell=done.append)))  # type: ignore[arg-type]
+    assert done == ["this run is not finished: first its prompts", "prompts"]
