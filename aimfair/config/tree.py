@@ -114,6 +114,14 @@ class Config(Settings):
         return self
 
     @model_validator(mode="after")
+    def _check_shifts(self) -> Self:
+        size = self.data.image_size
+        for key, settings in (("train", self.train), ("finetune", self.finetune)):
+            if (shift := settings.augment.shift) >= size:
+                raise Problem((key, "augment", "shift"), f"found {shift}, expected less than data.image_size, {size}")
+        return self
+
+    @model_validator(mode="after")
     def _check_method_names(self) -> Self:
         folders: dict[str, str] = {}  # some disks tell no case
         for name in self.methods:

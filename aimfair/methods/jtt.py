@@ -1,13 +1,14 @@
 """Just train twice (Liu et al., ICML 2021, arXiv 2107.09044)."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 import numpy as np
 from pydantic import Field
 
-from aimfair.base.errors import AimfairError
+from aimfair.base.errors import AimfairError, one_line
 from aimfair.methods.base import MethodSettings
 
 if TYPE_CHECKING:
@@ -74,16 +75,14 @@ class Jtt(MethodSettings):
             work.initial(), train, settings=settings, checkpoint=checkpoint, stop_after=self.first_epochs
         )
         identity = training.identity()
-        if (recorded := _read(file, identity)) is not None:
+        if (recorded := _read(file, identity, len(train))) is not None:
             return recorded
         work.fit(training, "first model")
         errors = _misclassified(training)
         work.folder.mkdir(parents=True, exist_ok=True)
         record = {"training": identity, "images": len(train), "ids": [train.ids[index] for index in errors]}
         write_json(file, {**record, "indices": errors.tolist()})
-        checkpoint.remove()
-        if folder.exists():
-            folder.rmdir()
+        shutil.rmtree(folder, ignore_errors=True)
         return errors
 
 
@@ -98,14 +97,19 @@ def _misclassified(training: "Training") -> "Indices":
     return np.flatnonzero(scores.argmax(1).numpy() != images.target)
 
 
-def _read(file: Path, identity: str) -> "Indices | None":
-    """The recorded error set of this first training; None if there is none."""
+def _read(file: Path, identity: str, images: int) -> "Indices | None":
+    """The recorded error set of this first training, of so many images; None if there is none."""
     try:
         record = json.loads(file.read_text(encoding="utf-8"))
         if record["training"] != identity:
             return None
-        return np.array(record["indices"], dtype=np.int64)
+        indices = np.array(record["indices"], dtype=np.int64)
+        if indices.ndim != 1 or not np.isin(indices, np.arange(images)).all():
+            raise ValueError(f"expected indices of {images} images")
+        return indices
     except FileNotFoundError:
         return None
-    except (ValueError, KeyError, TypeError) as error:
-        raise AimfairError(f"{file}: not a usable error set: {error}; remove it to start the method again") from error
+    except (ValueError, KeyError, TypeError, OverflowError) as error:
+        raise AimfairError(
+            f"{file}: not a usable error set: {one_line(error)}; remove it to start the method again"
+        ) from error

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from aimfair.base.errors import AimfairError
+from aimfair.base.errors import AimfairError, one_line
 from aimfair.selective import storage
 from aimfair.training.history import Position
 
@@ -21,6 +21,8 @@ KIND, VERSION = "aimfair.checkpoint", 2
 
 CHECKPOINT = "checkpoint.safetensors"
 """File name, in the folder of the model."""
+
+_WAY_OUT = "remove it to restart this training"
 
 Tensors = dict[str, Tensor]
 
@@ -97,19 +99,22 @@ class Checkpoint:
         """
         try:
             tensors, metadata = storage.load(self.path, KIND, VERSION)
-            if metadata["identity"] != identity:
-                return None
-            position = Position.model_validate(metadata["position"])
-            copy_tensors(_under("model/", tensors), model)
         except FileNotFoundError:
             return None
-        except (ValueError, KeyError) as error:
-            raise AimfairError(f"{error}; remove it to restart this training") from error
+        except ValueError as error:
+            raise AimfairError(f"{error}; {_WAY_OUT}") from error
+        if metadata.get("identity") != identity:
+            return None
         state: dict[int, Tensors] = {}
-        for name, tensor in _under("optimizer/", tensors).items():
-            index, _, key = name.partition("/")
-            state.setdefault(int(index), {})[key] = tensor
-        optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
+        try:
+            position = Position.model_validate(metadata.get("position"))
+            copy_tensors(_under("model/", tensors), model)
+            for name, tensor in _under("optimizer/", tensors).items():
+                index, _, key = name.partition("/")
+                state.setdefault(int(index), {})[key] = tensor
+            optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
+        except (ValueError, TypeError, KeyError) as error:
+            raise AimfairError(f"{self.path}: not a usable checkpoint: {one_line(error)}; {_WAY_OUT}") from error
         return position, {name: tensor.clone() for name, tensor in _under("kept/", tensors).items()}
 
     def remove(self) -> None:

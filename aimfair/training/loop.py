@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from aimfair.base.errors import AimfairError
+from aimfair.base.errors import AimfairError, prefixed
 from aimfair.base.interrupt import NEVER, Interrupt, Interrupted
 from aimfair.base.log import NOWHERE, Log
 from aimfair.base.progress import SILENT, Task
@@ -139,8 +139,8 @@ class Training:
         """Trains, or resumes. The model ends in evaluation mode, with the weights of the epoch to keep.
 
         Raises:
-            AimfairError: the training diverges, memory runs out, or the checkpoint is damaged.
-            RuntimeError: a weight that is not selected has changed.
+            AimfairError: the training diverges, memory runs out, the checkpoint is damaged, or a weight that is not
+                selected has changed.
             Interrupted: after a step, with the checkpoint written.
         """
         self._identity = self.identity()
@@ -159,7 +159,8 @@ class Training:
             copy_tensors(self._kept, self.model)
         self.model.eval()
         if self.mask is not None:
-            require_unselected_unchanged(self.mask, self._unselected, dict(self.model.named_parameters()))
+            with prefixed(self.name):
+                require_unselected_unchanged(self.mask, self._unselected, dict(self.model.named_parameters()))
         return history
 
     def _resume(self) -> None:
@@ -321,8 +322,11 @@ def require_unselected_unchanged(
         before: their :func:`unselected_digests` before the training.
 
     Raises:
-        RuntimeError: naming the parameters in which an unselected element has changed.
+        AimfairError: naming the parameters in which an unselected element has changed.
     """
     after = unselected_digests(mask, parameters)
     if moved := [name for name in after if after[name] != before[name]]:
-        raise RuntimeError(f"unselected elements of {listing(moved)} have changed")
+        raise AimfairError(
+            f"unselected elements of {listing(moved)} have changed; expected a model that does not change its weights"
+            " itself"
+        )

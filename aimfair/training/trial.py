@@ -31,6 +31,10 @@ def try_classifier(
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     device, size = next(model.parameters()).device, images.images.shape[1]
     x = Normalize(settings, device)(images.images[:])
+    if not x.isfinite().all():
+        raise AimfairError(
+            f"model.mean, model.std: found {list(settings.mean)} and {list(settings.std)}, which make images infinite"
+        )
     target = torch.from_numpy(images.target).to(device)
     what = f"{settings.label}: {type(model).__name__}"
     pixels = f"images of {size} x {size} pixels (data.image_size)"

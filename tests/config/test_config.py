@@ -114,6 +114,11 @@ def test_names_of_methods_are_names_of_folders():
     assert "methods.Biased: expected a name of letters" in flag_refusal(methods__Biased__rule="all")
 
 
+def test_images_are_not_shifted_out_of_sight():
+    said = flag_refusal(finetune__augment__shift="10000000000")
+    assert said.startswith("--finetune.augment.shift: found 10000000000, expected less than data.image_size")
+
+
 def test_folders_are_recorded_absolute(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HOME", "/home/somebody")

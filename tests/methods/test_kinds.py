@@ -293,9 +293,12 @@ def test_a_group_without_images_gives_a_warning(directory, config, splits):
     assert len(histories(directory)["dro"].notes) == 3
 
 
-def test_a_damaged_error_set_is_refused_by_name(directory, config):
+@pytest.mark.parametrize("indices", ["", "[10000000]", "[-1]", "[[0]]", "[1e99]", f"[{10**30}]", "null"])
+def test_a_damaged_error_set_is_refused_by_name(directory, config, indices):
     (directory / "stages" / "finetune" / "7" / "jtt.json").unlink()
-    (folder_of(directory, "jtt") / ERROR_SET).write_text('{"training": 3')
+    path = folder_of(directory, "jtt") / ERROR_SET
+    training = json.loads(path.read_text())["training"]
+    path.write_text(f'{{"training": "{training}", "indices": {indices}}}')
     with pytest.raises(AimfairError, match=r"error_set\.json: not a usable error set.*remove it"):
         do(directory, config())
 

@@ -8,14 +8,16 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 from safetensors.torch import load_file
 
 from aimfair.base.errors import AimfairError
 from aimfair.base.interrupt import Interrupt, Interrupted
 from aimfair.base.log import Log
 from aimfair.data.settings import AugmentSettings
+from aimfair.selective import storage
 from aimfair.selective.mask import ParameterMask
-from aimfair.training.checkpoint import CHECKPOINT, Checkpoint
+from aimfair.training.checkpoint import CHECKPOINT, KIND, VERSION, Checkpoint
 from aimfair.training.history import HISTORY, History
 from aimfair.training.settings import OptimizerSettings
 from tests.training.samples import ActAfter, Net, state_bits, training, without_seconds
@@ -106,6 +108,27 @@ def test_a_damaged_checkpoint_is_refused_by_name(tmp_path):
     path.write_bytes(path.read_bytes()[:-10])
     with pytest.raises(AimfairError, match=rf"{CHECKPOINT}.*remove it to restart this training"):
         training(Net(), SETTINGS, checkpoint=Checkpoint(tmp_path, 1e9)).fit()
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda tensors, metadata: metadata.update(position={"epoch": "first", "step": None}),
+        lambda tensors, metadata: metadata.pop("position"),
+        lambda tensors, metadata: tensors.pop("model/head.weight"),
+        lambda tensors, metadata: tensors.update({"optimizer/x/exp_avg": torch.zeros(1)}),
+        lambda tensors, metadata: tensors.update({"optimizer/0/exp_avg": torch.zeros(1)}),
+    ],
+)
+def test_a_checkpoint_of_something_else_is_refused_by_name(tmp_path, damage):
+    stop_after(4, Net(), tmp_path)
+    path = tmp_path / CHECKPOINT
+    tensors, metadata = storage.load(path, KIND, VERSION)
+    damage(tensors, metadata)
+    storage.save(path, KIND, VERSION, {name: tensor.clone() for name, tensor in tensors.items()}, **metadata)
+    with pytest.raises(AimfairError, match=rf"{CHECKPOINT}: not a usable checkpoint: .*; remove it to re") as refusal:
+        training(Net(), SETTINGS, checkpoint=Checkpoint(tmp_path, 1e9)).fit()
+    assert "\n" not in str(refusal.value)
 
 
 def test_a_damaged_history_is_refused_by_name(tmp_path):

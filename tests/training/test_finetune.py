@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from aimfair.base.errors import AimfairError
 from aimfair.selective.mask import ParameterMask
 from aimfair.training.loop import Training, require_unselected_unchanged, unselected_digests
 from aimfair.training.settings import FinetuneSettings
@@ -61,10 +62,10 @@ def test_a_change_of_a_single_bit_elsewhere_is_found(dtype):
     after["a"][:, 0] = 7
     require_unselected_unchanged(mask, before, after)
     after["a"][2, 1] = -0.0
-    with pytest.raises(RuntimeError, match="unselected elements of a have changed"):
+    with pytest.raises(AimfairError, match="unselected elements of a have changed"):
         require_unselected_unchanged(mask, before, after)
     after["b"][4] = 2
-    with pytest.raises(RuntimeError, match="unselected elements of a, b have changed"):
+    with pytest.raises(AimfairError, match="unselected elements of a, b have changed"):
         require_unselected_unchanged(mask, before, after)
 
 

@@ -308,6 +308,11 @@ def test_models(photographs: Path, tmp_path: Path, name: str) -> None:
     )
 
 
+def test_a_normalisation_that_float32_cannot_hold(photographs: Path, tmp_path: Path) -> None:
+    config = settings(photographs, **model("more", std=[1e-300, 1, 1]))
+    refused(config, tmp_path, r"^model\.mean, model\.std: found .*, which make images infinite$")
+
+
 @pytest.mark.parametrize("key", ["train", "finetune"])
 def test_batches_of_one_image(photographs: Path, tmp_path: Path, key: str) -> None:
     sections = {key: {"batch_size": 1, **({"batchnorm": "adapt"} if key == "finetune" else {})}}
