@@ -1,14 +1,16 @@
 """Inputs and comparisons shared by the kernel tests.
 
 Inputs of an operator are kept as the dict of its arguments. A test clones the dict, gives one to the kernel and one to
-the reference, and compares every tensor in it: what must change, and what must not. The reference always runs on the
-CPU, so that kernels on a GPU are held against the arithmetic of another device.
+the reference, and compares every tensor in it: what must change, and what must not. Inputs are made on the CPU, and the
+reference always runs there: kernels on a GPU are held against the arithmetic of another device, and the GPU has little
+to do but what is tested.
 """
 
 import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -59,14 +61,25 @@ def _storage_bytes(tensor: Tensor) -> Tensor:
     return torch.empty(0, dtype=torch.uint8, device=tensor.device).set_(tensor.untyped_storage())
 
 
-def guards_intact(tensor: Tensor) -> bool:
+def bytes_on_host(tensors: Sequence[Tensor]) -> list[np.ndarray]:
+    """The storage of each tensor, all of a GPU in one copy: a case may have two thousand."""
+    storages = [_storage_bytes(tensor) for tensor in tensors]
+    away = [i for i, storage in enumerate(storages) if not storage.is_cpu]
+    if away:
+        sizes = [storages[i].numel() for i in away]
+        fetched = torch.cat([storages[i] for i in away]).cpu().split(sizes)
+        for i, storage in zip(away, fetched, strict=True):
+            storages[i] = storage
+    return [storage.numpy() for storage in storages]
+
+
+def guards_intact(tensor: Tensor, storage: np.ndarray) -> bool:
     """Whether the storage around a placed tensor is as :func:`place` left it; True for tensors made otherwise."""
     size = tensor.element_size()
     begin, end = tensor.storage_offset() * size, (tensor.storage_offset() + tensor.numel()) * size
-    whole = _storage_bytes(tensor)
-    if whole.numel() != end + _GUARD_ELEMENTS * size:
+    if len(storage) != end + _GUARD_ELEMENTS * size:
         return True
-    return bool((whole[:begin] == _GUARD).all() and (whole[end:] == _GUARD).all())
+    return bool((storage[:begin] == _GUARD).all() and (storage[end:] == _GUARD).all())
 
 
 def clone(value: Any, device: torch.device | str | None = None) -> Any:
@@ -81,46 +94,64 @@ def clone(value: Any, device: torch.device | str | None = None) -> Any:
     return [clone(item, device) for item in value] if isinstance(value, list) else value
 
 
+def on_device(value: Any, device: torch.device) -> Any:
+    """What was made on the CPU, where it is wanted."""
+    return value if device.type == "cpu" else clone(value, device)
+
+
+CPU = torch.device("cpu")
+
 # -- comparisons ------------------------------------------------------------------------------------------------------
 
-_INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
-
-def same_bits(actual: Tensor, expected: Tensor) -> Tensor:
-    """bool per element: equal to the last bit, or both NaN (whose payloads are not part of any contract).
-
-    Where the tensors are on two devices, that of ``expected`` compares.
-    """
-    actual = actual.to(expected.device)
-    integer = _INTEGERS[actual.element_size()]
-    equal = actual.reshape(-1).view(integer) == expected.reshape(-1).view(integer)
-    if actual.is_floating_point():
-        equal |= (actual.isnan() & expected.isnan()).reshape(-1)
-    return equal
+def _integers(tensor: Tensor, storage: np.ndarray) -> np.ndarray:
+    """The bits of every element."""
+    size = tensor.element_size()
+    if not tensor.numel():
+        return np.empty(tensor.shape, f"i{size}")
+    strides = [stride * size for stride in tensor.stride()]
+    return np.ndarray(tensor.shape, f"i{size}", storage, tensor.storage_offset() * size, strides)
 
 
 def assert_same(actual: Any, expected: Any, name: str = "tensor") -> None:
-    """Same bits in every tensor of two tensors, lists or argument dicts, and intact guards around ``actual``."""
+    """Two tensors, lists or dicts of arguments: equal to the last bit, or both NaN (whose payloads are not part of any
+    contract), and intact guards around ``actual``. They may be on two devices.
+    """
+    pairs = list(_pairs(actual, expected, name))
+    found, wanted = (bytes_on_host([pair[side] for pair in pairs]) for side in (1, 2))
+    for (name, x, y), x_bytes, y_bytes in zip(pairs, found, wanted, strict=True):
+        different = _integers(x, x_bytes) != _integers(y, y_bytes)
+        if different.any():
+            _require_nan(name, x.cpu(), y.cpu(), torch.as_tensor(different))
+        assert guards_intact(x, x_bytes), f"{name}: written outside of the tensor"
+
+
+def _pairs(actual: Any, expected: Any, name: str) -> Iterator[tuple[str, Tensor, Tensor]]:
+    """The tensors of both with their names; everything else about them must be equal."""
     if isinstance(expected, dict):
         assert actual.keys() == expected.keys()
         for key in expected:
-            assert_same(actual[key], expected[key], key)
+            yield from _pairs(actual[key], expected[key], key)
     elif isinstance(expected, Score):
-        assert_same(vars(actual), vars(expected), name)
+        yield from _pairs(vars(actual), vars(expected), name)
     elif isinstance(expected, list):
         assert len(actual) == len(expected), name
         for i, (x, y) in enumerate(zip(actual, expected, strict=True)):
-            assert_same(x, y, f"{name}[{i}]")
+            yield from _pairs(x, y, f"{name}[{i}]")
     elif isinstance(expected, Tensor):
         assert (actual.dtype, actual.shape) == (expected.dtype, expected.shape), name
-        wrong = (~same_bits(actual, expected)).nonzero().flatten()
-        if wrong.numel():
-            i = int(wrong[0])
-            found, wanted = actual.reshape(-1)[i].item(), expected.reshape(-1)[i].item()
-            raise AssertionError(f"{name}: {wrong.numel()} differ, first at {i}: {found!r}, expected {wanted!r}")
-        assert guards_intact(actual), f"{name}: written outside of the tensor"
+        yield name, actual, expected
     else:
         assert actual == expected, name
+
+
+def _require_nan(name: str, actual: Tensor, expected: Tensor, different: Tensor) -> None:
+    wrong = different & ~(actual.isnan() & expected.isnan()) if actual.is_floating_point() else different
+    places = wrong.flatten().nonzero().flatten()
+    if places.numel():
+        i = int(places[0])
+        found, wanted = actual.flatten()[i].item(), expected.flatten()[i].item()
+        raise AssertionError(f"{name}: {places.numel()} differ, first at {i}: {found!r}, expected {wanted!r}")
 
 
 def tensors_in(value: Any) -> Iterator[Tensor]:
@@ -142,13 +173,13 @@ def numel_of(shape: Shape) -> int:
 def random_bools(shapes: Sequence[Shape], density: float, device: torch.device) -> list[Tensor]:
     """Random bool tensors; a negative density selects a single element, of the last tensor that has any."""
     if density >= 0:
-        return [torch.rand(shape, device=device) < density for shape in shapes]
-    bools = [torch.zeros(shape, dtype=torch.bool, device=device) for shape in shapes]
+        return on_device([torch.rand(shape) < density for shape in shapes], device)
+    bools = [torch.zeros(shape, dtype=torch.bool) for shape in shapes]
     for selected in reversed(bools):
         if selected.numel():
             selected.view(-1)[int(torch.randint(selected.numel(), ()))] = True
             break
-    return bools
+    return on_device(bools, device)
 
 
 def row_bools(shapes: Sequence[Shape], row: int, device: torch.device) -> list[Tensor]:
@@ -156,16 +187,16 @@ def row_bools(shapes: Sequence[Shape], row: int, device: torch.device) -> list[T
     bools = []
     for shape in shapes:
         numel = numel_of(shape)
-        rows = torch.rand(numel // row + 1, device=device) < 0.34
+        rows = torch.rand(numel // row + 1) < 0.34
         bools.append(rows.repeat_interleave(row)[:numel].view(shape))
-    return bools
+    return on_device(bools, device)
 
 
 def packed(bools: Sequence[Tensor], device: torch.device, offset: int = 0) -> tuple[Tensor, Tensor]:
     """``(bits, rank)`` of bool tensors, by the reference."""
-    bits, rank = layout.empty_mask([selected.numel() for selected in bools], device)
-    reference.pack_bits_(bits, rank, list(bools))
-    return place(bits, offset), place(rank, offset)
+    bits, rank = layout.empty_mask([selected.numel() for selected in bools])
+    reference.pack_bits_(bits, rank, [selected.cpu() for selected in bools])
+    return on_device(place(bits, offset), device), on_device(place(rank, offset), device)
 
 
 # -- values -----------------------------------------------------------------------------------------------------------
@@ -174,8 +205,8 @@ SPECIAL = [0.0, -0.0, math.inf, -math.inf, math.nan, 1e-40, -1e-45, 6e-8, 3e38, 
 """Signed zeros, infinities, NaN, denormals and the edges of the range, of fp32 and after rounding to 16 bits."""
 
 
-def normal(shape: Shape, dtype: torch.dtype, device: torch.device, offset: int = 0, scale: float = 1.0) -> Tensor:
-    return place((torch.randn(shape, device=device) * scale).to(dtype), offset)
+def normal(shape: Shape, dtype: torch.dtype, offset: int = 0) -> Tensor:
+    return place(torch.randn(shape).to(dtype), offset)
 
 
 def with_special(tensor: Tensor, share: float = 0.1) -> Tensor:
@@ -194,17 +225,17 @@ def accumulate_inputs(
     """Arguments of ``accumulate_`` with all three accumulators, as if some batches had been added before."""
 
     def accumulators() -> list[Tensor]:
-        return [normal((numel_of(shape),), torch.float32, device, offset) for shape in shapes]
+        return [normal((numel_of(shape),), torch.float32, offset) for shape in shapes]
 
-    return {
-        "grads": [normal(shape, dtype, device, offset) for shape in shapes],
+    inputs = {
+        "grads": [normal(shape, dtype, offset) for shape in shapes],
         "sums": accumulators(),
         "squares": [sums.abs_() for sums in accumulators()],
         "second_sums": accumulators(),
-        "square_norms": place(torch.rand(len(shapes), dtype=torch.float64, device=device), offset),
-        "nonfinite": place(torch.randint(5, (len(shapes),), device=device), offset),
-        **options,
+        "square_norms": place(torch.rand(len(shapes), dtype=torch.float64), offset),
+        "nonfinite": place(torch.randint(5, (len(shapes),)), offset),
     }
+    return on_device(inputs, device) | options
 
 
 CRITERIA = ["value", "magnitude", "difference", "relative_difference", "norm_ratio"]
@@ -228,8 +259,8 @@ def score_inputs(
     def accumulators(name: str) -> list[Tensor]:
         tensors = []
         for shape in shapes:
-            values = torch.randn(shape, device=device)
-            values = torch.where(torch.rand(shape, device=device) < 0.34, values.round(), values)
+            values = torch.randn(shape)
+            values = torch.where(torch.rand(shape) < 0.34, values.round(), values)
             tensors.append(place(values.abs() if name == "norm_ratio" else values, offset))
         return tensors
 
@@ -239,41 +270,36 @@ def score_inputs(
         return Score(name, a, b, scale_a, scale_b, divisor)
 
     below = score(divisor, 0.11, 1.3) if divisor else None
-    return {"score": score(criterion, 1 / 3, 0.7, below)}
+    return {"score": on_device(score(criterion, 1 / 3, 0.7, below), device)}
 
 
 class _StepInputs:
     """Builds what AdamW and SGD have in common: parameters, gradients, mask, masters and scalars."""
 
     def __init__(
-        self,
-        shapes: Sequence[Shape],
-        dtype: torch.dtype,
-        device: torch.device,
-        bools: Sequence[Tensor] | None,
-        compact: bool,
-        offset: int,
+        self, shapes: Sequence[Shape], dtype: torch.dtype, bools: Sequence[Tensor] | None, compact: bool, offset: int
     ):
-        self.shapes, self.device, self.offset = shapes, device, offset
+        self.shapes, self.offset = shapes, offset
+        bools = None if bools is None else [selected.cpu() for selected in bools]
         selected = [numel_of(shape) if bools is None else int(bools[t].sum()) for t, shape in enumerate(shapes)]
         self.state_numels = selected if compact else [numel_of(shape) for shape in shapes]
-        self.params = [normal(shape, dtype, device, offset) for shape in shapes]
-        self.slots = [torch.ones(shape, dtype=torch.bool, device=device) for shape in shapes]
+        self.params = [normal(shape, dtype, offset) for shape in shapes]
+        self.slots = [torch.ones(shape, dtype=torch.bool) for shape in shapes]
         if compact and bools is not None:
             self.slots = list(bools)
         self.inputs: Inputs = {
             "params": self.params,
-            "grads": [normal(shape, dtype, device, offset) for shape in shapes],
-            "steps": [place(torch.full((1,), float(t % 3), device=device)) for t in range(len(shapes))],
+            "grads": [normal(shape, dtype, offset) for shape in shapes],
+            "steps": [place(torch.full((1,), float(t % 3))) for t in range(len(shapes))],
             "compact": compact,
         }
         if bools is not None:
-            bits, rank = packed(bools, device, offset)
+            bits, rank = packed(bools, CPU, offset)
             firsts = layout.first_blocks([numel_of(shape) for shape in shapes])[:-1]
             self.inputs |= {"bits": bits, "rank": rank, "first_blocks": firsts}
 
     def state(self) -> list[Tensor]:
-        return [normal((numel,), torch.float32, self.device, self.offset) for numel in self.state_numels]
+        return [normal((numel,), torch.float32, self.offset) for numel in self.state_numels]
 
     def masters(self) -> list[Tensor]:
         """fp32 weights that round to the parameters."""
@@ -297,11 +323,11 @@ def adamw_inputs(
     **options: Any,
 ) -> Inputs:
     """Arguments of ``masked_adamw_`` in the middle of a training: random moments, tensors at different steps."""
-    step = _StepInputs(shapes, dtype, device, bools, compact, offset)
+    step = _StepInputs(shapes, dtype, bools, compact, offset)
     inputs = step.inputs | {
         "exp_avgs": step.state(),
         "exp_avg_sqs": [state.abs_() for state in step.state()],
-        "lr": torch.tensor(lr, device=device),
+        "lr": torch.tensor(lr),
         "beta1": 0.9,
         "beta2": 0.99,
         "eps": 1e-8,
@@ -311,7 +337,7 @@ def adamw_inputs(
         inputs["max_exp_avg_sqs"] = [state.abs_() for state in step.state()]
     if masters:
         inputs["masters"] = step.masters()
-    return inputs | options
+    return on_device(inputs, device) | options
 
 
 def sgd_inputs(
@@ -328,16 +354,16 @@ def sgd_inputs(
     **options: Any,
 ) -> Inputs:
     """Arguments of ``masked_sgd_`` in the middle of a training; some tensors are at their first step."""
-    step = _StepInputs(shapes, dtype, device, bools, compact, offset)
+    step = _StepInputs(shapes, dtype, bools, compact, offset)
     inputs = step.inputs | {
         "momentum_buffers": step.state() if momentum else [],
-        "lr": torch.tensor(lr, device=device),
+        "lr": torch.tensor(lr),
         "momentum": momentum,
         "weight_decay": 0.1,
     }
     if masters:
         inputs["masters"] = step.masters()
-    return inputs | options
+    return on_device(inputs, device) | options
 
 
 def assert_matches_reference(

@@ -24,30 +24,39 @@ ROUNDS = [(0, 32), (ZERO, 31), (1 << 30, 30), (381 << 23, 23), (1021 << 21, 21),
 each_direction = pytest.mark.parametrize("largest", [True, False], ids=["largest", "smallest"])
 
 
-def counts_of(n: int, device: torch.device, offset: int = 0) -> Tensor:
+def counts_of(n: int, offset: int = 0) -> Tensor:
     """Counts from an earlier call: they are added to."""
-    return cases.place(torch.arange(n, device=device), offset)
+    return cases.place(torch.arange(n), offset)
 
 
 def check_against_reference(arguments: cases.Inputs, device: torch.device, offset: int = 0) -> None:
-    sizes = len(arguments["score"].a)
-    few = sizes > 100  # the reference takes every tensor by itself
+    """The scores that the reference counts are computed once: it takes every tensor by itself, and there are many."""
+    before = cases.clone(arguments, "cpu")
+    scores = reference._scores(before["score"])
+    known = {"score": Score("value", scores), "largest": arguments["largest"]}
+    sizes = len(scores)
+
+    def check(operator: str, expected: cases.Inputs) -> None:
+        inputs = cases.clone(expected, device)
+        getattr(reference, operator)(**expected, **known)
+        getattr(ops, operator)(**inputs, **arguments)
+        cases.assert_same(inputs, expected)
+
+    few = sizes > 100
     for first, bits in ROUNDS[::4] if few else ROUNDS:
-        inputs = {"counts": counts_of(2049, device, offset), "first": first, "bits": bits} | arguments
-        cases.assert_matches_reference(ops.count_keys_, reference.count_keys_, inputs)
-    for key in keys_to_try(arguments)[1::2] if few else keys_to_try(arguments):
-        inputs = {"counts": counts_of(sizes, device, offset), "key": key} | arguments
-        cases.assert_matches_reference(ops.count_equal_, reference.count_equal_, inputs)
-        bits, rank = dirty_mask(arguments["score"].a, offset)
-        ties = cases.place(torch.arange(sizes, device=device) % 5 * 3 - 1, offset)  # -1, 2, 5, 8, 11
-        inputs = {"bits": bits.to(device), "rank": rank.to(device), "key": key, "ties": ties} | arguments
-        cases.assert_matches_reference(ops.select_above_, reference.select_above_, inputs)
+        check("count_keys_", {"counts": counts_of(2049, offset), "first": first, "bits": bits})
+    for key in keys_to_try(known)[1::2] if few else keys_to_try(known):
+        check("count_equal_", {"counts": counts_of(sizes, offset), "key": key})
+        bits, rank = dirty_mask(scores, offset)
+        ties = cases.place(torch.arange(sizes) % 5 * 3 - 1, offset)  # -1, 2, 5, 8, 11
+        check("select_above_", {"bits": bits, "rank": rank, "key": key, "ties": ties})
+    cases.assert_same(arguments, before)
 
 
-def keys_to_try(arguments: cases.Inputs) -> list[int]:
+def keys_to_try(known: cases.Inputs) -> list[int]:
     """The ends, zero, and the keys of two scores."""
-    scores = [values for values in reference._scores(arguments["score"]) if values.numel()]
-    found = [int(reference._keys(values[:1], arguments["largest"])) for values in (scores[:1] + scores[-1:])]
+    scores = [values for values in known["score"].a if values.numel()]
+    found = [int(reference._keys(values.view(-1)[:1], known["largest"])) for values in (scores[:1] + scores[-1:])]
     return [0, ZERO, 2**32 - 1, *found]
 
 
@@ -101,9 +110,10 @@ def find_threshold(parts: list[cases.Inputs], k: int) -> tuple[int, int]:
         counts = torch.zeros(2049, dtype=torch.int64, device=parts[0]["score"].device)
         for part in parts:
             ops.count_keys_(counts, first, bits, **part)
+        histogram = counts.tolist()
         shift, found = max(0, bits - 11), 2047
-        while found and counts[found] < k:
-            k -= int(counts[found])
+        while found and histogram[found] < k:
+            k -= histogram[found]
             found -= 1
         first, bits = first + (found << shift), shift
         if shift == 0:
@@ -148,7 +158,7 @@ def test_nan_is_counted_apart(largest, device):
     for place, bits in enumerate(NANS):
         scores[0].view(torch.int32)[place * 700] = bits
         scores[2].view(torch.int32)[place] = bits
-    inputs = {"counts": counts_of(2049, device), "first": 0, "bits": 32, "score": Score("value", scores)}
+    inputs = {"counts": counts_of(2049).to(device), "first": 0, "bits": 32, "score": Score("value", scores)}
     cases.assert_matches_reference(ops.count_keys_, reference.count_keys_, inputs | {"largest": largest})
     assert int(inputs["counts"][2048]) == 2048 + 10
     assert int(inputs["counts"].sum()) == 2048 * 2049 // 2 + 3041
