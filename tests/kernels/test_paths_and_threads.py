@@ -93,6 +93,11 @@ def unpack_bits() -> tuple[Callable[..., None], Inputs]:
     return ops.unpack_bits_, {"bools": [~selected for selected in bools], "bits": bits}
 
 
+def rank() -> tuple[Callable[..., None], Inputs]:
+    bits, written = cases.packed(cases.random_bools(SHAPES, 0.3, CPU), CPU)
+    return ops.rank_, {"rank": written.fill_(-7), "bits": bits}
+
+
 def adamw(dtype: torch.dtype, density: float, compact: bool) -> tuple[Callable[..., None], Inputs]:
     inputs = cases.adamw_inputs(
         SHAPES, dtype, CPU, cases.random_bools(SHAPES, density, CPU), compact=compact, offset=1, amsgrad=compact,
@@ -129,6 +134,7 @@ CALLS: dict[str, Callable[[], tuple[Callable[..., None], Inputs]]] = {
     "expand_units": expand_units,
     "pack_bits": pack_bits,
     "unpack_bits": unpack_bits,
+    "rank": rank,
     **{
         f"{step.__name__}-{dtype}-{density}-{'compact' if compact else 'dense'}": (
             lambda step=step, dtype=dtype, density=density, compact=compact: step(dtype, density, compact)
