@@ -10,11 +10,12 @@
 #include <stdexcept>
 #include <type_traits>
 
+#include "../cuda/device.h"
 #include "aimfair/aimfair.h"
 #include "arguments.h"
 
-// The CUDA backend. With emulated CUDA (tests/cuda_emulator) the kernels run on CPU tensors, which need no device guard
-// and have no stream.
+// The CUDA backend. With emulated CUDA (tests/cuda_emulator) the kernels run on CPU tensors, for which torch needs no
+// guard and has no stream.
 
 namespace aimfair::ops {
 
@@ -24,11 +25,15 @@ struct DeviceGuard {
   explicit DeviceGuard(int32_t) {}
 };
 
+inline int32_t device_of(const Tensor&) { return 0; }
+
 inline void* current_stream(int32_t) { return nullptr; }
 
 #else
 
 using torch::stable::accelerator::DeviceGuard;
+
+inline int32_t device_of(const Tensor& tensor) { return tensor.get_device_index(); }
 
 // aoti_torch_get_current_cuda_stream, looked up in torch's CUDA library if that is loaded. It cannot be linked, because
 // the module must also load with a CPU-only torch, nor be a weak symbol, because Python loads torch's libraries
@@ -67,13 +72,16 @@ class Cuda {
   static constexpr auto masked_sgd = &cuda::masked_sgd;
 
   Cuda(const char* op, const Tensor& on)
-      : op_(op), on_(on), guard_(on.get_device_index()), stream_(current_stream(on.get_device_index())) {}
+      : op_(op), on_(on), guard_(device_of(on)), device_(device_of(on)), stream_(current_stream(device_of(on))) {
+    check(device_.error());
+  }
 
-  // Returns the launcher's SelectResult, if it has one.
+  // Returns the launcher's SelectResult, if it has one: such a launcher waits for the device.
   template <class Launcher, class... Given>
   auto run(const Launcher& launcher, const Given&... given) {
     const cuda::Allocate allocate = [this](int64_t bytes) { return scratch(bytes); };
     if constexpr (std::is_invocable_v<Launcher, Given..., cuda::Allocate, void*, SelectResult*>) {
+      refuse_capture();
       SelectResult result;
       check(launcher(given..., allocate, stream_, &result));
       return result;
@@ -109,15 +117,26 @@ class Cuda {
     return scratch_.back().data_ptr();
   }
 
+  // Before anything is queued: it would end the capture.
+  void refuse_capture() const {
+    cudaStreamCaptureStatus status = cudaStreamCaptureStatusNone;
+    check(cudaStreamIsCapturing(static_cast<cudaStream_t>(stream_), &status));
+    if (status == cudaStreamCaptureStatusNone) return;
+    fail("the host reads its result, which a CUDA graph cannot hold; call it outside of the capture");
+  }
+
   void check(int error) const {
-    if (error == cudaSuccess) return;
-    throw std::runtime_error(std::string("aimfair::") + op_ +
-                             ": CUDA: " + cudaGetErrorString(static_cast<cudaError_t>(error)));
+    if (error != cudaSuccess) fail(std::string("CUDA: ") + cudaGetErrorString(static_cast<cudaError_t>(error)));
+  }
+
+  [[noreturn]] void fail(const std::string& what) const {
+    throw std::runtime_error(std::string("aimfair::") + op_ + ": " + what);
   }
 
   const char* op_;
   const Tensor& on_;
   DeviceGuard guard_;
+  cuda::CurrentDevice device_;
   void* stream_;
   std::vector<Tensor> scratch_;
 };

@@ -14,10 +14,7 @@ from .device import CUDA, needs_cuda
 
 pytestmark = needs_cuda
 
-WAITING = (valid_calls.select, valid_calls.select_above, valid_calls.unit_scores)
-"""They say whether a score is NaN, for which they look at what the device found."""
-
-CAPTURABLE = [build for build in valid_calls.OPERATORS if build not in WAITING]
+CAPTURABLE = [build for build in valid_calls.OPERATORS if build not in valid_calls.WAITING]
 
 
 def captured(call: Callable[[], None]) -> torch.cuda.CUDAGraph:
@@ -42,6 +39,21 @@ def test_operators(build):
         operator(**fresh)
         operator(**fresh)
         cases.assert_same(inputs, fresh)
+
+
+@pytest.mark.parametrize("build", valid_calls.WAITING, ids=lambda build: build.__name__)
+def test_what_the_host_must_read_is_refused_and_the_capture_goes_on(build):
+    operator, inputs = valid_calls.OPERATORS[build], build(CUDA)
+    counter = torch.zeros((), device=CUDA)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        counter += 1
+        with pytest.raises(RuntimeError, match="the host reads its result, which a CUDA graph cannot hold"):
+            operator(**inputs)
+        counter += 1
+    graph.replay()
+    assert counter.item() == 2
+    operator(**inputs)
 
 
 class Training:

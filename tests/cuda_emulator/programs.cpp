@@ -10,6 +10,8 @@
 #include <thread>
 #include <vector>
 
+#include "cuda/device.h"
+
 namespace {
 
 template <class... Parameters, class... Arguments>
@@ -162,6 +164,33 @@ void values() {
   print("launch_errors", errors);
 }
 
+// The current device before, inside, in another thread, and after: of a guard, of a second in it, and of one without a
+// device.
+void current_device() {
+  std::vector<int> devices;
+  const auto note = [&devices] {
+    int device = -1;
+    cudaGetDevice(&device);
+    devices.push_back(device);
+  };
+  for (const int outer : {1, 0, 7}) {
+    note();
+    {
+      const aimfair::cuda::CurrentDevice guard(outer);
+      devices.push_back(guard.error());
+      note();
+      std::thread(note).join();
+      {
+        const aimfair::cuda::CurrentDevice inner(0);
+        note();
+      }
+      note();
+    }
+    note();
+  }
+  print("devices", devices);
+}
+
 // -- grids and order --------------------------------------------------------------------------------------------------
 
 __global__ void place(unsigned* out) {
@@ -263,6 +292,7 @@ Program breaking(void (*kernel)(int*)) {
 const std::map<std::string, Program> kPrograms = {
     {"collectives", collectives},
     {"values", values},
+    {"current_device", current_device},
     {"grid", grid},
     {"next_value", [] { print_result("out", next_value<true>, 1, 64, 64); }},
     {"next_value_without_barrier", [] { print_result("out", next_value<false>, 1, 64, 64); }},

@@ -25,6 +25,7 @@ def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
     command = [
         compiler, "-std=c++20", "-Wall", "-Wextra", "-O1", "-g1", "-ffp-contract=off", "-fsanitize=address,undefined",
         "-fno-sanitize-recover=all", "-fsanitize-sections=aimfair_shared", f"-I{HERE / 'include'}",
+        f"-I{HERE.parents[1] / 'csrc'}",
         *(str(HERE / name) for name in ("programs.cpp", "emulator.cpp", "fiber.cpp")), "-o", str(path), "-pthread",
     ]  # fmt: skip
     built = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -113,6 +114,14 @@ def test_atomics_bits_and_errors(program):
         "launch_errors": [9, 9, 0] * 4 + [0, 0, 0],
     }
     assert {name: numbers(lines[0]) for name, lines in found.items()} == expected
+
+
+def test_the_guard_of_the_current_device(program):
+    """Set in this thread alone, and as it was afterwards; a device that is not there (error 101) changes nothing."""
+    found = numbers(results(program, "current_device")["devices"][0])
+    assert found[:7] == [0, 0, 1, 0, 0, 1, 0]
+    assert found[7:14] == [0] * 7
+    assert found[14:] == [0, 101, 0, 0, 0, 0, 0]
 
 
 @pytest.mark.parametrize("order", ORDERS)

@@ -6,6 +6,7 @@ import math
 import pytest
 import torch
 
+import aimfair
 from aimfair.selective import layout, ops
 from aimfair.selective.score import Score
 
@@ -15,6 +16,7 @@ from .valid_calls import (
     NUMELS,
     OPERATORS,
     SHAPES,
+    WAITING,
     accumulate,
     adamw,
     compact_adamw,
@@ -41,6 +43,30 @@ def test_the_arguments_are_valid(device):
 
 ELSEWHERE = "Meta|another device"
 """Tensors on several devices are mostly refused by torch's dispatcher, which knows no entries."""
+
+# -- CUDA graphs ------------------------------------------------------------------------------------------------------
+
+captured = pytest.mark.skipif(not aimfair.build_info()["emulated"], reason="of a GPU in tests/cuda/test_graphs.py")
+
+
+@captured
+@pytest.mark.parametrize("build", WAITING)
+def test_what_the_host_must_read_is_refused_in_a_capture(build, device, monkeypatch):
+    monkeypatch.setenv("AIMFAIR_EMULATOR_CAPTURING", "1")
+    refused(build, device, "the host reads its result, which a CUDA graph cannot hold; call it outside of the capture")
+
+
+@captured
+@pytest.mark.parametrize("build", [build for build in OPERATORS if build not in WAITING])
+def test_the_others_are_the_same_in_a_capture(build, device, monkeypatch):
+    """Where tables are written in smaller pieces."""
+    expected = build(device)
+    actual = cases.clone(expected)
+    OPERATORS[build](**expected)
+    monkeypatch.setenv("AIMFAIR_EMULATOR_CAPTURING", "1")
+    OPERATORS[build](**actual)
+    cases.assert_same(actual, expected)
+
 
 # -- lists of tensors -------------------------------------------------------------------------------------------------
 

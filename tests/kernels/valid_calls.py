@@ -132,6 +132,10 @@ OPERATORS: dict[Callable[[torch.device], Inputs], Callable[..., None]] = {
     sgd: ops.masked_sgd_,
     compact_sgd: ops.masked_sgd_,
 }
+
+WAITING = (select, select_above, unit_scores)
+"""They say whether a score is NaN, for which the host reads what the device found."""
+
 LISTS = {
     accumulate: ["grads", "sums", "squares", "second_sums"],
     select: ["a", "b", "c", "d"],

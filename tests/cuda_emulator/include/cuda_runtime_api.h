@@ -28,7 +28,11 @@ enum cudaDeviceAttr {
   cudaDevAttrMaxSharedMemoryPerBlock = 8,
   cudaDevAttrMultiProcessorCount = 16,
 };
-enum cudaStreamCaptureStatus { cudaStreamCaptureStatusNone };
+enum cudaStreamCaptureStatus {
+  cudaStreamCaptureStatusNone,
+  cudaStreamCaptureStatusActive,
+  cudaStreamCaptureStatusInvalidated,
+};
 struct CUstream_st;
 using cudaStream_t = CUstream_st*;
 struct cudaLaunchAttribute;
@@ -106,25 +110,35 @@ inline cudaError_t cudaStreamCreate(cudaStream_t* stream) {
 inline cudaError_t cudaStreamDestroy(cudaStream_t) { return cudaSuccess; }
 inline cudaError_t cudaStreamSynchronize(cudaStream_t) { return cudaSuccess; }
 inline cudaError_t cudaDeviceSynchronize() { return cudaSuccess; }
+// Nothing is captured, but a test can have every stream say that it is: AIMFAIR_EMULATOR_CAPTURING=1.
 inline cudaError_t cudaStreamIsCapturing(cudaStream_t, cudaStreamCaptureStatus* status) {
-  *status = cudaStreamCaptureStatusNone;
+  const char* capturing = std::getenv("AIMFAIR_EMULATOR_CAPTURING");
+  *status = capturing && !std::strcmp(capturing, "1") ? cudaStreamCaptureStatusActive : cudaStreamCaptureStatusNone;
   return cudaSuccess;
 }
 
-// One device with few processors, so that persistent grids loop.
+// Two devices with few processors, so that persistent grids loop.
+namespace aimfair_emulator {
+constexpr int kDevices = 2;
+inline thread_local int current_device = 0;
+inline bool is_device(int device) { return device >= 0 && device < kDevices; }
+}  // namespace aimfair_emulator
+
 inline cudaError_t cudaGetDeviceCount(int* count) {
-  *count = 1;
+  *count = aimfair_emulator::kDevices;
   return cudaSuccess;
 }
 inline cudaError_t cudaGetDevice(int* device) {
-  *device = 0;
+  *device = aimfair_emulator::current_device;
   return cudaSuccess;
 }
 inline cudaError_t cudaSetDevice(int device) {
-  return aimfair_emulator::result(device == 0 ? cudaSuccess : cudaErrorInvalidDevice);
+  if (!aimfair_emulator::is_device(device)) return aimfair_emulator::result(cudaErrorInvalidDevice);
+  aimfair_emulator::current_device = device;
+  return cudaSuccess;
 }
 inline cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int device) {
-  if (device != 0) return aimfair_emulator::result(cudaErrorInvalidDevice);
+  if (!aimfair_emulator::is_device(device)) return aimfair_emulator::result(cudaErrorInvalidDevice);
   switch (attribute) {
     case cudaDevAttrMaxThreadsPerBlock:
       *value = 1024;
