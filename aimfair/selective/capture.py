@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import register_multi_grad_hook
 
+from aimfair.selective import streams
 from aimfair.selective.statistics import GradientStatistics
 
 TOGETHER = 2**20
@@ -41,7 +42,7 @@ class GradientCapture:
     ):
         self._statistics, self._parameters, self._source = statistics, parameters, source
         self._steps, self._grad_scale, self._after = accumulate_steps, grad_scale, after
-        self._pending: set[int] = set()  # parameters with a gradient that is not counted yet
+        self._pending: dict[int, streams.Stream] = {}  # parameters with a gradient not counted yet, and its stream
         self._complete: list[int] = []  # those whose gradient is that of a whole batch
         self._complete_numel = 0
         self._done = 0  # backward passes of the current batch that have ended
@@ -86,12 +87,12 @@ class GradientCapture:
             self._interrupt()
             raise RuntimeError(f"capture({self._source!r}): the backward pass before this one failed")
         self._running = True
-        self._scale = self._grad_scale()
+        self._scale, self._scale_stream = self._grad_scale(), streams.current_stream(self._statistics.device)
         torch.autograd.Variable._execution_engine.queue_callback(self._on_backward_end)
 
     def _on_gradient(self, index: int, parameter: Tensor) -> None:
         """When a parameter's gradient of this backward pass is complete."""
-        self._pending.add(index)
+        self._pending[index] = streams.current_stream(self._statistics.device)
         if self._is_last:
             self._complete.append(index)
             self._complete_numel += parameter.numel()
@@ -107,11 +108,14 @@ class GradientCapture:
         self._running = False
 
     def _count(self, indices: list[int]) -> None:
-        grads = [self._gradient(index) for index in indices]
-        self._statistics.add(self._source, indices, grads, self._scale)
-        self._pending.difference_update(indices)
+        made_on = [self._scale_stream, *(self._pending[index] for index in indices)]
+        with streams.after(made_on, self._statistics.device):
+            grads = [self._gradient(index) for index in indices]
+            self._statistics.add(self._source, indices, grads, self._scale)
+            self._free(indices)
+        for index in indices:
+            del self._pending[index]
         self._complete, self._complete_numel = [], 0
-        self._free(indices)
         self._after()
 
     def _gradient(self, index: int) -> Tensor:

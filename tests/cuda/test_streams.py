@@ -1,6 +1,7 @@
 """Calls go to the current stream of the tensors' device, and a step does not wait for the device."""
 
 from collections.abc import Callable
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -107,3 +108,43 @@ def test_statistics_do_not_wait(model):
     assert_does_not_wait(lambda: probe.update("a"))
     assert probe.batches == {"a": 4}
     assert probe.mean("a")["0.weight"].any()
+
+
+class Late(torch.autograd.Function):
+    """The identity, whose gradient comes late."""
+
+    @staticmethod
+    def forward(ctx, x):
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx, grad):
+        torch.cuda._sleep(LONG // 10)
+        return grad.clone()
+
+
+@pytest.mark.parametrize("captured", [False, True], ids=["update", "capture"])
+def test_statistics_wait_for_gradients_of_a_forward_pass_on_another_stream(model, captured):
+    """backward() is called on the current stream, but the gradients are made where the forward pass ran."""
+    model.zero_grad(set_to_none=True)
+    expected, probe = (aimfair.Sensitivity(model, ("a",)) for _ in range(2))
+    data = [torch.randn(5, 300, device=CUDA) for _ in range(3)]
+    for x in data:
+        model(x).square().sum().backward()
+        expected.update("a")
+    model.zero_grad(set_to_none=True)
+    side = torch.cuda.Stream()
+    with probe.capture("a") if captured else nullcontext():
+        for x in data:
+            side.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(side):
+                loss = Late.apply(model(Late.apply(x.requires_grad_()))).square().sum()
+            loss.backward()
+            if not captured:
+                probe.update("a")
+            with torch.cuda.stream(side):  # takes the memory of gradients that were freed
+                used_again = [torch.full_like(parameter, torch.nan) for parameter in model.parameters()]
+            del used_again
+    torch.cuda.synchronize()
+    for name, mean in expected.mean("a").items():
+        torch.testing.assert_close(probe.mean("a")[name], mean)

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 import aimfair
-from aimfair.selective import capture
+from aimfair.selective import capture, streams
 
 from .models import Toy, backward, batch, same_bits, toy
 
@@ -306,3 +306,70 @@ def test_compiled_model(model, device):
     backward(model, images, labels)
     torch.testing.assert_close(probe.mean("a")["body.0.weight"], model.body[0].weight.grad)
     assert same_bits(probe.mean("a")["unused"], torch.zeros_like(model.unused))
+
+
+class FakeStream:
+    def __init__(self, name: str, log: list[str]):
+        self.name, self._log = name, log
+
+    def wait_stream(self, other: "FakeStream") -> None:
+        self._log.append(f"{self.name} waits for {other.name}")
+
+
+def count_in_log(probe: aimfair.Sensitivity, log: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    add = probe._statistics.add
+
+    def logged(source, indices, *arguments):
+        log.append(f"count {list(indices)}")
+        add(source, indices, *arguments)
+
+    monkeypatch.setattr(probe._statistics, "add", logged)
+
+
+def test_gradients_of_another_stream_are_waited_for_and_their_memory_is_kept(model, device, monkeypatch):
+    """backward() from another stream than the forward pass: hooks run on that of the forward pass, the end on the
+    caller's."""
+    log: list[str] = []
+    forward, caller = FakeStream("forward", log), FakeStream("caller", log)
+    now = [forward]
+    end = capture.GradientCapture._on_backward_end
+
+    def end_on_the_callers_stream(self) -> None:
+        now[0] = caller
+        end(self)
+
+    monkeypatch.setattr(streams, "current_stream", lambda _: now[0])
+    monkeypatch.setattr(capture.GradientCapture, "_on_backward_end", end_on_the_callers_stream)
+    probe = aimfair.Sensitivity(model, SOURCES)
+    count_in_log(probe, log, monkeypatch)
+    with probe.capture("a"):
+        backward(model, *batch(device))
+    assert [line.partition(" [")[0] for line in log] == ["caller waits for forward", "count", "forward waits for caller"]
+
+
+def test_hooks_on_two_streams(device, monkeypatch):
+    """What is counted together is waited for on each of its streams; on one stream nothing is."""
+    log: list[str] = []
+    first, second = FakeStream("first", log), FakeStream("second", log)
+    model = nn.Sequential(nn.Linear(3, 3, bias=False), nn.Linear(3, 3, bias=False)).to(device)
+    running = [first]
+    monkeypatch.setattr(capture, "TOGETHER", 18)
+    monkeypatch.setattr(streams, "current_stream", lambda _: running[0])
+    probe = aimfair.Sensitivity(model, SOURCES)
+    count_in_log(probe, log, monkeypatch)
+    on_gradient = capture.GradientCapture._on_gradient
+
+    def hook(self, index: int, parameter: Tensor) -> None:
+        running[0] = second if index == 0 else first
+        on_gradient(self, index, parameter)
+
+    monkeypatch.setattr(capture.GradientCapture, "_on_gradient", hook)
+    with probe.capture("a"):
+        model(torch.randn(2, 3, device=device)).square().sum().backward()
+    assert log == ["second waits for first", "count [0, 1]", "first waits for second"]
+    log.clear()
+    monkeypatch.setattr(capture.GradientCapture, "_on_gradient", on_gradient)
+    running[0] = second
+    with probe.capture("b"):
+        model[0](torch.randn(2, 3, device=device)).square().sum().backward()
+    assert log == ["count [0]"]

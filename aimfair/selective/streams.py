@@ -1,0 +1,31 @@
+"""Order between the CUDA streams of a backward pass: gradients are made on the streams of their forward pass."""
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+
+import torch
+
+Stream = torch.cuda.Stream | None
+"""None: the CPU."""
+
+
+def current_stream(device: torch.device) -> Stream:
+    """The stream on which work on ``device`` is queued now."""
+    return torch.cuda.current_stream(device) if device.type == "cuda" else None
+
+
+@contextmanager
+def after(streams: Iterable[Stream], device: torch.device) -> Iterator[None]:
+    """What is queued inside waits for what ``streams`` have been given so far, and what they are given later for it.
+
+    So memory of theirs may be read inside, and freed: they do not use it again before it was read.
+    """
+    current = current_stream(device)
+    others = {stream for stream in streams if stream is not None and stream != current}
+    for stream in others:
+        current.wait_stream(stream)  # type: ignore[union-attr]
+    try:
+        yield
+    finally:
+        for stream in others:
+            stream.wait_stream(current)  # type: ignore[arg-type]
