@@ -1,7 +1,7 @@
 """The device of these tests, and the mark that skips them where there is none."""
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import pytest
@@ -27,3 +27,17 @@ def waiting_refused() -> Iterator[None]:
             yield
         finally:
             torch.cuda.set_sync_debug_mode("default")
+
+
+def extra_bytes(call: Callable[[], object]) -> int:
+    """Device memory that the second call asks for at once; the first one may load what stays.
+
+    Not what the allocator gives: its blocks are up to a megabyte larger.
+    """
+    call()
+    torch.cuda.synchronize()
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_stats()["requested_bytes.all.current"]
+    call()
+    torch.cuda.synchronize()
+    return torch.cuda.memory_stats()["requested_bytes.all.peak"] - before

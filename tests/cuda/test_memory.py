@@ -1,7 +1,5 @@
 """Device memory that calls take beyond their arguments."""
 
-from collections.abc import Callable
-
 import pytest
 import torch
 
@@ -9,23 +7,12 @@ from aimfair.selective import layout, ops
 from aimfair.selective.score import Score
 from tests.kernels import cases
 
-from .device import CUDA, needs_cuda
+from .device import CUDA, extra_bytes, needs_cuda
 
 pytestmark = needs_cuda
 
 SHAPES = [(30_000_000,), (1000,), (4000, 5000)]
 NUMEL = sum(map(cases.numel_of, SHAPES))
-
-
-def extra_bytes(call: Callable[[], None]) -> int:
-    """Of the second call: the first one may load what stays."""
-    call()
-    torch.cuda.synchronize()
-    torch.cuda.reset_peak_memory_stats()
-    before = torch.cuda.memory_allocated()
-    call()
-    torch.cuda.synchronize()
-    return torch.cuda.max_memory_allocated() - before
 
 
 @pytest.mark.parametrize("k", [1000, NUMEL // 10, NUMEL // 2])
