@@ -1,7 +1,7 @@
 # Enables CUDA if it is wanted and available. A GPU is not needed to compile.
 
 set(AIMFAIR_WITH_CUDA OFF)
-set(cuda_cmake_version 3.25)  # the first CMake that compiles CUDA as C++20
+set(cuda_cmake_version 3.25.2)  # the first CMake that compiles CUDA as C++20
 string(TOLOWER "${AIMFAIR_CUDA}" wanted)
 if(NOT wanted MATCHES "^(auto|on|off)$")
   message(FATAL_ERROR "AIMFAIR_CUDA is '${AIMFAIR_CUDA}', expected auto, on or off")

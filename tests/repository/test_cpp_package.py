@@ -66,7 +66,7 @@ def test_cmake_too_old_for_cuda(wanted: str, tmp_path: Path) -> None:
         f'include("{ROOT}/cmake/AimfairCuda.cmake")\n'
     )
     result = subprocess.run([CMAKE, "-P", str(script)], capture_output=True, text=True, check=False)
-    said = "CUDA needs CMake 3.25 or later, this is 3.24.4"
+    said = "CUDA needs CMake 3.25.2 or later, this is 3.24.4"
     if wanted == "auto":
         assert result.returncode == 0
         assert f"aimfair: CPU only ({said})" in result.stdout
