@@ -1,4 +1,4 @@
-"""What nvcc compiles the CUDA kernels to: registers, spills, shared memory, and the PTX itself.
+"""What nvcc compiles the CUDA kernels to: registers, spills, shared memory, the PTX and the machine code (SASS).
 
     python -m tools.cuda_kernels            # prints the table of docs/performance.md
     python -m tools.cuda_kernels --write    # puts it there
@@ -10,11 +10,12 @@ import argparse
 import re
 import shutil
 import subprocess
+import sysconfig
 import tempfile
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
@@ -71,6 +72,8 @@ class Kernel:
     """By architecture."""
     ptx: str
     """Its body, for the first architecture."""
+    sass: dict[str, list[str]] = field(default_factory=dict)
+    """By architecture, the instructions in their order, without operands: ``LDG.E.128``. Empty without nvdisasm."""
 
 
 def nvcc_version() -> str | None:
@@ -80,6 +83,12 @@ def nvcc_version() -> str | None:
     text = subprocess.run(["nvcc", "--version"], check=True, capture_output=True, text=True).stdout
     found = re.search(r"release (\d+\.\d+)", text)
     return found[1] if found else None
+
+
+def disassembler() -> str | None:
+    """nvdisasm of the PATH, or of the package nvidia-cuda-nvdisasm."""
+    installed = Path(sysconfig.get_path("purelib")).glob("nvidia/*/bin/nvdisasm")
+    return shutil.which("nvdisasm") or next((str(path) for path in installed), None)
 
 
 def architectures() -> list[str]:
@@ -105,16 +114,32 @@ def _compile(source: Path, names: Sequence[str]) -> list[Kernel]:
         if done.returncode != 0:
             raise RuntimeError(f"nvcc cannot compile {source}:\n{done.stdout}{done.stderr}")
         kept = Path(folder) / (f"{source.stem}.compute_{numbers[0]}.ptx" if len(numbers) > 1 else f"{source.stem}.ptx")
-        return kernels_of(source.name, done.stdout + done.stderr, kept.read_text())
+        cubins = {f"sm_{number}": next(Path(folder).glob(f"{source.stem}.*_{number}.cubin")) for number in numbers}
+        return kernels_of(source.name, done.stdout + done.stderr, kept.read_text(), _disassembled(cubins))
+
+
+def _disassembled(cubins: dict[str, Path]) -> dict[str, str]:
+    program = disassembler()
+    if program is None:
+        return {}
+    return {
+        name: subprocess.run([program, "-c", str(cubin)], check=True, capture_output=True, text=True).stdout
+        for name, cubin in cubins.items()
+    }
 
 
 _ENTRY = re.compile(r"Compiling entry function '(\w+)' for '(\w+)'")
 _STACK = re.compile(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads")
 _BODY = re.compile(r"\.entry (\w+)\((.*?)^\}", re.DOTALL | re.MULTILINE)
+_SECTION = re.compile(r"^\.text\.(\w+):", re.MULTILINE)
+_INSTRUCTION = re.compile(r"^\s+/\*[0-9a-f]{4,}\*/\s+(?:@!?\w+\s+)?([A-Z][A-Z0-9_.]*)", re.MULTILINE)
 
 
-def kernels_of(source: str, log: str, ptx: str) -> list[Kernel]:
-    """Reads the words of ``ptxas -v`` and the PTX of one source, which may hold no kernel at all."""
+def kernels_of(source: str, log: str, ptx: str, sass: dict[str, str]) -> list[Kernel]:
+    """Reads the output of ``ptxas -v``, the PTX and, by architecture, the SASS of one source.
+
+    A source may hold no kernel at all.
+    """
     usage: dict[str, dict[str, Usage]] = {}
     entries = list(_ENTRY.finditer(log))
     ends = [*(entry.start() for entry in entries[1:]), len(log)]
@@ -129,13 +154,21 @@ def kernels_of(source: str, log: str, ptx: str) -> list[Kernel]:
             spill_bytes=stores + loads,
         )
     bodies = {match[1]: match[2] for match in _BODY.finditer(ptx)}
+    instructions = {name: instructions_of(text) for name, text in sass.items()}
     kernels = []
     for symbol, name in zip(usage, demangled(list(usage)), strict=True):
         body = bodies[symbol]
         least = re.search(r"\.minnctapersm (\d+)", body)
         threads = int(_found(re.compile(r"\.maxntid (\d+)"), body)[1])
-        kernels.append(Kernel(name, source, threads, int(least[1]) if least else 1, usage[symbol], body))
+        own = {architecture: found[symbol] for architecture, found in instructions.items()}
+        kernels.append(Kernel(name, source, threads, int(least[1]) if least else 1, usage[symbol], body, own))
     return sorted(kernels, key=lambda kernel: kernel.name)
+
+
+def instructions_of(sass: str) -> dict[str, list[str]]:
+    """The instructions of each kernel in the output of nvdisasm."""
+    parts = _SECTION.split(sass)
+    return {symbol: _INSTRUCTION.findall(text) for symbol, text in zip(parts[1::2], parts[2::2], strict=True)}
 
 
 def _found(pattern: re.Pattern[str], text: str) -> re.Match[str]:

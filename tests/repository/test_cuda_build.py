@@ -87,6 +87,38 @@ def in_fours(ptx: str, access: str) -> list[str]:
     return [base for (base, size), found in offsets.items() for o in found if {o + i * size for i in range(4)} <= found]
 
 
+@needs_nvcc
+@pytest.mark.skipif(cuda_kernels.disassembler() is None, reason="needs nvdisasm: pip install nvidia-cuda-nvdisasm")
+@pytest.mark.parametrize(
+    ("kernel", "loads"), [("masked_step<AdamW<false>>", 4 * 4), ("masked_step<AdamW<true>>", 2 * 5)]
+)
+def test_a_step_waits_once_for_the_elements_of_a_list(kernel, loads, kernels):
+    """All loads of a lane's elements precede the first square root: their latencies overlap.
+
+    ptxas moves plain loads of the parameter below the square root and the division that do not need it.
+    """
+    (found,) = [candidate for candidate in kernels if candidate.name == kernel]
+    assert list(found.sass) == cuda_kernels.architectures()
+    for architecture, instructions in found.sass.items():
+        rounds = [(single, square) for single, square in load_rounds(instructions) if single]
+        assert rounds, architecture
+        assert {len(single) for single, _ in rounds} == {loads}, architecture
+        assert all(square for _, square in rounds), architecture
+
+
+def load_rounds(sass: list[str]) -> list[tuple[list[str], bool]]:
+    """Loads of single elements that no square root and no store interrupts, and whether a square root follows them."""
+    rounds: list[tuple[list[str], bool]] = []
+    single: list[str] = []
+    for name in sass:
+        if re.fullmatch(r"LDG\.E(\.U16)?\.STRONG\.SM", name):
+            single.append(name)
+        elif name.startswith(("STG", "MUFU.RSQ")):
+            rounds.append((single, name == "MUFU.RSQ"))
+            single = []
+    return rounds
+
+
 # -- the reading of what nvcc writes, which needs no nvcc --------------------------------------------------------------
 
 SYMBOL = "_ZN7aimfair4cuda46_GLOBAL__N__75e83ae1_13_accumulate_cu_02f57bd14stepINS_5AdamWILb1EEEEEvPdPl"
@@ -112,15 +144,26 @@ PTX = f"""
 \tret;
 }}
 """
+SASS = f"""
+.section	.text.{SYMBOL},"ax",@progbits
+.text.{SYMBOL}:
+        /*0000*/                   MOV R1, c[0x0][0x28] ;
+.L_x_1:
+        /*0010*/              @!P0 LDG.E.STRONG.SM R2, desc[UR4][R2.64] ;
+        /*0020*/                   MUFU.RSQ R0, R2 ;
+        /*1030*/               @P1 BRA `(.L_x_1) ;
+"""
 
 
 @pytest.mark.skipif(shutil.which("c++filt") is None, reason="needs c++filt, of the binutils")
 def test_reading():
-    (kernel,) = cuda_kernels.kernels_of("step.cu", LOG, PTX)
+    (kernel,) = cuda_kernels.kernels_of("step.cu", LOG, PTX, {"sm_80": SASS})
     assert (kernel.name, kernel.threads, kernel.least_resident) == ("step<AdamW<true>>", 128, 7)
     assert kernel.usage == {"sm_80": Usage(72, 120, 8, 28), "sm_90": Usage(26, 0, 0, 0)}
     assert "ld.global.v4.f32" in kernel.ptx
-    assert cuda_kernels.kernels_of("empty.cu", "ptxas info    : 0 bytes gmem\n", "") == []
+    assert kernel.sass == {"sm_80": ["MOV", "LDG.E.STRONG.SM", "MUFU.RSQ", "BRA"]}
+    assert load_rounds(kernel.sass["sm_80"]) == [(["LDG.E.STRONG.SM"], True)]
+    assert cuda_kernels.kernels_of("empty.cu", "ptxas info    : 0 bytes gmem\n", "", {}) == []
 
 
 def test_four_at_a_time_are_told_from_one_at_a_time():
