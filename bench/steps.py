@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.optim.adamw import adamw
 from torch.optim.sgd import sgd
 
+from aimfair._C import PlanMemory
 from aimfair.selective import ops
 from bench.workloads import Selection, flat
 
@@ -118,14 +119,12 @@ def _planned(
     plan_of: Callable[..., ops.StepPlan], planned: Callable[..., None], lists: dict[str, Any], settings: dict[str, Any]
 ) -> Call:
     """A step as the masked optimizers take it: on a plan, after looking whether an address has changed."""
-    plan = plan_of(**lists)
-    tensors = [
-        tensor for value in lists.values() if isinstance(value, list) for tensor in value if torch.is_tensor(tensor)
-    ]
-    addresses = list(map(Tensor.data_ptr, tensors))
+    plan, grads = plan_of(**lists), lists["grads"]
+    held = [value for name, value in lists.items() if isinstance(value, list) and name not in ("grads", "first_blocks")]
+    memory = PlanMemory(held, grads)
 
     def call() -> None:
-        assert list(map(Tensor.data_ptr, tensors)) == addresses
+        assert memory.moved_grads(held, grads) == []
         planned(plan, **settings)
 
     return call

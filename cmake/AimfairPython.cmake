@@ -10,6 +10,7 @@ pybind11_add_module(
   csrc/torch/arguments.cpp
   csrc/torch/mask.cpp
   csrc/torch/module.cpp
+  csrc/torch/plan_memory.cpp
   csrc/torch/schemas.cpp
   csrc/torch/step.cpp
   csrc/torch/topk.cpp)

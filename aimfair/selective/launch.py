@@ -2,13 +2,13 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from itertools import chain
-from operator import is_
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from aimfair._C import PlanMemory
+from aimfair.selective import ops
 from aimfair.selective.distributed import local, local_grad
 from aimfair.selective.ops import StepPlan
 from aimfair.selective.state import Slot
@@ -38,7 +38,7 @@ class Launch:
         arguments: mask, first blocks and layout, as the operators take them.
         indices: places of the parameters in the group's list of tuned parameters.
         states: their entries of ``Optimizer.state``.
-        seen: the lists of the previous step; ``plan``, if there is one, is for them.
+        plan: of the last step, on the stream and with the rounding of ``plan_for``; ``memory`` says of which tensors.
     """
 
     device: torch.device
@@ -51,8 +51,9 @@ class Launch:
     whole_parameters: list[Tensor] = field(default_factory=list)
     names: list[str] = field(default_factory=list)
     states: list[dict[str, Tensor]] = field(default_factory=list)
-    seen: list[object] = field(default_factory=list)
     plan: StepPlan | None = None
+    plan_for: tuple[int, bool] | None = None
+    memory: PlanMemory | None = None
 
     def append(self, index: int, parameter: Tensor, slot: Slot, state: dict[str, Tensor]) -> None:
         self.indices.append(index)
@@ -69,12 +70,9 @@ class Launch:
         """The gradients of this launch, from those of the group.
 
         Raises:
-            TypeError: a sparse gradient, or one with other placements than its DTensor.
+            TypeError: a gradient with other placements than its DTensor.
         """
         own: list[Tensor] = [grads[index] for index in self.indices]  # type: ignore[misc] # present: see _launches
-        for name, grad in zip(self.names, own, strict=True):
-            if grad.layout is not torch.strided:
-                raise TypeError(f"the gradient of {name!r} has layout {grad.layout}; make it dense (sparse=False)")
         if not self.dtensors:
             return own
         return list(map(local_grad, self.names, self.whole_parameters, own))
@@ -85,25 +83,41 @@ class Launch:
     def _held(self, tensors: list[Tensor]) -> list[Tensor]:
         return [local(tensor) for tensor in tensors] if self.dtensors else tensors
 
-    def holds(self, state: dict[Tensor, dict[str, Tensor]]) -> bool:
-        """Whether the entries of ``Optimizer.state`` are still those of this launch."""
-        return all(map(is_, map(state.get, self.whole_parameters), self.states))
+    def step(
+        self, operator: Operator, lists: Lists, grads: list[Tensor], *, stochastic_rounding: bool, **settings: Any
+    ) -> None:
+        """Calls the operator on ``lists`` and ``grads``: on the plan of the last step, if it is still theirs.
 
-    def step(self, operator: Operator, lists: Lists, *, stochastic_rounding: bool, **settings: Any) -> None:
-        """Calls the operator: on the lists, or on a plan once the same lists are given a second time."""
-        listed = {**lists, **self.arguments, "stochastic_rounding": stochastic_rounding}
+        Raises:
+            TypeError: a sparse gradient.
+        """
+        # A graph that is being captured gets no shared plan: it may be replayed after this optimizer has made another.
         if is_capturing(self.device):
-            # No shared plan: the graph may be replayed after this optimizer has made another one.
-            operator.masked(**listed, **settings)
-        elif (seen := [stochastic_rounding, stream_of(self.device), *_facts(lists)]) != self.seen:
-            self.seen, self.plan = seen, None  # usually gradients allocated at every step: a plan would not pay off
-            operator.masked(**listed, **settings)
+            self._require_dense(grads)
+            operator.masked(**lists, grads=grads, **self.arguments, stochastic_rounding=stochastic_rounding, **settings)
         else:
-            if self.plan is None:
-                self.plan = operator.plan(**listed)
-            operator.planned(self.plan, **settings)
+            operator.planned(self._plan(operator, lists, grads, stochastic_rounding), **settings)
         # Autograd must see the change.
         torch.autograd.graph.increment_version(lists["params"])
+
+    def _plan(self, operator: Operator, lists: Lists, grads: list[Tensor], stochastic_rounding: bool) -> StepPlan:
+        plan_for, held = (stream_of(self.device), stochastic_rounding), list(lists.values())
+        if self.plan is not None and self.memory is not None and self.plan_for == plan_for:
+            moved = self.memory.moved_grads(held, grads)
+            if moved is not None:
+                if moved:
+                    ops.set_grads_(self.plan, moved)
+                return self.plan
+        self._require_dense(grads)
+        self.plan = None  # until the lists are checked
+        plan = operator.plan(**lists, grads=grads, **self.arguments, stochastic_rounding=stochastic_rounding)
+        self.plan, self.plan_for, self.memory = plan, plan_for, PlanMemory(held, grads)
+        return plan
+
+    def _require_dense(self, grads: list[Tensor]) -> None:
+        for name, grad in zip(self.names, grads, strict=True):
+            if grad.layout is not torch.strided:
+                raise TypeError(f"the gradient of {name!r} has layout {grad.layout}; make it dense (sparse=False)")
 
 
 @dataclass
@@ -140,18 +154,6 @@ class GroupLaunches:
                 return tensor
             self.lr, self.lr_tensor = kept, tensor
         return self.lr_tensor
-
-
-def _facts(lists: Lists) -> list[object]:
-    """Everything a plan depends on."""
-    tensors = list(chain.from_iterable(lists.values()))
-    given = lists["params"] + lists["grads"]  # the other lists belong to the optimizer
-    return [
-        *map(Tensor.data_ptr, tensors),
-        *map(Tensor.numel, tensors),
-        *map(Tensor.is_contiguous, given),
-        *(tensor.dtype for tensor in given),
-    ]
 
 
 def is_capturing(device: torch.device) -> bool:

@@ -47,6 +47,9 @@ class MaskedOptimizer(Optimizer):
 
     operator: ClassVar[Operator]
 
+    _known: tuple[list[Tensor], list[dict[str, Tensor]]]
+    """Parameters and entries of ``state`` that the launches were made of."""
+
     _step_supports_amp_scaling = True  # torch.amp.GradScaler hands grad_scale and found_inf to step()
 
     def __init__(
@@ -143,6 +146,8 @@ class MaskedOptimizer(Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
+        if not self._state_is_known():
+            self._reset_launches()
         grad_scale, found_inf = getattr(self, "grad_scale", None), getattr(self, "found_inf", None)
         for number, group in enumerate(self.param_groups):
             prepared, grads = self._prepare(number, group)
@@ -150,7 +155,8 @@ class MaskedOptimizer(Optimizer):
                 with named_errors(launch.names):
                     launch.step(
                         self.operator,
-                        self._lists(launch, launch.grads(grads)),
+                        self._lists(launch),
+                        launch.grads(grads),
                         stochastic_rounding=group["stochastic_rounding"],
                         lr=_on(launch.device, prepared.lr_of(group)),
                         weight_decay=group["weight_decay"],
@@ -162,8 +168,8 @@ class MaskedOptimizer(Optimizer):
                     )
         return loss
 
-    def _lists(self, launch: Launch, grads: list[Tensor]) -> Lists:
-        lists = {"params": launch.parameters, "grads": grads, "steps": launch.state("step")}
+    def _lists(self, launch: Launch) -> Lists:
+        lists = {"params": launch.parameters, "steps": launch.state("step")}
         for name in self.moments:
             lists[f"{name}s"] = launch.state(name) if name in launch.state_names else []
         if launch.has_masters:
@@ -186,11 +192,20 @@ class MaskedOptimizer(Optimizer):
         grads = [parameter.grad for parameter in prepared.tuned]
         present = [grad is not None for grad in grads]
         state_names = self._state_names(group)
-        holds = prepared.present == present and prepared.state_names == state_names
-        if not holds or not all(launch.holds(self.state) for launch in prepared.launches):
+        if prepared.present != present or prepared.state_names != state_names:
             prepared.launches = self._launches(prepared.tuned, grads, state_names)
             prepared.present, prepared.state_names = present, state_names
+            self._known = list(self.state), list(self.state.values())
         return prepared, grads
+
+    def _state_is_known(self) -> bool:
+        """Whether the entries of ``state`` are those of the launches: others may have been put in their place."""
+        parameters, entries = self._known
+        return (
+            len(self.state) == len(parameters)
+            and all(map(is_, self.state, parameters))
+            and all(map(is_, self.state.values(), entries))
+        )
 
     def _tuned(self, number: int, parameters: list[Tensor]) -> list[Tensor]:
         for place, parameter in enumerate(parameters):
@@ -230,6 +245,7 @@ class MaskedOptimizer(Optimizer):
 
     def _reset_launches(self) -> None:
         self._prepared: dict[int, GroupLaunches] = {}
+        self._known = [], []
 
     # -- state -----------------------------------------------------------------------------------------
 

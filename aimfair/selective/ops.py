@@ -349,6 +349,14 @@ def plan_sgd(
     return StepPlan(memory, len(params), _blocks(params), bits, rank, compact, stochastic_rounding, states)
 
 
+def set_grads_(plan: StepPlan, addresses: list[int]) -> None:
+    """Replaces the addresses of a plan's gradients by those that ``aimfair._C.PlanMemory`` found, one per tensor.
+
+    Nothing else is checked: the gradients must have the sizes, dtypes and device of those that the plan was made with.
+    """
+    _ops.set_grads_.default(plan.memory, plan.tensors, addresses)
+
+
 def planned_adamw_(
     plan: StepPlan,
     *,

@@ -22,10 +22,11 @@ constexpr int kLongestRun = 8;  // blocks
 constexpr int64_t kMostBlocks = int64_t{1} << 30;  // in a plan: 1.1e12 elements; they are counted in 32 bits
 constexpr int kListed = 1024;                      // elements that a warp lists at once: at least a block
 
-// A plan in device memory: `arrived`, then the tensors, then their first blocks in the order of work.
+// A plan in device memory, in this order. Gradients are apart because they may be others at every step.
 struct StepTable {
   unsigned* arrived;  // thread blocks that are done
   const StepTensor* tensors;
+  const void* const* grads;
   const int64_t* first_blocks;  // count + 1 entries
   int64_t count;
   int64_t blocks;
@@ -35,8 +36,11 @@ constexpr int64_t rounded_up(int64_t bytes) {
   return (bytes + Upload::kAlignment - 1) / Upload::kAlignment * Upload::kAlignment;
 }
 constexpr int64_t tensors_place() { return Upload::kAlignment; }
-constexpr int64_t first_blocks_place(int64_t count) {
+constexpr int64_t grads_place(int64_t count) {
   return tensors_place() + rounded_up(count * static_cast<int64_t>(sizeof(StepTensor)));
+}
+constexpr int64_t first_blocks_place(int64_t count) {
+  return grads_place(count) + rounded_up(count * static_cast<int64_t>(sizeof(void*)));
 }
 
 // What a warp works on, in shared memory to save registers for the elements.
@@ -267,6 +271,7 @@ __device__ __forceinline__ void take_tensor(WarpWork<Update>& work, const StepTa
   __syncwarp();  // all lanes are done with the previous tensor
   if (lane_id() == 0) {
     work.tensor = table.tensors[t];
+    work.tensor.grad = table.grads[t];
     const uint64_t step = static_cast<uint64_t>(*work.tensor.step + 1.0f);
     if (step != work.step) {  // most tensors share the step
       work.step = step;
@@ -323,8 +328,12 @@ cudaError_t launch_step(const StepPlan& plan, const typename Update::Config& con
   const int64_t run = rounds == 0 ? 1 : (plan.blocks + warps * rounds - 1) / (warps * rounds);
   const int64_t runs = (plan.blocks + run - 1) / run;
   const int64_t thread_blocks = std::clamp<int64_t>((runs + kWarps - 1) / kWarps, 1, resident);
-  const StepTable table{array_at<unsigned>(plan.memory, 0), array_at<StepTensor>(plan.memory, tensors_place()),
-                        array_at<int64_t>(plan.memory, first_blocks_place(plan.count)), plan.count, plan.blocks};
+  const StepTable table{array_at<unsigned>(plan.memory, 0),
+                        array_at<StepTensor>(plan.memory, tensors_place()),
+                        array_at<const void*>(plan.memory, grads_place(plan.count)),
+                        array_at<int64_t>(plan.memory, first_blocks_place(plan.count)),
+                        plan.count,
+                        plan.blocks};
   return launch(masked_step<Update>, thread_blocks, kThreads, stream, table, config, constants_of(config), options,
                 static_cast<int>(run));
 }
@@ -337,12 +346,21 @@ int64_t step_plan_bytes(int64_t count) {
 
 int make_step_plan(const StepTensor* tensors, int64_t count, void* memory, void* stream, StepPlan* plan) {
   const auto first_blocks = first_units(count, [&](int64_t t) { return block_count(tensors[t].numel); });
+  std::vector<const void*> grads;
+  for (int64_t t = 0; t < count; t++) grads.push_back(tensors[t].grad);
   Upload upload;
   upload.add_zeros<unsigned>(1);
   upload.add(tensors, count);
+  upload.add(grads);
   upload.add(first_blocks);
   *plan = {memory, count, first_blocks.back()};
   return upload.copy(memory, stream);
+}
+
+int set_step_grads(const void* const* grads, int64_t count, void* memory, void* stream) {
+  Upload upload;
+  upload.add(grads, count);
+  return upload.copy(array_at<char>(memory, grads_place(count)), stream);
 }
 
 int masked_adamw(const StepPlan& plan, const AdamWConfig& config, bool amsgrad, const StepOptions& options,

@@ -15,6 +15,7 @@
 //                                         its own: threads, or allocator and stream
 //   plan(tensors)                         the plan of one step
 //   store(tensors, memory)                stores a plan in plan_bytes(count) bytes of memory
+//   set_grads(memory, grads)              replaces the addresses of the gradients in the plan stored there
 //   plan_in(memory, count, blocks)        the plan stored there
 //   step(Backend::launcher, plan, ...)    runs a step on a plan
 
@@ -55,6 +56,11 @@ struct Cpu {
 
   static void store(const std::vector<StepTensor>& tensors, void* memory) {
     memcpy(memory, tensors.data(), static_cast<size_t>(plan_bytes(size_of(tensors))));
+  }
+
+  static void set_grads(const std::vector<const void*>& grads, void* memory) {
+    auto* tensors = static_cast<StepTensor*>(memory);
+    for (size_t t = 0; t < grads.size(); t++) tensors[t].grad = grads[t];
   }
 
   static Plan plan_in(void* memory, int64_t tensors, int64_t) {

@@ -102,6 +102,10 @@ class Cuda {
     return plan;
   }
 
+  void set_grads(const std::vector<const void*>& grads, void* memory) const {
+    check(cuda::set_step_grads(grads.data(), size_of(grads), memory, stream_));
+  }
+
   static Plan plan_in(void* memory, int64_t tensors, int64_t blocks) { return {memory, tensors, blocks}; }
 
   template <class Launcher, class... Given>

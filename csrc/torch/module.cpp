@@ -7,9 +7,10 @@
 
 #include "aimfair/cpu.h"
 #include "aimfair/version.h"
+#include "plan_memory.h"
 
 // The Python module aimfair._C. Loading it registers the operators (schemas.cpp and a file for each family); pybind11
-// only binds the facts of the build and the choice of the CPU path, and no tensors.
+// binds the facts of the build, the choice of the CPU path, and the check of the addresses that a plan holds.
 
 namespace {
 
@@ -58,4 +59,9 @@ PYBIND11_MODULE(_C, module) {
   module.def("build_info", &build_info);
   module.def("cpu_paths", &cpu_paths);
   module.def("set_cpu_path", &set_cpu_path, pybind11::arg("name"));
+  using aimfair::python::PlanMemory;
+  pybind11::class_<PlanMemory>(module, "PlanMemory")
+      .def(pybind11::init<const pybind11::list&, const pybind11::list&>(), pybind11::arg("lists"),
+           pybind11::arg("grads"))
+      .def("moved_grads", &PlanMemory::moved_grads, pybind11::arg("lists"), pybind11::arg("grads"));
 }

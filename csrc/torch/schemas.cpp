@@ -50,6 +50,7 @@ STABLE_TORCH_LIBRARY(aimfair, m) {
       "plan_sgd(Tensor(a!)[] params, Tensor[] grads, Tensor(b!)[] momentum_buffers, Tensor(c!)[] masters,"
       " Tensor(d!)[] steps, Tensor? bits, Tensor? rank, int[] first_blocks, bool compact, bool stochastic_rounding)"
       " -> Tensor");
+  m.def("set_grads_(Tensor(a!) plan, int tensors, int[] addresses) -> ()");
   m.def(
       "planned_adamw_(Tensor(a!) plan, int tensors, int blocks, bool amsgrad, Tensor? bits, Tensor? rank, bool compact,"
       " bool stochastic_rounding, Tensor lr, float beta1, float beta2, float eps, float weight_decay, bool maximize,"

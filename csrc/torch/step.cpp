@@ -240,6 +240,19 @@ Tensor plan_sgd(const TensorList& params, const TensorList& grads, const TensorL
   return stored_plan<Backend>(step, params);
 }
 
+// The addresses are not checked: PlanMemory (plan_memory.h) has compared the gradients with those of the plan.
+template <class Backend>
+void set_grads(const Tensor& plan, int64_t tensors, const std::vector<int64_t>& addresses) {
+  Arguments arguments("set_grads_", &plan);
+  void* memory = arguments.take("plan", plan, kBytes, Access::write, Backend::plan_bytes(tensors));
+  arguments.require(size_of(addresses) == tensors, "addresses",
+                    "has " + std::to_string(addresses.size()) + " entries, expected " + std::to_string(tensors));
+  std::vector<const void*> grads;
+  for (const int64_t address : addresses) grads.push_back(reinterpret_cast<const void*>(address));
+  Backend backend(arguments.op(), plan);
+  backend.set_grads(grads, memory);
+}
+
 template <class Backend>
 void planned_adamw(const Tensor& plan, int64_t tensors, int64_t blocks, bool amsgrad, const OptionalTensor& bits,
                    const OptionalTensor& rank, bool compact, bool stochastic_rounding, const Tensor& lr, double beta1,
@@ -275,6 +288,7 @@ void add_step(Library& library) {
   library.impl("masked_sgd_", TORCH_BOX(&masked_sgd<Backend>));
   library.impl("plan_adamw", TORCH_BOX(&plan_adamw<Backend>));
   library.impl("plan_sgd", TORCH_BOX(&plan_sgd<Backend>));
+  library.impl("set_grads_", TORCH_BOX(&set_grads<Backend>));
   library.impl("planned_adamw_", TORCH_BOX(&planned_adamw<Backend>));
   library.impl("planned_sgd_", TORCH_BOX(&planned_sgd<Backend>));
 }

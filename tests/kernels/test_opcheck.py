@@ -14,7 +14,7 @@ from .valid_calls import positional
 OPERATORS = sorted(
     name
     for name, function in vars(ops).items()
-    if inspect.isfunction(function) and name.endswith("_") and not name.startswith(("_", "planned_"))
+    if inspect.isfunction(function) and name.endswith("_") and not name.startswith(("_", "planned_", "set_grads_"))
 )
 """Those on lists; test_step_plan.py has the others."""
 

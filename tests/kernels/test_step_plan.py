@@ -6,7 +6,9 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
+from torch import Tensor, nn
 
+from aimfair._C import PlanMemory
 from aimfair.selective import ops, reference
 
 from . import cases
@@ -147,3 +149,96 @@ def test_opcheck(case, device):
     defaults = {"dampening": 0.0, "nesterov": False, "maximize": False, "seed": 0}
     arguments = [known.get(a.name, defaults.get(a.name)) for a in operator._schema.arguments]
     torch.library.opcheck(operator, tuple(arguments), test_utils=("test_schema", "test_autograd_registration"))
+
+
+# -- other gradients ---------------------------------------------------------------------------------------------------
+
+
+def addresses(tensors: list[Tensor]) -> list[int]:
+    return [tensor.data_ptr() for tensor in tensors]
+
+
+@every_case
+@pytest.mark.parametrize("compact", [False, True], ids=["dense", "compact"])
+def test_a_plan_with_other_gradients(compact, case, device):
+    inputs = case.inputs(MIXED, torch.bfloat16, device, cases.random_bools(MIXED, 0.3, device), compact=compact)
+    lists, settings = split(inputs)
+    plan = case.plan(**lists)
+    for _ in range(2):
+        inputs["grads"] = [torch.randn_like(grad) for grad in inputs["grads"]]
+        expected = cases.clone(inputs, "cpu")
+        case.specification(**expected)
+        ops.set_grads_(plan, addresses(inputs["grads"]))
+        case.planned(plan, **settings)
+        cases.assert_same(inputs, expected)
+
+
+def test_other_gradients_are_one_for_each_tensor(device):
+    case = CASES["adamw"]
+    plan = case.plan(**split(case.inputs([(33,), (4, 5)], torch.bfloat16, device))[0])
+    with pytest.raises(RuntimeError, match=r"aimfair::set_grads_: addresses has 1 entries, expected 2"):
+        ops.set_grads_(plan, [0])
+    with pytest.raises(RuntimeError, match=r"aimfair::set_grads_: plan has \d+ elements, expected \d+"):
+        ops.set_grads_(replace(plan, tensors=3), [0, 0, 0])
+
+
+def held(device: torch.device) -> tuple[list[list[Tensor]], list[Tensor]]:
+    params = [nn.Parameter(torch.zeros(4, 3, device=device)), nn.Parameter(torch.zeros(0, device=device))]
+    state = [torch.zeros(4, 3, device=device), torch.zeros(0, device=device)]
+    return [params, state, []], [torch.ones(4, 3, device=device), torch.ones(0, device=device)]
+
+
+def test_gradients_that_have_moved_are_found(device):
+    lists, grads = held(device)
+    memory = PlanMemory(lists, grads)
+    assert memory.moved_grads(lists, grads) == []
+    moved = [grads[0].clone(), grads[1]]
+    assert memory.moved_grads(lists, moved) == addresses(moved)
+    assert memory.moved_grads(lists, moved) == []
+    assert memory.moved_grads([list(entries) for entries in lists], [moved[0].view(3, 4), moved[1]]) == []
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda lists, grads: lists[0].pop(),
+        lambda lists, grads: lists[0].append(grads[0]),
+        lambda lists, grads: lists[1].__setitem__(0, lists[1][0].clone()),
+        lambda lists, grads: setattr(lists[0][0], "data", lists[0][0].data.clone()),
+        lambda lists, grads: lists[1][0].resize_(2, 3),
+        lambda lists, grads: lists[1].__setitem__(0, None),
+        lambda lists, grads: lists[2].append(lists[1][0]),
+        lambda lists, grads: grads.pop(),
+        lambda lists, grads: grads.append(grads[0]),
+        lambda lists, grads: grads.__setitem__(0, grads[0].double()),
+        lambda lists, grads: grads.__setitem__(0, grads[0].half().view(torch.int16)),
+        lambda lists, grads: grads.__setitem__(0, grads[0][:2]),
+        lambda lists, grads: grads.__setitem__(0, grads[0].t()),
+        lambda lists, grads: grads.__setitem__(0, grads[0].to_sparse()),
+        lambda lists, grads: grads.__setitem__(0, lists[1][0]),
+        lambda lists, grads: grads.__setitem__(0, None),
+        lambda lists, grads: grads.__setitem__(0, [1.0]),
+        lambda lists, grads: lists.append([]) or lists.append([grads[1]]),
+    ],
+)
+def test_everything_else_needs_another_plan(change, device):
+    lists, grads = held(device)
+    memory = PlanMemory(lists, grads)
+    change(lists, grads)
+    assert memory.moved_grads(lists, grads) is None
+
+
+def test_gradients_that_overlap_what_is_written_need_another_plan(device):
+    """Those after it, before it, and at its end."""
+    memory = torch.zeros(40, device=device)
+    lists, grads = [[memory[10:20]], [memory[30:40]]], [torch.ones(10, device=device)]
+    for first, overlaps in [(0, False), (1, True), (9, True), (10, True), (19, True), (20, False), (21, True)]:
+        moved = PlanMemory(lists, grads).moved_grads(lists, [memory[first : first + 10]])
+        assert (moved is None) == overlaps, first
+
+
+def test_a_plan_is_made_of_tensors(device):
+    with pytest.raises(TypeError, match="a plan is made of lists of strided tensors"):
+        PlanMemory([[1]], [])
+    with pytest.raises(TypeError, match="a plan is made of lists of strided tensors"):
+        PlanMemory([], [torch.ones(3, device=device).to_sparse()])

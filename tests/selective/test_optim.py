@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 import aimfair
+from aimfair.selective import ops
 from aimfair.selective.launch import Operator
 from aimfair.selective.masked_optimizer import MaskedOptimizer
 
@@ -225,12 +226,14 @@ def test_one_operator_call_per_group(model, monkeypatch):
     named = list(model.named_parameters())
     optimizer = aimfair.MaskedAdamW([{"params": named[:5]}, {"params": named[5:]}], aimfair.ParameterMask.full(model))
     run(optimizer, model, [random_gradients(model)])
-    assert calls == ["masked", "masked"]
+    assert calls == ["plan", "planned"] * 2
 
 
 @both
-def test_plan_is_for_the_same_lists_again(masked, model, monkeypatch):
+def test_a_plan_is_made_again_for_other_state_and_not_for_other_gradients(masked, model, monkeypatch):
     calls = counted_operator(monkeypatch, masked)
+    set_grads = ops.set_grads_
+    monkeypatch.setattr(ops, "set_grads_", lambda *arguments: (calls.append("grads"), set_grads(*arguments)))
     optimizer = masked(model.named_parameters(), **options_of(masked))
     set_gradients(model, random_gradients(model))
 
@@ -240,20 +243,24 @@ def test_plan_is_for_the_same_lists_again(masked, model, monkeypatch):
             optimizer.step()
         return calls
 
-    assert steps(3) == ["masked", "plan", "planned", "planned"]
+    assert steps(3) == ["plan", "planned", "planned", "planned"]
     parameter = next(p for p in model.parameters() if p.numel())
     kept = [parameter.grad]  # held, so that what comes in its place lies elsewhere
     parameter.grad = parameter.grad.clone()
-    assert steps(2) == ["masked", "plan", "planned"]
+    assert steps(2) == ["grads", "planned", "planned"]
     for name in ["step", *optimizer.moments]:
         if name in optimizer.state[parameter]:
             kept.append(optimizer.state[parameter][name])
             optimizer.state[parameter][name] = kept[-1].clone()
-            assert steps(2) == ["masked", "plan", "planned"]
+            assert steps(2) == ["plan", "planned", "planned"]
     optimizer.param_groups[0]["seed"] += 1
     assert steps(1) == ["planned"]
     optimizer.param_groups[0]["stochastic_rounding"] = True
-    assert steps(2) == ["masked", "plan", "planned"]
+    assert steps(2) == ["plan", "planned", "planned"]
+    parameter.data = parameter.data.clone()
+    assert steps(2) == ["plan", "planned", "planned"]
+    optimizer.state[parameter] = dict(optimizer.state[parameter])
+    assert steps(2) == ["plan", "planned", "planned"]
 
 
 @both
@@ -356,6 +363,18 @@ def test_gradient_in_another_order_of_memory_at_the_same_place_is_refused(device
     weight.grad = memory.view(2, 4, 4, 3).permute(0, 3, 1, 2)
     before = weight.detach().clone()
     with pytest.raises(RuntimeError, match=r"grads\[0\] is not contiguous \(parameter 'weight'\)"):
+        optimizer.step()
+    assert torch.equal(weight, before)
+
+
+def test_gradient_in_the_memory_of_a_parameter_is_refused_at_a_later_step(device):
+    weight = nn.Parameter(torch.ones(3, device=device))
+    optimizer = aimfair.MaskedAdamW([("weight", weight)])
+    weight.grad = torch.ones(3, device=device)
+    optimizer.step()
+    before = weight.detach().clone()
+    weight.grad = weight.detach()
+    with pytest.raises(RuntimeError, match=r"overlaps the memory of"):
         optimizer.step()
     assert torch.equal(weight, before)
 

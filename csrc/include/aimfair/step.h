@@ -201,7 +201,8 @@ void masked_sgd(const StepTensor* tensors, int64_t count, const SgdConfig& confi
 namespace cuda {
 
 // A list of tensors in device memory; one launch steps all of them. A plan stays valid while no pointer and no size in
-// it changes. Calls with the same plan must not overlap in time: keep them on one stream.
+// it changes; those of the gradients can be replaced. Calls with the same plan must not overlap in time: keep them on
+// one stream.
 struct StepPlan {
   void* memory = nullptr;
   int64_t count = 0;   // tensors
@@ -213,6 +214,9 @@ int64_t step_plan_bytes(int64_t count);
 
 // Queues the copy of the list into `memory` and describes the plan in *plan.
 int make_step_plan(const StepTensor* tensors, int64_t count, void* memory, void* stream, StepPlan* plan);
+
+// Queues the copy of other addresses of the gradients, one for each tensor, into the memory of a plan.
+int set_step_grads(const void* const* grads, int64_t count, void* memory, void* stream);
 
 // One launch each.
 int masked_adamw(const StepPlan& plan, const AdamWConfig& config, bool amsgrad, const StepOptions& options,

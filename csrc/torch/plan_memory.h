@@ -1,0 +1,39 @@
+#pragma once
+
+#include <pybind11/pybind11.h>
+
+#include <cstdint>
+#include <vector>
+
+namespace aimfair::python {
+
+// Where tensors lie in memory, and what is there; all that a plan depends on.
+struct Place {
+  uintptr_t address = 0;
+  int64_t bytes = 0;
+  uint32_t dtype = 0;      // code, bits and lanes of DLPack
+  int32_t device[2] = {};  // type and index
+  bool contiguous = false;
+
+  bool operator==(const Place&) const = default;
+};
+
+// The tensors that a plan was made of, to be compared with those of a later step. They are read through DLPack's C
+// exchange interface, in some 20 ns each; a list argument of an operator costs ten times that.
+class PlanMemory {
+ public:
+  // Lists of torch.Tensor: those that a step reads and writes, and the gradients.
+  PlanMemory(const pybind11::list& lists, const pybind11::list& grads);
+
+  // None if a new plan is needed: something other than the addresses of gradients differs from the last call, or a
+  // gradient overlaps what is written. Otherwise the new addresses of all gradients; empty if none has moved.
+  pybind11::object moved_grads(const pybind11::list& lists, const pybind11::list& grads);
+
+ private:
+  bool is_written(const Place& place) const;
+
+  std::vector<Place> places_, grads_;
+  std::vector<Place> written_;  // places_ by address
+};
+
+}  // namespace aimfair::python
