@@ -368,6 +368,20 @@ def test_output_that_cannot_be_written_is_an_error(out, mode, reason):
     assert result.stderr == f"error: standard output cannot be written: {reason}\n"
 
 
+@pytest.mark.parametrize("ignored", [False, True])
+def test_ctrl_c_during_the_first_imports_leaves_no_traceback(ignored):
+    program = "import os, runpy, signal, sys\n"
+    program += "signal.signal(signal.SIGINT, signal.SIG_IGN)\n" * ignored
+    program += "class Finder:\n    @staticmethod\n    def find_spec(name, *_):\n"
+    program += "        if name == 'argparse': os.kill(os.getpid(), signal.SIGINT)\n"
+    program += "for name in ('argparse', 'aimfair.commands.cli'): sys.modules.pop(name, None)\n"
+    program += "sys.meta_path.insert(0, Finder)\n"
+    program += "sys.argv[1:] = ['--version']\nrunpy.run_module('aimfair', run_name='__main__')"
+    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert result.returncode == (0 if ignored else -signal.SIGINT)
+    assert result.stderr == ""
+
+
 @pytest.mark.parametrize("kind", [AimfairError, ImportError])
 def test_a_library_that_is_broken_is_named_in_place_of_what_needed_it(stages, capsys, tmp_path, monkeypatch, kind):
     (tmp_path / "torch_companion.py").write_text("raise RuntimeError('operator x::nms does not exist')")
