@@ -123,9 +123,12 @@ def preprocessing_caution(settings: ModelSettings) -> str | None:
     """A warning if the pretrained model was trained with another mean and standard deviation than the run's."""
     with prefixed("model.pretrained"):
         found = _normalization(settings)
-    if found is None:
+    try:
+        mean, std = (tuple(map(float, values)) for values in found or ())
+    except (TypeError, ValueError):  # it does not say, or not in numbers
         return None
-    mean, std = (tuple(map(float, values)) for values in found)
+    if len(mean) != 3 or len(std) != 3:  # of grey images, or one for all channels
+        return None
     if all(
         abs(a - b) < 1e-3 for a, b in zip((*mean, *std), (*settings.mean, *settings.std), strict=True)
     ):  # files round them

@@ -173,3 +173,6 @@ def test_other_normalisation_than_the_pretrained_models_is_told(tmp_path):
     assert "set model.mean and model.std" in caution
     same = ModelSettings(pretrained=str(tmp_path), mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
     assert preprocessing_caution(same) is None
+    for mean, std in (("[0.5]", "[0.5]"), ("0.5", "0.5"), ("null", "[1, 1, 1]"), ('["x", 0, 0]', "[1, 1, 1]")):
+        (tmp_path / "preprocessor_config.json").write_text(f'{{"image_mean": {mean}, "image_std": {std}}}')
+        assert preprocessing_caution(settings(pretrained=str(tmp_path))) is None, "of grey images, or of nothing"

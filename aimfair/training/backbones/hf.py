@@ -89,7 +89,7 @@ def load(folder: Path, values: dict[str, Any]) -> nn.Module:
 
 
 def normalization(name: str, allow_download: bool) -> tuple[list[float], list[float]] | None:
-    """``(mean, std)`` of the images of a pretrained model, if known."""
+    """``(mean, std)`` of the images of a pretrained model, as its file has them, if it has."""
     try:
         path = Path(name, PREPROCESSOR) if Path(name).is_absolute() else _hub_file(name, PREPROCESSOR, allow_download)
         values = json.loads(path.read_text(encoding="utf-8"))

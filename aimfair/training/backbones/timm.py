@@ -88,9 +88,9 @@ def load(folder: Path) -> nn.Module:
 
 
 def normalization(name: str | Path) -> tuple[list[float], list[float]] | None:
-    """``(mean, std)`` of the images on which the weights of a name, or of a folder, were trained."""
+    """``(mean, std)`` of the images on which the weights of a name, or of a folder, were trained; as they say it."""
     cfg = _described(name)[2] if isinstance(name, Path) else _pretrained_cfg(_library(), name)
-    return (list(cfg["mean"]), list(cfg["std"])) if cfg.get("mean") and cfg.get("std") else None
+    return (cfg["mean"], cfg["std"]) if cfg.get("mean") and cfg.get("std") else None
 
 
 def _create(
