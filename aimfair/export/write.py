@@ -68,7 +68,7 @@ def export_run(
     prepare_process(run.config)
     if with_onnx:
         onnx.require_packages()
-    run.digest_of("evaluate")  # first, so that an unfinished run gets this error
+    run.digest_of("evaluate", content=True)  # first, so that an unfinished run gets this error
     choice = choose(run, method, seed)
     results = Results.load(run.results)
     to = run.path / "export" / f"{choice.method}-{choice.seed}" if to is None else to

@@ -100,7 +100,7 @@ class Run:
 
     # -- records -----------------------------------------------------------------------------------------------------
 
-    def is_done(self, step: str, inputs: object) -> bool:
+    def is_done(self, step: str, inputs: object, *, content: bool = False) -> bool:
         """Whether the step was finished with these inputs and its outputs are still there.
 
         If not, the caller does the step, which may be half done already.
@@ -110,8 +110,9 @@ class Run:
                 "finetune/<seed>/<method>", "evaluate" or "report".
             inputs: everything the result depends on, of what JSON, pydantic or Path can hold: settings, and
                 under "upstream", :meth:`digest_of` each step whose results are read.
+            content: the outputs must have their bytes, not only their sizes; for small ones that users may edit.
         """
-        if self._records.matches(step, inputs):
+        if self._records.matches(step, inputs, content=content):
             return True
         if self.origin is not None and self._records.adopt(step, inputs, Records(self.origin)):
             self.log("step taken over", step=step, origin=self.origin)
@@ -127,13 +128,16 @@ class Run:
         self._records.write(step, inputs, outputs)
         self.log("step finished", step=step)
 
-    def digest_of(self, step: str) -> str:
+    def digest_of(self, step: str, *, content: bool = False) -> str:
         """Digest of the inputs and all output bytes of a finished step.
+
+        Args:
+            content: as in :meth:`is_done`.
 
         Raises:
             AimfairError: it is not finished, or out of date.
         """
-        return self._records.digest(step)
+        return self._records.digest(step, content=content)
 
     # -- paths -------------------------------------------------------------------------------------------------------
 

@@ -24,16 +24,19 @@ class Records:
         self._read_before: dict[str, tuple[tuple[int, int, int], dict[str, Any] | None]] = {}
         self._found_whole: set[str] = set()  # digests of records whose files were all there
 
-    def matches(self, step: str, inputs: object) -> bool:
+    def matches(self, step: str, inputs: object, *, content: bool = False) -> bool:
         """Whether the step was finished with these inputs and every output file still has its size.
 
         A record that does not match is removed: the step is about to replace its files, and may be killed half-way.
+
+        Args:
+            content: the files must have their bytes, too.
         """
         record = self._read(step)
         if record is None:
             return False
         same = record["inputs_digest"] == digest_of_inputs(inputs) and record["upstream"] == _upstream(inputs)
-        if same and self._is_whole(record):
+        if same and self._is_whole(record) and not (content and self._is_changed(record)):
             return True
         self._path(step).unlink()
         return False
@@ -52,7 +55,7 @@ class Records:
             {
                 "step": step,
                 "inputs_digest": digest_of_inputs(inputs),
-                "digest": self._digest(inputs, files),
+                "digest": self._digest(digest_of_inputs(inputs), files),
                 "upstream": _upstream(inputs),
                 "outputs": {str(file.relative_to(self._run)): file.stat().st_size for file in files},
                 "finished": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -86,17 +89,23 @@ class Records:
         write_json(path, record)
         return True
 
-    def digest(self, step: str) -> str:
+    def digest(self, step: str, *, content: bool = False) -> str:
         """Digest of the inputs and output bytes of a finished step.
 
+        Args:
+            content: the files must still have those bytes.
+
         Raises:
-            AimfairError: it is not finished, has lost a file, or a step whose results it read was done again since.
+            AimfairError: it is not finished, has lost a file or, with ``content``, one was changed, or a step whose
+                results it read was done again since.
         """
         record = self._read(step)
         if record is None:
             fault = "is not finished"
         elif not self._is_whole(record, again=False):
             fault = "has lost files that it made"
+        elif content and self._is_changed(record):
+            fault = "has files that were changed since"
         elif not self._is_fresh(record, self._by_digest()):
             fault = "is out of date: a step whose results it read was done again"
         else:
@@ -117,6 +126,11 @@ class Records:
         if whole:
             self._found_whole.add(record["digest"])
         return whole
+
+    def _is_changed(self, record: dict[str, Any]) -> bool:
+        """Whether the output files, which are there, have other bytes."""
+        files = sorted(self._run / name for name in record["outputs"])
+        return bool(self._digest(record["inputs_digest"], files) != record["digest"])
 
     def _is_fresh(
         self, record: dict[str, Any], by_digest: dict[str, dict[str, Any]], below: tuple[str, ...] = ()
@@ -153,8 +167,8 @@ class Records:
             before = self._read_before[step] = (stamp, _parse(path))
         return before[1]
 
-    def _digest(self, inputs: object, files: Sequence[Path]) -> str:
-        digest = hashlib.sha256(digest_of_inputs(inputs).encode())
+    def _digest(self, inputs_digest: str, files: Sequence[Path]) -> str:
+        digest = hashlib.sha256(inputs_digest.encode())
         for file in files:
             digest.update(str(file.relative_to(self._run)).encode())
             with file.open("rb") as stream:

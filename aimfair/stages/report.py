@@ -28,7 +28,7 @@ Part = TypeVar("Part")
 
 
 def run(run: Run) -> None:
-    inputs = {"upstream": run.digest_of("evaluate"), "aimfair": aimfair.__version__}
+    inputs = {"upstream": run.digest_of("evaluate", content=True), "aimfair": aimfair.__version__}
     if not run.is_done("report", inputs):
         write_text(run.report, page.render(gather(run)))
         run.finish("report", inputs, [run.report])

@@ -255,6 +255,20 @@ def test_done_means_the_outputs_are_there(run):
     assert not run.is_done("prompts", 1)
 
 
+def test_edited_outputs_of_the_same_size(run):
+    output = make(run, "evaluate", 1)
+    digest = run.digest_of("evaluate", content=True)
+    assert run.is_done("evaluate", 1, content=True)
+    whole = output.read_bytes()
+    output.write_bytes(whole[::-1])
+    assert run.is_done("evaluate", 1)
+    with pytest.raises(AimfairError, match="'evaluate' has files that were changed since; do it first: aimfair eval"):
+        run.digest_of("evaluate", content=True)
+    assert not run.is_done("evaluate", 1, content=True)
+    assert make(run, "evaluate", 1).read_bytes() == whole
+    assert run.digest_of("evaluate", content=True) == digest
+
+
 def test_a_record_that_no_longer_holds_is_gone_for_good(run):
     """Else: settings A, then B, killed when its result is half written, then A again, and half of B counts as A's."""
     make(run, "prompts", "A")
