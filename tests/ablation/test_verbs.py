@@ -146,6 +146,7 @@ def test_density_chooses_the_learning_rate_by_validation_and_trains_no_baseline(
     assert kept.stat().st_ino == inode
 
 
+@pytest.mark.slow
 def test_criteria_leaves_out_what_cannot_be_selected_and_says_why(parent, monkeypatch):
     words = "relative_difference,fisher,top_k,random,element,row"
     folder = ablate(parent, "criteria", "--values", words, "--density", "0.2")
@@ -199,6 +200,7 @@ def test_minority_ratio_refuses_when_a_group_has_too_few_images(parent, capsys):
     assert "without an empty group" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_images_are_those_of_the_run_and_no_more(parent, capsys):
     folder = ablate(parent, "images", "--values", "3,5")
     rows = table(folder)
@@ -219,6 +221,7 @@ def test_images_are_those_of_the_run_and_no_more(parent, capsys):
     assert sorted(path.name for path in folder.iterdir() if path.is_dir()) == ["images-3"]
 
 
+@pytest.mark.slow
 def test_prompts_compares_new_plain_images_with_those_of_the_run(parent):
     folder = ablate(parent, "prompts")
     assert list(table(folder)) == ["plain", "contextual", "biased"]

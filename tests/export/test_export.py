@@ -75,6 +75,7 @@ def test_files(folder: Path, run: Run) -> None:
     assert mark["files"].keys() == {file.name for file in folder.iterdir()} - {"export.json"}
 
 
+@pytest.mark.slow
 def test_the_code_in_the_card_runs_without_aimfair_and_says_the_same(folder: Path, run: Run) -> None:
     with_transformers, with_onnx = programs((folder / "README.md").read_text())
     seed = json.loads((folder / "export.json").read_text())["seed"]

@@ -669,5 +669,6 @@ def check_sharded(rank: int, directory: Path) -> None:
     check_placements(mesh, replicated, rank)
 
 
+@pytest.mark.slow
 def test_sharded_parameters(tmp_path):
     processes.run(check_sharded, tmp_path)
