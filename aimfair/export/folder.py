@@ -36,8 +36,8 @@ def new_folder(path: Path, *, overwrite: bool) -> Iterator[Path]:
     _clean(path, old)
     _require_replaceable(path, overwrite)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.mkdir()
     try:
+        temporary.mkdir()
         yield temporary
         for file in temporary.rglob("*"):
             sync(file)

@@ -126,3 +126,9 @@ def test_a_relative_name_is_resolved(tmp_path: Path, monkeypatch: pytest.MonkeyP
     with new_folder(Path("../there/."), overwrite=False) as folder:
         (folder / "file").write_text("text")
     assert (tmp_path / "there" / "file").read_text() == "text"
+
+
+def test_a_folder_that_cannot_be_made_has_the_name_that_was_asked_for(tmp_path: Path) -> None:
+    with pytest.raises(OSError, match="name too long") as caught:
+        fill(tmp_path / ("x" * 250), "1")
+    assert caught.value.filename == str(tmp_path / ("x" * 250))
