@@ -162,6 +162,10 @@ def test_settings_do_not_change():
             "methods:\n  a: {bias: 55}\n",
             "FILE:2: methods.a.bias: unknown key; it was renamed to methods.a.bias_density (a",
         ),
+        (
+            "evaluate: {replicates: 1000000001}\n",
+            "FILE:1: evaluate.replicates: found 1000000001, expected less than or",
+        ),
         ("methods:\n  a: {kind: erm, rule: all}\n", "FILE:2: methods.a.rule: not valid for kind 'erm', only for tune"),
         ("methods:\n  a: {kind: [jtt]}\n", "FILE:2: methods.a.kind: found ['jtt'], expected one of tune, erm,"),
         ("methods:\n  a: {kind: dro}\n", "FILE:2: methods.a.kind: found 'dro', expected one of tune, erm,"),
