@@ -22,8 +22,15 @@ if(NOT wanted STREQUAL "off")
 endif()
 
 if(AIMFAIR_WITH_CUDA)
-  if(NOT CMAKE_CUDA_ARCHITECTURES)
-    set(CMAKE_CUDA_ARCHITECTURES 80-real 90)  # 90: machine code, and PTX for later architectures
+  if(NOT CMAKE_CUDA_ARCHITECTURES AND NOT DEFINED ENV{CUDAARCHS})
+    # What of these this nvcc knows. All but the first have PTX too, for GPUs of later major versions.
+    execute_process(COMMAND "${CMAKE_CUDA_COMPILER}" --list-gpu-arch OUTPUT_VARIABLE known)
+    foreach(architecture 80-real 90 100 120)
+      string(REPLACE "-real" "" number ${architecture})
+      if(known MATCHES "compute_${number}\n")
+        list(APPEND CMAKE_CUDA_ARCHITECTURES ${architecture})
+      endif()
+    endforeach()
   endif()
   set(CMAKE_CUDA_STANDARD 20)
   set(CMAKE_CUDA_STANDARD_REQUIRED ON)

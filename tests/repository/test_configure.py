@@ -1,5 +1,6 @@
-"""The torch that a build finds must fit: its version, and the CUDA that it is built for."""
+"""What a build finds out before it compiles: that torch fits, and the GPUs to compile for."""
 
+import os
 import shutil
 import subprocess
 import sys
@@ -50,3 +51,25 @@ def test_an_older_torch(tmp_path):
     done = configure(tmp_path, "2.10.1", None, None)
     assert done.returncode != 0
     assert "torch 2.10.1 was found, 2.11 or later is needed" in " ".join(done.stderr.split())
+
+
+@pytest.mark.parametrize(("known", "environment", "expected"), [
+    ("75 80 86 89 90 100 103 110 120 121", {}, "80-real;90;100;120"),  # of nvcc 13.0
+    ("75 80 86 89 90", {}, "80-real;90"),
+    ("75 80 86 89 90 100 120", {"CUDAARCHS": "90-real"}, ""),  # left to CMake
+])  # fmt: skip
+def test_architectures(tmp_path, known, environment, expected):
+    """Those that nvcc knows; CMake runs the file as a script, in which no language can be enabled."""
+    nvcc = tmp_path / "nvcc"
+    nvcc.write_text("#!/bin/sh\n" + "".join(f"echo compute_{number}\n" for number in known.split()))
+    nvcc.chmod(0o755)
+    script = tmp_path / "architectures.cmake"
+    script.write_text(
+        f"set(CMAKE_VERSION 3.25.2)\nset(CMAKE_CUDA_COMPILER {nvcc})\nset(AIMFAIR_CUDA on)\n"
+        "macro(enable_language)\nendmacro()\nmacro(find_package)\nendmacro()\n"
+        f'include("{ROOT}/cmake/AimfairCuda.cmake")\nmessage(STATUS "for <${{CMAKE_CUDA_ARCHITECTURES}}>")\n'
+    )
+    variables = {name: value for name, value in os.environ.items() if name != "CUDAARCHS"} | environment
+    done = subprocess.run(["cmake", "-P", script], capture_output=True, text=True, check=False, env=variables)
+    assert done.returncode == 0, done.stderr
+    assert f"for <{expected}>" in done.stdout
