@@ -33,6 +33,7 @@ from aimfair.selective.statistics import (
     default_contrasts,
     domain_criterion_of,
 )
+from aimfair.selective.streams import refuse_capture
 from aimfair.selective.summary import SensitivitySummary
 
 GradScale = Tensor | float | torch.amp.GradScaler | None
@@ -326,8 +327,10 @@ class Sensitivity:
                 statistics that were not kept, sources without batches; on shards, arguments or batches that differ
                 between processes.
             TypeError: ``blocks`` or ``freeze`` is a string.
+            RuntimeError: a CUDA graph is being captured.
             FloatingPointError: non-finite gradients (``nonfinite="raise"``), or gradients whose squares exceed float32.
         """
+        refuse_capture("select()", self._statistics.device)
         sizes: dict[str, Any] = {
             "density": density, "k": k, "bias_density": bias_density, "bias_k": bias_k,
             "domain_density": domain_density, "domain_k": domain_k,

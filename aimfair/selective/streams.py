@@ -14,6 +14,14 @@ def current_stream(device: torch.device) -> Stream:
     return torch.cuda.current_stream(device) if device.type == "cuda" else None
 
 
+def refuse_capture(call: str, device: torch.device) -> None:
+    """RuntimeError if a CUDA graph is being captured; reading on the host would end the capture with another error."""
+    if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
+        raise RuntimeError(
+            f"{call}: the host reads statistics, which a CUDA graph cannot hold; call it outside of the capture"
+        )
+
+
 @contextmanager
 def after(streams: Iterable[Stream], device: torch.device) -> Iterator[None]:
     """What is queued inside waits for what ``streams`` have been given so far, and what they are given later for it.

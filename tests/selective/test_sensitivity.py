@@ -449,3 +449,12 @@ def test_damaged_files_are_refused(model, tmp_path):
     aimfair.ParameterMask.full(model).save(path)
     with pytest.raises(ValueError, match=r"found aimfair\.mask"):
         aimfair.Sensitivity.load(path, model)
+
+
+def test_a_selection_is_refused_in_a_graph_capture(device, monkeypatch):
+    """Before anything is read; without a GPU, nothing is ever captured."""
+    probe = aimfair.Sensitivity(nn.Linear(3, 2).to(device), ("a", "b"))
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
+    monkeypatch.setattr(probe._statistics, "device", torch.device("cuda"))
+    with pytest.raises(RuntimeError, match=r"select\(\): the host reads statistics, which a CUDA graph cannot hold"):
+        probe.select("top_k", density=0.5)
