@@ -53,7 +53,8 @@ def _build_or_check(action: str, config: "Config") -> int:
     Ctrl-C ends the build and leaves nothing behind.
 
     Raises:
-        ConfigError: ``generate.engine`` is eager, perhaps because auto is eager here, or has nothing to build ahead.
+        ConfigError: images are imported; ``generate.engine`` is eager, perhaps because auto is eager here, or has
+            nothing to build ahead.
         AimfairError: the engine cannot be built, or differs from eager.
     """
     from aimfair.base.device import choose_device
@@ -66,6 +67,8 @@ def _build_or_check(action: str, config: "Config") -> int:
     from aimfair.diffusion.text_to_image import engine_and_source, load_source
     from aimfair.stages.context import prepare_process
 
+    if config.generate.folder is not None:
+        raise ConfigError(f"generate.folder: images are imported from {config.generate.folder}, no engine is used")
     device = choose_device(config.device)
     name, reason = choose_engine(config.generate, lambda: device)
     settings = config.generate.model_copy(update={"engine": name})

@@ -1,5 +1,7 @@
 #include "plan_memory.h"
 
+#include <pybind11/gil_safe_call_once.h>
+
 #include <algorithm>
 #include <stdexcept>
 
@@ -32,17 +34,20 @@ struct Torch {
 };
 
 const Torch& torch() {
-  static const Torch found = [] {
-    const pybind11::object tensor = pybind11::module_::import("torch").attr("Tensor");
-    const pybind11::object capsule = tensor.attr("__dlpack_c_exchange_api__");
-    const auto* api = static_cast<const DLPackExchangeAPI*>(PyCapsule_GetPointer(capsule.ptr(), "dlpack_exchange_api"));
-    if (!api) throw pybind11::error_already_set();
-    if (api->major != 1 || !api->tensor_from_object) {
-      throw std::runtime_error("aimfair: this torch has another version of DLPack than 1");
-    }
-    return Torch{reinterpret_cast<PyTypeObject*>(tensor.ptr()), api};
-  }();
-  return found;
+  PYBIND11_CONSTINIT static pybind11::gil_safe_call_once_and_store<Torch> found;
+  return found
+      .call_once_and_store_result([] {
+        const pybind11::object tensor = pybind11::module_::import("torch").attr("Tensor");
+        const pybind11::object capsule = tensor.attr("__dlpack_c_exchange_api__");
+        const auto* api =
+            static_cast<const DLPackExchangeAPI*>(PyCapsule_GetPointer(capsule.ptr(), "dlpack_exchange_api"));
+        if (!api) throw pybind11::error_already_set();
+        if (api->major != 1 || !api->tensor_from_object) {
+          throw std::runtime_error("aimfair: this torch has another version of DLPack than 1");
+        }
+        return Torch{reinterpret_cast<PyTypeObject*>(tensor.ptr()), api};
+      })
+      .get_stored();
 }
 
 bool is_contiguous(const DLTensor& tensor) {

@@ -110,6 +110,12 @@ def test_nothing_is_built_ahead(capsys: pytest.CaptureFixture[str]) -> None:
     assert "compile is built in each run" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("action", ["build", "check"])
+def test_imported_images_need_no_engine(capsys: pytest.CaptureFixture[str], tmp_path: Path, action: str) -> None:
+    assert cli.main(["engine", action, "--config", "demo", "--generate.folder", str(tmp_path)]) == 2
+    assert "generate.folder: images are imported from" in capsys.readouterr().err
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["stable_diffusion", "sdxl", "sd3", "flux"])
 def test_by_inductor(models: dict[str, Path], name: str) -> None:
