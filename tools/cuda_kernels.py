@@ -25,11 +25,25 @@ BEGIN, END = "<!-- CUDA kernels: begin -->", "<!-- CUDA kernels: end -->"
 
 FLAGS = ("-std=c++20", "-O3", "-fmad=false", "-I", str(ROOT / "csrc"), "-I", str(ROOT / "csrc" / "include"))
 
-SHARED_BYTES = {"sm_80": 164 * 1024, "sm_90": 228 * 1024, "sm_100": 228 * 1024}
-"""Shared memory of a multiprocessor, for each architecture that kernels are compiled for (CUDA C++ Programming Guide,
-"Technical Specifications per Compute Capability"). What follows is the same for all of them."""
 
-REGISTERS, WARPS, BLOCKS = 65536, 64, 32
+@dataclass(frozen=True)
+class Multiprocessor:
+    """What it holds at once (CUDA C++ Programming Guide, "Technical Specifications per Compute Capability")."""
+
+    shared_bytes: int
+    warps: int
+    blocks: int
+
+
+MULTIPROCESSORS = {
+    "sm_80": Multiprocessor(164 * 1024, 64, 32),
+    "sm_90": Multiprocessor(228 * 1024, 64, 32),
+    "sm_100": Multiprocessor(228 * 1024, 64, 32),
+    "sm_120": Multiprocessor(100 * 1024, 48, 24),
+}
+"""Of every architecture that kernels are compiled for. What follows is the same for all of them."""
+
+REGISTERS = 65536
 """Of a multiprocessor."""
 
 REGISTERS_AT_ONCE, WARPS_AT_ONCE = 256, 4
@@ -55,7 +69,8 @@ class Usage:
         per_warp = -(-self.registers * 32 // REGISTERS_AT_ONCE) * REGISTERS_AT_ONCE
         shared = -(-self.shared_bytes // SHARED_AT_ONCE) * SHARED_AT_ONCE + SHARED_RESERVED
         held = REGISTERS // per_warp // WARPS_AT_ONCE * WARPS_AT_ONCE
-        return min(BLOCKS, WARPS // warps, held // warps, SHARED_BYTES[architecture] // shared)
+        of = MULTIPROCESSORS[architecture]
+        return min(of.blocks, of.warps // warps, held // warps, of.shared_bytes // shared)
 
 
 @dataclass(frozen=True)
@@ -92,9 +107,9 @@ def disassembler() -> str | None:
 
 
 def architectures() -> list[str]:
-    """Those of :data:`SHARED_BYTES` that nvcc compiles for."""
+    """Those of :data:`MULTIPROCESSORS` that nvcc compiles for."""
     known = subprocess.run(["nvcc", "--list-gpu-code"], check=True, capture_output=True, text=True).stdout.split()
-    return [name for name in SHARED_BYTES if name in known]
+    return [name for name in MULTIPROCESSORS if name in known]
 
 
 def compile_kernels(sources: Sequence[Path]) -> list[Kernel]:

@@ -184,3 +184,9 @@ def test_four_at_a_time_are_told_from_one_at_a_time():
 def test_resident_blocks(registers, shared, threads, resident):
     """As the occupancy calculator of CUDA has them, for sm_80."""
     assert Usage(registers, shared, 0, 0).resident(threads, "sm_80") == resident
+
+
+def test_resident_blocks_of_a_smaller_multiprocessor():
+    """48 warps, 24 blocks and 100 KB of shared memory."""
+    assert [Usage(16, 0, 0, 0).resident(threads, "sm_120") for threads in (32, 128, 1024)] == [24, 12, 1]
+    assert Usage(32, 48 * 1024, 0, 0).resident(128, "sm_120") == 2
