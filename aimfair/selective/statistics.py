@@ -252,9 +252,12 @@ class GradientStatistics:
         if self.statistics == "signed":
             if criterion != "difference":
                 self._require(_NEEDED[criterion], f"criterion {criterion!r}")
+            self._require_range(f"signed/{contrast}", self.contrasts[contrast])
             return Score("magnitude", self._views[f"signed/{contrast}"], eps=eps)
         kept = _NEEDED[criterion]
         self._require(kept, f"criterion {criterion!r}")
+        for source in self.contrasts[contrast]:
+            self._require_range(f"{kept}/{source}", (source,))
         (a, scale_a), (b, scale_b) = (
             (self._views[f"{kept}/{source}"], 1.0 / self.batches[source]) for source in self.contrasts[contrast]
         )
@@ -264,6 +267,7 @@ class GradientStatistics:
         """The score of a criterion of one source: ``fisher`` (mean g^2) or ``magnitude`` (\\|mean g\\|)."""
         self._require(_NEEDED[criterion], f"criterion {criterion!r}")
         self.require_ready((source,))
+        self._require_range(f"{_NEEDED[criterion]}/{source}", (source,))
         views, scale = self._views[f"{_NEEDED[criterion]}/{source}"], 1.0 / self.batches[source]
         return Score("magnitude", views, scale_a=scale, eps=eps)
 
@@ -275,8 +279,7 @@ class GradientStatistics:
             )
 
     def require_ready(self, sources: Iterable[str]) -> None:
-        """Refuses to score sources without batches, with other counts than declared, with only zero gradients, or with
-        gradients whose squares exceed float32."""
+        """Refuses to score sources without batches, with other counts than declared, or with only zero gradients."""
         for source in sources:
             if source in self.interrupted:
                 raise RuntimeError(f"source {source!r} holds part of a batch; reset() and accumulate again")
@@ -286,14 +289,18 @@ class GradientStatistics:
                 raise ValueError(
                     f"source {source!r} has {self.batches[source]} batches, {self.declared[source]} were declared"
                 )
-            norms = self.square_norms(source)
-            if not any(norms):
+            if not any(self.square_norms(source)):
                 raise ValueError(f"every gradient of source {source!r} was zero: there is nothing to rank")
-            if large := [name for name, norm in zip(self.names, norms, strict=True) if not math.isfinite(norm)]:
-                raise FloatingPointError(
-                    f"the squared gradients of source {source!r} exceed float32 in {listing(large)}; give their scale"
-                    " as grad_scale"
-                )
+
+    def _require_range(self, key: str, sources: Iterable[str]) -> None:
+        """Refuses accumulators that exceed float32, in any process; gradients below 1e19 are not looked at."""
+        if all(math.isfinite(norm) for source in sources for norm in self.square_norms(source)):
+            return
+        bad = [int(not _is_finite(view)) for view in self._views[key]]
+        counts = self._holding.total(torch.tensor(bad, device=self._square_norms.device)).tolist()
+        large = [name for name, count in zip(self.names, counts, strict=True) if count]
+        if large:
+            raise FloatingPointError(f"{key} exceeds float32 in {listing(large)}; give grad_scale to update()")
 
     # -- disk ------------------------------------------------------------------------------------------
 

@@ -333,17 +333,27 @@ def test_nonfinite_gradients_raise_by_name(model, device):
     assert probe.select("top_k", density=0.5).nnz > 0
 
 
-@pytest.mark.parametrize("statistics", ["all", "sum"])
-def test_gradients_whose_squares_exceed_float32_are_not_ranked(model, statistics, tmp_path):
-    probe = aimfair.Sensitivity(model, SOURCES, statistics=statistics, nonfinite="ignore")
-    for source in SOURCES:
+@pytest.mark.parametrize(
+    ("statistics", "criterion", "size", "key"),
+    [
+        ("all", "norm_ratio", 2e19, "square/fair"), ("all", "difference", 2e19, None),
+        ("sum", "difference", 2e19, None), ("sum", "difference", 3e38, "sum/fair"),
+        ("signed", "difference", 2e19, None), ("signed", "difference", 3e38, None),  # keeps means
+    ],
+)  # fmt: skip
+def test_gradients_that_exceed_float32_are_not_ranked(model, statistics, criterion, size, key, tmp_path):
+    """Sums of them, or of their squares, whichever the criterion takes."""
+    batches = dict.fromkeys(SOURCES, 2) if statistics == "signed" else None
+    probe = aimfair.Sensitivity(model, SOURCES, statistics=statistics, batches=batches)
+    for source in SOURCES * 2:
         for name, parameter in model.named_parameters():
-            parameter.grad = torch.full_like(parameter, 2e19 if (source, name) == ("fair", "head.bias") else 1.0)
+            parameter.grad = torch.full_like(parameter, size if (source, name) == ("fair", "head.bias") else 1.0)
         probe.update(source)
-    with pytest.raises(
-        FloatingPointError, match=r"the squared gradients of source 'fair' exceed float32 in head\.bias;"
-    ):
-        probe.select("top_k", density=0.5)
+    if key is None:
+        assert probe.select("top_k", criterion=criterion, density=0.5).nnz > 0
+    else:
+        with pytest.raises(FloatingPointError, match=rf"{key} exceeds float32 in head\.bias; give grad_scale"):
+            probe.select("top_k", criterion=criterion, density=0.5)
     with pytest.raises(FloatingPointError, match=r"fair holds NaN or infinite values in head\.bias"):
         probe.require_finite()
     probe.save(tmp_path / "s")
