@@ -39,7 +39,10 @@ set(aimfair_cuda_sources
     csrc/cuda/mask.cu
     csrc/cuda/step.cu
     csrc/cuda/topk.cu
+    csrc/cuda/topk_choose.cu
+    csrc/cuda/topk_collect.cu
     csrc/cuda/topk_keys.cu
+    csrc/cuda/topk_sample.cu
     csrc/cuda/topk_units.cu)
 if(AIMFAIR_WITH_CUDA)
   target_sources(aimfair PRIVATE ${aimfair_cuda_sources})

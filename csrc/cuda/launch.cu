@@ -22,20 +22,22 @@ struct Piece {
   uint4 words[kWords];
 };
 
+// Writes `words` words of a piece, and zeros up to word `end`.
 template <int64_t kWords>
 __global__ void __launch_bounds__(kThreads)
-    write_piece(const __grid_constant__ Piece<kWords> piece, int64_t words, uint4* to) {
+    write_piece(const __grid_constant__ Piece<kWords> piece, int64_t words, int64_t end, uint4* to) {
   const int64_t i = int64_t{blockIdx.x} * kThreads + threadIdx.x;
-  if (i < words) to[i] = piece.words[i];
+  if (i < end) to[i] = i < words ? piece.words[i] : uint4{0, 0, 0, 0};
 }
 
 template <int64_t kWords>
-cudaError_t write_words(const char* from, int64_t words, uint4* to, void* stream) {
+cudaError_t write_words(const char* from, int64_t words, int64_t zeros, uint4* to, void* stream) {
   for (int64_t begin = 0; begin < words; begin += kWords) {
-    const int64_t n = std::min(kWords, words - begin);
+    const int64_t n = std::min(kWords, words - begin), end = begin + n == words ? n + zeros : n;
     Piece<kWords> piece;
     memcpy(piece.words, from + begin * Upload::kAlignment, static_cast<size_t>(n * Upload::kAlignment));
-    AIMFAIR_TRY(launch(write_piece<kWords>, (n + kThreads - 1) / kThreads, kThreads, stream, piece, n, to + begin));
+    AIMFAIR_TRY(
+        launch(write_piece<kWords>, (end + kThreads - 1) / kThreads, kThreads, stream, piece, n, end, to + begin));
   }
   return cudaSuccess;
 }
@@ -92,13 +94,13 @@ int64_t Upload::add_bytes(const void* from, int64_t bytes) {
   return place;
 }
 
-cudaError_t Upload::copy(void* to, void* stream) const {
-  const int64_t words = bytes() / kAlignment;
+cudaError_t Upload::copy(void* to, void* stream, int64_t zeros) const {
+  const int64_t words = bytes() / kAlignment, zero_words = zeros / kAlignment;
   cudaStreamCaptureStatus status = cudaStreamCaptureStatusNone;
   AIMFAIR_TRY(cudaStreamIsCapturing(static_cast<cudaStream_t>(stream), &status));
   const bool few = words <= kFew || status != cudaStreamCaptureStatusNone;
-  return few ? write_words<kFew>(table_.data(), words, static_cast<uint4*>(to), stream)
-             : write_words<kMany>(table_.data(), words, static_cast<uint4*>(to), stream);
+  return few ? write_words<kFew>(table_.data(), words, zero_words, static_cast<uint4*>(to), stream)
+             : write_words<kMany>(table_.data(), words, zero_words, static_cast<uint4*>(to), stream);
 }
 
 cudaError_t inclusive_scan(int64_t* values, int64_t n, const Allocate& allocate, void* stream) {

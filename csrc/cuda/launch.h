@@ -67,8 +67,9 @@ class Upload {
 
   int64_t bytes() const { return static_cast<int64_t>(table_.size()); }
 
-  // Queues the copy to `to`, aligned to kAlignment, with room for bytes().
-  cudaError_t copy(void* to, void* stream) const;
+  // Queues the copy to `to`, aligned to kAlignment, with room for bytes(), and zeroes the `zeros` bytes after them, a
+  // multiple of kAlignment.
+  cudaError_t copy(void* to, void* stream, int64_t zeros = 0) const;
 
   static constexpr int64_t kAlignment = 16;
 

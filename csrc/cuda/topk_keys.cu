@@ -10,15 +10,15 @@ constexpr int kThreads = kSearchThreads;
 constexpr int kWarps = kThreads / kWarp;
 constexpr int kResident = 3;  // minimum of thread blocks per multiprocessor; leaves registers for loads ahead
 
-// Counts the keys in the range of a search; NaN scores go to histogram[kBins]. With `arrived`, the range is then
-// narrowed and the histogram zeroed.
+// Counts the keys in the range of the threshold; NaN scores go to histogram[kBins]. In a search, which does nothing
+// unless the bracket missed, the range is then narrowed and the histogram zeroed.
 template <int kTerm, int kDivisor>
 __global__ void __launch_bounds__(kThreads, kResident)
-    count_round(ScoreInputs inputs, Search* search, Count* histogram, unsigned* arrived) {
+    count_round(ScoreInputs inputs, SelectState* state, Count* histogram, bool search) {
   __shared__ unsigned bins[kBins];
-  const Search range = *search;
-  if (arrived && range.bits == 0) return;
-  for (int i = static_cast<int>(threadIdx.x); i < kBins; i += kThreads) bins[i] = 0;
+  const Search range = state->threshold;
+  if (search && (!state->missed || range.bits == 0)) return;
+  zero_bins(bins);
   __syncthreads();
   int64_t nans = 0;
   for (int64_t at = int64_t{blockIdx.x} * kWarps + warp_id(); at < inputs.blocks; at += int64_t{gridDim.x} * kWarps) {
@@ -47,8 +47,10 @@ __global__ void __launch_bounds__(kThreads, kResident)
   }
   __syncthreads();
   add_bins(bins, histogram);
-  if (arrived) {
-    if (last_to_arrive(arrived, gridDim.x)) narrow(search, histogram);
+  if (search) {
+    if (!last_to_arrive(&state->arrived, gridDim.x)) return;
+    narrow(&state->threshold, histogram);
+    zero_bins(histogram);
   } else {
     nans = block_sum<kThreads>(nans);
     if (threadIdx.x == 0 && nans > 0) atomicAdd(histogram + kBins, static_cast<Count>(nans));
@@ -61,27 +63,12 @@ __global__ void __launch_bounds__(kThreads, kResident)
   const uint32_t threshold = state->threshold.first;
   for (int64_t at = int64_t{blockIdx.x} * kWarps + warp_id(); at < inputs.blocks; at += int64_t{gridDim.x} * kWarps) {
     const ScoreBlock block = score_block(inputs, at);
-    uint32_t greater = 0, same = 0;
-    bool nan = false;
-    for_each_group<kTerm, kDivisor>(inputs.spec, block, [&](int group, const Four& scores) {
-      uint32_t greater_four = 0, same_four = 0;
-#pragma unroll
-      for (int e = 0; e < 4; e++) {
-        const bool number = scores.v[e] == scores.v[e];
-        const uint32_t key = unsigned_key(scores.v[e], inputs.largest);
-        nan |= !number;
-        greater_four |= static_cast<uint32_t>(key > threshold) << e;
-        same_four |= static_cast<uint32_t>(number && key == threshold) << e;
-      }
-      greater |= greater_four << (4 * group);
-      same |= same_four << (4 * group);
-    });
-    if (__any_sync(kAllLanes, nan) && lane_id() == 0) {
+    const Compared compared = compare_block<kTerm, kDivisor>(inputs, block, threshold);
+    if (__any_sync(kAllLanes, compared.nan) && lane_id() == 0) {
       atomicMin(&state->nan_tensor, static_cast<unsigned>(block.index));
     }
-    greater = words_of(greater) & bits_inside(block.size);
-    if (bits) bits[at * kWordsPerBlock + lane_id()] = greater;
-    const int found = warp_sum(__popc(words_of(same) & bits_inside(block.size)));
+    if (bits) bits[at * kWordsPerBlock + lane_id()] = compared.better;
+    const int found = warp_sum(__popc(compared.inside));
     if (lane_id() == 0) equal[at] = found;
   }
 }
@@ -90,79 +77,70 @@ template <int kTerm, int kDivisor>
 __global__ void __launch_bounds__(kThreads, kResident)
     set_ties(ScoreInputs inputs, const SelectState* state, uint32_t* bits, const int64_t* equal_until,
              const int64_t* ties) {
-  const Search threshold = state->threshold;
+  const uint32_t threshold = state->threshold.first;
   for (int64_t at = int64_t{blockIdx.x} * kWarps + warp_id(); at < inputs.blocks; at += int64_t{gridDim.x} * kWarps) {
     const int64_t before = at == 0 ? 0 : equal_until[at - 1];
     if (equal_until[at] == before) continue;
     const ScoreBlock block = score_block(inputs, at);
-    int64_t left = threshold.k - before;
-    if (ties) {
-      const int64_t first_block = inputs.first_blocks[block.index], wanted = ties[block.index];
-      left = (wanted > 0 ? wanted : 0) - (before - (first_block == 0 ? 0 : equal_until[first_block - 1]));
-    }
-    if (left <= 0) continue;
-    uint32_t same = 0;
-    for_each_group<kTerm, kDivisor>(inputs.spec, block, [&](int group, const Four& scores) {
-#pragma unroll
-      for (int e = 0; e < 4; e++) {
-        const bool is_same = unsigned_key(scores.v[e], inputs.largest) == threshold.first;
-        same |= static_cast<uint32_t>(is_same) << (4 * group + e);
-      }
-    });
-    same = words_of(same) & bits_inside(block.size);
-    int total;
-    left -= exclusive_sum(__popc(same), &total);
-    while (__popc(same) > left && same != 0) same &= ~(0x80000000u >> __clz(static_cast<int>(same)));
-    bits[at * kWordsPerBlock + lane_id()] |= same;
+    const int64_t first_block = inputs.first_blocks[block.index], wanted = ties[block.index];
+    const int64_t left = wanted - (before - (first_block == 0 ? 0 : equal_until[first_block - 1]));
+    if (wanted <= 0 || left <= 0) continue;
+    const uint32_t same = compare_block<kTerm, kDivisor>(inputs, block, threshold).inside;
+    bits[at * kWordsPerBlock + lane_id()] |= first_bits(same, left);
   }
 }
 
+// A round of one or two searches among keys in device memory. With `finish`, the last thread block goes on alone.
 template <int kSearches>
-__global__ void __launch_bounds__(kSearchThreads) search_round(const uint32_t* keys, int64_t n, const Count* used,
-                                                               Search* searches, Count* histograms, unsigned* arrived) {
+__global__ void __launch_bounds__(kThreads)
+    search_round(const uint32_t* keys, int64_t n, const Count* used, Search* searches, Count* histograms,
+                 unsigned* arrived, bool finish) {
   __shared__ unsigned bins[kSearches * kBins];
-  Search search[kSearches];
-  bool done = true;
-#pragma unroll
-  for (int s = 0; s < kSearches; s++) {
-    search[s] = searches[s];
-    done &= search[s].bits == 0;
-  }
-  if (done) return;
-  for (int i = static_cast<int>(threadIdx.x); i < kSearches * kBins; i += kSearchThreads) bins[i] = 0;
-  __syncthreads();
-  if (used) n = *used <= static_cast<Count>(n) ? static_cast<int64_t>(*used) : 0;
-  const int64_t stride = int64_t{gridDim.x} * kSearchThreads;
-  for (int64_t i = int64_t{blockIdx.x} * kSearchThreads + threadIdx.x; i < n; i += stride) {
-    const uint32_t key = keys[i];
+  int64_t begin = int64_t{blockIdx.x} * kThreads + threadIdx.x, stride = int64_t{gridDim.x} * kThreads;
+  if (used) n = static_cast<int64_t>(*used);
+  for (bool alone = false;; alone = true) {
+    Search search[kSearches];
+    bool done = true;
 #pragma unroll
     for (int s = 0; s < kSearches; s++) {
-      const int bin = bin_of(key, search[s]);
-      if (bin >= 0) atomicAdd(&bins[s * kBins + bin], 1u);
+      search[s] = searches[s];
+      done &= search[s].bits == 0;
     }
-  }
-  __syncthreads();
+    if (done) return;
+    zero_bins(bins, kSearches * kBins);
+    __syncthreads();
+#pragma unroll 4
+    for (int64_t i = begin; i < n; i += stride) {
+      const uint32_t key = keys[i];
 #pragma unroll
-  for (int s = 0; s < kSearches; s++) {
-    if (search[s].bits != 0) add_bins(bins + s * kBins, histograms + s * kBins);
-  }
-  if (!last_to_arrive(arrived, gridDim.x)) return;
+      for (int s = 0; s < kSearches; s++) {
+        const int bin = bin_of(key, search[s]);
+        if (bin >= 0) atomicAdd(&bins[s * kBins + bin], 1u);
+      }
+    }
+    __syncthreads();
 #pragma unroll
-  for (int s = 0; s < kSearches; s++) {
-    if (search[s].bits != 0) narrow(searches + s, histograms + s * kBins);
+    for (int s = 0; s < kSearches; s++) {
+      if (search[s].bits != 0) add_bins(bins + s * kBins, histograms + s * kBins);
+    }
+    if (!alone && !last_to_arrive(arrived, gridDim.x)) return;
+    __syncthreads();  // all bins have been added
+#pragma unroll
+    for (int s = 0; s < kSearches; s++) {
+      if (search[s].bits != 0) narrow(searches + s, histograms + s * kBins);
+    }
+    zero_bins(histograms, kSearches * kBins);
+    if (!finish) return;
+    begin = threadIdx.x;
+    stride = kThreads;
+    __syncthreads();  // the search has been narrowed, the histogram zeroed, and the bins have been read
   }
 }
 
-template <int kSearches>
-cudaError_t queue_rounds(const uint32_t* keys, int64_t n, const Count* used, Search* searches, Count* histograms,
-                         unsigned* arrived, void* stream) {
-  constexpr int64_t kKeysPerThread = 4;  // fewer thread blocks have fewer bins to add up
-  const int64_t work = (n + kKeysPerThread * kSearchThreads - 1) / (kKeysPerThread * kSearchThreads);
-  for (int round = 0; round < kRounds; round++) {
-    AIMFAIR_TRY(launch_persistent(search_round<kSearches>, work, kSearchThreads, stream, keys, n, used, searches,
-                                  histograms, arrived));
-  }
-  return cudaSuccess;
+// Thread blocks for n keys: fewer have fewer bins to add up.
+int64_t search_work(int64_t n) {
+  constexpr int64_t kKeys = 4 * kThreads;
+  return (n + kKeys - 1) / kKeys;
 }
 
 }  // namespace
@@ -180,33 +158,24 @@ Selection::Selection(const ScoreTensor* tensors, int64_t count, const Score& spe
   }
 }
 
-cudaError_t Selection::begin() {
+cudaError_t Selection::begin(const SelectState& initial) {
   Upload upload;
   const int64_t tensors = upload.add(tensors_, inputs_.count);
   const int64_t first_blocks =
       upload.add(first_units(inputs_.count, [&](int64_t t) { return block_count(tensors_[t].numel); }));
   const int64_t first_elements = upload.add(first_units(inputs_.count, [&](int64_t t) { return tensors_[t].numel; }));
-  void* table = allocate<char>(upload.bytes());
-  state_ = allocate<SelectState>(1);
-  histograms_ = allocate<Count>(2 * kBins);
-  if (!table || !state_ || !histograms_) return cudaErrorMemoryAllocation;
+  const int64_t state = upload.add(&initial, 1);
+  constexpr int64_t kHistogramBytes = 2 * kBins * static_cast<int64_t>(sizeof(Count));
+  const int64_t zeroed = upload.bytes() + kHistogramBytes, first = (zeroed + kAlignment - 1) / kAlignment * kAlignment;
+  void* table = allocate_(first + reserved_);
+  if (!table) return cudaErrorMemoryAllocation;
   inputs_.tensors = array_at<const ScoreTensor>(table, tensors);
   inputs_.first_blocks = array_at<const int64_t>(table, first_blocks);
   first_elements_ = array_at<const int64_t>(table, first_elements);
-  AIMFAIR_TRY(upload.copy(table, stream_));
-  return cudaMemsetAsync(histograms_, 0, 2 * kBins * sizeof(Count), static_cast<cudaStream_t>(stream_));
-}
-
-cudaError_t Selection::begin_mask() {
-  bits_ = allocate<uint32_t>(blocks() * kWordsPerBlock);
-  per_block_ = allocate<int64_t>(blocks());
-  return bits_ && per_block_ ? cudaSuccess : cudaErrorMemoryAllocation;
-}
-
-cudaError_t Selection::reset(const SelectState& initial) const {
-  Upload upload;
-  upload.add(&initial, 1);
-  return upload.copy(state_, stream_);
+  state_ = array_at<SelectState>(table, state);
+  histograms_ = array_at<Count>(table, upload.bytes());
+  memory_ = array_at<char>(table, first);
+  return upload.copy(table, stream_, kHistogramBytes);
 }
 
 cudaError_t Selection::read(SelectState* state) const {
@@ -219,7 +188,7 @@ cudaError_t Selection::search_all() const {
   return with_input_counts(inputs_.spec, [&](auto term, auto divisor) {
     for (int round = 0; round < kRounds; round++) {
       AIMFAIR_TRY(launch_persistent(count_round<term.value, divisor.value>, (blocks() + kWarps - 1) / kWarps, kThreads,
-                                    stream_, inputs_, &state_->threshold, histograms_, &state_->arrived));
+                                    stream_, inputs_, state_, histograms_, true));
     }
     return cudaSuccess;
   });
@@ -228,7 +197,7 @@ cudaError_t Selection::search_all() const {
 cudaError_t Selection::count_keys(int64_t* counts) const {
   return with_input_counts(inputs_.spec, [&](auto term, auto divisor) {
     return launch_persistent(count_round<term.value, divisor.value>, (blocks() + kWarps - 1) / kWarps, kThreads,
-                             stream_, inputs_, &state_->threshold, reinterpret_cast<Count*>(counts), nullptr);
+                             stream_, inputs_, state_, reinterpret_cast<Count*>(counts), false);
   });
 }
 
@@ -240,27 +209,21 @@ cudaError_t Selection::compare(uint32_t* bits, int64_t* equal_until) const {
   return inclusive_scan(equal_until, blocks(), allocate_, stream_);
 }
 
-cudaError_t Selection::write_mask(const int64_t* ties, uint32_t* bits, int64_t* rank, SelectResult* result) const {
-  AIMFAIR_TRY(compare(bits_, per_block_));
-  AIMFAIR_TRY(with_input_counts(inputs_.spec, [&](auto term, auto divisor) {
+cudaError_t Selection::add_ties(uint32_t* bits, const int64_t* equal_until, const int64_t* ties) const {
+  return with_input_counts(inputs_.spec, [&](auto term, auto divisor) {
     return launch_persistent(set_ties<term.value, divisor.value>, (blocks() + kWarps - 1) / kWarps, kThreads, stream_,
-                             inputs_, state_, bits_, per_block_, ties);
-  }));
-  SelectState state;
-  AIMFAIR_TRY(read(&state));
-  if (state.nan_tensor != kNoTensor) {
-    *result = {state.nan_tensor};
-    return cudaSuccess;
-  }
-  AIMFAIR_TRY(cudaMemcpyAsync(bits, bits_, static_cast<size_t>(blocks() * kWordsPerBlock) * sizeof(uint32_t),
-                              cudaMemcpyDeviceToDevice, static_cast<cudaStream_t>(stream_)));
-  return static_cast<cudaError_t>(cuda::rank(bits, blocks(), rank, allocate_, stream_));
+                             inputs_, state_, bits, equal_until, ties);
+  });
 }
 
-cudaError_t search_keys(const uint32_t* keys, int64_t n, const Count* used, Search* searches, int count,
-                        Count* histograms, unsigned* arrived, void* stream) {
-  return count == 1 ? queue_rounds<1>(keys, n, used, searches, histograms, arrived, stream)
-                    : queue_rounds<2>(keys, n, used, searches, histograms, arrived, stream);
+cudaError_t search_sample(const Selection& s, const uint32_t* keys, int64_t n) {
+  return launch_persistent(search_round<2>, search_work(n), kThreads, s.stream(), keys, n, nullptr,
+                           &s.state()->bracket[0], s.histograms(), &s.state()->arrived, false);
+}
+
+cudaError_t search_candidates(const Selection& s, const uint32_t* keys, int64_t n) {
+  return launch_persistent(search_round<1>, search_work(n), kThreads, s.stream(), keys, n, &s.state()->used,
+                           &s.state()->threshold, s.histograms(), &s.state()->arrived, true);
 }
 
 }  // namespace aimfair::cuda

@@ -22,12 +22,13 @@ constexpr int kBinBits = 11;
 constexpr int kBins = 1 << kBinBits;
 constexpr int kRounds = 3;  // of 11, 11 and 10 bits
 
-// The k-th best of the keys that agree with `first` in all but the low `bits` bits, which are zero in `first`. With no
-// bits left, `first` is the key, and `k` of those that equal it are among the best.
+// The k-th best of the 2^bits keys from `first` on. With no bits left, `first` is the key, and `k` of those that equal
+// it are among the best.
 struct Search {
   uint32_t first;
   int32_t bits;
   int64_t k;
+  int64_t keys = 0;  // in the range; 0 before it is narrowed
 };
 
 using Count = unsigned long long;  // the type that atomicAdd takes
@@ -49,17 +50,16 @@ __device__ __forceinline__ void add_bins(const unsigned* bins, Count* histogram)
   }
 }
 
-// Narrows the range to the bin with the k-th best key and zeroes the histogram. All kSearchThreads threads of one
-// thread block must call. If the range has fewer than k keys, it stays.
-__device__ __forceinline__ void narrow(Search* search, Count* histogram) {
+// Narrows the range to the bin with the k-th best key. All kSearchThreads threads of one thread block must call. If the
+// range has fewer than k keys, it stays.
+__device__ __forceinline__ void narrow(Search* search, const Count* histogram) {
   constexpr int kPerThread = kBins / kSearchThreads;
   const Search old = *search;
   const int best = kBins - 1 - static_cast<int>(threadIdx.x) * kPerThread;  // of the thread's bins
   int64_t counts[kPerThread], sum = 0, total;
 #pragma unroll
   for (int i = 0; i < kPerThread; i++) {
-    counts[i] = static_cast<int64_t>(histogram[best - i]);
-    histogram[best - i] = 0;
+    counts[i] = static_cast<int64_t>(__ldcg(histogram + best - i));  // the L1 cache may have an older one
     sum += counts[i];
   }
   int64_t before = block_exclusive_sum<kSearchThreads>(sum, &total);
@@ -67,35 +67,49 @@ __device__ __forceinline__ void narrow(Search* search, Count* histogram) {
   for (int i = 0; i < kPerThread; i++) {
     if (before < old.k && old.k <= before + counts[i]) {  // in one bin of one thread
       const int shift = shift_of(old);
-      *search = {old.first + (static_cast<uint32_t>(best - i) << shift), shift, old.k - before};
+      *search = {old.first + (static_cast<uint32_t>(best - i) << shift), shift, old.k - before, counts[i]};
     }
     before += counts[i];
   }
 }
 
-// Queues the rounds that finish one or two searches among `n` keys in device memory, or among *used of them if that is
-// given, none if it is more than n. `histograms`, kBins counts for each search, and *arrived are zero before and
-// after. If there are fewer than k keys, the result of a search is undefined.
-cudaError_t search_keys(const uint32_t* keys, int64_t n, const Count* used, Search* searches, int count,
-                        Count* histograms, unsigned* arrived, void* stream);
+// Zeroes bins, in a histogram after all threads have called narrow. All threads of a thread block must call.
+template <class T>
+__device__ __forceinline__ void zero_bins(T* bins, int n = kBins) {
+  for (int bin = static_cast<int>(threadIdx.x); bin < n; bin += kSearchThreads) bins[bin] = 0;
+}
+
+constexpr unsigned kNoTensor = 0xffffffffu;
 
 // The state of a selection in device memory. Aligned so that it is as large as its upload.
 struct alignas(Upload::kAlignment) SelectState {
   Search bracket[2];  // lowest and highest key
   Search threshold;   // the k-th best key
-  Count above;        // keys better than the bracket
-  Count used;         // keys inside the bracket; if more than there is room for, some are missing
-  unsigned nan_tensor;
-  unsigned arrived;  // of last_to_arrive
+  Count above = 0;    // keys better than the bracket
+  Count at_low = 0;   // keys at an end of the bracket that are counted instead of collected
+  Count at_high = 0;
+  Count used = 0;  // keys collected inside the bracket; if more than there is room for, some are missing
+  unsigned nan_tensor = kNoTensor;
+  unsigned arrived = 0;  // of last_to_arrive
+  unsigned missed = 0;   // 1: the k-th best key is to be found by counting all keys
 };
-
-constexpr unsigned kNoTensor = 0xffffffffu;
 
 // A list of scored tensors, to be counted or turned into a mask. Member functions return the error of CUDA.
 class Selection {
  public:
   Selection(const ScoreTensor* tensors, int64_t count, const Score& spec, bool largest, const Allocate& allocate,
             void* stream);
+
+  // Reserves memory for `n` values of T, and returns their place. Before begin().
+  template <class T>
+  int64_t reserve(int64_t n) {
+    const int64_t place = reserved_;
+    reserved_ += (n * static_cast<int64_t>(sizeof(T)) + kAlignment - 1) / kAlignment * kAlignment;
+    return place;
+  }
+
+  // Allocates all memory at once, and queues the copy of the list and of the initial state. Call it first.
+  cudaError_t begin(const SelectState& initial);
 
   int64_t total() const { return total_; }
   int64_t blocks() const { return inputs_.blocks; }
@@ -105,27 +119,17 @@ class Selection {
   Count* histograms() const { return histograms_; }  // two, zero between the rounds
   void* stream() const { return stream_; }
 
-  // Memory for `n` values of T until the end of the call; null if there is none.
+  // The memory at a reserved place.
   template <class T>
-  T* allocate(int64_t n) const {
-    return static_cast<T*>(allocate_(n * static_cast<int64_t>(sizeof(T))));
+  T* at(int64_t place) const {
+    return array_at<T>(memory_, place);
   }
-
-  // Queues the copy of the list. Call it first.
-  cudaError_t begin();
-
-  // Allocates bits() and per_block(). Call it before a mask is written.
-  cudaError_t begin_mask();
-  uint32_t* bits() const { return bits_; }           // not the caller's, which must not change if a score is NaN
-  int64_t* per_block() const { return per_block_; }  // a count for every block
-
-  // Queues a write of `initial` to the state.
-  cudaError_t reset(const SelectState& initial) const;
 
   // Synchronizes with the stream and reads the state.
   cudaError_t read(SelectState* state) const;
 
-  // Queues the search for the k-th best of all keys except NaN; state()->threshold is {0, 32, k}.
+  // Queues the search for the k-th best of all keys except NaN, which does nothing unless state()->missed.
+  // state()->threshold is {0, 32, k}.
   cudaError_t search_all() const;
 
   // Queues the histogram of the keys in the range of state()->threshold, added to kBins counts, and that of the NaN
@@ -133,28 +137,32 @@ class Selection {
   cudaError_t count_keys(int64_t* counts) const;
 
   // Queues the comparison of all keys with state()->threshold. Writes the bits of those that are greater, unless `bits`
-  // is null, and for every block the number of those that are equal; records NaN in the state.
-  cudaError_t compare(uint32_t* bits, int64_t* equal) const;
+  // is null, and for every block the running sum of those that are equal; records NaN in the state.
+  cudaError_t compare(uint32_t* bits, int64_t* equal_until) const;
 
-  // Queues the bits of the first keys that equal the threshold: threshold.k of all, or ties[t] of tensor t if `ties`,
-  // in device memory, is given. `equal_until` is the running sum of what compare counted.
+  // Queues the bits of the first ties[t] keys of tensor t that equal the threshold; `ties` is device memory.
+  // `equal_until` is of compare.
   cudaError_t add_ties(uint32_t* bits, const int64_t* equal_until, const int64_t* ties) const;
 
-  // Writes the mask of the keys that are greater than state()->threshold and of ties as in add_ties, after
-  // synchronizing; if there is a NaN, sets only *result.
-  cudaError_t write_mask(const int64_t* ties, uint32_t* bits, int64_t* rank, SelectResult* result) const;
-
  private:
+  static constexpr int64_t kAlignment = 128;
+
   const ScoreTensor* tensors_;
   ScoreInputs inputs_;
   const Allocate& allocate_;
   void* stream_;
   int64_t total_;
+  int64_t reserved_ = 0;
   const int64_t* first_elements_ = nullptr;
   SelectState* state_ = nullptr;
   Count* histograms_ = nullptr;
-  uint32_t* bits_ = nullptr;
-  int64_t* per_block_ = nullptr;
+  void* memory_ = nullptr;  // the reserved part
 };
+
+// Queues a round of the searches for the ends of the bracket among n keys in device memory.
+cudaError_t search_sample(const Selection& s, const uint32_t* keys, int64_t n);
+
+// Queues the rest of the search for state()->threshold among state()->used keys, of at most n.
+cudaError_t search_candidates(const Selection& s, const uint32_t* keys, int64_t n);
 
 }  // namespace aimfair::cuda

@@ -161,6 +161,22 @@ __device__ __forceinline__ uint32_t unsigned_key(float score, bool largest) {
   return static_cast<uint32_t>(score_key(float_bits(score), largest)) ^ 0x80000000u;
 }
 
+// The score whose key is `key`.
+__device__ __forceinline__ float score_of_key(uint32_t key, bool largest) {
+  const auto value = static_cast<int32_t>((largest ? key : ~key) ^ 0x80000000u);
+  return bits_float(static_cast<uint32_t>(value) ^ (static_cast<uint32_t>(value >> 31) >> 1));
+}
+
+// The keys of the worst and the best score there can be, infinite ones.
+constexpr uint32_t kWorstKey = 0x007fffffu, kBestKey = 0xff800000u;
+
+// The key itself, or the nearest one that a score has: those beyond infinity would be of NaN, and one is of -0, which
+// has the key of +0.
+__device__ __forceinline__ uint32_t key_of_a_score(uint32_t key, bool largest) {
+  const uint32_t within = key < kWorstKey ? kWorstKey : key > kBestKey ? kBestKey : key;
+  return unsigned_key(score_of_key(within, largest), largest);
+}
+
 // A mask block is 8 groups of 128 elements, of which a lane has 4 consecutive ones in each.
 constexpr int kGroup = 4 * kWarp;
 constexpr int kGroups = static_cast<int>(kBlock) / kGroup;
@@ -196,7 +212,7 @@ template <int kTerm, int kDivisor, class Use>
 __device__ __forceinline__ void for_each_group(const Score& spec, const ScoreBlock& block, const Use& use) {
   constexpr int kInputs = kTerm + kDivisor;
   // Groups that are loaded at once: 64 bytes or more in each lane, in few enough registers.
-  constexpr int kBatch = kInputs == 1 ? 8 : kTerm == 2 && kDivisor == 0 ? 4 : 2;
+  constexpr int kBatch = kInputs == 1 ? 8 : kTerm == 2 && kDivisor == 0 ? 4 : kInputs == 4 ? 1 : 2;
   const int64_t at = block.begin + lane_id() * 4;
   if (block.size == kBlock && fours_aligned(block.tensor)) {
 #pragma unroll 1
@@ -249,6 +265,68 @@ __device__ __forceinline__ uint32_t words_of(uint32_t bits) {
 __device__ __forceinline__ uint32_t bits_inside(int size) {
   const int left = size - lane_id() * 32;
   return left >= 32 ? ~0u : left > 0 ? (1u << left) - 1 : 0u;
+}
+
+// Whether one is NaN: one instruction for two floats.
+__device__ __forceinline__ bool unordered(float a, float b) {
+  return static_cast<bool>(static_cast<int>(a != a) | static_cast<int>(b != b));
+}
+
+// A range of scores, with bounds that are in it.
+struct ScoreRange {
+  float least, greatest;
+
+  __device__ ScoreRange(uint32_t worst_key, uint32_t best_key, bool largest)
+      : least(score_of_key(largest ? worst_key : best_key, largest)),
+        greatest(score_of_key(largest ? best_key : worst_key, largest)) {}
+};
+
+// The lane's word of a mask block: which scores are better than a range, and which are in it.
+struct Compared {
+  uint32_t better, inside;
+  bool nan;  // one of the lane's scores
+};
+
+// All lanes must call. Floats are compared instead of keys, which takes half of the instructions and orders them alike:
+// -0 equals +0. The direction only matters for whole words.
+template <int kTerm, int kDivisor>
+__device__ __forceinline__ Compared compare_block(const ScoreInputs& inputs, const ScoreBlock& block,
+                                                  const ScoreRange& range) {
+  uint32_t greater = 0, not_less = 0;
+  bool nan = false;
+  for_each_group<kTerm, kDivisor>(inputs.spec, block, [&](int, const Four& scores) {
+    // After all groups, group g's bits are those from 4 g up.
+    greater >>= 4;
+    not_less >>= 4;
+#pragma unroll
+    for (int e = 0; e < 4; e++) {
+      if (scores.v[e] > range.greatest) greater |= 0x10000000u << e;
+      if (scores.v[e] >= range.least) not_less |= 0x10000000u << e;
+    }
+    nan |= unordered(scores.v[0], scores.v[1]) | unordered(scores.v[2], scores.v[3]);
+  });
+  greater = words_of(greater);
+  not_less = words_of(not_less);
+  const uint32_t elements = bits_inside(block.size);
+  return {(inputs.largest ? greater : ~not_less) & elements, not_less & ~greater & elements, nan};
+}
+
+// The same for a range of one key, which need not be that of a score.
+template <int kTerm, int kDivisor>
+__device__ __forceinline__ Compared compare_block(const ScoreInputs& inputs, const ScoreBlock& block, uint32_t key) {
+  const uint32_t nearest = key_of_a_score(key, inputs.largest);
+  Compared found = compare_block<kTerm, kDivisor>(inputs, block, ScoreRange(nearest, nearest, inputs.largest));
+  if (nearest > key) found.better |= found.inside;
+  if (nearest != key) found.inside = 0;
+  return found;
+}
+
+// The first n of the bits of a mask block, of which each lane has a word. All lanes must call.
+__device__ __forceinline__ uint32_t first_bits(uint32_t word, int64_t n) {
+  int total;
+  n -= exclusive_sum(__popc(word), &total);
+  while (__popc(word) > n && word != 0) word &= ~(0x80000000u >> __clz(static_cast<int>(word)));
+  return word;
 }
 
 }  // namespace aimfair::cuda

@@ -44,6 +44,7 @@ void* context;
 Thread threads[kMaxThreads];
 unsigned warp_waiting[kMaxThreads / 32];  // lanes in a collective
 unsigned current, at_barrier, ended;
+unsigned long waits;                       // of all threads of the launch
 Fiber launcher;                            // the stack of the caller of launch
 auto& resting = *new std::vector<Fiber*>;  // fibers without a thread; never deleted, as they are not
 
@@ -116,6 +117,7 @@ void give_way() {
 }
 
 uint64_t wait(Thread& thread) {
+  waits++;
   give_way();
   thread.function = nullptr;
   return thread.result;
@@ -220,6 +222,7 @@ void launch(unsigned blocks, unsigned block_threads, void (*new_body)(void*), vo
   gridDim.x = blocks;
   blockDim.x = block_threads;
   running_fiber = &launcher;
+  waits = 0;
   if (order == Order::random) {
     std::vector<unsigned> shuffled(blocks);
     std::iota(shuffled.begin(), shuffled.end(), 0u);
@@ -227,6 +230,9 @@ void launch(unsigned blocks, unsigned block_threads, void (*new_body)(void*), vo
     for (const unsigned block : shuffled) run_block(block);
   } else {
     for (unsigned i = 0; i < blocks; i++) run_block(order == Order::forward ? i : blocks - 1 - i);
+  }
+  if (std::getenv("AIMFAIR_EMULATOR_TRACE")) {
+    std::fprintf(stderr, "CUDA emulator: %u blocks of %u threads, %lu waits\n", blocks, block_threads, waits);
   }
 }
 

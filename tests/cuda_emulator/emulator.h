@@ -16,6 +16,9 @@
 //   forward (default)   ascending; a thread that may go on does so after all that could before
 //   backward            descending; a thread that may go on does so at once, so that a warp runs far ahead of others
 //   a number            pseudo-random, seeded by it; every launch starts from the seed
+//
+// With AIMFAIR_EMULATOR_TRACE set, every launch prints a line to stderr, with how often its threads waited: 0 where all
+// of them returned at once.
 
 namespace aimfair_emulator {
 

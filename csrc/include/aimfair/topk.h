@@ -144,8 +144,8 @@ SelectResult select_above(const ScoreTensor* tensors, int64_t count, const Score
 
 }  // namespace cpu
 
-// The same on the device (see cuda.h). Launchers that write a mask synchronize once or, if many scores are equal,
-// twice, to learn whether there is a NaN; they cannot be captured in a CUDA graph.
+// The same on the device (see cuda.h). Launchers that write a mask synchronize once, to learn whether there is a NaN;
+// they cannot be captured in a CUDA graph.
 namespace cuda {
 
 int select(const ScoreTensor* tensors, int64_t count, const Score& score, int64_t k, bool largest, uint32_t* bits,
