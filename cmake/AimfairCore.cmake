@@ -31,6 +31,9 @@ if(CMAKE_SYSTEM_PROCESSOR MATCHES "x86_64|AMD64")
   target_compile_definitions(aimfair PRIVATE AIMFAIR_X86)
   aimfair_add_simd(avx2 -mavx2 -mbmi -mbmi2 -mpopcnt -mf16c)
   aimfair_add_simd(avx512 -mavx512f -mavx512bw -mavx512dq -mavx512vl -mavx2 -mbmi -mbmi2 -mpopcnt -mf16c)
+elseif(CMAKE_SYSTEM_PROCESSOR MATCHES "aarch64|arm64")
+  target_compile_definitions(aimfair PRIVATE AIMFAIR_ARM64)
+  aimfair_add_simd(neon)
 endif()
 
 set(aimfair_cuda_sources

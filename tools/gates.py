@@ -55,6 +55,10 @@ GATES = {
         (*BUILD, "examples/cpp", "tests/repository/test_cpp_package.py"),
         (*PYTEST, "tests/repository/test_cpp_package.py"),
     ),
+    "cpu-paths": Gate(
+        (*BUILD, "tests/cpu_paths", "tests/repository/test_cpu_paths.py"),
+        (*PYTEST, "tests/repository/test_cpu_paths.py"),
+    ),
     "emulator": Gate(("cmake", "tests/cuda_emulator"), (*PYTEST, "tests/cuda_emulator")),
     "emulated-kernels": Gate((*BUILD, *KERNEL_TESTS, "tests/cuda_emulator"), ("make", "test-emulated")),
     "sanitized-kernels": Gate((*BUILD, *KERNEL_TESTS), ("make", "test-sanitized")),

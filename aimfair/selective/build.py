@@ -30,7 +30,7 @@ def build_info() -> BuildInfo:
 
 
 def cpu_paths() -> list[str]:
-    """CPU paths available on this processor, slowest first, of scalar, avx2 and avx512."""
+    """CPU paths available on this processor, slowest first, of scalar, avx2 and avx512, or scalar and neon."""
     return _C.cpu_paths()
 
 

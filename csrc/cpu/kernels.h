@@ -63,6 +63,10 @@ extern const Kernels kernels;
 namespace avx512 {
 extern const Kernels kernels;
 }
+#elif defined(AIMFAIR_ARM64)
+namespace neon {
+extern const Kernels kernels;
+}
 #endif
 
 // The kernels of the path in use (aimfair/cpu.h).

@@ -10,13 +10,15 @@ const Kernels& kernels_of(Path path) {
 #if defined(AIMFAIR_X86)
   if (path == Path::avx512) return avx512::kernels;
   if (path == Path::avx2) return avx2::kernels;
+#elif defined(AIMFAIR_ARM64)
+  if (path == Path::neon) return neon::kernels;
 #endif
   (void)path;
   return scalar::kernels;
 }
 
 Path best_path() {
-  for (Path path : {Path::avx512, Path::avx2}) {
+  for (Path path : {Path::avx512, Path::avx2, Path::neon}) {
     if (path_usable(path)) return path;
   }
   return Path::scalar;
@@ -35,6 +37,8 @@ const char* path_name(Path path) {
       return "avx512";
     case Path::avx2:
       return "avx2";
+    case Path::neon:
+      return "neon";
     case Path::scalar:
       break;
   }
@@ -50,6 +54,8 @@ bool path_usable(Path path) {
     return avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
            __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
   }
+#elif defined(AIMFAIR_ARM64)
+  if (path == Path::neon) return true;  // part of AArch64
 #endif
   return path == Path::scalar;
 }

@@ -15,7 +15,7 @@
 namespace {
 
 using aimfair::cpu::Path;
-constexpr Path kPaths[] = {Path::scalar, Path::avx2, Path::avx512};
+constexpr Path kPaths[] = {Path::scalar, Path::avx2, Path::avx512, Path::neon};
 
 std::vector<std::string> cpu_paths() {
   std::vector<std::string> names;

@@ -166,7 +166,7 @@ def test_same_bits(call):
 
 def test_paths():
     paths = aimfair.cpu_paths()
-    assert paths == [path for path in ("scalar", "avx2", "avx512") if path in paths]
+    assert paths == [path for path in ("scalar", "avx2", "avx512", "neon") if path in paths]
     assert paths[0] == "scalar"
     for path in paths:
         aimfair.set_cpu_path(path)

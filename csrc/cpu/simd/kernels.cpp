@@ -1,4 +1,4 @@
-// Compiled once per instruction set, with AIMFAIR_SIMD naming it: scalar, avx2 or avx512. Nothing here may use
+// Compiled once per instruction set, with AIMFAIR_SIMD naming it: scalar, avx2, avx512 or neon. Nothing here may use
 // templates of the standard library: the linker keeps one copy of each, which could be one that needs AVX-512.
 
 #include "cpu/kernels.h"
@@ -9,6 +9,7 @@
 
 #define AIMFAIR_VECTOR_HEADER_avx512 "cpu/simd/vec_avx512.h"
 #define AIMFAIR_VECTOR_HEADER_avx2 "cpu/simd/vec_avx2.h"
+#define AIMFAIR_VECTOR_HEADER_neon "cpu/simd/vec_neon.h"
 #define AIMFAIR_VECTOR_HEADER_scalar "cpu/simd/vec_scalar.h"
 #define AIMFAIR_CONCATENATE(a, b) a##b
 #define AIMFAIR_VECTOR_HEADER(simd) AIMFAIR_CONCATENATE(AIMFAIR_VECTOR_HEADER_, simd)

@@ -4,7 +4,7 @@
 
 namespace aimfair::cpu {
 
-enum class Path : int { scalar, avx2, avx512 };
+enum class Path : int { scalar, avx2, avx512, neon };
 
 const char* path_name(Path path);
 
