@@ -12,6 +12,9 @@ GPU_CHECK ?=
 export OMP_WAIT_POLICY := PASSIVE
 export GOMP_SPINCOUNT := 0
 
+# This build is for one architecture and, through its PTX, for later ones; pip install . is for all of them.
+export CUDAARCHS ?= 80
+
 # Figures are taken with OpenMP as it comes.
 MEASURED := env -u OMP_WAIT_POLICY -u GOMP_SPINCOUNT
 
