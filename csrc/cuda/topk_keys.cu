@@ -90,7 +90,8 @@ __global__ void __launch_bounds__(kThreads, kResident)
   }
 }
 
-// A round of one or two searches among keys in device memory. With `finish`, the last thread block goes on alone.
+// A round of one or two searches among keys at a multiple of 16 bytes. With `finish`, the last thread block goes on
+// alone.
 template <int kSearches>
 __global__ void __launch_bounds__(kThreads)
     search_round(const uint32_t* keys, int64_t n, const Count* used, Search* searches, Count* histograms,
@@ -109,15 +110,22 @@ __global__ void __launch_bounds__(kThreads)
     if (done) return;
     zero_bins(bins, kSearches * kBins);
     __syncthreads();
-#pragma unroll 4
-    for (int64_t i = begin; i < n; i += stride) {
-      const uint32_t key = keys[i];
+    const auto count = [&](uint32_t key) {
 #pragma unroll
       for (int s = 0; s < kSearches; s++) {
         const int bin = bin_of(key, search[s]);
         if (bin >= 0) atomicAdd(&bins[s * kBins + bin], 1u);
       }
+    };
+#pragma unroll 4
+    for (int64_t i = begin; i < n / 4; i += stride) {
+      const uint4 four = reinterpret_cast<const uint4*>(keys)[i];
+      count(four.x);
+      count(four.y);
+      count(four.z);
+      count(four.w);
     }
+    if (begin < n % 4) count(keys[n / 4 * 4 + begin]);
     __syncthreads();
 #pragma unroll
     for (int s = 0; s < kSearches; s++) {

@@ -13,7 +13,7 @@ constexpr int kThreads = kSearchThreads;
 constexpr int64_t kMaxSample = int64_t{1} << 19;  // keys
 constexpr int kSampleLanes = 4;                   // keys taken from one sector of memory
 constexpr int kSector = 8;                        // elements
-constexpr int kKeysPerThread = 4;
+constexpr int kKeysPerThread = 2;                 // few wait in sequence, and few thread blocks have bins to add up
 
 // The tensor that owns an element. Every thread searches independently.
 __device__ int64_t owner_of_element(const int64_t* first_elements, int64_t count, int64_t element) {
