@@ -1,5 +1,6 @@
 """Plans of TensorRT, built for real with tensorrt-rtx, which needs no GPU for that."""
 
+import gc
 import json
 import shutil
 import signal
@@ -106,6 +107,20 @@ def with_builder(library: Library, work: Callable[..., Any]) -> Library:
             return work(self._real, network, config)
 
     return Library(library.name, SimpleNamespace(**{**vars(library.api), "Builder": Builder}))
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_no_garbage_is_collected_while_the_library_may_log(library: Library, tmp_path: Path, fails: bool) -> None:
+    """It would end the builder of a failed build, which waits for the lock that is held while logging."""
+    enabled = []
+
+    def spy(builder: Any, network: Any, config: Any) -> Any:
+        enabled.append(gc.isenabled())
+        return None if fails else builder.build_serialized_network(network, config)
+
+    with pytest.raises(AimfairError) if fails else nullcontext():
+        run_build(with_builder(library, spy), graph(tmp_path / "graph.onnx"))
+    assert (enabled, gc.isenabled()) == ([False], True)
 
 
 def test_what_the_builder_is_told(library: Library, tmp_path: Path) -> None:

@@ -3,8 +3,11 @@
 TensorRT calls an engine on disk a plan.
 """
 
+import gc
 import importlib
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -127,6 +130,22 @@ def load_library(name: str) -> Library:
     return found
 
 
+@contextmanager
+def without_collection() -> Iterator[None]:
+    """No garbage is collected inside: for calls of the library that log.
+
+    It logs, in Python, while it holds a lock that the end of a builder waits for. A collection in that moment could end
+    the builder of an earlier, failed build, and the process would wait for itself.
+    """
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+
+
 def _numbers(version: str) -> list[int]:
     return [int(number) for number in version.split(".")[:2]]
 
@@ -150,6 +169,7 @@ class Plan:
     targets: tuple[int, ...]
 
 
+@without_collection()
 def build(
     library: Library,
     onnx: Path,

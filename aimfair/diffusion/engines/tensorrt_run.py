@@ -15,7 +15,7 @@ from aimfair.base.log import Log
 from aimfair.base.memory import pieces
 from aimfair.diffusion.engines.engine import Part, Tensors
 from aimfair.diffusion.engines.store import GROWING
-from aimfair.diffusion.engines.tensorrt_build import Library, Messages
+from aimfair.diffusion.engines.tensorrt_build import Library, Messages, without_collection
 
 
 class PlanRefused(AimfairError):
@@ -144,6 +144,7 @@ class TensorRt:
 class _LoadedPlan:
     """A part's plan, and a :class:`_Slot` for each batch size so far."""
 
+    @without_collection()
     def __init__(
         self, library: Library, folder: Path, part: Part, batch: int, cuda_graphs: bool, stream: Stream, log: Log
     ):
@@ -182,6 +183,7 @@ class _LoadedPlan:
     def empty_outputs(self, batch: int) -> tuple[Tensor, ...]:
         return tuple(_empty(tensors, batch, self._stream.device) for tensors in self._outputs.values())
 
+    @without_collection()
     def slot(self, batch: int, scratch: Tensor) -> "_Slot":
         """The slot for a batch size, created when first needed."""
         if (slot := self._slots.get(batch)) is None:
