@@ -97,7 +97,7 @@ class TensorRt:
         size = 0
         with stream.current():
             try:
-                self._plans = {
+                self._plans: dict[str, _LoadedPlan] = {
                     part.name: _LoadedPlan(library, folder, part, batches[part.name], cuda_graphs, stream, log)
                     for part in parts
                 }
