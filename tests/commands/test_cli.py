@@ -371,7 +371,8 @@ def test_output_that_cannot_be_written_is_an_error(out, mode, reason):
 @pytest.mark.parametrize("ignored", [False, True])
 def test_ctrl_c_during_the_first_imports_leaves_no_traceback(ignored):
     program = "import os, runpy, signal, sys\n"
-    program += "signal.signal(signal.SIGINT, signal.SIG_IGN)\n" * ignored
+    handler = "SIG_IGN" if ignored else "default_int_handler"  # whatever the tests were started with
+    program += f"signal.signal(signal.SIGINT, signal.{handler})\n"
     program += "class Finder:\n    @staticmethod\n    def find_spec(name, *_):\n"
     program += "        if name == 'argparse': os.kill(os.getpid(), signal.SIGINT)\n"
     program += "for name in ('argparse', 'aimfair.commands.cli'): sys.modules.pop(name, None)\n"
