@@ -12,6 +12,7 @@ from aimfair.selective import ops
 from aimfair.selective.distributed import local, local_grad
 from aimfair.selective.ops import StepPlan
 from aimfair.selective.state import Slot
+from aimfair.selective.streams import current_stream, is_capturing
 
 Lists = dict[str, list[Tensor]]
 """The lists of an operator by the names of its arguments."""
@@ -156,14 +157,6 @@ class GroupLaunches:
         return self.lr_tensor
 
 
-def is_capturing(device: torch.device) -> bool:
-    """Whether a CUDA graph is being captured on the current stream of a device."""
-    if device.type != "cuda":
-        return False
-    with torch.cuda.device(device):
-        return torch.cuda.is_current_stream_capturing()
-
-
 def stream_of(device: torch.device) -> int:
     """The current stream; tensors cached for it are valid on it only, as freed memory is reused in stream order."""
-    return torch.cuda.current_stream(device).cuda_stream if device.type == "cuda" else 0
+    return 0 if (stream := current_stream(device)) is None else int(stream.cuda_stream)

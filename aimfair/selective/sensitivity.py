@@ -328,7 +328,8 @@ class Sensitivity:
                 between processes.
             TypeError: ``blocks`` or ``freeze`` is a string.
             RuntimeError: a CUDA graph is being captured.
-            FloatingPointError: non-finite gradients (``nonfinite="raise"``), or gradients whose squares exceed float32.
+            FloatingPointError: non-finite gradients (``nonfinite="raise"``), or sums for this
+                criterion that exceed float32.
         """
         refuse_capture("select()", self._statistics.device)
         sizes: dict[str, Any] = {

@@ -1,4 +1,7 @@
-"""Order between the CUDA streams of a backward pass: gradients are made on the streams of their forward pass."""
+"""CUDA streams: whether one is captured, and the order between those of a backward pass.
+
+Gradients are made on the streams of their forward pass.
+"""
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -14,9 +17,17 @@ def current_stream(device: torch.device) -> Stream:
     return torch.cuda.current_stream(device) if device.type == "cuda" else None
 
 
+def is_capturing(device: torch.device) -> bool:
+    """Whether a CUDA graph is being captured on the current stream of a device."""
+    if device.type != "cuda":
+        return False
+    with torch.cuda.device(device):
+        return torch.cuda.is_current_stream_capturing()
+
+
 def refuse_capture(call: str, device: torch.device) -> None:
     """RuntimeError if a CUDA graph is being captured; reading on the host would end the capture with another error."""
-    if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
+    if is_capturing(device):
         raise RuntimeError(
             f"{call}: the host reads statistics, which a CUDA graph cannot hold; call it outside of the capture"
         )

@@ -15,7 +15,7 @@
 //                                         its own: threads, or allocator and stream
 //   plan(tensors)                         the plan of one step
 //   store(tensors, memory)                stores a plan in plan_bytes(count) bytes of memory
-//   set_grads(memory, grads)              replaces the addresses of the gradients in the plan stored there
+//   set_grads(grads, memory)              replaces the addresses of the gradients in the plan stored there
 //   plan_in(memory, count, blocks)        the plan stored there
 //   step(Backend::launcher, plan, ...)    runs a step on a plan
 

@@ -1,6 +1,7 @@
 """Sensitivity.update: exact statistics per source, what is refused, and files a run can go on from."""
 
 import json
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -464,7 +465,10 @@ def test_damaged_files_are_refused(model, tmp_path):
 def test_a_selection_is_refused_in_a_graph_capture(device, monkeypatch):
     """Before anything is read; without a GPU, nothing is ever captured."""
     probe = aimfair.Sensitivity(nn.Linear(3, 2).to(device), ("a", "b"))
+    looked_at = []
+    monkeypatch.setattr(torch.cuda, "device", lambda other: nullcontext(looked_at.append(other)))
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
-    monkeypatch.setattr(probe._statistics, "device", torch.device("cuda"))
+    monkeypatch.setattr(probe._statistics, "device", torch.device("cuda:1"))
     with pytest.raises(RuntimeError, match=r"select\(\): the host reads statistics, which a CUDA graph cannot hold"):
         probe.select("top_k", density=0.5)
+    assert looked_at == [torch.device("cuda:1")]  # not the current device
