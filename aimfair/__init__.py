@@ -12,12 +12,14 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from aimfair.selective import ops
     from aimfair.selective.build import build_info, cpu_paths, set_cpu_path
+    from aimfair.selective.delta import Delta
     from aimfair.selective.mask import ParameterMask
     from aimfair.selective.optim import MaskedAdamW, MaskedSGD
     from aimfair.selective.score import Score
     from aimfair.selective.sensitivity import Sensitivity
 
 _HOMES = {
+    "Delta": "aimfair.selective.delta",
     "MaskedAdamW": "aimfair.selective.optim",
     "MaskedSGD": "aimfair.selective.optim",
     "ParameterMask": "aimfair.selective.mask",
@@ -29,6 +31,7 @@ _HOMES = {
 }
 
 __all__ = [
+    "Delta",
     "MaskedAdamW",
     "MaskedSGD",
     "ParameterMask",

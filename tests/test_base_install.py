@@ -121,6 +121,8 @@ def test_the_command_line_works_and_names_the_extra(environment):
     assert (result.returncode, result.stderr) == (0, "")
     result = python(environment, "aimfair", "doctor")
     assert "equal to the reference" in result.stdout
+    result = python(environment, "aimfair", "delta", "make", "none", "none", "--to", "delta")
+    assert (result.returncode, result.stderr) == (2, "error: none: no such file or folder\n")
     lines = ["demo", "run --config demo", "config --keys", "scan", "scan --config demo", "export --run x",
              "ablate density --run x", "engine list"]  # fmt: skip
     program = f"from aimfair.commands.cli import main; print([main(line.split()) for line in {lines}])"

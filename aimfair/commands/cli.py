@@ -23,7 +23,7 @@ from aimfair.base.files import cache_folder
 from aimfair.base.interrupt import Interrupted
 from aimfair.base.libraries import broken_library
 from aimfair.base.os_errors import FULL, explain
-from aimfair.commands import ablate, config, doctor, engine, export, run, scan
+from aimfair.commands import ablate, config, delta, doctor, engine, export, run, scan
 from aimfair.commands.settings import FLAGS_FOR_SETTINGS, Overrides
 
 Main = Callable[[argparse.Namespace, Overrides], int]
@@ -37,6 +37,11 @@ VERBS: dict[str, tuple[str, Main, AddArguments]] = {
     "engine": ("build, list or check the engines that make images", engine.main, engine.add_arguments),
     "scan": ("examine the whole data set before anything is trained", scan.main, scan.add_arguments),
     "export": ("write a model of a run as a folder that works without aimfair", export.main, export.add_arguments),
+    "delta": (
+        "make, apply, revert, verify or merge the difference of two models",
+        delta.main,
+        delta.add_arguments,
+    ),
     "ablate": ("vary a run and compare", ablate.main, ablate.add_arguments),
     "doctor": ("check the installation and say how to fix it", doctor.main, doctor.add_arguments),
 }

@@ -17,6 +17,7 @@ from aimfair.selective.layout import BLOCK
 from aimfair.selective.mask import ParameterMask
 from aimfair.selective.options import IMPLEMENTATION, require_mask, require_options, require_params
 from aimfair.selective.parameters import named_errors
+from aimfair.selective.recorder import DeltaRecorder
 from aimfair.selective.state import Slot, match
 
 State = Literal["dense", "compact"]
@@ -246,6 +247,14 @@ class MaskedOptimizer(Optimizer):
     def _reset_launches(self) -> None:
         self._prepared: dict[int, GroupLaunches] = {}
         self._known = [], []
+
+    def record_delta(self) -> DeltaRecorder:
+        """Notes the selected weights; ``delta()`` of the result is what steps have changed since then.
+
+        Raises:
+            TypeError: naming a parameter of which this process holds a part.
+        """
+        return DeltaRecorder(self._slots)
 
     # -- state -----------------------------------------------------------------------------------------
 

@@ -33,10 +33,7 @@ def named_parameters(source: Parameters, *, trainable: bool = True) -> dict[str,
         ValueError: two parameters have the same name, or there are none.
     """
     if isinstance(source, nn.Module):
-        module: nn.Module = source
-        while isinstance(module, _WRAPPERS):
-            module = module.module
-        pairs: Iterable[Any] = module.named_parameters()
+        pairs: Iterable[Any] = unwrapped(source).named_parameters()
     else:
         pairs = source.items() if isinstance(source, Mapping) else source
 
@@ -55,6 +52,13 @@ def named_parameters(source: Parameters, *, trainable: bool = True) -> dict[str,
     if not named:
         raise ValueError("no parameter requires a gradient" if trainable else "no parameters")
     return named
+
+
+def unwrapped(module: nn.Module) -> nn.Module:
+    """The module inside data-parallel wrappers."""
+    while isinstance(module, _WRAPPERS):
+        module = module.module
+    return module
 
 
 def canonical_name(name: str) -> str:

@@ -31,10 +31,9 @@ def save(path: str | os.PathLike[str], kind: str, version: int, tensors: dict[st
     Raises:
         OSError: the file cannot be written; what was there before is untouched.
     """
-    header = {_METADATA: json.dumps({**metadata, "kind": kind, "version": version})}
     try:
         with replace_file(path) as temporary:
-            save_file(tensors, temporary, header)
+            save_file(tensors, temporary, as_metadata(kind, version, metadata))
     except SafetensorError as error:
         raise write_error(error, path, tensors) from error
 
@@ -96,13 +95,9 @@ def load_into(
 def _opened(path: str | os.PathLike[str], kind: str, version: int) -> Iterator[tuple[Any, dict[str, Any]]]:
     """The checked open file and its metadata; errors raised inside get the name of the file."""
     try:
-        check_header(Path(path))
+        header, _ = read_header(Path(path))
         with safe_open(path, framework="pt") as file:
-            metadata = _metadata(file.metadata() or {})
-            found = (metadata.pop("kind", "unknown kind"), metadata.pop("version", "unknown"))
-            if found != (kind, version):
-                raise ValueError("expected {}, version {}, found {}, version {}".format(kind, version, *found))
-            yield file, metadata
+            yield file, metadata_of(header, kind, version)
     except (SafetensorError, ValueError) as error:
         reason = str(error).splitlines()[0]
         raise ValueError(f"{path}: not a usable {kind} file: {reason}") from error
@@ -118,11 +113,9 @@ def _metadata(header: dict[str, str]) -> dict[str, Any]:
 
 
 def _data_offsets(path: Path) -> dict[str, int]:
-    """Tensor -> offset of its bytes in a file with a checked header."""
-    with path.open("rb") as file:
-        length = int.from_bytes(file.read(8), "little")
-        header = json.loads(file.read(length))
-    return {key: 8 + length + entry["data_offsets"][0] for key, entry in header.items() if key != "__metadata__"}
+    """Tensor -> offset of its bytes in a file."""
+    header, start = read_header(path)
+    return {key: start + entry["data_offsets"][0] for key, entry in header.items() if key != "__metadata__"}
 
 
 def _read_into(path: Path, start: int, tensor: Tensor) -> None:
@@ -140,7 +133,12 @@ def _read_into(path: Path, start: int, tensor: Tensor) -> None:
 
 
 def check_header(path: Path) -> None:
-    """Checks the header of any safetensors file: its length, and that no name is in it twice.
+    """As :func:`read_header`, for its errors alone."""
+    read_header(path)
+
+
+def read_header(path: Path) -> tuple[dict[str, Any], int]:
+    """The header of any safetensors file, and the offset at which the data begin.
 
     The format's own reader silently keeps the last of two entries with one name.
 
@@ -151,12 +149,34 @@ def check_header(path: Path) -> None:
         length = int.from_bytes(file.read(8), "little")
         if length > path.stat().st_size:
             raise ValueError(f"the header claims {length} bytes, the file has {path.stat().st_size}")
-        json.loads(file.read(length), object_pairs_hook=_unique)
+        header = json.loads(file.read(length), object_pairs_hook=_unique)
+    if not isinstance(header, dict):
+        raise ValueError("the header is not a table of tensors")
+    return header, 8 + length
+
+
+def as_metadata(kind: str, version: int, values: Mapping[str, Any]) -> dict[str, str]:
+    """The metadata of a file's header."""
+    return {_METADATA: json.dumps({**values, "kind": kind, "version": version})}
+
+
+def metadata_of(header: Mapping[str, Any], kind: str, version: int) -> dict[str, Any]:
+    """The metadata given to :func:`save`, from the header of a file of this kind and version.
+
+    Raises:
+        ValueError: it is of another kind or version.
+    """
+    metadata = _metadata(header.get("__metadata__") or {})
+    found = (metadata.pop("kind", "unknown kind"), metadata.pop("version", "unknown"))
+    if found != (kind, version):
+        raise ValueError("expected {}, version {}, found {}, version {}".format(kind, version, *found))
+    return metadata
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    keys = [key for key, _ in pairs]
-    for key in keys:
-        if keys.count(key) > 1:
+    found: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in found:
             raise ValueError(f"the header holds {key!r} twice")
-    return dict(pairs)
+        found[key] = value
+    return found

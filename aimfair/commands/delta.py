@@ -1,0 +1,124 @@
+"""``aimfair delta``: the difference between two models as a file, exact to the bit."""
+
+import argparse
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from aimfair.base.errors import AimfairError, ConfigError
+from aimfair.commands.settings import Overrides, refuse_overrides
+
+if TYPE_CHECKING:
+    from aimfair import Delta
+
+_FILES = {
+    "make": ("BASE", "RESULT"), "apply": ("DELTA", "BASE"), "revert": ("DELTA", "RESULT"),
+    "verify": ("DELTA", "MODEL"), "merge": ("DELTA", "DELTA..."),
+}  # fmt: skip
+"""Action -> the files it takes."""
+
+_FLAGS = {
+    "--to": ("make", "apply", "revert", "merge"),
+    "--one-way": ("make",),
+    "--base": ("merge",),
+    "--on-conflict": ("merge",),
+}
+"""Flag -> the actions that take it."""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.epilog = (
+        "; ".join(f"{action} {' '.join(files)}" for action, files in _FILES.items())
+        + ". A model is a safetensors file, or a folder with model.safetensors or with shards and their index."
+    )
+    parser.add_argument("action", choices=tuple(_FILES), help="verify: names the tensors that differ")
+    parser.add_argument("files", type=Path, nargs="+", metavar="FILE", help="models and deltas, as below")
+    parser.add_argument("--to", type=Path, metavar="FILE", help="what is written: a delta, or a model")
+    parser.add_argument("--one-way", action="store_true", help="make: without the old values, which revert needs")
+    parser.add_argument("--base", type=Path, metavar="MODEL", help="merge: the base of the deltas")
+    parser.add_argument(
+        "--on-conflict",
+        choices=("error", "first", "last"),
+        help="merge: whose value counts where deltas set an element to different ones (default: error)",
+    )
+
+
+def main(options: argparse.Namespace, overrides: Overrides) -> int:
+    refuse_overrides("delta", overrides)
+    _require_arguments(options)
+    try:
+        _ACTIONS[options.action](options.files, options)
+    except (TypeError, ValueError) as error:
+        raise AimfairError(str(error)) from error
+    return 0
+
+
+def _require_arguments(options: argparse.Namespace) -> None:
+    action, expected = options.action, _FILES[options.action]
+    for flag, actions in _FLAGS.items():
+        given = getattr(options, flag.strip("-").replace("-", "_"))
+        if given and action not in actions:
+            raise ConfigError(f"{flag}: aimfair delta {action} has no such flag")
+        if not given and action in actions and flag in ("--to", "--base"):
+            raise ConfigError(f"aimfair delta {action}: give {flag}")
+    for file in [*options.files, *filter(None, [options.base])]:
+        if not file.exists():
+            raise ConfigError(f"{file}: no such file or folder")
+    count = len(options.files)
+    if count != len(expected) and not (action == "merge" and count > len(expected)):
+        raise ConfigError(f"aimfair delta {action}: expected {' '.join(expected)}, found {count} files")
+
+
+def _make(files: list[Path], options: argparse.Namespace) -> None:
+    from aimfair import Delta
+
+    base, result = files
+    delta = Delta.make(base, result, options.to, reversible=not options.one_way)
+    _describe(delta, options.to)
+
+
+def _apply(files: list[Path], options: argparse.Namespace) -> None:
+    from aimfair import Delta
+
+    delta, base = Delta.load(files[0]), files[1]
+    delta.apply(base, options.to)
+    print(f"{options.to}: the result, SHA-256 of its tensors {delta.result}")
+
+
+def _revert(files: list[Path], options: argparse.Namespace) -> None:
+    from aimfair import Delta
+
+    delta, result = Delta.load(files[0]), files[1]
+    delta.revert(result, options.to)
+    print(f"{options.to}: the base, SHA-256 of its tensors {delta.base}")
+
+
+def _verify(files: list[Path], options: argparse.Namespace) -> None:
+    from aimfair import Delta
+
+    delta, model = Delta.load(files[0]), files[1]
+    found = delta.verify(model)
+    if not found.is_result:
+        raise AimfairError(f"{model} is not the result: {found}")
+    for name, change in delta.changes.items():
+        print(f"{name}: {change.nnz:,} of {change.numel:,} elements changed")
+    print(f"{model} is {found}")
+
+
+def _merge(files: list[Path], options: argparse.Namespace) -> None:
+    from aimfair import Delta
+
+    merged = Delta.merge([Delta.load(file) for file in files], options.base, on_conflict=options.on_conflict or "error")
+    merged.save(options.to)
+    _describe(merged, options.to)
+
+
+def _describe(delta: "Delta", path: Path) -> None:
+    share, size = delta.nnz / max(delta.numel, 1), path.stat().st_size / 1e6
+    tensors = len(delta.changes)
+    print(f"{path}: {delta.nnz:,} of {delta.numel:,} elements ({share:.2%}) in {tensors} tensors, {size:,.1f} MB")
+
+
+_ACTIONS: dict[str, Callable[[list[Path], argparse.Namespace], None]] = {
+    "make": _make, "apply": _apply, "revert": _revert, "verify": _verify, "merge": _merge,
+}  # fmt: skip

@@ -1,0 +1,85 @@
+"""aimfair delta: what it prints, refuses and writes."""
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from aimfair.commands import cli
+
+
+@pytest.fixture(autouse=True)
+def models(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("OMP_WAIT_POLICY", "PASSIVE")
+    monkeypatch.setenv("GOMP_SPINCOUNT", "0")
+    base = {"x": torch.zeros(1000), "y": torch.zeros(10), "z": torch.zeros(3)}
+    save_file(base, "base")
+    save_file(base | {"x": base["x"].index_fill(0, torch.tensor([3, 5]), 1.0)}, "one")
+    save_file(base | {"x": base["x"].index_fill(0, torch.tensor([5, 7]), 2.0), "y": base["y"] + 1}, "two")
+
+
+def delta(*words):
+    return cli.main(["delta", *words])
+
+
+def test_there_and_back(capsys):
+    assert delta("make", "base", "one", "--to", "d") == 0
+    assert capsys.readouterr().out.startswith("d: 2 of 1,013 elements (0.20%) in 1 tensors, 0.0 MB")
+    assert delta("apply", "d", "base", "--to", "applied") == 0
+    assert delta("verify", "d", "applied") == 0
+    *_, changed, said = capsys.readouterr().out.splitlines()
+    assert changed == "x: 2 of 1,000 elements changed"
+    assert said == "applied is the result: 1 tensors changed, all others are the base's"
+    assert delta("revert", "d", "applied", "--to", "back") == 0
+    assert all(torch.equal(load_file("back")[name], value) for name, value in load_file("base").items())
+
+
+def test_verify_names_what_differs(capsys):
+    assert delta("make", "base", "one", "--to", "d", "--one-way") == 0
+    assert delta("verify", "d", "base") == 1
+    assert delta("verify", "d", "two") == 1
+    assert delta("revert", "d", "one", "--to", "back") == 1
+    first, second, third = capsys.readouterr().err.splitlines()
+    assert first == "error: base is not the result: the base: the delta is not applied"
+    assert second == "error: two is not the result: neither the base's nor the result's: x, y"
+    assert third == "error: the delta holds no old values: it was made with --one-way, or reversible=False"
+
+
+def test_merge(capsys):
+    for name in ("one", "two"):
+        assert delta("make", "base", name, "--to", f"to-{name}") == 0
+    merge = ("merge", "to-one", "to-two", "--base", "base", "--to", "both")
+    assert delta(*merge) == 1
+    assert capsys.readouterr().err == "error: the deltas disagree on x (1 elements); choose the first or the last\n"
+    assert delta(*merge, "--on-conflict", "last") == 0
+    assert delta("apply", "both", "base", "--to", "merged") == 0
+    merged = load_file("merged")
+    assert merged["x"][[3, 5, 7]].tolist() == [1, 2, 2]
+    assert merged["y"].tolist() == [1] * 10
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "said"),
+    [
+        (["make", "base", "two"], 2, "aimfair delta make: give --to"),
+        (["merge", "one", "two", "--to", "x"], 2, "aimfair delta merge: give --base"),
+        (
+            ["merge", "one", "--to", "x", "--base", "base"],
+            2,
+            "aimfair delta merge: expected DELTA DELTA..., found 1 files",
+        ),
+        (["verify", "one"], 2, "aimfair delta verify: expected DELTA MODEL, found 1 files"),
+        (["verify", "one", "base", "--to", "x"], 2, "--to: aimfair delta verify has no such flag"),
+        (["apply", "one", "base", "--to", "x", "--one-way"], 2, "--one-way: aimfair delta apply has no such flag"),
+        (["verify", "d", "base", "--train.lr", "1"], 2, "--train.lr: delta takes no settings"),
+        (["verify", "none", "base"], 2, "none: no such file or folder"),
+        (["verify", "base", "base"], 1, "base: not a usable aimfair.delta file: expected aimfair.delta, version 1"),
+        (["make", "base", "none", "--to", "x"], 2, "none: no such file or folder"),
+    ],
+)
+def test_wrong_command_lines(words, code, said, capsys):
+    assert delta(*words) == code
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    (line,) = captured.err.splitlines()
+    assert said in line
