@@ -27,14 +27,22 @@ def touched_elements(bits: Tensor, element_size: int) -> int:
 
 
 def step_bytes(
-    numel: int, bits: Tensor | None, nnz: int, element_size: int, *, dense_states: int, compact_states: int
+    numel: int,
+    bits: Tensor | None,
+    nnz: int,
+    element_size: int,
+    *,
+    dense_states: int,
+    compact_states: int,
+    compact_state_size: int = 4,
 ) -> int:
     """One masked step: parameter and dense states read and written, gradient read, compact states read and written.
 
     Args:
         numel, nnz: elements in all, selected elements.
         bits: int32 mask words, None = every element.
-        element_size: bytes of a parameter or gradient element; state is float32.
+        element_size: bytes of a parameter or gradient element; dense state is float32.
+        compact_state_size: bytes of a value of compact state.
         dense_states, compact_states: state tensors per parameter of either layout.
     """
 
@@ -43,7 +51,7 @@ def step_bytes(
 
     mask = 0 if bits is None else bits.nbytes
     dense = 8 * dense_states * touched(4) if dense_states else 0
-    return mask + 3 * element_size * touched(element_size) + dense + 8 * compact_states * nnz
+    return mask + 3 * element_size * touched(element_size) + dense + 2 * compact_state_size * compact_states * nnz
 
 
 def accumulate_bytes(numel: int, element_size: int, *, accumulators: int, zero_grads: bool) -> int:

@@ -41,6 +41,7 @@ set(aimfair_cuda_sources
     csrc/cuda/launch.cu
     csrc/cuda/mask.cu
     csrc/cuda/step.cu
+    csrc/cuda/step_moments.cu
     csrc/cuda/topk.cu
     csrc/cuda/topk_choose.cu
     csrc/cuda/topk_collect.cu

@@ -23,6 +23,9 @@ SOURCES = sorted((ROOT / "csrc" / "cuda").glob("*.cu"))
 DOCUMENT = ROOT / "docs" / "performance.md"
 BEGIN, END = "<!-- CUDA kernels: begin -->", "<!-- CUDA kernels: end -->"
 
+MOMENTS = ("float32", "bfloat16", "bits8")
+"""Values of the enumeration Moments, which nvcc writes as numbers."""
+
 FLAGS = ("-std=c++20", "-O3", "-fmad=false", "-I", str(ROOT / "csrc"), "-I", str(ROOT / "csrc" / "include"))
 
 
@@ -65,12 +68,18 @@ class Usage:
 
     def resident(self, threads: int, architecture: str) -> int:
         """Thread blocks that a multiprocessor holds at once."""
-        warps = -(-threads // 32)
-        per_warp = -(-self.registers * 32 // REGISTERS_AT_ONCE) * REGISTERS_AT_ONCE
         shared = -(-self.shared_bytes // SHARED_AT_ONCE) * SHARED_AT_ONCE + SHARED_RESERVED
-        held = REGISTERS // per_warp // WARPS_AT_ONCE * WARPS_AT_ONCE
         of = MULTIPROCESSORS[architecture]
-        return min(of.blocks, of.warps // warps, held // warps, of.shared_bytes // shared)
+        return min(of.blocks, of.warps // _warps(threads), self.fit(threads), of.shared_bytes // shared)
+
+    def fit(self, threads: int) -> int:
+        """Thread blocks for which the registers of a multiprocessor suffice."""
+        per_warp = -(-self.registers * 32 // REGISTERS_AT_ONCE) * REGISTERS_AT_ONCE
+        return REGISTERS // per_warp // WARPS_AT_ONCE * WARPS_AT_ONCE // _warps(threads)
+
+
+def _warps(threads: int) -> int:
+    return -(-threads // 32)
 
 
 @dataclass(frozen=True)
@@ -206,6 +215,8 @@ def _short(name: str) -> str:
     # The name of the nameless namespace holds a hash of the path.
     name = re.sub(r"\(anonymous namespace\)::|_GLOBAL__N__\w+::|\b\w+(?<!>)::", "", name.removeprefix("void "))
     name = name.replace("> >", ">>")
+    for value, word in enumerate(MOMENTS):
+        name = name.replace(f"(Moments){value}", word)
     depth = 0
     for place, letter in enumerate(name):
         depth += (letter == "<") - (letter == ">")

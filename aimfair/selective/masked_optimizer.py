@@ -15,15 +15,20 @@ from aimfair.selective.distributed import is_dtensor
 from aimfair.selective.launch import GroupLaunches, Launch, Lists, Operator
 from aimfair.selective.layout import BLOCK
 from aimfair.selective.mask import ParameterMask
+from aimfair.selective.moments import MomentBits
 from aimfair.selective.options import IMPLEMENTATION, require_mask, require_options, require_params
 from aimfair.selective.parameters import named_errors
 from aimfair.selective.recorder import DeltaRecorder
 from aimfair.selective.state import Slot, match
 
 State = Literal["dense", "compact"]
-"""Optimizer state of a parameter: in its shape, or only for its selected elements."""
+"""Optimizer state of a parameter: of all its elements, or only of the selected ones."""
 
 Params = Iterable[Tensor] | Iterable[tuple[str, Tensor]] | Iterable[dict[str, Any]]
+
+
+_PICKLED = ("mask", "compact", "moment_bits", "master_weights", "_slots", "_unmatched")
+"""Attributes that copies of an optimizer have too, besides torch's."""
 
 
 @dataclass(frozen=True)
@@ -60,6 +65,7 @@ class MaskedOptimizer(Optimizer):
         defaults: dict[str, Any],
         *,
         state: State,
+        moment_bits: MomentBits,
         master_weights: bool,
         **implementation: bool | None,
     ):
@@ -67,8 +73,9 @@ class MaskedOptimizer(Optimizer):
         require_mask(mask)
         if state not in ("dense", "compact"):
             raise ValueError(f'state={state!r}: expected "dense" or "compact"')
-        require_options({**defaults, "master_weights": master_weights, **implementation})
-        self.mask, self.compact, self.master_weights = mask, state == "compact", master_weights
+        require_options({**defaults, "master_weights": master_weights, "moment_bits": moment_bits, **implementation})
+        self.mask, self.compact = mask, state == "compact"
+        self.moment_bits, self.master_weights = moment_bits, master_weights
         self._slots: dict[Tensor, Slot] = {}
         self._masks: dict[tuple[int, torch.device], ParameterMask] = {}
         self._reset_launches()
@@ -95,10 +102,11 @@ class MaskedOptimizer(Optimizer):
         has_own_mask = "mask" in group
         mask = group.pop("mask") if has_own_mask else self.mask
         require_mask(mask)
-        if whole := [name for name in ("state", "master_weights") if name in group]:
+        if whole := [name for name in ("state", "moment_bits", "master_weights") if name in group]:
             raise ValueError(f"{whole[0]} is an option of the whole optimizer, not of a param group")
         given = {name: group[name] for name in (*self.defaults, *IMPLEMENTATION) if name in group}
-        require_options({**self.defaults, "master_weights": self.master_weights, **given})
+        whole_optimizer = {"master_weights": self.master_weights, "moment_bits": self.moment_bits}
+        require_options({**self.defaults, **whole_optimizer, **given})
         super().add_param_group(group)
         if not has_own_mask and self._unmatched is not None:
             self._unmatched.append(group)
@@ -121,7 +129,7 @@ class MaskedOptimizer(Optimizer):
         self._slots.update(match(groups, mask, first_block))
         for group in groups:
             group["mask_digest"] = None if mask is None else mask.digest
-            if self.compact and (place := self._place_of(group)) != (0, 1):
+            if (self.compact or self.moment_bits == 8) and (place := self._place_of(group)) != (0, 1):
                 group["place"] = place
         self._reset_launches()
 
@@ -265,7 +273,7 @@ class MaskedOptimizer(Optimizer):
             state["step"] = torch.zeros((), dtype=torch.float32, device=parameter.device)
         for name in state_names:
             if name not in state:
-                state[name] = state_layout.zeros(parameter, slot, self.compact)
+                state[name] = state_layout.zeros(parameter, slot, self.compact, self.moment_bits)
         if has_master and "master" not in state:
             state["master"] = state_layout.take(parameter, slot, self.compact)
 
@@ -299,7 +307,7 @@ class MaskedOptimizer(Optimizer):
             place, own_place = saved.get("place"), self._place_of(group)
             if place is not None and tuple(place) != own_place:
                 raise ValueError(
-                    "param group {}: the compact state is part {} of {}, this process holds {} of {}".format(
+                    "param group {}: the state is part {} of {}, this process holds {} of {}".format(
                         number, *place, *own_place
                     )
                 )
@@ -330,13 +338,14 @@ class MaskedOptimizer(Optimizer):
         step = torch.as_tensor(saved.get("step", float(bool(found))), dtype=torch.float32, device=parameter.device)
         state = {"step": step.clone().reshape(())}
         for name, value in found.items():
-            state[name] = state_layout.convert(value, parameter, slot, self.compact)
+            root = name == "exp_avg_sq"
+            state[name] = state_layout.convert_moment(value, parameter, slot, self.compact, self.moment_bits, root=root)
         if self.master_weights and parameter.dtype != torch.float32 and saved.get("master") is not None:
             state["master"] = state_layout.convert(saved["master"], parameter, slot, self.compact, background=parameter)
         return state
 
     def __getstate__(self) -> dict[str, Any]:
-        own = {name: self.__dict__[name] for name in ("mask", "compact", "master_weights", "_slots", "_unmatched")}
+        own = {name: self.__dict__[name] for name in _PICKLED}
         return {**super().__getstate__(), **own}
 
     def __setstate__(self, state: dict[str, Any]) -> None:

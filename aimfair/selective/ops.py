@@ -226,15 +226,19 @@ def masked_adamw_(
 
     Args:
         params, grads: [T] float32, bfloat16 or float16; dtype and size agree within a pair.
-        exp_avgs, exp_avg_sqs, max_exp_avg_sqs, masters: [T] float32. ``compact=False``: n[t] elements each;
-            ``compact=True``: nnz[t] elements, the selected ones in index order. ``max_exp_avg_sqs`` present = amsgrad.
-            ``masters``: the selected weights in fp32; the parameter is their rounding.
+        exp_avgs, exp_avg_sqs, max_exp_avg_sqs: [T] float32, bfloat16 or, except the last, uint8, all of one dtype
+            (:mod:`aimfair.selective.moments` has the formats). ``compact=False``: n[t] elements each; ``compact=True``:
+            nnz[t] elements, the selected ones in index order; uint8: 2 * ceil(n[t] / 1024) more, aligned to 2 bytes.
+            ``max_exp_avg_sqs`` present = amsgrad.
+        masters: [T] float32, of n[t] or nnz[t] elements like the moments: the selected weights in fp32; the parameter
+            is their rounding.
         steps: [T] float32 with one element, raised by 1 here.
         lr: float32 or float64 with one element, on the device of the parameters.
         bits, rank, first_blocks: the mask and the first block of each of the T tensors in it (``layout.first_blocks``
             without its last entry); None = every element. ``rank`` must be the directory of ``bits`` (:func:`rank_`).
         stochastic_rounding: bfloat16 parameters are rounded up or down at random, in proportion to the distance, from a
             generator keyed by (seed, step, element). float32 parameters are unaffected, float16 ones are refused.
+            Moments in bfloat16 and uint8 are always rounded that way.
         grad_scale, found_inf: float32 with one element. ``found_inf`` != 0 makes the call change nothing.
     """
     _ops.masked_adamw_.default(
@@ -301,6 +305,7 @@ class StepPlan:
     stochastic_rounding: bool
     states: tuple[str, ...]
     """Names of the state lists it was made with."""
+    moment_bits: int
 
 
 def plan_adamw(
@@ -324,7 +329,8 @@ def plan_adamw(
         bits, rank, first_blocks or [], compact, stochastic_rounding,
     )  # fmt: skip
     states = ADAMW_STATES if max_exp_avg_sqs else ADAMW_STATES[:2]
-    return StepPlan(memory, len(params), _blocks(params), bits, rank, compact, stochastic_rounding, states)
+    moment_bits = 8 * exp_avgs[0].element_size()
+    return StepPlan(memory, len(params), _blocks(params), bits, rank, compact, stochastic_rounding, states, moment_bits)
 
 
 def plan_sgd(
@@ -346,7 +352,8 @@ def plan_sgd(
         bits, rank, first_blocks or [], compact, stochastic_rounding,
     )  # fmt: skip
     states = SGD_STATES if momentum_buffers else ()
-    return StepPlan(memory, len(params), _blocks(params), bits, rank, compact, stochastic_rounding, states)
+    moment_bits = 8 * momentum_buffers[0].element_size() if momentum_buffers else 32
+    return StepPlan(memory, len(params), _blocks(params), bits, rank, compact, stochastic_rounding, states, moment_bits)
 
 
 def set_grads_(plan: StepPlan, addresses: list[int]) -> None:
@@ -375,7 +382,7 @@ def planned_adamw_(
     _refuse_other_plan("planned_adamw_", plan, ADAMW_STATES if amsgrad else ADAMW_STATES[:2])
     _ops.planned_adamw_.default(
         plan.memory, plan.tensors, plan.blocks, amsgrad, plan.bits, plan.rank, plan.compact, plan.stochastic_rounding,
-        lr, beta1, beta2, eps, weight_decay, maximize, seed, grad_scale, found_inf,
+        plan.moment_bits, lr, beta1, beta2, eps, weight_decay, maximize, seed, grad_scale, found_inf,
     )  # fmt: skip
 
 
@@ -396,7 +403,7 @@ def planned_sgd_(
     _refuse_other_plan("planned_sgd_", plan, SGD_STATES if momentum else ())
     _ops.planned_sgd_.default(
         plan.memory, plan.tensors, plan.blocks, plan.bits, plan.rank, plan.compact, plan.stochastic_rounding,
-        lr, momentum, dampening, weight_decay, nesterov, maximize, seed, grad_scale, found_inf,
+        plan.moment_bits, lr, momentum, dampening, weight_decay, nesterov, maximize, seed, grad_scale, found_inf,
     )  # fmt: skip
 
 

@@ -8,6 +8,7 @@ from aimfair.selective import ops
 from aimfair.selective.launch import Operator
 from aimfair.selective.mask import ParameterMask
 from aimfair.selective.masked_optimizer import MaskedOptimizer, Params, State
+from aimfair.selective.moments import MomentBits
 
 
 class MaskedAdamW(MaskedOptimizer):
@@ -27,13 +28,17 @@ class MaskedAdamW(MaskedOptimizer):
         foreach, fused, capturable: choose an implementation in torch and change nothing here: a step is always one
             fused call, and can be captured in a CUDA graph.
         differentiable: only False; no gradient flows through a step.
-        state: ``dense`` keeps exp_avg and exp_avg_sq in the shape of the parameter, ``compact`` only for its selected
-            elements (8 bytes per selected element). Both step to the same bits, and load each other's state.
+        state: ``dense`` keeps exp_avg and exp_avg_sq of all elements, ``compact`` of the selected ones. Both step to
+            the same bits, and load each other's state.
+        moment_bits: 32, 16 (bfloat16) or 8 per element of exp_avg and of exp_avg_sq; 8 bits take 4 bytes more per block
+            of 1024 elements. Fewer bits are rounded at random, reproducibly from (``seed``, step, element):
+            :mod:`aimfair.selective.moments`. State of any precision can be loaded. Not 8 with ``amsgrad``, whose
+            maximum would not be kept by rounding.
         master_weights: keep selected bfloat16 and float16 weights in float32 too, and round the parameter from those.
         stochastic_rounding: round bfloat16 weights up or down at random, in proportion to the distance, reproducibly
             from (``seed``, step, element).
 
-    State is float32, allocated at the first step, and only for parameters with a selected element.
+    State is allocated at the first step, and only for parameters with a selected element.
 
     Raises:
         TypeError, ValueError: naming the argument, or the parameters that do not match the mask.
@@ -59,6 +64,7 @@ class MaskedAdamW(MaskedOptimizer):
         capturable: bool = False,
         differentiable: bool = False,
         state: State = "dense",
+        moment_bits: MomentBits = 32,
         master_weights: bool = False,
         stochastic_rounding: bool = False,
         seed: int = 0,
@@ -68,7 +74,7 @@ class MaskedAdamW(MaskedOptimizer):
             "maximize": maximize, "stochastic_rounding": stochastic_rounding, "seed": seed,
         }  # fmt: skip
         super().__init__(
-            params, mask, defaults, state=state, master_weights=master_weights,
+            params, mask, defaults, state=state, moment_bits=moment_bits, master_weights=master_weights,
             foreach=foreach, fused=fused, capturable=capturable, differentiable=differentiable,
         )  # fmt: skip
 
@@ -83,8 +89,7 @@ class MaskedSGD(MaskedOptimizer):
     """SGD with momentum, coupled weight decay and Nesterov, as ``torch.optim.SGD``, on the selected elements.
 
     The others keep every bit. The mask comes second, the other arguments are as in ``torch.optim.SGD`` and
-    :class:`MaskedAdamW`. State is a momentum buffer (4 bytes per element, or per selected element) if there is
-    momentum.
+    :class:`MaskedAdamW`. State is a momentum buffer if there is momentum.
     """
 
     moments = ("momentum_buffer",)
@@ -106,6 +111,7 @@ class MaskedSGD(MaskedOptimizer):
         capturable: bool = False,
         differentiable: bool = False,
         state: State = "dense",
+        moment_bits: MomentBits = 32,
         master_weights: bool = False,
         stochastic_rounding: bool = False,
         seed: int = 0,
@@ -115,7 +121,7 @@ class MaskedSGD(MaskedOptimizer):
             "maximize": maximize, "stochastic_rounding": stochastic_rounding, "seed": seed,
         }  # fmt: skip
         super().__init__(
-            params, mask, defaults, state=state, master_weights=master_weights,
+            params, mask, defaults, state=state, moment_bits=moment_bits, master_weights=master_weights,
             foreach=foreach, fused=fused, capturable=capturable, differentiable=differentiable,
         )  # fmt: skip
 

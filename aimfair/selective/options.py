@@ -41,6 +41,8 @@ def require_options(options: Mapping[str, Any]) -> None:
         )
     if options["stochastic_rounding"] and options["master_weights"]:
         raise ValueError("stochastic_rounding is not valid with master_weights")
+    if options["moment_bits"] == 8 and options.get("amsgrad"):
+        raise ValueError("amsgrad is not valid with moment_bits=8: a maximum is not kept by rounding; use 16 or 32")
     if options.get("differentiable"):
         raise ValueError(
             "differentiable=True is not supported: a step changes the weights in place, outside autograd; use"
@@ -105,6 +107,11 @@ def _bool(name: str, value: Any) -> None:
         raise _wrong_type(name, value, "True or False")
 
 
+def _moment_bits(name: str, value: Any) -> None:
+    if isinstance(value, bool) or value not in (32, 16, 8):
+        raise ValueError(f"{name}={value!r}: expected 32, 16 or 8")
+
+
 def _bool_or_none(name: str, value: Any) -> None:
     if value is not None:
         _bool(name, value)
@@ -123,6 +130,7 @@ _CHECKS: dict[str, Callable[[str, Any], None]] = {
     **dict.fromkeys(("eps", "weight_decay", "momentum"), _size),
     "dampening": _number,
     **dict.fromkeys(("amsgrad", "nesterov", "maximize", "master_weights", "stochastic_rounding"), _bool),
+    "moment_bits": _moment_bits,
     "seed": _seed,
     **dict.fromkeys(("capturable", "differentiable"), _bool),
     **dict.fromkeys(("foreach", "fused"), _bool_or_none),

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from aimfair.selective import layout
+from aimfair.selective import layout, moments
 from aimfair.selective.layout import BLOCK, WORDS_PER_BLOCK
 from aimfair.selective.score import Score
 
@@ -235,13 +235,17 @@ def _splitmix64(z: Tensor) -> Tensor:
     return z ^ ((z >> 31) & ((1 << 33) - 1))
 
 
-def _random_16(seed: int, step: int, first_block: int, elements: Tensor) -> Tensor:
-    """int64 in [0, 65536), keyed by (seed, step, element): one key per mask block, one hash per element."""
+def _random_16(seed: int, step: int, first_block: int, elements: Tensor, moment: int = -1) -> Tensor:
+    """int64 in [0, 65536), keyed by (seed, step, element): one key per mask block, one hash per element.
+
+    Args:
+        moment: 0 for the first moment of the optimizer, 1 for the second, 2 for the third; -1 for the parameter.
+    """
     stream = (seed + 0x9E3779B97F4A7C15 * step) & ((1 << 64) - 1)
     stream_key = _splitmix64(torch.tensor(stream - (1 << 64) if stream >> 63 else stream, device=elements.device))
     key = _splitmix64(stream_key ^ (first_block + elements // BLOCK))
     low, high = key & 0xFFFFFFFF, (key >> 32) & 0xFFFFFFFF
-    x = (elements % BLOCK + low) & 0xFFFFFFFF
+    x = (elements % BLOCK + BLOCK * (moment + 1) + low) & 0xFFFFFFFF
     x = x ^ (x >> 16)
     x = (x * 0x7FEB352D) & 0xFFFFFFFF
     x = x ^ (x >> 15)
@@ -272,11 +276,15 @@ class _Selected:
     def weights(self) -> Tensor:
         return self.param[self.elements].float() if self.master is None else self.master[self.slots]
 
-    def state(self, state: Tensor) -> Tensor:
-        return state.view(-1)[self.slots]
+    def moment(self, state: Tensor, *, root: bool = False) -> Tensor:
+        return moments.read(state.view(-1), self.param.numel(), self.elements, self.slots, root=root)
 
-    def write_state(self, state: Tensor, values: Tensor) -> None:
-        state.view(-1)[self.slots] = values
+    def write_moment(
+        self, state: Tensor, values: Tensor, moment: int, key: tuple[int, int], *, root: bool = False
+    ) -> None:
+        """``moment`` is its place among those of the optimizer, ``key`` is (seed, step)."""
+        random = _random_16(*key, self.first_block, self.elements, moment)
+        moments.write(state.view(-1), self.param.numel(), self.elements, self.slots, values, random, root=root)
 
     def write_weights(self, values: Tensor, stochastic: tuple[int, int] | None) -> None:
         """Rounds to the dtype of the parameter; ``stochastic`` is (seed, step)."""
@@ -334,17 +342,17 @@ def masked_adamw_(
         if maximize:
             g = -g
         p = selected.weights() * decay
-        m = selected.state(exp_avgs[t]) * fp32(beta1) + g * fp32(1.0 - beta1)
-        v = selected.state(exp_avg_sqs[t]) * fp32(beta2) + (g * g) * fp32(1.0 - beta2)
+        m = selected.moment(exp_avgs[t]) * fp32(beta1) + g * fp32(1.0 - beta1)
+        v = selected.moment(exp_avg_sqs[t], root=True) * fp32(beta2) + (g * g) * fp32(1.0 - beta2)
         second = v
         if max_exp_avg_sqs:
-            largest = selected.state(max_exp_avg_sqs[t])
+            largest = selected.moment(max_exp_avg_sqs[t])
             second = torch.where(largest >= v, largest, v)
-            selected.write_state(max_exp_avg_sqs[t], second)
+            selected.write_moment(max_exp_avg_sqs[t], second, 2, (seed, step))
         p = p - (step_size * m) / (_sqrt(second) * inverse_bias_correction2 + fp32(eps))
 
-        selected.write_state(exp_avgs[t], m)
-        selected.write_state(exp_avg_sqs[t], v)
+        selected.write_moment(exp_avgs[t], m, 0, (seed, step))
+        selected.write_moment(exp_avg_sqs[t], v, 1, (seed, step), root=True)
         selected.write_weights(p, (seed, step) if stochastic_rounding else None)
 
 
@@ -374,9 +382,9 @@ def masked_sgd_(
         if momentum != 0:
             buffer = g
             if step > 1:
-                previous = selected.state(momentum_buffers[t])
+                previous = selected.moment(momentum_buffers[t])
                 buffer = _fp32(momentum, g.device) * previous + _fp32(1.0 - dampening, g.device) * g
-            selected.write_state(momentum_buffers[t], buffer)
+            selected.write_moment(momentum_buffers[t], buffer, 0, (seed, step))
             g = g + _fp32(momentum, g.device) * buffer if nesterov else buffer
         p = p - _fp32(lr.item(), g.device) * g
 

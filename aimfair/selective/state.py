@@ -2,7 +2,8 @@
 
 State is dense (in the shape of the parameter) or compact (its selected elements, in index order). Of a sharded
 parameter, dense state is a DTensor sharded like it, as in torch's optimizers; compact state is a plain tensor of the
-selected elements that this process holds.
+selected elements that this process holds. 8-bit moments of either layout are plain, flat tensors of what this process
+holds.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -13,10 +14,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from aimfair.selective import moments
 from aimfair.selective.collectives import require_same
 from aimfair.selective.distributed import groups_of, is_dtensor, local, part_of_mask, placed_like, shard_of
 from aimfair.selective.layout import first_blocks
 from aimfair.selective.mask import ParameterMask
+from aimfair.selective.moments import MomentBits
 from aimfair.selective.parameters import canonical_name, listing, require_tunable
 
 ParamGroup = Mapping[str, Any]
@@ -143,11 +146,19 @@ def _slot(mask: ParameterMask, index: int) -> Slot:
 # -- layout of the state ------------------------------------------------------------------------------
 
 
-def zeros(parameter: Tensor, slot: Slot, compact: bool) -> Tensor:
-    """A new float32 state tensor."""
-    if compact and slot.mask is not None:
-        return torch.zeros(slot.nnz, dtype=torch.float32, device=parameter.device)
-    return torch.zeros_like(parameter, dtype=torch.float32, memory_format=torch.contiguous_format)
+def zeros(parameter: Tensor, slot: Slot, compact: bool, bits: MomentBits) -> Tensor:
+    """A new moment."""
+    dtype, compact = moments.DTYPES[bits], compact and slot.mask is not None
+    if bits == 8:
+        return torch.zeros(_length_of_8_bits(parameter, slot, compact), dtype=dtype, device=parameter.device)
+    if compact:
+        return torch.zeros(slot.nnz, dtype=dtype, device=parameter.device)
+    return torch.zeros_like(parameter, dtype=dtype, memory_format=torch.contiguous_format)
+
+
+def _length_of_8_bits(parameter: Tensor, slot: Slot, compact: bool) -> int:
+    numel = local(parameter).numel()
+    return moments.length(torch.uint8, numel, slot.nnz if compact else numel)
 
 
 def take(values: Tensor, slot: Slot, compact: bool) -> Tensor:
@@ -155,6 +166,59 @@ def take(values: Tensor, slot: Slot, compact: bool) -> Tensor:
     if compact and (selected := slot.selected()) is not None:
         return local(values)[selected.to(values.device)].float()
     return values.to(torch.float32, copy=True, memory_format=torch.contiguous_format)
+
+
+def convert_moment(
+    state: Tensor, parameter: Tensor, slot: Slot, compact: bool, bits: MomentBits, *, root: bool
+) -> Tensor:
+    """A copy of a moment of any layout and precision in the given ones, rounded to nearest.
+
+    Args:
+        root: whether the moment is ``exp_avg_sq``.
+
+    Raises:
+        ValueError: as :func:`convert`.
+    """
+    if state.dtype == torch.uint8:
+        state = state.detach().to(parameter.device)
+        if bits == 8 and state.numel() == _length_of_8_bits(parameter, slot, compact):
+            return state.clone()
+        state = _from_8_bits(state, parameter, slot, root=root)
+    values = convert(state, parameter, slot, compact)
+    if bits < 32:
+        return values.bfloat16() if bits == 16 else _to_8_bits(local(values).view(-1), parameter, slot, root=root)
+    return values
+
+
+def _places(parameter: Tensor, slot: Slot) -> tuple[int, Tensor]:
+    """Number of elements of the part of a parameter that this process holds, and the places of the selected ones."""
+    part = local(parameter)
+    selected = slot.selected()
+    if selected is None:
+        return part.numel(), torch.arange(part.numel(), device=part.device)
+    return part.numel(), selected.to(part.device).flatten().nonzero().flatten()
+
+
+def _from_8_bits(state: Tensor, parameter: Tensor, slot: Slot, *, root: bool) -> Tensor:
+    """float32 values of the selected elements."""
+    numel, elements = _places(parameter, slot)
+    dense, compact = (moments.length(torch.uint8, numel, values) for values in (numel, elements.numel()))
+    if state.numel() not in (dense, compact):
+        raise ValueError(
+            f"8-bit state of {slot.name!r} has {state.numel()} bytes, expected {dense} (dense) or {compact} (compact)"
+        )
+    slots = elements if state.numel() == dense else torch.arange(elements.numel(), device=state.device)
+    return moments.read(state, numel, elements, slots, root=root)
+
+
+def _to_8_bits(values: Tensor, parameter: Tensor, slot: Slot, *, root: bool) -> Tensor:
+    """Of flat values in the layout that the state will have."""
+    numel, elements = _places(parameter, slot)
+    slots = elements if values.numel() == numel else torch.arange(elements.numel(), device=values.device)
+    size = moments.length(torch.uint8, numel, values.numel())
+    state = torch.zeros(size, dtype=torch.uint8, device=values.device)
+    moments.write(state, numel, elements, slots, values[slots], moments.NEAREST, root=root)
+    return state
 
 
 def convert(state: Tensor, parameter: Tensor, slot: Slot, compact: bool, background: Tensor | None = None) -> Tensor:
@@ -174,10 +238,14 @@ def convert(state: Tensor, parameter: Tensor, slot: Slot, compact: bool, backgro
             f"state of {slot.name!r} has {state.numel()} values, expected {parameter.numel()} (dense)"
             f" or {slot.nnz} (compact)"
         )
-    if compact or (selected := slot.selected()) is None:
+    if compact:
         return state.reshape(-1).clone()
     dense = (
         torch.zeros_like(parameter, dtype=torch.float32) if background is None else background.detach().float().clone()
     )
-    local(dense).masked_scatter_(selected.to(dense.device), state)
+    part, selected = local(dense), slot.selected()
+    if selected is None:
+        part.copy_(state.view_as(part))
+    else:
+        part.masked_scatter_(selected.to(part.device), state)
     return dense

@@ -4,6 +4,8 @@
 
 #include <cstdint>
 
+#include "aimfair/numeric.h"
+
 // Collective operations of the threads of a warp or a thread block. All of them must call, at the same place.
 
 namespace aimfair::cuda {
@@ -32,6 +34,15 @@ template <class T>
 __device__ __forceinline__ T warp_sum(T value) {
 #pragma unroll
   for (int distance = kWarp / 2; distance > 0; distance /= 2) value += __shfl_xor_sync(kAllLanes, value, distance);
+  return value;
+}
+
+// The greatest value of the lanes, returned to each of them.
+__device__ __forceinline__ uint32_t warp_greatest(uint32_t value) {
+#pragma unroll
+  for (int distance = kWarp / 2; distance > 0; distance /= 2) {
+    value = greatest(value, __shfl_xor_sync(kAllLanes, value, distance));
+  }
   return value;
 }
 

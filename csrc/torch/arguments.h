@@ -31,6 +31,7 @@ struct Types {
 inline const Types kFloat32{"float32", {ScalarType::Float}};
 inline const Types kFloating{"float32, bfloat16 or float16",
                              {ScalarType::Float, ScalarType::BFloat16, ScalarType::Half}};
+inline const Types kBfloat16{"bfloat16", {ScalarType::BFloat16}};
 inline const Types kFloatOrDouble{"float32 or float64", {ScalarType::Float, ScalarType::Double}};
 inline const Types kFloat64{"float64", {ScalarType::Double}};
 inline const Types kInt32{"int32", {ScalarType::Int}};

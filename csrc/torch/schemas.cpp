@@ -53,10 +53,12 @@ STABLE_TORCH_LIBRARY(aimfair, m) {
   m.def("set_grads_(Tensor(a!) plan, int tensors, int[] addresses) -> ()");
   m.def(
       "planned_adamw_(Tensor(a!) plan, int tensors, int blocks, bool amsgrad, Tensor? bits, Tensor? rank, bool compact,"
-      " bool stochastic_rounding, Tensor lr, float beta1, float beta2, float eps, float weight_decay, bool maximize,"
+      " bool stochastic_rounding, int moment_bits, Tensor lr, float beta1, float beta2, float eps, float weight_decay, "
+      "bool maximize,"
       " int seed, Tensor? grad_scale, Tensor? found_inf) -> ()");
   m.def(
       "planned_sgd_(Tensor(a!) plan, int tensors, int blocks, Tensor? bits, Tensor? rank, bool compact,"
-      " bool stochastic_rounding, Tensor lr, float momentum, float dampening, float weight_decay, bool nesterov,"
+      " bool stochastic_rounding, int moment_bits, Tensor lr, float momentum, float dampening, float weight_decay, "
+      "bool nesterov,"
       " bool maximize, int seed, Tensor? grad_scale, Tensor? found_inf) -> ()");
 }

@@ -25,12 +25,18 @@ struct StateList {
   const TensorList& list;
 };
 
+// The tensors of state of one type of moments.
+const Types& types_of(Moments moments) {
+  return moments == Moments::float32 ? kFloat32 : moments == Moments::bfloat16 ? kBfloat16 : kBytes;
+}
+
 // A stored plan and what it was made for.
 struct StoredPlan {
   const Tensor& memory;
   int64_t bytes;  // of memory, as the backend expects
   const OptionalTensor &bits, &rank;
   bool compact, stochastic_rounding;
+  int64_t moment_bits;  // 32, 16 or 8
 };
 
 // What may differ from step to step.
@@ -42,7 +48,7 @@ struct StepSettings {
   const OptionalTensor &grad_scale, &found_inf;
 };
 
-// Elements of state that a tensor needs; -1 if unknown. The rank directory is read on the host, so only CPU tensors can
+// Values of state that a tensor needs; -1 if unknown. The rank directory is read on the host, so only CPU tensors can
 // be checked.
 int64_t state_size(const StepLists& step, const int64_t* rank, int64_t first_block, int64_t numel) {
   if (!step.compact || !rank) return numel;
@@ -76,6 +82,9 @@ struct Step {
   // Returns the number of blocks of the mask: without limit, if there is no mask.
   int64_t take_mask(const OptionalTensor& bits, const OptionalTensor& rank, bool compact);
   void take_param(size_t t, const StepLists& lists);
+  // The type of the moments: that of the first one.
+  void take_moments(const std::vector<StateList>& states);
+  void* take_state(const StateList& state, size_t t, int64_t size);
 };
 
 int64_t Step::take_mask(const OptionalTensor& bits, const OptionalTensor& rank, bool compact) {
@@ -102,6 +111,28 @@ void Step::take_param(size_t t, const StepLists& lists) {
   }
 }
 
+void Step::take_moments(const std::vector<StateList>& states) {
+  if (states.empty() || states.front().list.empty()) return;
+  const ScalarType type = states.front().list.front().scalar_type();
+  options.moments = type == ScalarType::Byte       ? Moments::bits8
+                    : type == ScalarType::BFloat16 ? Moments::bfloat16
+                                                   : Moments::float32;
+  if (options.moments == Moments::bits8 && states.size() == kMaxStates) {
+    arguments.require(states.back().list.empty(), states.back().name, "cannot be kept in 8 bits");
+  }
+}
+
+void* Step::take_state(const StateList& state, size_t t, int64_t size) {
+  if (state.list.empty()) return nullptr;
+  const bool coded = options.moments == Moments::bits8;
+  if (coded && size >= 0) size += kBaseBytes * block_count(tensors[t].numel);
+  void* memory = arguments.take(state.name, state.list, t, types_of(options.moments), Access::write, size);
+  if (coded && reinterpret_cast<uintptr_t>(memory) % kBaseBytes != 0) {
+    arguments.fail(state.name, static_cast<int64_t>(t), "is not aligned to two bytes");
+  }
+  return memory;
+}
+
 void Step::take_lists(const StepLists& lists, const std::vector<StateList>& states) {
   const size_t count = lists.params.size();
   arguments.length("grads", lists.grads, count);
@@ -114,6 +145,7 @@ void Step::take_lists(const StepLists& lists, const std::vector<StateList>& stat
                     "has " + std::to_string(lists.first_blocks.size()) + " entries, expected " + std::to_string(count));
   const int64_t blocks = take_mask(lists.bits, lists.rank, lists.compact);
   options.stochastic_rounding = lists.stochastic_rounding;
+  take_moments(states);
   tensors.resize(count);
   int64_t next_block = 0;  // without a mask, blocks are counted as if there were one
   for (size_t t = 0; t < count; t++) {
@@ -129,7 +161,7 @@ void Step::take_lists(const StepLists& lists, const std::vector<StateList>& stat
     }
     const int64_t size = state_size(lists, options.mask.rank, tensor.first_block, tensor.numel);
     for (size_t s = 0; s < states.size(); s++) {
-      tensor.state[s] = arguments.take_floats(states[s].name, states[s].list, t, Access::write, size);
+      tensor.state[s] = take_state(states[s], t, size);
     }
     tensor.master = arguments.take_floats("masters", lists.masters, t, Access::write, size);
     tensor.step = arguments.take_floats("steps", lists.steps, t, Access::write, 1);
@@ -140,6 +172,11 @@ void Step::take_plan(const StoredPlan& plan) {
   arguments.take("plan", plan.memory, kBytes, Access::write, plan.bytes);
   take_mask(plan.bits, plan.rank, plan.compact);
   options.stochastic_rounding = plan.stochastic_rounding;
+  arguments.require(plan.moment_bits == 32 || plan.moment_bits == 16 || plan.moment_bits == 8, "moment_bits",
+                    "is " + std::to_string(plan.moment_bits) + ", expected 32, 16 or 8");
+  options.moments = plan.moment_bits == 32   ? Moments::float32
+                    : plan.moment_bits == 16 ? Moments::bfloat16
+                                             : Moments::bits8;
 }
 
 void Step::take_settings(const StepSettings& settings) {
@@ -255,13 +292,13 @@ void set_grads(const Tensor& plan, int64_t tensors, const std::vector<int64_t>& 
 
 template <class Backend>
 void planned_adamw(const Tensor& plan, int64_t tensors, int64_t blocks, bool amsgrad, const OptionalTensor& bits,
-                   const OptionalTensor& rank, bool compact, bool stochastic_rounding, const Tensor& lr, double beta1,
-                   double beta2, double eps, double weight_decay, bool maximize, int64_t seed,
-                   const OptionalTensor& grad_scale, const OptionalTensor& found_inf) {
+                   const OptionalTensor& rank, bool compact, bool stochastic_rounding, int64_t moment_bits,
+                   const Tensor& lr, double beta1, double beta2, double eps, double weight_decay, bool maximize,
+                   int64_t seed, const OptionalTensor& grad_scale, const OptionalTensor& found_inf) {
   const AdamWConfig config{0.0, beta1, beta2, eps, weight_decay};
   Step step("planned_adamw_", &plan);
   require_range(step.arguments, config);
-  step.take_plan({plan, Backend::plan_bytes(tensors), bits, rank, compact, stochastic_rounding});
+  step.take_plan({plan, Backend::plan_bytes(tensors), bits, rank, compact, stochastic_rounding, moment_bits});
   step.take_settings({lr, weight_decay, maximize, seed, grad_scale, found_inf});
   Backend backend(step.arguments.op(), plan);
   backend.step(Backend::masked_adamw, Backend::plan_in(plan.data_ptr(), tensors, blocks), config, amsgrad,
@@ -270,13 +307,13 @@ void planned_adamw(const Tensor& plan, int64_t tensors, int64_t blocks, bool ams
 
 template <class Backend>
 void planned_sgd(const Tensor& plan, int64_t tensors, int64_t blocks, const OptionalTensor& bits,
-                 const OptionalTensor& rank, bool compact, bool stochastic_rounding, const Tensor& lr, double momentum,
-                 double dampening, double weight_decay, bool nesterov, bool maximize, int64_t seed,
-                 const OptionalTensor& grad_scale, const OptionalTensor& found_inf) {
+                 const OptionalTensor& rank, bool compact, bool stochastic_rounding, int64_t moment_bits,
+                 const Tensor& lr, double momentum, double dampening, double weight_decay, bool nesterov, bool maximize,
+                 int64_t seed, const OptionalTensor& grad_scale, const OptionalTensor& found_inf) {
   const SgdConfig config{0.0, momentum, dampening, weight_decay, nesterov};
   Step step("planned_sgd_", &plan);
   require_range(step.arguments, config);
-  step.take_plan({plan, Backend::plan_bytes(tensors), bits, rank, compact, stochastic_rounding});
+  step.take_plan({plan, Backend::plan_bytes(tensors), bits, rank, compact, stochastic_rounding, moment_bits});
   step.take_settings({lr, weight_decay, maximize, seed, grad_scale, found_inf});
   Backend backend(step.arguments.op(), plan);
   backend.step(Backend::masked_sgd, Backend::plan_in(plan.data_ptr(), tensors, blocks), config, step.options);

@@ -134,6 +134,7 @@ struct StepCase {
   int64_t n;
   int density;  // one element in so many
   bool compact, master, stochastic;
+  Moments moments = Moments::float32;
 };
 
 // Three steps; `take(tensor, options)` is one.
@@ -148,7 +149,8 @@ void add_steps(Hash& hash, const StepCase& given, int states, const Take& take) 
   std::vector<int64_t> rank(static_cast<size_t>(block_count(given.n)) + 1);
   cpu::rank(bits.data(), block_count(given.n), rank.data());
   const int64_t kept = given.compact ? rank.back() : given.n;
-  std::vector<std::vector<float>> state(static_cast<size_t>(states), std::vector<float>(static_cast<size_t>(kept)));
+  const size_t room = static_cast<size_t>(kept + block_count(given.n));  // also for the bases of bits8
+  std::vector<std::vector<float>> state(static_cast<size_t>(states), std::vector<float>(room));
   auto master = random.values(kept);
   float step = 0.0f;
   StepTensor tensor;
@@ -160,6 +162,7 @@ void add_steps(Hash& hash, const StepCase& given, int states, const Take& take) 
   if (given.master) tensor.master = master.data();
   StepOptions options;
   options.mask = {bits.data(), rank.data()};
+  options.moments = given.moments;
   options.compact = given.compact;
   options.stochastic_rounding = given.stochastic;
   options.seed = 7;
@@ -182,6 +185,9 @@ uint64_t stepped(const Add& add) {
           add(hash, StepCase{type, n, density, compact, false, false});
           if (type != DType::float32) add(hash, StepCase{type, n, density, compact, true, false});
           if (type == DType::bfloat16) add(hash, StepCase{type, n, density, compact, false, true});
+          for (const Moments moments : {Moments::bfloat16, Moments::bits8}) {
+            add(hash, StepCase{type, n, density, compact, type == DType::float16, type == DType::bfloat16, moments});
+          }
         }
       }
     }
@@ -193,6 +199,7 @@ void print(cpu::Path path) {
   if (!cpu::set_path(path)) return;
   const uint64_t adamw = stepped([](Hash& hash, const StepCase& given) {
     for (const bool amsgrad : {false, true}) {
+      if (amsgrad && given.moments == Moments::bits8) continue;
       add_steps(hash, given, amsgrad ? 3 : 2, [&](const StepTensor& tensor, const StepOptions& options) {
         cpu::masked_adamw(&tensor, 1, AdamWConfig{}, amsgrad, options);
       });

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from aimfair.selective import layout, reference
+from aimfair.selective import layout, moments, reference
 from aimfair.selective.score import Score
 
 Shape = tuple[int, ...]
@@ -287,9 +287,15 @@ class _StepInputs:
     """Builds what AdamW and SGD have in common: parameters, gradients, mask, masters and scalars."""
 
     def __init__(
-        self, shapes: Sequence[Shape], dtype: torch.dtype, bools: Sequence[Tensor] | None, compact: bool, offset: int
+        self,
+        shapes: Sequence[Shape],
+        dtype: torch.dtype,
+        bools: Sequence[Tensor] | None,
+        compact: bool,
+        offset: int,
+        moment_bits: int,
     ):
-        self.shapes, self.offset = shapes, offset
+        self.shapes, self.offset, self.moment_bits = shapes, offset, moment_bits
         bools = None if bools is None else [selected.cpu() for selected in bools]
         selected = [numel_of(shape) if bools is None else int(bools[t].sum()) for t, shape in enumerate(shapes)]
         self.state_numels = selected if compact else [numel_of(shape) for shape in shapes]
@@ -308,8 +314,19 @@ class _StepInputs:
             firsts = layout.first_blocks([numel_of(shape) for shape in shapes])[:-1]
             self.inputs |= {"bits": bits, "rank": rank, "first_blocks": firsts}
 
-    def state(self) -> list[Tensor]:
-        return [normal((numel,), torch.float32, self.offset) for numel in self.state_numels]
+    def moments(self, *, root: bool = False) -> list[Tensor]:
+        """Those of ``exp_avg_sq``, which are not negative, are kept as roots in 8 bits."""
+        values = [normal((numel,), torch.float32, self.offset) for numel in self.state_numels]
+        values = [value.abs_() for value in values] if root else values
+        return values if self.moment_bits == 32 else [self._rounded(t, value, root) for t, value in enumerate(values)]
+
+    def _rounded(self, t: int, values: Tensor, root: bool) -> Tensor:
+        dtype, slots = moments.DTYPES[self.moment_bits], torch.arange(values.numel())
+        numel, elements = self.slots[t].numel(), self.slots[t].flatten().nonzero().flatten()
+        offset = 2 * self.offset if dtype == torch.uint8 else self.offset  # bases are aligned to two bytes
+        state = place(torch.zeros(moments.length(dtype, numel, values.numel()), dtype=dtype), offset)
+        moments.write(state, numel, elements, slots, values, moments.NEAREST, root=root)
+        return state
 
     def masters(self) -> list[Tensor]:
         """fp32 weights that round to the parameters."""
@@ -329,14 +346,15 @@ def adamw_inputs(
     offset: int = 0,
     amsgrad: bool = False,
     masters: bool = False,
+    moment_bits: int = 32,
     lr: float = 1e-2,
     **options: Any,
 ) -> Inputs:
     """Arguments of ``masked_adamw_`` in the middle of a training: random moments, tensors at different steps."""
-    step = _StepInputs(shapes, dtype, bools, compact, offset)
+    step = _StepInputs(shapes, dtype, bools, compact, offset, moment_bits)
     inputs = step.inputs | {
-        "exp_avgs": step.state(),
-        "exp_avg_sqs": [state.abs_() for state in step.state()],
+        "exp_avgs": step.moments(),
+        "exp_avg_sqs": step.moments(root=True),
         "lr": torch.tensor(lr),
         "beta1": 0.9,
         "beta2": 0.99,
@@ -344,7 +362,7 @@ def adamw_inputs(
         "weight_decay": 0.1,
     }
     if amsgrad:
-        inputs["max_exp_avg_sqs"] = [state.abs_() for state in step.state()]
+        inputs["max_exp_avg_sqs"] = step.moments(root=True)
     if masters:
         inputs["masters"] = step.masters()
     return on_device(inputs, device) | options
@@ -360,13 +378,14 @@ def sgd_inputs(
     offset: int = 0,
     momentum: float = 0.9,
     masters: bool = False,
+    moment_bits: int = 32,
     lr: float = 1e-2,
     **options: Any,
 ) -> Inputs:
     """Arguments of ``masked_sgd_`` in the middle of a training; some tensors are at their first step."""
-    step = _StepInputs(shapes, dtype, bools, compact, offset)
+    step = _StepInputs(shapes, dtype, bools, compact, offset, moment_bits)
     inputs = step.inputs | {
-        "momentum_buffers": step.state() if momentum else [],
+        "momentum_buffers": step.moments() if momentum else [],
         "lr": torch.tensor(lr),
         "momentum": momentum,
         "weight_decay": 0.1,

@@ -108,6 +108,11 @@ def adamw(dtype: torch.dtype, density: float, compact: bool) -> tuple[Callable[.
     return ops.masked_adamw_, inputs
 
 
+def moments(bits: int, compact: bool) -> tuple[Callable[..., None], Inputs]:
+    bools = cases.random_bools(SHAPES, 0.3, CPU)
+    return ops.masked_adamw_, cases.adamw_inputs(SHAPES, torch.float32, CPU, bools, compact=compact, moment_bits=bits)
+
+
 def sgd(dtype: torch.dtype, density: float, compact: bool) -> tuple[Callable[..., None], Inputs]:
     bools = cases.random_bools(SHAPES, density, CPU)
     return ops.masked_sgd_, cases.sgd_inputs(SHAPES, dtype, CPU, bools, compact=compact, offset=1, masters=True)
@@ -142,6 +147,11 @@ CALLS: dict[str, Callable[[], tuple[Callable[..., None], Inputs]]] = {
         for step in (adamw, sgd)
         for dtype in DTYPES
         for density in (0.01, 0.3, 1.0)
+        for compact in (False, True)
+    },
+    **{
+        f"moments-{bits}-{'compact' if compact else 'dense'}": lambda bits=bits, compact=compact: moments(bits, compact)
+        for bits in (16, 8)
         for compact in (False, True)
     },
     "rows-dense": lambda: rows(False),

@@ -23,7 +23,8 @@ def kernels() -> list[Kernel]:
 
 @needs_nvcc
 def test_nothing_spills(kernels):
-    assert {kernel.source for kernel in kernels} >= {"accumulate.cu", "launch.cu", "mask.cu", "step.cu", "topk.cu"}
+    sources = {"accumulate.cu", "launch.cu", "mask.cu", "step.cu", "step_moments.cu", "topk.cu"}
+    assert {kernel.source for kernel in kernels} >= sources
     for kernel in kernels:
         assert list(kernel.usage) == cuda_kernels.architectures(), kernel.name
         for architecture, usage in kernel.usage.items():
@@ -32,11 +33,11 @@ def test_nothing_spills(kernels):
 
 
 @needs_nvcc
-def test_as_many_thread_blocks_fit_as_the_launch_bounds_ask_for(kernels):
+def test_registers_suffice_for_the_thread_blocks_of_the_launch_bounds(kernels):
+    """Shared memory, which the launch bounds do not limit, may allow fewer."""
     for kernel in kernels:
         for architecture, usage in kernel.usage.items():
-            resident = usage.resident(kernel.threads, architecture)
-            assert resident >= kernel.least_resident, f"{kernel.name} on {architecture}"
+            assert usage.fit(kernel.threads) >= kernel.least_resident, f"{kernel.name} on {architecture}"
 
 
 @needs_nvcc
@@ -90,7 +91,8 @@ def in_fours(ptx: str, access: str) -> list[str]:
 @needs_nvcc
 @pytest.mark.skipif(cuda_kernels.disassembler() is None, reason="needs nvdisasm: pip install nvidia-cuda-nvdisasm")
 @pytest.mark.parametrize(
-    ("kernel", "loads"), [("masked_step<AdamW<false>>", 4 * 4), ("masked_step<AdamW<true>>", 2 * 5)]
+    ("kernel", "loads"),
+    [("masked_step<AdamW<false>, float32>", 4 * 4), ("masked_step<AdamW<true>, float32>", 2 * 5)],
 )
 def test_a_step_waits_once_for_the_elements_of_a_list(kernel, loads, kernels):
     """All loads of a lane's elements precede the first square root: their latencies overlap.

@@ -65,7 +65,7 @@ def weights(model: nn.Module) -> dict[str, Tensor]:
 
 def same_bits(x: Tensor, y: Tensor) -> bool:
     """Equality that tells NaN payloads and signed zeros apart."""
-    integer = {2: torch.int16, 4: torch.int32, 8: torch.int64}[x.element_size()]
+    integer = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[x.element_size()]
     return x.dtype == y.dtype and torch.equal(x.contiguous().view(integer), y.contiguous().view(integer))
 
 

@@ -20,7 +20,10 @@ KINDS = {
     "adamw": (aimfair.MaskedAdamW, ADAMW),
     "adamw-masters": (aimfair.MaskedAdamW, ADAMW | {"master_weights": True}),
     "adamw-stochastic": (aimfair.MaskedAdamW, ADAMW | {"stochastic_rounding": True, "seed": 7}),
+    "adamw-16bit": (aimfair.MaskedAdamW, ADAMW | {"moment_bits": 16, "seed": 7}),
+    "adamw-8bit": (aimfair.MaskedAdamW, ADAMW | {"moment_bits": 8, "seed": 7, "amsgrad": False}),
     "sgd": (aimfair.MaskedSGD, SGD),
+    "sgd-8bit": (aimfair.MaskedSGD, SGD | {"moment_bits": 8}),
     "sgd-masters": (aimfair.MaskedSGD, SGD | {"master_weights": True}),
     "sgd-plain": (aimfair.MaskedSGD, {"lr": 0.05}),
 }

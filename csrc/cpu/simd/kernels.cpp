@@ -27,6 +27,7 @@
 // The kernels, built on these:
 #include "cpu/simd/accumulate.h"
 #include "cpu/simd/step.h"
+#include "cpu/simd/step_moments.h"
 #include "cpu/simd/topk.h"
 
 namespace aimfair::cpu::AIMFAIR_SIMD {

@@ -55,21 +55,17 @@ struct Step {
         grad_factor(options_.maximize ? -values.grad_factor : values.grad_factor),
         random_key(kStochastic ? step_key(options_.seed, values.step) : 0) {}
 
+  AIMFAIR_INLINE float* state_of(int s) const { return static_cast<float*>(tensor.state[s]); }
+
   AIMFAIR_INLINE Floats read_grad(int64_t at, int count) const {
     return Param::get(grad + at, count) * Floats(grad_factor);
   }
 
   // Rounds new values to the parameter's type and writes the selected ones.
   AIMFAIR_INLINE void write_param(int64_t at, Floats x, Lanes selected, int count) const {
-    if constexpr (kStochastic) {
-      const uint64_t key = block_key(random_key, static_cast<uint64_t>(tensor.first_block + at / kBlock));
-      const Words random = random16(key, lane_index() + Words(static_cast<uint32_t>(at % kBlock)));
-      Param::put_lanes(param + at, Param::pack(x, random), selected, count);
-    } else if (selected == 0xffff) {
-      Param::put(param + at, Param::pack(x), count);
-    } else {
-      Param::put_lanes(param + at, Param::pack(x), selected, count);
-    }
+    const uint64_t block = static_cast<uint64_t>(tensor.first_block + at / kBlock);
+    const uint64_t key = kStochastic ? block_key(random_key, block) : 0;
+    put_rounded<kDType, kStochastic>(param + at, x, key, at % kBlock, selected, count);
   }
 
   // Blocks with some elements selected, dense state: everything is loaded, only selected elements are stored.
@@ -83,10 +79,10 @@ struct Step {
       const Lanes selected = list.lanes[list.index[j]];
       const int count = group_size(at);
       Floats state[kMaxStates];
-      for (int s = 0; s < Update::kStates; s++) state[s] = Fp32::get(tensor.state[s] + at, count);
+      for (int s = 0; s < Update::kStates; s++) state[s] = Fp32::get(state_of(s) + at, count);
       const Floats value = updated(kMaster ? Fp32::get(tensor.master + at, count) : Param::get(param + at, count),
                                    read_grad(at, count), state);
-      for (int s = 0; s < Update::kStates; s++) Fp32::put_lanes(tensor.state[s] + at, state[s], selected, count);
+      for (int s = 0; s < Update::kStates; s++) Fp32::put_lanes(state_of(s) + at, state[s], selected, count);
       if constexpr (kMaster) Fp32::put_lanes(tensor.master + at, value, selected, count);
       write_param(at, value, selected, count);
     }
@@ -130,7 +126,7 @@ struct Step {
 
   AIMFAIR_INLINE void compact_direction(float* moved, int64_t state_at, int count) const {
     Floats state[kMaxStates];
-    for (int s = 0; s < Update::kStates; s++) state[s] = Fp32::get(tensor.state[s] + state_at, count);
+    for (int s = 0; s < Update::kStates; s++) state[s] = Fp32::get(state_of(s) + state_at, count);
     if constexpr (kMaster) {
       const Floats value = updated(Fp32::get(tensor.master + state_at, count), load(moved), state);
       Fp32::put(tensor.master + state_at, value, count);
@@ -138,7 +134,7 @@ struct Step {
     } else {
       store(moved, update.direction(load(moved), state));
     }
-    for (int s = 0; s < Update::kStates; s++) Fp32::put(tensor.state[s] + state_at, state[s], count);
+    for (int s = 0; s < Update::kStates; s++) Fp32::put(state_of(s) + state_at, state[s], count);
   }
 
   AIMFAIR_INLINE Floats updated(Floats old, Floats g, Floats* state) const {
@@ -153,7 +149,7 @@ struct Step {
     const int64_t at = begin + list.index[j] * 16;
     prefetch(param + at);
     prefetch(grad + at);
-    for (int s = 0; s < Update::kStates && kDenseState; s++) prefetch(tensor.state[s] + at);
+    for (int s = 0; s < Update::kStates && kDenseState; s++) prefetch(state_of(s) + at);
     if constexpr (kMaster && kDenseState) prefetch(tensor.master + at);
   }
 
@@ -169,10 +165,10 @@ struct Step {
 
   AIMFAIR_INLINE void full_group(int64_t at, int count, int64_t state_at) const {
     Floats state[kMaxStates];
-    for (int s = 0; s < Update::kStates; s++) state[s] = Fp32::get(tensor.state[s] + state_at, count);
+    for (int s = 0; s < Update::kStates; s++) state[s] = Fp32::get(state_of(s) + state_at, count);
     const Floats old = kMaster ? Fp32::get(tensor.master + state_at, count) : Param::get(param + at, count);
     const Floats value = updated(old, read_grad(at, count), state);
-    for (int s = 0; s < Update::kStates; s++) Fp32::put(tensor.state[s] + state_at, state[s], count);
+    for (int s = 0; s < Update::kStates; s++) Fp32::put(state_of(s) + state_at, state[s], count);
     if constexpr (kMaster) Fp32::put(tensor.master + state_at, value, count);
     write_param(at, value, 0xffff, count);
   }
@@ -218,8 +214,8 @@ struct Step {
 
 // Chooses the instance for the element type, the master weights and the rounding.
 template <class Update>
-void step_range(const StepTensor& tensor, const StepOptions& options, const StepValues& values, const Update& update,
-                int64_t begin, int64_t end) {
+void float32_step_range(const StepTensor& tensor, const StepOptions& options, const StepValues& values,
+                        const Update& update, int64_t begin, int64_t end) {
   const bool master = tensor.master != nullptr;
   switch (tensor.dtype) {
     case DType::float32:

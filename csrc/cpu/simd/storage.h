@@ -44,4 +44,20 @@ struct Storage<DType::float16> : HalfStorage {
   static Halves pack(Floats x) { return floats_to_float16(x); }
 };
 
+// Rounds new values of a parameter, at random with kStochastic, and writes the selected ones. `key` is that of the
+// block and `place` that of the first element in it.
+template <DType kDType, bool kStochastic>
+AIMFAIR_INLINE void put_rounded(typename Storage<kDType>::type* to, Floats x, uint64_t key, int64_t place,
+                                Lanes selected, int count) {
+  using Param = Storage<kDType>;
+  if constexpr (kStochastic) {
+    const Words random = random16(key, lane_index() + Words(static_cast<uint32_t>(place)));
+    Param::put_lanes(to, Param::pack(x, random), selected, count);
+  } else if (selected == 0xffff) {
+    Param::put(to, Param::pack(x), count);
+  } else {
+    Param::put_lanes(to, Param::pack(x), selected, count);
+  }
+}
+
 }  // namespace aimfair::cpu::AIMFAIR_SIMD

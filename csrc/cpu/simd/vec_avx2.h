@@ -21,6 +21,9 @@ struct Words {  // uint32
   friend Words operator+(Words a, Words b) { return {_mm256_add_epi32(a.lo, b.lo), _mm256_add_epi32(a.hi, b.hi)}; }
   friend Words operator*(Words a, Words b) { return {_mm256_mullo_epi32(a.lo, b.lo), _mm256_mullo_epi32(a.hi, b.hi)}; }
   friend Words operator^(Words a, Words b) { return {_mm256_xor_si256(a.lo, b.lo), _mm256_xor_si256(a.hi, b.hi)}; }
+  friend Words operator&(Words a, Words b) { return {_mm256_and_si256(a.lo, b.lo), _mm256_and_si256(a.hi, b.hi)}; }
+  friend Words operator|(Words a, Words b) { return {_mm256_or_si256(a.lo, b.lo), _mm256_or_si256(a.hi, b.hi)}; }
+  friend Words operator<<(Words a, int bits) { return {_mm256_slli_epi32(a.lo, bits), _mm256_slli_epi32(a.hi, bits)}; }
   friend Words operator>>(Words a, int bits) { return {_mm256_srli_epi32(a.lo, bits), _mm256_srli_epi32(a.hi, bits)}; }
 };
 
@@ -60,11 +63,22 @@ inline Lanes greater(Words a, Words b) {  // as int32
   return lanes_of(_mm256_castsi256_ps(_mm256_cmpgt_epi32(a.lo, b.lo)),
                   _mm256_castsi256_ps(_mm256_cmpgt_epi32(a.hi, b.hi)));
 }
+inline Words greatest(Words a, Words b) {  // as int32
+  return {_mm256_max_epi32(a.lo, b.lo), _mm256_max_epi32(a.hi, b.hi)};
+}
+inline Words least(Words a, Words b) {  // as int32
+  return {_mm256_min_epi32(a.lo, b.lo), _mm256_min_epi32(a.hi, b.hi)};
+}
 inline Words compress(Lanes lanes, Words x) {
   alignas(32) int32_t packed[24];
   store_words(packed, _mm256_permutevar8x32_epi32(x.lo, front_order(lanes & 0xff)));
   store_words(packed + __builtin_popcount(lanes & 0xff), _mm256_permutevar8x32_epi32(x.hi, front_order(lanes >> 8)));
   return {load_words(packed), load_words(packed + 8)};
+}
+
+inline Words blend(Lanes lanes, Words yes, Words no) {
+  return {_mm256_blendv_epi8(no.lo, yes.lo, lane_mask(lanes & 0xff)),
+          _mm256_blendv_epi8(no.hi, yes.hi, lane_mask(lanes >> 8))};
 }
 
 struct Floats {
@@ -127,6 +141,7 @@ inline Floats expand(Lanes lanes, Floats x) {
           _mm256_permutevar8x32_ps(high, back_order(lanes >> 8))};
 }
 inline Words bits_of(Floats x) { return {_mm256_castps_si256(x.lo), _mm256_castps_si256(x.hi)}; }
+inline Floats floats_of(Words bits) { return {_mm256_castsi256_ps(bits.lo), _mm256_castsi256_ps(bits.hi)}; }
 inline Lanes nan_lanes(Floats x) {
   return lanes_of(_mm256_cmp_ps(x.lo, x.lo, _CMP_UNORD_Q), _mm256_cmp_ps(x.hi, x.hi, _CMP_UNORD_Q));
 }
@@ -154,6 +169,26 @@ inline void add_to(double* lanes, Floats x) {
   for (int i = 0; i < 4; i++) {
     _mm256_storeu_pd(lanes + 4 * i, _mm256_add_pd(_mm256_loadu_pd(lanes + 4 * i), _mm256_cvtps_pd(quarters[i])));
   }
+}
+
+// 16 bytes; what is stored is below 256.
+inline Words load_bytes(const uint8_t* from, int count) {
+  uint8_t part[16] = {};
+  if (count != 16) memcpy(part, from, static_cast<size_t>(count));
+  const __m128i bytes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(count == 16 ? from : part));
+  return {_mm256_cvtepu8_epi32(bytes), _mm256_cvtepu8_epi32(_mm_srli_si128(bytes, 8))};
+}
+inline __m128i packed_bytes(Words x) {
+  const __m256i halves = _mm256_permute4x64_epi64(_mm256_packus_epi32(x.lo, x.hi), 0xd8);
+  return _mm_packus_epi16(_mm256_castsi256_si128(halves), _mm256_extracti128_si256(halves, 1));
+}
+inline void store_bytes(uint8_t* to, Words x, int count) {
+  uint8_t part[16];
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(count == 16 ? to : part), packed_bytes(x));
+  if (count != 16) memcpy(to, part, static_cast<size_t>(count));
+}
+inline void store_bytes_lanes(uint8_t* to, Words x, Lanes lanes, int count) {
+  store_bytes(to, blend(lanes, x, load_bytes(to, count)), count);
 }
 
 using Halves = __m256i;  // 16 elements of a 16-bit type

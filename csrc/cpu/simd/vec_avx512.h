@@ -19,6 +19,9 @@ struct Words {  // uint32
   friend Words operator+(Words a, Words b) { return _mm512_add_epi32(a.v, b.v); }
   friend Words operator*(Words a, Words b) { return _mm512_mullo_epi32(a.v, b.v); }
   friend Words operator^(Words a, Words b) { return _mm512_xor_si512(a.v, b.v); }
+  friend Words operator&(Words a, Words b) { return _mm512_and_si512(a.v, b.v); }
+  friend Words operator|(Words a, Words b) { return _mm512_or_si512(a.v, b.v); }
+  friend Words operator<<(Words a, int bits) { return _mm512_slli_epi32(a.v, static_cast<unsigned>(bits)); }
   friend Words operator>>(Words a, int bits) { return _mm512_srli_epi32(a.v, static_cast<unsigned>(bits)); }
 };
 
@@ -26,7 +29,10 @@ inline Words lane_index() { return _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 
 inline Words load(const int32_t* from) { return _mm512_loadu_si512(from); }
 inline void store(int32_t* to, Words x) { _mm512_storeu_si512(to, x.v); }
 inline Lanes greater(Words a, Words b) { return _mm512_cmpgt_epi32_mask(a.v, b.v); }  // as int32
+inline Words greatest(Words a, Words b) { return _mm512_max_epi32(a.v, b.v); }        // as int32
+inline Words least(Words a, Words b) { return _mm512_min_epi32(a.v, b.v); }           // as int32
 inline Words compress(Lanes lanes, Words x) { return _mm512_maskz_compress_epi32(lanes, x.v); }
+inline Words blend(Lanes lanes, Words yes, Words no) { return _mm512_mask_blend_epi32(lanes, no.v, yes.v); }
 
 struct Floats {
   __m512 v;
@@ -57,6 +63,7 @@ inline Floats blend(Lanes lanes, Floats yes, Floats no) { return _mm512_mask_ble
 inline Floats compress(Lanes lanes, Floats x) { return _mm512_maskz_compress_ps(lanes, x.v); }
 inline Floats expand(Lanes lanes, Floats x) { return _mm512_maskz_expand_ps(lanes, x.v); }
 inline Words bits_of(Floats x) { return _mm512_castps_si512(x.v); }
+inline Floats floats_of(Words bits) { return _mm512_castsi512_ps(bits.v); }
 inline Lanes nan_lanes(Floats x) { return _mm512_cmp_ps_mask(x.v, x.v, _CMP_UNORD_Q); }
 inline Lanes finite_lanes(Floats x) {
   return _mm512_cmp_ps_mask(_mm512_abs_ps(x.v), _mm512_castsi512_ps(_mm512_set1_epi32(0x7f800000)), _CMP_LT_OQ);
@@ -76,6 +83,17 @@ inline void add_to(double* lanes, Floats x) {
   const __m512d high = _mm512_cvtps_pd(_mm512_extractf32x8_ps(x.v, 1));
   _mm512_storeu_pd(lanes, _mm512_add_pd(_mm512_loadu_pd(lanes), low));
   _mm512_storeu_pd(lanes + 8, _mm512_add_pd(_mm512_loadu_pd(lanes + 8), high));
+}
+
+// 16 bytes; what is stored is below 256.
+inline Words load_bytes(const uint8_t* from, int count) {
+  return _mm512_cvtepu8_epi32(_mm_maskz_loadu_epi8(first_lanes(count), from));
+}
+inline void store_bytes(uint8_t* to, Words x, int count) {
+  _mm_mask_storeu_epi8(to, first_lanes(count), _mm512_cvtepi32_epi8(x.v));
+}
+inline void store_bytes_lanes(uint8_t* to, Words x, Lanes lanes, int count) {
+  _mm_mask_storeu_epi8(to, static_cast<Lanes>(lanes & first_lanes(count)), _mm512_cvtepi32_epi8(x.v));
 }
 
 using Halves = __m256i;  // 16 elements of a 16-bit type

@@ -33,6 +33,15 @@ struct Words {  // uint32
   friend Words operator^(Words a, Words b) {
     return by_register<Words>([&](int q) { return veorq_u32(a.v[q], b.v[q]); });
   }
+  friend Words operator&(Words a, Words b) {
+    return by_register<Words>([&](int q) { return vandq_u32(a.v[q], b.v[q]); });
+  }
+  friend Words operator|(Words a, Words b) {
+    return by_register<Words>([&](int q) { return vorrq_u32(a.v[q], b.v[q]); });
+  }
+  friend Words operator<<(Words a, int bits) {
+    return by_register<Words>([&](int q) { return vshlq_u32(a.v[q], vdupq_n_s32(bits)); });
+  }
   friend Words operator>>(Words a, int bits) {
     return by_register<Words>([&](int q) { return vshlq_u32(a.v[q], vdupq_n_s32(-bits)); });
   }
@@ -102,10 +111,24 @@ inline void store(int32_t* to, Words x) {
 inline Lanes greater(Words a, Words b) {  // as int32
   return lanes_of([&](int q) { return vcgtq_s32(vreinterpretq_s32_u32(a.v[q]), vreinterpretq_s32_u32(b.v[q])); });
 }
+inline Words greatest(Words a, Words b) {  // as int32
+  return by_register<Words>([&](int q) {
+    return vreinterpretq_u32_s32(vmaxq_s32(vreinterpretq_s32_u32(a.v[q]), vreinterpretq_s32_u32(b.v[q])));
+  });
+}
+inline Words least(Words a, Words b) {  // as int32
+  return by_register<Words>([&](int q) {
+    return vreinterpretq_u32_s32(vminq_s32(vreinterpretq_s32_u32(a.v[q]), vreinterpretq_s32_u32(b.v[q])));
+  });
+}
 inline Words compress(Lanes lanes, Words x) {
   uint32_t packed[20];
   pack_lanes(lanes, [&](int q) { return vreinterpretq_u8_u32(x.v[q]); }, packed);
   return by_register<Words>([&](int q) { return vld1q_u32(packed + 4 * q); });
+}
+
+inline Words blend(Lanes lanes, Words yes, Words no) {
+  return by_register<Words>([&](int q) { return vbslq_u32(lane_mask(lanes, q), yes.v[q], no.v[q]); });
 }
 
 struct Floats {
@@ -183,6 +206,9 @@ inline Floats expand(Lanes lanes, Floats x) {
 inline Words bits_of(Floats x) {
   return by_register<Words>([&](int q) { return vreinterpretq_u32_f32(x.v[q]); });
 }
+inline Floats floats_of(Words bits) {
+  return by_register<Floats>([&](int q) { return vreinterpretq_f32_u32(bits.v[q]); });
+}
 inline Lanes nan_lanes(Floats x) {
   return lanes_of([&](int q) { return vmvnq_u32(vceqq_f32(x.v[q], x.v[q])); });
 }
@@ -209,6 +235,26 @@ inline void add_to(double* lanes, Floats x) {
     vst1q_f64(to, vaddq_f64(vld1q_f64(to), vcvt_f64_f32(vget_low_f32(x.v[q]))));
     vst1q_f64(to + 2, vaddq_f64(vld1q_f64(to + 2), vcvt_high_f64_f32(x.v[q])));
   }
+}
+
+// 16 bytes; what is stored is below 256.
+inline Words load_bytes(const uint8_t* from, int count) {
+  uint8_t part[16] = {};
+  if (count != 16) memcpy(part, from, static_cast<size_t>(count));
+  const uint8x16_t bytes = vld1q_u8(count == 16 ? from : part);
+  const uint16x8_t low = vmovl_u8(vget_low_u8(bytes)), high = vmovl_u8(vget_high_u8(bytes));
+  return {{vmovl_u16(vget_low_u16(low)), vmovl_u16(vget_high_u16(low)), vmovl_u16(vget_low_u16(high)),
+           vmovl_u16(vget_high_u16(high))}};
+}
+inline void store_bytes(uint8_t* to, Words x, int count) {
+  uint8_t part[16];
+  const uint16x8_t low = vcombine_u16(vmovn_u32(x.v[0]), vmovn_u32(x.v[1]));
+  const uint16x8_t high = vcombine_u16(vmovn_u32(x.v[2]), vmovn_u32(x.v[3]));
+  vst1q_u8(count == 16 ? to : part, vcombine_u8(vmovn_u16(low), vmovn_u16(high)));
+  if (count != 16) memcpy(to, part, static_cast<size_t>(count));
+}
+inline void store_bytes_lanes(uint8_t* to, Words x, Lanes lanes, int count) {
+  store_bytes(to, blend(lanes, x, load_bytes(to, count)), count);
 }
 
 struct Halves {  // 16 elements of a 16-bit type

@@ -51,6 +51,15 @@ inline Words operator*(Words a, Words b) {
 inline Words operator^(Words a, Words b) {
   return by_lane<Words>([&](int i) { return a.v[i] ^ b.v[i]; });
 }
+inline Words operator&(Words a, Words b) {
+  return by_lane<Words>([&](int i) { return a.v[i] & b.v[i]; });
+}
+inline Words operator|(Words a, Words b) {
+  return by_lane<Words>([&](int i) { return a.v[i] | b.v[i]; });
+}
+inline Words operator<<(Words a, int bits) {
+  return by_lane<Words>([&](int i) { return a.v[i] << bits; });
+}
 inline Words operator>>(Words a, int bits) {
   return by_lane<Words>([&](int i) { return a.v[i] >> bits; });
 }
@@ -67,7 +76,16 @@ inline void store(int32_t* to, Words x) { memcpy(to, x.v, sizeof x.v); }
 inline Lanes greater(Words a, Words b) {  // as int32
   return lanes_where([&](int i) { return static_cast<int32_t>(a.v[i]) > static_cast<int32_t>(b.v[i]); });
 }
+inline Words greatest(Words a, Words b) {  // as int32
+  return by_lane<Words>([&](int i) { return aimfair::greatest(a.v[i], b.v[i]); });
+}
+inline Words least(Words a, Words b) {  // as int32
+  return by_lane<Words>([&](int i) { return aimfair::least(a.v[i], b.v[i]); });
+}
 inline Words compress(Lanes lanes, Words x) { return compress_lanes(lanes, x); }
+inline Words blend(Lanes lanes, Words yes, Words no) {
+  return by_lane<Words>([&](int i) { return lanes >> i & 1 ? yes.v[i] : no.v[i]; });
+}
 
 struct Floats {
   float v[16];
@@ -130,6 +148,11 @@ inline Words bits_of(Floats x) {
   memcpy(bits.v, x.v, sizeof bits.v);
   return bits;
 }
+inline Floats floats_of(Words bits) {
+  Floats x;
+  memcpy(x.v, bits.v, sizeof x.v);
+  return x;
+}
 inline Lanes nan_lanes(Floats x) {
   return lanes_where([&](int i) { return is_nan_bits(float_bits(x.v[i])); });
 }
@@ -145,6 +168,21 @@ inline Words keys(Floats x, bool largest) {
 // lanes[i] += x[i]
 inline void add_to(double* lanes, Floats x) {
   for (int i = 0; i < 16; i++) lanes[i] += static_cast<double>(x.v[i]);
+}
+
+// 16 bytes; what is stored is below 256.
+inline Words load_bytes(const uint8_t* from, int count) {
+  Words x(0);
+  for (int i = 0; i < count; i++) x.v[i] = from[i];
+  return x;
+}
+inline void store_bytes(uint8_t* to, Words x, int count) {
+  for (int i = 0; i < count; i++) to[i] = static_cast<uint8_t>(x.v[i]);
+}
+inline void store_bytes_lanes(uint8_t* to, Words x, Lanes lanes, int count) {
+  for (int i = 0; i < count; i++) {
+    if (lanes >> i & 1) to[i] = static_cast<uint8_t>(x.v[i]);
+  }
 }
 
 struct Halves {  // 16 elements of a 16-bit type

@@ -86,6 +86,14 @@ AIMFAIR_HOST_DEVICE float absolute(float x) { return fabsf(x); }
 // a where a >= b, else b (so a NaN in b is kept).
 AIMFAIR_HOST_DEVICE float greater_or_second(float a, float b) { return a >= b ? a : b; }
 
+// Of integers, as int32.
+AIMFAIR_HOST_DEVICE uint32_t greatest(uint32_t a, uint32_t b) {
+  return static_cast<int32_t>(a) > static_cast<int32_t>(b) ? a : b;
+}
+AIMFAIR_HOST_DEVICE uint32_t least(uint32_t a, uint32_t b) {
+  return static_cast<int32_t>(a) < static_cast<int32_t>(b) ? a : b;
+}
+
 // Gradients are multiplied by this to divide them by *grad_scale (null: 1).
 AIMFAIR_HOST_DEVICE float gradient_factor(const float* grad_scale) { return grad_scale ? 1.0f / *grad_scale : 1.0f; }
 

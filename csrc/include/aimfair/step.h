@@ -4,6 +4,7 @@
 #include <cstdint>
 
 #include "aimfair/mask.h"
+#include "aimfair/moments.h"
 #include "aimfair/numeric.h"
 
 // step: AdamW or SGD on the selected elements of all tensors. Elements that are not selected keep every bit.
@@ -69,6 +70,7 @@ struct AdamW {
   using Constants = AdamWConstants;
   using Scalars = AdamWScalars;
   static constexpr int kStates = kAmsgrad ? 3 : 2;
+  static constexpr int kRootState = 1;  // in 8 bits its square root is kept
   AdamWConstants constants;
   AdamWScalars scalars;
 
@@ -130,6 +132,7 @@ struct Sgd {
   using Constants = SgdConstants;
   using Scalars = SgdScalars;
   static constexpr int kStates = kMomentum ? 1 : 0;
+  static constexpr int kRootState = -1;
   SgdConstants constants;
   SgdScalars scalars;
 
@@ -162,18 +165,20 @@ struct StepTensor {
   int64_t numel = 0;
   int64_t first_block = 0;  // of the tensor in the mask
   float* step = nullptr;    // steps taken so far, one value; the call adds 1
-  // Dense state: numel floats each. Compact state: one float per selected element, in index order.
+  // Dense state: numel values each. Compact state: one value per selected element, in index order. StepOptions::moments
+  // says of which type; with bits8 the bases of all blocks precede them.
   // AdamW: exp_avg, exp_avg_sq, max_exp_avg_sq (amsgrad). SGD: momentum_buffer (momentum != 0).
-  float* state[kMaxStates] = {};
+  void* state[kMaxStates] = {};
   float* master = nullptr;  // fp32 weights in the form of the state; null: the parameter is the only copy
 };
 
 struct StepOptions {
   MaskView mask;
-  bool compact = false;              // form of the state and the master weights
-  bool maximize = false;             // step in the direction of the gradient
-  bool stochastic_rounding = false;  // of bfloat16 parameters; not with master weights
-  uint64_t seed = 0;                 // of the stochastic rounding
+  Moments moments = Moments::float32;  // type of the state; with amsgrad not bits8
+  bool compact = false;                // form of the state and the master weights
+  bool maximize = false;               // step in the direction of the gradient
+  bool stochastic_rounding = false;    // of bfloat16 parameters; not with master weights
+  uint64_t seed = 0;                   // of the stochastic rounding of parameters and state
   // One value each, or null, on the device of the tensors: a captured CUDA graph reads them at every replay.
   const float* grad_scale = nullptr;  // gradients are divided by it
   const float* found_inf = nullptr;   // not 0: the call changes nothing, not even the steps
