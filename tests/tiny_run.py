@@ -91,7 +91,7 @@ def settings(photographs: Path, **sections: Any) -> Config:
     """Those of the run, with sections changed: of a mapping but the methods, the keys that are given."""
     values = SETTINGS | {"data": SETTINGS["data"] | {"root": str(photographs)}}
     for name, value in sections.items():
-        values[name] = values[name] | value if isinstance(value, dict) and name != "methods" else value
+        values[name] = values.get(name, {}) | value if isinstance(value, dict) and name != "methods" else value
     return Config.model_validate(values)
 
 

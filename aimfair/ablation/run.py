@@ -13,9 +13,11 @@ from aimfair.ablation.outcomes import collect
 from aimfair.ablation.plan import Parent
 from aimfair.base.errors import AimfairError, ConfigError
 from aimfair.base.files import is_temporary
+from aimfair.config import Config
 from aimfair.run.directory import Run
 from aimfair.stages.context import prepare_process, splits_of
 from aimfair.stages.pipeline import STAGES, run_stages
+from aimfair.tuning.settings import TuneSettings
 
 _OF_SEEDS = {"train", "sensitivity"}
 
@@ -47,6 +49,9 @@ def ablate(
     request = ablation.read(options, config)
     with Run.open(directory, own, quiet=quiet) as run:
         _finish_shared(run)
+        if own.tuned:
+            config = _as_tuned(run, config)
+            request = ablation.read(options, config)
         prepare_process(config)
         folder = run.ablation(name)
         _remove_stray(folder)
@@ -67,6 +72,18 @@ def ablate(
         report.write(folder, name, plan, outcomes, found)
     report.show(plan, outcomes, found)
     return folder / report.PAGE
+
+
+def _as_tuned(run: Run, config: Config) -> Config:
+    """``config`` with the settings that tuning chose for methods of the run, unless flags change those; its variants
+    tune nothing.
+
+    Raises:
+        AimfairError: the tuning is not finished.
+    """
+    tuned, own = run.tuned_config().methods, run.config.methods
+    methods = {name: tuned[name] if method == own.get(name) else method for name, method in config.methods.items()}
+    return config.model_copy(update={"methods": methods, "tune": TuneSettings()})
 
 
 def _clusters(run: Run) -> dict[str, str]:

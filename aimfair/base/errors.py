@@ -16,6 +16,10 @@ class ConfigError(AimfairError):
     exit_code = 2
 
 
+class DivergedError(AimfairError):
+    """A training whose loss, gradients or logits are not finite."""
+
+
 def listed(items: Sequence[str], separator: str = ", ", most: int = 20) -> str:
     """The first items, and how many more there are."""
     more = f"{separator}and {len(items) - most:,} more" if len(items) > most else ""

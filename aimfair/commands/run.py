@@ -4,6 +4,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from aimfair.base.errors import ConfigError
 from aimfair.commands.settings import (
     FLAGS_FOR_SETTINGS,
     Overrides,
@@ -22,6 +23,7 @@ STAGES = {
     "generate": "make the synthetic images",
     "train": "train the biased model on the biased real images",
     "sensitivity": "accumulate its gradients on real, biased and fair images",
+    "tune": "choose learning rates, epochs and selections by trials, as many as tune.trials says",
     "select": "choose the weights that each method tunes",
     "finetune": "tune them on the fair synthetic images, and train the other methods",
     "evaluate": "compute the metrics of every model on the test images",
@@ -54,6 +56,8 @@ def main(options: argparse.Namespace, overrides: Overrides) -> int:
             " without",
         )
     config, directory = read_settings(options.config, options.run, overrides)
+    if options.verb == "tune" and not config.tune.trials:
+        raise ConfigError("tune.trials: found 0, expected how many trials each method gets, as in --tune.trials 16")
     if rank_here() > 0:
         return _follow(directory)
     whole = options.verb in ("run", "demo")

@@ -12,6 +12,8 @@ from aimfair.generation.settings import GenerateSettings
 from aimfair.methods import BIASED, Method, Tune
 from aimfair.prompts.settings import PromptSettings
 from aimfair.training.settings import KEPT_FOR, FinetuneSettings, ModelSettings, OptimizerSettings, SensitivitySettings
+from aimfair.tuning.settings import TuneSettings
+from aimfair.tuning.space import Space, space_of
 
 _FILE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 _DEVICE = re.compile(r"auto|cpu|cuda(:[0-9]{1,2})?")
@@ -34,7 +36,19 @@ class Config(Settings):
     finetune: FinetuneSettings = FinetuneSettings()
     methods: dict[str, Method] = Field(description="name -> how it selects; the biased model is always there")
     default_method: str = Field(description="the method of the report's headline")
+    tune: TuneSettings = TuneSettings()
     evaluate: EvaluateSettings = EvaluateSettings()
+
+    @property
+    def tuned(self) -> list[str]:
+        """The methods whose settings are tuned."""
+        return [name for name in self.tune.methods or self.methods if self.tune.trials]
+
+    def space(self, name: str) -> Space:
+        """What is searched for a method."""
+        method = self.methods[name]
+        given = method.training_settings(self.train, self.finetune)
+        return space_of(name, method, given, self.sensitivity.statistics, self.tune)
 
     @field_validator("device")
     @classmethod
@@ -111,6 +125,20 @@ class Config(Settings):
                     f"found {method.least_epochs}, expected at most {epochs}, the epochs of the training that is"
                     " stopped there",
                 )
+        return self
+
+    @model_validator(mode="after")
+    def _check_tune(self) -> Self:
+        known = f"expected some of methods: {', '.join(self.methods) or 'none'}"
+        for key, names in (("methods", self.tune.methods or []), ("fixed", list(self.tune.fixed))):
+            if unknown := [name for name in names if name not in self.methods]:
+                raise Problem(("tune", key), f"found {unknown[0]!r}, {known}")
+        if self.tune.trials and self.tune.seeds > len(self.seeds):
+            raise Problem(
+                ("tune", "seeds"), f"found {self.tune.seeds}, expected at most {len(self.seeds)}, the number of seeds"
+            )
+        for name in self.tuned:
+            self.space(name)
         return self
 
     @model_validator(mode="after")

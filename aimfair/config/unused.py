@@ -6,6 +6,7 @@ from aimfair.base.settings import Settings
 from aimfair.config.tree import Config
 from aimfair.generation.settings import GenerateSettings
 from aimfair.training.settings import OptimizerSettings
+from aimfair.tuning.settings import TuneSettings
 
 _OF_IMPORTS = {"folder", "balanced_per_group", "biased_total", "minority_ratio", "disjoint", "seed"}
 
@@ -22,6 +23,8 @@ def without_effect(config: Config) -> Iterator[str]:
             yield from _lines("generate", generate, {"tensorrt"}, f"generate.engine is {generate.engine}")
         if prompts.provider == "grammar":
             yield from _lines("prompts", prompts, {"llm"}, "prompts.provider is grammar")
+    if not config.tune.trials:
+        yield from _lines("tune", config.tune, set(TuneSettings.model_fields) - {"trials"}, "tune.trials is 0")
     yield from _of_training("train", config.train)
     yield from _of_training("finetune", config.finetune)
 

@@ -35,7 +35,7 @@ class Rows:
         indices: int64 [N], which of them.
     """
 
-    stored: npt.NDArray[np.uint8]
+    stored: Pixels
     indices: npt.NDArray[np.int64]
 
     @property
@@ -106,8 +106,15 @@ class ImageSet:
     def subset(self, indices: Sequence[int] | npt.NDArray[np.int64]) -> "ImageSet":
         """The images at ``indices``, in that order."""
         chosen = np.asarray(indices, dtype=np.int64)
+        return self._with(self.images[chosen], chosen)
+
+    def rows(self, indices: npt.NDArray[np.int64]) -> "ImageSet":
+        """As :meth:`subset`, without a copy of the pixels, which may exceed the memory."""
+        return self._with(Rows(self.images, indices), indices)
+
+    def _with(self, pixels: Pixels, chosen: npt.NDArray[np.int64]) -> "ImageSet":
         return ImageSet(
-            self.images[chosen],
+            pixels,
             self.target[chosen],
             self.protected[chosen],
             tuple(self.ids[i] for i in chosen),

@@ -99,7 +99,7 @@ def _fill(run: Run, choice: Choice, results: Results, folder: Path, *, with_onnx
         run.interrupt.check()
 
     facts = Facts(
-        config=config,
+        config=run.tuned_config(),
         results=results,
         choice=choice,
         group_counts={name: part.group_counts(*splits.shape) for name, part in splits.parts.items()},

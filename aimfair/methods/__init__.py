@@ -18,7 +18,7 @@ from aimfair.methods.jtt import Jtt
 from aimfair.methods.last_layer_retrain import LastLayerRetrain
 from aimfair.methods.tune import Tune
 
-__all__ = ["BIASED", "KINDS", "Method", "MethodSettings", "Tune", "read_method"]
+__all__ = ["BIASED", "KINDS", "AnyMethod", "Method", "MethodSettings", "Tune", "read_method"]
 
 AnyMethod = Tune | Erm | SyntheticOnly | RealAndSynthetic | BalancedResampling | GroupDro | Jtt | LastLayerRetrain
 
@@ -57,11 +57,11 @@ Method = Annotated[AnyMethod, Field(discriminator="kind"), BeforeValidator(_of_i
 """The settings of one method; ``kind`` says of which."""
 
 
-def read_method(settings: Mapping[str, object]) -> MethodSettings:
+def read_method(settings: Mapping[str, object]) -> AnyMethod:
     """The method that these settings describe.
 
     Raises:
         pydantic.ValidationError: they do not go together.
     """
-    method: MethodSettings = TypeAdapter(Method).validate_python(dict(settings))
+    method: AnyMethod = TypeAdapter(Method).validate_python(dict(settings))
     return method

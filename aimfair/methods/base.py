@@ -45,6 +45,11 @@ class MethodSettings(Settings):
         return False
 
     @property
+    def trains_on_validation(self) -> bool:
+        """Whether real validation images train the model."""
+        return False
+
+    @property
     def least_epochs(self) -> int:
         """Epochs that its training must have."""
         return 1

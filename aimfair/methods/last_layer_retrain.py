@@ -42,6 +42,10 @@ class LastLayerRetrain(FinetuneMethod):
     def reads_groups(self) -> bool:
         return self.balanced_from == "real"
 
+    @property
+    def trains_on_validation(self) -> bool:
+        return self.balanced_from == "real"
+
     def training_settings(self, train: OptimizerSettings, finetune: FinetuneSettings) -> FinetuneSettings:
         """BatchNorm is frozen unless the method says otherwise. Validation images that train the head do not choose
         its epoch: the last is kept."""

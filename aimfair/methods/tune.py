@@ -149,6 +149,10 @@ class Tune(FinetuneMethod):
         return f"The method is AIM-Fair's ({paper}), the rule one of aimfair's."
 
 
+class NothingSelectedError(AimfairError):
+    """A selection without weights."""
+
+
 def select_mask(
     sensitivity: "Sensitivity",
     name: str,
@@ -166,8 +170,11 @@ def select_mask(
             none; None: they are those of the module that was registered last.
 
     Raises:
-        AimfairError: settings that do not go together, or select nothing.
+        NothingSelectedError: the settings select nothing.
+        AimfairError: they do not go together.
     """
+    from aimfair.selective.selection import NothingInCommonError
+
     arguments = {key: value for key, value in method.selection.items() if value is not None}
     del arguments["density_of"]
     arguments["seed"] = derive_seed(seed, "random mask")
@@ -180,10 +187,14 @@ def select_mask(
         if method.density_of == "weights" and counts_units:
             arguments["k"] = _fewest_units(sensitivity, arguments, arguments.pop("density"))
         mask = sensitivity.select(**arguments)
+    except NothingInCommonError as error:
+        raise NothingSelectedError(f"methods.{name}: {error}") from error
     except (ValueError, FloatingPointError) as error:
         raise AimfairError(f"methods.{name}: {error}") from error
     if mask.nnz == 0:
-        raise AimfairError(f"methods.{name}: the rule {method.rule} selects nothing; raise its density or shares")
+        raise NothingSelectedError(
+            f"methods.{name}: the rule {method.rule} selects nothing; raise its density or shares"
+        )
     return mask
 
 

@@ -14,7 +14,7 @@ from aimfair.data.images import ImageSet, Splits
 from aimfair.selective.mask import ParameterMask
 from aimfair.training.checkpoint import Checkpoint
 from aimfair.training.history import History
-from aimfair.training.loop import Objective, Training
+from aimfair.training.loop import Monitor, Objective, Training
 from aimfair.training.samplers import Indices, Sampler, groups_of
 from aimfair.training.settings import ModelSettings, OptimizerSettings
 
@@ -36,6 +36,7 @@ class Work:
         biased: the biased model.
         mask: of the given model, for methods that tune.
         inputs: digest of everything that the result depends on, for checkpoints.
+        monitor: of the training of the whole schedule, not of one that is stopped early.
     """
 
     name: str
@@ -54,6 +55,7 @@ class Work:
     progress: Progress = field(default_factory=lambda: Progress(quiet=True))
     interrupt: Interrupt = NEVER
     log: Log = NOWHERE
+    monitor: Monitor | None = None
 
     def groups(self, images: ImageSet) -> tuple[Indices, list[str]]:
         """:func:`groups_of` these images and the names of the groups; warns of a group without images."""
@@ -95,6 +97,7 @@ class Work:
             sampler=sampler,
             objective=objective,
             stop_after=stop_after,
+            monitor=self.monitor if stop_after is None else None,
             checkpoint=checkpoint or self.checkpoint(),
             name=self.name,
             interrupt=self.interrupt,

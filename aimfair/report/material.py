@@ -3,7 +3,7 @@
 import base64
 import io
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TypeVar
 
 import numpy as np
@@ -16,6 +16,7 @@ from aimfair.data.images import ImageSet, Splits
 from aimfair.evaluation.results import Results
 from aimfair.generation.summary import GenerationSummary
 from aimfair.prompts.diversity import Diversity
+from aimfair.report.tuning_section import Tuning
 from aimfair.selective.mask import ParameterMask
 from aimfair.training.history import History
 
@@ -70,6 +71,7 @@ class Material:
         histories: method ("biased" is the first training) -> seed -> history.
         masks: method -> seed -> mask.
         stage_seconds: stage -> seconds it took, in order.
+        tuned: method -> its trials, of methods whose settings were tuned.
     """
 
     config: Config
@@ -84,6 +86,7 @@ class Material:
     histories: Mapping[str, Mapping[int, History]]
     masks: Mapping[str, Mapping[int, ParameterMask]]
     stage_seconds: Mapping[str, float]
+    tuned: Mapping[str, Tuning] = field(default_factory=dict)
 
 
 def choose(rows: Sequence[Row], keys: Sequence[str], *purpose: int | str) -> list[Row]:

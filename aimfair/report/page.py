@@ -10,6 +10,7 @@ from aimfair.evaluation.scores import SCORES
 from aimfair.methods import BIASED
 from aimfair.report import charts, run_sections, template, wording
 from aimfair.report.material import Material, real_samples
+from aimfair.report.tuning_section import tuning_section
 from aimfair.report.wording import Comparison
 
 _MASKS = 6
@@ -46,6 +47,7 @@ def render(material: Material) -> str:
         confusions=_confusions(results),
         trainings=run_sections.trainings(material.histories, results.default_method),
         prompts=run_sections.prompts_section(material.diversity) if material.diversity is not None else None,
+        tuning=tuning_section(material.tuned, material.config),
         generation=run_sections.generation_section(material.generation),
     )
 

@@ -15,6 +15,8 @@ from aimfair.config import Config
 from aimfair.config import load as config_file
 from aimfair.methods import BIASED
 from aimfair.run.records import Records
+from aimfair.tuning.space import with_values
+from aimfair.tuning.trials import Choice
 
 _LOCK, _CONFIG = ".lock", "config.yaml"
 _RESTORE = "; restore the file, or give the settings of the run again with --config FILE --overwrite"
@@ -36,7 +38,7 @@ class Run:
         origin: the run that this one is a variant of, recognised by its path; None: it is no variant. Steps that the
             origin has finished with the same inputs are taken over.
 
-    Files: ``config.yaml templates.jsonl prompts.jsonl diversity.json synthetic/ generation.json
+    Files: ``config.yaml templates.jsonl prompts.jsonl diversity.json synthetic/ generation.json tuning/
     seeds/<seed>/{baseline/, sensitivity.safetensors, masks/<method>.safetensors, finetuned/<method>/} results.json
     report.html log.jsonl stages/ ablations/``; templates.jsonl only where a language model writes the prompts.
     """
@@ -106,8 +108,9 @@ class Run:
         If not, the caller does the step, which may be half done already.
 
         Args:
-            step: "prompts", "generate", "train/<seed>", "sensitivity/<seed>", "select/<seed>/<method>",
-                "finetune/<seed>/<method>", "evaluate" or "report".
+            step: "prompts", "generate", "train/<seed>", "sensitivity/<seed>", "tune/sensitivity/<seed>",
+                "tune/trials/<method>/<number>", "tune/chosen/<method>", "select/<seed>/<method>",
+                "finetune/<seed>/<method>", "evaluate/<seed>/<method>", "evaluate" or "report".
             inputs: everything the result depends on, of what JSON, pydantic or Path can hold: settings, and
                 under "upstream", :meth:`digest_of` each step whose results are read.
             content: the outputs must have their bytes, not only their sizes; for small ones that users may edit.
@@ -139,6 +142,20 @@ class Run:
         """
         return self._records.digest(step, content=content)
 
+    # -- tuning ------------------------------------------------------------------------------------------------------
+
+    def tuned_config(self) -> Config:
+        """The settings, those of methods as tuning chose them.
+
+        Raises:
+            AimfairError: the tuning is not finished, or out of date.
+        """
+        methods = dict(self.config.methods)
+        for name in self.config.tuned:
+            self.digest_of(f"tune/chosen/{name}")
+            methods[name] = with_values(methods[name], Choice.load(self.chosen(name)).values)
+        return self.config.model_copy(update={"methods": methods})
+
     # -- paths -------------------------------------------------------------------------------------------------------
 
     @property
@@ -158,6 +175,23 @@ class Run:
     @property
     def synthetic(self) -> Path:
         return self.path / "synthetic"
+
+    def trial(self, method: str, number: int) -> Path:
+        """Record of a trial of a method's settings."""
+        return self.path / "tuning" / "trials" / method / f"{number}.json"
+
+    def chosen(self, method: str) -> Path:
+        """The settings that tuning chose for a method."""
+        return self.path / "tuning" / "chosen" / f"{method}.json"
+
+    def tuning_sensitivity(self, seed: int) -> Path:
+        """As :meth:`sensitivity`, without the images that judge trials."""
+        return self.path / "tuning" / "sensitivity" / f"{seed}.safetensors"
+
+    @property
+    def tuning_work(self) -> Path:
+        """Checkpoints of the trial in progress."""
+        return self.path / "tuning" / "work"
 
     def baseline(self, seed: int) -> Path:
         return self._seed(seed) / "baseline"

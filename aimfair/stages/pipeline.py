@@ -10,7 +10,7 @@ import aimfair
 from aimfair.base.errors import AimfairError
 from aimfair.base.progress import duration
 from aimfair.run.directory import Run
-from aimfair.stages import evaluate, finetune, generate, preflight, prompts, report, select, sensitivity, train
+from aimfair.stages import evaluate, finetune, generate, preflight, prompts, report, select, sensitivity, train, tune
 from aimfair.stages.context import prepare_process
 
 STAGES: dict[str, Callable[[Run], None]] = {
@@ -18,6 +18,7 @@ STAGES: dict[str, Callable[[Run], None]] = {
     "generate": generate.run,
     "train": train.run,
     "sensitivity": sensitivity.run,
+    "tune": tune.run,
     "select": select.run,
     "finetune": finetune.run,
     "evaluate": evaluate.run,

@@ -16,7 +16,7 @@ from aimfair.config import Config
 from aimfair.config.unused import without_effect
 from aimfair.data.images import ImageSet, Splits
 from aimfair.methods import Tune
-from aimfair.methods.tune import select_mask
+from aimfair.methods.tune import NothingSelectedError, select_mask
 from aimfair.methods.work import Work
 from aimfair.run.directory import Run
 from aimfair.selective.mask import ParameterMask
@@ -32,6 +32,7 @@ from aimfair.training.samplers import groups_of
 from aimfair.training.sensitivity import SOURCES, measure_sensitivity
 from aimfair.training.settings import OptimizerSettings
 from aimfair.training.trial import try_classifier
+from aimfair.tuning.sampler import require_optuna
 
 IMAGES = 8
 """Of a rehearsal, at most, unless there are more groups."""
@@ -51,6 +52,8 @@ def check(run: Run, *, real_images: bool) -> None:
         run.log.warn("training and tuning run on the CPU: this aimfair was built without CUDA kernels")
     for line in without_effect(config):
         run.log.warn(line)
+    if config.tuned:
+        require_optuna()
     if real_images:
         splits = splits_of(run)
         _refuse_small_sources(config, len(splits.train))
@@ -66,9 +69,11 @@ def check(run: Run, *, real_images: bool) -> None:
 def _refuse_small_sources(config: Config, real: int) -> None:
     """Every source of sensitivity must fill a batch; ``real``: number of training images."""
     groups = len(config.prompts.targets) * len(config.prompts.protected)
+    judging = config.tune.held_out if config.tuned else 0.0
+    but = " that tune.held_out leaves" if config.tuned else ""
     for what, images in (
         ("of generate.biased_total", config.generate.biased_total),
-        ("of generate.balanced_per_group", config.generate.balanced_per_group * groups),
+        (f"of generate.balanced_per_group{but}", int(config.generate.balanced_per_group * groups * (1 - judging))),
         ("for training", real),
     ):
         if images < config.sensitivity.batch_size:
@@ -162,7 +167,7 @@ def _mask(run: Run, probe: Sensitivity, name: str, model: nn.Module) -> Paramete
     head = partial(head_names, model, run.config.data.image_size, f"methods.{name}")
     try:
         return select_mask(probe, name, method, run.config.seeds[0], head=head)
-    except AimfairError as error:
+    except NothingSelectedError as error:
         if isinstance(error.__cause__, NothingInCommonError):  # with the gradients of all images they may agree
             return ParameterMask.full(model)
         raise

@@ -19,16 +19,19 @@ from aimfair.prompts.diversity import Diversity, measure
 from aimfair.prompts.grammar import load_prompts
 from aimfair.report import page
 from aimfair.report.material import Material, Pixels, Replies, Synthetic, choose
+from aimfair.report.tuning_section import Tuning
 from aimfair.run.directory import Run
 from aimfair.stages.context import splits_of
 from aimfair.stages.select import mask_of
 from aimfair.training.history import History
+from aimfair.tuning.trials import Choice, Trial
 
 Part = TypeVar("Part")
 
 
 def run(run: Run) -> None:
-    inputs = {"upstream": run.digest_of("evaluate", content=True), "aimfair": aimfair.__version__}
+    tuned = [run.digest_of(f"tune/chosen/{name}") for name in run.config.tuned]
+    inputs = {"upstream": [run.digest_of("evaluate", content=True), *tuned], "aimfair": aimfair.__version__}
     if not run.is_done("report", inputs):
         write_text(run.report, page.render(gather(run)))
         run.finish("report", inputs, [run.report])
@@ -65,7 +68,13 @@ def gather(run: Run) -> Material:
         histories=_without_empty(histories),
         masks=_without_empty(masks),
         stage_seconds=_stage_seconds(events),
+        tuned={name: _tuning(run, name) for name in config.tuned},
     )
+
+
+def _tuning(run: Run, name: str) -> Tuning:
+    trials = [Trial.load(run.trial(name, number)) for number in range(run.config.tune.trials)]
+    return Tuning(trials, Choice.load(run.chosen(name)).trial)
 
 
 def _events(run: Run) -> list[dict[str, Any]]:

@@ -20,10 +20,11 @@ from aimfair.training.models import load_model
 
 
 def run(run: Run) -> None:
+    tuned = run.tuned_config().methods
     todo: dict[int, list[tuple[str, Tune, object]]] = {
         seed: [
             (name, method, inputs)
-            for name, method in run.config.methods.items()
+            for name, method in tuned.items()
             if isinstance(method, Tune)
             and not run.is_done(f"select/{seed}/{name}", inputs := _inputs(run, seed, method))
         ]

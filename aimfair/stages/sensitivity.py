@@ -1,8 +1,9 @@
 """Accumulates, for each seed, the biased model's gradients on real, biased synthetic and fair synthetic images."""
 
 import gc
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from functools import cache
+from pathlib import Path
 
 from aimfair.base.device import tuning_device
 from aimfair.data.images import ImageSet
@@ -26,14 +27,15 @@ def run(run: Run) -> None:
     todo = [
         (seed, inputs)
         for seed in run.config.seeds
-        if not run.is_done(f"sensitivity/{seed}", inputs := _inputs(run, seed))
+        if not run.is_done(f"sensitivity/{seed}", inputs := inputs_of(run, seed))
     ]
     for seed, inputs in run.progress.each(todo, lambda item: f"sensitivity {item[0]}"):
-        _measure(run, seed, inputs, sources)
+        measure(run, seed, sources(), run.sensitivity(seed), f"sensitivity {seed}")
+        run.finish(f"sensitivity/{seed}", inputs, [run.sensitivity(seed)])
         gc.collect()  # models can have reference cycles, for example with checkpointing
 
 
-def _inputs(run: Run, seed: int) -> dict[str, object]:
+def inputs_of(run: Run, seed: int) -> dict[str, object]:
     config = run.config
     return {
         "data": config.data.of_training,
@@ -44,15 +46,15 @@ def _inputs(run: Run, seed: int) -> dict[str, object]:
     }
 
 
-def _measure(run: Run, seed: int, inputs: object, sources: Callable[[], Mapping[str, ImageSet]]) -> None:
-    """One seed: in a function, so that its model and statistics are freed before those of the next are made."""
+def measure(run: Run, seed: int, sources: Mapping[str, ImageSet], path: Path, name: str) -> None:
+    """Writes the statistics of one seed to ``path``; its model is freed on return. ``name``: for the progress."""
     config = run.config
     model = load_model(run.baseline(seed), config.model).to(tuning_device(config.device))
-    batches = batches_of_each_source(sources(), config.sensitivity)
-    with run.progress.task(f"sensitivity {seed}", batches * len(SOURCES)) as task:
+    batches = batches_of_each_source(sources, config.sensitivity)
+    with run.progress.task(name, batches * len(SOURCES)) as task:
         probe = measure_sensitivity(
-            model, sources(), config.sensitivity, config.model, seed=seed, task=task, interrupt=run.interrupt
+            model, sources, config.sensitivity, config.model, seed=seed, task=task, interrupt=run.interrupt
         )
-    probe.save(run.sensitivity(seed))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    probe.save(path)
     run.log("sensitivity", seed=seed, batches=probe.batches)
-    run.finish(f"sensitivity/{seed}", inputs, [run.sensitivity(seed)])

@@ -14,7 +14,10 @@ HISTORY = "history.json"
 
 
 class Epoch(Record, frozen=False):
-    """One epoch. Losses are mean cross-entropy, accuracies shares; those of training are of augmented images."""
+    """One epoch. Losses are mean cross-entropy, accuracies shares; those of training are of augmented images.
+
+    ``measured``: numbers of the training's monitor, by name.
+    """
 
     epoch: int
     lr: float
@@ -23,6 +26,7 @@ class Epoch(Record, frozen=False):
     validation_loss: float
     validation_accuracy: float
     seconds: float
+    measured: dict[str, float] = Field(default_factory=dict)
 
 
 class History(Record, frozen=False):

@@ -4,7 +4,7 @@ import hashlib
 import json
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import closing
 from dataclasses import dataclass, field
 from functools import partial
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from aimfair.base.errors import AimfairError, prefixed
+from aimfair.base.errors import AimfairError, DivergedError, prefixed
 from aimfair.base.interrupt import NEVER, Interrupt, Interrupted
 from aimfair.base.log import NOWHERE, Log
 from aimfair.base.progress import SILENT, Task
@@ -66,6 +66,11 @@ class Objective(Protocol):
         """Restores a value of :meth:`state`."""
 
 
+Monitor = Callable[[nn.Module, Epoch], None]
+"""Sees the model, in evaluation mode, and the epoch that ends, to whose ``measured`` it may add numbers. What it raises
+ends the training."""
+
+
 @dataclass
 class Training:
     """Trains ``model`` in place with the cross-entropy of target labels. Protected labels are never read here.
@@ -84,6 +89,7 @@ class Training:
         sampler: of the images of an epoch; default: every image once.
         objective: default: the mean loss.
         stop_after: epochs after which to stop; learning rates stay those of ``settings.epochs``; default: all.
+        monitor: called after each epoch.
 
         checkpoint: to resume from; the caller removes it when the result is saved.
         name: begins its errors.
@@ -100,6 +106,7 @@ class Training:
     sampler: Sampler | None = None
     objective: Objective | None = None
     stop_after: int | None = None
+    monitor: Monitor | None = None
 
     checkpoint: Checkpoint | None = None
     name: str = "training"
@@ -153,7 +160,7 @@ class Training:
                 except Interrupted:
                     raise
                 except AimfairError as error:
-                    raise AimfairError(f"{self.name}: {error}") from error
+                    raise type(error)(f"{self.name}: {error}") from error
         history = self._position.history
         if history.kept_epoch < len(history.epochs):
             copy_tensors(self._kept, self.model)
@@ -194,7 +201,7 @@ class Training:
                 self.interrupt.check()
         validation_loss, validation_accuracy = self._validate()
         if not math.isfinite(validation_loss):
-            raise AimfairError(
+            raise DivergedError(
                 f"epoch {position.epoch}: the validation loss is infinite: the training diverges; choose a lower lr"
             )
         epoch = Epoch(
@@ -206,6 +213,8 @@ class Training:
             validation_accuracy=validation_accuracy,
             seconds=round(time.monotonic() - start, 3),
         )
+        if self.monitor:
+            self.monitor(self.model, epoch)
         self.log("epoch", **epoch.model_dump())
         self._finish_epoch(epoch)
 
@@ -235,7 +244,7 @@ class Training:
         whole_epoch = not position.seen and position.step + 1 == self._steps
         if whole_epoch or position.skipped_in_a_row == SKIPS_IN_A_ROW:
             which = "every step of the epoch" if whole_epoch else f"{SKIPS_IN_A_ROW} steps in a row"
-            raise AimfairError(
+            raise DivergedError(
                 f"{where}: {which} gave NaN or infinity, now {culprit}: the training diverges; choose a lower lr"
             )
         self.log.warn(f"{where}: skipped, {culprit} is NaN or infinite")

@@ -5,7 +5,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from aimfair.base.errors import AimfairError
+from aimfair.base.errors import DivergedError
 from aimfair.base.interrupt import NEVER, Interrupt
 from aimfair.base.memory import MicroBatch
 from aimfair.base.progress import SILENT, Task
@@ -52,7 +52,7 @@ def predict_logits(
         task: advances by images.
 
     Raises:
-        AimfairError: logits that are not finite.
+        DivergedError: logits that are not finite.
     """
     model.eval()
     micro_batch = MicroBatch(batch_size)
@@ -71,7 +71,7 @@ def predict_logits(
     scores = torch.cat(parts)
     if not scores.isfinite().all():
         bad = int((~scores.isfinite()).any(1).sum())
-        raise AimfairError(
+        raise DivergedError(
             f"the model gives NaN or infinite logits for {bad} of {len(images)} images: its training diverged;"
             " train it with a lower lr"
         )

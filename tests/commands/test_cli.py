@@ -131,8 +131,14 @@ def test_demo_is_run_with_the_bundled_settings(stages):
 
 @pytest.mark.parametrize("verb", STAGES)
 def test_a_verb_does_its_stage(stages, verb):
-    assert cli.main([verb, "--config", "demo", "--quiet"]) == 0
+    assert cli.main([verb, "--config", "demo", "--quiet", "--tune.trials", "2"]) == 0
     assert stages.ran == [verb]
+
+
+def test_tuning_without_trials_is_refused(stages, capsys):
+    assert cli.main(["tune", "--config", "demo", "--quiet"]) == 2
+    assert "tune.trials: found 0" in capsys.readouterr().err
+    assert stages.ran == []
 
 
 def test_an_existing_run_needs_no_config(stages):
@@ -181,8 +187,8 @@ def test_without_a_terminal_every_stage_and_model_has_a_line(stages, capsys):
     assert all(re.match(r"\d\d:\d\d:\d\d ", line) for line in lines)
     said = [re.sub(r"\d+\.\d s", "T s", line[9:]) for line in lines]
     for number, name in enumerate(STAGES, 1):
-        assert f"{name}: stage {number} of 8" in said
-        assert f"{name}: finished in T s, {number} of 8 stages" in said
+        assert f"{name}: stage {number} of {len(STAGES)}" in said
+        assert f"{name}: finished in T s, {number} of {len(STAGES)} stages" in said
     assert "train 7: finished, 1 of 2, about T s left" in said
     assert "train 8: finished, 2 of 2 in T s" in said
     assert cli.main(["run", "--config", "demo", "--quiet"]) == 0
