@@ -151,5 +151,5 @@ def available_images(parent: Parent) -> npt.NDArray[np.int64]:
 
 def from_parent(parent: Parent, **settings: Any) -> Mapping[str, Any]:
     """Settings of ``generate`` for a variant that draws from the parent's images instead of generating new ones."""
-    folder = {} if FOLDER in parent.flags else {"folder": str(parent.run.synthetic.resolve())}
+    folder = {} if FOLDER in parent.flags else {"folder": str(parent.run.synthetic.resolve()), "emoji": None}
     return {**folder, **settings}

@@ -12,10 +12,8 @@ from aimfair.prompts.settings import PromptSettings
 def read(options: Options, config: Config) -> Request:
     """``--method``."""
     options.only("prompts", "method")
-    if config.generate.folder is not None:
-        raise ConfigError(
-            "ablate prompts: the images of this run were imported (generate.folder), not generated from prompts"
-        )
+    if (instead := config.generate.instead) is not None:
+        raise ConfigError(f"ablate prompts: the images of this run are those of {instead}, not generated from prompts")
     return Request(*options.method_of(config))
 
 

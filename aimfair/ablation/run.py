@@ -106,7 +106,7 @@ def _finish_shared(run: Run) -> None:
     missing = [
         stage
         for stage in variants.SHARED
-        if not (stage == "prompts" and run.config.generate.folder is not None)  # imported images have none
+        if not (stage == "prompts" and not run.config.generate.in_use)  # imported and drawn images have none
         and not all(_is_finished(run, step) for step in _steps(stage, run.config.seeds))
     ]
     if missing:

@@ -67,8 +67,8 @@ def _build_or_check(action: str, config: "Config") -> int:
     from aimfair.diffusion.text_to_image import engine_and_source, load_source
     from aimfair.stages.context import prepare_process
 
-    if config.generate.folder is not None:
-        raise ConfigError(f"generate.folder: images are imported from {config.generate.folder}, no engine is used")
+    if (instead := config.generate.instead) is not None:
+        raise ConfigError(f"{instead}: takes the place of a text-to-image model, no engine is used")
     device = choose_device(config.device)
     name, reason = choose_engine(config.generate, lambda: device)
     settings = config.generate.model_copy(update={"engine": name})

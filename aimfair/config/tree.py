@@ -71,11 +71,17 @@ class Config(Settings):
 
     @model_validator(mode="after")
     def _check_prompts(self) -> Self:
-        if self.generate.folder is None:
+        if self.generate.in_use:
             try:
                 self.prompts.check_writing()
             except Problem as problem:
                 raise Problem(("prompts", *problem.key), str(problem)) from None
+        return self
+
+    @model_validator(mode="after")
+    def _check_emoji(self) -> Self:
+        if self.generate.emoji is not None and self.data.kind != "emoji":
+            raise Problem(("generate", "emoji"), f"needs data.kind emoji, found {self.data.kind!r}; leave it out")
         return self
 
     @model_validator(mode="after")

@@ -10,13 +10,17 @@ from aimfair.tuning.settings import TuneSettings
 
 _OF_IMPORTS = {"folder", "balanced_per_group", "biased_total", "minority_ratio", "disjoint", "seed"}
 
+_OF_EMOJI = (_OF_IMPORTS - {"folder"}) | {"emoji", "image_format", "batch_size", "max_rejections"}
+
 
 def without_effect(config: Config) -> Iterator[str]:
     """A line for each such setting, "<key>: <reason>". Values that are the default say nothing."""
     generate, prompts = config.generate, config.prompts
-    if generate.folder is not None:
-        reason = "images are imported from generate.folder"
-        yield from _lines("generate", generate, set(GenerateSettings.model_fields) - _OF_IMPORTS, reason)
+    if not generate.in_use:
+        imported = generate.folder is not None
+        reason = f"images are {'imported' if imported else 'drawn'}: {generate.instead}"
+        used = _OF_IMPORTS if imported else _OF_EMOJI
+        yield from _lines("generate", generate, set(GenerateSettings.model_fields) - used, reason)
         yield from _lines("prompts", prompts, {"provider", "per_group", "seed"}, reason)
     else:
         if not generate.engine.startswith("tensorrt") and generate.engine != "auto":

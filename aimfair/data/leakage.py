@@ -13,7 +13,7 @@ from aimfair.base.progress import Progress
 from aimfair.data.decode import content_digest
 from aimfair.data.images import ImageSet, Splits
 from aimfair.data.load import decode, decoded_together, list_images, with_biased_training
-from aimfair.data.settings import DataSettings
+from aimfair.data.settings import DRAWN, DataSettings
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ def find_leaks(
         In the order of ``digests``; an image of several splits counts to test before validation before training.
     """
     real: dict[str, tuple[str, str]] = {}
-    of_files = None if settings.kind == "digits" else _digests_of_files(settings, progress, interrupt)
+    of_files = None if settings.kind in DRAWN else _digests_of_files(settings, progress, interrupt)
     for name, part in splits.parts.items():
         real |= {digest: (name, one) for one, digest in zip(part.ids, _digests(part, of_files), strict=True)}
     return [Leak(file, *real[digest]) for file, digest in digests.items() if digest in real]
@@ -82,6 +82,6 @@ def _digests_of_files(settings: DataSettings, progress: Progress | None, interru
 
 
 def _digests(part: ImageSet, of_files: dict[str, str] | None) -> list[str]:
-    if of_files is None:  # drawn, several from one digit
+    if of_files is None:  # drawn, several from one digit or emoji
         return [content_digest(Image.fromarray(part.images[number])) for number in range(len(part))]
     return [of_files[file] for file in part.ids]

@@ -11,16 +11,17 @@ from aimfair.base.interrupt import NEVER, Interrupt
 from aimfair.base.log import NOWHERE, Log
 from aimfair.base.os_errors import explain
 from aimfair.base.progress import Progress
-from aimfair.data import celeba, digits, imagefolder, table, utkface
+from aimfair.data import celeba, digits, emoji, imagefolder, table, utkface
 from aimfair.data.biased_subset import Indices, check_majority
 from aimfair.data.cache import Decoded, decode_files
 from aimfair.data.catalogue import SPLITS, Catalogue, leave_out, naming_left_out
 from aimfair.data.duplicates import check_leakage, distinct
 from aimfair.data.images import ImageSet, Pixels, Rows, Splits
-from aimfair.data.settings import DataSettings
+from aimfair.data.settings import DRAWN, DataSettings
 from aimfair.data.split import biased, stratified, without_validation
 
 _READERS = {"table": table.read, "imagefolder": imagefolder.read, "celeba": celeba.read, "utkface": utkface.read}
+_DRAWN = {"digits": digits.load, "emoji": emoji.load}
 
 
 def load_splits(
@@ -43,8 +44,8 @@ def load_splits(
         AimfairError: the data set cannot be used: the line says which file or setting is wrong.
         Interrupted: while images are decoded.
     """
-    if settings.kind == "digits":
-        return digits.load(settings)
+    if settings.kind in DRAWN:
+        return _DRAWN[settings.kind](settings)
     catalogue = read_catalogue(settings, log)
     if settings.kind == "celeba" and (difference := celeba.differs_from_published(catalogue, settings)):
         log.warn(difference)
@@ -120,7 +121,7 @@ def read_catalogue(settings: DataSettings, log: Log = NOWHERE) -> Catalogue:
 
 
 def list_images(settings: DataSettings, log: Log = NOWHERE) -> Catalogue:
-    """Every image that the data set lists, whether or not a run would use it; any kind but digits.
+    """Every image that the data set lists, whether or not a run would use it; any kind that has files.
 
     If a table or an image folder has no validation images, some training images become validation images.
 

@@ -16,6 +16,23 @@ UTKFACE = {
 }
 """Attributes in UTKFace's file names -> names of their values."""
 
+EMOJI = {
+    "gender": ("woman", "man"),
+    "tone": ("light", "dark"),
+    "fitzpatrick": ("type 1-2", "type 3", "type 4", "type 5", "type 6"),
+    "scene": ("portrait", "action"),
+}
+"""Attributes of people emoji -> names of their values. Type 4 is neither light nor dark."""
+
+DRAWN = ("digits", "emoji")
+"""Kinds whose images are drawn from what aimfair ships: they have no files."""
+
+_NAMED = {"utkface": UTKFACE, "emoji": EMOJI}
+"""Kinds whose attributes are known without their files."""
+
+Style = Literal["noto", "fluent", "twemoji"]
+"""Of emoji: Google's Noto Emoji, Microsoft's Fluent Emoji in 3D, Twitter's Twemoji."""
+
 TABLES = (".csv", ".tsv", ".jsonl", ".parquet")
 """Suffixes of tables of labels."""
 
@@ -23,10 +40,17 @@ TABLES = (".csv", ".tsv", ".jsonl", ".parquet")
 class DataSettings(Settings):
     """The real images."""
 
-    kind: Literal["digits", "table", "imagefolder", "celeba", "utkface"] = Field(
+    kind: Literal["digits", "emoji", "table", "imagefolder", "celeba", "utkface"] = Field(
         "digits", description="layout of the data set"
     )
-    root: Folder | None = Field(None, description="folder of the data set; digits needs none")
+    root: Folder | None = Field(None, description="folder of the data set; digits and emoji need none")
+    style: Style = Field("noto", description="emoji: the drawing style")
+    drawings: int = Field(
+        4,
+        ge=1,
+        le=100,
+        description="emoji: images of each emoji, which differ in place, size, angle, mirroring and background",
+    )
     table: str = Field("labels.csv", description="table: the file of labels in root, .csv, .tsv, .jsonl or .parquet")
     file_column: str = Field("file", description="table: the column of paths")
     split_column: str | None = Field(
@@ -41,7 +65,8 @@ class DataSettings(Settings):
     target: str = Field(
         "at_least_five",
         description="the class to predict: digits: at_least_five or digit; table: a column; imagefolder: label, the"
-        " folder's name, or a column; celeba: an attribute; utkface: gender, white, race or age",
+        " folder's name, or a column; celeba: an attribute; utkface: gender, white, race or age; emoji: gender, tone,"
+        " fitzpatrick or scene",
     )
     protected: str = Field("ink", description="protected attribute: digits: ink; others: as target")
     intersect_with: list[str] = Field(
@@ -61,7 +86,7 @@ class DataSettings(Settings):
         description="biased training images; null: all that minority_ratio allows, of a table all its rows",
     )
     validation_share: float = Field(
-        0.15, gt=0, lt=0.5, description="share of each group, if the data set has no splits"
+        0.15, gt=0, lt=0.5, description="share of each group, if the data set has no splits; emoji: of the people"
     )
     test_share: float = Field(0.15, gt=0, lt=0.5, description="as validation_share")
     fit: Literal["crop", "stretch"] = Field(
@@ -80,7 +105,7 @@ class DataSettings(Settings):
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        if self.kind != "digits" and self.root is None:
+        if self.kind not in DRAWN and self.root is None:
             raise Problem(("root",), f"missing; {self.kind} needs the folder of the data set")
         self._check_roles()
         if self.group_column is not None and self.kind not in ("table", "imagefolder"):
@@ -89,12 +114,12 @@ class DataSettings(Settings):
             self._check_table()
         elif self.kind == "digits":
             self._check_digits()
-        elif self.kind == "utkface":
+        elif self.kind in _NAMED:
             for name, key in self.roles().items():
-                if name not in UTKFACE:
-                    expected = ", ".join(UTKFACE)
+                if name not in _NAMED[self.kind]:
+                    expected = ", ".join(_NAMED[self.kind])
                     raise Problem(
-                        (key.removeprefix("data."),), f"found {name!r}, expected one of {expected} for utkface"
+                        (key.removeprefix("data."),), f"found {name!r}, expected one of {expected} for {self.kind}"
                     )
         return self
 
@@ -144,7 +169,7 @@ class DataSettings(Settings):
             return None
         if self.kind == "digits":
             return (10 if self.target == "digit" else 2), 2
-        sizes = [2 if self.kind == "celeba" else len(UTKFACE[name]) for name in self.roles()]
+        sizes = [2 if self.kind == "celeba" else len(_NAMED[self.kind][name]) for name in self.roles()]
         return sizes[0], math.prod(sizes[1 : 2 + len(self.intersect_with)])
 
 

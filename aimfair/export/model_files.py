@@ -122,7 +122,7 @@ def measure(
     Args:
         folder: holds :data:`PREPROCESSOR`.
         model: in evaluation mode, on the CPU.
-        images: of the data set; digits have no files, so their pixels are used.
+        images: of the data set; where it has no files, their pixels are used.
         chosen: indices of the images to compare.
     """
     from transformers import AutoImageProcessor

@@ -104,7 +104,7 @@ def _fill(run: Run, choice: Choice, results: Results, folder: Path, *, with_onnx
         choice=choice,
         group_counts={name: part.group_counts(*splits.shape) for name, part in splits.parts.items()},
         density=_density(run, choice),
-        prompts=len(load_prompts(run.prompts)) if run.config.generate.folder is None else None,
+        prompts=len(load_prompts(run.prompts)) if run.config.generate.in_use else None,
         generation=GenerationSummary.load(run.generation) if run.generation.exists() else None,
         synthetic=_balanced(run.synthetic),
         agreement=agreement,

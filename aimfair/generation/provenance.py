@@ -7,7 +7,9 @@ from pathlib import Path
 from typing import Any, Self
 
 from aimfair.base.errors import AimfairError
-from aimfair.base.files import write_json
+from aimfair.base.files import file_digest, write_json
+from aimfair.data.emoji import sheet_file
+from aimfair.data.emoji_drawing import DRAWING
 from aimfair.data.settings import DataSettings
 from aimfair.diffusion.model import fingerprint
 from aimfair.generation.filters import filter_facts
@@ -24,7 +26,7 @@ _RENAMED = {"bias": "minority_ratio", "pictures": _SOURCE}  # facts of earlier v
 
 _NOT_IN_THE_IMAGES = {
     "model", "engine", "tensorrt", "filters", "image_format", "allow_download", "batch_size", "max_rejections",
-    "minority_ratio", "folder",
+    "minority_ratio", "folder", "emoji",
 }  # fmt: skip
 """Settings that may change within a set, and those that other facts stand for: the model's fingerprint, the engine's
 versions, the filters' facts, the plan. The batch size changes no pixel by more than one grey level."""
@@ -76,6 +78,13 @@ class Provenance:
                 "max_pixels": data.max_pixels,
             }
         )
+
+    @classmethod
+    def drawn(cls, settings: GenerateSettings) -> Self:
+        """Of emoji in ``settings.emoji``, besides the plan, which names them."""
+        assert settings.emoji is not None
+        sheet = file_digest(sheet_file(settings.emoji.style))
+        return cls({"emoji": settings.emoji.model_dump(mode="json") | {"sheet": sheet, "drawing": DRAWING}})
 
     @classmethod
     def read(cls, folder: Path) -> Self | None:

@@ -6,6 +6,7 @@ from typing import Literal, Self
 from pydantic import Field, model_validator
 
 from aimfair.base.settings import Folder, FolderOrName, Problem, Settings
+from aimfair.data.settings import Style
 from aimfair.diffusion.settings import TextToImageSettings
 
 _HOOK = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*", re.ASCII)
@@ -41,6 +42,15 @@ class FilterSettings(Settings):
         return self
 
 
+class EmojiSettings(Settings):
+    """Synthetic images for ``data.kind`` emoji: the people of the training images in another style."""
+
+    style: Style = Field("twemoji", description="the drawing style")
+    degradation: float = Field(
+        0.0, ge=0, le=1, description="strength of blur, noise, colour cast and loss of detail; 0: none"
+    )
+
+
 class GenerateSettings(TextToImageSettings):
     """Synthetic images: which model makes them, how many, and which are kept."""
 
@@ -48,6 +58,9 @@ class GenerateSettings(TextToImageSettings):
         None,
         description="folder of existing images to copy instead of generating any: subfolders <y>_<a>, the numbers"
         " of class and protected value, or the synthetic/ of another run",
+    )
+    emoji: EmojiSettings | None = Field(
+        None, description="draw emoji instead of generating images, if the real images are emoji"
     )
     balanced_per_group: int = Field(300, ge=1, le=10**6, description="images of each group in the balanced set")
     biased_total: int = Field(1000, ge=1, le=10**7, description="images in the biased set")
@@ -64,10 +77,19 @@ class GenerateSettings(TextToImageSettings):
 
     @property
     def in_use(self) -> bool:
-        return self.folder is None
+        return self.instead is None
+
+    @property
+    def instead(self) -> str | None:
+        """The setting that takes the place of prompts and model; None: they are used."""
+        if self.folder is not None:
+            return "generate.folder"
+        return "generate.emoji" if self.emoji is not None else None
 
     @model_validator(mode="after")
     def _check_job(self) -> Self:
-        if self.folder is not None and self.filters != FilterSettings():
-            raise Problem(("filters",), "images of generate.folder are not filtered; leave one of the two out")
+        if self.folder is not None and self.emoji is not None:
+            raise Problem(("emoji",), "images are copied from generate.folder; leave one of the two out")
+        if self.instead is not None and self.filters != FilterSettings():
+            raise Problem(("filters",), f"images of {self.instead} are not filtered; leave one of the two out")
         return self

@@ -14,11 +14,11 @@ from aimfair.base.interrupt import NEVER, Interrupt, Interrupted
 from aimfair.base.log import Log
 from aimfair.base.progress import Progress
 from aimfair.config import Config
-from aimfair.data import digits
 from aimfair.data.catalogue import SPLITS, Catalogue, Rejected
 from aimfair.data.images import Splits
 from aimfair.data.leakage import Leak, find_leaks, refuse_leaks
 from aimfair.data.load import decode, decoded_together, list_images, load_splits, with_biased_training
+from aimfair.data.settings import DRAWN
 from aimfair.generation import imported, source
 from aimfair.scan.advice import problems
 from aimfair.scan.images import find_duplicates, measure
@@ -72,8 +72,8 @@ def scan(
         Interrupted: as ``interrupt`` says; images decoded so far stay in the cache.
     """
     context = _Context(config, progress or Progress(quiet=True), interrupt)
-    if config.data.kind == "digits":
-        splits = digits.load(config.data)
+    if config.data.kind in DRAWN:
+        splits = load_splits(config.data)
         return _combine(context, _Loaded(splits, None, []), splits.target_names, splits.protected_names, None)
     catalogue = list_images(config.data, context.log)
     decoded = _decode_all(catalogue, context)

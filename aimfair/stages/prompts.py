@@ -16,8 +16,8 @@ _PATIENCE = {"timeout", "retries", "max_wait", "max_fruitless"}
 
 
 def run(run: Run) -> None:
-    if run.config.generate.folder is not None:
-        run.log.tell("prompts: none, images are imported from generate.folder")
+    if (instead := run.config.generate.instead) is not None:
+        run.log.tell(f"prompts: none, the images are those of {instead}")
         return
     inputs = _inputs(run)
     if run.is_done("prompts", inputs):

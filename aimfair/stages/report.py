@@ -114,8 +114,8 @@ def _pixels(path: Path) -> Pixels:
 
 
 def _diversity(run: Run) -> Diversity | None:
-    """From the stage, or measured now for runs of older versions that did not; None: images are imported."""
-    if run.config.generate.folder is not None:
+    """From the stage, or measured now for runs of older versions that did not; None: images are imported or drawn."""
+    if not run.config.generate.in_use:
         return None
     if run.diversity.exists():
         return Diversity.load(run.diversity)

@@ -19,6 +19,7 @@ from aimfair.ablation.plan import Names
 from aimfair.base.errors import ConfigError
 from aimfair.base.files import write_text
 from aimfair.evaluation.predictions import Predictions
+from aimfair.generation.settings import GenerateSettings
 from aimfair.methods import Tune
 from aimfair.report import charts
 from aimfair.run.directory import Run
@@ -348,11 +349,11 @@ def test_a_model_of_few_blocks_is_cut_further_in():
         assert sorted(held) == sorted(names)
 
 
-def test_a_run_with_imported_images_lacks_no_prompts(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_with_imported_or_drawn_images_lacks_no_prompts(monkeypatch: pytest.MonkeyPatch) -> None:
     done: list[str] = []
     monkeypatch.setattr(ablation_run, "_is_finished", lambda _, step: step != "prompts")
     monkeypatch.setattr(ablation_run, "run_stages", lambda _, stages: done.extend(stages))
-    for folder in (Path("images"), None):
-        config = SimpleNamespace(seeds=[1], generate=SimpleNamespace(folder=folder))
+    for settings in ({"folder": Path("images")}, {"emoji": {}}, {}):
+        config = SimpleNamespace(seeds=[1], generate=GenerateSettings.model_validate(settings))
         ablation_run._finish_shared(SimpleNamespace(config=config, log=SimpleNamespace(tell=done.append)))  # type: ignore[arg-type]
     assert done == ["this run is not finished: first its prompts", "prompts"]

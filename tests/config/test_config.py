@@ -50,7 +50,7 @@ def test_bundled_settings_load_and_round_trip(path, tmp_path):
 
 
 def test_what_is_bundled():
-    assert {path.stem for path in BUNDLED} == {"demo", *PAPER}
+    assert {path.stem for path in BUNDLED} == {"demo", "premise", *PAPER}
 
 
 def test_the_tasks_of_the_paper_differ_in_data_and_words_alone():
@@ -152,7 +152,7 @@ def test_settings_do_not_change():
         ("train:\n  lr: .nan\n", "FILE:2: train.lr: found NaN, expected a finite number"),
         ("train:\n  lr: -1e-3\n", "FILE:2: train.lr: found -0.001, expected greater than 0"),
         ("train: 3\n", "FILE:1: train: found 3, expected keys and values"),
-        ("data:\n  kind: mnist\n", "FILE:2: data.kind: found \"mnist\", expected 'digits', 'table'"),
+        ("data:\n  kind: mnist\n", "FILE:2: data.kind: found \"mnist\", expected 'digits', 'emoji', 'table'"),
         ("seeds:\n- 1\n- x\n", 'FILE:3: seeds.1: found "x", expected a whole number'),
         ("seeds: []\n", "FILE:1: seeds: "),
         ("methods:\n  a:\n    bias_k: x\n", 'FILE:3: methods.a.bias_k: found "x"'),

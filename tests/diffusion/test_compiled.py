@@ -113,7 +113,7 @@ def test_nothing_is_built_ahead(capsys: pytest.CaptureFixture[str]) -> None:
 @pytest.mark.parametrize("action", ["build", "check"])
 def test_imported_images_need_no_engine(capsys: pytest.CaptureFixture[str], tmp_path: Path, action: str) -> None:
     assert cli.main(["engine", action, "--config", "demo", "--generate.folder", str(tmp_path)]) == 2
-    assert "generate.folder: images are imported from" in capsys.readouterr().err
+    assert "generate.folder: takes the place of a text-to-image model" in capsys.readouterr().err
 
 
 @pytest.mark.slow
