@@ -69,11 +69,11 @@ def check(run: Run, *, real_images: bool) -> None:
 def _refuse_small_sources(config: Config, real: int) -> None:
     """Every source of sensitivity must fill a batch; ``real``: number of training images."""
     groups = len(config.prompts.targets) * len(config.prompts.protected)
-    judging = config.tune.held_out if config.tuned else 0.0
+    left = 1 - config.tune.held_out if config.tuned else 1.0
     but = " that tune.held_out leaves" if config.tuned else ""
     for what, images in (
-        ("of generate.biased_total", config.generate.biased_total),
-        (f"of generate.balanced_per_group{but}", int(config.generate.balanced_per_group * groups * (1 - judging))),
+        (f"of generate.biased_total{but}", int(left * config.generate.biased_total)),
+        (f"of generate.balanced_per_group{but}", int(left * config.generate.balanced_per_group * groups)),
         ("for training", real),
     ):
         if images < config.sensitivity.batch_size:

@@ -47,6 +47,8 @@ FLAGS = {
     "methods.erm.epochs": "1",
     "methods.jtt.upweight": "2",
     "evaluate.replicates": "200",
+    "tune.trials": "2",
+    "tune.methods": "paper,aimfair,last_layer",
 }
 
 
@@ -79,6 +81,9 @@ def test_settings_of_the_paper(name: str) -> None:
     paper = config.methods["paper"]
     assert (paper.rule, paper.criterion, paper.granularity) == ("intersection", "difference", "tensor")
     assert (paper.bias_k, paper.domain_k, paper.lr) == (55, 55, None)
+    assert config.tuned == list(config.methods)
+    assert config.space("paper").density is None
+    assert not config.space("paper").rules  # tuning leaves the paper's selection as it is
     sizes = group_sizes(config.data.majority, 2, config.data.minority_ratio, 20_000)
     assert sizes.tolist() == [[1000, 9000], [9000, 1000]]
     if config.data.kind == "celeba":

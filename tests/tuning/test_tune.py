@@ -1,8 +1,10 @@
 """Tuning in a run: trials, their choice, what follows it, and continuing after a stop."""
 
 import json
+import os
 import shutil
 import signal
+import subprocess
 import sys
 from collections.abc import Iterator
 from itertools import count
@@ -18,11 +20,11 @@ from aimfair.base.interrupt import Interrupted
 from aimfair.config import Config
 from aimfair.methods import LastLayerRetrain
 from aimfair.run.directory import Run
-from aimfair.stages import finetune, select, tune
+from aimfair.stages import evaluate, finetune, preflight, report, select, tune
 from aimfair.training.history import History
 from aimfair.training.loop import Training
-from aimfair.tuning import sampler
-from aimfair.tuning.trials import Choice, Trial
+from aimfair.tuning import choice, sampler
+from aimfair.tuning.trials import Choice, Step, Trial
 from tests.tiny_run import METHODS, SEEDS, SETTINGS, settings
 
 TRIALS = 3
@@ -235,3 +237,95 @@ def test_judging_images_share_no_prompt_with_training_ones(tuned: Path, photogra
         for file in held.judge:
             counts[by_file[file].group] += 1
         assert (counts == 2).all()  # 0.2 of 6 images of one prompt each: the first number of whole prompts above
+
+
+def test_the_report_has_the_front_the_choice_and_the_regret(tuned: Path, photographs: Path, tmp_path: Path) -> None:
+    path = Path(shutil.copytree(tuned, tmp_path / "run"))
+    with Run.open(path, config(photographs), quiet=True) as run:
+        for stage in (select, finetune, evaluate, report):
+            stage.run(run)
+        page = run.report.read_text()
+    section = page[page.index('<section id="tuning">') :]
+    section = section[: section.index("</section>")]
+    assert section.count('<div class="scatter"') == len(TUNED)
+    assert section.count("chosen <span") == len(TUNED)
+    assert "Regret" in section
+    assert "3 trials of each method, with 1 seed." in section
+    assert '<a href="#tuning">' in page
+
+
+def test_an_ablation_varies_the_chosen_settings_and_tunes_nothing(tuned: Path, photographs: Path) -> None:
+    from aimfair.ablation.run import _as_tuned
+
+    with Run.open(tuned, config(photographs), quiet=True) as run:
+        chosen = run.tuned_config().methods
+        made = _as_tuned(run, run.config)
+        assert (dict(made.methods), made.tuned) == (chosen, [])
+        flag = run.config.methods["full"].model_copy(update={"lr": 0.5})
+        changed = run.config.model_copy(update={"methods": {**run.config.methods, "full": flag}})
+        assert _as_tuned(run, changed).methods["full"].lr == 0.5
+
+
+def test_a_weak_trial_is_pruned(fresh: Path, photographs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All trials after the first four, as soon as they may."""
+    seen = []
+
+    def weak(now: Step, share: float, finished: Any) -> bool:
+        seen.append(share)
+        return len(finished) >= 2
+
+    monkeypatch.setattr(choice, "is_weak", weak)
+    with Run.open(fresh, config(photographs, names=("full",)), overwrite=True, quiet=True) as run:
+        tune.run(run)
+        assert [one.state for one in trials(run, "full")] == ["complete", "complete", "pruned"]
+        last = trials(run, "full")[2]
+        assert last.reason is not None
+        assert last.reason.startswith("after epoch 1 of ")
+        assert last.last is not None
+        assert Choice.load(run.chosen("full")).trial < 2
+
+
+def test_optuna_is_asked_for_before_anything_is_made(
+    fresh: Path, photographs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "optuna", None)
+    with (
+        Run.open(fresh, config(photographs), overwrite=True, quiet=True) as run,
+        pytest.raises(AimfairError, match="optuna is not installed"),
+    ):
+        preflight.check(run, real_images=True)
+
+
+_CHILD = """
+import sys
+from pathlib import Path
+from aimfair.run.directory import Run
+from aimfair.stages import tune
+from aimfair.commands.settings import read_settings
+config, directory = read_settings(None, Path(sys.argv[1]), {})
+print("ready", flush=True)
+with Run.open(directory, config, quiet=True) as run:
+    tune.run(run)
+"""
+
+
+@pytest.mark.slow
+def test_a_killed_tuning_ends_as_one_that_was_not(tuned: Path, fresh: Path, photographs: Path, tiny: Path) -> None:
+    """kill -9 at ever later times, then a process that comes to its end."""
+    made = config(photographs).model_copy(update={"checkpoint_seconds": 0.0})
+    Run.open(fresh, made, overwrite=True, quiet=True).close()
+    environment = {**os.environ, "XDG_CACHE_HOME": str(tiny / "cache"), "OMP_NUM_THREADS": "1"}
+    for seconds in (0.5, 1, 2, 3, 4, None):
+        child = subprocess.Popen(
+            [sys.executable, "-c", _CHILD, str(fresh)], env=environment, stdout=subprocess.PIPE, text=True
+        )
+        assert child.stdout is not None
+        assert child.stdout.readline() == "ready\n"
+        try:
+            assert child.wait(timeout=seconds) == 0
+        except subprocess.TimeoutExpired:
+            child.kill()
+            child.wait()
+        finally:
+            child.stdout.close()
+    assert records(fresh) == records(tuned)
