@@ -1,4 +1,4 @@
-"""The formats of optimizer moments in 32, 16 and 8 bits, in plain torch; those of csrc/include/aimfair/moments.h.
+"""The formats of optimizer moments in 32, 16 and 8 bits, in plain torch, as in csrc/include/aimfair/moments.h.
 
 A step computes in float32 and rounds what it keeps for the next one. Rounding is stochastic, up or down in proportion
 to the distance: a moving average that changes by less than the distance of two representable values still follows its

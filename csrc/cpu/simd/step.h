@@ -2,9 +2,10 @@
 
 // The masked step for a range of one tensor. Included by kernels.cpp after a vector header.
 //
-// A range is cut into runs of blocks of one kind: nothing selected (skipped), everything selected (plain loops) and
-// some selected. In the last kind the mask is first decoded to a list of the groups of 16 elements that have a
-// selected one, so that the loop over them has no unpredictable branch and can prefetch the memory it will touch.
+// A range is cut into runs of blocks of one kind: nothing selected (skipped), everything selected (plain loops), some
+// selected and, with compact state, few selected. In the last two the mask is first decoded to a list of the groups of
+// 16 elements that have a selected one, so that the loop over them has no unpredictable branch and can prefetch the
+// memory it will touch.
 
 namespace aimfair::cpu::AIMFAIR_SIMD {
 namespace {
@@ -13,7 +14,9 @@ constexpr int kRunBlocks = 64;                        // longest run that is dec
 constexpr int kRunGroups = kRunBlocks * kBlock / 16;  // groups of 16 elements
 constexpr int kBatch = 128;                           // selected elements gathered at a time; small, so that
                                                       // memory and arithmetic overlap
-constexpr int kPrefetchGroups = 48;                   // how far ahead, in groups that have a selected element
+constexpr int kGroupsPerBlock = kBlock / 16;
+constexpr int kMostListed = 400;     // selected elements of a block, up to which they are listed
+constexpr int kPrefetchGroups = 48;  // how far ahead, in groups that have a selected element
 
 // The groups of a run that have a selected element.
 struct GroupList {
@@ -63,8 +66,7 @@ struct Step {
 
   // Rounds new values to the parameter's type and writes the selected ones.
   AIMFAIR_INLINE void write_param(int64_t at, Floats x, Lanes selected, int count) const {
-    const uint64_t block = static_cast<uint64_t>(tensor.first_block + at / kBlock);
-    const uint64_t key = kStochastic ? block_key(random_key, block) : 0;
+    const uint64_t key = kStochastic ? block_key_of(at / kBlock) : 0;
     put_rounded<kDType, kStochastic>(param + at, x, key, at % kBlock, selected, count);
   }
 
@@ -122,6 +124,53 @@ struct Step {
         from += __builtin_popcount(selected);
       }
     }
+  }
+
+  // Compact state and few elements selected: those are listed, and their gradients and parameters gathered and
+  // scattered sixteen at a time, so that the arithmetic is of selected elements only.
+  void few_selected_compact(int64_t first_block, int64_t end_block, int64_t state_at) const {
+    const GroupList list = groups_of(first_block, end_block, 1.0);
+    const int64_t begin = first_block * kBlock;
+    alignas(64) int32_t places[kBatch + 16];  // in the run
+    for (int j = 0; j < kPrefetchGroups; j++) prefetch_group<false>(list, j, begin);
+    for (int j = 0; j < list.size;) {
+      int size = 0;
+      const int block = list.index[j] / kGroupsPerBlock;
+      for (; j < list.size && size <= kBatch - 16; j++) {
+        // With stochastic rounding one block at a time: each has its own random key.
+        if (kStochastic && list.index[j] / kGroupsPerBlock != block) break;
+        prefetch_group<false>(list, j + kPrefetchGroups, begin);
+        const Lanes selected = list.lanes[list.index[j]];
+        store(places + size, compress(selected, lane_index() + Words(static_cast<uint32_t>(list.index[j]) * 16)));
+        size += __builtin_popcount(selected);
+      }
+      const uint64_t key = kStochastic ? block_key_of(first_block + block) : 0;
+      for (int i = 0; i < size; i += 16) {
+        listed_group(begin, load(places + i), state_at + i, key, size - i < 16 ? size - i : 16);
+      }
+      state_at += size;
+    }
+  }
+
+  // The first `count` of sixteen elements at `places` from `begin` on.
+  AIMFAIR_INLINE void listed_group(int64_t begin, Words places, int64_t state_at, uint64_t key, int count) const {
+    Floats state[kMaxStates];
+    for (int s = 0; s < Update::kStates; s++) state[s] = Fp32::get(state_of(s) + state_at, count);
+    const Floats old =
+        kMaster ? Fp32::get(tensor.master + state_at, count) : Param::get_at(param + begin, places, count);
+    const Floats value = updated(old, Param::get_at(grad + begin, places, count) * Floats(grad_factor), state);
+    for (int s = 0; s < Update::kStates; s++) Fp32::put(state_of(s) + state_at, state[s], count);
+    if constexpr (kMaster) Fp32::put(tensor.master + state_at, value, count);
+    if constexpr (kStochastic) {
+      const Words random = random16(key, places & Words(static_cast<uint32_t>(kBlock - 1)));
+      Param::put_at(param + begin, places, Param::pack(value, random), count);
+    } else {
+      Param::put_at(param + begin, places, Param::pack(value), count);
+    }
+  }
+
+  AIMFAIR_INLINE uint64_t block_key_of(int64_t block) const {
+    return block_key(random_key, static_cast<uint64_t>(tensor.first_block + block));
   }
 
   AIMFAIR_INLINE void compact_direction(float* moved, int64_t state_at, int count) const {
@@ -188,11 +237,12 @@ struct Step {
     if (!options.mask.bits) return all_selected(begin, end, begin);
     const int64_t* rank = options.mask.rank + tensor.first_block;
     const int64_t end_block = block_count(end);
-    enum Kind { kNone, kSome, kAll };  // selected elements of a block
+    enum Kind { kNone, kFew, kSome, kAll };  // selected elements of a block
     const auto kind = [&](int64_t block) {
       const int64_t selected = rank[block + 1] - rank[block];
       const int64_t size = tensor.numel - block * kBlock < kBlock ? tensor.numel - block * kBlock : kBlock;
-      return selected == 0 ? kNone : selected == size ? kAll : kSome;
+      if (selected == 0) return kNone;
+      return selected == size ? kAll : options.compact && selected <= kMostListed ? kFew : kSome;
     };
     for (int64_t block = begin / kBlock; block < end_block;) {
       const Kind run_kind = kind(block);
@@ -202,6 +252,8 @@ struct Step {
       if (run_kind == kAll) {
         const int64_t run_size = run_end * kBlock < end ? run_end * kBlock : end;
         all_selected(block * kBlock, run_size, options.compact ? compact_at : block * kBlock);
+      } else if (run_kind == kFew) {
+        few_selected_compact(block, run_end, compact_at);
       } else if (run_kind == kSome && options.compact) {
         some_selected_compact(block, run_end, compact_at);
       } else if (run_kind == kSome) {

@@ -5,7 +5,7 @@
 namespace aimfair::cpu::AIMFAIR_SIMD {
 
 // get and pack convert; put writes the first `count` of 16 lanes, put_lanes of those only the given ones, so that every
-// other element keeps its bits (a NaN its payload).
+// other element keeps its bits (a NaN its payload). get_at and put_at take the first `count` of 16 places.
 template <DType>
 struct Storage;
 
@@ -13,6 +13,7 @@ template <>
 struct Storage<DType::float32> {
   using type = float;
   static Floats get(const type* from, int count) { return count == 16 ? load(from) : load_first(from, count); }
+  static Floats get_at(const type* from, Words places, int count) { return gather(from, places, count); }
   static Floats pack(Floats x) { return x; }
   static void put(type* to, Floats x, int count) {
     if (count == 16) {
@@ -22,6 +23,7 @@ struct Storage<DType::float32> {
     }
   }
   static void put_lanes(type* to, Floats x, Lanes lanes, int count) { store_lanes(to, x, lanes, count); }
+  static void put_at(type* to, Words places, Floats x, int count) { scatter(to, places, x, count); }
 };
 
 // Common to the two 16-bit types.
@@ -29,11 +31,13 @@ struct HalfStorage {
   using type = uint16_t;
   static void put(type* to, Halves x, int count) { store_halves(to, x, count); }
   static void put_lanes(type* to, Halves x, Lanes lanes, int count) { store_halves_lanes(to, x, lanes, count); }
+  static void put_at(type* to, Words places, Halves x, int count) { scatter(to, places, x, count); }
 };
 
 template <>
 struct Storage<DType::bfloat16> : HalfStorage {
   static Floats get(const type* from, int count) { return bfloat16_to_floats(load_halves(from, count)); }
+  static Floats get_at(const type* from, Words at, int count) { return bfloat16_to_floats(gather(from, at, count)); }
   static Halves pack(Floats x) { return floats_to_bfloat16(x); }
   static Halves pack(Floats x, Words random) { return floats_to_bfloat16(x, random); }
 };
@@ -41,6 +45,7 @@ struct Storage<DType::bfloat16> : HalfStorage {
 template <>
 struct Storage<DType::float16> : HalfStorage {
   static Floats get(const type* from, int count) { return float16_to_floats(load_halves(from, count)); }
+  static Floats get_at(const type* from, Words at, int count) { return float16_to_floats(gather(from, at, count)); }
   static Halves pack(Floats x) { return floats_to_float16(x); }
 };
 

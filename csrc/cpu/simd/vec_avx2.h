@@ -127,6 +127,22 @@ inline void store_lanes(float* to, Floats x, Lanes lanes, int count) {
     store_first(to, blend(lanes, x, load_first(to, count)), count);
   }
 }
+// The first `count` lanes from or to from[index], which are different places.
+inline Floats gather(const float* from, Words index, int count) {
+  if (count == 16) return {_mm256_i32gather_ps(from, index.lo, 4), _mm256_i32gather_ps(from, index.hi, 4)};
+  int32_t places[16];
+  float part[16] = {};
+  store(places, index);
+  for (int i = 0; i < count; i++) part[i] = from[places[i]];
+  return load(part);
+}
+inline void scatter(float* to, Words index, Floats x, int count) {
+  int32_t places[16];
+  float part[16];
+  store(places, index);
+  store(part, x);
+  for (int i = 0; i < count; i++) to[places[i]] = part[i];
+}
 inline Floats compress(Lanes lanes, Floats x) {
   alignas(32) float packed[24];
   _mm256_storeu_ps(packed, _mm256_permutevar8x32_ps(x.lo, front_order(lanes & 0xff)));
@@ -210,6 +226,22 @@ inline void store_halves_lanes(uint16_t* to, Halves x, Lanes lanes, int count) {
       _mm256_setr_epi16(1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384, INT16_MIN);
   const __m256i selected = _mm256_cmpeq_epi16(_mm256_and_si256(_mm256_set1_epi16(static_cast<short>(lanes)), bit), bit);
   store_halves(to, _mm256_blendv_epi8(load_halves(to, count), x, selected), count);
+}
+
+// Of halves there are no instructions for it.
+inline Halves gather(const uint16_t* from, Words index, int count) {
+  int32_t places[16];
+  uint16_t part[16] = {};
+  store(places, index);
+  for (int i = 0; i < count; i++) part[i] = from[places[i]];
+  return load_halves(part, 16);
+}
+inline void scatter(uint16_t* to, Words index, Halves x, int count) {
+  int32_t places[16];
+  uint16_t part[16];
+  store(places, index);
+  store_halves(part, x, 16);
+  for (int i = 0; i < count; i++) to[places[i]] = part[i];
 }
 
 inline Floats bfloat16_to_floats(Halves x) {

@@ -60,6 +60,13 @@ inline void store_lanes(float* to, Floats x, Lanes lanes, int count) {
   _mm512_mask_storeu_ps(to, static_cast<Lanes>(lanes & first_lanes(count)), x.v);
 }
 inline Floats blend(Lanes lanes, Floats yes, Floats no) { return _mm512_mask_blend_ps(lanes, no.v, yes.v); }
+// The first `count` lanes from or to from[index], which are different places.
+inline Floats gather(const float* from, Words index, int count) {
+  return _mm512_mask_i32gather_ps(_mm512_setzero_ps(), first_lanes(count), index.v, from, 4);
+}
+inline void scatter(float* to, Words index, Floats x, int count) {
+  _mm512_mask_i32scatter_ps(to, first_lanes(count), index.v, x.v, 4);
+}
 inline Floats compress(Lanes lanes, Floats x) { return _mm512_maskz_compress_ps(lanes, x.v); }
 inline Floats expand(Lanes lanes, Floats x) { return _mm512_maskz_expand_ps(lanes, x.v); }
 inline Words bits_of(Floats x) { return _mm512_castps_si512(x.v); }
@@ -111,6 +118,22 @@ inline void store_halves(uint16_t* to, Halves x, int count) {
 }
 inline void store_halves_lanes(uint16_t* to, Halves x, Lanes lanes, int count) {
   _mm256_mask_storeu_epi16(to, static_cast<Lanes>(lanes & first_lanes(count)), x);
+}
+
+// Of halves there are no instructions for it.
+inline Halves gather(const uint16_t* from, Words index, int count) {
+  int32_t places[16];
+  uint16_t part[16] = {};
+  store(places, index);
+  for (int i = 0; i < count; i++) part[i] = from[places[i]];
+  return load_halves(part, 16);
+}
+inline void scatter(uint16_t* to, Words index, Halves x, int count) {
+  int32_t places[16];
+  uint16_t part[16];
+  store(places, index);
+  store_halves(part, x, 16);
+  for (int i = 0; i < count; i++) to[places[i]] = part[i];
 }
 
 inline Floats bfloat16_to_floats(Halves x) {

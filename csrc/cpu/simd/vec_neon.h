@@ -187,6 +187,21 @@ inline void store_lanes(float* to, Floats x, Lanes lanes, int count) {
     store_first(to, blend(lanes, x, load_first(to, count)), count);
   }
 }
+// The first `count` lanes from or to from[index], which are different places.
+inline Floats gather(const float* from, Words index, int count) {
+  int32_t places[16];
+  float part[16] = {};
+  store(places, index);
+  for (int i = 0; i < count; i++) part[i] = from[places[i]];
+  return load(part);
+}
+inline void scatter(float* to, Words index, Floats x, int count) {
+  int32_t places[16];
+  float part[16];
+  store(places, index);
+  store(part, x);
+  for (int i = 0; i < count; i++) to[places[i]] = part[i];
+}
 inline Floats compress(Lanes lanes, Floats x) {
   uint32_t packed[20];
   pack_lanes(lanes, [&](int q) { return vreinterpretq_u8_f32(x.v[q]); }, packed);
@@ -288,6 +303,21 @@ inline uint16x4_t quarter(Halves x, int q) {
 template <class F>
 inline Halves by_quarter(const F& f) {
   return {vcombine_u16(f(0), f(1)), vcombine_u16(f(2), f(3))};
+}
+
+inline Halves gather(const uint16_t* from, Words index, int count) {
+  int32_t places[16];
+  uint16_t part[16] = {};
+  store(places, index);
+  for (int i = 0; i < count; i++) part[i] = from[places[i]];
+  return load_halves(part, 16);
+}
+inline void scatter(uint16_t* to, Words index, Halves x, int count) {
+  int32_t places[16];
+  uint16_t part[16];
+  store(places, index);
+  store_halves(part, x, 16);
+  for (int i = 0; i < count; i++) to[places[i]] = part[i];
 }
 
 inline Floats bfloat16_to_floats(Halves x) {

@@ -135,6 +135,15 @@ inline void store_lanes(float* to, Floats x, Lanes lanes, int count) {
     if (lanes >> i & 1) to[i] = x.v[i];
   }
 }
+// The first `count` lanes from or to from[index], which are different places.
+inline Floats gather(const float* from, Words index, int count) {
+  Floats x(0.0f);
+  for (int i = 0; i < count; i++) x.v[i] = from[index.v[i]];
+  return x;
+}
+inline void scatter(float* to, Words index, Floats x, int count) {
+  for (int i = 0; i < count; i++) to[index.v[i]] = x.v[i];
+}
 inline Floats compress(Lanes lanes, Floats x) { return compress_lanes(lanes, x); }
 inline Floats expand(Lanes lanes, Floats x) {
   Floats result{};
@@ -201,6 +210,15 @@ inline void store_halves_lanes(uint16_t* to, Halves x, Lanes lanes, int count) {
   for (int i = 0; i < count; i++) {
     if (lanes >> i & 1) to[i] = x.v[i];
   }
+}
+
+inline Halves gather(const uint16_t* from, Words index, int count) {
+  Halves x{};
+  for (int i = 0; i < count; i++) x.v[i] = from[index.v[i]];
+  return x;
+}
+inline void scatter(uint16_t* to, Words index, Halves x, int count) {
+  for (int i = 0; i < count; i++) to[index.v[i]] = x.v[i];
 }
 
 inline Floats bfloat16_to_floats(Halves x) {
