@@ -13,6 +13,11 @@ from aimfair.tuning.choice import complete, front, regret
 from aimfair.tuning.space import Values
 from aimfair.tuning.trials import Trial
 
+_NONE = "\N{EN DASH}"
+
+_FAR = 0.1
+"""Below the chosen trial, in either objective, where the chart leaves a trial out."""
+
 
 @dataclass(frozen=True)
 class Tuning:
@@ -37,55 +42,52 @@ def tuning_section(tuned: Mapping[str, Tuning], config: Config) -> dict[str, Any
 def _row(name: str, tuning: Tuning, config: Config) -> dict[str, Any]:
     chosen = next(one for one in tuning.trials if one.number == tuning.chosen)
     states = [one.state for one in tuning.trials]
+    chart, left_out = _chart(tuning.trials, chosen)
     return {
         "name": name,
         "default": name == config.default_method,
-        "finished": states.count("complete"),
-        "pruned": states.count("pruned"),
-        "failed": states.count("failed"),
-        "chosen": _in_words(config, name, chosen.values),
-        "given": _in_words(config, name, {}),
-        "is_given": not chosen.number,
+        "states": " / ".join(str(states.count(state)) for state in ("complete", "pruned", "failed")),
+        "settings": list(zip(_in_words(config, name, chosen.values), _in_words(config, name, {}), strict=True)),
         "worst": chosen.worst,
         "accuracy": chosen.accuracy,
-        "chart": _chart(tuning.trials, chosen),
+        "chart": chart,
+        "left_out": left_out,
         "regret": _regret(tuning.trials, chosen),
     }
 
 
-def _chart(trials: Sequence[Trial], chosen: Trial) -> str:
+def _chart(trials: Sequence[Trial], chosen: Trial) -> tuple[str, int]:
+    """The chart of the finished trials, and how many lie so far below that they would squeeze the others together."""
     finished = complete(trials)
+    near = [one for one in finished if min(one.worst - chosen.worst, one.accuracy - chosen.accuracy) >= -_FAR]
+    near.sort(key=lambda one: (one is chosen, not one.number))  # those two on top
     points = [
         charts.Point(
             one.accuracy,
             one.worst,
-            "chosen" if one is chosen else "as given" if not one.number else "",
+            ", ".join(["chosen"] * (one is chosen) + ["as given"] * (not one.number)),
             "after" if one is chosen else "train" if not one.number else "before",
         )
-        for one in sorted(finished, key=lambda one: (one is chosen, not one.number))  # those two on top
+        for one in near
     ]
-    places = {(point.x, point.y): i for i, point in enumerate(points)}
-    joined = [places[one.accuracy, one.worst] for one in front(trials)]
-    return charts.scatter(
+    joined = [near.index(one) for one in front(trials) if one in near]
+    chart = charts.scatter(
         points, x_name="accuracy, real validation", y_name="worst group, held-out synthetic", joined=joined
     )
+    return chart, len(finished) - len(near)
 
 
-def _in_words(config: Config, name: str, values: Values) -> str:
-    """What is searched for the method, with these values in place of the given ones."""
+def _in_words(config: Config, name: str, values: Values) -> list[str]:
+    """Learning rate, epochs, density and rule with these values in place of the given ones; a dash: not searched."""
     method, space = config.methods[name], config.space(name)
     training = method.training_settings(config.train, config.finetune)
-    all_values = {**training.model_dump(), **method.model_dump(exclude_none=True), **values}
-    parts = []
-    if space.lr:
-        parts.append(f"lr {all_values['lr']:.2g}")
-    if space.epochs:
-        parts.append(f"{all_values['epochs']} epochs")
-    if space.density and "density" in all_values:
-        parts.append(f"density {wording.percent(all_values['density'])}")
-    if space.rules:
-        parts.append(f"{all_values['rule']} of {all_values['criterion']}".replace("_", " "))
-    return ", ".join(parts)
+    found = {**training.model_dump(), **method.model_dump(exclude_none=True), **values}
+    return [
+        f"{found['lr']:.2g}" if space.lr else _NONE,
+        str(found["epochs"]) if space.epochs else _NONE,
+        wording.percent(found["density"]) if space.density and "density" in found else _NONE,
+        f"{found['rule']}, {found['criterion']}".replace("_", " ") if space.rules else _NONE,
+    ]
 
 
 def _regret(trials: Sequence[Trial], chosen: Trial) -> dict[str, str] | None:

@@ -248,7 +248,7 @@ def test_the_report_has_the_front_the_choice_and_the_regret(tuned: Path, photogr
     section = page[page.index('<section id="tuning">') :]
     section = section[: section.index("</section>")]
     assert section.count('<div class="scatter"') == len(TUNED)
-    assert section.count("chosen <span") == len(TUNED)
+    assert section.count("<li>chosen") == len(TUNED)
     assert "Regret" in section
     assert "3 trials of each method, with 1 seed." in section
     assert '<a href="#tuning">' in page
