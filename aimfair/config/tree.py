@@ -145,6 +145,13 @@ class Config(Settings):
             )
         for name in self.tuned:
             self.space(name)
+        if self.tuned and self.generate.folder is None:
+            for node, key in ((self.prompts, "prompts.per_group"), (self.generate, "generate.balanced_per_group")):
+                if (found := getattr(node, key.partition(".")[2])) < 2:
+                    raise Problem(
+                        tuple(key.split(".")),
+                        f"found {found}, expected at least 2: tuning judges by prompts that do not train",
+                    )
         return self
 
     @model_validator(mode="after")

@@ -15,7 +15,7 @@ from aimfair.base.seeds import generator
 from aimfair.config import Config
 from aimfair.config.unused import without_effect
 from aimfair.data.images import ImageSet, Splits
-from aimfair.methods import Tune
+from aimfair.methods import MethodSettings, Tune
 from aimfair.methods.tune import NothingSelectedError, select_mask
 from aimfair.methods.work import Work
 from aimfair.run.directory import Run
@@ -33,6 +33,7 @@ from aimfair.training.sensitivity import SOURCES, measure_sensitivity
 from aimfair.training.settings import OptimizerSettings
 from aimfair.training.trial import try_classifier
 from aimfair.tuning.sampler import require_optuna
+from aimfair.tuning.space import with_values
 
 IMAGES = 8
 """Of a rehearsal, at most, unless there are more groups."""
@@ -150,19 +151,23 @@ def _rehearse(run: Run, few: Splits, folder: Path) -> None:
                 balanced=lambda: few.train,
                 initial=initial,
                 biased=biased,
-                mask=partial(_mask, run, probe, name),
+                mask=partial(_mask, run, probe, name, method),
                 interrupt=run.interrupt,
             )
             method.run(work)
+            if name in config.tuned and (rules := config.space(name).rules):
+                model = biased()
+                for rule, criterion in rules:
+                    values = {"rule": rule, "criterion": criterion, "density": config.tune.densities[1]}
+                    _mask(run, probe, name, with_values(method, values), model)
 
 
 def _one_epoch(settings: OptimizerSettings, epochs: int = 1) -> OptimizerSettings:
     return settings.model_copy(update={"epochs": epochs})
 
 
-def _mask(run: Run, probe: Sensitivity, name: str, model: nn.Module) -> ParameterMask:
+def _mask(run: Run, probe: Sensitivity, name: str, method: MethodSettings, model: nn.Module) -> ParameterMask:
     """Of a method, by the gradients of a few images; all weights where two criteria agree on none of them."""
-    method = run.config.methods[name]
     assert isinstance(method, Tune)
     head = partial(head_names, model, run.config.data.image_size, f"methods.{name}")
     try:

@@ -84,3 +84,8 @@ def test_a_run_tells_them_once(tmp_path: Path, capsys: pytest.CaptureFixture[str
     with Run.open(tmp_path / "run", change(train={"momentum": 0.5}), quiet=True) as run:
         preflight.check(run, real_images=False)
     assert capsys.readouterr().err.count("train.momentum: has no effect, train.optimizer is adamw") == 1
+
+
+def test_settings_of_tuning_without_trials() -> None:
+    assert list(without_effect(change(tune={"held_out": 0.3}))) == ["tune.held_out: has no effect, tune.trials is 0"]
+    assert not list(without_effect(change(tune={"held_out": 0.3, "trials": 2})))

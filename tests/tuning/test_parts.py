@@ -72,6 +72,13 @@ def test_settings_that_cannot_be_used_are_named(tune: dict[str, Any], said: str)
         config(**tune)
 
 
+def test_one_prompt_per_group_cannot_train_and_judge() -> None:
+    whole = config().model_dump(mode="json")
+    for node, key in (("prompts", "per_group"), ("generate", "balanced_per_group")):
+        with pytest.raises(ValidationError, match="found 1, expected at least 2: tuning judges by prompts"):
+            Config.model_validate({**whole, node: {**whole[node], key: 1}})
+
+
 def test_criteria_need_their_statistics() -> None:
     with pytest.raises(ValidationError, match=r"found 'sum', but 'fisher' of tune.criteria needs 'all'"):
         made_up_config(tune={"trials": 4, "criteria": ["fisher"]}, sensitivity={"statistics": "sum"})

@@ -296,6 +296,23 @@ def test_optuna_is_asked_for_before_anything_is_made(
         preflight.check(run, real_images=True)
 
 
+def test_every_rule_that_may_be_tried_is_rehearsed(
+    fresh: Path, photographs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = []
+    select_mask = preflight.select_mask
+
+    def noting(probe: Any, name: str, method: Any, seed: int, **more: Any) -> Any:
+        seen.append((name, method.rule, method.criterion))
+        return select_mask(probe, name, method, seed, **more)
+
+    monkeypatch.setattr(preflight, "select_mask", noting)
+    made = config(photographs, rules=["ratio", "top_k"])
+    with Run.open(fresh, made, overwrite=True, quiet=True) as run:
+        preflight.check(run, real_images=True)
+        assert {("aimfair", *pair) for pair in made.space("aimfair").rules} <= set(seen)
+
+
 _CHILD = """
 import sys
 from pathlib import Path
