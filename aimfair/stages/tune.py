@@ -33,7 +33,7 @@ from aimfair.tuning import choice
 from aimfair.tuning.holdout import hold_out, validation_halves
 from aimfair.tuning.sampler import propose, require_optuna
 from aimfair.tuning.space import with_values
-from aimfair.tuning.trials import Audit, Choice, OfSeed, Step, Trial
+from aimfair.tuning.trials import Audit, Choice, OfSeed, Step, Stopped, Trial
 
 _WORST = "held_out_worst_group_accuracy"
 _ACCURACY = "judging_accuracy"
@@ -146,9 +146,9 @@ def _measure_sensitivity(run: Run, images: _Images) -> None:
 class _PrunedError(Exception):
     """Stops a training that is weak."""
 
-    def __init__(self, last: Step, reason: str):
+    def __init__(self, training: Stopped, reason: str):
         super().__init__(reason)
-        self.last = last
+        self.training = training
 
 
 def _trials(run: Run, images: _Images, name: str, task: Task) -> list[Trial]:
@@ -191,14 +191,14 @@ def _try(
     inputs: str,
 ) -> Trial:
     seeds: list[OfSeed] = []
-    number, finished = len(earlier), choice.complete(earlier) if run.config.tune.prune else []
+    number = len(earlier)
     try:
         for index, seed in enumerate(_seeds(run)):
-            others = [one.seeds[index].curve for one in finished]
+            others = [training for one in earlier if (training := one.training(index)) is not None]
             seeds.append(_train(run, images, name, method, seed, others, inputs))
         return Trial(number=number, values=values, state="complete", seeds=seeds)
     except _PrunedError as stop:
-        return Trial(number=number, values=values, state="pruned", reason=str(stop), last=stop.last)
+        return Trial(number=number, values=values, state="pruned", reason=str(stop), seeds=seeds, stopped=stop.training)
     except (DivergedError, NothingSelectedError) as error:
         return Trial(number=number, values=values, state="failed", reason=str(error))
 
@@ -209,7 +209,7 @@ def _train(
     name: str,
     method: MethodSettings,
     seed: int,
-    others: Sequence[Sequence[Step]],
+    others: Sequence[Stopped],
     inputs: str,
 ) -> OfSeed:
     splits, judging = images.splits(method)
@@ -223,14 +223,15 @@ def _train(
         )
         return count_predictions(of.target, of.protected, scores.argmax(axis=1), classes, values)
 
-    def monitor(model: nn.Module, epoch: Epoch) -> None:
+    def monitor(model: nn.Module, epochs: list[Epoch]) -> None:
+        epoch, of = epochs[-1], work.settings.epochs
         epoch.measured[_WORST] = float(worst_group_accuracy(counts(model, images.judge)))
         epoch.measured[_ACCURACY] = epoch.validation_accuracy
         if method.trains_on_validation:
             epoch.measured[_ACCURACY] = _accuracy(counts(model, judging))
-        now, share = _step(epoch), epoch.epoch / work.settings.epochs
-        if choice.is_weak(now, share, others):
-            raise _PrunedError(now, f"after epoch {epoch.epoch} of {work.settings.epochs} with seed {seed}")
+        so_far = Stopped(curve=[_step(one) for one in epochs], epochs=of)
+        if run.config.tune.prune and choice.is_weak(so_far, others):
+            raise _PrunedError(so_far, f"after epoch {epoch.epoch} of {of} with seed {seed}")
 
     work = work_of(
         run,

@@ -66,9 +66,9 @@ class Objective(Protocol):
         """Restores a value of :meth:`state`."""
 
 
-Monitor = Callable[[nn.Module, Epoch], None]
-"""Sees the model, in evaluation mode, and the epoch that ends, to whose ``measured`` it may add numbers. What it raises
-ends the training."""
+Monitor = Callable[[nn.Module, list[Epoch]], None]
+"""Sees the model, in evaluation mode, and the epochs so far. To ``measured`` of the last one it may add numbers; what
+it raises ends the training."""
 
 
 @dataclass
@@ -214,7 +214,7 @@ class Training:
             seconds=round(time.monotonic() - start, 3),
         )
         if self.monitor:
-            self.monitor(self.model, epoch)
+            self.monitor(self.model, [*self._position.history.epochs, epoch])
         self.log("epoch", **epoch.model_dump())
         self._finish_epoch(epoch)
 

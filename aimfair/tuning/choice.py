@@ -6,10 +6,10 @@ from math import floor
 
 import numpy as np
 
-from aimfair.tuning.trials import Step, Trial
+from aimfair.tuning.trials import Stopped, Trial
 
-_LEAST_FINISHED = 4
-"""Trials that must have finished before others are pruned."""
+_LEAST_EARLIER = 4
+"""Trials that must have come as far before one is pruned."""
 
 _PRUNE_FROM = 1 / 3
 """Share of its epochs before which no trial is pruned."""
@@ -56,17 +56,19 @@ def complete(trials: Sequence[Trial]) -> list[Trial]:
     return [one for one in trials if one.state == "complete"]
 
 
-def is_weak(now: Step, share: float, finished: Sequence[Sequence[Step]]) -> bool:
-    """Whether half of the finished trainings, or more, surpass a running one in both objectives.
+def is_weak(now: Stopped, earlier: Sequence[Stopped]) -> bool:
+    """Whether half of the earlier trainings, or more, surpass the best values of a running one in both objectives.
 
-    Args:
-        share: of its epochs that are done; the others are compared after the same share of theirs.
-        finished: the objectives of each after every epoch.
+    They are compared after the same share of their epochs. Those that were pruned count as far as they came: among
+    survivors alone every new trial would look weak.
     """
-    if len(finished) < _LEAST_FINISHED or not _PRUNE_FROM <= share < 1:
+    share = len(now.curve) / now.epochs
+    places = [(one.curve, max(floor(share * one.epochs), 1)) for one in earlier]
+    then = [curve[epoch - 1] for curve, epoch in places if epoch <= len(curve)]
+    if len(then) < _LEAST_EARLIER or not _PRUNE_FROM <= share < 1:
         return False
-    then = [curve[max(floor(share * len(curve)), 1) - 1] for curve in finished]
-    return 2 * sum(one.worst > now.worst and one.accuracy > now.accuracy for one in then) >= len(then)
+    worst, accuracy = max(one.worst for one in now.curve), max(one.accuracy for one in now.curve)
+    return 2 * sum(one.worst > worst and one.accuracy > accuracy for one in then) >= len(then)
 
 
 @dataclass(frozen=True)

@@ -71,4 +71,5 @@ def _objectives(trial: Trial) -> tuple[float, float]:
     """Of a pruned trial those when it was stopped; of a failed one the lowest there are."""
     if trial.state == "complete":
         return trial.worst, trial.accuracy
-    return (trial.last.worst, trial.last.accuracy) if trial.last else (0.0, 0.0)
+    last = trial.stopped.curve[-1] if trial.stopped else None
+    return (last.worst, last.accuracy) if last else (0.0, 0.0)

@@ -44,7 +44,7 @@ class TuneSettings(Settings):
         description="loss of worst-group accuracy on them, against the best trial, that a trial may have to be"
         " chosen; null: the standard error of that of the best",
     )
-    prune: bool = Field(True, description="stop trials that half of the finished ones surpass in both objectives")
+    prune: bool = Field(True, description="stop trials that half of the earlier ones surpass in both objectives")
     audit: bool = Field(
         True,
         description="measure trials on labelled real images, too: for the report, which says what the choice without"

@@ -48,21 +48,34 @@ class OfSeed(Record):
     audit: Audit | None = None
 
 
+class Stopped(Record):
+    """A training that was pruned: the objectives after each epoch so far, and the epochs it was to have."""
+
+    curve: list[Step]
+    epochs: int
+
+
 class Trial(Record):
     """
     Attributes:
         values: settings of the method that were tried in place of the given ones; of the first trial none.
         state: of others than complete ones the trainings did not end.
         reason: why they did not.
-        last: the objectives of a trial that was pruned.
+        stopped: the training in which a trial was pruned; those before it are in ``seeds``.
     """
 
     number: int
     values: dict[str, Any]
     state: Literal["complete", "pruned", "failed"]
     reason: str | None = None
-    last: Step | None = None
+    stopped: Stopped | None = None
     seeds: list[OfSeed] = Field(default_factory=list)
+
+    def training(self, index: int) -> Stopped | None:
+        """How far that of a seed came, by its position; None if there was none."""
+        if index < len(self.seeds):
+            return Stopped(curve=self.seeds[index].curve, epochs=len(self.seeds[index].curve))
+        return self.stopped if index == len(self.seeds) else None
 
     @property
     def worst(self) -> float:

@@ -15,7 +15,7 @@ from aimfair.tuning.choice import choose, complete, front, is_weak, regret
 from aimfair.tuning.holdout import hold_out, validation_halves
 from aimfair.tuning.sampler import propose
 from aimfair.tuning.space import Space, with_values
-from aimfair.tuning.trials import Audit, OfSeed, Step, Trial
+from aimfair.tuning.trials import Audit, OfSeed, Step, Stopped, Trial
 from tests.report.made_up import made_up_config
 
 SPACE = Space(
@@ -39,7 +39,9 @@ def trial(
 
 
 def pruned(number: int) -> Trial:
-    return Trial(number=number, values={}, state="pruned", last=Step(worst=1.0, accuracy=1.0))
+    return Trial(
+        number=number, values={}, state="pruned", stopped=Stopped(curve=[Step(worst=1.0, accuracy=1.0)], epochs=4)
+    )
 
 
 # -- settings ----------------------------------------------------------------------------------------------------------
@@ -207,21 +209,46 @@ def test_the_standard_error_is_that_of_the_mean_over_the_seeds() -> None:
     assert trial(0, 1.0, 0.8).worst_error > 0
 
 
-def test_weak_is_what_half_of_the_finished_ones_surpass_in_both() -> None:
-    good, poor = [[Step(worst=w, accuracy=w)] * 10 for w in (0.9, 0.5)]
-    now = Step(worst=0.7, accuracy=0.7)
-    assert is_weak(now, 0.5, [good, good, poor, poor])
-    assert not is_weak(now, 0.5, [good, poor, poor, poor])
-    assert not is_weak(now, 0.5, [good, good, good])  # too few to tell
-    assert not is_weak(now, 0.2, [good] * 4)  # too early
-    assert not is_weak(now, 1.0, [good] * 4)  # it is done
-    assert not is_weak(Step(worst=0.7, accuracy=0.95), 0.5, [good] * 4)
+def curve(*values: float, epochs: int | None = None) -> Stopped:
+    return Stopped(curve=[Step(worst=value, accuracy=value) for value in values], epochs=epochs or len(values))
+
+
+def now(value: float, epochs: int, accuracy: float | None = None) -> Stopped:
+    """After so many of ten epochs."""
+    step = Step(worst=value, accuracy=value if accuracy is None else accuracy)
+    return Stopped(curve=[step] * epochs, epochs=10)
+
+
+def test_weak_is_what_half_of_the_earlier_ones_surpass_in_both() -> None:
+    good, poor = curve(*[0.9] * 10), curve(*[0.5] * 10)
+    assert is_weak(now(0.7, 5), [good, good, poor, poor])
+    assert not is_weak(now(0.7, 5), [good, poor, poor, poor])
+    assert not is_weak(now(0.7, 5), [good, good, good])  # too few to tell
+    assert not is_weak(now(0.7, 2), [good] * 4)  # too early
+    assert not is_weak(now(0.7, 10), [good] * 4)  # it is done
+    assert not is_weak(now(0.7, 5, accuracy=0.95), [good] * 4)
+    assert not is_weak(curve(0.95, 0.7, 0.7, 0.7, epochs=10), [good] * 4)  # its best counts, epochs are noisy
+
+
+def test_pruned_trials_count_as_far_as_they_came() -> None:
+    good, stopped = curve(*[0.9] * 10), curve(*[0.5] * 5, epochs=10)
+    assert not is_weak(now(0.7, 5), [good, good, stopped, stopped, stopped])
+    assert is_weak(now(0.7, 6), [good, good, good, good, stopped])
+    assert not is_weak(now(0.7, 6), [good, good, good, stopped, stopped])  # three came as far
 
 
 def test_the_same_share_of_the_epochs_is_compared() -> None:
-    curves = [[Step(worst=0.1 * (i + 1), accuracy=0.1 * (i + 1)) for i in range(10)]] * 4
-    assert is_weak(Step(worst=0.35, accuracy=0.35), 0.4, curves)
-    assert not is_weak(Step(worst=0.45, accuracy=0.45), 0.4, curves)
+    curves = [curve(*[0.05 * (i + 1) for i in range(20)])] * 4
+    assert is_weak(now(0.35, 4), curves)
+    assert not is_weak(now(0.45, 4), curves)
+
+
+def test_a_trial_tells_how_far_each_training_came() -> None:
+    done = trial(0, 0.9, 0.8).seeds[0].model_copy(update={"curve": curve(0.5, 0.6).curve})
+    stopped = Trial(number=1, values={}, state="pruned", seeds=[done], stopped=curve(0.4, epochs=7))
+    assert stopped.training(0) == curve(0.5, 0.6)
+    assert stopped.training(1) == curve(0.4, epochs=7)
+    assert stopped.training(2) is None
 
 
 def test_regret() -> None:

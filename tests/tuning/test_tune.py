@@ -24,7 +24,7 @@ from aimfair.stages import evaluate, finetune, preflight, report, select, tune
 from aimfair.training.history import History
 from aimfair.training.loop import Training
 from aimfair.tuning import choice, sampler
-from aimfair.tuning.trials import Choice, Step, Trial
+from aimfair.tuning.trials import Choice, Stopped, Trial
 from tests.tiny_run import METHODS, SEEDS, SETTINGS, settings
 
 TRIALS = 3
@@ -268,11 +268,9 @@ def test_an_ablation_varies_the_chosen_settings_and_tunes_nothing(tuned: Path, p
 
 def test_a_weak_trial_is_pruned(fresh: Path, photographs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """All trials after the first four, as soon as they may."""
-    seen = []
 
-    def weak(now: Step, share: float, finished: Any) -> bool:
-        seen.append(share)
-        return len(finished) >= 2
+    def weak(now: Stopped, earlier: Any) -> bool:
+        return len(earlier) >= 2
 
     monkeypatch.setattr(choice, "is_weak", weak)
     with Run.open(fresh, config(photographs, names=("full",)), overwrite=True, quiet=True) as run:
@@ -281,7 +279,8 @@ def test_a_weak_trial_is_pruned(fresh: Path, photographs: Path, monkeypatch: pyt
         last = trials(run, "full")[2]
         assert last.reason is not None
         assert last.reason.startswith("after epoch 1 of ")
-        assert last.last is not None
+        assert last.stopped is not None
+        assert len(last.stopped.curve) == 1
         assert Choice.load(run.chosen("full")).trial < 2
 
 
