@@ -124,7 +124,8 @@ def _planned(
     memory = PlanMemory(held, grads)
 
     def call() -> None:
-        assert memory.moved_grads(held, grads) == []
+        assert memory.holds(held)
+        assert memory.moved_grads(grads) == []
         planned(plan, **settings)
 
     return call

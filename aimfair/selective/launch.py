@@ -7,12 +7,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from aimfair._C import PlanMemory
-from aimfair.selective import ops
 from aimfair.selective.distributed import local, local_grad
 from aimfair.selective.ops import StepPlan
+from aimfair.selective.plans import PlanCache
 from aimfair.selective.state import Slot
-from aimfair.selective.streams import current_stream, is_capturing
+from aimfair.selective.streams import is_capturing, stream_of
 
 Lists = dict[str, list[Tensor]]
 """The lists of an operator by the names of its arguments."""
@@ -39,7 +38,7 @@ class Launch:
         arguments: mask, first blocks and layout, as the operators take them.
         indices: places of the parameters in the group's list of tuned parameters.
         states: their entries of ``Optimizer.state``.
-        plan: of the last step, on the stream and with the rounding of ``plan_for``; ``memory`` says of which tensors.
+        plans: of the last step, and of graphs.
     """
 
     device: torch.device
@@ -48,13 +47,11 @@ class Launch:
     has_masters: bool
     place: tuple[int, int]
     arguments: dict[str, Any]
+    plans: PlanCache[StepPlan]
     indices: list[int] = field(default_factory=list)
     whole_parameters: list[Tensor] = field(default_factory=list)
     names: list[str] = field(default_factory=list)
     states: list[dict[str, Tensor]] = field(default_factory=list)
-    plan: StepPlan | None = None
-    plan_for: tuple[int, bool] | None = None
-    memory: PlanMemory | None = None
 
     def append(self, index: int, parameter: Tensor, slot: Slot, state: dict[str, Tensor]) -> None:
         self.indices.append(index)
@@ -89,31 +86,24 @@ class Launch:
     ) -> None:
         """Calls the operator on ``lists`` and ``grads``: on the plan of the last step, if it is still theirs.
 
+        A graph that is captured before there is a plan copies the lists at every replay.
+
         Raises:
             TypeError: a sparse gradient.
         """
-        # A graph that is being captured gets no shared plan: it may be replayed after this optimizer has made another.
-        if is_capturing(self.device):
+        held = list(lists.values())
+        plan = self.plans.find(grads, held, options=stochastic_rounding)
+        if plan is None:
             self._require_dense(grads)
-            operator.masked(**lists, grads=grads, **self.arguments, stochastic_rounding=stochastic_rounding, **settings)
+            made_of = {**lists, "grads": grads, **self.arguments, "stochastic_rounding": stochastic_rounding}
+            if not is_capturing(self.device):
+                plan = self.plans.keep(operator.plan(**made_of), grads, held, options=stochastic_rounding)
+        if plan is None:
+            operator.masked(**made_of, **settings)
         else:
-            operator.planned(self._plan(operator, lists, grads, stochastic_rounding), **settings)
+            operator.planned(plan, **settings)
         # Autograd must see the change.
         torch.autograd.graph.increment_version(lists["params"])
-
-    def _plan(self, operator: Operator, lists: Lists, grads: list[Tensor], stochastic_rounding: bool) -> StepPlan:
-        plan_for, held = (stream_of(self.device), stochastic_rounding), list(lists.values())
-        if self.plan is not None and self.memory is not None and self.plan_for == plan_for:
-            moved = self.memory.moved_grads(held, grads)
-            if moved is not None:
-                if moved:
-                    ops.set_grads_(self.plan, moved)
-                return self.plan
-        self._require_dense(grads)
-        self.plan = None  # until the lists are checked
-        plan = operator.plan(**lists, grads=grads, **self.arguments, stochastic_rounding=stochastic_rounding)
-        self.plan, self.plan_for, self.memory = plan, plan_for, PlanMemory(held, grads)
-        return plan
 
     def _require_dense(self, grads: list[Tensor]) -> None:
         for name, grad in zip(self.names, grads, strict=True):
@@ -155,8 +145,3 @@ class GroupLaunches:
                 return tensor
             self.lr, self.lr_tensor = kept, tensor
         return self.lr_tensor
-
-
-def stream_of(device: torch.device) -> int:
-    """The current stream; tensors cached for it are valid on it only, as freed memory is reused in stream order."""
-    return 0 if (stream := current_stream(device)) is None else int(stream.cuda_stream)

@@ -16,8 +16,10 @@ from aimfair.selective.launch import GroupLaunches, Launch, Lists, Operator
 from aimfair.selective.layout import BLOCK
 from aimfair.selective.mask import ParameterMask
 from aimfair.selective.moments import MomentBits
+from aimfair.selective.ops import Plan, StepPlan
 from aimfair.selective.options import IMPLEMENTATION, require_mask, require_options, require_params
 from aimfair.selective.parameters import named_errors
+from aimfair.selective.plans import PlanCache
 from aimfair.selective.recorder import DeltaRecorder
 from aimfair.selective.state import Slot, match
 
@@ -78,6 +80,7 @@ class MaskedOptimizer(Optimizer):
         self.moment_bits, self.master_weights = moment_bits, master_weights
         self._slots: dict[Tensor, Slot] = {}
         self._masks: dict[tuple[int, torch.device], ParameterMask] = {}
+        self._of_graphs: list[Plan] = []
         self._reset_launches()
         self._unmatched: list[dict[str, Any]] | None = []  # groups to be matched together once all are there
         super().__init__(params, defaults)
@@ -239,7 +242,10 @@ class MaskedOptimizer(Optimizer):
             key = (parameter.device, id(slot.mask), has_masters, dtensors, slot.place)
             if key not in launches:
                 arguments = self._mask_arguments(slot.mask, parameter.device)
-                launches[key] = Launch(parameter.device, dtensors, state_names, has_masters, slot.place, arguments)
+                plans = PlanCache[StepPlan](parameter.device, self._of_graphs)
+                launches[key] = Launch(
+                    parameter.device, dtensors, state_names, has_masters, slot.place, arguments, plans
+                )
             launches[key].append(index, parameter, slot, self.state[parameter])
         return tuple(launches.values())
 
@@ -359,7 +365,7 @@ class MaskedOptimizer(Optimizer):
                 # torch.distributed.checkpoint only loads groups with the same options.
                 if option != "differentiable":
                     group.setdefault(option, default)
-        self._masks = {}
+        self._masks, self._of_graphs = {}, []
         self._reset_launches()
 
 

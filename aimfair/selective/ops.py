@@ -69,6 +69,67 @@ def accumulate_(
     )
 
 
+@dataclass(frozen=True)
+class Plan:
+    """The lists of a call, checked once and stored where the kernel reads them, for later calls.
+
+    It holds addresses: its tensors must stay alive, at the same addresses, as long as it is used.
+    """
+
+    memory: Tensor
+    tensors: int
+    blocks: int
+
+
+@dataclass(frozen=True)
+class AccumulatePlan(Plan):
+    """Of :func:`accumulate_`."""
+
+    zero_grads: bool
+
+
+def plan_accumulate(
+    grads: list[Tensor],
+    sums: list[Tensor],
+    squares: list[Tensor],
+    *,
+    second_sums: list[Tensor] | None = None,
+    zero_grads: bool = False,
+) -> AccumulatePlan:
+    """A plan for :func:`planned_accumulate_`, for at least one tensor. Args as in :func:`accumulate_`."""
+    memory = _ops.plan_accumulate.default(grads, sums, squares, second_sums or [], zero_grads)
+    return AccumulatePlan(memory, len(grads), _blocks(grads), zero_grads)
+
+
+def planned_accumulate_(
+    plan: AccumulatePlan,
+    square_norms: Tensor,
+    nonfinite: Tensor,
+    *,
+    weight: float = 1.0,
+    second_weight: float = 0.0,
+    grad_scale: Tensor | None = None,
+) -> None:
+    """:func:`accumulate_` on the lists of a plan."""
+    _ops.planned_accumulate_.default(
+        plan.memory, plan.tensors, plan.blocks, square_norms, nonfinite, weight, second_weight, grad_scale,
+        plan.zero_grads,
+    )  # fmt: skip
+
+
+def set_grads_(plan: Plan, addresses: list[int]) -> None:
+    """Replaces the addresses of a plan's gradients by those that ``aimfair._C.PlanMemory`` found, one per tensor.
+
+    Nothing else is checked: the gradients must have the sizes, dtypes and device of those that the plan was made with.
+    """
+    operator = _ops.set_accumulate_grads_ if isinstance(plan, AccumulatePlan) else _ops.set_grads_
+    operator.default(plan.memory, plan.tensors, plan.blocks, addresses)
+
+
+def _blocks(tensors: list[Tensor]) -> int:
+    return first_blocks_of([tensor.numel() for tensor in tensors])[-1]
+
+
 # -- topk ---------------------------------------------------------------------------------------------
 
 
@@ -290,15 +351,9 @@ def masked_sgd_(
 
 
 @dataclass(frozen=True)
-class StepPlan:
-    """The lists of a masked step, checked once and stored where the kernel reads them, for later steps.
+class StepPlan(Plan):
+    """Of a masked step."""
 
-    It holds addresses: its tensors must stay alive, at the same addresses, as long as it is used.
-    """
-
-    memory: Tensor
-    tensors: int
-    blocks: int
     bits: Tensor | None
     rank: Tensor | None
     compact: bool
@@ -356,14 +411,6 @@ def plan_sgd(
     return StepPlan(memory, len(params), _blocks(params), bits, rank, compact, stochastic_rounding, states, moment_bits)
 
 
-def set_grads_(plan: StepPlan, addresses: list[int]) -> None:
-    """Replaces the addresses of a plan's gradients by those that ``aimfair._C.PlanMemory`` found, one per tensor.
-
-    Nothing else is checked: the gradients must have the sizes, dtypes and device of those that the plan was made with.
-    """
-    _ops.set_grads_.default(plan.memory, plan.tensors, addresses)
-
-
 def planned_adamw_(
     plan: StepPlan,
     *,
@@ -411,7 +458,3 @@ def _refuse_other_plan(operator: str, plan: StepPlan, states: tuple[str, ...]) -
     if plan.states != states:
         found, expected = (", ".join(names) or "no state" for names in (plan.states, states))
         raise RuntimeError(f"aimfair::{operator}: plan was made with {found}, expected {expected}")
-
-
-def _blocks(tensors: list[Tensor]) -> int:
-    return first_blocks_of([tensor.numel() for tensor in tensors])[-1]

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 import torch
@@ -12,8 +13,11 @@ from aimfair.selective import ops
 from aimfair.selective.choices import Criterion
 from aimfair.selective.collectives import gathered_objects, sum_in_place
 from aimfair.selective.distributed import Whole
+from aimfair.selective.ops import AccumulatePlan, Plan
 from aimfair.selective.parameters import listing, named_errors
+from aimfair.selective.plans import PlanCache
 from aimfair.selective.score import Score
+from aimfair.selective.streams import is_capturing
 
 Statistics = Literal["all", "sum", "square", "signed"]
 """Accumulators per element, in float32: the sums of g and of g^2 of every source (``all``), one of the two, or one
@@ -34,6 +38,7 @@ _NEEDED = {
     "magnitude": "sum",
 }
 _ALIGNMENT = 16  # floats: every tensor in a buffer begins on a cache line
+_MOST_PLANNED = 2**17  # parameters in all plans: sets of them may be others in every batch, as with experts
 
 
 def default_contrasts(sources: Sequence[str]) -> Contrasts:
@@ -50,6 +55,15 @@ def domain_criterion_of(criterion: Criterion, domain_criterion: Criterion | None
     if domain_criterion not in CONTRAST_CRITERIA:
         raise ValueError(f"domain_criterion={domain_criterion!r}: expected one of {', '.join(CONTRAST_CRITERIA)}")
     return domain_criterion
+
+
+@dataclass(frozen=True)
+class _Addition:
+    """The accumulators of one source and some parameters, their weights, and the plan of the last batch."""
+
+    lists: dict[str, Any]
+    weights: dict[str, float]
+    plans: PlanCache[AccumulatePlan]
 
 
 class GradientStatistics:
@@ -90,10 +104,15 @@ class GradientStatistics:
             keys = [f"signed/{contrast}" for contrast in self.contrasts]
         self._numels = [math.prod(shape) for shape in self.shapes]
         self._places: dict[tuple[int, ...], Tensor] = {}
+        self._additions: dict[tuple[str, tuple[int, ...]], _Addition] = {}
+        self._of_graphs: list[Plan] = []
         self._buffers: dict[str, Tensor] = {}
         self._views: dict[str, list[Tensor]] = {}
         for key in keys:
             self._buffers[key], self._views[key] = self._allocate()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_additions": {}, "_of_graphs": []}  # plans hold addresses of this object's tensors
 
     def _check_arguments(self) -> None:
         if self.statistics not in get_args(Statistics):
@@ -142,15 +161,13 @@ class GradientStatistics:
             norms, nonfinite = (row.narrow(0, indices[0], count) for row in (all_norms, all_nonfinite))
         else:
             norms, nonfinite = all_norms.new_zeros(count), all_nonfinite.new_zeros(count)
-        dense = [self._dense(index, grad) for index, grad in zip(indices, grads, strict=True)]
+        addition = self._addition(source, tuple(indices))
+        settings = {"square_norms": norms, "nonfinite": nonfinite, "grad_scale": grad_scale, **addition.weights}
         with named_errors(lambda: [self.names[index] for index in indices]):
-            ops.accumulate_(
-                dense, square_norms=norms, nonfinite=nonfinite, grad_scale=grad_scale, zero_grads=zero_grads,
-                **self._targets(source, indices),
-            )  # fmt: skip
-        for grad, copy in zip(grads, dense, strict=True):
-            if zero_grads and grad is not copy:
-                grad.detach().zero_()
+            if (plan := addition.plans.find(grads, options=zero_grads)) is not None:
+                ops.planned_accumulate_(plan, **settings)
+            else:
+                self._add_without_plan(addition, indices, grads, zero_grads, settings)
         if not whole:
             where = self._place_of(tuple(indices))
             all_norms.index_add_(0, where, norms)
@@ -162,19 +179,51 @@ class GradientStatistics:
             self._places[indices] = torch.tensor(indices, device=self.device)
         return self._places[indices]
 
+    def _add_without_plan(
+        self,
+        addition: _Addition,
+        indices: Sequence[int],
+        grads: list[Tensor],
+        zero_grads: bool,
+        settings: dict[str, Any],
+    ) -> None:
+        """Makes a plan for the next time, unless gradients must be copied or a graph is being captured."""
+        dense = [self._dense(index, grad) for index, grad in zip(indices, grads, strict=True)]
+        copied = [grad for grad, copy in zip(grads, dense, strict=True) if grad is not copy]
+        if copied or is_capturing(self.device):
+            ops.accumulate_(dense, **addition.lists, **settings, zero_grads=zero_grads)
+        else:
+            plan = ops.plan_accumulate(grads, **addition.lists, zero_grads=zero_grads)
+            held = list(addition.lists.values())
+            addition.plans.keep(plan, grads, held, options=zero_grads, writes_grads=zero_grads)
+            ops.planned_accumulate_(plan, **settings)
+        for grad in copied if zero_grads else ():
+            grad.detach().zero_()
+
     def _dense(self, index: int, grad: Tensor) -> Tensor:
         if grad.layout is not torch.strided:
             name = self.names[index]
             raise TypeError(f"the gradient of {name!r} has layout {grad.layout}; make it dense (sparse=False)")
         return grad if grad.is_contiguous() else grad.contiguous()
 
-    def _targets(self, source: str, indices: Sequence[int]) -> dict[str, Any]:
+    def _addition(self, source: str, indices: tuple[int, ...]) -> _Addition:
+        if (source, indices) not in self._additions:
+            if sum(len(planned) for _, planned in self._additions) > _MOST_PLANNED:
+                self._additions.clear()
+            lists, weights = self._targets(source, indices)
+            plans = PlanCache[AccumulatePlan](self.device, self._of_graphs)
+            self._additions[source, indices] = _Addition(lists, weights, plans)
+        return self._additions[source, indices]
+
+    def _targets(self, source: str, indices: tuple[int, ...]) -> tuple[dict[str, Any], dict[str, float]]:
+        """The accumulators that gradients are added to, and their weights, by the arguments of ``accumulate_``."""
+
         def views(key: str) -> list[Tensor]:
             found = self._views.get(key, [])
             return found if len(indices) == len(found) else [found[index] for index in indices if found]
 
         if self.declared is None:
-            return {"sums": views(f"sum/{source}"), "squares": views(f"square/{source}")}
+            return {"sums": views(f"sum/{source}"), "squares": views(f"square/{source}")}, {}
         signed = [
             (views(f"signed/{contrast}"), (1.0 if source == pair[0] else -1.0) / self.declared[source])
             for contrast, pair in self.contrasts.items()
@@ -182,9 +231,8 @@ class GradientStatistics:
         ]
         signed += [([], 0.0)] * (2 - len(signed))
         (sums, weight), (second_sums, second_weight) = signed
-        return {
-            "sums": sums, "squares": [], "weight": weight, "second_sums": second_sums, "second_weight": second_weight,
-        }  # fmt: skip
+        lists = {"sums": sums, "squares": [], "second_sums": second_sums}
+        return lists, {"weight": weight, "second_weight": second_weight}
 
     def reset(self, source: str | None = None) -> None:
         """Clears a source, or all of them; signed statistics mix sources and are only cleared together."""

@@ -17,6 +17,12 @@ def current_stream(device: torch.device) -> Stream:
     return torch.cuda.current_stream(device) if device.type == "cuda" else None
 
 
+def stream_of(device: torch.device) -> int:
+    """The current stream as a number: what is cached for it is valid on it only, as freed memory is reused in stream
+    order."""
+    return 0 if (stream := current_stream(device)) is None else int(stream.cuda_stream)
+
+
 def is_capturing(device: torch.device) -> bool:
     """Whether a CUDA graph is being captured on the current stream of a device."""
     if device.type != "cuda":

@@ -17,15 +17,29 @@ constexpr int kThreads = 128;
 constexpr int kResident = 7;            // thread blocks per multiprocessor, which leaves 72 registers per thread
 constexpr int64_t kChunk = 4 * kBlock;  // elements
 
-// The list in device memory.
+// A plan in device memory, in this order. Gradients are apart because they may be others in every batch.
 struct AccumulateTable {
   const AccumulateTensor* tensors;
+  void* const* grads;
   const int64_t* first_chunks;  // count + 1 entries
   unsigned* arrived;            // chunks done, of each tensor
   double* chunk_norms;
   int64_t count;
-  int64_t chunks;
+  int64_t blocks;  // at least as many as there are chunks
 };
+
+constexpr int64_t grads_place(int64_t count) {
+  return rounded_up(count * static_cast<int64_t>(sizeof(AccumulateTensor)));
+}
+constexpr int64_t first_chunks_place(int64_t count) {
+  return grads_place(count) + rounded_up(count * static_cast<int64_t>(sizeof(void*)));
+}
+constexpr int64_t arrived_place(int64_t count) {
+  return first_chunks_place(count) + rounded_up((count + 1) * static_cast<int64_t>(sizeof(int64_t)));
+}
+constexpr int64_t chunk_norms_place(int64_t count) {
+  return arrived_place(count) + rounded_up(count * static_cast<int64_t>(sizeof(unsigned)));
+}
 
 // Calls use_four or use_one with the index of every element of [begin, end) that belongs to this thread: four elements
 // at once if `four`, which all addresses must allow.
@@ -121,11 +135,12 @@ struct Chunk {
   int64_t of_tensor;  // chunks
 };
 
-// Finds the owner of a chunk. By warp 0.
+// Finds the owner of a chunk; that of a chunk past the end is the last tensor. By warp 0.
 __device__ __forceinline__ void take_chunk(const AccumulateTable& table, int64_t i, Chunk* chunk) {
   const int64_t t = owner_of(table.first_chunks, table.count, i);
   if (lane_id() != 0) return;
   chunk->tensor = table.tensors[t];
+  chunk->tensor.grad = table.grads[t];
   chunk->owner = t;
   chunk->first = table.first_chunks[t];
   chunk->of_tensor = table.first_chunks[t + 1] - chunk->first;
@@ -136,10 +151,11 @@ __global__ void __launch_bounds__(kThreads, kResident)
   __shared__ Chunk chunk;
   __shared__ float factor;
   if (threadIdx.x == 0) factor = gradient_factor(options.grad_scale);
-  for (int64_t i = blockIdx.x; i < table.chunks; i += gridDim.x) {
+  for (int64_t i = blockIdx.x; i < table.blocks; i += gridDim.x) {
     __syncthreads();  // all threads are done with the previous chunk
     if (warp_id() == 0) take_chunk(table, i, &chunk);
     __syncthreads();
+    if (i - chunk.first >= chunk.of_tensor) break;  // past the end
     const int64_t begin = (i - chunk.first) * kChunk;
     const int64_t end = chunk.tensor.numel - begin < kChunk ? chunk.tensor.numel : begin + kChunk;
     double norm = 0;
@@ -174,25 +190,44 @@ __global__ void __launch_bounds__(kThreads, kResident)
 
 }  // namespace
 
-int accumulate(const AccumulateTensor* tensors, int64_t count, const AccumulateOptions& options, double* square_norms,
-               int64_t* nonfinite, const Allocate& allocate, void* stream) {
+int64_t accumulate_plan_bytes(int64_t count, int64_t blocks) {
+  return chunk_norms_place(count) + blocks * static_cast<int64_t>(sizeof(double));
+}
+
+int make_accumulate_plan(const AccumulateTensor* tensors, int64_t count, void* memory, void* stream,
+                         AccumulatePlan* plan) {
   const auto first_chunks =
       first_units(count, [&](int64_t t) { return tensors[t].numel / kChunk + (tensors[t].numel % kChunk != 0); });
-  const int64_t chunks = first_chunks.back();
-  if (chunks == 0) return cudaSuccess;
+  std::vector<void*> grads;
+  *plan = {memory, count, 0};
+  for (int64_t t = 0; t < count; t++) {
+    grads.push_back(tensors[t].grad);
+    plan->blocks += block_count(tensors[t].numel);
+  }
   Upload upload;
-  const int64_t tensors_at = upload.add(tensors, count), firsts_at = upload.add(first_chunks),
-                arrived_at = upload.add_zeros<unsigned>(count);
-  void* memory = allocate(upload.bytes() + chunks * static_cast<int64_t>(sizeof(double)));
-  if (!memory) return cudaErrorMemoryAllocation;
-  AIMFAIR_TRY(upload.copy(memory, stream));
-  const AccumulateTable table{array_at<AccumulateTensor>(memory, tensors_at),
-                              array_at<int64_t>(memory, firsts_at),
-                              array_at<unsigned>(memory, arrived_at),
-                              array_at<double>(memory, upload.bytes()),
-                              count,
-                              chunks};
-  return launch_persistent(accumulate_chunks, chunks, kThreads, stream, table, options, square_norms, nonfinite);
+  upload.add(tensors, count);
+  upload.add(grads);
+  upload.add(first_chunks);
+  upload.add_zeros<unsigned>(count);
+  return upload.copy(memory, stream);
+}
+
+int set_accumulate_grads(void* const* grads, int64_t count, void* memory, void* stream) {
+  Upload upload;
+  upload.add(grads, count);
+  return upload.copy(array_at<char>(memory, grads_place(count)), stream);
+}
+
+int accumulate(const AccumulatePlan& plan, const AccumulateOptions& options, double* square_norms, int64_t* nonfinite,
+               void* stream) {
+  const AccumulateTable table{array_at<AccumulateTensor>(plan.memory, 0),
+                              array_at<void*>(plan.memory, grads_place(plan.count)),
+                              array_at<int64_t>(plan.memory, first_chunks_place(plan.count)),
+                              array_at<unsigned>(plan.memory, arrived_place(plan.count)),
+                              array_at<double>(plan.memory, chunk_norms_place(plan.count)),
+                              plan.count,
+                              plan.blocks};
+  return launch_persistent(accumulate_chunks, plan.blocks, kThreads, stream, table, options, square_norms, nonfinite);
 }
 
 }  // namespace aimfair::cuda

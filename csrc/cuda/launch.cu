@@ -89,7 +89,7 @@ cudaError_t resident_blocks(const void* kernel, int threads, int64_t* blocks) {
 
 int64_t Upload::add_bytes(const void* from, int64_t bytes) {
   const int64_t place = this->bytes();
-  table_.resize(static_cast<size_t>(place + (bytes + kAlignment - 1) / kAlignment * kAlignment));
+  table_.resize(static_cast<size_t>(place + rounded_up(bytes)));
   if (from && bytes > 0) memcpy(table_.data() + place, from, static_cast<size_t>(bytes));
   return place;
 }

@@ -79,6 +79,11 @@ class Upload {
   std::vector<char> table_;
 };
 
+// The bytes that an array of this many bytes takes in a table.
+constexpr int64_t rounded_up(int64_t bytes) {
+  return (bytes + Upload::kAlignment - 1) / Upload::kAlignment * Upload::kAlignment;
+}
+
 // The array at the offset that Upload::add returned.
 template <class T>
 T* array_at(void* table, int64_t place) {

@@ -37,9 +37,6 @@ struct StepTable {
   int64_t blocks;
 };
 
-constexpr int64_t rounded_up(int64_t bytes) {
-  return (bytes + Upload::kAlignment - 1) / Upload::kAlignment * Upload::kAlignment;
-}
 constexpr int64_t tensors_place() { return Upload::kAlignment; }
 constexpr int64_t grads_place(int64_t count) {
   return tensors_place() + rounded_up(count * static_cast<int64_t>(sizeof(StepTensor)));

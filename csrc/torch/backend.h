@@ -13,15 +13,24 @@
 //
 //   run(Backend::launcher, arguments...)  calls a launcher of aimfair::cpu or aimfair::cuda with these arguments and
 //                                         its own: threads, or allocator and stream
-//   plan(tensors)                         the plan of one step
-//   store(tensors, memory)                stores a plan in plan_bytes(count) bytes of memory
-//   set_grads(grads, memory)              replaces the addresses of the gradients in the plan stored there
-//   plan_in(memory, count, blocks)        the plan stored there
-//   step(Backend::launcher, plan, ...)    runs a step on a plan
+//   plan(tensors)                         the plan of one call, for a list of StepTensor or AccumulateTensor = T
+//   plan_bytes<T>(count, blocks)          bytes of memory that a plan needs
+//   store(tensors, memory)                stores a plan there
+//   set_grads<T>(grads, memory)           replaces the addresses of the gradients in the plan stored there
+//   plan_in<T>(memory, count, blocks)     the plan stored there
+//   step(Backend::launcher, plan, ...)    calls a launcher that takes a plan
 
 namespace aimfair::ops {
 
 using Library = torch::stable::detail::StableLibrary;
+
+// Blocks of 1024 elements of a list.
+template <class T>
+int64_t blocks_of(const std::vector<T>& tensors) {
+  int64_t blocks = 0;
+  for (const T& tensor : tensors) blocks += block_count(tensor.numel);
+  return blocks;
+}
 
 struct Cpu {
   static constexpr auto accumulate = &cpu::accumulate;
@@ -45,30 +54,40 @@ struct Cpu {
   }
 
   // On the CPU a plan is the list itself.
+  template <class T>
   struct Plan {
-    const StepTensor* tensors;
+    const T* tensors;
     int64_t count;
   };
 
-  static int64_t plan_bytes(int64_t tensors) { return tensors * static_cast<int64_t>(sizeof(StepTensor)); }
-
-  static Plan plan(const std::vector<StepTensor>& tensors) { return {tensors.data(), size_of(tensors)}; }
-
-  static void store(const std::vector<StepTensor>& tensors, void* memory) {
-    memcpy(memory, tensors.data(), static_cast<size_t>(plan_bytes(size_of(tensors))));
+  template <class T>
+  static int64_t plan_bytes(int64_t tensors, int64_t) {
+    return tensors * static_cast<int64_t>(sizeof(T));
   }
 
-  static void set_grads(const std::vector<const void*>& grads, void* memory) {
-    auto* tensors = static_cast<StepTensor*>(memory);
+  template <class T>
+  static Plan<T> plan(const std::vector<T>& tensors) {
+    return {tensors.data(), size_of(tensors)};
+  }
+
+  template <class T>
+  static void store(const std::vector<T>& tensors, void* memory) {
+    memcpy(memory, tensors.data(), tensors.size() * sizeof(T));
+  }
+
+  template <class T>
+  static void set_grads(const std::vector<void*>& grads, void* memory) {
+    auto* tensors = static_cast<T*>(memory);
     for (size_t t = 0; t < grads.size(); t++) tensors[t].grad = grads[t];
   }
 
-  static Plan plan_in(void* memory, int64_t tensors, int64_t) {
-    return {static_cast<const StepTensor*>(memory), tensors};
+  template <class T>
+  static Plan<T> plan_in(void* memory, int64_t tensors, int64_t) {
+    return {static_cast<const T*>(memory), tensors};
   }
 
-  template <class Launcher, class... Given>
-  void step(const Launcher& launcher, const Plan& plan, const Given&... given) {
+  template <class Launcher, class T, class... Given>
+  void step(const Launcher& launcher, const Plan<T>& plan, const Given&... given) {
     run(launcher, plan.tensors, plan.count, given...);
   }
 };

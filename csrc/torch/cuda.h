@@ -56,6 +56,26 @@ inline void* current_stream(int32_t device_index) {
 
 #endif
 
+// The plans of lists of T.
+template <class T>
+struct Plans;
+
+template <>
+struct Plans<StepTensor> {
+  using Plan = cuda::StepPlan;
+  static int64_t bytes(int64_t count, int64_t) { return cuda::step_plan_bytes(count); }
+  static constexpr auto make = &cuda::make_step_plan;
+  static constexpr auto set_grads = &cuda::set_step_grads;
+};
+
+template <>
+struct Plans<AccumulateTensor> {
+  using Plan = cuda::AccumulatePlan;
+  static constexpr auto bytes = &cuda::accumulate_plan_bytes;
+  static constexpr auto make = &cuda::make_accumulate_plan;
+  static constexpr auto set_grads = &cuda::set_accumulate_grads;
+};
+
 class Cuda {
  public:
   static constexpr auto accumulate = &cuda::accumulate;
@@ -90,25 +110,34 @@ class Cuda {
     }
   }
 
-  using Plan = cuda::StepPlan;
+  template <class T>
+  static int64_t plan_bytes(int64_t tensors, int64_t blocks) {
+    return Plans<T>::bytes(tensors, blocks);
+  }
 
-  static int64_t plan_bytes(int64_t tensors) { return cuda::step_plan_bytes(tensors); }
+  template <class T>
+  auto plan(const std::vector<T>& tensors) {
+    return store(tensors, scratch(plan_bytes<T>(size_of(tensors), blocks_of(tensors))));
+  }
 
-  Plan plan(const std::vector<StepTensor>& tensors) { return store(tensors, scratch(plan_bytes(size_of(tensors)))); }
-
-  Plan store(const std::vector<StepTensor>& tensors, void* memory) const {
-    Plan plan;
-    check(cuda::make_step_plan(tensors.data(), size_of(tensors), memory, stream_, &plan));
+  template <class T>
+  auto store(const std::vector<T>& tensors, void* memory) const {
+    typename Plans<T>::Plan plan;
+    check(Plans<T>::make(tensors.data(), size_of(tensors), memory, stream_, &plan));
     return plan;
   }
 
-  void set_grads(const std::vector<const void*>& grads, void* memory) const {
-    check(cuda::set_step_grads(grads.data(), size_of(grads), memory, stream_));
+  template <class T>
+  void set_grads(const std::vector<void*>& grads, void* memory) const {
+    check(Plans<T>::set_grads(grads.data(), size_of(grads), memory, stream_));
   }
 
-  static Plan plan_in(void* memory, int64_t tensors, int64_t blocks) { return {memory, tensors, blocks}; }
+  template <class T>
+  static typename Plans<T>::Plan plan_in(void* memory, int64_t tensors, int64_t blocks) {
+    return {memory, tensors, blocks};
+  }
 
-  template <class Launcher, class... Given>
+  template <class Launcher, class Plan, class... Given>
   void step(const Launcher& launcher, const Plan& plan, const Given&... given) const {
     check(launcher(plan, given..., stream_));
   }

@@ -61,7 +61,8 @@ PYBIND11_MODULE(_C, module) {
   module.def("set_cpu_path", &set_cpu_path, pybind11::arg("name"));
   using aimfair::python::PlanMemory;
   pybind11::class_<PlanMemory>(module, "PlanMemory")
-      .def(pybind11::init<const pybind11::list&, const pybind11::list&>(), pybind11::arg("lists"),
-           pybind11::arg("grads"))
-      .def("moved_grads", &PlanMemory::moved_grads, pybind11::arg("lists"), pybind11::arg("grads"));
+      .def(pybind11::init<const pybind11::list&, const pybind11::list&, bool>(), pybind11::arg("lists"),
+           pybind11::arg("grads"), pybind11::arg("writes_grads") = false)
+      .def("holds", &PlanMemory::holds, pybind11::arg("lists"))
+      .def("moved_grads", &PlanMemory::moved_grads, pybind11::arg("grads"));
 }

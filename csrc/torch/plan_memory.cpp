@@ -96,20 +96,26 @@ bool for_each_place_of(const Torch& torch, const pybind11::list& lists, const Us
   return true;
 }
 
-// Whether the next places are those that were found before.
-class Same {
- public:
-  explicit Same(const std::vector<Place>& before) : at_(before.begin()), end_(before.end()) {}
-  bool operator()(const Place& place) { return at_ != end_ && *at_++ == place; }
-  bool at_end() const { return at_ == end_; }
+std::vector<Place> by_address(std::vector<Place> places) {
+  std::sort(places.begin(), places.end(), [](const Place& a, const Place& b) { return a.address < b.address; });
+  return places;
+}
 
- private:
-  std::vector<Place>::const_iterator at_, end_;
-};
+// Whether two of the places, which are sorted, share memory.
+bool overlap(const std::vector<Place>& places) {
+  uintptr_t end = 0;
+  for (const Place& place : places) {
+    if (place.bytes == 0) continue;
+    if (place.address < end) return true;
+    end = place.end();
+  }
+  return false;
+}
 
 }  // namespace
 
-PlanMemory::PlanMemory(const pybind11::list& lists, const pybind11::list& grads) {
+PlanMemory::PlanMemory(const pybind11::list& lists, const pybind11::list& grads, bool writes_grads)
+    : writes_grads_(writes_grads) {
   const auto into = [](std::vector<Place>& places) {
     return [&places](const Place& place) {
       places.push_back(place);
@@ -119,45 +125,41 @@ PlanMemory::PlanMemory(const pybind11::list& lists, const pybind11::list& grads)
   if (!for_each_place_of(torch(), lists, into(places_)) || !for_each_place(torch(), grads.ptr(), into(grads_))) {
     throw pybind11::type_error("a plan is made of lists of strided tensors");
   }
-  written_ = places_;
-  std::sort(written_.begin(), written_.end(), [](const Place& a, const Place& b) { return a.address < b.address; });
+  written_ = by_address(places_);
 }
 
 bool PlanMemory::is_written(const Place& place) const {
-  const auto end = place.address + static_cast<uintptr_t>(place.bytes);
-  auto after = std::lower_bound(written_.begin(), written_.end(), end,
+  auto after = std::lower_bound(written_.begin(), written_.end(), place.end(),
                                 [](const Place& other, uintptr_t address) { return other.address < address; });
   while (after != written_.begin()) {  // what is written does not overlap: the first one that is not empty decides
     const Place& before = *--after;
-    if (before.bytes > 0)
-      return place.bytes > 0 && before.address + static_cast<uintptr_t>(before.bytes) > place.address;
+    if (before.bytes > 0) return place.bytes > 0 && before.end() > place.address;
   }
   return false;
 }
 
-pybind11::object PlanMemory::moved_grads(const pybind11::list& lists, const pybind11::list& grads) {
-  Same same(places_);
-  if (!for_each_place_of(torch(), lists, [&](const Place& place) { return same(place); }) || !same.at_end()) {
-    return pybind11::none();
-  }
+bool PlanMemory::holds(const pybind11::list& lists) const {
+  auto at = places_.begin();
+  return for_each_place_of(torch(), lists, [&](const Place& place) { return at != places_.end() && *at++ == place; }) &&
+         at == places_.end();
+}
+
+pybind11::object PlanMemory::moved_grads(const pybind11::list& grads) {
   if (static_cast<size_t>(PyList_GET_SIZE(grads.ptr())) != grads_.size()) return pybind11::none();
+  std::vector<Place> found;
+  found.reserve(grads_.size());
   bool moved = false;
-  auto before = grads_.begin();
-  const bool usable = for_each_place(torch(), grads.ptr(), [&](Place place) {
-    const uintptr_t address = place.address;
-    place.address = before->address;
-    if (place != *before) return false;
-    if (address != before->address) {
-      place.address = before->address = address;
-      if (is_written(place)) return false;
-      moved = true;
-    }
-    before++;
-    return true;
+  const bool usable = for_each_place(torch(), grads.ptr(), [&](const Place& place) {
+    const Place& before = grads_[found.size()];
+    found.push_back(place);
+    if (place == before) return true;
+    moved = true;
+    return place.differs_only_in_address(before) && !is_written(place);
   });
-  if (!usable) return pybind11::none();
+  if (!usable || (moved && writes_grads_ && overlap(by_address(found)))) return pybind11::none();
   pybind11::list addresses;
   if (moved) {
+    grads_ = found;
     for (const Place& grad : grads_) addresses.append(grad.address);
   }
   return addresses;

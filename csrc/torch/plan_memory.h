@@ -15,25 +15,36 @@ struct Place {
   int32_t device[2] = {};  // type and index
   bool contiguous = false;
 
+  uintptr_t end() const { return address + static_cast<uintptr_t>(bytes); }
+
   bool operator==(const Place&) const = default;
+  bool differs_only_in_address(const Place& other) const {
+    Place there = *this;
+    there.address = other.address;
+    return there == other;
+  }
 };
 
-// The tensors that a plan was made of, to be compared with those of a later step. They are read through DLPack's C
+// The tensors that a plan was made of, to be compared with those of a later call. They are read through DLPack's C
 // exchange interface, in some 20 ns each; a list argument of an operator costs ten times that.
 class PlanMemory {
  public:
-  // Lists of torch.Tensor: those that a step reads and writes, and the gradients.
-  PlanMemory(const pybind11::list& lists, const pybind11::list& grads);
+  // Lists of torch.Tensor: those that a call reads and writes, and the gradients, which it may write too.
+  PlanMemory(const pybind11::list& lists, const pybind11::list& grads, bool writes_grads);
+
+  // Whether these are still the tensors of the plan, at the same addresses.
+  bool holds(const pybind11::list& lists) const;
 
   // None if a new plan is needed: something other than the addresses of gradients differs from the last call, or a
   // gradient overlaps what is written. Otherwise the new addresses of all gradients; empty if none has moved.
-  pybind11::object moved_grads(const pybind11::list& lists, const pybind11::list& grads);
+  pybind11::object moved_grads(const pybind11::list& grads);
 
  private:
   bool is_written(const Place& place) const;
 
   std::vector<Place> places_, grads_;
   std::vector<Place> written_;  // places_ by address
+  bool writes_grads_;
 };
 
 }  // namespace aimfair::python

@@ -41,7 +41,14 @@ STABLE_TORCH_LIBRARY(aimfair, m) {
       " Tensor(d!)[] steps, Tensor? bits, Tensor? rank, int[] first_blocks, Tensor lr, float momentum,"
       " float dampening, float weight_decay, bool nesterov, bool maximize, bool compact, bool stochastic_rounding,"
       " int seed, Tensor? grad_scale, Tensor? found_inf) -> ()");
-  // The same in two parts, so that the lists are checked once and not at every step.
+  // The same in two parts, so that the lists are checked once and not at every call.
+  m.def(
+      "plan_accumulate(Tensor(a!)[] grads, Tensor(b!)[] sums, Tensor(c!)[] squares, Tensor(d!)[] second_sums,"
+      " bool zero_grads) -> Tensor");
+  m.def("set_accumulate_grads_(Tensor(a!) plan, int tensors, int blocks, int[] addresses) -> ()");
+  m.def(
+      "planned_accumulate_(Tensor(a!) plan, int tensors, int blocks, Tensor(b!) square_norms, Tensor(c!) nonfinite,"
+      " float weight, float second_weight, Tensor? grad_scale, bool zero_grads) -> ()");
   m.def(
       "plan_adamw(Tensor(a!)[] params, Tensor[] grads, Tensor(b!)[] exp_avgs, Tensor(c!)[] exp_avg_sqs,"
       " Tensor(d!)[] max_exp_avg_sqs, Tensor(e!)[] masters, Tensor(f!)[] steps, Tensor? bits, Tensor? rank,"
@@ -50,7 +57,7 @@ STABLE_TORCH_LIBRARY(aimfair, m) {
       "plan_sgd(Tensor(a!)[] params, Tensor[] grads, Tensor(b!)[] momentum_buffers, Tensor(c!)[] masters,"
       " Tensor(d!)[] steps, Tensor? bits, Tensor? rank, int[] first_blocks, bool compact, bool stochastic_rounding)"
       " -> Tensor");
-  m.def("set_grads_(Tensor(a!) plan, int tensors, int[] addresses) -> ()");
+  m.def("set_grads_(Tensor(a!) plan, int tensors, int blocks, int[] addresses) -> ()");
   m.def(
       "planned_adamw_(Tensor(a!) plan, int tensors, int blocks, bool amsgrad, Tensor? bits, Tensor? rank, bool compact,"
       " bool stochastic_rounding, int moment_bits, Tensor lr, float beta1, float beta2, float eps, float weight_decay, "

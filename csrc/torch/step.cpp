@@ -4,6 +4,7 @@
 
 #include "arguments.h"
 #include "backend.h"
+#include "plan.h"
 
 // The masked steps, each in one operator, or in two: plan_* checks the lists once and stores them, planned_*_ steps on
 // such a plan.
@@ -247,15 +248,6 @@ void masked_sgd(const TensorList& params, const TensorList& grads, const TensorL
 }
 
 template <class Backend>
-Tensor stored_plan(Step& step, const TensorList& params) {
-  step.arguments.refuse_overlap();
-  Backend backend(step.arguments.op(), params.at(0));
-  Tensor memory = new_bytes(params.at(0), Backend::plan_bytes(size_of(step.tensors)));
-  backend.store(step.tensors, memory.data_ptr());
-  return memory;
-}
-
-template <class Backend>
 Tensor plan_adamw(const TensorList& params, const TensorList& grads, const TensorList& exp_avgs,
                   const TensorList& exp_avg_sqs, const TensorList& max_exp_avg_sqs, const TensorList& masters,
                   const TensorList& steps, const OptionalTensor& bits, const OptionalTensor& rank,
@@ -263,7 +255,8 @@ Tensor plan_adamw(const TensorList& params, const TensorList& grads, const Tenso
   Step step("plan_adamw", first_of(params));
   take_adamw_lists(step, {params, grads, masters, steps, bits, rank, first_blocks, compact, stochastic_rounding},
                    exp_avgs, exp_avg_sqs, max_exp_avg_sqs);
-  return stored_plan<Backend>(step, params);
+  step.arguments.refuse_overlap();
+  return stored_plan<Backend>(step.arguments, params.at(0), step.tensors);
 }
 
 template <class Backend>
@@ -274,20 +267,8 @@ Tensor plan_sgd(const TensorList& params, const TensorList& grads, const TensorL
   Step step("plan_sgd", first_of(params));
   step.take_lists({params, grads, masters, steps, bits, rank, first_blocks, compact, stochastic_rounding},
                   {{"momentum_buffers", momentum_buffers}});
-  return stored_plan<Backend>(step, params);
-}
-
-// The addresses are not checked: PlanMemory (plan_memory.h) has compared the gradients with those of the plan.
-template <class Backend>
-void set_grads(const Tensor& plan, int64_t tensors, const std::vector<int64_t>& addresses) {
-  Arguments arguments("set_grads_", &plan);
-  void* memory = arguments.take("plan", plan, kBytes, Access::write, Backend::plan_bytes(tensors));
-  arguments.require(size_of(addresses) == tensors, "addresses",
-                    "has " + std::to_string(addresses.size()) + " entries, expected " + std::to_string(tensors));
-  std::vector<const void*> grads;
-  for (const int64_t address : addresses) grads.push_back(reinterpret_cast<const void*>(address));
-  Backend backend(arguments.op(), plan);
-  backend.set_grads(grads, memory);
+  step.arguments.refuse_overlap();
+  return stored_plan<Backend>(step.arguments, params.at(0), step.tensors);
 }
 
 template <class Backend>
@@ -298,11 +279,12 @@ void planned_adamw(const Tensor& plan, int64_t tensors, int64_t blocks, bool ams
   const AdamWConfig config{0.0, beta1, beta2, eps, weight_decay};
   Step step("planned_adamw_", &plan);
   require_range(step.arguments, config);
-  step.take_plan({plan, Backend::plan_bytes(tensors), bits, rank, compact, stochastic_rounding, moment_bits});
+  step.take_plan({plan, Backend::template plan_bytes<StepTensor>(tensors, blocks), bits, rank, compact,
+                  stochastic_rounding, moment_bits});
   step.take_settings({lr, weight_decay, maximize, seed, grad_scale, found_inf});
   Backend backend(step.arguments.op(), plan);
-  backend.step(Backend::masked_adamw, Backend::plan_in(plan.data_ptr(), tensors, blocks), config, amsgrad,
-               step.options);
+  backend.step(Backend::masked_adamw, Backend::template plan_in<StepTensor>(plan.data_ptr(), tensors, blocks), config,
+               amsgrad, step.options);
 }
 
 template <class Backend>
@@ -313,10 +295,12 @@ void planned_sgd(const Tensor& plan, int64_t tensors, int64_t blocks, const Opti
   const SgdConfig config{0.0, momentum, dampening, weight_decay, nesterov};
   Step step("planned_sgd_", &plan);
   require_range(step.arguments, config);
-  step.take_plan({plan, Backend::plan_bytes(tensors), bits, rank, compact, stochastic_rounding, moment_bits});
+  step.take_plan({plan, Backend::template plan_bytes<StepTensor>(tensors, blocks), bits, rank, compact,
+                  stochastic_rounding, moment_bits});
   step.take_settings({lr, weight_decay, maximize, seed, grad_scale, found_inf});
   Backend backend(step.arguments.op(), plan);
-  backend.step(Backend::masked_sgd, Backend::plan_in(plan.data_ptr(), tensors, blocks), config, step.options);
+  backend.step(Backend::masked_sgd, Backend::template plan_in<StepTensor>(plan.data_ptr(), tensors, blocks), config,
+               step.options);
 }
 
 template <class Backend>
@@ -325,7 +309,7 @@ void add_step(Library& library) {
   library.impl("masked_sgd_", TORCH_BOX(&masked_sgd<Backend>));
   library.impl("plan_adamw", TORCH_BOX(&plan_adamw<Backend>));
   library.impl("plan_sgd", TORCH_BOX(&plan_sgd<Backend>));
-  library.impl("set_grads_", TORCH_BOX(&set_grads<Backend>));
+  library.impl("set_grads_", TORCH_BOX((&set_grads<Backend, StepTensor>)));
   library.impl("planned_adamw_", TORCH_BOX(&planned_adamw<Backend>));
   library.impl("planned_sgd_", TORCH_BOX(&planned_sgd<Backend>));
 }

@@ -147,24 +147,26 @@ bool run(cudaStream_t stream) {
   Batch batch(stream);
   DeviceArray<float> weights(kFeatures, stream), gradient(kFeatures, stream);
 
-  // 1. Sensitivity: the sum of the gradient over the batches.
+  // 1. Sensitivity: the sum of the gradient over the batches. The list of tensors is put into device memory once, as a
+  // plan.
   DeviceArray<float> sum(kFeatures, stream);
   DeviceArray<double> square_norm(1, stream);
   DeviceArray<int64_t> nonfinite(1, stream);
+  const int64_t blocks = aimfair::block_count(kFeatures);
+  aimfair::AccumulateTensor added;
+  added.grad = gradient.get();
+  added.numel = kFeatures;
+  added.sum = sum.get();
+  DeviceArray<char> sum_memory(aimfair::cuda::accumulate_plan_bytes(1, blocks), stream);
+  aimfair::cuda::AccumulatePlan sum_plan;
+  check(aimfair::cuda::make_accumulate_plan(&added, 1, sum_memory.get(), stream, &sum_plan), "make_accumulate_plan");
   for (int i = 0; i < kBatches; i++) {
     batch.draw(random);
     batch.backward(weights.get(), gradient.get(), stream);
-    aimfair::AccumulateTensor tensor;
-    tensor.grad = gradient.get();
-    tensor.numel = kFeatures;
-    tensor.sum = sum.get();
-    Scratch scratch(stream);
-    check(aimfair::cuda::accumulate(&tensor, 1, {}, square_norm.get(), nonfinite.get(), scratch.allocate(), stream),
-          "accumulate");
+    check(aimfair::cuda::accumulate(sum_plan, {}, square_norm.get(), nonfinite.get(), stream), "accumulate");
   }
 
   // 2. Mask: the tenth of the weights with the largest mean gradient.
-  const int64_t blocks = aimfair::block_count(kFeatures);
   DeviceArray<uint32_t> bits(blocks * aimfair::kWordsPerBlock, stream);
   DeviceArray<int64_t> rank(blocks + 1, stream);
   aimfair::ScoreTensor scores;
@@ -184,8 +186,7 @@ bool run(cudaStream_t stream) {
   int64_t right = 0;
   for (int64_t j = 0; j < kFeatures; j += 10) right += mask[j / 32] >> (j % 32) & 1;
 
-  // 3. Masked AdamW with compact state: two floats for each selected weight. The list of tensors is put into device
-  // memory once, as a plan.
+  // 3. Masked AdamW with compact state: two floats for each selected weight, on a plan too.
   DeviceArray<float> exp_avg(kSelected, stream), exp_avg_sq(kSelected, stream), steps(1, stream);
   aimfair::StepTensor tensor;
   tensor.param = weights.get();

@@ -191,11 +191,12 @@ def held(device: torch.device) -> tuple[list[list[Tensor]], list[Tensor]]:
 def test_gradients_that_have_moved_are_found(device):
     lists, grads = held(device)
     memory = PlanMemory(lists, grads)
-    assert memory.moved_grads(lists, grads) == []
+    assert memory.moved_grads(grads) == []
     moved = [grads[0].clone(), grads[1]]
-    assert memory.moved_grads(lists, moved) == addresses(moved)
-    assert memory.moved_grads(lists, moved) == []
-    assert memory.moved_grads([list(entries) for entries in lists], [moved[0].view(3, 4), moved[1]]) == []
+    assert memory.moved_grads(moved) == addresses(moved)
+    assert memory.moved_grads(moved) == []
+    assert memory.holds([list(entries) for entries in lists])
+    assert memory.moved_grads([moved[0].view(3, 4), moved[1]]) == []
 
 
 @pytest.mark.parametrize(
@@ -224,8 +225,9 @@ def test_gradients_that_have_moved_are_found(device):
 def test_everything_else_needs_another_plan(change, device):
     lists, grads = held(device)
     memory = PlanMemory(lists, grads)
+    assert memory.holds(lists)
     change(lists, grads)
-    assert memory.moved_grads(lists, grads) is None
+    assert not memory.holds(lists) or memory.moved_grads(grads) is None
 
 
 def test_gradients_that_overlap_what_is_written_need_another_plan(device):
@@ -233,8 +235,19 @@ def test_gradients_that_overlap_what_is_written_need_another_plan(device):
     memory = torch.zeros(40, device=device)
     lists, grads = [[memory[10:20]], [memory[30:40]]], [torch.ones(10, device=device)]
     for first, overlaps in [(0, False), (1, True), (9, True), (10, True), (19, True), (20, False), (21, True)]:
-        moved = PlanMemory(lists, grads).moved_grads(lists, [memory[first : first + 10]])
-        assert (moved is None) == overlaps, first
+        held = PlanMemory(lists, grads)
+        for _ in range(2):  # a refusal changes nothing
+            assert (held.moved_grads([memory[first : first + 10]]) is None) == overlaps, first
+
+
+def test_gradients_that_overlap_need_another_plan_if_they_are_written(device):
+    memory, grads = torch.zeros(40, device=device), [torch.ones(10, device=device) for _ in range(2)]
+    for first, overlaps in [(10, False), (9, True), (0, True), (30, False)]:
+        moved = [memory[:10], memory[first : first + 10]]
+        written = PlanMemory([], grads, writes_grads=True)
+        for _ in range(2):
+            assert (written.moved_grads(moved) is None) == overlaps, first
+        assert PlanMemory([], grads).moved_grads(moved) == addresses(moved)
 
 
 def test_a_plan_is_made_of_tensors(device):

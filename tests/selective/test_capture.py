@@ -310,7 +310,7 @@ def test_compiled_model(model, device):
 
 class FakeStream:
     def __init__(self, name: str, log: list[str]):
-        self.name, self._log = name, log
+        self.name, self._log, self.cuda_stream = name, log, hash(name)
 
     def wait_stream(self, other: "FakeStream") -> None:
         self._log.append(f"{self.name} waits for {other.name}")

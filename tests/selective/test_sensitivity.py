@@ -1,7 +1,9 @@
 """Sensitivity.update: exact statistics per source, what is refused, and files a run can go on from."""
 
+import copy
 import json
 from contextlib import nullcontext
+from functools import partial
 
 import pytest
 import torch
@@ -10,6 +12,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import aimfair
+from aimfair.selective import ops, statistics
 
 from .models import Toy, backward, batch, random_gradients, set_gradients, toy
 
@@ -164,6 +167,80 @@ def test_signed_refuses_other_counts_than_declared(model):
         probe.select("top_k", criterion="relative_difference", density=0.1)
     with pytest.raises(ValueError, match=r"only reset\(\) of all"):
         probe.reset("real")
+
+
+@pytest.fixture
+def calls(monkeypatch) -> list[str]:
+    """The operators that are called from now on, in order."""
+    calls: list[str] = []
+
+    def call(name, operator, *arguments, **options):
+        calls.append(name)
+        return operator(*arguments, **options)
+
+    for name in ("accumulate_", "plan_accumulate", "planned_accumulate_", "set_grads_"):
+        monkeypatch.setattr(ops, name, partial(call, name, getattr(ops, name)))
+    return calls
+
+
+def test_a_plan_is_made_for_each_source_and_set_of_parameters(model, calls):
+    probe = aimfair.Sensitivity(model, SOURCES)
+    set_gradients(model, random_gradients(model))
+
+    def updates(*sources: str, **options: bool) -> list[str]:
+        calls.clear()
+        for source in sources:
+            probe.update(source, **options)
+        return calls
+
+    made, used = ["plan_accumulate", "planned_accumulate_"], ["planned_accumulate_"]
+    assert updates("real", "real", "fair", "real", "fair") == [*made, *used, *made, *used, *used]
+    first, *_, last = (p for p in model.parameters() if p.numel())
+    kept = [first.grad]  # held, so that what comes in its place lies elsewhere
+    first.grad = first.grad.clone()
+    assert updates("real", "real") == ["set_grads_", *used, *used]
+    assert updates("real", "real", zero_grads=False) == [*made, *used]
+    kept.append(last.grad)
+    last.grad = None
+    assert updates("real", "real", "fair") == [*made, *used, *made]
+    last.grad = kept[-1]
+    assert updates("real") == made  # zeroed again
+    assert updates("fair") == ["set_grads_", *used]
+    weight = model.conv.weight
+    weight.grad = torch.ones(*weight.shape, 2, device=weight.device)[..., 0]
+    assert updates("fair", "fair") == ["accumulate_"] * 2
+
+
+def test_plans_are_bounded(model, calls, monkeypatch):
+    monkeypatch.setattr(statistics, "_MOST_PLANNED", 1)
+    probe = aimfair.Sensitivity(model, SOURCES)
+    feed(probe, model, {"real": 2, "fair": 1})
+    set_gradients(model, random_gradients(model))
+    probe.update("real")
+    assert calls.count("plan_accumulate") == 3
+
+
+def test_gradients_that_share_memory_are_refused_in_a_later_batch(device):
+    first, second = (nn.Parameter(torch.zeros(5, device=device)) for _ in range(2))
+    probe = aimfair.Sensitivity({"first": first, "second": second}, ("a",))
+    first.grad, second.grad = torch.ones(5, device=device), torch.ones(5, device=device)
+    probe.update("a")
+    second.grad = first.grad
+    for _ in range(2):
+        with pytest.raises(RuntimeError, match=r"grads\[1\] overlaps the memory of grads\[0\] \(parameter 'second'\)"):
+            probe.update("a")
+
+
+def test_a_copy_has_its_own_accumulators(model):
+    probe = aimfair.Sensitivity(model, ("a",))
+    feed(probe, model, {"a": 1})
+    before, twin = probe.mean("a"), copy.deepcopy(probe)
+    set_gradients(model, random_gradients(model))
+    for parameter, other in zip(model.parameters(), twin._parameters, strict=True):
+        other.grad = parameter.grad
+    twin.update("a")
+    assert all(torch.equal(mean, before[name]) for name, mean in probe.mean("a").items())
+    assert not torch.equal(twin.mean("a")["scale"], before["scale"])
 
 
 def test_reset(model):

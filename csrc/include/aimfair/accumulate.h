@@ -36,10 +36,26 @@ void accumulate(const AccumulateTensor* tensors, int64_t count, const Accumulate
 
 namespace cuda {
 
-// The same on the device (see cuda.h), in one launch after the copy of the list. square_norms and nonfinite are device
-// memory.
-int accumulate(const AccumulateTensor* tensors, int64_t count, const AccumulateOptions& options, double* square_norms,
-               int64_t* nonfinite, const Allocate& allocate, void* stream);
+// A list of tensors in device memory, valid as StepPlan (step.h) is.
+struct AccumulatePlan {
+  void* memory = nullptr;
+  int64_t count = 0;   // tensors
+  int64_t blocks = 0;  // of 1024 elements
+};
+
+// Bytes of device memory, aligned to 16, that a plan needs.
+int64_t accumulate_plan_bytes(int64_t count, int64_t blocks);
+
+// Queues the copy of the list into `memory` and describes the plan in *plan.
+int make_accumulate_plan(const AccumulateTensor* tensors, int64_t count, void* memory, void* stream,
+                         AccumulatePlan* plan);
+
+// Queues the copy of other addresses of the gradients, one for each tensor, into the memory of a plan.
+int set_accumulate_grads(void* const* grads, int64_t count, void* memory, void* stream);
+
+// The same on the device (see cuda.h), in one launch. square_norms and nonfinite are device memory.
+int accumulate(const AccumulatePlan& plan, const AccumulateOptions& options, double* square_norms, int64_t* nonfinite,
+               void* stream);
 
 }  // namespace cuda
 }  // namespace aimfair
