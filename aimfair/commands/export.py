@@ -13,6 +13,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seed", type=int, metavar="N", help="(default: the best one by validation accuracy)")
     parser.add_argument("--to", type=Path, metavar="FOLDER", help="(default: export/METHOD-SEED in the run)")
     parser.add_argument("--no-onnx", action="store_true", help="without model.onnx, which needs aimfair[onnx]")
+    parser.add_argument("--delta", action="store_true", help="with what the method changed of the biased model")
     parser.add_argument("--license", default="unknown", metavar="ID", help="for the model card, such as apache-2.0")
     parser.add_argument("--overwrite", action="store_true", help="replace an earlier export in the folder")
     add_quiet(parser)
@@ -35,6 +36,7 @@ def main(options: argparse.Namespace, overrides: Overrides) -> int:
             seed=options.seed,
             to=options.to,
             with_onnx=not options.no_onnx,
+            with_delta=options.delta,
             license=options.license,
             overwrite=options.overwrite,
         )

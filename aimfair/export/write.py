@@ -32,6 +32,9 @@ from aimfair.training.models import WEIGHTS, load_model
 EXAMPLES = 64
 """Test images on which ONNX and preprocessing are compared."""
 
+DELTA = "delta.safetensors"
+"""What the method changed of the biased model."""
+
 _LICENSE = re.compile(r"[a-z0-9][a-z0-9.+-]{0,63}")
 
 
@@ -42,14 +45,16 @@ def export_run(
     seed: int | None = None,
     to: Path | None = None,
     with_onnx: bool = True,
+    with_delta: bool = False,
     license: str = UNKNOWN,
     overwrite: bool = False,
 ) -> Path:
     """Writes the folder and returns its path.
 
     It contains config.json and model.safetensors in the format of the backbone's library, with class names;
-    preprocessor_config.json, for models of transformers; model.onnx; README.md, the model card; and export.json, which
-    lists the other files with their digests.
+    preprocessor_config.json, for models of transformers; model.onnx; delta.safetensors, which makes the model of the
+    biased one of the same seed; README.md, the model card; and export.json, which lists the other files with their
+    digests.
 
     Args:
         method, seed: as :func:`choose`.
@@ -58,7 +63,7 @@ def export_run(
         overwrite: whether an earlier export there may be replaced.
 
     Raises:
-        ConfigError: no such method or seed; a malformed license.
+        ConfigError: no such method or seed; a malformed license; a delta of the biased model.
         AimfairError: the run is not evaluated or not up to date; the folder has other content; a package is missing;
             the ONNX file differs from the model.
         Interrupted: as the run's interrupt says; no files are left.
@@ -70,9 +75,13 @@ def export_run(
         onnx.require_packages()
     run.digest_of("evaluate", content=True)  # first, so that an unfinished run gets this error
     choice = choose(run, method, seed)
+    if with_delta and choice.method == BIASED:
+        raise ConfigError(f"--delta: {BIASED} is what a delta applies to; choose a method")
     results = Results.load(run.results)
     to = run.path / "export" / f"{choice.method}-{choice.seed}" if to is None else to
     with new_folder(to, overwrite=overwrite) as folder:
+        if with_delta:
+            aimfair.Delta.make(run.model(choice.seed, BIASED) / WEIGHTS, choice.folder / WEIGHTS, folder / DELTA)
         _fill(run, choice, results, folder, with_onnx=with_onnx, license=license)
     run.log("exported", method=choice.method, seed=choice.seed, to=str(to))
     return to

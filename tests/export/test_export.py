@@ -34,6 +34,26 @@ def folder(finished: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return to
 
 
+def test_a_delta_makes_the_model_of_the_biased_one(finished, tmp_path):
+    """And back: bit for bit, by the command line."""
+    to, config = tmp_path / "model", Run.config_of(finished)
+    assert config is not None
+    with Run.open(finished, config, quiet=True) as run:
+        base = run.model(SEEDS[0], "biased") / "model.safetensors"
+    export = ["export", "--run", str(finished), "--seed", str(SEEDS[0]), "--no-onnx", "--quiet"]
+    assert cli.main([*export, "--delta", "--to", str(to)]) == 0
+    delta, result = str(to / "delta.safetensors"), to / "model.safetensors"
+    assert cli.main(["delta", "apply", delta, str(base), "--to", str(tmp_path / "fair.safetensors")]) == 0
+    assert (tmp_path / "fair.safetensors").read_bytes() == result.read_bytes()
+    assert cli.main(["delta", "revert", delta, str(result), "--to", str(tmp_path / "biased.safetensors")]) == 0
+    assert (tmp_path / "biased.safetensors").read_bytes() == base.read_bytes()
+
+
+def test_a_delta_of_the_biased_model_is_refused(finished, capsys):
+    assert cli.main(["export", "--run", str(finished), "--method", "biased", "--delta", "--quiet"]) == 2
+    assert capsys.readouterr().err == "error: --delta: biased is what a delta applies to; choose a method\n"
+
+
 def programs(card: str) -> list[str]:
     """The code in a card."""
     return re.findall(r"^```python\n(.*?)^```$", card, re.MULTILINE | re.DOTALL)
