@@ -242,7 +242,7 @@ def test_output_that_nobody_reads_is_no_error():
         (["run", "--run", "none"], "there is no run yet; give --config FILE"),
         (
             ["run", "--config", "none"],
-            "none of those included: celeba-smiling-male, celeba-smiling-young, celeba-young-male, demo, premise, utkface-",
+            "none of those included: celeba-smiling-male, celeba-smiling-young, celeba-young-male, demo, premise, ",
         ),
         (["run", "--config", "demo", "--train.lrr", "1"], "--train.lrr: unknown key; did you mean train.lr?"),
         (["run", "--config", "demo", "--train.lr"], "--train.lr: expected a value"),
