@@ -10,7 +10,7 @@ running. The folder gets summary.md, one log for each kind of step, and the tabl
 With --generation it looks at the engines of text-to-image models instead, which need diffusers, and at those whose
 packages are there.
 
-With --dry-run it needs no GPU: it builds, without installing, and only collects tests and benches.
+With --dry-run it needs no GPU: it builds, keeps an extension that is there, and only collects tests and benches.
 
 Exit status: 0 all is well, 1 a step failed, 2 there is no GPU.
 """
@@ -23,6 +23,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import sysconfig
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
@@ -35,6 +36,8 @@ BUILD = ROOT / "build" / "gpu"
 GRAPHS = ROOT / "tests" / "cuda" / "test_graphs.py"
 ENGINES = ROOT / "tests" / "cuda" / "test_engines.py"
 SAME_BITS = ROOT / "tests" / "cuda" / "test_same_bits.py"
+
+EXTENSION = ROOT / "aimfair" / f"_C{sysconfig.get_config_var('EXT_SUFFIX')}"
 
 SANITIZED = (
     "accumulate-torch.bfloat16", "select-normal", "select-few_values", "count_keys-difference",
@@ -255,13 +258,18 @@ def phases(out: Path, architecture: str) -> list[list[Step]]:
 
 
 def dry(phases: Sequence[Sequence[Step]]) -> list[list[Step]]:
-    """The same steps as far as they go without a GPU: nothing is installed or run but compilers and collections."""
+    """The same steps as far as they go without a GPU: nothing is run but compilers and collections.
+
+    An extension that is there stays; otherwise the one that was built is put into its place, as the collections import
+    it.
+    """
     return [[_dry(step) for step in phase] for phase in phases]
 
 
 def _dry(step: Step) -> Step:
     if step.kind == "command":
-        builds = [command for command in step.commands if command[0] == "cmake" and str(ROOT) != command[-1]]
+        kept = str(ROOT) if EXTENSION.exists() else None
+        builds = [command for command in step.commands if command[0] == "cmake" and kept != command[-1]]
         return replace(step, commands=builds, limit=1200)
     (command,) = step.commands
     collect = list(command[list(command).index(sys.executable) :])  # without compute-sanitizer

@@ -117,6 +117,17 @@ def test_every_step_is_collected_without_the_packages_of_the_pipeline(tmp_path, 
     assert "bench_generation.py" not in collected
 
 
+@pytest.mark.parametrize("present", [False, True])
+def test_a_dry_run_installs_the_extension_only_where_there_is_none(present, tmp_path, monkeypatch):
+    extension = tmp_path / "_C.so"
+    if present:
+        extension.touch()
+    monkeypatch.setattr(gpu_check, "EXTENSION", extension)
+    steps = [step for phase in gpu_check.dry(gpu_check.phases(tmp_path, "90")) for step in phase]
+    (build,) = [step for step in steps if step.name == "build the extension"]
+    assert any(command[-1] == str(gpu_check.ROOT) for command in build.commands) == (not present)
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_without_a_gpu(tmp_path):
