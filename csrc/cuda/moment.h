@@ -4,24 +4,22 @@
 
 #include "aimfair/moments.h"
 
-// Moments in device memory: how one value is kept, by type.
+// Moments in device memory: how one value is kept, by type. load gives what decode needs of the value at a place of the
+// state that belongs to a block of the tensor.
 
 namespace aimfair::cuda {
 
 template <Moments>
 struct Moment;
 
-// Nothing is kept for a block.
-struct NoBase {};
-
 template <>
 struct Moment<Moments::float32> {
   using type = float;
-  using Base = NoBase;
+  using Kept = type;
   static __device__ __forceinline__ type* values(void* memory, int64_t) { return static_cast<type*>(memory); }
-  static __device__ __forceinline__ Base base(const void*, int) { return {}; }
+  static __device__ __forceinline__ Kept load(const type* at, const void*, int) { return __ldca(at); }
   template <int kRootState>
-  static __device__ __forceinline__ float decode(type x, Base, int) {
+  static __device__ __forceinline__ float decode(Kept x, int) {
     return x;
   }
 };
@@ -29,11 +27,11 @@ struct Moment<Moments::float32> {
 template <>
 struct Moment<Moments::bfloat16> {
   using type = uint16_t;
-  using Base = NoBase;
+  using Kept = type;
   static __device__ __forceinline__ type* values(void* memory, int64_t) { return static_cast<type*>(memory); }
-  static __device__ __forceinline__ Base base(const void*, int) { return {}; }
+  static __device__ __forceinline__ Kept load(const type* at, const void*, int) { return __ldca(at); }
   template <int kRootState>
-  static __device__ __forceinline__ float decode(type x, Base, int) {
+  static __device__ __forceinline__ float decode(Kept x, int) {
     return bfloat16_to_float(x);
   }
 };
@@ -43,23 +41,26 @@ struct Moment<Moments::bfloat16> {
 template <>
 struct Moment<Moments::bits8> {
   using type = uint8_t;
-  using Base = uint16_t;
+  struct Kept {
+    uint8_t code;
+    uint16_t base;
+  };
   using Root = Bits8Format<true>;
   using Signed = Bits8Format<false>;
 
   static __device__ __forceinline__ type* values(void* memory, int64_t numel) { return bits8_in(memory, numel).codes; }
-  static __device__ __forceinline__ Base base(const void* memory, int block) {
-    return __ldca(static_cast<const Base*>(memory) + block);
+  static __device__ __forceinline__ Kept load(const type* at, const void* memory, int block) {
+    return {__ldca(at), __ldca(static_cast<const uint16_t*>(memory) + block)};
   }
 
   template <int kRootState>
-  static __device__ __forceinline__ float decode(type x, Base base, int s) {
-    const uint32_t code = x;
+  static __device__ __forceinline__ float decode(Kept x, int s) {
+    const uint32_t code = x.code, base = x.base;
     if (s == kRootState) {
-      const float root = bits_float(Root::decode(code, uint32_t{base}));
+      const float root = bits_float(Root::decode(code, base));
       return root * root;
     }
-    return bits_float(Signed::decode(code & 127u, uint32_t{base}) | (code & 128u) << 24);
+    return bits_float(Signed::decode(code & 127u, base) | (code & 128u) << 24);
   }
 
   template <int kRootState>

@@ -22,8 +22,15 @@ namespace aimfair::cuda {
 
 constexpr int kThreads = 128;
 constexpr int kWarps = kThreads / kWarp;
-constexpr int kResident = 6;    // thread blocks per multiprocessor, which leaves 80 registers per thread
-constexpr int kLongestRun = 8;  // blocks
+// Thread blocks per multiprocessor: 6 leave 80 registers per thread. For sm_120 these are a few too little, and with
+// moments of 8 bits its shared memory holds no more than 3.
+template <Moments kMoments>
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 1200
+constexpr int kResident = kMoments == Moments::bits8 ? 3 : 5;
+#else
+constexpr int kResident = 6;
+#endif
+constexpr int kLongestRun = 8;                     // blocks
 constexpr int64_t kMostBlocks = int64_t{1} << 30;  // in a plan: 1.1e12 elements; they are counted in 32 bits
 constexpr int kListed = 1024;                      // elements that a warp lists at once: at least a block
 
@@ -117,8 +124,7 @@ struct RunStep {
 #pragma unroll 1
     for (int begin = lane_id(); begin < n; begin += kAhead * kWarp) {
       T p[kAhead], g[kAhead];
-      typename M::type states[kAhead][kMaxStates];
-      typename M::Base bases[kAhead][kMaxStates];
+      typename M::Kept states[kAhead][kMaxStates];
       float masters[kAhead];
       // Explicitly from global memory: the compiler moves other loads below the arithmetic that does not need them.
       // What is past the end repeats the lane's first element, which is in the cache.
@@ -129,8 +135,7 @@ struct RunStep {
         p[e] = __ldca(param() + i);
 #pragma unroll
         for (int s = 0; s < Update::kStates; s++) {
-          states[e][s] = __ldca(state(s) + at);
-          bases[e][s] = M::base(work.tensor.state[s], first + i / static_cast<int>(kBlock));
+          states[e][s] = M::load(state(s) + at, work.tensor.state[s], first + i / static_cast<int>(kBlock));
         }
         if constexpr (kMaster) masters[e] = __ldca(master() + at);
       }
@@ -140,7 +145,7 @@ struct RunStep {
         float own[kMaxStates];
 #pragma unroll
         for (int s = 0; s < Update::kStates; s++) {
-          own[s] = M::template decode<Update::kRootState>(states[e][s], bases[e][s], s);
+          own[s] = M::template decode<Update::kRootState>(states[e][s], s);
         }
         const float value = updated(kMaster ? masters[e] : P::decode(p[e]), P::decode(g[e]), own);
         if (j >= n) break;
@@ -356,7 +361,7 @@ __device__ __forceinline__ void take_tensor(Work& work, const StepTable& table, 
 }
 
 template <class Update, Moments kMoments>
-__global__ void __launch_bounds__(kThreads, kResident)
+__global__ void __launch_bounds__(kThreads, kResident<kMoments>)
     masked_step(StepTable table, typename Update::Config config,
                 const __grid_constant__ typename Update::Constants constants, StepOptions options, int run) {
   if (options.found_inf && *options.found_inf != 0) return;
