@@ -60,6 +60,17 @@ def test_rows(row, compact, optimizer, device):
 
 @both
 @layouts
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_few_and_many_selected_elements_side_by_side(dtype, compact, optimizer, device):
+    """Blocks with about 400 selected elements, up to which a CPU lists those of compact state."""
+    shapes = [(50_000,), (1025,), (300, 77)]
+    bools = cases.random_bools(shapes, 0.39, device)
+    options = {"compact": compact, "stochastic_rounding": dtype == torch.bfloat16, "seed": 3}
+    check(optimizer, optimizer.inputs(shapes, dtype, device, bools, **options))
+
+
+@both
+@layouts
 @pytest.mark.parametrize("density", [0.01, 0.3, 1.0])
 @pytest.mark.parametrize("shapes", SHAPES.values(), ids=SHAPES)
 def test_shapes(shapes, density, compact, optimizer, device):
