@@ -30,7 +30,7 @@ Params = Iterable[Tensor] | Iterable[tuple[str, Tensor]] | Iterable[dict[str, An
 
 
 _PICKLED = ("mask", "compact", "moment_bits", "master_weights", "_slots", "_unmatched")
-"""Attributes that copies of an optimizer have too, besides torch's."""
+"""Attributes that a copy or pickle of an optimizer keeps, besides torch's."""
 
 
 @dataclass(frozen=True)
@@ -107,9 +107,7 @@ class MaskedOptimizer(Optimizer):
         require_mask(mask)
         if whole := [name for name in ("state", "moment_bits", "master_weights") if name in group]:
             raise ValueError(f"{whole[0]} is an option of the whole optimizer, not of a param group")
-        given = {name: group[name] for name in (*self.defaults, *IMPLEMENTATION) if name in group}
-        whole_optimizer = {"master_weights": self.master_weights, "moment_bits": self.moment_bits}
-        require_options({**self.defaults, **whole_optimizer, **given})
+        self._require_options(group)
         super().add_param_group(group)
         if not has_own_mask and self._unmatched is not None:
             self._unmatched.append(group)
@@ -124,6 +122,11 @@ class MaskedOptimizer(Optimizer):
         except Exception:
             del self.param_groups[-1]
             raise
+
+    def _require_options(self, group: dict[str, Any]) -> None:
+        given = {name: group[name] for name in (*self.defaults, *IMPLEMENTATION) if name in group}
+        whole_optimizer = {"master_weights": self.master_weights, "moment_bits": self.moment_bits}
+        require_options({**self.defaults, **whole_optimizer, **given})
 
     def _adopt(self, groups: list[dict[str, Any]], mask: ParameterMask | None) -> None:
         """Matches the parameters of groups that share a mask."""
@@ -291,8 +294,8 @@ class MaskedOptimizer(Optimizer):
         compact state are zero.
 
         Raises:
-            ValueError: another mask, other param groups, or state that does not fit a parameter, which is named; the
-                optimizer is then unchanged.
+            TypeError, ValueError: another mask, other param groups, options that this optimizer refuses, or state that
+                does not fit a parameter, which is named; the optimizer is then unchanged.
         """
         # Registered last, so that it runs after the user's hooks.
         handle = self.register_load_state_dict_pre_hook(lambda _, loaded: self._convert_state_dict(loaded))
@@ -306,6 +309,8 @@ class MaskedOptimizer(Optimizer):
         if [len(g["params"]) for g in saved_groups] != [len(g["params"]) for g in self.param_groups]:
             return None  # torch reports it
         for number, (saved, group) in enumerate(zip(saved_groups, self.param_groups, strict=True)):
+            # Not those by which torch chooses an implementation: they change nothing here.
+            self._require_options({name: value for name, value in saved.items() if name not in IMPLEMENTATION})
             digest = saved.get("mask_digest")
             if digest not in (None, group["mask_digest"]):
                 own = group["mask_digest"] or "no mask"

@@ -108,7 +108,7 @@ def _bool(name: str, value: Any) -> None:
 
 
 def _moment_bits(name: str, value: Any) -> None:
-    if isinstance(value, bool) or value not in (32, 16, 8):
+    if not isinstance(value, Integral) or value not in (32, 16, 8):
         raise ValueError(f"{name}={value!r}: expected 32, 16 or 8")
 
 

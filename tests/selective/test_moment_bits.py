@@ -151,12 +151,23 @@ def test_8_bit_state_of_another_size_is_refused_by_name():
 
 @pytest.mark.parametrize(("options", "message"), [
     ({"moment_bits": 4}, "moment_bits=4: expected 32, 16 or 8"),
-    ({"moment_bits": True}, "moment_bits=True: expected 32, 16 or 8"),
+    *(({"moment_bits": bits}, "moment_bits=.*: expected 32, 16 or 8") for bits in (True, 8.0, torch.tensor(8))),
     ({"moment_bits": 8, "amsgrad": True}, "amsgrad is not valid with moment_bits=8"),
 ])  # fmt: skip
 def test_refused(options, message):
     with pytest.raises(ValueError, match=message):
         aimfair.MaskedAdamW(toy().named_parameters(), **options)
+
+
+def test_amsgrad_is_not_loaded_into_8_bits():
+    model, optimizer = stepped(8)
+    before = {name: value.clone() for name, value in optimizer.state[model.scale].items()}
+    plain = torch.optim.AdamW(model.parameters(), amsgrad=True)
+    plain.step()
+    with pytest.raises(ValueError, match="amsgrad is not valid with moment_bits=8"):
+        optimizer.load_state_dict(plain.state_dict())
+    assert not optimizer.param_groups[0]["amsgrad"]
+    assert all(torch.equal(value, before[name]) for name, value in optimizer.state[model.scale].items())
 
 
 def test_of_the_whole_optimizer_only():

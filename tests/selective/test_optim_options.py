@@ -184,7 +184,8 @@ def test_state_of_torch_is_taken_whatever_its_implementation(model, masked, choi
         pytest.skip("torch's SGD has no such option")
     saved = PLAIN[masked](model.parameters(), lr=0.25, **choice).state_dict()
     optimizer = masked(model.parameters(), lr=1.0)
-    optimizer.load_state_dict(saved)
+    for _ in range(2):  # the first time torch adds an option to the defaults
+        optimizer.load_state_dict(saved)
     assert optimizer.param_groups[0]["lr"] == 0.25
     set_gradients(model, random_gradients(model))
     optimizer.step()
