@@ -4,6 +4,7 @@ Starting processes takes seconds, so that one test checks several things in the 
 """
 
 import inspect
+import itertools
 import math
 import re
 from collections.abc import Callable, Iterator
@@ -574,6 +575,28 @@ def check_step(
             kind(model.named_parameters(), mask, **options).load_state_dict(checkpoint)
 
 
+def check_moment_bits(mesh: Any, rank: int) -> None:
+    """Moments of 16 and 8 bits of shards go on bit for bit in either layout; 8 bits belong to one process."""
+    mask = aimfair.ParameterMask.random(net(), 0.3, seed=3)
+    for bits, saved, loaded in itertools.product((16, 8), ("dense", "compact"), ("dense", "compact")):
+        pair = [sharded(mesh) for _ in range(2)]
+        optimizers = [
+            aimfair.MaskedAdamW(model.named_parameters(), mask, state=state, moment_bits=bits)
+            for model, state in zip(pair, (saved, loaded), strict=True)
+        ]
+        for calls in range(4):
+            if calls == 2:
+                pair[1].load_state_dict(pair[0].state_dict())
+                checkpoint = optimizers[0].state_dict()
+                optimizers[1].load_state_dict(checkpoint)
+            for model, optimizer in zip(pair, optimizers, strict=True):
+                set_shards(model, gradients(calls, net()))
+                optimizer.step()
+        for parameter, other in zip(*(model.parameters() for model in pair), strict=True):
+            assert same_bits(full(parameter), full(other)), (bits, saved, loaded)
+        assert checkpoint["param_groups"][0].get("place") == (None if (bits, saved) == (16, "dense") else (rank, 2))
+
+
 def assert_equals_single(model: nn.Module, plain: nn.Module) -> None:
     for (name, parameter), expected in zip(model.named_parameters(), plain.parameters(), strict=True):
         assert same_bits(full(parameter), expected.detach()), name
@@ -662,6 +685,7 @@ def check_sharded(rank: int, directory: Path) -> None:
     check_mixed(mesh)
     check_rounding(mesh)
     check_steps(mesh, rank, directory)
+    check_moment_bits(mesh, rank)
     replicated = init_device_mesh("cpu", (2, 1), mesh_dim_names=("replicas", "shards"))  # HSDP
     check_sensitivity(replicated, rank, directory, replicas=True)
     check_calls_are_the_same(replicated, rank)
