@@ -183,6 +183,26 @@ class InMemory:
         }
 
 
+class Overlaid:
+    """A source in which some tensors are another's."""
+
+    def __init__(self, source: Source, over: Source):
+        self.source, self.over, self.specs = source, over, {**source.specs, **over.specs}
+
+    def __str__(self) -> str:
+        return str(self.source)
+
+    def pieces(self, name: str) -> Iterator[Bits]:
+        return (self.over if name in self.over.specs else self.source).pieces(name)
+
+
+def tensor_of(source: Source, name: str) -> Tensor:
+    """A copy of a whole tensor, on the CPU."""
+    spec = source.specs[name]
+    bits = np.concatenate([np.empty(0, spec.bits), *source.pieces(name)])
+    return torch.from_numpy(bits.view(np.uint8)).view(torch_dtype(spec)).view(spec.shape)
+
+
 def as_integers(contiguous: Tensor) -> Tensor:
     """A flat view of a tensor's elements as integers of their width."""
     return contiguous.detach().view(-1).view(_INTEGERS[contiguous.dtype.itemsize])
