@@ -22,11 +22,13 @@ namespace aimfair::cuda {
 
 constexpr int kThreads = 128;
 constexpr int kWarps = kThreads / kWarp;
-// Thread blocks per multiprocessor: 6 leave 80 registers per thread. For sm_120 these are a few too little, and with
-// moments of 8 bits its shared memory holds no more than 3.
+// Thread blocks per multiprocessor: 6 leave 80 registers per thread. For sm_120, and for sm_100 with moments of fewer
+// bits, these are a few too little. With 8 bits the shared memory of sm_120 holds no more than 3.
 template <Moments kMoments>
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 1200
 constexpr int kResident = kMoments == Moments::bits8 ? 3 : 5;
+#elif defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 1000
+constexpr int kResident = kMoments == Moments::float32 ? 6 : 5;
 #else
 constexpr int kResident = 6;
 #endif
