@@ -17,6 +17,19 @@ Table = list[list[list[int]]]
 _AGAIN = "remove it and do: aimfair tune"
 
 
+class _File(Record):
+    """A record in a file of its own."""
+
+    def save(self, path: Path) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_json(path, self.model_dump())
+
+    @classmethod
+    def load(cls, path: Path) -> Self:
+        """Raises AimfairError: the file is missing or damaged."""
+        return read_record(path, cls, _AGAIN)
+
+
 class Step(Record):
     """The objectives after an epoch: worst-group accuracy on held-out synthetic images, accuracy on validation ones."""
 
@@ -55,7 +68,7 @@ class Stopped(Record):
     epochs: int
 
 
-class Trial(Record):
+class Trial(_File):
     """
     Attributes:
         values: settings of the method that were tried in place of the given ones; of the first trial none.
@@ -109,30 +122,12 @@ class Trial(Record):
         tables = [_counts(getattr(one.audit, which)) for one in self.seeds if one.audit is not None]
         return [float(metrics.worst_present_group_accuracy(table)) for table in tables]
 
-    def save(self, path: Path) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_json(path, self.model_dump())
 
-    @classmethod
-    def load(cls, path: Path) -> Self:
-        """Raises AimfairError: the file is missing or damaged."""
-        return read_record(path, cls, _AGAIN)
-
-
-class Choice(Record):
+class Choice(_File):
     """The settings that were chosen for a method, and the number of their trial."""
 
     trial: int
     values: dict[str, Any]
-
-    def save(self, path: Path) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_json(path, self.model_dump())
-
-    @classmethod
-    def load(cls, path: Path) -> Self:
-        """Raises AimfairError: the file is missing or damaged."""
-        return read_record(path, cls, _AGAIN)
 
 
 def _counts(table: Table) -> metrics.Counts:
