@@ -1,0 +1,111 @@
+"""What the rows say: paired differences between methods with intervals that hold for all comparisons at once."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from math import sqrt
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from scipy.stats import t  # type: ignore[import-untyped]
+
+from aimfair.evaluation.intervals import student_t
+from aimfair.evaluation.metrics import METRICS
+from tools.premise_study.domains import Regime
+from tools.premise_study.run import BIASED, Design, chosen_values, rows_of
+
+Values = npt.NDArray[np.float64]
+
+CONFIDENCE, POWER = 0.95, 0.8
+
+SHOWN = ("accuracy", "worst_group_accuracy", "eo_mean")
+WORST = "worst_group_accuracy"
+
+
+@dataclass(frozen=True)
+class Difference:
+    """Between two methods, in points, over R replicates.
+
+    Attributes:
+        mean; low, high: simultaneous interval.
+        detectable: the smallest true difference whose interval excludes zero with probability :data:`POWER`.
+    """
+
+    mean: float
+    low: float
+    high: float
+    detectable: float
+
+    @property
+    def clear(self) -> bool:
+        return self.low > 0 or self.high < 0
+
+    def __str__(self) -> str:
+        text = f"{self.mean:+.1f} ({self.low:+.1f} to {self.high:+.1f})"
+        return f"**{text}**" if self.clear else text
+
+
+def difference(one: Values, other: Values, comparisons: int) -> Difference:
+    """Of values [R] of the same replicates, as shares; the interval is Student's t with Bonferroni's correction."""
+    paired = 100 * (one - other)
+    confidence = 1 - (1 - CONFIDENCE) / comparisons
+    low, high = student_t(paired, confidence).tolist()
+    count = len(paired)
+    factor = t.ppf(0.5 + confidence / 2, count - 1) + t.ppf(POWER, count - 1)
+    return Difference(float(paired.mean()), low, high, float(factor * paired.std(ddof=1) / sqrt(count)))
+
+
+def measured(regime: Regime, folder: Path, design: Design) -> dict[str, dict[str, Values]]:
+    """Method -> metric -> [R], of the replicates in which every method finished, in their order."""
+    chosen: dict[str, Any] = {BIASED: {}, **chosen_values(regime, folder, design)}
+    found: dict[str, dict[int, list[float]]] = {name: {} for name in chosen}
+    for row in rows_of(regime, folder, "final"):
+        if row["values"] == chosen.get(row["method"]) and "failed" not in row:
+            counts = np.asarray(row["test"])
+            found[row["method"]][row["replicate"]] = [float(METRICS[name](counts)) for name in SHOWN]
+    common = sorted(set.intersection(*(set(of) for of in found.values())))
+    return {
+        name: dict(zip(SHOWN, np.array([of[replicate] for replicate in common]).T, strict=True))
+        for name, of in found.items()
+    }
+
+
+def table(regime: Regime, folder: Path, design: Design) -> Iterator[str]:
+    """Markdown, the best worst group first."""
+    values = measured(regime, folder, design)
+    chosen = chosen_values(regime, folder, design)
+    count, comparisons = len(values[BIASED][WORST]), len(design.methods) - 1
+    widest = max(difference(values[name][WORST], values["full"][WORST], comparisons).detectable
+                 for name in design.methods if name != "full")  # fmt: skip
+    yield f"`{regime.name}`: {count} replicates; differences to full tuning of {widest:.1f} points can be detected."
+    yield ""
+    headings = ("settings chosen", "accuracy", "worst group", "equalized odds", "worst group less that of full tuning",
+                "less that of random")  # fmt: skip
+    yield f"| method | {' | '.join(headings)} |"
+    yield "|---|---|---:|---:|---:|---:|---:|"
+    for name in sorted(values, key=lambda name: -values[name][WORST].mean()):
+        of = values[name]
+        cells = [f"{100 * of[metric].mean():.1f} ± {100 * of[metric].std(ddof=1):.1f}" for metric in SHOWN]
+        against = [
+            str(difference(of[WORST], values[other][WORST], comparisons)) if other in values and name != other else ""
+            for other in ("full", "random")
+        ]
+        settings = ", ".join(f"{key} {value:.3g}" for key, value in chosen.get(name, {}).items())
+        yield f"| {name} | {settings} | {' | '.join(cells)} | {' | '.join(against)} |"
+    yield ""
+
+
+def regrets(regime: Regime, folder: Path, design: Design) -> dict[str, float]:
+    """Method -> worst group of the trial that real test images would have chosen, less that of the one that was, in
+    points, mean over the tuning replicates."""
+    chosen = chosen_values(regime, folder, design)
+    found = {}
+    for name, values in chosen.items():
+        means: dict[str, list[float]] = {}
+        for row in rows_of(regime, folder, "trials"):
+            if row["method"] == name and "failed" not in row:
+                worst = float(METRICS[WORST](np.asarray(row["test"])))
+                means.setdefault(str(row["values"]), []).append(worst)
+        found[name] = 100 * (max(float(np.mean(one)) for one in means.values()) - float(np.mean(means[str(values)])))
+    return found

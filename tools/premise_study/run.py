@@ -1,0 +1,185 @@
+"""Trains what is missing: trials of every method's settings on some replicates, the chosen ones on others."""
+
+import json
+import multiprocessing
+import os
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from aimfair.base.errors import AimfairError, DivergedError
+from aimfair.data.images import ImageSet
+from aimfair.evaluation.metrics import Counts, count_predictions
+from aimfair.training.predict import predict
+from aimfair.tuning.choice import choose
+from aimfair.tuning.trials import OfSeed, Step, Trial
+from tools.premise_study.domains import Regime, images_of
+from tools.premise_study.methods import METHODS, State, Workshop
+
+Row = dict[str, Any]
+"""A tuned model: method, values, replicate, and its confusion counts on synthetic, validation and test images."""
+
+BIASED = "biased"
+
+
+@dataclass(frozen=True)
+class Design:
+    """
+    Attributes:
+        methods: keys of METHODS. trials: of each. tuning: replicates that choose. final: those that are reported.
+    """
+
+    regimes: tuple[Regime, ...]
+    methods: tuple[str, ...]
+    trials: int
+    tuning: int
+    final: int
+
+
+def run(design: Design, folder: Path, faces: Path | None, jobs: int) -> None:
+    """Every regime in turn. What is in ``folder`` is not done again, so a run that was stopped continues."""
+    for regime in design.regimes:
+        _parallel(regime, folder, faces, jobs, [
+            (replicate, False, {name: METHODS[name].trials(design.trials) for name in design.methods})
+            for replicate in range(design.tuning)
+        ])  # fmt: skip
+        chosen = {name: [values] for name, values in chosen_values(regime, folder, design).items()}
+        _parallel(regime, folder, faces, jobs, [
+            (replicate, True, {BIASED: [{}], **chosen})
+            for replicate in range(design.tuning, design.tuning + design.final)
+        ])  # fmt: skip
+
+
+def _parallel(regime: Regime, folder: Path, faces: Path | None, jobs: int, units: Sequence[Any]) -> None:
+    start = time.monotonic()
+    with ProcessPoolExecutor(jobs, multiprocessing.get_context("forkserver"), initializer=_alone) as pool:
+        work = [pool.submit(_unit, regime, folder, faces, *unit) for unit in units]
+        for number, one in enumerate(as_completed(work), 1):
+            text = f"{regime.name}: {number} of {len(units)} replicates, {one.result()} models"
+            print(f"{text}, {time.monotonic() - start:.0f} s", flush=True)
+
+
+def _alone() -> None:
+    torch.set_num_threads(1)
+
+
+def _unit(
+    regime: Regime,
+    folder: Path,
+    faces: Path | None,
+    replicate: int,
+    final: bool,
+    todo: dict[str, list[dict[str, Any]]],
+) -> int:
+    """Appends the rows of one replicate that are missing; their number."""
+    path = folder / regime.name / f"{'final' if final else 'trials'}-{replicate}.jsonl"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    known = {key_of(row) for row in read(path)}
+    missing = [
+        (name, values)
+        for name, all_values in todo.items()
+        for values in all_values
+        if key_of({"method": name, "values": values}) not in known
+    ]
+    if not missing:
+        return 0
+    # full tuning is where several others begin: by its learning rate and epochs, those that share it follow it
+    missing.sort(key=lambda one: (one[1].get("lr", 0), one[1].get("epochs", 0)))
+    shop = Workshop(regime, replicate, images_of(regime, replicate, faces), final)
+    place = None
+    with path.open("a", encoding="utf-8") as out:
+        for name, values in missing:
+            if (now := (values.get("lr"), values.get("epochs"))) != place:
+                shop.forget()
+                place = now
+            print(json.dumps(_row(shop, name, values)), file=out, flush=True)
+    return len(missing)
+
+
+def _row(shop: Workshop, name: str, values: dict[str, Any]) -> Row:
+    row: Row = {"method": name, "values": values, "replicate": shop.replicate}
+    start = time.process_time()
+    try:
+        state = shop.biased if name == BIASED else METHODS[name].run(shop, values)
+        seconds = time.process_time() - start
+        model = shop.model(state)
+        images = shop.images
+        sets = {"test": images.test, "validation": images.validation, "judge": images.judge}
+        counts = {of: _counts(model, shop, part).tolist() for of, part in sets.items()}
+    except (DivergedError, AimfairError) as error:
+        return {**row, "failed": str(error)}
+    return {**row, **counts, "change": _distance(state, shop.biased), "seconds": round(seconds, 2)}
+
+
+def _counts(model: nn.Module, shop: Workshop, images: ImageSet) -> Counts:
+    """[A, Y, K]"""
+    scores = predict(model, images, shop.settings, batch_size=256, device=torch.device("cpu"))
+    return count_predictions(images.target, images.protected, scores.argmax(axis=1), 2, 2)
+
+
+def _distance(state: State, start: State) -> float:
+    floating = [name for name, one in start.items() if one.is_floating_point()]
+    change = sum(float((state[name] - start[name]).double().square().sum()) for name in floating)
+    return float((change / sum(float(start[name].double().square().sum()) for name in floating)) ** 0.5)
+
+
+# -- rows --------------------------------------------------------------------------------------------------------------
+
+
+def read(path: Path) -> list[Row]:
+    """The rows of a file. The last line of a process that was killed is left out, and removed."""
+    if not path.exists():
+        return []
+    text = path.read_bytes()
+    whole = text[: text.rfind(b"\n") + 1]
+    if len(whole) < len(text):
+        os.truncate(path, len(whole))
+    return [json.loads(line) for line in whole.splitlines()]
+
+
+def key_of(row: Row) -> str:
+    return json.dumps([row["method"], row["values"]], sort_keys=True)
+
+
+def rows_of(regime: Regime, folder: Path, which: str) -> Iterator[Row]:
+    """``which``: trials or final."""
+    for path in sorted((folder / regime.name).glob(f"{which}-*.jsonl")):
+        yield from read(path)
+
+
+def chosen_values(regime: Regime, folder: Path, design: Design) -> dict[str, dict[str, Any]]:
+    """Of each method the values that ``aimfair tune`` would choose: see :func:`aimfair.tuning.choice.choose`."""
+    found = {}
+    by_key: dict[str, list[Row]] = {}
+    for row in rows_of(regime, folder, "trials"):
+        if row["replicate"] < design.tuning:
+            by_key.setdefault(key_of(row), []).append(row)
+    for name in design.methods:
+        tried = METHODS[name].trials(design.trials)
+        trials = [_trial(number, values, by_key[key_of({"method": name, "values": values})])
+                  for number, values in enumerate(tried)]  # fmt: skip
+        best = choose(trials, None)
+        if best is None:
+            raise AimfairError(f"{regime.name}: every trial of {name} failed")
+        found[name] = tried[best.number]
+    return found
+
+
+def _trial(number: int, values: dict[str, Any], rows: Sequence[Row]) -> Trial:
+    if failed := [row["failed"] for row in rows if "failed" in row]:
+        return Trial(number=number, values=values, state="failed", reason=failed[0])
+    seeds = [OfSeed(synthetic=row["judge"], accuracy=accuracy(row["validation"]), change=row["change"],
+                    curve=list[Step]()) for row in rows]  # fmt: skip
+    return Trial(number=number, values=values, state="complete", seeds=seeds)
+
+
+def accuracy(table: Any) -> float:
+    counts = np.asarray(table)
+    return float(np.einsum("ayy->", counts) / counts.sum())
