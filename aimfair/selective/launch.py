@@ -34,6 +34,7 @@ class Launch:
 
     Attributes:
         dtensors: whether the parameters are DTensors.
+        has_copies: whether the step also writes the selected weights to consecutive memory.
         place: as in :class:`~aimfair.selective.state.Slot`.
         arguments: mask, first blocks and layout, as the operators take them.
         indices: places of the parameters in the group's list of tuned parameters.
@@ -45,6 +46,7 @@ class Launch:
     dtensors: bool
     state_names: tuple[str, ...]
     has_masters: bool
+    has_copies: bool
     place: tuple[int, int]
     arguments: dict[str, Any]
     plans: PlanCache[StepPlan]
