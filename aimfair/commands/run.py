@@ -65,6 +65,8 @@ def main(options: argparse.Namespace, overrides: Overrides) -> int:
         run_stages(run, tuple(STAGES) if whole else (options.verb,))
         if whole or options.verb == "report":
             _print_headline(run)
+        if whole:
+            _print_patch(run)
     return 0
 
 
@@ -85,3 +87,23 @@ def _print_headline(run: "Run") -> None:
 
     print(headline(Results.load(run.results)))
     print(f"Report: {run.report}")
+
+
+def _print_patch(run: "Run") -> None:
+    """How much of the biased model the default method changed, if it tuned a part, and how to get that as a patch."""
+    from aimfair.methods import BIASED, Tune
+    from aimfair.selective.delta import Delta
+    from aimfair.training.models import WEIGHTS
+
+    config = run.tuned_config()
+    name, seed = config.default_method, config.seeds[0]
+    method = config.methods[name]
+    if not isinstance(method, Tune) or method.rule == "all":
+        return
+    before, after = (run.model(seed, of) / WEIGHTS for of in (BIASED, name))
+    delta = Delta.between(before, after, reversible=False)
+    print(
+        f"Patch: {name} changes {delta.nnz:,} of {delta.numel:,} values of the biased model (seed {seed}), the others"
+        f" keep every bit; {delta.nbytes / 1e6:,.2f} MB, the model has {before.stat().st_size / 1e6:,.2f}."
+        f" Write it: aimfair export --run {run.path} --delta"
+    )

@@ -5,6 +5,7 @@ import json
 import os
 import re
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -24,6 +25,8 @@ from aimfair.run.directory import Run
 from aimfair.stages import preflight
 from aimfair.stages.evaluate import experiment
 from aimfair.stages.pipeline import STAGES
+from aimfair.stages.select import mask_of
+from aimfair.training.models import load_model
 from tests.report.made_up import made_up_config, made_up_predictions, made_up_splits
 
 ROOT = Path(__file__).parents[2]
@@ -204,6 +207,23 @@ def test_the_end_says_what_came_out_and_where_to_read_on(capsys):
     sentence, where = capsys.readouterr().out.splitlines()
     assert sentence.startswith("Worst-group accuracy rose from ")
     assert where == "Report: runs/made-up/report.html"
+
+
+def test_the_end_says_how_small_a_patch_the_tuned_model_is(tiny, tmp_path, capsys):
+    path = shutil.copytree(tiny / "run", tmp_path / "run")
+    with Run.open(path, Run.config_of(path), quiet=True) as run:
+        seed = run.config.seeds[0]
+        mask = mask_of(run, seed, "aimfair")
+        run_verb._print_patch(run)
+        numel = sum(one.numel() for one in load_model(run.baseline(seed)).state_dict().values())
+    said = re.match(
+        r"Patch: aimfair changes ([\d,]+) of ([\d,]+) values .*--run (.*) --delta\n", capsys.readouterr().out
+    )
+    changed, total = (int(said[i].replace(",", "")) for i in (1, 2))
+    assert total == numel
+    statistics = numel - mask.numel  # of BatchNorm, and its counters
+    assert 0.9 * mask.nnz <= changed <= mask.nnz + statistics
+    assert Path(said[3]) == path
 
 
 def test_config_prints_what_a_file_can_hold(capsys):
@@ -426,6 +446,8 @@ _LOOP = """
 import sys, time
 from aimfair.commands.cli import main
 from aimfair.stages.pipeline import STAGES
+from aimfair.stages.select import mask_of
+from aimfair.training.models import load_model
 
 def run(run):
     print("working", flush=True)

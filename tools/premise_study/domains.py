@@ -26,6 +26,9 @@ from aimfair.training.settings import ModelSettings
 HELD_OUT = 0.2
 """Share of the sources of balanced synthetic images that judge trials."""
 
+REAL_IMAGES = 600
+"""Real training emoji, whatever the bias."""
+
 MAJORITY = (1, 0)
 """Of each target class the protected value that dominates it."""
 
@@ -105,7 +108,7 @@ def images_of(regime: Regime, replicate: int, faces: Path | None) -> Images:
 
 def _emoji(regime: Regime, replicate: int) -> Images:
     data = base().data.model_copy(update={"seed": replicate, "minority_ratio": regime.minority_ratio,
-                                          "train_images": 600})  # fmt: skip
+                                          "train_images": REAL_IMAGES})  # fmt: skip
     splits = emoji.load(data)
     prompts = {group: [one for one in emoji_prompts(data) if (one.y, one.a) == group] for group in GROUPS}
     style: Style = regime.domain  # type: ignore[assignment]

@@ -32,6 +32,8 @@ RATES, EPOCHS, DENSITIES, SHARES = (1e-4, 0.1), (6, 24), (0.01, 1.0), (0.05, 1.0
 """Ends of logarithmic scales: of learning rates, epochs, selected shares of the weights, and numbers of real images as
 shares of that of synthetic ones."""
 
+STATISTICS = ("running_mean", "running_var")
+
 PHASES = 3
 """Selections of a dynamic mask, after equal shares of the epochs."""
 
@@ -122,13 +124,17 @@ def state_of(model: nn.Module) -> State:
 
 
 def blend(start: State, *parts: tuple[float, State, State]) -> State:
-    """``start`` plus, for each part (factor, to, origin), that many times ``to - origin``; counters are ``start``'s."""
+    """``start`` plus, for each part (factor, to, origin), that many times ``to - origin``.
+
+    Statistics of BatchNorm are moved by no more than once the difference, as variances must stay positive; counters
+    are those of ``start``.
+    """
     out = {}
     for name, tensor in start.items():
         out[name] = tensor.clone()
         if tensor.is_floating_point():
             for factor, to, origin in parts:
-                out[name] += factor * (to[name] - origin[name])
+                out[name] += (min(factor, 1.0) if name.endswith(STATISTICS) else factor) * (to[name] - origin[name])
     return out
 
 
@@ -256,7 +262,8 @@ def averaged(shop: Workshop, values: Values) -> State:
 def debiased(shop: Workshop, values: Values) -> State:
     """Full tuning plus ``factor`` times the difference to the same tuning on biased synthetic images."""
     fair, biased = shop.tuned(values)[-1], shop.tuned(values, "biased")[-1]
-    return blend(fair, (values["factor"], fair, biased))
+    moved = blend(fair, (values["factor"], fair, biased))
+    return moved | {name: one for name, one in fair.items() if name.endswith(STATISTICS)}
 
 
 # -- the list ----------------------------------------------------------------------------------------------------------

@@ -58,12 +58,21 @@ def run(design: Design, folder: Path, faces: Path | None, jobs: int) -> None:
 
 
 def _parallel(regime: Regime, folder: Path, faces: Path | None, jobs: int, units: Sequence[Any]) -> None:
+    """Each unit is the last arguments of :func:`_unit`. ``jobs``: processes; 1: in this one."""
     start = time.monotonic()
+
+    def report(number: int, models: int) -> None:
+        text = f"{regime.name}: {number} of {len(units)} replicates, {models} models"
+        print(f"{text}, {time.monotonic() - start:.0f} s", flush=True)
+
+    if jobs == 1:
+        for number, unit in enumerate(units, 1):
+            report(number, _unit(regime, folder, faces, *unit))
+        return
     with ProcessPoolExecutor(jobs, multiprocessing.get_context("forkserver"), initializer=_alone) as pool:
         work = [pool.submit(_unit, regime, folder, faces, *unit) for unit in units]
         for number, one in enumerate(as_completed(work), 1):
-            text = f"{regime.name}: {number} of {len(units)} replicates, {one.result()} models"
-            print(f"{text}, {time.monotonic() - start:.0f} s", flush=True)
+            report(number, one.result())
 
 
 def _alone() -> None:

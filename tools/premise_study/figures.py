@@ -1,0 +1,48 @@
+"""The map: where a method is better or worse than full tuning, as a picture."""
+
+from collections.abc import Sequence
+from html import escape
+
+from tools.premise_study.analysis import Difference
+
+CELL, ROW, LEFT, TOP = 104, 30, 290, 92
+STRONGEST = 10.0
+"""Points at which a colour is full."""
+
+
+def heat_map(
+    rows: Sequence[str], columns: Sequence[str], cells: Sequence[Sequence[Difference | None]], title: str
+) -> str:
+    """An SVG: a row of each regime, a column of each method; bold where the interval excludes zero."""
+    width, height = LEFT + CELL * len(columns) + 10, TOP + ROW * len(rows) + 44
+    parts = [
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" width="{width}" height="{height}"'
+        ' font-family="sans-serif" font-size="13">',
+        f'<rect width="{width}" height="{height}" fill="white"/>',
+        _text(10, 26, title, "start", "bold"),
+        *(_text(LEFT + CELL * (i + 0.5), TOP - 12, name.replace("_", " ")) for i, name in enumerate(columns)),
+    ]
+    for j, (row, values) in enumerate(zip(rows, cells, strict=True)):
+        top = TOP + ROW * j
+        parts.append(_text(LEFT - 10, top + 20, row, "end"))
+        for i, value in enumerate(values):
+            left = LEFT + CELL * i
+            fill = "#f2f2f2" if value is None else _colour(value.mean)
+            parts.append(f'<rect x="{left + 1}" y="{top + 1}" width="{CELL - 2}" height="{ROW - 2}" fill="{fill}"/>')
+            if value is not None:
+                text = f"{value.mean:+.1f}".replace("-", "\N{MINUS SIGN}")
+                parts.append(_text(left + CELL / 2, top + 20, text, "middle", "bold" if value.clear else "normal"))
+    note = "Worst-group accuracy less that of full tuning, points. Bold: the simultaneous 95% interval excludes zero."
+    parts += [_text(10, height - 16, note, "start"), "</svg>"]
+    return "\n".join(parts) + "\n"
+
+
+def _colour(points: float) -> str:
+    """Blue where it is better, orange where it is worse, white at zero."""
+    full = (0x6B, 0xAE, 0xD6) if points > 0 else (0xFD, 0xAE, 0x6B)
+    strength = min(abs(points) / STRONGEST, 1.0)
+    return "#" + "".join(f"{round(255 + (channel - 255) * strength):02x}" for channel in full)
+
+
+def _text(x: float, y: float, text: str, anchor: str = "middle", weight: str = "normal") -> str:
+    return f'<text x="{x:g}" y="{y:g}" text-anchor="{anchor}" font-weight="{weight}">{escape(text)}</text>'
