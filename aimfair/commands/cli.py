@@ -38,7 +38,7 @@ VERBS: dict[str, tuple[str, Main, AddArguments]] = {
     "scan": ("examine the whole data set before anything is trained", scan.main, scan.add_arguments),
     "export": ("write a model of a run as a folder that works without aimfair", export.main, export.add_arguments),
     "delta": (
-        "make, apply, revert, verify or merge the difference of two models",
+        "make, apply, revert, verify, merge or convert the difference of two models",
         delta.main,
         delta.add_arguments,
     ),

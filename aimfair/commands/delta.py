@@ -14,12 +14,13 @@ if TYPE_CHECKING:
 _FILES = {
     "make": ("BASE", "RESULT"), "apply": ("DELTA", "BASE"), "revert": ("DELTA", "RESULT"),
     "verify": ("DELTA", "MODEL"), "merge": ("DELTA", "DELTA..."),
+    "to-shira": ("DELTA", "BASE"), "from-shira": ("ADAPTER", "BASE"),
 }  # fmt: skip
 """Action -> the files it takes."""
 
 _FLAGS = {
-    "--to": ("make", "apply", "revert", "merge"),
-    "--one-way": ("make",),
+    "--to": ("make", "apply", "revert", "merge", "to-shira", "from-shira"),
+    "--one-way": ("make", "from-shira"),
     "--base": ("merge",),
     "--on-conflict": ("merge",),
 }
@@ -29,12 +30,13 @@ _FLAGS = {
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.epilog = (
         "; ".join(f"{action} {' '.join(files)}" for action, files in _FILES.items())
-        + ". A model is a safetensors file, or a folder with model.safetensors or with shards and their index."
+        + ". A model is a safetensors file, or a folder with model.safetensors or with shards and their index; for"
+        " to-shira, a folder that aimfair wrote. An adapter is a folder of PEFT."
     )
     parser.add_argument("action", choices=tuple(_FILES), help="verify: names the tensors that differ")
     parser.add_argument("files", type=Path, nargs="+", metavar="FILE", help="models and deltas, as below")
-    parser.add_argument("--to", type=Path, metavar="FILE", help="what is written: a delta, or a model")
-    parser.add_argument("--one-way", action="store_true", help="make: without the old values, which revert needs")
+    parser.add_argument("--to", type=Path, metavar="FILE", help="what is written: a delta, a model or an adapter")
+    parser.add_argument("--one-way", action="store_true", help="without the old values, which revert needs")
     parser.add_argument("--base", type=Path, metavar="MODEL", help="merge: the base of the deltas")
     parser.add_argument(
         "--on-conflict",
@@ -113,6 +115,32 @@ def _merge(files: list[Path], options: argparse.Namespace) -> None:
     _describe(merged, options.to)
 
 
+def _to_shira(files: list[Path], options: argparse.Namespace) -> None:
+    from aimfair import Delta
+    from aimfair.selective.shira import write_adapter
+    from aimfair.training.models import load_model
+
+    delta, base = Delta.load(files[0]), files[1]
+    if not base.is_dir():
+        raise ConfigError(f"{base}: a file; give the model's folder, whose config.json tells which layers are linear")
+    written = write_adapter(delta, load_model(base), options.to)
+    print(f"{options.to}: r = {written.r}, {len(written.sparse)} linear layers, {len(written.whole)} modules whole")
+    if written.inexact:
+        print(
+            f"PEFT will not reach {written.inexact:,} of {delta.nnz:,} elements exactly: off by at most"
+            f" {written.largest_error:.3g}"
+        )
+
+
+def _from_shira(files: list[Path], options: argparse.Namespace) -> None:
+    from aimfair.selective.shira import read_adapter
+
+    adapter, base = files
+    delta = read_adapter(adapter, base, reversible=not options.one_way)
+    delta.save(options.to)
+    _describe(delta, options.to)
+
+
 def _describe(delta: "Delta", path: Path) -> None:
     share, size = delta.nnz / max(delta.numel, 1), path.stat().st_size / 1e6
     tensors = len(delta.changes)
@@ -121,4 +149,5 @@ def _describe(delta: "Delta", path: Path) -> None:
 
 _ACTIONS: dict[str, Callable[[list[Path], argparse.Namespace], None]] = {
     "make": _make, "apply": _apply, "revert": _revert, "verify": _verify, "merge": _merge,
+    "to-shira": _to_shira, "from-shira": _from_shira,
 }  # fmt: skip

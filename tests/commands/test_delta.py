@@ -1,10 +1,14 @@
 """aimfair delta: what it prints, refuses and writes."""
 
+from pathlib import Path
+
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
 from aimfair.commands import cli
+from aimfair.training.models import build_model, load_model, save_model
+from aimfair.training.settings import ModelSettings
 
 
 @pytest.fixture(autouse=True)
@@ -58,6 +62,42 @@ def test_merge(capsys):
     assert merged["y"].tolist() == [1] * 10
 
 
+TINY_VIT = {
+    "model_type": "vit", "image_size": 16, "patch_size": 8, "hidden_size": 32, "num_hidden_layers": 2,
+    "num_attention_heads": 2, "intermediate_size": 64,
+}  # fmt: skip
+
+
+@pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")  # of PEFT
+@pytest.mark.filterwarnings("ignore:Sparse invariant checks:UserWarning")
+@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
+def test_shira_adapters(capsys):
+    """Of an exported model, to PEFT and back."""
+    peft = pytest.importorskip("peft")
+    save_model(build_model(ModelSettings(config=TINY_VIT), 2, seed=0), Path("biased"))
+    biased = load_file("biased/model.safetensors")
+    tuned = {name: tensor.clone() for name, tensor in biased.items()}
+    names = [name for name in biased if ".layer" in name and biased[name].shape == (64, 32)]  # of the MLPs
+    for name in names:
+        tuned[name].view(-1)[::7] += 2.0**-9
+    tuned["classifier.bias"] += 1
+    save_file(tuned, "tuned")
+    assert delta("make", "biased", "tuned", "--to", "d") == 0
+    assert delta("to-shira", "d", "biased", "--to", "adapter") == 0
+    *_, made, said = capsys.readouterr().out.splitlines()
+    assert said == "adapter: r = 4, 2 linear layers, 1 modules whole"
+    model = peft.PeftModel.from_pretrained(load_model(Path("biased")), "adapter").merge_and_unload()
+    assert all(torch.equal(model.state_dict()[name], tensor) for name, tensor in tuned.items())
+    assert delta("from-shira", "adapter", "biased/model.safetensors", "--to", "back", "--one-way") == 0
+    assert capsys.readouterr().out.replace("back", "d").partition(", 0.0 MB")[0] == made.partition(", 0.0 MB")[0]
+    assert delta("verify", "back", "tuned") == 0
+    tuned[names[0]][0, 0] = 1e-12
+    save_file(tuned, "far")
+    assert delta("make", "biased", "far", "--to", "e") == 0
+    assert delta("to-shira", "e", "biased", "--to", "inexact") == 0
+    assert "PEFT will not reach 1 of " in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("words", "code", "said"),
     [
@@ -75,6 +115,8 @@ def test_merge(capsys):
         (["verify", "none", "base"], 2, "none: no such file or folder"),
         (["verify", "base", "base"], 1, "base: not a usable aimfair.delta file: expected aimfair.delta, version 1"),
         (["make", "base", "none", "--to", "x"], 2, "none: no such file or folder"),
+        (["to-shira", "one", "base"], 2, "aimfair delta to-shira: give --to"),
+        (["from-shira", ".", "base", "--to", "x"], 1, "adapter_config.json"),
     ],
 )
 def test_wrong_command_lines(words, code, said, capsys):
@@ -83,3 +125,10 @@ def test_wrong_command_lines(words, code, said, capsys):
     assert captured.out == ""
     (line,) = captured.err.splitlines()
     assert said in line
+
+
+def test_an_adapter_needs_to_know_the_layers(capsys):
+    assert delta("make", "base", "one", "--to", "d") == 0
+    assert delta("to-shira", "d", "base", "--to", "x") == 2
+    said = "error: base: a file; give the model's folder, whose config.json tells which layers are linear\n"
+    assert capsys.readouterr().err == said
