@@ -33,7 +33,7 @@ def small(monkeypatch):
 
 def test_trials_begin_with_what_is_given_and_share_learning_rates_and_epochs():
     of_full = METHODS["full"].trials(8)
-    assert of_full[0] == {"lr": 0.003, "epochs": 12}
+    assert of_full[0] == {"lr": 0.003, "epochs": 8}
     assert METHODS["full"].trials(4) == of_full[:4], "more trials begin with the same ones"
     for name, method in METHODS.items():
         trials = [

@@ -1,8 +1,31 @@
 """The comparisons, fixed before they were run."""
 
 from tools.premise_study.domains import Regime
+from tools.premise_study.methods import METHODS
 from tools.premise_study.run import Design
 
+COMMON = ("full", "random", "linear_probe", "paper", "aimfair", "interpolated", "mixed")
+"""Of the map."""
+
 DESIGNS = {
-    "smoke": Design((Regime(per_group=20),), ("full", "random", "interpolated"), trials=2, tuning=2, final=2),
+    # every method where there is a domain gap, a strong bias and many synthetic images
+    "main": Design((Regime(),), tuple(METHODS), trials=8, tuning=4, final=20),
+    # one thing at a time from there: the domain gap, the number of images, the bias, the backbone
+    "map": Design(
+        (
+            Regime(domain="twemoji"),
+            Regime(degradation=0.4),
+            Regime(per_group=20),
+            Regime(per_group=50),
+            Regime(minority_ratio=1 / 3),
+            Regime(domain="twemoji", per_group=20),
+            Regime(degradation=0.4, per_group=20),
+        ),
+        COMMON,
+        trials=8,
+        tuning=2,
+        final=10,
+    ),
+    "faces": Design((Regime(domain="faces", degradation=0.3),), COMMON, trials=8, tuning=2, final=10),
+    "vit": Design((Regime(backbone="vit"),), COMMON, trials=8, tuning=2, final=10),
 }

@@ -86,7 +86,11 @@ class Images:
 
 @cache
 def base() -> Config:
-    return load(BUNDLED / "premise.yaml", {})
+    """The configuration ``premise`` with shorter trainings."""
+    config = load(BUNDLED / "premise.yaml", {})
+    train = config.train.model_copy(update={"epochs": 20})
+    finetune = config.finetune.model_copy(update={"epochs": 8})
+    return config.model_copy(update={"train": train, "finetune": finetune})
 
 
 def model_settings(regime: Regime) -> ModelSettings:

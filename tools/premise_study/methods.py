@@ -20,7 +20,6 @@ from aimfair.selective.mask import ParameterMask
 from aimfair.selective.sensitivity import Sensitivity
 from aimfair.training.loop import Training
 from aimfair.training.models import build_model
-from aimfair.training.predict import predict
 from aimfair.training.sensitivity import SOURCES, measure_sensitivity
 from aimfair.training.settings import FinetuneSettings, ModelSettings, SensitivitySettings
 from tools.premise_study.domains import Images, Regime, base, model_settings
@@ -28,7 +27,7 @@ from tools.premise_study.domains import Images, Regime, base, model_settings
 Values = Mapping[str, Any]
 State = dict[str, Tensor]
 
-RATES, EPOCHS, DENSITIES, SHARES = (1e-4, 0.1), (6, 24), (0.01, 1.0), (0.05, 1.0)
+RATES, EPOCHS, DENSITIES, SHARES = (1e-4, 0.1), (4, 12), (0.01, 1.0), (0.05, 1.0)
 """Ends of logarithmic scales: of learning rates, epochs, selected shares of the weights, and numbers of real images as
 shares of that of synthetic ones."""
 
@@ -228,23 +227,22 @@ def dynamic(shop: Workshop, values: Values) -> State:
 # -- other images, and arithmetic of weights ---------------------------------------------------------------------------
 
 
-def mixed(shop: Workshop, values: Values, *, own_labels: bool = False, mask: bool = False) -> State:
-    """Real biased images among the synthetic ones; ``own_labels``: with the classes that the biased model gives them,
-    which is distillation with hard labels."""
+def mixed(shop: Workshop, values: Values, *, masked: bool = False) -> State:
+    """Real biased images among the synthetic ones; ``masked``: only the weights that aimfair's rule selects.
+
+    Distillation with the classes that the biased model gives real training images is the same: it has learned them all.
+    """
     real = shop.images.train
     count = min(max(round(values["share"] * len(shop.synthetic)), 1), len(real))
     chosen = real.subset(np.random.default_rng(derive_seed(shop.replicate, "mixed")).permutation(len(real))[:count])
-    if own_labels:
-        scores = predict(shop.model(), chosen, shop.settings, batch_size=256, device=torch.device("cpu"))
-        chosen = replace(chosen, target=scores.argmax(axis=1).astype(np.int64))
     images = union(shop.synthetic, chosen)
     images = replace(images, images=images.images[:])  # once, not in every batch
     model = shop.model()
-    selected = None
-    if mask:
+    mask = None
+    if masked:
         method = Tune(rule="ratio", criterion="relative_difference", density=values["density"])
-        selected = select_mask(shop.sensitivity, "study", method, shop.replicate)
-    return state_of(shop.train(values, images, selected, model))
+        mask = select_mask(shop.sensitivity, "study", method, shop.replicate)
+    return state_of(shop.train(values, images, mask, model))
 
 
 def interpolated(shop: Workshop, values: Values) -> State:
@@ -294,7 +292,7 @@ class Method:
             "epochs": lambda u: round(_log(EPOCHS, u)),
             **self.searched,
         }
-        points = qmc.Sobol(3, seed=0).random(2 ** math.ceil(math.log2(max(count, 2))))
+        points = qmc.Sobol(4, seed=0).random(2 ** math.ceil(math.log2(max(count, 2))))
         tried = [{"lr": 0.003, "epochs": base().finetune.epochs, **self.given}]
         for point in points[: count - 1]:
             tried.append({name: scale(float(u)) for u, (name, scale) in zip(point, scales.items(), strict=False)})
@@ -330,8 +328,12 @@ METHODS: dict[str, Method] = {
     "weighted": Method("bias difference times the weight", partial(by_scores, score=weighted_scores), **_DENSITY),
     "dynamic": Method("aimfair's mask, selected anew after each third", dynamic, **_DENSITY),
     "mixed": Method("every weight, real biased images among the synthetic", mixed, **_SHARE),
-    "distilled": Method("every weight, real images labelled by the biased model among the synthetic",
-                        partial(mixed, own_labels=True), **_SHARE),
+    "mixed_masked": Method(
+        "aimfair's mask, real biased images among the synthetic",
+        partial(mixed, masked=True),
+        {**_SHARE["searched"], **_DENSITY["searched"]},
+        {**_SHARE["given"], **_DENSITY["given"]},
+    ),
     "interpolated": Method("full tuning, a shorter or longer way from the biased weights", interpolated,
                            free={"factor": (0.25, 0.5, 0.75, 1.25, 1.5)}),
     "averaged": Method("mean weights of full tuning's last epochs", averaged, free={"last": (0.25, 0.5, 0.75)}),
