@@ -1,27 +1,34 @@
-"""Trains and tabulates: ``python -m tools.premise_study run main --to FOLDER``, then ``table`` in place of ``run``."""
+"""Trains, tabulates and draws. ``python -m tools.premise_study run main --to FOLDER`` continues what is in FOLDER."""
 
 import argparse
 from pathlib import Path
 
-from tools.premise_study.analysis import table
+from tools.premise_study.analysis import regrets, table
 from tools.premise_study.designs import DESIGNS
+from tools.premise_study.figures import map_of
 from tools.premise_study.run import run
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m tools.premise_study", description=__doc__)
-    parser.add_argument("what", choices=("run", "table"))
-    parser.add_argument("design", choices=tuple(DESIGNS))
-    parser.add_argument("--to", type=Path, required=True, help="folder of the results, which are continued")
+    parser.add_argument("what", choices=("run", "table", "map"), help="map: an SVG of all the designs that are given")
+    parser.add_argument("designs", nargs="+", choices=tuple(DESIGNS))
+    parser.add_argument("--to", type=Path, required=True, help="folder of the results")
     parser.add_argument("--faces", type=Path, help="folder of faces.csv, for regimes of faces")
     parser.add_argument("--jobs", type=int, default=2, help="processes")
     arguments = parser.parse_args()
-    design = DESIGNS[arguments.design]
-    if arguments.what == "run":
-        run(design, arguments.to, arguments.faces, arguments.jobs)
-    for regime in design.regimes:
-        for line in table(regime, arguments.to, design):
-            print(line)
+    designs = [DESIGNS[name] for name in arguments.designs]
+    if arguments.what == "map":
+        print(map_of(designs, arguments.to), end="")
+        return
+    for design in designs:
+        if arguments.what == "run":
+            run(design, arguments.to, arguments.faces, arguments.jobs)
+        for regime in design.regimes:
+            for line in table(regime, arguments.to, design):
+                print(line)
+            listed = ", ".join(f"{name} {value:.1f}" for name, value in regrets(regime, arguments.to, design).items())
+            print(f"Regret of choosing trials without group labels, points of worst group: {listed}.\n")
 
 
 if __name__ == "__main__":

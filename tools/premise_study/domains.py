@@ -62,6 +62,15 @@ class Regime:
     backbone: str = "resnet"
 
     @property
+    def words(self) -> str:
+        """For figures."""
+        domain = {"twemoji": "no gap", "noto": "other style", "fluent": "Fluent", "faces": "faces"}[self.domain]
+        worse = f", degraded {self.degradation:g}" if self.degradation else ""
+        ratio = "" if abs(self.minority_ratio - 1 / 9) < 1e-9 else f", minority {self.minority_ratio:.2g}"
+        backbone = "" if self.backbone == "resnet" else ", ViT"
+        return f"{domain}{worse}{ratio}, {self.per_group} per group{backbone}"
+
+    @property
     def name(self) -> str:
         return f"{self.domain}-{self.degradation:g}-{self.minority_ratio:.2g}-{self.per_group}-{self.backbone}"
 

@@ -2,12 +2,29 @@
 
 from collections.abc import Sequence
 from html import escape
+from pathlib import Path
 
-from tools.premise_study.analysis import Difference
+from tools.premise_study.analysis import WORST, Difference, difference, measured
+from tools.premise_study.run import Design
 
 CELL, ROW, LEFT, TOP = 104, 30, 290, 92
 STRONGEST = 10.0
 """Points at which a colour is full."""
+
+
+def map_of(designs: Sequence[Design], folder: Path) -> str:
+    """An SVG of every regime of the designs, and of the methods that are in all of them."""
+    shared = [name for name in designs[0].methods if all(name in design.methods for design in designs)]
+    shown = [name for name in shared if name != "full"]
+    rows, cells = [], []
+    for design in designs:
+        for regime in design.regimes:
+            values = measured(regime, folder, design)
+            rows.append(regime.words)
+            cells.append(
+                [difference(values[name][WORST], values["full"][WORST], len(design.methods) - 1) for name in shown]
+            )
+    return heat_map(rows, shown, cells, "Selecting against tuning every weight")
 
 
 def heat_map(
