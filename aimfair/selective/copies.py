@@ -10,6 +10,9 @@ from aimfair.selective import state as state_layout
 from aimfair.selective.parameters import listing
 from aimfair.selective.state import Slot
 
+State = Mapping[Tensor, Mapping[str, Tensor]]
+"""Of an optimizer."""
+
 
 class WeightCopies:
     """float32 copies of the selected elements of parameters, in index order.
@@ -21,41 +24,50 @@ class WeightCopies:
         own: parameter -> its copy.
     """
 
-    def __init__(self, slots: Mapping[Tensor, Slot], state: Mapping[Tensor, Mapping[str, Tensor]]):
+    def __init__(self, slots: Mapping[Tensor, Slot], state: State):
         self._slots = {parameter: slot for parameter, slot in slots.items() if slot.tuned}
-        self.own = {
-            parameter: state_layout.take(parameter, slot, True)
-            for parameter, slot in self._slots.items()
-            if parameter.dtype == torch.float32
-        }
-        self._valid: dict[Tensor, tuple[int, Tensor]] = {}  # parameter -> its version, and the copy, after a step
+        self.own = {parameter: _taken(parameter, slot) for parameter, slot in self._slots.items() if _is_own(parameter)}
         self.note(state)
 
     def refresh(self) -> None:
         """Before a step: takes the weights again that something else has written since the last one."""
-        for parameter, copy in self.own.items():
-            if self._valid[parameter][0] != parameter._version:
-                copy.copy_(state_layout.take(parameter, self._slots[parameter], True))
+        for parameter, (version, copy) in self._noted.items():
+            if version != parameter._version and _is_own(parameter):
+                copy.copy_(_taken(parameter, self._slots[parameter]))
 
-    def note(self, state: Mapping[Tensor, Mapping[str, Tensor]]) -> None:
+    def note(self, state: State) -> None:
         """After a step: the copies are those of the parameters as they are now.
 
         Args:
             state: of the optimizer.
         """
-        for parameter in self._slots:
-            copy = self._copy_of(parameter, state)
-            if copy is not None:
-                self._valid[parameter] = parameter._version, copy
+        copies = dict(self.own)
+        for parameter in self._slots if len(copies) < len(self._slots) else ():
+            if not _is_own(parameter) and (master := state.get(parameter, {}).get("master")) is not None:
+                copies[parameter] = master
+        self._noted = {parameter: (parameter._version, copy) for parameter, copy in copies.items()}
 
-    def current(self, parameter: Tensor, state: Mapping[Tensor, Mapping[str, Tensor]]) -> Tensor | None:
-        """The copy of a parameter; None if it has none, or if something else has written one of the two."""
-        copy = self._copy_of(parameter, state)
-        version, noted = self._valid.get(parameter, (None, None))
-        return copy if copy is noted and version == parameter._version else None
+    def current(self, parameters: Sequence[Tensor], state: State) -> list[Tensor] | None:
+        """The copies of parameters, flat; None if one has none, or if something else has written one of the two."""
+        found = []
+        for parameter in parameters:
+            version, copy = self._noted.get(parameter, (None, None))
+            if copy is None or version != parameter._version:
+                return None
+            if not _is_own(parameter):
+                if state.get(parameter, {}).get("master") is not copy:
+                    return None
+                copy = copy.view(-1)
+            found.append(copy)
+        return found
 
-    def _copy_of(self, parameter: Tensor, state: Mapping[Tensor, Mapping[str, Tensor]]) -> Tensor | None:
-        return self.own[parameter] if parameter in self.own else state.get(parameter, {}).get("master")
+
+def _is_own(parameter: Tensor) -> bool:
+    return parameter.dtype == torch.float32
+
+
+def _taken(parameter: Tensor, slot: Slot) -> Tensor:
+    return state_layout.take(parameter, slot, True).view(-1)
 
 
 def require_copyable(

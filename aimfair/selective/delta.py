@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from aimfair.selective import delta_file
 from aimfair.selective.checkpoint import Bits, Checkpoint, InMemory, Source, Spec, as_integers, opened
-from aimfair.selective.delta_file import Change, Entry, table_digest
+from aimfair.selective.delta_file import Change, Entry, Positions, table_digest
 from aimfair.selective.difference import (
     Hashed,
     OnConflict,
@@ -30,6 +30,9 @@ from aimfair.selective.difference import (
 )
 from aimfair.selective.parameters import listing
 from aimfair.selective.summary import MaskSummary, summarize
+
+_AT_ONCE = 1 << 14
+"""Elements that are compared and then written while their cache lines are in the second-level cache."""
 
 Model = str | os.PathLike[str] | nn.Module | Mapping[str, Tensor] | Source
 """A safetensors file or folder, a module, a dict name -> tensor, or another source of tensors."""
@@ -278,19 +281,15 @@ class Delta:
     def _patch(self, model: nn.Module | Mapping[str, Tensor], role: str) -> None:
         held = InMemory(model)
         require_same(held, self.specs, "the model", "the delta", may_have_more=True)
-        plan = []
-        wrong = []
-        for name in self._untied(held):
-            change, tensor = self.changes[name], held.tensors[name]
-            where = torch.from_numpy(positions_of(name, change)).to(tensor.device)
-            flat = as_integers(tensor.contiguous())  # the memory of the tensor itself, if it is contiguous
-            if change.old is not None and not torch.equal(flat.index_select(0, where), _integers(change.old, flat)):
-                wrong.append(name)
-            plan.append((tensor, flat, where, _integers(change.new, flat)))
-        if wrong:
+        plan = [(name, positions_of(name, self.changes[name])) for name in self._untied(held)]
+        flats = {name: as_integers(held.tensors[name].contiguous()) for name, _ in plan}  # its memory, if contiguous
+        written = {name: _exchange(flats[name], where, self.changes[name]) for name, where in plan}
+        if wrong := [name for name, where in plan if written[name] < len(where)]:
+            for name, where in plan:
+                _exchange(flats[name], where[: written[name]], self.changes[name].reversed())
             raise ValueError(f"the model does not hold the {role} of the delta: {listing(wrong)} differ")
-        for tensor, flat, where, values in plan:
-            flat.scatter_(0, where, values)
+        for name, flat in flats.items():
+            tensor = held.tensors[name]
             if not tensor.is_contiguous():
                 tensor.copy_(flat.view(tensor.dtype).view(tensor.shape))
 
@@ -333,6 +332,26 @@ class Delta:
             elif entry.before != entry.after:
                 (applied if found == entry.after else pending).append(name)
         return Verification(*map(tuple, (applied, pending, differing, missing, extra)))
+
+
+def _exchange(flat: Tensor, where: Positions, change: Change) -> int:
+    """Writes the new values of a change, if the old ones are there, until one is not.
+
+    Args:
+        flat: integers of the elements' width.
+        where: the first positions of the change, all or some.
+
+    Returns:
+        The number of elements written.
+    """
+    step = _AT_ONCE if flat.device.type == "cpu" else max(len(where), 1)
+    for begin in range(0, len(where), step):
+        part = slice(begin, min(begin + step, len(where)))
+        places = torch.from_numpy(where[part]).to(flat.device)
+        if change.old is not None and not torch.equal(flat.index_select(0, places), _integers(change.old[part], flat)):
+            return begin
+        flat.scatter_(0, places, _integers(change.new[part], flat))
+    return len(where)
 
 
 def _integers(bits: Bits, like: Tensor) -> Tensor:

@@ -165,7 +165,7 @@ def read(path: str | os.PathLike[str]) -> tuple[dict[str, Entry], bool]:
         header, start = storage.read_header(path)
         metadata = storage.metadata_of(header, KIND, VERSION)
         layout = checkpoint.layout(path, header, start)
-        data = np.memmap(path, np.uint8, "r") if path.stat().st_size else np.empty(0, np.uint8)
+        data = np.asarray(np.memmap(path, np.uint8, "r") if path.stat().st_size else np.empty(0, np.uint8))
         arrays = {
             name: (spec, data[begin : begin + spec.numel * spec.itemsize].view(spec.bits))
             for name, (spec, begin) in layout.items()

@@ -1,6 +1,6 @@
 """The base of the masked optimizers: param groups under masks, the step, and state_dict."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from operator import is_
@@ -287,16 +287,16 @@ class MaskedOptimizer(Optimizer):
             TypeError: naming a parameter of which this process holds a part.
             ValueError: naming what does not go with ``keep_copy``.
         """
-        recorder = DeltaRecorder(self._slots, self._copy_of)
+        recorder = DeltaRecorder(self._slots, self._copies_of)
         if keep_copy:
             require_copyable(self._slots, self.param_groups, compact=self.compact, master_weights=self.master_weights)
             self._copies = WeightCopies(self._slots, self.state)
             self._reset_launches()
         return recorder
 
-    def _copy_of(self, parameter: Tensor) -> Tensor | None:
-        """Its selected elements in float32 and index order, if such a copy is kept and up to date."""
-        return None if self._copies is None else self._copies.current(parameter, self.state)
+    def _copies_of(self, parameters: Sequence[Tensor]) -> list[Tensor] | None:
+        """Their selected elements in float32 and index order, if such copies are kept and up to date."""
+        return None if self._copies is None else self._copies.current(parameters, self.state)
 
     # -- state -----------------------------------------------------------------------------------------
 

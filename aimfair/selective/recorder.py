@@ -1,8 +1,8 @@
 """What an optimizer's steps change, as deltas: for inference servers that follow the training."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import groupby, pairwise
+from itertools import groupby
 
 import numpy as np
 import torch
@@ -14,13 +14,13 @@ from aimfair.selective.delta_file import Change, Entry
 from aimfair.selective.distributed import is_dtensor
 from aimfair.selective.state import Slot
 
-CopyOf = Callable[[Tensor], Tensor | None]
-"""The selected elements of a parameter, float32 and contiguous, in index order, if there is such a copy of them."""
+CopiesOf = Callable[[Sequence[Tensor]], list[Tensor] | None]
+"""The selected elements of parameters, float32 and flat in index order, if there are such copies of all of them."""
 
 
-@dataclass
+@dataclass(frozen=True)
 class _Tracked:
-    """A parameter, its selected elements, and their values when they were last gathered.
+    """A parameter and its selected elements.
 
     Attributes:
         where: on the device of the parameter; None: all elements.
@@ -33,15 +33,51 @@ class _Tracked:
     nnz: int
     where: Tensor | None
     template: Change
-    values: Bits
 
     @property
-    def kind(self) -> tuple[str, torch.dtype]:
-        return str(self.parameter.device), self.parameter.dtype
+    def kind(self) -> tuple[str, str]:
+        """Those of a kind are read together."""
+        return str(self.parameter.device), self.spec.dtype
 
     def gather(self) -> Tensor:
         flat = self.parameter.detach().view(-1)
         return flat if self.where is None else flat.index_select(0, self.where)
+
+
+@dataclass(frozen=True)
+class _Place:
+    """Where the values of a parameter are: in which of the lists, from where to where."""
+
+    tracked: _Tracked
+    number: int
+    begin: int
+    end: int
+
+
+@dataclass(frozen=True)
+class _Entries(Mapping[str, Entry]):
+    """The entries of a delta, made when they are read, so that no step waits for them.
+
+    Attributes:
+        new, old: values of all tracked elements, a list per kind.
+    """
+
+    places: Mapping[str, _Place]
+    new: list[Bits]
+    old: list[Bits]
+
+    def __getitem__(self, name: str) -> Entry:
+        place = self.places[name]
+        template = place.tracked.template
+        new, old = (values[place.number][place.begin : place.end] for values in (self.new, self.old))
+        change = Change(template.numel, template.where, template.packed, new, old)
+        return Entry(place.tracked.spec, None, None, change)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.places)
+
+    def __len__(self) -> int:
+        return len(self.places)
 
 
 class DeltaRecorder:
@@ -54,48 +90,47 @@ class DeltaRecorder:
     Memory: 4 bytes per selected element for the positions (8 in tensors of 2^31 elements and more), and its value.
     """
 
-    def __init__(self, slots: Mapping[Tensor, Slot], copy_of: CopyOf):
+    def __init__(self, slots: Mapping[Tensor, Slot], copies_of: CopiesOf):
         tracked = [_track(parameter, slot) for parameter, slot in slots.items() if slot.tuned]
-        ordered = sorted(tracked, key=lambda one: tuple(map(str, one.kind)))
-        self._tracked = tracked
-        self._alike = [list(ones) for _, ones in groupby(ordered, lambda one: one.kind)]
-        self._copy_of = copy_of
-        self._take()
+        alike = groupby(sorted(tracked, key=lambda one: one.kind), lambda one: one.kind)
+        self._kinds = [list(ones) for _, ones in alike]
+        self._parameters = [[one.parameter for one in ones] for ones in self._kinds]
+        places = {}
+        for number, ones in enumerate(self._kinds):
+            end = 0
+            for one in ones:
+                places[one.name] = _Place(one, number, end, end := end + one.nnz)
+        self._places = {one.name: places[one.name] for one in tracked}
+        self._copies_of = copies_of
+        self._values = self._read()
 
     def delta(self) -> Delta:
         """The reversible delta from the last call, or else from the beginning, to now."""
-        before = [one.values for one in self._tracked]
-        self._take()
-        entries = {}
-        for one, old in zip(self._tracked, before, strict=True):
-            change = Change(one.template.numel, one.template.where, one.template.packed, one.values, old)
-            entries[one.name] = Entry(one.spec, None, None, change)
-        return Delta(entries, reversible=True)
+        old, self._values = self._values, self._read()
+        return Delta(_Entries(self._places, self._values, old), reversible=True)
 
     @torch.no_grad()
-    def _take(self) -> None:
-        """Reads all selected weights: those of a device and dtype in one piece, which a copy from a GPU waits for."""
-        for ones in self._alike:
-            flat = self._copied(ones)
+    def _read(self) -> list[Bits]:
+        """All selected weights: those of a device and dtype at once, for which a GPU is waited for once."""
+        values = []
+        for ones, parameters in zip(self._kinds, self._parameters, strict=True):
+            flat = self._copied(parameters)
             if flat is None:
                 flat = torch.cat([one.gather() for one in ones])
-            bits = as_integers(flat).cpu().numpy().view(ones[0].spec.bits)
-            ends = np.cumsum([0, *(one.nnz for one in ones)]).tolist()
-            for one, (begin, end) in zip(ones, pairwise(ends), strict=True):
-                one.values = bits[begin:end]
+            values.append(as_integers(flat).cpu().numpy().view(ones[0].spec.bits))
+        return values
 
-    def _copied(self, ones: list[_Tracked]) -> Tensor | None:
+    def _copied(self, parameters: list[Tensor]) -> Tensor | None:
         """The selected elements of parameters of one dtype, from copies of them; None if they have none."""
-        copies = [copy.view(-1) for one in ones if (copy := self._copy_of(one.parameter)) is not None]
-        if len(copies) < len(ones):
+        copies, dtype = self._copies_of(parameters), parameters[0].dtype
+        if copies is None:
             return None
-        dtype, device = ones[0].parameter.dtype, ones[0].parameter.device
         if dtype == torch.float32:
             return torch.cat(copies)
         # Rounding a NaN may give another NaN than the parameter's.
         if torch.stack([copy.sum() for copy in copies]).isnan().any():
             return None
-        return torch.cat(copies, out=torch.empty(sum(one.nnz for one in ones), dtype=dtype, device=device))
+        return torch.cat(copies, out=torch.empty(sum(map(len, copies)), dtype=dtype, device=copies[0].device))
 
 
 def _track(parameter: Tensor, slot: Slot) -> _Tracked:
@@ -110,6 +145,5 @@ def _track(parameter: Tensor, slot: Slot) -> _Tracked:
         positions = where.cpu().numpy()
         if spec.numel <= torch.iinfo(torch.int32).max:
             where = where.int()  # gathers faster
-    empty = np.empty(0, spec.bits)
-    template = Change.at(spec.numel, positions, empty, None)
-    return _Tracked(slot.name, spec, parameter, slot.nnz, where, template, empty)
+    template = Change.at(spec.numel, positions, np.empty(0, spec.bits), None)
+    return _Tracked(slot.name, spec, parameter, slot.nnz, where, template)

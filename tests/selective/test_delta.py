@@ -12,6 +12,7 @@ from torch import nn
 import aimfair
 from aimfair import Delta
 from aimfair.selective import checkpoint, delta_file
+from aimfair.selective import delta as delta_module
 from aimfair.selective.delta_file import Change
 
 DTYPES = [
@@ -48,8 +49,9 @@ def changed(state, share=0.1):
 
 @pytest.fixture(autouse=True)
 def small_pieces(monkeypatch):
-    """A tensor is read in several pieces."""
+    """A tensor is read, and patched, in several pieces."""
     monkeypatch.setattr(checkpoint, "PIECE", 64)
+    monkeypatch.setattr(delta_module, "_AT_ONCE", 64)
 
 
 @pytest.fixture
@@ -287,10 +289,12 @@ def test_another_base_is_refused_by_name(tmp_path, files, state):
     assert str(verification).startswith("neither the base's nor the result's: same; still the base's: ")
 
 
-def test_a_model_with_other_values_is_left_alone(state, result):
+@pytest.mark.parametrize("wrong", [slice(None), -1], ids=["all", "last"])
+def test_a_model_with_other_values_is_left_alone(state, result, wrong):
+    """Also if all but the last element that changes have been written."""
     delta = Delta.between(state, result)
     model = {name: tensor.clone() for name, tensor in state.items()}
-    model["wide"] += 1
+    model["wide"][delta.changes["wide"].positions()[wrong]] += 1
     before = {name: tensor.clone() for name, tensor in model.items()}
     with pytest.raises(ValueError, match="the model does not hold the base of the delta: wide differ"):
         delta.apply_(model)
