@@ -144,11 +144,13 @@ struct MomentsStep {
       const Floats old = load(block.weight + i),
                    direction = update.direction(update.prepare(old, load(block.grad + i)), state);
       store(block.weight + i, update.apply(old, direction));
-      const Lanes used = block.size - i < 16 ? first_lanes(block.size - i) : Lanes{0xffff};
+      [[maybe_unused]] const Lanes used = block.size - i < 16 ? first_lanes(block.size - i) : Lanes{0xffff};
       for (int s = 0; s < Update::kStates; s++) {
         store(block.state[s] + i, rounded(s, state[s], moment_random(block.key, load(block.place + i), s)));
-        const Words magnitude = bits_of(load(block.state[s] + i)) & Words(0x7fffffffu);
-        largest[s] = greatest(largest[s], blend(used, magnitude, Words(0u)));
+        if constexpr (kMoments == Moments::bits8) {
+          const Words magnitude = bits_of(load(block.state[s] + i)) & Words(0x7fffffffu);
+          largest[s] = greatest(largest[s], blend(used, magnitude, Words(0u)));
+        }
       }
     }
     for (int s = 0; s < Update::kStates && kMoments == Moments::bits8; s++) {

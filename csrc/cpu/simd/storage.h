@@ -26,18 +26,31 @@ struct Storage<DType::float32> {
   static void put_at(type* to, Words places, Floats x, int count) { scatter(to, places, x, count); }
 };
 
-// Common to the two 16-bit types.
+// Common to the two 16-bit types, which no instruction set gathers or scatters.
 struct HalfStorage {
   using type = uint16_t;
+  static Halves gathered(const type* from, Words places, int count) {
+    int32_t at[16];
+    type part[16] = {};
+    store(at, places);
+    for (int i = 0; i < count; i++) part[i] = from[at[i]];
+    return load_halves(part, 16);
+  }
   static void put(type* to, Halves x, int count) { store_halves(to, x, count); }
   static void put_lanes(type* to, Halves x, Lanes lanes, int count) { store_halves_lanes(to, x, lanes, count); }
-  static void put_at(type* to, Words places, Halves x, int count) { scatter(to, places, x, count); }
+  static void put_at(type* to, Words places, Halves x, int count) {
+    int32_t at[16];
+    type part[16];
+    store(at, places);
+    store_halves(part, x, 16);
+    for (int i = 0; i < count; i++) to[at[i]] = part[i];
+  }
 };
 
 template <>
 struct Storage<DType::bfloat16> : HalfStorage {
   static Floats get(const type* from, int count) { return bfloat16_to_floats(load_halves(from, count)); }
-  static Floats get_at(const type* from, Words at, int count) { return bfloat16_to_floats(gather(from, at, count)); }
+  static Floats get_at(const type* from, Words at, int count) { return bfloat16_to_floats(gathered(from, at, count)); }
   static Halves pack(Floats x) { return floats_to_bfloat16(x); }
   static Halves pack(Floats x, Words random) { return floats_to_bfloat16(x, random); }
 };
@@ -45,7 +58,7 @@ struct Storage<DType::bfloat16> : HalfStorage {
 template <>
 struct Storage<DType::float16> : HalfStorage {
   static Floats get(const type* from, int count) { return float16_to_floats(load_halves(from, count)); }
-  static Floats get_at(const type* from, Words at, int count) { return float16_to_floats(gather(from, at, count)); }
+  static Floats get_at(const type* from, Words at, int count) { return float16_to_floats(gathered(from, at, count)); }
   static Halves pack(Floats x) { return floats_to_float16(x); }
 };
 

@@ -228,22 +228,6 @@ inline void store_halves_lanes(uint16_t* to, Halves x, Lanes lanes, int count) {
   store_halves(to, _mm256_blendv_epi8(load_halves(to, count), x, selected), count);
 }
 
-// Of halves there are no instructions for it.
-inline Halves gather(const uint16_t* from, Words index, int count) {
-  int32_t places[16];
-  uint16_t part[16] = {};
-  store(places, index);
-  for (int i = 0; i < count; i++) part[i] = from[places[i]];
-  return load_halves(part, 16);
-}
-inline void scatter(uint16_t* to, Words index, Halves x, int count) {
-  int32_t places[16];
-  uint16_t part[16];
-  store(places, index);
-  store_halves(part, x, 16);
-  for (int i = 0; i < count; i++) to[places[i]] = part[i];
-}
-
 inline Floats bfloat16_to_floats(Halves x) {
   return {_mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(_mm256_castsi256_si128(x)), 16)),
           _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(_mm256_extracti128_si256(x, 1)), 16))};

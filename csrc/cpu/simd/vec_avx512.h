@@ -120,22 +120,6 @@ inline void store_halves_lanes(uint16_t* to, Halves x, Lanes lanes, int count) {
   _mm256_mask_storeu_epi16(to, static_cast<Lanes>(lanes & first_lanes(count)), x);
 }
 
-// Of halves there are no instructions for it.
-inline Halves gather(const uint16_t* from, Words index, int count) {
-  int32_t places[16];
-  uint16_t part[16] = {};
-  store(places, index);
-  for (int i = 0; i < count; i++) part[i] = from[places[i]];
-  return load_halves(part, 16);
-}
-inline void scatter(uint16_t* to, Words index, Halves x, int count) {
-  int32_t places[16];
-  uint16_t part[16];
-  store(places, index);
-  store_halves(part, x, 16);
-  for (int i = 0; i < count; i++) to[places[i]] = part[i];
-}
-
 inline Floats bfloat16_to_floats(Halves x) {
   return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(x), 16));
 }

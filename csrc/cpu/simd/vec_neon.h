@@ -305,21 +305,6 @@ inline Halves by_quarter(const F& f) {
   return {vcombine_u16(f(0), f(1)), vcombine_u16(f(2), f(3))};
 }
 
-inline Halves gather(const uint16_t* from, Words index, int count) {
-  int32_t places[16];
-  uint16_t part[16] = {};
-  store(places, index);
-  for (int i = 0; i < count; i++) part[i] = from[places[i]];
-  return load_halves(part, 16);
-}
-inline void scatter(uint16_t* to, Words index, Halves x, int count) {
-  int32_t places[16];
-  uint16_t part[16];
-  store(places, index);
-  store_halves(part, x, 16);
-  for (int i = 0; i < count; i++) to[places[i]] = part[i];
-}
-
 inline Floats bfloat16_to_floats(Halves x) {
   return by_register<Floats>([&](int q) { return vreinterpretq_f32_u32(vshll_n_u16(quarter(x, q), 16)); });
 }

@@ -212,15 +212,6 @@ inline void store_halves_lanes(uint16_t* to, Halves x, Lanes lanes, int count) {
   }
 }
 
-inline Halves gather(const uint16_t* from, Words index, int count) {
-  Halves x{};
-  for (int i = 0; i < count; i++) x.v[i] = from[index.v[i]];
-  return x;
-}
-inline void scatter(uint16_t* to, Words index, Halves x, int count) {
-  for (int i = 0; i < count; i++) to[index.v[i]] = x.v[i];
-}
-
 inline Floats bfloat16_to_floats(Halves x) {
   return by_lane<Floats>([&](int i) { return bfloat16_to_float(x.v[i]); });
 }
