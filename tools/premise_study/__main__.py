@@ -3,10 +3,13 @@
 import argparse
 from pathlib import Path
 
-from tools.premise_study.analysis import regrets, table
+from tools.premise_study.analysis import by_rate, regrets, table
 from tools.premise_study.designs import DESIGNS
 from tools.premise_study.figures import map_of
 from tools.premise_study.run import run
+
+BY_RATE = ("full", "random", "aimfair", "within_tensors", "paper", "linear_probe", "mixed")
+"""Methods whose trials are listed by learning rate: those of which each has one model."""
 
 
 def main() -> None:
@@ -26,6 +29,9 @@ def main() -> None:
             run(design, arguments.to, arguments.faces, arguments.jobs)
         for regime in design.regimes:
             for line in table(regime, arguments.to, design):
+                print(line)
+            masked = [name for name in BY_RATE if name in design.methods]
+            for line in by_rate(regime, arguments.to, design, masked):
                 print(line)
             listed = ", ".join(f"{name} {value:.1f}" for name, value in regrets(regime, arguments.to, design).items())
             print(f"Regret of choosing trials without group labels, points of worst group: {listed}.\n")

@@ -1,6 +1,6 @@
 """What the rows say: paired differences between methods with intervals that hold for all comparisons at once."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from math import sqrt
 from pathlib import Path
@@ -93,6 +93,22 @@ def table(regime: Regime, folder: Path, design: Design) -> Iterator[str]:
         ]
         settings = ", ".join(f"{key} {value:.3g}" for key, value in chosen.get(name, {}).items())
         yield f"| {name} | {settings} | {' | '.join(cells)} | {' | '.join(against)} |"
+    yield ""
+
+
+def by_rate(regime: Regime, folder: Path, design: Design, names: Sequence[str]) -> Iterator[str]:
+    """Markdown: worst group of all trials, by learning rate and epochs, which methods share; means over the tuning
+    replicates."""
+    found: dict[tuple[float, int], dict[str, list[float]]] = {}
+    for row in rows_of(regime, folder, "trials"):
+        if row["method"] in names and "failed" not in row and row["replicate"] < design.tuning:
+            place = found.setdefault((row["values"]["lr"], row["values"]["epochs"]), {})
+            place.setdefault(row["method"], []).append(100 * float(METRICS[WORST](np.asarray(row["test"]))))
+    yield f"| learning rate | epochs | {' | '.join(names)} |"
+    yield "|---:|---:|" + "---:|" * len(names)
+    for (lr, epochs), of in sorted(found.items()):
+        cells = " | ".join(f"{np.mean(of[name]):.1f}" if name in of else "" for name in names)
+        yield f"| {lr:.2g} | {epochs} | {cells} |"
     yield ""
 
 
