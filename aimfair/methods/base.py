@@ -40,6 +40,11 @@ class MethodSettings(Settings):
         return False
 
     @property
+    def trains_on_real(self) -> bool:
+        """Whether the biased real images train the model, after the biased one."""
+        return not self.from_biased
+
+    @property
     def reads_groups(self) -> bool:
         """Whether it uses group labels of real images, of training or validation."""
         return False

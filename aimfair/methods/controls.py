@@ -31,6 +31,10 @@ class SyntheticOnly(MethodSettings):
     def uses_synthetic(self) -> bool:
         return True
 
+    @property
+    def trains_on_real(self) -> bool:
+        return False
+
     def run(self, work: "Work") -> "Trained":
         return work.fit(work.training(work.initial(), work.balanced()))
 

@@ -36,7 +36,12 @@ def tuning_section(tuned: Mapping[str, Tuning], config: Config) -> dict[str, Any
     if not tuned:
         return None
     rows = [_row(name, tuning, config) for name, tuning in tuned.items()]
-    return {"rows": rows, "audited": any(row["regret"] for row in rows), "settings": config.tune}
+    return {
+        "rows": rows,
+        "misled": wording.listing([name for name in tuned if config.methods[name].trains_on_real]),
+        "audited": any(row["regret"] for row in rows),
+        "settings": config.tune,
+    }
 
 
 def _row(name: str, tuning: Tuning, config: Config) -> dict[str, Any]:

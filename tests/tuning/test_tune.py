@@ -19,6 +19,7 @@ from aimfair.base.errors import AimfairError, DivergedError
 from aimfair.base.interrupt import Interrupted
 from aimfair.config import Config
 from aimfair.methods import LastLayerRetrain
+from aimfair.report.tuning_section import Tuning, tuning_section
 from aimfair.run.directory import Run
 from aimfair.stages import evaluate, finetune, preflight, report, select, tune
 from aimfair.training.history import History
@@ -252,6 +253,15 @@ def test_the_report_has_the_front_the_choice_and_the_regret(tuned: Path, photogr
     assert "Regret" in section
     assert "3 trials of each method, with 1 seed." in section
     assert '<a href="#tuning">' in page
+
+
+def test_the_report_names_methods_that_bias_helps_to_be_chosen(tuned: Path, photographs: Path) -> None:
+    with Run.open(tuned, config(photographs), quiet=True) as run:
+        made = Tuning(trials(run, "full"), 0)
+    names = ("full", "both", "synthetic", "last_layer")
+    section = tuning_section(dict.fromkeys(names, made), config(photographs, names=names))
+    assert section is not None
+    assert section["misled"] == "both"
 
 
 def test_an_ablation_varies_the_chosen_settings_and_tunes_nothing(tuned: Path, photographs: Path) -> None:
