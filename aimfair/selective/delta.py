@@ -31,7 +31,7 @@ from aimfair.selective.difference import (
 from aimfair.selective.parameters import listing
 from aimfair.selective.summary import MaskSummary, summarize
 
-_AT_ONCE = 1 << 14
+_AT_ONCE = 1 << 13
 """Elements that are compared and then written while their cache lines are in the second-level cache."""
 
 Model = str | os.PathLike[str] | nn.Module | Mapping[str, Tensor] | Source

@@ -14,6 +14,9 @@ from aimfair.selective.delta_file import Change, Entry
 from aimfair.selective.distributed import is_dtensor
 from aimfair.selective.state import Slot
 
+_PIECE = 1 << 22
+"""Selected elements that are read together: larger arrays would be new memory every time, which the system clears."""
+
 CopiesOf = Callable[[Sequence[Tensor]], list[Tensor] | None]
 """The selected elements of parameters, float32 and flat in index order, if there are such copies of all of them."""
 
@@ -36,7 +39,6 @@ class _Tracked:
 
     @property
     def kind(self) -> tuple[str, str]:
-        """Those of a kind are read together."""
         return str(self.parameter.device), self.spec.dtype
 
     def gather(self) -> Tensor:
@@ -46,7 +48,7 @@ class _Tracked:
 
 @dataclass(frozen=True)
 class _Place:
-    """Where the values of a parameter are: in which of the lists, from where to where."""
+    """Where the values of a parameter are: in which of the arrays, from where to where."""
 
     tracked: _Tracked
     number: int
@@ -59,7 +61,7 @@ class _Entries(Mapping[str, Entry]):
     """The entries of a delta, made when they are read, so that no step waits for them.
 
     Attributes:
-        new, old: values of all tracked elements, a list per kind.
+        new, old: values of all tracked elements, an array per piece.
     """
 
     places: Mapping[str, _Place]
@@ -92,13 +94,12 @@ class DeltaRecorder:
 
     def __init__(self, slots: Mapping[Tensor, Slot], copies_of: CopiesOf):
         tracked = [_track(parameter, slot) for parameter, slot in slots.items() if slot.tuned]
-        alike = groupby(sorted(tracked, key=lambda one: one.kind), lambda one: one.kind)
-        self._kinds = [list(ones) for _, ones in alike]
-        self._parameters = [[one.parameter for one in ones] for ones in self._kinds]
+        self._pieces = _pieces(tracked)
+        self._parameters = [[one.parameter for one in piece] for piece in self._pieces]
         places = {}
-        for number, ones in enumerate(self._kinds):
+        for number, piece in enumerate(self._pieces):
             end = 0
-            for one in ones:
+            for one in piece:
                 places[one.name] = _Place(one, number, end, end := end + one.nnz)
         self._places = {one.name: places[one.name] for one in tracked}
         self._copies_of = copies_of
@@ -111,26 +112,38 @@ class DeltaRecorder:
 
     @torch.no_grad()
     def _read(self) -> list[Bits]:
-        """All selected weights: those of a device and dtype at once, for which a GPU is waited for once."""
+        """All selected weights, an array per piece."""
         values = []
-        for ones, parameters in zip(self._kinds, self._parameters, strict=True):
+        for piece, parameters in zip(self._pieces, self._parameters, strict=True):
             flat = self._copied(parameters)
             if flat is None:
-                flat = torch.cat([one.gather() for one in ones])
-            values.append(as_integers(flat).cpu().numpy().view(ones[0].spec.bits))
+                flat = torch.cat([one.gather() for one in piece])
+            values.append(as_integers(flat).cpu().numpy().view(piece[0].spec.bits))
         return values
 
     def _copied(self, parameters: list[Tensor]) -> Tensor | None:
         """The selected elements of parameters of one dtype, from copies of them; None if they have none."""
-        copies, dtype = self._copies_of(parameters), parameters[0].dtype
+        copies = self._copies_of(parameters)
         if copies is None:
             return None
-        if dtype == torch.float32:
-            return torch.cat(copies)
-        # Rounding a NaN may give another NaN than the parameter's.
-        if torch.stack([copy.sum() for copy in copies]).isnan().any():
-            return None
-        return torch.cat(copies, out=torch.empty(sum(map(len, copies)), dtype=dtype, device=copies[0].device))
+        flat = torch.empty(sum(map(len, copies)), dtype=parameters[0].dtype, device=parameters[0].device)
+        torch.cat(copies, out=flat)
+        # A NaN rounded to 16 bits may be another than the parameter's.
+        return None if flat.dtype != torch.float32 and flat.sum().isnan() else flat
+
+
+def _pieces(tracked: list[_Tracked]) -> list[list[_Tracked]]:
+    """Those of a device and dtype together, up to :data:`_PIECE` elements."""
+    pieces: list[list[_Tracked]] = []
+    for _, ones in groupby(sorted(tracked, key=lambda one: one.kind), lambda one: one.kind):
+        size = _PIECE
+        for one in ones:
+            if size + one.nnz > _PIECE:
+                pieces.append([])
+                size = 0
+            pieces[-1].append(one)
+            size += one.nnz
+    return pieces
 
 
 def _track(parameter: Tensor, slot: Slot) -> _Tracked:
