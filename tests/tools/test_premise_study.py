@@ -8,9 +8,9 @@ import torch
 from scipy import stats
 
 from tools.premise_study import domains
-from tools.premise_study.analysis import difference, regrets, table
+from tools.premise_study.analysis import difference, rate_table, regrets, table
 from tools.premise_study.domains import Regime, images_of
-from tools.premise_study.figures import heat_map
+from tools.premise_study.figures import heat_map, map_of
 from tools.premise_study.methods import METHODS, _top, blend
 from tools.premise_study.run import Design, chosen_values, read, run
 
@@ -115,6 +115,12 @@ def test_a_small_study_ends_in_a_table_and_continues(tmp_path, monkeypatch, caps
     assert {line.split(" | ")[0] for line in lines[4:-1]} == {"| biased", "| full", "| aimfair", "| interpolated"}
     assert set(chosen) == set(regrets(SMALL, tmp_path, design)) == set(design.methods)
     assert all(value >= 0 for value in regrets(SMALL, tmp_path, design).values())
+    assert map_of([design], tmp_path).count("font-weight") > 4
+
+    at_rates = Design((SMALL,), ("full", "aimfair"), trials=0, tuning=2, final=2, rates=(0.001, 0.003))
+    run(at_rates, tmp_path, None, jobs=1)
+    lines = list(rate_table(SMALL, tmp_path, at_rates))
+    assert [line.split(" | ")[0] for line in lines[4:-1]] == ["| 0.001", "| 0.003"]
 
 
 def test_the_map_marks_what_is_clear():

@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from tools.premise_study.analysis import by_rate, regrets, table
+from tools.premise_study.analysis import by_rate, rate_table, regrets, table
 from tools.premise_study.designs import DESIGNS
 from tools.premise_study.figures import map_of
 from tools.premise_study.run import run
@@ -28,6 +28,9 @@ def main() -> None:
         if arguments.what == "run":
             run(design, arguments.to, arguments.faces, arguments.jobs)
         for regime in design.regimes:
+            if design.rates:
+                print("\n".join(rate_table(regime, arguments.to, design)))
+                continue
             for line in table(regime, arguments.to, design):
                 print(line)
             masked = [name for name in BY_RATE if name in design.methods]

@@ -1,6 +1,6 @@
 """What the rows say: paired differences between methods with intervals that hold for all comparisons at once."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import sqrt
 from pathlib import Path
@@ -56,9 +56,13 @@ def difference(one: Values, other: Values, comparisons: int) -> Difference:
     return Difference(float(paired.mean()), low, high, float(factor * paired.std(ddof=1) / sqrt(count)))
 
 
-def measured(regime: Regime, folder: Path, design: Design) -> dict[str, dict[str, Values]]:
-    """Method -> metric -> [R], of the replicates in which every method finished, in their order."""
-    chosen: dict[str, Any] = {BIASED: {}, **chosen_values(regime, folder, design)}
+def measured(regime: Regime, folder: Path, chosen: Mapping[str, Any]) -> dict[str, dict[str, Values]]:
+    """Method -> metric -> [R], of the replicates in which every method finished, in their order.
+
+    Args:
+        chosen: method -> the values with which it is reported.
+    """
+    chosen = {BIASED: {}, **chosen}
     found: dict[str, dict[int, list[float]]] = {name: {} for name in chosen}
     for row in rows_of(regime, folder, "final"):
         if row["values"] == chosen.get(row["method"]) and "failed" not in row:
@@ -73,26 +77,47 @@ def measured(regime: Regime, folder: Path, design: Design) -> dict[str, dict[str
 
 def table(regime: Regime, folder: Path, design: Design) -> Iterator[str]:
     """Markdown, the best worst group first."""
-    values = measured(regime, folder, design)
     chosen = chosen_values(regime, folder, design)
-    count, comparisons = len(values[BIASED][WORST]), len(design.methods) - 1
-    widest = max(difference(values[name][WORST], values["full"][WORST], comparisons).detectable
-                 for name in design.methods if name != "full")  # fmt: skip
-    yield f"`{regime.name}`: {count} replicates; differences to full tuning of {widest:.1f} points can be detected."
+    values = measured(regime, folder, chosen)
+    comparisons = len(design.methods) - 1
+    yield f"`{regime.name}`: {len(values[BIASED][WORST])} replicates"
     yield ""
     headings = ("settings chosen", "accuracy", "worst group", "equalized odds", "worst group less that of full tuning",
-                "less that of random")  # fmt: skip
+                "detectable", "less that of random")  # fmt: skip
     yield f"| method | {' | '.join(headings)} |"
-    yield "|---|---|---:|---:|---:|---:|---:|"
+    yield "|---|---|---:|---:|---:|---:|---:|---:|"
     for name in sorted(values, key=lambda name: -values[name][WORST].mean()):
         of = values[name]
         cells = [f"{100 * of[metric].mean():.1f} ± {100 * of[metric].std(ddof=1):.1f}" for metric in SHOWN]
-        against = [
-            str(difference(of[WORST], values[other][WORST], comparisons)) if other in values and name != other else ""
+        full, random = (
+            difference(of[WORST], values[other][WORST], comparisons) if other in values and name != other else None
             for other in ("full", "random")
-        ]
+        )
+        cells += [str(full), f"{full.detectable:.1f}"] if full else ["", ""]
+        cells.append(str(random) if random else "")
         settings = ", ".join(f"{key} {value:.3g}" for key, value in chosen.get(name, {}).items())
-        yield f"| {name} | {settings} | {' | '.join(cells)} | {' | '.join(against)} |"
+        yield f"| {name} | {settings} | {' | '.join(cells)} |"
+    yield ""
+
+
+def rate_table(regime: Regime, folder: Path, design: Design) -> Iterator[str]:
+    """Markdown of a design with rates: worst group of each method at each rate, and differences to full tuning."""
+    others = [name for name in design.methods if name != "full"]
+    comparisons = len(others) * len(design.rates)
+    count, rows = 0, []
+    for number, rate in enumerate(design.rates):
+        values = measured(regime, folder, {name: design.at_rates(name)[number] for name in design.methods})
+        worst = {name: of[WORST] for name, of in values.items()}
+        count = len(worst["full"])
+        cells = [f"{100 * worst[name].mean():.1f} ± {100 * worst[name].std(ddof=1):.1f}" for name in design.methods]
+        cells += [str(difference(worst[name], worst["full"], comparisons)) for name in others]
+        rows.append(f"| {rate:g} | {' | '.join(cells)} |")
+    headings = [*design.methods, *(f"{name} less full" for name in others)]
+    yield f"`{regime.name}`: {count} replicates, worst group"
+    yield ""
+    yield f"| learning rate | {' | '.join(headings)} |"
+    yield "|---:|" + "---:|" * len(headings)
+    yield from rows
     yield ""
 
 

@@ -10,6 +10,10 @@ COMMON = ("full", "random", "linear_probe", "paper", "aimfair", "interpolated", 
 DESIGNS = {
     # every method where there is a domain gap, a strong bias and many synthetic images
     "main": Design((Regime(),), tuple(METHODS), trials=8, tuning=4, final=20),
+    # the same where nobody tunes the learning rate
+    "rates": Design(
+        (Regime(),), ("full", "random", "aimfair"), trials=0, tuning=4, final=20, rates=(0.001, 0.003, 0.01)
+    ),
     # one thing at a time from there: the domain gap, the number of images, the bias, the backbone
     "map": Design(
         (

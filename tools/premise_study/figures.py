@@ -5,7 +5,7 @@ from html import escape
 from pathlib import Path
 
 from tools.premise_study.analysis import WORST, Difference, difference, measured
-from tools.premise_study.run import Design
+from tools.premise_study.run import Design, chosen_values
 
 CELL, ROW, LEFT, TOP = 104, 30, 290, 92
 STRONGEST = 10.0
@@ -19,7 +19,7 @@ def map_of(designs: Sequence[Design], folder: Path) -> str:
     rows, cells = [], []
     for design in designs:
         for regime in design.regimes:
-            values = measured(regime, folder, design)
+            values = measured(regime, folder, chosen_values(regime, folder, design))
             rows.append(regime.words)
             cells.append(
                 [difference(values[name][WORST], values["full"][WORST], len(design.methods) - 1) for name in shown]

@@ -34,6 +34,7 @@ class Design:
     """
     Attributes:
         methods: keys of METHODS. trials: of each. tuning: replicates that choose. final: those that are reported.
+        rates: learning rates, all of which are reported with the other values as given; nothing is chosen then.
     """
 
     regimes: tuple[Regime, ...]
@@ -41,20 +42,24 @@ class Design:
     trials: int
     tuning: int
     final: int
+    rates: tuple[float, ...] = ()
+
+    def at_rates(self, name: str) -> list[dict[str, Any]]:
+        """The values of a method at each of :attr:`rates`."""
+        return [{**METHODS[name].trials(1)[0], "lr": rate} for rate in self.rates]
 
 
 def run(design: Design, folder: Path, faces: Path | None, jobs: int) -> None:
     """Every regime in turn. What is in ``folder`` is not done again, so a run that was stopped continues."""
     for regime in design.regimes:
-        _parallel(regime, folder, faces, jobs, [
-            (replicate, False, {name: METHODS[name].trials(design.trials) for name in design.methods})
-            for replicate in range(design.tuning)
-        ])  # fmt: skip
-        chosen = {name: [values] for name, values in chosen_values(regime, folder, design).items()}
-        _parallel(regime, folder, faces, jobs, [
-            (replicate, True, {BIASED: [{}], **chosen})
-            for replicate in range(design.tuning, design.tuning + design.final)
-        ])  # fmt: skip
+        if not design.rates:
+            tried = {name: METHODS[name].trials(design.trials) for name in design.methods}
+            _parallel(regime, folder, faces, jobs, [(replicate, False, tried) for replicate in range(design.tuning)])
+            chosen = {name: [values] for name, values in chosen_values(regime, folder, design).items()}
+        else:
+            chosen = {name: design.at_rates(name) for name in design.methods}
+        final = range(design.tuning, design.tuning + design.final)
+        _parallel(regime, folder, faces, jobs, [(replicate, True, {BIASED: [{}], **chosen}) for replicate in final])
 
 
 def _parallel(regime: Regime, folder: Path, faces: Path | None, jobs: int, units: Sequence[Any]) -> None:
