@@ -53,6 +53,7 @@ class Stages:
         for name in STAGES:
             monkeypatch.setitem(STAGES, name, lambda run, name=name: self._run(name, run))
         monkeypatch.setattr(run_verb, "_print_headline", lambda run: print("headline"))
+        monkeypatch.setattr(run_verb, "_print_patch", lambda run: print("patch"))
 
     def _run(self, name: str, run: Run) -> None:
         self.ran.append(name)
@@ -120,7 +121,7 @@ def test_data_that_cannot_be_used_are_refused_before_anything_is_generated(stage
 def test_run_does_every_stage_in_order(stages, capsys):
     assert cli.main(["run", "--config", "demo", "--quiet"]) == 0
     assert stages.ran == list(STAGES)
-    assert capsys.readouterr().out == "headline\n"
+    assert capsys.readouterr().out == "headline\npatch\n"
     events = [json.loads(line) for line in Path("runs/demo/log.jsonl").read_text().splitlines()]
     assert [event["stage"] for event in events if event["event"] == "stage finished"] == list(STAGES)
     assert all(event["seconds"] >= 0 for event in events if event["event"] == "stage finished")
