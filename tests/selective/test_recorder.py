@@ -12,14 +12,15 @@ from aimfair import Delta
 from aimfair.selective import recorder as recorder_module
 
 
-def model_of(dtype):
+def model_of(dtype, device="cpu"):
     torch.manual_seed(0)
-    return nn.Sequential(nn.Linear(30, 40), nn.ReLU(), nn.Linear(40, 5)).to(dtype)
+    return nn.Sequential(nn.Linear(30, 40), nn.ReLU(), nn.Linear(40, 5)).to(device, dtype)
 
 
 def step(model, optimizer):
     optimizer.zero_grad()
-    model(torch.randn(8, 30, dtype=next(model.parameters()).dtype)).square().mean().backward()
+    weight = model[0].weight
+    model(torch.randn(8, 30).to(weight.device, weight.dtype)).square().mean().backward()
     optimizer.step()
 
 
@@ -34,8 +35,8 @@ def step(model, optimizer):
     ],
 )
 @pytest.mark.parametrize("kind", [aimfair.MaskedAdamW, aimfair.MaskedSGD])
-def test_deltas_follow_the_training(tmp_path, dtype, options, kind):
-    model, follower = model_of(dtype), model_of(dtype)
+def test_deltas_follow_the_training(tmp_path, device, dtype, options, kind):
+    model, follower = model_of(dtype, device), model_of(dtype, device)
     mask = aimfair.ParameterMask.random(model, 0.1)
     optimizer = kind(model.named_parameters(), mask, lr=0.1, **options)
     recorder = optimizer.record_delta()
@@ -58,9 +59,9 @@ def same_bits(one, other):
 
 
 @pytest.mark.parametrize("keep_copy", [False, True])
-def test_without_a_mask(monkeypatch, keep_copy):
+def test_without_a_mask(monkeypatch, device, keep_copy):
     monkeypatch.setattr(recorder_module, "_PIECE", 250)  # the biases together, each weight alone
-    model, follower = model_of(torch.float32), model_of(torch.float32)
+    model, follower = model_of(torch.float32, device), model_of(torch.float32, device)
     optimizer = aimfair.MaskedAdamW(model.named_parameters(), lr=0.1, state="compact")
     recorder = optimizer.record_delta(keep_copy=keep_copy)
     step(model, optimizer)
@@ -90,8 +91,8 @@ KEEPING = [
 ]
 
 
-def pair(dtype, options, *, keep_copy):
-    model = model_of(dtype)
+def pair(dtype, options, device="cpu", *, keep_copy):
+    model = model_of(dtype, device)
     mask = aimfair.ParameterMask.random(model, 0.1)
     optimizer = aimfair.MaskedAdamW(model.named_parameters(), mask, lr=0.1, state="compact", **options)
     return model, optimizer, optimizer.record_delta(keep_copy=keep_copy)
@@ -106,10 +107,10 @@ def gathers(monkeypatch):
 
 
 @pytest.mark.parametrize(("dtype", "options"), KEEPING)
-def test_copies_change_no_bit_and_save_the_gather(monkeypatch, dtype, options):
-    plain, plain_optimizer, _ = pair(dtype, options, keep_copy=False)
-    model, optimizer, recorder = pair(dtype, options, keep_copy=True)
-    follower = model_of(dtype)
+def test_copies_change_no_bit_and_save_the_gather(monkeypatch, device, dtype, options):
+    plain, plain_optimizer, _ = pair(dtype, options, device, keep_copy=False)
+    model, optimizer, recorder = pair(dtype, options, device, keep_copy=True)
+    follower = model_of(dtype, device)
     for seed in range(3):
         for one, its in ((plain, plain_optimizer), (model, optimizer)):
             torch.manual_seed(seed)
