@@ -160,13 +160,15 @@ def _blocks(run: Run) -> dict[str, list[str]]:
 def _predicted(run: Run, name: str, method: Tune, seeds: list[int]) -> dict[str, Values]:
     """Prediction -> [blocks, seeds], from the gradients of ``run``."""
     blocks = list(_blocks(run).values())
-    of_seeds = [_of_seed(run, name, method, seed, blocks) for seed in seeds]
+    # one seed at a time, as sensitivity takes several times the model's memory
+    of_seeds = [predictions(sensitivity_of(run, seed), name, method, seed, blocks) for seed in seeds]
     return {prediction: np.array([of[prediction] for of in of_seeds]).T for prediction in PREDICTIONS}
 
 
-def _of_seed(run: Run, name: str, method: Tune, seed: int, blocks: list[list[str]]) -> dict[str, list[float]]:
-    """Prediction -> value of each block; one seed at a time, as sensitivity takes several times the model's memory."""
-    sensitivity = sensitivity_of(run, seed)
+def predictions(
+    sensitivity: Sensitivity, name: str, method: Tune, seed: int, blocks: Sequence[Sequence[str]]
+) -> dict[str, list[float]]:
+    """Key of :data:`PREDICTIONS` -> value of each block, of which ``blocks`` lists the modules."""
     mask = select_mask(sensitivity, name, method, seed)
     bias, domain = _scores(sensitivity, method)
     found: dict[str, list[float]] = {prediction: [] for prediction in PREDICTIONS}

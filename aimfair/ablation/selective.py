@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from aimfair.ablation.options import Options, words
@@ -163,14 +163,22 @@ def measure_memory(
         optimizer.zero_grad()
         F.cross_entropy(logits(model, pixels), target).backward()  # type: ignore[no-untyped-call]
         optimizer.step()
+    peak = torch.cuda.max_memory_allocated(device) - before if on_gpu else None
+    return memory_of(model, optimizer, mask, peak)
+
+
+def memory_of(
+    model: nn.Module, optimizer: torch.optim.Optimizer, mask: ParameterMask | None, peak: int | None = None
+) -> Memory:
+    """Of what a step has left behind."""
     parameters = list(model.parameters())
     state = [value for one in optimizer.state.values() for value in one.values() if isinstance(value, Tensor)]
     return Memory(
         weights=_total_bytes(parameters),
         gradients=_total_bytes([parameter.grad for parameter in parameters if parameter.grad is not None]),
         optimizer=_total_bytes(state),
-        mask=_total_bytes([mask.bits, mask.rank]),
-        peak=torch.cuda.max_memory_allocated(device) - before if on_gpu else None,
+        mask=0 if mask is None else _total_bytes([mask.bits, mask.rank]),
+        peak=peak,
     )
 
 
