@@ -5,26 +5,40 @@ from html import escape
 from pathlib import Path
 
 from tools.premise_study.analysis import WORST, Difference, difference, measured
-from tools.premise_study.run import Design, chosen_values
+from tools.premise_study.domains import Regime
+from tools.premise_study.run import BIASED, Design, chosen_values
 
-CELL, ROW, LEFT, TOP = 104, 30, 290, 92
+CELL, ROW, LEFT, TOP = 104, 30, 290, 72
 STRONGEST = 10.0
 """Points at which a colour is full."""
 
 
 def map_of(designs: Sequence[Design], folder: Path) -> str:
-    """An SVG of every regime of the designs, and of the methods that are in all of them."""
-    shared = [name for name in designs[0].methods if all(name in design.methods for design in designs)]
-    shown = [name for name in shared if name != "full"]
-    rows, cells = [], []
+    """An SVG of every regime of the designs, and of the biased model and the methods that are in all of them."""
+    shown = [BIASED, *(name for name in designs[0].methods if all(name in design.methods for design in designs))]
+    shown.remove("full")
+    rows = []
     for design in designs:
         for regime in design.regimes:
             values = measured(regime, folder, chosen_values(regime, folder, design))
-            rows.append(regime.words)
-            cells.append(
-                [difference(values[name][WORST], values["full"][WORST], len(design.methods) - 1) for name in shown]
-            )
-    return heat_map(rows, shown, cells, "Selecting against tuning every weight")
+            worst = {name: of[WORST] for name, of in values.items()}
+            cells = [difference(worst[name], worst["full"], len(design.methods) - 1) for name in shown]
+            rows.append((regime, cells))
+    rows.sort(key=lambda row: _place(row[0]))
+    return heat_map(
+        [regime.words for regime, _ in rows],
+        shown,
+        [cells for _, cells in rows],
+        "Selecting against tuning every weight",
+    )
+
+
+def _place(regime: Regime) -> tuple[object, ...]:
+    """From small to wide domain gaps, then from weak to strong bias, then from many to few images."""
+    domains = ("twemoji", "noto", "fluent", "faces")
+    return (
+        regime.backbone, domains.index(regime.domain), regime.degradation, -regime.minority_ratio, -regime.per_group
+    )  # fmt: skip
 
 
 def heat_map(
