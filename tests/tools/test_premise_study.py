@@ -7,7 +7,7 @@ import pytest
 import torch
 from scipy import stats
 
-from tools.premise_study import domains
+from tools.premise_study import choices, domains
 from tools.premise_study.analysis import difference, rate_table, regrets, table
 from tools.premise_study.domains import Regime, images_of
 from tools.premise_study.figures import heat_map, map_of
@@ -92,11 +92,12 @@ def test_judging_images_show_others_than_those_that_train():
 @pytest.mark.usefixtures("small")
 def test_a_small_study_ends_in_a_table_and_continues(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("tools.premise_study.methods.EPOCHS", (1, 2))
+    monkeypatch.setattr(choices, "JUDGED", ("full", "interpolated"))
     design = Design((SMALL,), ("full", "aimfair", "interpolated"), trials=2, tuning=2, final=2)
     run(design, tmp_path, None, jobs=1)
     rows = sorted((tmp_path / SMALL.name).glob("*.jsonl"))
     assert [path.name for path in rows] == ["final-2.jsonl", "final-3.jsonl", "trials-0.jsonl", "trials-1.jsonl"]
-    assert len(read(rows[2])) == 2 + 2 + 2 * 5
+    assert len(read(rows[2])) == 2 * 2 + 2 * 5
     assert not any("failed" in row for path in rows for row in read(path))
     before = [path.read_bytes() for path in rows]
 
@@ -116,6 +117,10 @@ def test_a_small_study_ends_in_a_table_and_continues(tmp_path, monkeypatch, caps
     assert set(chosen) == set(regrets(SMALL, tmp_path, design)) == set(design.methods)
     assert all(value >= 0 for value in regrets(SMALL, tmp_path, design).values())
     assert map_of([design], tmp_path).count("font-weight") > 4
+
+    lost = [line.split(" | ") for line in choices.table([design], tmp_path)][2:]
+    assert len(lost) == len(choices.RULES)
+    assert all(float(cells[1]) >= 0 and cells[1] == cells[2] for cells in lost)
 
     at_rates = Design((SMALL,), ("full", "aimfair"), trials=0, tuning=2, final=2, rates=(0.001, 0.003))
     run(at_rates, tmp_path, None, jobs=1)

@@ -177,7 +177,7 @@ def chosen_values(regime: Regime, folder: Path, design: Design) -> dict[str, dic
             by_key.setdefault(key_of(row), []).append(row)
     for name in design.methods:
         tried = METHODS[name].trials(design.trials)
-        trials = [_trial(number, values, by_key[key_of({"method": name, "values": values})])
+        trials = [trial_of(number, values, by_key[key_of({"method": name, "values": values})])
                   for number, values in enumerate(tried)]  # fmt: skip
         best = choose(trials, None)
         if best is None:
@@ -186,7 +186,8 @@ def chosen_values(regime: Regime, folder: Path, design: Design) -> dict[str, dic
     return found
 
 
-def _trial(number: int, values: dict[str, Any], rows: Sequence[Row]) -> Trial:
+def trial_of(number: int, values: dict[str, Any], rows: Sequence[Row]) -> Trial:
+    """What :func:`aimfair.tuning.choice.choose` reads of a trial: its rows, of all tuning replicates."""
     if failed := [row["failed"] for row in rows if "failed" in row]:
         return Trial(number=number, values=values, state="failed", reason=failed[0])
     seeds = [OfSeed(synthetic=row["judge"], accuracy=accuracy(row["validation"]), change=row["change"],
