@@ -50,8 +50,8 @@ def subjects() -> dict[str, Subject]:
     vit = {"model_type": "vit", "image_size": 224, "patch_size": 16, "hidden_size": 768, "num_hidden_layers": 12,
            "num_attention_heads": 12, "intermediate_size": 3072}  # fmt: skip
     return {
-        "emoji": Subject("ResNet of premise.yaml", emoji, 48, 64, 5, 5, "resnet.encoder.stages.1"),
-        "vit": Subject("ViT-B/16", ModelSettings(config=vit), 224, 1, 3, 1, "vit.layers.6"),
+        "emoji": Subject("ResNet of premise.yaml", emoji, 48, 64, 2, 5, "resnet.encoder.stages.1"),
+        "vit": Subject("ViT-B/16", ModelSettings(config=vit), 224, 1, 1, 1, "vit.layers.6"),
     }
 
 
@@ -182,9 +182,9 @@ def ratios(folder: Path, name: str) -> dict[str, dict[str, float]]:
 def tables(folder: Path) -> Iterator[str]:
     for name, subject in subjects().items():
         found = ratios(folder, name)
-        images = f"{subject.batch} images of {subject.pixels} pixels"
+        images = f"batch {subject.batch} of {subject.pixels} pixels"
         headings = ("tuned", "gradient ms", "optimizer ms", "step / full", "MB", "memory / full")
-        yield f"| {subject.words}, {images}, {found[FULL]['rounds']} rounds | {' | '.join(headings)} |"
+        yield f"| {subject.words}, {images}, rounds: {found[FULL]['rounds']} | {' | '.join(headings)} |"
         yield "|---|---:|---:|---:|---:|---:|---:|"
         for way, of in found.items():
             times = f"{1000 * of['gradient']:.1f} | {1000 * of['optimizer']:.2f} | {of['step of full']:.2f}"

@@ -25,7 +25,8 @@ from tools.premise_study.domains import GROUPS, Images, Regime, base, images_of
 from tools.premise_study.methods import Workshop
 from tools.premise_study.run import read
 
-REGIME = Regime()
+REGIME = Regime(per_group=76)
+"""As many synthetic images of a group as there are emoji of it: contextual ones show each once."""
 
 REPLICATES = 8
 
