@@ -140,7 +140,7 @@ def differences(x_name: str, rows: Sequence[tuple[str, float, float, float]]) ->
     width, bottom = 420, 14 + _ROW * len(rows)
 
     def x(value: float) -> float:
-        return _NAME + 60 + width * (value - scale[0]) / (scale[-1] - scale[0])
+        return _NAME + 120 + width * (value - scale[0]) / (scale[-1] - scale[0])
 
     parts = []
     for tick in scale:
@@ -150,10 +150,10 @@ def differences(x_name: str, rows: Sequence[tuple[str, float, float, float]]) ->
     for j, (name, value, low, high) in enumerate(rows):
         y = 26 + _ROW * j
         colour = COLOURS[0] if low > 0 or high < 0 else "#777"
-        parts.append(_text(_NAME + 46, y + 4, name, "end"))
+        parts.append(_text(_NAME + 106, y + 4, name, "end"))
         parts.append(_line(x(low), y, x(high), y, colour, 2))
         parts.append(f'<circle cx="{x(value):.1f}" cy="{y}" r="5" fill="{colour}"/>')
-    return _svg(_NAME + 60 + width + 24, bottom + 44, parts)
+    return _svg(_NAME + 120 + width + 24, bottom + 44, parts)
 
 
 # -- elements ----------------------------------------------------------------------------------------------------------

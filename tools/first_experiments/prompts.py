@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -121,13 +122,15 @@ CELLS = {
 
 
 def measured(folder: Path, name: str) -> dict[str | tuple[str, str], Values]:
-    """The biased model, ``biased``, and each of :data:`CELLS` -> values [replicates] of a metric."""
+    """The biased model, ``biased``, and each of :data:`CELLS` -> values [R] of a metric, of the R
+    replicates in which all are measured."""
     rows = {tuple(row["case"].values()): row["test"] for row in read(folder / TUNED)}
-    found: dict[str | tuple[str, str], Values] = {
-        (prompts, tuned): np.array([metric(name, rows[i, prompts, tuned, RATES[tuned]]) for i in range(REPLICATES)])
-        for prompts, tuned in CELLS
+    keys: dict[str | tuple[str, str], tuple[Any, ...]] = {
+        "biased": ("biased",),
+        **{(prompts, tuned): (prompts, tuned, RATES[tuned]) for prompts, tuned in CELLS},
     }
-    return {"biased": np.array([metric(name, rows[i, "biased"]) for i in range(REPLICATES)]), **found}
+    whole = [i for i in range(REPLICATES) if all((i, *key) in rows for key in keys.values())]
+    return {cell: np.array([metric(name, rows[(i, *key)]) for i in whole]) for cell, key in keys.items()}
 
 
 def contrasts(of: Mapping[str | tuple[str, str], Values]) -> dict[str, tuple[Values, Values]]:
@@ -151,7 +154,7 @@ def compared(folder: Path, name: str) -> dict[str, Difference]:
 
 def tables(folder: Path) -> Iterator[str]:
     of = {name: measured(folder, name) for name in SHOWN}
-    yield f"| {REPLICATES} replicates, ± standard deviation | accuracy | worst group | equalized odds |"
+    yield f"| {len(of[WORST]['biased'])} replicates, ± standard deviation | accuracy | worst group | equalized odds |"
     yield "|---|---:|---:|---:|"
     for cell, words in {"biased": "the biased model", **CELLS}.items():
         cells = [f"{100 * of[name][cell].mean():.1f} ± {100 * of[name][cell].std(ddof=1):.1f}" for name in SHOWN]
