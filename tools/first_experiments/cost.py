@@ -50,8 +50,8 @@ def subjects() -> dict[str, Subject]:
     vit = {"model_type": "vit", "image_size": 224, "patch_size": 16, "hidden_size": 768, "num_hidden_layers": 12,
            "num_attention_heads": 12, "intermediate_size": 3072}  # fmt: skip
     return {
-        "emoji": Subject("ResNet of premise.yaml", emoji, 48, 64, 2, 5, "resnet.encoder.stages.1"),
-        "vit": Subject("ViT-B/16", ModelSettings(config=vit), 224, 1, 1, 1, "vit.layers.6"),
+        "emoji": Subject("ResNet of premise.yaml", emoji, 48, 64, 9, 5, "resnet.encoder.stages.1"),
+        "vit": Subject("ViT-B/16", ModelSettings(config=vit), 224, 1, 3, 1, "vit.layers.6"),
     }
 
 

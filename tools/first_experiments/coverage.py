@@ -18,7 +18,7 @@ from tools.premise_study.domains import GROUPS, Regime, images_of
 from tools.premise_study.methods import Workshop
 from tools.premise_study.run import read
 
-REPLICATES = 1
+REPLICATES = 4
 
 K = 5
 

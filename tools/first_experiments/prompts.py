@@ -29,14 +29,14 @@ from tools.premise_study.run import read
 REGIME = Regime(per_group=76)
 """As many synthetic images of a group as there are emoji of it: contextual ones show each once."""
 
-REPLICATES = 8
+REPLICATES = 12
 
 FEW = 3
 """People of plain prompts."""
 
 PROMPTS = ("plain", "contextual")
 
-RATES = {"full": 0.003, "selected": 0.01}
+RATES = {"full": 0.0006, "selected": 0.002}
 """Learning rates: those of premise.yaml."""
 
 SELECTED = Tune(rule="ratio", criterion="relative_difference", density=0.3)
