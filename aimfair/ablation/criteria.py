@@ -42,7 +42,7 @@ def read(options: Options, config: Config) -> Request:
 
 def plan(parent: Parent, request: Request) -> Plan:
     config, names, own = parent.config, Names(parent.config), request.tune
-    common = {key: getattr(own, key) for key in ("lr", "epochs", "weight_decay", "batchnorm", "freeze")}
+    common = {key: getattr(own, key) for key in ("lr", "epochs", "weight_decay", "batchnorm", "freeze", "real_share")}
     run, seed = variants.with_gradients(parent), config.seeds[0]
     sensitivity = sensitivity_of(run, seed)
     arms, left_out = [], []

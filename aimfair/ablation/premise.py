@@ -59,7 +59,7 @@ def read(options: Options, config: Config) -> Request:
 
 def plan(parent: Parent, request: Request) -> Plan:
     config, names, method = parent.config, Names(parent.config), request.tune
-    common = {key: getattr(method, key) for key in ("lr", "epochs", "weight_decay", "batchnorm")}
+    common = {key: getattr(method, key) for key in ("lr", "epochs", "weight_decay", "batchnorm", "real_share")}
     arms = []
     blocks = _blocks(variants.with_gradients(parent))
     for block, modules in blocks.items():

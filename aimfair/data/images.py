@@ -210,6 +210,7 @@ class _Joined:
             return self._first[number] if number < ahead else self._second[number - ahead]
         numbers = np.arange(len(self))[index]
         out = np.empty((len(numbers), *self.shape[1:]), np.uint8)
-        for place, number in enumerate(numbers):
-            out[place] = self[number]
+        ahead = numbers < len(self._first)
+        out[ahead] = self._first[numbers[ahead]]
+        out[~ahead] = self._second[numbers[~ahead] - len(self._first)]
         return out

@@ -7,12 +7,13 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 from pydantic import Field, model_validator
 
 from aimfair.base.errors import AimfairError
-from aimfair.base.seeds import derive_seed
+from aimfair.base.seeds import derive_seed, generator
 from aimfair.base.settings import Problem
 from aimfair.methods.base import OF_TRAINING, FinetuneMethod, synthetic_images
 from aimfair.selective.choices import SIZES, Criterion, Granularity, Rule
 
 if TYPE_CHECKING:
+    from aimfair.data.images import ImageSet
     from aimfair.methods.work import Trained, Work
     from aimfair.selective.mask import ParameterMask
     from aimfair.selective.sensitivity import Sensitivity
@@ -70,6 +71,12 @@ class Tune(FinetuneMethod):
     )
     blocks: list[str] | None = Field(None, min_length=1, description="rule blocks: names of the modules that are tuned")
     freeze: list[str] = Field([], description="names of modules in which nothing is selected, whatever the rule says")
+    real_share: float | None = Field(
+        None,
+        gt=0,
+        description="biased real images among the balanced synthetic ones that tune, as a share of the number of these;"
+        " null: none",
+    )
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -92,13 +99,18 @@ class Tune(FinetuneMethod):
         return True
 
     @property
+    def trains_on_real(self) -> bool:
+        return self.real_share is not None
+
+    @property
     def own(self) -> dict[str, Any]:
-        return {"kind": self.kind}  # the mask holds the rest
+        real = {} if self.real_share is None else {"real_share": self.real_share}
+        return {"kind": self.kind, **real}  # the mask holds the rest
 
     @property
     def selection(self) -> dict[str, Any]:
         """What the mask depends on."""
-        return self.model_dump(exclude={"kind", *OF_TRAINING})
+        return self.model_dump(exclude={"kind", "real_share", *OF_TRAINING})
 
     def upstream(self, seed: int, name: str) -> list[str]:
         return [*super().upstream(seed, name), f"select/{seed}/{name}"]
@@ -109,20 +121,38 @@ class Tune(FinetuneMethod):
         return self.rule not in _WITHOUT_GRADIENTS
 
     def run(self, work: "Work") -> "Trained":
-        model = work.biased()
-        return work.fit(work.training(model, work.balanced(), mask=work.mask(model)))
+        from aimfair.data.images import union
+
+        model, images = work.biased(), work.balanced()
+        if self.real_share is not None:
+            images = union(images, self._real(work, round(self.real_share * len(images))))
+        return work.fit(work.training(model, images, mask=work.mask(model)))
+
+    def _real(self, work: "Work", wanted: int) -> "ImageSet":
+        """So many of the biased real training images, or all of them, at least one; drawn without their labels."""
+        real = work.splits().train
+        if wanted > len(real):
+            work.log.warn(f"{work.name}: real_share asks for {wanted} real images, there are {len(real)}: all are used")
+        chosen = generator(work.seed, "real images").permutation(len(real))[: max(wanted, 1)]
+        return real.rows(chosen)
 
     def summary(self, density: float | None = None, images: int = 0) -> str:
         part = "a part" if density is None else f"{density:.1%}"
-        return f"tunes {part} of the biased model's weights on {synthetic_images(images)}"
+        real = "" if self.real_share is None else f" and {self.real_share:.0%} as many biased real ones"
+        return f"tunes {part} of the biased model's weights on {synthetic_images(images)}{real}"
 
     def model_card(self, settings: str, density: float | None = None, images: int = 0) -> str:
         share = "" if density is None else f" They are {density:.1%} of all."
         return (
             f"Rule `{self.rule}` ({settings}): {self._selected_by()} The others keep their bits.{share} What is"
-            " tuned is tuned on balanced synthetic images alone, from the biased model on."
+            f" tuned is tuned on balanced synthetic images {self._beside()}, from the biased model on."
             f" {self.group_labels} {self._origin()}"
         )
+
+    def _beside(self) -> str:
+        if self.real_share is None:
+            return "alone"
+        return f"and {self.real_share:.0%} as many real ones of the biased training set, with their target labels"
 
     def _selected_by(self) -> str:
         """What decides which weights are tuned."""

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ from pydantic import ValidationError
 
 from aimfair.base.errors import AimfairError
 from aimfair.base.interrupt import Interrupted
+from aimfair.base.log import NOWHERE
 from aimfair.config import Config, strict_yaml
 from aimfair.config import load as config_file
 from aimfair.data.images import ImageSet, Splits
@@ -161,6 +163,34 @@ def test_an_epoch_of_each_kind(directory, config, splits, monkeypatch):
     assert np.array_equal(both.images[: len(splits.train)], splits.train.images)
     assert np.array_equal(both.images[len(splits.train) :], seen["synthetic"][0][0].images)
     assert np.array_equal(both.target[len(splits.train) :], seen["full"][0][0].target)
+
+
+def test_real_images_may_be_mixed_in(directory, config, splits, monkeypatch):
+    trained: list[ImageSet] = []
+    prepare = Training.__post_init__
+
+    def watched(self):
+        trained.append(self.train)
+        prepare(self)
+
+    monkeypatch.setattr(Training, "__post_init__", watched)
+    mixed = {"rule": "random", "density": 0.3, "real_share": 0.5}
+    assert do(directory, config(mixed=mixed), splits=splits) == ["select/7/mixed", "finetune/7/mixed"]
+    assert do(directory, config(mixed=mixed), splits=splits) == []
+    images, real = trained[0], trained[0].ids[24:]
+    assert images.group_counts(2, 2).sum() == 24 + 12
+    assert images.subset(range(24)).group_counts(2, 2).tolist() == [[6, 6], [6, 6]]
+    assert len(set(real)) == 12
+    for place, name in enumerate(real, start=24):
+        number = splits.train.ids.index(name)
+        assert images.target[place] == splits.train.target[number]
+        assert np.array_equal(images.images[place], splits.train.images[number])
+
+    assert do(directory, config(mixed=mixed | {"real_share": 0.25}), splits=splits) == ["finetune/7/mixed"]
+    assert trained[-1].ids == trained[0].ids[: 24 + 6], "fewer of the same"
+    with pytest.warns(UserWarning, match=r"real_share asks for 2400 real images, there are 48: all are used") as said:
+        Tune(**mixed)._real(SimpleNamespace(splits=lambda: splits, seed=7, name="mixed", log=NOWHERE), 2400)
+    assert len(said) == 1
 
 
 def test_the_error_set_is_what_the_first_model_gets_wrong(directory, config, splits):
