@@ -93,10 +93,10 @@ def test_judging_images_show_others_than_those_that_train():
 def test_a_small_study_ends_in_a_table_and_continues(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("tools.premise_study.methods.EPOCHS", (1, 2))
     monkeypatch.setattr(choices, "JUDGED", ("full", "interpolated"))
-    design = Design((SMALL,), ("full", "aimfair", "interpolated"), trials=2, tuning=2, final=2)
+    design = Design((SMALL,), ("full", "aimfair", "interpolated"), trials=2, tuning=1, final=2)
     run(design, tmp_path, None, jobs=1)
     rows = sorted((tmp_path / SMALL.name).glob("*.jsonl"))
-    assert [path.name for path in rows] == ["final-2.jsonl", "final-3.jsonl", "trials-0.jsonl", "trials-1.jsonl"]
+    assert [path.name for path in rows] == ["final-1.jsonl", "final-2.jsonl", "trials-0.jsonl"]
     assert len(read(rows[2])) == 2 * 2 + 2 * 5
     assert not any("failed" in row for path in rows for row in read(path))
     before = [path.read_bytes() for path in rows]
@@ -122,7 +122,7 @@ def test_a_small_study_ends_in_a_table_and_continues(tmp_path, monkeypatch, caps
     assert len(lost) == len(choices.RULES)
     assert all(float(cells[1]) >= 0 and cells[1] == cells[2] for cells in lost)
 
-    at_rates = Design((SMALL,), ("full", "aimfair"), trials=0, tuning=2, final=2, rates=(0.001, 0.003))
+    at_rates = Design((SMALL,), ("full", "aimfair"), trials=0, tuning=1, final=2, rates=(0.001, 0.003))
     run(at_rates, tmp_path, None, jobs=1)
     lines = list(rate_table(SMALL, tmp_path, at_rates))
     assert [line.split(" | ")[0] for line in lines[4:-1]] == ["| 0.001", "| 0.003"]
