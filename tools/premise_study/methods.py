@@ -1,5 +1,6 @@
 """The ways to tune that the study compares, each with the settings that trials search."""
 
+import copy
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
@@ -57,15 +58,18 @@ class Workshop:
         return model_settings(self.regime)
 
     @cached_property
+    def _initial(self) -> nn.Module:
+        return build_model(self.settings, 2, self.replicate)
+
+    @cached_property
     def biased(self) -> State:
-        model = build_model(self.settings, 2, self.replicate)
-        train = base().train
+        model, train = copy.deepcopy(self._initial), base().train
         Training(model, self.images.train, self.images.validation, train, self.settings, self.replicate).fit()
         return state_of(model)
 
     def model(self, state: State | None = None) -> nn.Module:
         """With the given weights, by default those of the biased model."""
-        model = build_model(self.settings, 2, self.replicate)
+        model = copy.deepcopy(self._initial)
         model.load_state_dict(self.biased if state is None else state)
         return model
 
