@@ -90,20 +90,22 @@ def _print_headline(run: "Run") -> None:
 
 
 def _print_patch(run: "Run") -> None:
-    """How much of the biased model the default method changed, if it tuned a part, and how to get that as a patch."""
+    """How much of the biased model the default method changed, if it tuned a part, and how to get that as a patch: of
+    the seed that ``aimfair export`` takes."""
+    from aimfair.export.write import choose
     from aimfair.methods import BIASED, Tune
     from aimfair.selective.delta import Delta
     from aimfair.training.models import WEIGHTS
 
     config = run.tuned_config()
-    name, seed = config.default_method, config.seeds[0]
-    method = config.methods[name]
+    method = config.methods[config.default_method]
     if not isinstance(method, Tune) or method.rule == "all":
         return
-    before, after = (run.model(seed, of) / WEIGHTS for of in (BIASED, name))
+    choice = choose(run)
+    before, after = run.model(choice.seed, BIASED) / WEIGHTS, choice.folder / WEIGHTS
     delta = Delta.between(before, after, reversible=False)
     print(
-        f"Patch: {name} changes {delta.nnz:,} of {delta.numel:,} values of the biased model (seed {seed}), the others"
-        f" keep every bit; {delta.nbytes / 1e6:,.2f} MB, the model has {before.stat().st_size / 1e6:,.2f}."
-        f" Write it: aimfair export --run {run.path} --delta"
+        f"Patch: {choice.method} changes {delta.nnz:,} of {delta.numel:,} values of the biased model (seed"
+        f" {choice.seed}), the others keep every bit; {delta.nbytes / 1e6:,.2f} MB, the model has"
+        f" {before.stat().st_size / 1e6:,.2f}. Write it: aimfair export --run {run.path} --delta"
     )

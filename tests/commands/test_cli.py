@@ -21,6 +21,7 @@ from aimfair.commands.settings import BUNDLED
 from aimfair.config import Config, strict_yaml
 from aimfair.config import load as config_file
 from aimfair.evaluation.compare import compare
+from aimfair.export.write import choose
 from aimfair.run.directory import Run
 from aimfair.stages import preflight
 from aimfair.stages.evaluate import experiment
@@ -213,12 +214,13 @@ def test_the_end_says_what_came_out_and_where_to_read_on(capsys):
 def test_the_end_says_how_small_a_patch_the_tuned_model_is(tiny, tmp_path, capsys):
     path = shutil.copytree(tiny / "run", tmp_path / "run")
     with Run.open(path, Run.config_of(path), quiet=True) as run:
-        seed = run.config.seeds[0]
+        seed = choose(run).seed
         mask = mask_of(run, seed, "aimfair")
         run_verb._print_patch(run)
         numel = sum(one.numel() for one in load_model(run.baseline(seed)).state_dict().values())
     said = re.match(
-        r"Patch: aimfair changes ([\d,]+) of ([\d,]+) values .*--run (.*) --delta\n", capsys.readouterr().out
+        rf"Patch: aimfair changes ([\d,]+) of ([\d,]+) values .* \(seed {seed}\), .*--run (.*) --delta\n",
+        capsys.readouterr().out,
     )
     changed, total = (int(said[i].replace(",", "")) for i in (1, 2))
     assert total == numel
