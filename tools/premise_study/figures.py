@@ -1,14 +1,14 @@
 """The map: where a method is better or worse than full tuning, as a picture."""
 
 from collections.abc import Sequence
-from html import escape
 from pathlib import Path
 
 from tools.premise_study.analysis import WORST, Difference, difference, measured
 from tools.premise_study.domains import Regime
 from tools.premise_study.run import BIASED, Design, chosen_values
+from tools.svg import svg, text
 
-CELL, ROW, LEFT, TOP = 104, 30, 290, 72
+CELL, ROW, LEFT, TOP, SIZE = 104, 30, 290, 72, 13
 STRONGEST = 10.0
 """Points at which a colour is full."""
 
@@ -47,25 +47,22 @@ def heat_map(
     """An SVG: a row of each regime, a column of each method; bold where the interval excludes zero."""
     width, height = LEFT + CELL * len(columns) + 10, TOP + ROW * len(rows) + 44
     parts = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" width="{width}" height="{height}"'
-        ' font-family="sans-serif" font-size="13">',
-        f'<rect width="{width}" height="{height}" fill="white"/>',
-        _text(10, 26, title, "start", "bold"),
-        *(_text(LEFT + CELL * (i + 0.5), TOP - 12, name.replace("_", " ")) for i, name in enumerate(columns)),
+        text(10, 26, title, "start", "bold", size=SIZE),
+        *(text(LEFT + CELL * (i + 0.5), TOP - 12, name.replace("_", " "), size=SIZE) for i, name in enumerate(columns)),
     ]
     for j, (row, values) in enumerate(zip(rows, cells, strict=True)):
         top = TOP + ROW * j
-        parts.append(_text(LEFT - 10, top + 20, row, "end"))
+        parts.append(text(LEFT - 10, top + 20, row, "end", size=SIZE))
         for i, value in enumerate(values):
             left = LEFT + CELL * i
             fill = "#f2f2f2" if value is None else _colour(value.mean)
             parts.append(f'<rect x="{left + 1}" y="{top + 1}" width="{CELL - 2}" height="{ROW - 2}" fill="{fill}"/>')
             if value is not None:
-                text = f"{value.mean:+.1f}".replace("-", "\N{MINUS SIGN}")
-                parts.append(_text(left + CELL / 2, top + 20, text, "middle", "bold" if value.clear else "normal"))
+                points = f"{value.mean:+.1f}".replace("-", "\N{MINUS SIGN}")
+                weight = "bold" if value.clear else "normal"
+                parts.append(text(left + CELL / 2, top + 20, points, "middle", weight, size=SIZE))
     note = "Worst-group accuracy less that of full tuning, points. Bold: the simultaneous 95% interval excludes zero."
-    parts += [_text(10, height - 16, note, "start"), "</svg>"]
-    return "\n".join(parts) + "\n"
+    return svg(width, height, [*parts, text(10, height - 16, note, "start", size=SIZE)])
 
 
 def _colour(points: float) -> str:
@@ -73,7 +70,3 @@ def _colour(points: float) -> str:
     full = (0x6B, 0xAE, 0xD6) if points > 0 else (0xFD, 0xAE, 0x6B)
     strength = min(abs(points) / STRONGEST, 1.0)
     return "#" + "".join(f"{round(255 + (channel - 255) * strength):02x}" for channel in full)
-
-
-def _text(x: float, y: float, text: str, anchor: str = "middle", weight: str = "normal") -> str:
-    return f'<text x="{x:g}" y="{y:g}" text-anchor="{anchor}" font-weight="{weight}">{escape(text)}</text>'
