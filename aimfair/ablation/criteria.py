@@ -9,7 +9,7 @@ from aimfair.ablation.outcomes import Findings, Heat, Outcomes
 from aimfair.ablation.plan import ONLY_GROUP, Arm, Names, Parent, Plan, variant
 from aimfair.base.errors import AimfairError, ConfigError
 from aimfair.config import Config
-from aimfair.methods.tune import select_mask
+from aimfair.methods.tune import OF_TUNING, select_mask
 from aimfair.report import wording
 from aimfair.selective.choices import Criterion, Granularity
 from aimfair.stages.select import sensitivity_of
@@ -42,7 +42,7 @@ def read(options: Options, config: Config) -> Request:
 
 def plan(parent: Parent, request: Request) -> Plan:
     config, names, own = parent.config, Names(parent.config), request.tune
-    common = {key: getattr(own, key) for key in ("lr", "epochs", "weight_decay", "batchnorm", "freeze", "real_share")}
+    common = {key: getattr(own, key) for key in (*OF_TUNING, "freeze")}
     run, seed = variants.with_gradients(parent), config.seeds[0]
     sensitivity = sensitivity_of(run, seed)
     arms, left_out = [], []

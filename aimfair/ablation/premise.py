@@ -20,7 +20,7 @@ from aimfair.base.errors import AimfairError, ConfigError
 from aimfair.base.seeds import generator
 from aimfair.config import Config
 from aimfair.evaluation.intervals import percentile, student_t
-from aimfair.methods.tune import FAIR, Tune, select_mask
+from aimfair.methods.tune import FAIR, OF_TUNING, Tune, select_mask
 from aimfair.report import charts, wording
 from aimfair.run.directory import Run
 from aimfair.selective.selection import names_under
@@ -59,7 +59,7 @@ def read(options: Options, config: Config) -> Request:
 
 def plan(parent: Parent, request: Request) -> Plan:
     config, names, method = parent.config, Names(parent.config), request.tune
-    common = {key: getattr(method, key) for key in ("lr", "epochs", "weight_decay", "batchnorm", "real_share")}
+    common = {key: getattr(method, key) for key in OF_TUNING}
     arms = []
     blocks = _blocks(variants.with_gradients(parent))
     for block, modules in blocks.items():

@@ -34,6 +34,9 @@ _WITHOUT_GRADIENTS: Mapping[str, str] = {
     "blocks": "only the modules under `blocks` are tuned.",
 }
 
+OF_TUNING = (*OF_TRAINING, "real_share")
+"""Settings of the training, on which the mask does not depend."""
+
 _SIZES = ("density", "k", "bias_density", "domain_density", "bias_k", "domain_k", "head", "blocks")
 
 
@@ -110,7 +113,7 @@ class Tune(FinetuneMethod):
     @property
     def selection(self) -> dict[str, Any]:
         """What the mask depends on."""
-        return self.model_dump(exclude={"kind", "real_share", *OF_TRAINING})
+        return self.model_dump(exclude={"kind", *OF_TUNING})
 
     def upstream(self, seed: int, name: str) -> list[str]:
         return [*super().upstream(seed, name), f"select/{seed}/{name}"]

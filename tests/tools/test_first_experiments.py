@@ -9,9 +9,10 @@ from torch import nn
 
 from tools.first_experiments import blocks, cost, coverage, prompts
 from tools.first_experiments.drawing import Panel, Point, Series, differences, grid
-from tools.first_experiments.rows import ODDS, WORST, complete
+from tools.first_experiments.rows import ODDS, complete
 from tools.first_experiments.support import density_and_coverage, expected_coverage, mean_distance, vendi_score
 from tools.premise_study import domains
+from tools.premise_study.analysis import WORST
 from tools.premise_study.domains import Regime, images_of
 from tools.premise_study.run import read
 
@@ -20,17 +21,8 @@ GOOD, FAIR, BIASED = [[[9, 1], [1, 9]]] * 2, [[[7, 3], [3, 7]]] * 2, [[[9, 1], [
 
 
 @pytest.fixture
-def small(monkeypatch):
-    """Images of 16 pixels, and trainings of an epoch."""
-    base = domains.base()
-    made = base.model_copy(update={
-        "data": base.data.model_copy(update={"image_size": 16, "drawings": 1}),
-        "train": base.train.model_copy(update={"epochs": 1}),
-        "finetune": base.finetune.model_copy(update={"epochs": 1}),
-    })  # fmt: skip
-    for module in ("premise_study.domains", "premise_study.methods", "first_experiments.prompts"):
-        monkeypatch.setattr(f"tools.{module}.base", lambda: made)
-    monkeypatch.setattr("tools.premise_study.domains.REAL_IMAGES", 100)
+def few(small, monkeypatch):
+    """Fewer images and replicates of the experiment on prompts."""
     monkeypatch.setattr(prompts, "REGIME", Regime(per_group=20))
     monkeypatch.setattr(prompts, "REPLICATES", 2)
 
@@ -108,7 +100,7 @@ def test_diversity():
     assert mean_distance(np.array([[0.0], [1.0], [3.0]])) == 2
 
 
-@pytest.mark.usefixtures("small")
+@pytest.mark.usefixtures("few")
 def test_features_are_what_the_head_is_given():
     shop = prompts.Workshop(prompts.REGIME, 0, images_of(prompts.REGIME, 0, None), final=True)
     features = coverage.features_of(shop, shop.images.test)
@@ -180,7 +172,7 @@ def test_contrasts_are_of_one_factor_each():
     }
 
 
-@pytest.mark.usefixtures("small")
+@pytest.mark.usefixtures("few")
 def test_plain_prompts_show_few_people_in_as_many_images():
     images = images_of(prompts.REGIME, 0, None)
     person_of = {f"{one.number:04d}": one.person for one in prompts.everyone()}
@@ -195,7 +187,7 @@ def test_plain_prompts_show_few_people_in_as_many_images():
     assert people["plain"] < prompts.split_people(domains.base().data.model_copy(update={"seed": 0}))[0]
 
 
-@pytest.mark.usefixtures("small")
+@pytest.mark.usefixtures("few")
 def test_a_small_run_ends_in_tables(tmp_path):
     prompts.run(tmp_path, None)
     assert len(read(tmp_path / prompts.TUNED)) == 2 * 5

@@ -8,7 +8,7 @@ import pytest
 import torch
 from scipy import stats
 
-from tools.premise_study import choices, domains
+from tools.premise_study import choices
 from tools.premise_study.analysis import difference, rate_table, regrets, table
 from tools.premise_study.domains import Regime, images_of
 from tools.premise_study.figures import heat_map, map_of
@@ -16,20 +16,6 @@ from tools.premise_study.methods import METHODS, _top, blend
 from tools.premise_study.run import Design, chosen_values, read, run
 
 SMALL = Regime(per_group=20)
-
-
-@pytest.fixture
-def small(monkeypatch):
-    """Images of 16 pixels, and trainings of an epoch."""
-    base = domains.base()
-    made = base.model_copy(update={
-        "data": base.data.model_copy(update={"image_size": 16, "drawings": 1}),
-        "train": base.train.model_copy(update={"epochs": 1}),
-        "finetune": base.finetune.model_copy(update={"epochs": 1}),
-    })  # fmt: skip
-    monkeypatch.setattr("tools.premise_study.domains.base", lambda: made)
-    monkeypatch.setattr("tools.premise_study.methods.base", lambda: made)
-    monkeypatch.setattr("tools.premise_study.domains.REAL_IMAGES", 100)
 
 
 def test_trials_begin_with_what_is_given_and_share_learning_rates_and_epochs():

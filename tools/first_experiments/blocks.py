@@ -22,10 +22,11 @@ from aimfair.training.models import build_model
 from aimfair.training.sensitivity import SOURCES
 from aimfair.training.settings import ModelSettings
 from tools.first_experiments.drawing import Panel, Point, Series, grid
-from tools.first_experiments.rows import CONFIDENCE, ODDS, WORST, Case, Row, Values, complete, counts_of, metric
+from tools.first_experiments.rows import ODDS, Case, Row, complete, metric
+from tools.premise_study.analysis import CONFIDENCE, POWER, WORST, Values
 from tools.premise_study.domains import Regime, base, images_of
-from tools.premise_study.methods import Workshop
-from tools.premise_study.run import read
+from tools.premise_study.methods import Workshop, ours
+from tools.premise_study.run import counts_of, read
 
 RATES = {0.003: 5, 0.01: 3}
 """Learning rate -> replicates."""
@@ -34,7 +35,7 @@ DEPTHS = [4, 4, 4]
 
 PREDICTED, TUNED = "blocks-predicted.jsonl", "blocks-tuned.jsonl"
 
-DEFAULT = Tune(rule="ratio", criterion="relative_difference", density=0.3)
+DEFAULT = ours(0.3)
 
 WORDS = {
     "selected": "selected share of the block",
@@ -46,7 +47,7 @@ WORDS = {
 }
 """Predictors of a block, the keys of :data:`aimfair.ablation.premise.PREDICTIONS` and two that need no gradients."""
 
-BOOTSTRAP, POWER = 10_000, 0.8
+BOOTSTRAP = 10_000
 
 
 @dataclass

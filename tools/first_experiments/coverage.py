@@ -12,8 +12,9 @@ from aimfair.base.seeds import generator
 from aimfair.data.images import ImageSet
 from aimfair.training.predict import predict
 from tools.first_experiments.drawing import Panel, Point, Series, grid
-from tools.first_experiments.rows import Case, Row, Values, complete
+from tools.first_experiments.rows import Case, Row, complete
 from tools.first_experiments.support import density_and_coverage, expected_coverage, mean_distance, vendi_score
+from tools.premise_study.analysis import Values
 from tools.premise_study.domains import GROUPS, Regime, images_of
 from tools.premise_study.methods import Workshop
 from tools.premise_study.run import read

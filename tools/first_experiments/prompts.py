@@ -12,19 +12,17 @@ from typing import Any
 
 import numpy as np
 
-from aimfair.base.seeds import derive_seed, generator
+from aimfair.base.seeds import generator
 from aimfair.data.emoji import everyone, split_people
 from aimfair.data.images import ImageSet
-from aimfair.generation.emoji import EmojiSampler, emoji_prompts
-from aimfair.generation.settings import EmojiSettings
-from aimfair.methods import Tune
+from aimfair.generation.emoji import emoji_prompts
 from aimfair.methods.tune import select_mask
 from tools.first_experiments.drawing import differences
-from tools.first_experiments.rows import ODDS, WORST, Case, Row, Values, complete, counts_of, metric
-from tools.premise_study.analysis import SHOWN, Difference, difference
-from tools.premise_study.domains import GROUPS, Images, Regime, base, images_of
-from tools.premise_study.methods import Workshop
-from tools.premise_study.run import read
+from tools.first_experiments.rows import ODDS, Case, Row, complete, metric
+from tools.premise_study.analysis import SHOWN, WORST, Difference, Values, difference
+from tools.premise_study.domains import GROUPS, Images, Regime, base, emoji_images, images_of
+from tools.premise_study.methods import Workshop, ours
+from tools.premise_study.run import counts_of, read
 
 REGIME = Regime(per_group=76)
 """As many synthetic images of a group as there are emoji of it: contextual ones show each once."""
@@ -39,7 +37,7 @@ PROMPTS = ("plain", "contextual")
 RATES = {"full": 0.0006, "selected": 0.002}
 """Learning rates: those of premise.yaml."""
 
-SELECTED = Tune(rule="ratio", criterion="relative_difference", density=0.3)
+SELECTED = ours(0.3)
 
 TUNED = "prompts-tuned.jsonl"
 
@@ -81,22 +79,10 @@ def with_prompts(images: Images, replicate: int, prompts: str) -> Images:
         people = generator(replicate, "study", "few").permutation(people)[:FEW].tolist()
     person_of = {one.name: one.person for one in everyone()}
     known = [one for one in emoji_prompts(data) if person_of[one.text] in people]
-    style = EmojiSettings(style=REGIME.domain, degradation=REGIME.degradation)  # type: ignore[arg-type]
-    sampler = EmojiSampler(style, data.image_size)
 
     def drawn(purpose: str, like: ImageSet) -> ImageSet:
-        chosen = []
-        for (y, a), size in zip(GROUPS, like.group_counts(2, 2).flatten(), strict=True):
-            of = [one for one in known if (one.y, one.a) == (y, a)]
-            order = generator(replicate, "study", prompts, purpose, y, a).permutation(len(of))
-            chosen += [(of[order[i % len(of)]], i) for i in range(size)]
-        seeds = [derive_seed(replicate, "study", prompts, purpose, one.id, number) for one, number in chosen]
-        return ImageSet(
-            sampler.sample([one.text for one, _ in chosen], seeds).images,
-            np.array([one.y for one, _ in chosen]),
-            np.array([one.a for one, _ in chosen]),
-            tuple(one.id for one, _ in chosen),
-        )
+        sizes = dict(zip(GROUPS, like.group_counts(2, 2).flatten().tolist(), strict=True))
+        return emoji_images(REGIME, replicate, known, sizes, prompts, purpose)
 
     return replace(images, balanced=drawn("balanced", images.balanced), biased=drawn("biased", images.biased))
 

@@ -1,4 +1,4 @@
-"""Rows of an experiment: measured once, kept as lines of JSON. And what the experiments measure of a model."""
+"""Rows of an experiment: measured once, kept as lines of JSON."""
 
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -6,23 +6,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
-import torch
-from torch import nn
 
-from aimfair.data.images import ImageSet
-from aimfair.evaluation.metrics import METRICS, count_predictions
-from aimfair.training.predict import predict
-from aimfair.training.settings import ModelSettings
+from aimfair.evaluation.metrics import METRICS
 from tools.premise_study.run import read
 
-Values = npt.NDArray[np.float64]
 Case = Mapping[str, Any]
 Row = Mapping[str, Any]
 
-CONFIDENCE = 0.95
-
-WORST, ODDS = "worst_group_accuracy", "eo_mean"
+ODDS = "eo_mean"
 
 
 def complete(path: Path, cases: Iterable[Case], measure: Callable[[Case], Row]) -> None:
@@ -39,12 +30,6 @@ def complete(path: Path, cases: Iterable[Case], measure: Callable[[Case], Row]) 
 
 def _key(case: Case) -> str:
     return json.dumps(case, sort_keys=True)
-
-
-def counts_of(model: nn.Module, images: ImageSet, settings: ModelSettings) -> list[Any]:
-    """[A, Y, K] of :mod:`aimfair.evaluation.metrics`."""
-    scores = predict(model, images, settings, batch_size=256, device=torch.device("cpu"))
-    return count_predictions(images.target, images.protected, scores.argmax(axis=1), 2, 2).tolist()
 
 
 def metric(name: str, counts: Sequence[Any]) -> float:

@@ -5,7 +5,7 @@ Features are float64 [N, D], one row for each image.
 
 import numpy as np
 
-from tools.first_experiments.rows import Values
+from tools.premise_study.analysis import Values
 
 
 def density_and_coverage(real: Values, synthetic: Values, k: int) -> tuple[float, float]:

@@ -13,7 +13,7 @@ from scipy.stats import t  # type: ignore[import-untyped]
 from aimfair.evaluation.intervals import student_t
 from aimfair.evaluation.metrics import METRICS
 from tools.premise_study.domains import Regime
-from tools.premise_study.run import BIASED, Design, chosen_values, rows_of
+from tools.premise_study.run import BIASED, Design, chosen_values, key_of, rows_of, trials_of
 
 Values = npt.NDArray[np.float64]
 
@@ -140,13 +140,12 @@ def by_rate(regime: Regime, folder: Path, design: Design, names: Sequence[str]) 
 def regrets(regime: Regime, folder: Path, design: Design) -> dict[str, float]:
     """Method -> worst group of the trial that real test images would have chosen, less that of the one that was, in
     points, mean over the tuning replicates."""
-    chosen = chosen_values(regime, folder, design)
-    found = {}
-    for name, values in chosen.items():
-        means: dict[str, list[float]] = {}
-        for row in rows_of(regime, folder, "trials"):
-            if row["method"] == name and "failed" not in row:
-                worst = float(METRICS[WORST](np.asarray(row["test"])))
-                means.setdefault(str(row["values"]), []).append(worst)
-        found[name] = 100 * (max(float(np.mean(one)) for one in means.values()) - float(np.mean(means[str(values)])))
-    return found
+    means: dict[str, dict[str, float]] = {name: {} for name in design.methods}
+    for key, rows in trials_of(regime, folder, design).items():
+        worst = [float(METRICS[WORST](np.asarray(row["test"]))) for row in rows if "failed" not in row]
+        if worst and rows[0]["method"] in means:
+            means[rows[0]["method"]][key] = float(np.mean(worst))
+    return {
+        name: 100 * (max(means[name].values()) - means[name][key_of({"method": name, "values": values})])
+        for name, values in chosen_values(regime, folder, design).items()
+    }

@@ -1,6 +1,5 @@
 """Other rules to choose a trial without group labels of real images, judged by the trials of the study."""
 
-import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +11,7 @@ from aimfair.tuning.choice import choose
 from aimfair.tuning.trials import Trial
 from tools.premise_study.domains import Regime
 from tools.premise_study.methods import METHODS
-from tools.premise_study.run import Design, Row, key_of, rows_of, trial_of
+from tools.premise_study.run import Design, key_of, trial_of, trials_of
 
 JUDGED = ("full", "random", "aimfair", "paper", "interpolated")
 """Methods that train on synthetic images alone, and reach beyond the head."""
@@ -74,13 +73,9 @@ def table(designs: Sequence[Design], folder: Path) -> Iterator[str]:
 
 def judged(regime: Regime, folder: Path, design: Design, method: str) -> list[Judged]:
     """The trials of a method that finished on every tuning replicate, in their order."""
-    by_key: dict[str, list[Row]] = {}
-    for row in rows_of(regime, folder, "trials"):
-        if row["method"] == method and row["replicate"] < design.tuning and "failed" not in row:
-            by_key.setdefault(key_of(row), []).append(row)
-    found = []
+    by_key, found = trials_of(regime, folder, design), []
     for number, values in enumerate(METHODS[method].trials(design.trials)):
-        rows = by_key.get(json.dumps([method, values], sort_keys=True), [])
+        rows = [row for row in by_key[key_of({"method": method, "values": values})] if "failed" not in row]
         if len(rows) == design.tuning:
             means = [float(by_group(np.asarray(row["judge"])).mean()) for row in rows]
             worst = [float(METRICS["worst_group_accuracy"](np.asarray(row["test"]))) for row in rows]

@@ -1,7 +1,7 @@
 """The images of a regime: real ones with a bias, and synthetic ones with a domain gap."""
 
 import csv
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -21,6 +21,7 @@ from aimfair.data.images import ImageSet
 from aimfair.data.settings import Style
 from aimfair.generation.emoji import EmojiSampler, emoji_prompts
 from aimfair.generation.settings import EmojiSettings
+from aimfair.prompts.grammar import Prompt
 from aimfair.training.settings import ModelSettings
 
 HELD_OUT = 0.2
@@ -33,6 +34,9 @@ MAJORITY = (1, 0)
 """Of each target class the protected value that dominates it."""
 
 GROUPS = [(y, a) for y in range(2) for a in range(2)]
+
+Sizes = Mapping[tuple[int, int], int]
+"""Images of each group."""
 
 BACKBONES = {
     "resnet": {"model_type": "resnet", "embedding_size": 16, "hidden_sizes": [16, 32, 64], "depths": [1, 1, 1],
@@ -123,22 +127,27 @@ def _emoji(regime: Regime, replicate: int) -> Images:
     data = base().data.model_copy(update={"seed": replicate, "minority_ratio": regime.minority_ratio,
                                           "train_images": REAL_IMAGES})  # fmt: skip
     splits = emoji.load(data)
-    prompts = {group: [one for one in emoji_prompts(data) if (one.y, one.a) == group] for group in GROUPS}
-    style: Style = regime.domain  # type: ignore[assignment]
-    sampler = EmojiSampler(EmojiSettings(style=style, degradation=regime.degradation), data.image_size)
+    prompts = emoji_prompts(data)
 
-    def drawn(purpose: str, sizes: dict[tuple[int, int], int]) -> ImageSet:
-        """Images of each group, of all of its prompts alike."""
-        chosen = []
-        for group, size in sizes.items():
-            order = generator(replicate, "study", purpose, *group).permutation(len(prompts[group]))
-            chosen += [(prompts[group][order[i % len(order)]], i) for i in range(size)]
-        seeds = [derive_seed(replicate, "study", purpose, one.id, number) for one, number in chosen]
-        pixels = sampler.sample([one.text for one, _ in chosen], seeds).images
-        return ImageSet(pixels, *_labels([(one.y, one.a) for one, _ in chosen]), tuple(one.id for one, _ in chosen))
+    def drawn(purpose: str, sizes: Sizes) -> ImageSet:
+        return emoji_images(regime, replicate, prompts, sizes, purpose)
 
     balanced = drawn("balanced", dict.fromkeys(GROUPS, regime.per_group))
     return _with_biased(regime, splits.train, splits.validation, splits.test, balanced, drawn)
+
+
+def emoji_images(regime: Regime, replicate: int, prompts: Sequence[Prompt], sizes: Sizes, *purpose: str) -> ImageSet:
+    """Synthetic images of each group, of all of its ``prompts`` alike; ``purpose`` decides which and how drawn."""
+    style: Style = regime.domain  # type: ignore[assignment]
+    sampler = EmojiSampler(EmojiSettings(style=style, degradation=regime.degradation), base().data.image_size)
+    chosen = []
+    for group, size in sizes.items():
+        mine = [one for one in prompts if (one.y, one.a) == group]
+        order = generator(replicate, "study", *purpose, *group).permutation(len(mine))
+        chosen += [(mine[order[i % len(order)]], i) for i in range(size)]
+    seeds = [derive_seed(replicate, "study", *purpose, one.id, number) for one, number in chosen]
+    pixels = sampler.sample([one.text for one, _ in chosen], seeds).images
+    return ImageSet(pixels, *_labels([(one.y, one.a) for one, _ in chosen]), tuple(one.id for one, _ in chosen))
 
 
 # -- faces -------------------------------------------------------------------------------------------------------------
@@ -165,7 +174,7 @@ def _faces(regime: Regime, replicate: int, folder: Path | None) -> Images:
         among = every.subset(parts[part])
         return among.subset(_biased(among, regime.minority_ratio, replicate))
 
-    def drawn(purpose: str, sizes: dict[tuple[int, int], int]) -> ImageSet:
+    def drawn(purpose: str, sizes: Sizes) -> ImageSet:
         chosen = []
         for group, size in sizes.items():
             if size > len(others[group]):
@@ -193,7 +202,7 @@ def _read_faces(folder: Path) -> ImageSet:
 # -- both --------------------------------------------------------------------------------------------------------------
 
 
-Drawn = Callable[[str, dict[tuple[int, int], int]], ImageSet]
+Drawn = Callable[[str, Sizes], ImageSet]
 """Synthetic images for a purpose: so many of each group."""
 
 

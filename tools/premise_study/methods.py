@@ -152,6 +152,11 @@ def by_rule(shop: Workshop, values: Values, **rule: Any) -> State:
     return state_of(shop.train(values, mask=select_mask(probe, "study", method, shop.replicate)))
 
 
+def ours(density: float) -> Tune:
+    """The rule of this project."""
+    return Tune(**_OURS, density=density)
+
+
 def one_block(shop: Workshop, values: Values) -> State:
     names = [name for name, _ in shop.model().named_parameters()]
     blocks = list(blocks_of(names, least=4).values())
@@ -222,8 +227,7 @@ def dynamic(shop: Workshop, values: Values) -> State:
     for number in epochs:
         for parameter in model.parameters():
             parameter.requires_grad_(True)
-        method = Tune(rule="ratio", criterion="relative_difference", density=values["density"])
-        mask = select_mask(shop.measure(model), "study", method, shop.replicate)
+        mask = select_mask(shop.measure(model), "study", ours(values["density"]), shop.replicate)
         shop.train({**values, "epochs": number}, mask=mask, model=model)
     return state_of(model)
 
@@ -244,8 +248,7 @@ def mixed(shop: Workshop, values: Values, *, masked: bool = False) -> State:
     model = shop.model()
     mask = None
     if masked:
-        method = Tune(rule="ratio", criterion="relative_difference", density=values["density"])
-        mask = select_mask(shop.sensitivity, "study", method, shop.replicate)
+        mask = select_mask(shop.sensitivity, "study", ours(values["density"]), shop.replicate)
     return state_of(shop.train(values, images, mask, model))
 
 
@@ -275,14 +278,12 @@ def debiased(shop: Workshop, values: Values) -> State:
 class Method:
     """
     Attributes:
-        what: for the table.
         run: the tuned weights.
         searched: setting -> its scale from [0, 1], besides learning rate and epochs.
         given: values of the first trial, besides the learning rate and the epochs of full tuning.
         free: setting -> all of its values are tried in each trial, as that needs no training.
     """
 
-    what: str
     run: Callable[[Workshop, Values], State]
     searched: Mapping[str, Callable[[float], float]] = field(default_factory=dict)
     given: Mapping[str, float] = field(default_factory=dict)
@@ -320,27 +321,23 @@ _PAPER: dict[str, Any] = {
 }
 
 METHODS: dict[str, Method] = {
-    "full": Method("every weight", lambda shop, values: shop.tuned(values)[-1]),
-    "random": Method("weights drawn at random", partial(by_rule, rule="random"), **_DENSITY),
-    "linear_probe": Method("the last layer", partial(by_rule, rule="head_only")),
-    "one_block": Method("one block of the model", one_block, {"block": lambda u: u}, {"block": 0.99}),
-    "paper": Method("the rule of AIM-Fair", partial(by_rule, **_PAPER)),
-    "aimfair": Method("ratio of relative differences", partial(by_rule, **_OURS), **_DENSITY),
-    "within_tensors": Method("the same ratio, an equal share of every tensor",
-                             partial(by_scores, score=ratio_scores, within_tensors=True), **_DENSITY),
-    "per_image": Method("t statistics of gradients of single images", partial(by_scores, score=t_scores), **_DENSITY),
-    "weighted": Method("bias difference times the weight", partial(by_scores, score=weighted_scores), **_DENSITY),
-    "dynamic": Method("aimfair's mask, selected anew after each third", dynamic, **_DENSITY),
-    "mixed": Method("every weight, real biased images among the synthetic", mixed, **_SHARE),
+    "full": Method(lambda shop, values: shop.tuned(values)[-1]),
+    "random": Method(partial(by_rule, rule="random"), **_DENSITY),
+    "linear_probe": Method(partial(by_rule, rule="head_only")),
+    "one_block": Method(one_block, {"block": lambda u: u}, {"block": 0.99}),
+    "paper": Method(partial(by_rule, **_PAPER)),
+    "aimfair": Method(partial(by_rule, **_OURS), **_DENSITY),
+    "within_tensors": Method(partial(by_scores, score=ratio_scores, within_tensors=True), **_DENSITY),
+    "per_image": Method(partial(by_scores, score=t_scores), **_DENSITY),
+    "weighted": Method(partial(by_scores, score=weighted_scores), **_DENSITY),
+    "dynamic": Method(dynamic, **_DENSITY),
+    "mixed": Method(mixed, **_SHARE),
     "mixed_masked": Method(
-        "aimfair's mask, real biased images among the synthetic",
         partial(mixed, masked=True),
         {**_SHARE["searched"], **_DENSITY["searched"]},
         {**_SHARE["given"], **_DENSITY["given"]},
     ),
-    "interpolated": Method("full tuning, a shorter or longer way from the biased weights", interpolated,
-                           free={"factor": (0.25, 0.5, 0.75, 1.25, 1.5)}),
-    "averaged": Method("mean weights of full tuning's last epochs", averaged, free={"last": (0.25, 0.5, 0.75)}),
-    "debiased": Method("full tuning plus the difference to tuning on biased images", debiased,
-                       free={"factor": (0.25, 0.5, 1.0)}),
-}  # fmt: skip
+    "interpolated": Method(interpolated, free={"factor": (0.25, 0.5, 0.75, 1.25, 1.5)}),
+    "averaged": Method(averaged, free={"last": (0.25, 0.5, 0.75)}),
+    "debiased": Method(debiased, free={"factor": (0.25, 0.5, 1.0)}),
+}

@@ -16,8 +16,9 @@ from torch import nn
 
 from aimfair.base.errors import AimfairError, DivergedError
 from aimfair.data.images import ImageSet
-from aimfair.evaluation.metrics import Counts, count_predictions
+from aimfair.evaluation.metrics import METRICS, count_predictions
 from aimfair.training.predict import predict
+from aimfair.training.settings import ModelSettings
 from aimfair.tuning.choice import choose
 from aimfair.tuning.trials import OfSeed, Step, Trial
 from tools.premise_study.domains import Regime, images_of
@@ -126,16 +127,17 @@ def _row(shop: Workshop, name: str, values: dict[str, Any]) -> Row:
         model = shop.model(state)
         images = shop.images
         sets = {"test": images.test, "validation": images.validation, "judge": images.judge}
-        counts = {of: _counts(model, shop, part).tolist() for of, part in sets.items()}
+        counts = {of: counts_of(model, part, shop.settings) for of, part in sets.items()}
     except (DivergedError, AimfairError) as error:
         return {**row, "failed": str(error)}
     return {**row, **counts, "change": _distance(state, shop.biased), "seconds": round(seconds, 2)}
 
 
-def _counts(model: nn.Module, shop: Workshop, images: ImageSet) -> Counts:
-    """[A, Y, K]"""
-    scores = predict(model, images, shop.settings, batch_size=256, device=torch.device("cpu"))
-    return count_predictions(images.target, images.protected, scores.argmax(axis=1), 2, 2)
+def counts_of(model: nn.Module, images: ImageSet, settings: ModelSettings) -> list[Any]:
+    """[A, Y, K] of :mod:`aimfair.evaluation.metrics`."""
+    scores = predict(model, images, settings, batch_size=256, device=torch.device("cpu"))
+    counts: list[Any] = count_predictions(images.target, images.protected, scores.argmax(axis=1), 2, 2).tolist()
+    return counts
 
 
 def _distance(state: State, start: State) -> float:
@@ -168,13 +170,18 @@ def rows_of(regime: Regime, folder: Path, which: str) -> Iterator[Row]:
         yield from read(path)
 
 
-def chosen_values(regime: Regime, folder: Path, design: Design) -> dict[str, dict[str, Any]]:
-    """Of each method the values that ``aimfair tune`` would choose: see :func:`aimfair.tuning.choice.choose`."""
-    found = {}
-    by_key: dict[str, list[Row]] = {}
+def trials_of(regime: Regime, folder: Path, design: Design) -> dict[str, list[Row]]:
+    """:func:`key_of` a trial -> its rows, of the tuning replicates in their order."""
+    found: dict[str, list[Row]] = {}
     for row in rows_of(regime, folder, "trials"):
         if row["replicate"] < design.tuning:
-            by_key.setdefault(key_of(row), []).append(row)
+            found.setdefault(key_of(row), []).append(row)
+    return found
+
+
+def chosen_values(regime: Regime, folder: Path, design: Design) -> dict[str, dict[str, Any]]:
+    """Of each method the values that ``aimfair tune`` would choose: see :func:`aimfair.tuning.choice.choose`."""
+    found, by_key = {}, trials_of(regime, folder, design)
     for name in design.methods:
         tried = METHODS[name].trials(design.trials)
         trials = [trial_of(number, values, by_key[key_of({"method": name, "values": values})])
@@ -190,11 +197,13 @@ def trial_of(number: int, values: dict[str, Any], rows: Sequence[Row]) -> Trial:
     """What :func:`aimfair.tuning.choice.choose` reads of a trial: its rows, of all tuning replicates."""
     if failed := [row["failed"] for row in rows if "failed" in row]:
         return Trial(number=number, values=values, state="failed", reason=failed[0])
-    seeds = [OfSeed(synthetic=row["judge"], accuracy=accuracy(row["validation"]), change=row["change"],
-                    curve=list[Step]()) for row in rows]  # fmt: skip
+    seeds = [
+        OfSeed(
+            synthetic=row["judge"],
+            accuracy=float(METRICS["accuracy"](np.asarray(row["validation"]))),
+            change=row["change"],
+            curve=list[Step](),
+        )
+        for row in rows
+    ]
     return Trial(number=number, values=values, state="complete", seeds=seeds)
-
-
-def accuracy(table: Any) -> float:
-    counts = np.asarray(table)
-    return float(np.einsum("ayy->", counts) / counts.sum())
