@@ -30,6 +30,21 @@ DESIGNS = {
         tuning=2,
         final=10,
     ),
+    # two things at a time, and the largest number of images
+    "crossed": Design(
+        (
+            Regime(per_group=400),
+            Regime(degradation=0.4, per_group=50),
+            Regime(degradation=0.4, minority_ratio=1 / 3),
+            Regime(per_group=20, minority_ratio=1 / 3),
+            Regime(degradation=0.4, backbone="vit"),
+            Regime(per_group=50, backbone="vit"),
+        ),
+        COMMON,
+        trials=8,
+        tuning=2,
+        final=10,
+    ),
     "faces": Design((Regime(domain="faces", degradation=0.3),), COMMON, trials=8, tuning=2, final=10),
     "vit": Design((Regime(backbone="vit"),), COMMON, trials=8, tuning=2, final=10),
 }
