@@ -1,10 +1,11 @@
 """The base of the masked optimizers: param groups under masks, the step, and state_dict."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from itertools import chain
 from operator import is_
-from typing import Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -18,11 +19,15 @@ from aimfair.selective.layout import BLOCK
 from aimfair.selective.mask import ParameterMask
 from aimfair.selective.moments import MomentBits
 from aimfair.selective.ops import Plan, StepPlan
-from aimfair.selective.options import IMPLEMENTATION, require_mask, require_options, require_params
+from aimfair.selective.options import IMPLEMENTATION, require_mask, require_max_norm, require_options, require_params
 from aimfair.selective.parameters import named_errors
 from aimfair.selective.plans import PlanCache
 from aimfair.selective.recorder import DeltaRecorder
 from aimfair.selective.state import Slot, match
+from aimfair.selective.step_in_backward import StepInBackward, Steps
+
+if TYPE_CHECKING:
+    from torch.nn.parallel import DistributedDataParallel
 
 State = Literal["dense", "compact"]
 """Optimizer state of a parameter: of all its elements, or only of the selected ones."""
@@ -83,6 +88,7 @@ class MaskedOptimizer(Optimizer):
         self._masks: dict[tuple[int, torch.device], ParameterMask] = {}
         self._of_graphs: list[Plan] = []
         self._copies: WeightCopies | None = None
+        self._in_backward: StepInBackward | None = None
         self._reset_launches()
         self._unmatched: list[dict[str, Any]] | None = []  # groups to be matched together once all are there
         super().__init__(params, defaults)
@@ -160,34 +166,86 @@ class MaskedOptimizer(Optimizer):
             RuntimeError, TypeError: naming the parameter, before any memory of its group was written.
         """
         loss = None
+        if self._in_backward is not None:
+            self._in_backward.require_step(closure)
         if closure is not None:
-            with torch.enable_grad():
+            with torch.enable_grad(), self._in_backward.stepping() if self._in_backward else nullcontext():
                 loss = closure()
+        self._begin_step()
+        for number, group in enumerate(self.param_groups):
+            self._step_part(number, group["params"])
+        self._end_step()
+        return loss
+
+    def _begin_step(self) -> None:
         if not self._state_is_known():
             self._reset_launches()
         if self._copies is not None:
             self._copies.refresh()
+
+    def _step_part(self, number: int, parameters: list[Tensor]) -> None:
+        """Steps parameters of a group: all of them, or a list that begins with another parameter than other lists."""
+        group = self.param_groups[number]
         grad_scale, found_inf = getattr(self, "grad_scale", None), getattr(self, "found_inf", None)
-        for number, group in enumerate(self.param_groups):
-            prepared, grads = self._prepare(number, group)
-            for launch in prepared.launches:
-                with named_errors(launch.names):
-                    launch.step(
-                        self.operator,
-                        self._lists(launch),
-                        launch.grads(grads),
-                        stochastic_rounding=group["stochastic_rounding"],
-                        lr=_on(launch.device, prepared.lr_of(group)),
-                        weight_decay=group["weight_decay"],
-                        maximize=group["maximize"],
-                        seed=group["seed"] ^ launch.place[0] << 32,  # every shard draws its own random numbers
-                        grad_scale=_on(launch.device, grad_scale),
-                        found_inf=_on(launch.device, found_inf),
-                        **self._settings(group),
-                    )
+        prepared, grads = self._prepare(number, parameters)
+        for launch in prepared.launches:
+            with named_errors(launch.names):
+                launch.step(
+                    self.operator,
+                    self._lists(launch),
+                    launch.grads(grads),
+                    stochastic_rounding=group["stochastic_rounding"],
+                    lr=_on(launch.device, prepared.lr_of(group)),
+                    weight_decay=group["weight_decay"],
+                    maximize=group["maximize"],
+                    seed=group["seed"] ^ launch.place[0] << 32,  # every shard draws its own random numbers
+                    grad_scale=_on(launch.device, grad_scale),
+                    found_inf=_on(launch.device, found_inf),
+                    **self._settings(group),
+                )
+
+    def _end_step(self) -> None:
         if self._copies is not None:
             self._copies.note(self.state)
-        return loss
+
+    @contextmanager
+    def step_in_backward(
+        self, *, max_norm: float | None = None, ddp: "DistributedDataParallel | None" = None
+    ) -> Iterator[StepInBackward]:
+        """Inside, every backward pass takes a step, and frees gradients as soon as they are complete.
+
+        The bits are those of a step after the pass. Leave out ``step()``; ``step(closure)`` may stay. Step hooks and
+        learning-rate schedulers see one step at the end of every pass. The result is a :class:`StepInBackward`: passes
+        in its ``accumulate()`` only add to the gradients of the next one, of which the selected elements are kept.
+
+        One call of ``backward()`` must be one pass over the graph: checkpoint with ``use_reentrant=False``. If it
+        fails, some parameters have been stepped and others have not.
+
+        Args:
+            max_norm: clips as ``torch.nn.utils.clip_grad_norm_`` over all gradients of the optimizer. The selected
+                elements are kept to the end of the pass, when the norm is known; with ``accumulate()``, all elements.
+            ddp: the module that averages the gradients of replicas; made with ``gradient_as_bucket_view=True``, it
+                keeps them in buckets. Accumulate with its ``no_sync()``. FSDP2 needs nothing.
+
+        Raises:
+            TypeError, ValueError: naming the argument.
+            RuntimeError: already inside.
+        """
+        require_max_norm(max_norm)
+        if self._in_backward is not None:
+            raise RuntimeError("step_in_backward: this optimizer is inside one already")
+        steps = Steps(self._begin_step, self._step_part, self._end_step, lambda: self.step())
+        with StepInBackward(steps, self._slots, self.param_groups, max_norm, ddp) as self._in_backward:
+            try:
+                yield self._in_backward
+            finally:
+                self._in_backward = None
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """As in torch; also drops what :meth:`StepInBackward.accumulate` has kept."""
+        super().zero_grad(set_to_none)
+        if self._in_backward is not None:
+            self._in_backward.drop()
 
     def _lists(self, launch: Launch) -> Lists:
         lists = {"params": launch.parameters, "steps": launch.state("step")}
@@ -207,11 +265,13 @@ class MaskedOptimizer(Optimizer):
         """Those of :attr:`moments` that the options of a group ask for."""
         raise NotImplementedError
 
-    def _prepare(self, number: int, group: dict[str, Any]) -> tuple[GroupLaunches, list[Tensor | None]]:
-        """The group's launches, prepared again if no longer valid, and the gradients of its tuned parameters."""
-        prepared, members = self._prepared.get(number), group["params"]
+    def _prepare(self, number: int, members: list[Tensor]) -> tuple[GroupLaunches, list[Tensor | None]]:
+        """The launches of parameters of a group, prepared again if no longer valid, and the gradients of the tuned."""
+        group = self.param_groups[number]
+        key = number, None if members is group["params"] else members[0]
+        prepared = self._prepared.get(key)
         if prepared is None or len(prepared.members) != len(members) or not all(map(is_, prepared.members, members)):
-            prepared = self._prepared[number] = GroupLaunches(list(members), self._tuned(number, members))
+            prepared = self._prepared[key] = GroupLaunches(list(members), self._tuned(number, members))
         grads = [parameter.grad for parameter in prepared.tuned]
         present = [grad is not None for grad in grads]
         state_names = self._state_names(group)
@@ -271,7 +331,7 @@ class MaskedOptimizer(Optimizer):
         return {"bits": mask.bits, "rank": mask.rank, "compact": self.compact}
 
     def _reset_launches(self) -> None:
-        self._prepared: dict[int, GroupLaunches] = {}
+        self._prepared: dict[tuple[int, Tensor | None], GroupLaunches] = {}
         self._known = [], []
 
     def record_delta(self, *, keep_copy: bool = False) -> DeltaRecorder:
@@ -396,6 +456,7 @@ class MaskedOptimizer(Optimizer):
                 if option != "differentiable":
                     group.setdefault(option, default)
         self._masks, self._of_graphs, self._copies = {}, [], self.__dict__.get("_copies")
+        self._in_backward = self.__dict__.get("_in_backward")
         self._reset_launches()
 
 

@@ -63,6 +63,15 @@ def require_mask(mask: object) -> None:
     raise TypeError(f"{found}: expected a ParameterMask or None; {instead}")
 
 
+def require_max_norm(max_norm: object) -> None:
+    """Refuses a norm to clip to that is neither None nor a number greater than 0."""
+    if max_norm is None:
+        return
+    _number("max_norm", max_norm)
+    if not max_norm > 0:  # type: ignore[operator]
+        raise ValueError(f"max_norm={max_norm}: expected a number greater than 0")
+
+
 def require_params(params: object) -> None:
     """TypeError for a module or a dict, which torch would iterate over or report without saying what to pass."""
     if isinstance(params, nn.Module):
