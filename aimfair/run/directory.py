@@ -13,7 +13,7 @@ from aimfair.base.log import Log
 from aimfair.base.progress import Progress
 from aimfair.config import Config
 from aimfair.config import load as config_file
-from aimfair.methods import BIASED
+from aimfair.methods import BIASED, AnyMethod
 from aimfair.run.records import Records
 from aimfair.tuning.space import with_values
 from aimfair.tuning.trials import Choice
@@ -150,11 +150,16 @@ class Run:
         Raises:
             AimfairError: the tuning is not finished, or out of date.
         """
-        methods = dict(self.config.methods)
-        for name in self.config.tuned:
-            self.digest_of(f"tune/chosen/{name}")
-            methods[name] = with_values(methods[name], Choice.load(self.chosen(name)).values)
+        methods = {name: self.tuned_method(name) for name in self.config.methods}
         return self.config.model_copy(update={"methods": methods})
+
+    def tuned_method(self, name: str) -> AnyMethod:
+        """The settings of one method; see :meth:`tuned_config`."""
+        method = self.config.methods[name]
+        if name not in self.config.tuned:
+            return method
+        self.digest_of(f"tune/chosen/{name}")
+        return with_values(method, Choice.load(self.chosen(name)).values)
 
     # -- paths -------------------------------------------------------------------------------------------------------
 
@@ -190,7 +195,7 @@ class Run:
 
     @property
     def tuning_work(self) -> Path:
-        """Checkpoints of the trial in progress."""
+        """Checkpoints of trials in progress, in ``<method>/<number>``."""
         return self.path / "tuning" / "work"
 
     def baseline(self, seed: int) -> Path:

@@ -1,13 +1,15 @@
 """What the stages of one process share: its threads and network access, and the real images of the run."""
 
 import os
+from typing import Literal
 from weakref import WeakKeyDictionary
 
 from aimfair.config import Config
-from aimfair.data.images import Splits
+from aimfair.data.images import ImageSet, Splits
 from aimfair.run.directory import Run
 
 _LOADED: WeakKeyDictionary[Run, Splits] = WeakKeyDictionary()
+_SYNTHETIC: WeakKeyDictionary[Run, dict[str, ImageSet]] = WeakKeyDictionary()
 
 
 def prepare_process(config: Config) -> None:
@@ -40,3 +42,16 @@ def splits_of(run: Run) -> Splits:
 def provide_splits(run: Run, splits: Splits) -> None:
     """Makes these the real images of a run, in place of those that its settings name."""
     _LOADED[run] = splits
+
+
+def synthetic_of(run: Run, which: Literal["balanced", "biased"]) -> ImageSet:
+    """One of the two sets of synthetic images of a run, loaded at the first call."""
+    from aimfair.generation.manifest import Manifest
+
+    loaded = _SYNTHETIC.setdefault(run, {})
+    if which not in loaded:
+        data = run.config.data
+        loaded[which] = Manifest(run.synthetic).load(
+            which, data.image_size, data.fit, log=run.log, progress=run.progress, interrupt=run.interrupt
+        )
+    return loaded[which]

@@ -1,6 +1,6 @@
 """Predicts the test images with every model of the run, and writes results.json and tables."""
 
-from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 from aimfair.base.device import choose_device
@@ -12,6 +12,7 @@ from aimfair.methods import BIASED
 from aimfair.report.tables import COLUMNS, print_table, save_tables
 from aimfair.report.wording import percent, spread
 from aimfair.run.directory import Run, model_step
+from aimfair.run.steps import Assignment, Outputs, Step, in_one_task
 from aimfair.stages.context import splits_of
 from aimfair.stages.select import mask_of
 from aimfair.training.models import load_model
@@ -20,17 +21,17 @@ from aimfair.training.predict import predict
 
 def run(run: Run) -> None:
     config = run.config
-    models = [(seed, name) for seed in config.seeds for name in (BIASED, *config.methods)]
-    _predict(run, models)
-    steps = [_step(*model) for model in models]
-    steps += [f"select/{seed}/{name}" for seed in config.seeds for name in _masked(config)]
+    predictions = steps(run)
+    in_one_task(run, "evaluate", predictions)
+    upstream = [step.name for step in predictions]
+    upstream += [f"select/{seed}/{name}" for seed in config.seeds for name in _masked(config)]
     inputs = {
         "evaluate": config.evaluate.model_dump(exclude={"batch_size"}),
         "data": config.data,
         "title": config.title,
         "default_method": config.default_method,
         "schema_version": SCHEMA_VERSION,
-        "upstream": [run.digest_of(step) for step in steps],
+        "upstream": [run.digest_of(step) for step in upstream],
     }
     if not run.is_done("evaluate", inputs, content=True):
         run.finish("evaluate", inputs, _evaluate(run))
@@ -70,40 +71,41 @@ def experiment(config: Config) -> Experiment:
     )
 
 
-def _step(seed: int, name: str) -> str:
-    """Predictions of a model are a step of their own: changed metrics do not repeat them."""
-    return f"evaluate/{seed}/{name}"
+def steps(run: Run) -> list[Step]:
+    """The predictions of each model are a step of their own: changed metrics do not repeat them."""
+    return [
+        Step(f"evaluate/{seed}/{name}", (model_step(seed, name),), partial(_assign, run, seed, name))
+        for seed in run.config.seeds
+        for name in (BIASED, *run.config.methods)
+    ]
 
 
-def _predict(run: Run, models: Sequence[tuple[int, str]]) -> None:
-    """Computes the missing logits of these models, each a seed and a method."""
-    config = run.config
-    todo = []
-    for seed, name in models:
-        inputs = {
-            "data": config.data.of_training,
-            "computation": config.model.computation,
-            "batch_size": config.evaluate.batch_size,
-            "upstream": run.digest_of(model_step(seed, name)),
-        }
-        if not run.is_done(_step(seed, name), inputs):
-            todo.append((seed, name, inputs))
-    if not todo:
-        return
-    device, test = choose_device(config.device), splits_of(run).test
-    with run.progress.task("evaluate", len(test) * len(todo)) as task:
-        for seed, name, inputs in todo:
-            logits = predict(
-                load_model(run.model(seed, name), config.model),
-                test,
-                config.model,
-                batch_size=config.evaluate.batch_size,
-                device=device,
-                task=task,
-                interrupt=run.interrupt,
-            )
-            save_logits(run.logits(seed, name), logits)
-            run.finish(_step(seed, name), inputs, [run.logits(seed, name)])
+def _assign(run: Run, seed: int, name: str) -> Assignment | None:
+    config, step = run.config, f"evaluate/{seed}/{name}"
+    inputs = {
+        "data": config.data.of_training,
+        "computation": config.model.computation,
+        "batch_size": config.evaluate.batch_size,
+        "upstream": run.digest_of(model_step(seed, name)),
+    }
+    return None if run.is_done(step, inputs) else Assignment({step: inputs}, partial(_predict, seed=seed, name=name))
+
+
+def _predict(run: Run, *, seed: int, name: str) -> Outputs:
+    """Computes the logits of a model."""
+    config, test = run.config, splits_of(run).test
+    with run.progress.task(f"evaluate {seed} {name}", len(test)) as task:
+        logits = predict(
+            load_model(run.model(seed, name), config.model),
+            test,
+            config.model,
+            batch_size=config.evaluate.batch_size,
+            device=choose_device(config.device),
+            task=task,
+            interrupt=run.interrupt,
+        )
+    save_logits(run.logits(seed, name), logits)
+    return {f"evaluate/{seed}/{name}": [run.logits(seed, name)]}
 
 
 def _print(results: Results) -> None:

@@ -1,7 +1,7 @@
 """Trains the model of each seed and method; most tune the biased model on balanced synthetic images."""
 
 from collections.abc import Callable
-from functools import cache, partial
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -9,39 +9,46 @@ from torch import nn
 
 from aimfair.base.device import tuning_device
 from aimfair.data.images import ImageSet
-from aimfair.generation.manifest import Manifest
 from aimfair.methods import KINDS, MethodSettings
 from aimfair.methods.work import Work
 from aimfair.run.directory import Run
 from aimfair.run.records import digest_of_inputs
+from aimfair.run.steps import Assignment, Outputs, Step, one_by_one
 from aimfair.selective.mask import ParameterMask
-from aimfair.stages.context import splits_of
+from aimfair.stages.context import splits_of, synthetic_of
 from aimfair.stages.select import mask_of
 from aimfair.training.models import build_model, load_model, save_model
 
 
 def run(run: Run) -> None:
-    @cache
-    def balanced() -> ImageSet:
-        data = run.config.data
-        return Manifest(run.synthetic).load(
-            "balanced", data.image_size, data.fit, log=run.log, progress=run.progress, interrupt=run.interrupt
-        )
+    one_by_one(run, steps(run))
 
-    methods = run.tuned_config().methods
-    todo = [
-        (seed, name, inputs)
+
+def steps(run: Run) -> list[Step]:
+    return [
+        Step(f"finetune/{seed}/{name}", _needs(run, seed, name), partial(_assign, run, seed, name))
         for seed in run.config.seeds
-        for name, method in methods.items()
-        if not run.is_done(f"finetune/{seed}/{name}", inputs := _inputs(run, seed, name, method))
+        for name in run.config.methods
     ]
-    for seed, name, inputs in run.progress.each(todo, lambda item: f"finetune {item[0]} {item[1]}"):
-        _train(run, seed, name, methods[name], inputs, balanced)
 
 
-def _train(
-    run: Run, seed: int, name: str, method: MethodSettings, inputs: object, balanced: Callable[[], ImageSet]
-) -> None:
+def _needs(run: Run, seed: int, name: str) -> list[str]:
+    """Choosing a method's settings changes neither its kind nor whether it selects weights."""
+    method = run.config.methods[name]
+    upstream = [f"select/{seed}" if step.startswith("select/") else step for step in method.upstream(seed, name)]
+    return [*upstream, f"tune/chosen/{name}"] if name in run.config.tuned else upstream
+
+
+def _assign(run: Run, seed: int, name: str) -> Assignment | None:
+    step, method = f"finetune/{seed}/{name}", run.tuned_method(name)
+    inputs = _inputs(run, seed, name, method)
+    if run.is_done(step, inputs):
+        return None
+    make = partial(_train, seed=seed, name=name, method=method, inputs=digest_of_inputs(inputs))
+    return Assignment({step: inputs}, make)
+
+
+def _train(run: Run, *, seed: int, name: str, method: MethodSettings, inputs: str) -> Outputs:
     step, folder = f"finetune/{seed}/{name}", run.finetuned(seed, name)
     for record in {record for kind in KINDS.values() for record in kind.records} - set(method.records):
         (folder / record).unlink(missing_ok=True)  # of another kind that had the name before
@@ -52,9 +59,9 @@ def _train(
         method,
         name=f"finetune {seed} {name}",
         folder=folder,
-        balanced=balanced,
+        balanced=partial(synthetic_of, run, "balanced"),
         mask=lambda model: mask_of(run, seed, name, model),
-        inputs=digest_of_inputs(inputs),
+        inputs=inputs,
         progress=run.progress,
         log=run.log,
     )
@@ -63,7 +70,7 @@ def _train(
     save_model(model, folder)
     history.save(folder)
     work.checkpoint().remove()
-    run.finish(step, inputs, [folder])
+    return {step: [folder]}
 
 
 def _inputs(run: Run, seed: int, name: str, method: MethodSettings) -> dict[str, object]:

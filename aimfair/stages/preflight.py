@@ -26,7 +26,7 @@ from aimfair.stages.context import splits_of
 from aimfair.training.execution import named_failure
 from aimfair.training.head import head_names
 from aimfair.training.loop import Training
-from aimfair.training.models import build_model, load_model, save_model
+from aimfair.training.models import build_model, load_model, preprocessing_caution, save_model
 from aimfair.training.predict import predict
 from aimfair.training.samplers import groups_of
 from aimfair.training.sensitivity import SOURCES, measure_sensitivity
@@ -53,6 +53,8 @@ def check(run: Run, *, real_images: bool) -> None:
         run.log.warn("training and tuning run on the CPU: this aimfair was built without CUDA kernels")
     for line in without_effect(config):
         run.log.warn(line)
+    if caution := preprocessing_caution(config.model):
+        run.log.warn(caution)
     if config.tuned:
         require_optuna()
     if real_images:

@@ -1,7 +1,6 @@
 """Selects the mask of each seed and tuning method."""
 
-import gc
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -9,10 +8,10 @@ from pathlib import Path
 from torch import nn
 
 from aimfair.base.errors import AimfairError
-from aimfair.base.progress import Task
 from aimfair.methods import Tune
 from aimfair.methods.tune import select_mask
 from aimfair.run.directory import Run
+from aimfair.run.steps import Assignment, Outputs, Step, in_one_task
 from aimfair.selective.mask import ParameterMask
 from aimfair.selective.sensitivity import Sensitivity
 from aimfair.training.head import head_names
@@ -20,40 +19,43 @@ from aimfair.training.models import load_model
 
 
 def run(run: Run) -> None:
-    tuned = run.tuned_config().methods
-    todo: dict[int, list[tuple[str, Tune, object]]] = {
-        seed: [
-            (name, method, inputs)
-            for name, method in tuned.items()
-            if isinstance(method, Tune)
-            and not run.is_done(f"select/{seed}/{name}", inputs := _inputs(run, seed, method))
-        ]
+    in_one_task(run, "select", steps(run))
+
+
+def steps(run: Run) -> list[Step]:
+    """One for each seed: its statistics, several times the size of the model, are read once for all methods."""
+    chosen = [f"tune/chosen/{name}" for name in run.config.tuned if isinstance(run.config.methods[name], Tune)]
+    return [
+        Step(f"select/{seed}", (f"sensitivity/{seed}", *chosen), partial(_assign, run, seed), uses_device=False)
         for seed in run.config.seeds
-    }
-    if not any(todo.values()):
-        return
-    with run.progress.task("select", sum(map(len, todo.values()))) as task:
-        for seed, methods in todo.items():
-            if methods:
-                _select(run, seed, methods, task)
-                gc.collect()  # models can have reference cycles
+    ]
 
 
-def _select(run: Run, seed: int, methods: Sequence[tuple[str, Tune, object]], task: Task) -> None:
-    """The masks of one seed: in a function, so that its statistics, several times the size of the model, are freed
-    before those of the next are read."""
+def _assign(run: Run, seed: int) -> Assignment | None:
+    inputs, methods = dict[str, object](), dict[str, Tune]()
+    for name in run.config.methods:
+        method = run.tuned_method(name)
+        if isinstance(method, Tune):
+            step, of = f"select/{seed}/{name}", _inputs(run, seed, method)
+            if not run.is_done(step, of):
+                inputs[step], methods[name] = of, method
+    return Assignment(inputs, partial(_select, seed=seed, methods=methods)) if methods else None
+
+
+def _select(run: Run, *, seed: int, methods: Mapping[str, Tune]) -> Outputs:
     model = load_model(run.baseline(seed), run.config.model)
     sensitivity = _load(run, seed, model)
-    for name, method, inputs in methods:
+    outputs = {}
+    for name, method in methods.items():
         head = partial(head_names, model, run.config.data.image_size, f"methods.{name}")
         mask = select_mask(sensitivity, name, method, seed, head=head)
         path = run.mask(seed, name)
         path.parent.mkdir(parents=True, exist_ok=True)
         mask.save(path)
         run.log("mask", seed=seed, method=name, selected=mask.nnz, density=mask.density)
-        run.finish(f"select/{seed}/{name}", inputs, [path])
-        task.advance(note=name)
+        outputs[f"select/{seed}/{name}"] = [path]
         run.interrupt.check()
+    return outputs
 
 
 def _inputs(run: Run, seed: int, method: Tune) -> dict[str, object]:

@@ -1,38 +1,38 @@
 """Accumulates, for each seed, the biased model's gradients on real, biased synthetic and fair synthetic images."""
 
-import gc
 from collections.abc import Mapping
-from functools import cache
+from functools import partial
 from pathlib import Path
 
 from aimfair.base.device import tuning_device
 from aimfair.data.images import ImageSet
-from aimfair.generation.manifest import Manifest
 from aimfair.run.directory import Run
-from aimfair.stages.context import splits_of
+from aimfair.run.steps import Assignment, Outputs, Step, one_by_one
+from aimfair.stages.context import splits_of, synthetic_of
 from aimfair.training.models import load_model
 from aimfair.training.sensitivity import SOURCES, batches_of_each_source, measure_sensitivity
 
 
 def run(run: Run) -> None:
-    @cache
-    def sources() -> dict[str, ImageSet]:
-        data, manifest = run.config.data, Manifest(run.synthetic)
-        biased, fair = (
-            manifest.load(which, data.image_size, data.fit, log=run.log, progress=run.progress, interrupt=run.interrupt)
-            for which in ("biased", "balanced")
-        )
-        return dict(zip(SOURCES, (splits_of(run).train, biased, fair), strict=True))
+    one_by_one(run, steps(run))
 
-    todo = [
-        (seed, inputs)
+
+def steps(run: Run) -> list[Step]:
+    return [
+        Step(f"sensitivity/{seed}", ("generate", f"train/{seed}"), partial(_assign, run, seed))
         for seed in run.config.seeds
-        if not run.is_done(f"sensitivity/{seed}", inputs := inputs_of(run, seed))
     ]
-    for seed, inputs in run.progress.each(todo, lambda item: f"sensitivity {item[0]}"):
-        measure(run, seed, sources(), run.sensitivity(seed), f"sensitivity {seed}")
-        run.finish(f"sensitivity/{seed}", inputs, [run.sensitivity(seed)])
-        gc.collect()  # models can have reference cycles, for example with checkpointing
+
+
+def _assign(run: Run, seed: int) -> Assignment | None:
+    step, inputs = f"sensitivity/{seed}", inputs_of(run, seed)
+    return None if run.is_done(step, inputs) else Assignment({step: inputs}, partial(_measure, seed=seed))
+
+
+def _measure(run: Run, *, seed: int) -> Outputs:
+    images = (splits_of(run).train, synthetic_of(run, "biased"), synthetic_of(run, "balanced"))
+    measure(run, seed, dict(zip(SOURCES, images, strict=True)), run.sensitivity(seed), f"sensitivity {seed}")
+    return {f"sensitivity/{seed}": [run.sensitivity(seed)]}
 
 
 def inputs_of(run: Run, seed: int) -> dict[str, object]:

@@ -1,28 +1,37 @@
 """Trains the biased model of each seed on the biased real images."""
 
+from functools import partial
+
 from aimfair.base.device import tuning_device
 from aimfair.run.directory import Run
 from aimfair.run.records import digest_of_inputs
+from aimfair.run.steps import Assignment, Outputs, Step, one_by_one
 from aimfair.stages.context import splits_of
 from aimfair.training.checkpoint import Checkpoint
 from aimfair.training.loop import Training
-from aimfair.training.models import build_model, preprocessing_caution, save_model
+from aimfair.training.models import build_model, save_model
 
 
 def run(run: Run) -> None:
-    todo = [seed for seed in run.config.seeds if not run.is_done(f"train/{seed}", _inputs(run, seed))]
-    if todo and (caution := preprocessing_caution(run.config.model)):
-        run.log.warn(caution)
-    for seed in run.progress.each(todo, lambda seed: f"train {seed}"):
-        _train(run, seed)
+    one_by_one(run, steps(run))
 
 
-def _train(run: Run, seed: int) -> None:
+def steps(run: Run) -> list[Step]:
+    return [Step(f"train/{seed}", (), partial(_assign, run, seed)) for seed in run.config.seeds]
+
+
+def _assign(run: Run, seed: int) -> Assignment | None:
+    step, inputs = f"train/{seed}", _inputs(run, seed)
+    if run.is_done(step, inputs):
+        return None
+    return Assignment({step: inputs}, partial(_train, seed=seed, inputs=digest_of_inputs(inputs)))
+
+
+def _train(run: Run, *, seed: int, inputs: str) -> Outputs:
     config, step, folder = run.config, f"train/{seed}", run.baseline(seed)
-    inputs = _inputs(run, seed)
     splits = splits_of(run)
     model = build_model(config.model, len(splits.target_names), seed).to(tuning_device(config.device))
-    checkpoint = Checkpoint(folder, config.checkpoint_seconds, digest_of_inputs(inputs))
+    checkpoint = Checkpoint(folder, config.checkpoint_seconds, inputs)
     run.log("step started", step=step)
     training = Training(
         model, splits.train, splits.validation, config.train, config.model, seed,
@@ -33,7 +42,7 @@ def _train(run: Run, seed: int) -> None:
     save_model(model, folder)
     history.save(folder)
     checkpoint.remove()
-    run.finish(step, inputs, [folder])
+    return {step: [folder]}
 
 
 def _inputs(run: Run, seed: int) -> dict[str, object]:

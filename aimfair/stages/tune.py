@@ -2,8 +2,12 @@
 
 import shutil
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import replace
-from functools import cached_property, partial
+from functools import partial
+from pathlib import Path
+from typing import Self, cast
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
@@ -11,7 +15,6 @@ from torch import nn
 
 from aimfair.base.errors import AimfairError, DivergedError
 from aimfair.base.log import NOWHERE
-from aimfair.base.progress import Task
 from aimfair.data.images import ImageSet, Splits
 from aimfair.evaluation.metrics import Counts, count_predictions, worst_group_accuracy
 from aimfair.generation.manifest import Manifest
@@ -19,10 +22,11 @@ from aimfair.methods import MethodSettings, Tune
 from aimfair.methods.tune import NothingSelectedError, select_mask
 from aimfair.run.directory import Run
 from aimfair.run.records import digest_of_inputs
+from aimfair.run.steps import Assignment, Outputs, Step, in_one_task
 from aimfair.selective.mask import ParameterMask
 from aimfair.selective.sensitivity import Sensitivity
 from aimfair.stages import sensitivity
-from aimfair.stages.context import splits_of
+from aimfair.stages.context import splits_of, synthetic_of
 from aimfair.stages.finetune import inputs_of_training, work_of
 from aimfair.training.head import head_names
 from aimfair.training.history import Epoch
@@ -33,34 +37,34 @@ from aimfair.tuning import choice
 from aimfair.tuning.holdout import hold_out, validation_halves
 from aimfair.tuning.sampler import propose, require_optuna
 from aimfair.tuning.space import with_values
-from aimfair.tuning.trials import Audit, Choice, OfSeed, Step, Stopped, Trial
+from aimfair.tuning.trials import Audit, Choice, OfSeed, Point, Stopped, Trial
 
 _WORST = "held_out_worst_group_accuracy"
 _ACCURACY = "judging_accuracy"
 
 
 def run(run: Run) -> None:
-    config = run.config
-    if not config.tuned:
-        return
-    images = _Images(run)
-    if any(isinstance(config.methods[name], Tune) for name in config.tuned):
-        _measure_sensitivity(run, images)
-    todo = [name for name in config.tuned if not run.is_done(f"tune/chosen/{name}", _inputs_of_choice(run, name))]
-    if todo:
-        require_optuna()
-    with run.progress.task("tune", len(todo) * config.tune.trials) as task:
-        for name in todo:
-            trials = _trials(run, images, name, task)
-            chosen = choice.choose(trials, config.tune.tolerance)
-            if chosen is None:
-                raise AimfairError(
-                    f"tune: none of {len(trials)} trials of methods.{name} finished, the first: {trials[0].reason}"
-                )
-            Choice(trial=chosen.number, values=chosen.values).save(run.chosen(name))
-            run.log("chosen", method=name, trial=chosen.number, **chosen.values)
-            outputs = [run.chosen(name), *(run.trial(name, trial.number) for trial in trials)]
-            run.finish(f"tune/chosen/{name}", _inputs_of_choice(run, name), outputs)
+    if run.config.tuned:
+        in_one_task(run, "tune", steps(run))
+
+
+def steps(run: Run) -> list[Step]:
+    """The trials of a batch need those of the batches before it, the choice all of them."""
+    tune = run.config.tune
+    images = ["generate", *(f"train/{seed}" for seed in _seeds(run))]
+    gradients = [f"tune/sensitivity/{seed}" for seed in _seeds(run)]
+    found = []
+    if any(isinstance(run.config.methods[name], Tune) for name in run.config.tuned):
+        for seed, step in zip(_seeds(run), gradients, strict=True):
+            found.append(Step(step, ("generate", f"train/{seed}"), partial(_assign_sensitivity, run, seed)))
+    for name in run.config.tuned:
+        upstream = [*images, *gradients] if isinstance(run.config.methods[name], Tune) else images
+        trials = [f"tune/trials/{name}/{number}" for number in range(tune.trials)]
+        for number, trial in enumerate(trials):
+            earlier = trials[: _batch_start(run, number)]
+            found.append(Step(trial, (*upstream, *earlier), partial(_assign_trial, run, name, number)))
+        found.append(Step(f"tune/chosen/{name}", (*upstream, *trials), partial(_assign_choice, run, name), local=True))
+    return found
 
 
 def _seeds(run: Run) -> list[int]:
@@ -76,35 +80,62 @@ def _upstream(run: Run, name: str) -> list[str]:
 
 def _inputs_of_choice(run: Run, name: str) -> dict[str, object]:
     config, method = run.config, run.config.methods[name]
+    unread = {"methods", "fixed", *(["batch"] if config.tune.batch == 1 else [])}  # which older versions did not have
     return {
         "training": inputs_of_training(run, method),
         "method": method,
-        "tune": config.tune.model_dump(exclude={"methods", "fixed"}),
+        "tune": config.tune.model_dump(exclude=unread),
         "space": repr(config.space(name)),
         "seeds": _seeds(run),
         "upstream": _upstream(run, name),
     }
 
 
+def _is_chosen(run: Run, name: str) -> bool:
+    return run.is_done(f"tune/chosen/{name}", _inputs_of_choice(run, name))
+
+
+def _assign_choice(run: Run, name: str) -> Assignment | None:
+    if _is_chosen(run, name):
+        return None
+    return Assignment({f"tune/chosen/{name}": _inputs_of_choice(run, name)}, partial(_choose, name=name))
+
+
+def _choose(run: Run, *, name: str) -> Outputs:
+    trials = [Trial.load(run.trial(name, number)) for number in range(run.config.tune.trials)]
+    chosen = choice.choose(trials, run.config.tune.tolerance)
+    if chosen is None:
+        raise AimfairError(
+            f"tune: none of {len(trials)} trials of methods.{name} finished, the first: {trials[0].reason}"
+        )
+    Choice(trial=chosen.number, values=chosen.values).save(run.chosen(name))
+    run.log("chosen", method=name, trial=chosen.number, **chosen.values)
+    shutil.rmtree(run.tuning_work / name, ignore_errors=True)
+    with suppress(OSError):  # other methods have trials there
+        run.tuning_work.rmdir()
+    return {f"tune/chosen/{name}": [run.chosen(name), *(run.trial(name, trial.number) for trial in trials)]}
+
+
 # -- images and gradients ----------------------------------------------------------------------------------------------
+
+
+_LOADED: WeakKeyDictionary[Run, "_Images"] = WeakKeyDictionary()
 
 
 class _Images:
     """What trains and judges trials, loaded when it is first read."""
 
     def __init__(self, run: Run):
-        self._run = run
+        held = hold_out(list(Manifest(run.synthetic).records.values()), run.config.tune.held_out)
+        self._splits = splits_of(run)
+        balanced, biased = synthetic_of(run, "balanced"), synthetic_of(run, "biased")
+        self._parts = held.training_part(balanced), held.judging_part(balanced), held.training_part(biased)
 
-    @cached_property
-    def _parts(self) -> tuple[ImageSet, ImageSet, ImageSet]:
-        run, data = self._run, self._run.config.data
-        manifest = Manifest(run.synthetic)
-        held = hold_out(list(manifest.records.values()), run.config.tune.held_out)
-        balanced, biased = (
-            manifest.load(which, data.image_size, data.fit, log=run.log, progress=run.progress, interrupt=run.interrupt)
-            for which in ("balanced", "biased")
-        )
-        return held.training_part(balanced), held.judging_part(balanced), held.training_part(biased)
+    @classmethod
+    def of(cls, run: Run) -> Self:
+        if run not in _LOADED:
+            _LOADED[run] = cls(run)
+        return cast(Self, _LOADED[run])
 
     @property
     def train(self) -> ImageSet:
@@ -119,25 +150,28 @@ class _Images:
     @property
     def sources(self) -> dict[str, ImageSet]:
         """Of sensitivity, without those that judge."""
-        return dict(zip(SOURCES, (splits_of(self._run).train, self._parts[2], self.train), strict=True))
+        return dict(zip(SOURCES, (self._splits.train, self._parts[2], self.train), strict=True))
 
     def splits(self, method: MethodSettings) -> tuple[Splits, ImageSet]:
         """The real images for a method, and those that judge it: the validation images, or if they train it, the half
         of them that does not."""
-        splits = splits_of(self._run)
+        splits = self._splits
         if not method.trains_on_validation:
             return splits, splits.validation
         train, judge = validation_halves(splits.validation)
         return replace(splits, validation=train), judge
 
 
-def _measure_sensitivity(run: Run, images: _Images) -> None:
-    for seed in _seeds(run):
-        step = f"tune/sensitivity/{seed}"
-        inputs = {**sensitivity.inputs_of(run, seed), "held_out": run.config.tune.held_out}
-        if not run.is_done(step, inputs):
-            sensitivity.measure(run, seed, images.sources, run.tuning_sensitivity(seed), f"tune: sensitivity {seed}")
-            run.finish(step, inputs, [run.tuning_sensitivity(seed)])
+def _assign_sensitivity(run: Run, seed: int) -> Assignment | None:
+    step = f"tune/sensitivity/{seed}"
+    inputs = {**sensitivity.inputs_of(run, seed), "held_out": run.config.tune.held_out}
+    return None if run.is_done(step, inputs) else Assignment({step: inputs}, partial(_measure, seed=seed))
+
+
+def _measure(run: Run, *, seed: int) -> Outputs:
+    path = run.tuning_sensitivity(seed)
+    sensitivity.measure(run, seed, _Images.of(run).sources, path, f"tune: sensitivity {seed}")
+    return {f"tune/sensitivity/{seed}": [path]}
 
 
 # -- trials ------------------------------------------------------------------------------------------------------------
@@ -151,67 +185,79 @@ class _PrunedError(Exception):
         self.training = training
 
 
-def _trials(run: Run, images: _Images, name: str, task: Task) -> list[Trial]:
-    """All trials of a method, those that are missing done now."""
-    config, trials = run.config, list[Trial]()
+def _batch_start(run: Run, number: int) -> int:
+    """The first trial of the batch of this one, which is also how many trials it knows of."""
+    return number - number % run.config.tune.batch
+
+
+def _assign_trial(run: Run, name: str, number: int) -> Assignment | None:
+    if _is_chosen(run, name):
+        return None
+    require_optuna()
+    config, known = run.config, _batch_start(run, number)
     given = config.methods[name].training_settings(config.train, config.finetune).model_dump()
     given |= config.methods[name].model_dump(exclude_none=True)
-    for number in range(config.tune.trials):
-        values = propose(config.space(name), given, trials, config.seeds[0], name, number) if number else {}
-        method = with_values(config.methods[name], values)
-        step, path = f"tune/trials/{name}/{number}", run.trial(name, number)
-        inputs = {
-            "training": inputs_of_training(run, method),
-            "selection": method.selection if isinstance(method, Tune) else None,
-            "tune": config.tune.model_dump(include={"held_out", "prune", "audit"}),
-            "seeds": _seeds(run),
-            "earlier": run.digest_of(f"tune/trials/{name}/{number - 1}") if number else None,
-            "upstream": _upstream(run, name),
-        }
-        if run.is_done(step, inputs):
-            trials.append(Trial.load(path))
-        else:
-            trials.append(_try(run, images, name, method, values, trials, digest_of_inputs(inputs)))
-            trials[-1].save(path)
-            run.log("trial", method=name, number=number, state=trials[-1].state, **values)
-            run.finish(step, inputs, [path])
-            shutil.rmtree(run.tuning_work, ignore_errors=True)
-        task.advance(note=f"{name} {number + 1} of {config.tune.trials}")
-        run.interrupt.check()
-    return trials
+    earlier = [Trial.load(run.trial(name, one)) for one in range(known)]
+    values = propose(config.space(name), given, earlier, config.seeds[0], name, number) if number else {}
+    method = with_values(config.methods[name], values)
+    before = range(known - config.tune.batch, known) if known else ()
+    last = [run.digest_of(f"tune/trials/{name}/{one}") for one in before]
+    step = f"tune/trials/{name}/{number}"
+    inputs = {
+        "training": inputs_of_training(run, method),
+        "selection": method.selection if isinstance(method, Tune) else None,
+        "tune": config.tune.model_dump(include={"held_out", "prune", "audit"}),
+        "seeds": _seeds(run),
+        "earlier": last if len(last) > 1 else next(iter(last), None),
+        "upstream": _upstream(run, name),
+    }
+    if run.is_done(step, inputs):
+        return None
+    make = partial(
+        _try,
+        name=name,
+        number=number,
+        values=values,
+        method=method,
+        earlier=earlier,
+        inputs=digest_of_inputs(inputs),
+    )
+    return Assignment({step: inputs}, make)
 
 
 def _try(
     run: Run,
-    images: _Images,
+    *,
     name: str,
-    method: MethodSettings,
+    number: int,
     values: dict[str, object],
+    method: MethodSettings,
     earlier: Sequence[Trial],
     inputs: str,
-) -> Trial:
+) -> Outputs:
+    folder, path = run.tuning_work / name / str(number), run.trial(name, number)
     seeds: list[OfSeed] = []
-    number = len(earlier)
     try:
         for index, seed in enumerate(_seeds(run)):
             others = [training for one in earlier if (training := one.training(index)) is not None]
-            seeds.append(_train(run, images, name, method, seed, others, inputs))
-        return Trial(number=number, values=values, state="complete", seeds=seeds)
+            seeds.append(_train(run, folder / str(seed), name, method, seed, others, inputs))
+        trial = Trial(number=number, values=values, state="complete", seeds=seeds)
     except _PrunedError as stop:
-        return Trial(number=number, values=values, state="pruned", reason=str(stop), seeds=seeds, stopped=stop.training)
+        trial = Trial(
+            number=number, values=values, state="pruned", reason=str(stop), seeds=seeds, stopped=stop.training
+        )
     except (DivergedError, NothingSelectedError) as error:
-        return Trial(number=number, values=values, state="failed", reason=str(error))
+        trial = Trial(number=number, values=values, state="failed", reason=str(error))
+    trial.save(path)
+    run.log("trial", method=name, number=number, state=trial.state, **values)
+    shutil.rmtree(folder, ignore_errors=True)
+    return {f"tune/trials/{name}/{number}": [path]}
 
 
 def _train(
-    run: Run,
-    images: _Images,
-    name: str,
-    method: MethodSettings,
-    seed: int,
-    others: Sequence[Stopped],
-    inputs: str,
+    run: Run, folder: Path, name: str, method: MethodSettings, seed: int, others: Sequence[Stopped], inputs: str
 ) -> OfSeed:
+    images = _Images.of(run)
     splits, judging = images.splits(method)
     classes, values = splits.shape
 
@@ -229,7 +275,7 @@ def _train(
         epoch.measured[_ACCURACY] = epoch.validation_accuracy
         if method.trains_on_validation:
             epoch.measured[_ACCURACY] = _accuracy(counts(model, judging))
-        so_far = Stopped(curve=[_step(one) for one in epochs], epochs=of)
+        so_far = Stopped(curve=[_point(one) for one in epochs], epochs=of)
         if run.config.tune.prune and choice.is_weak(so_far, others):
             raise _PrunedError(so_far, f"after epoch {epoch.epoch} of {of} with seed {seed}")
 
@@ -238,7 +284,7 @@ def _train(
         seed,
         method,
         name=f"tune {name}, seed {seed}",
-        folder=run.tuning_work / str(seed),
+        folder=folder,
         balanced=lambda: images.train,
         mask=partial(_mask, run, seed, name, method),
         inputs=inputs,
@@ -253,13 +299,13 @@ def _train(
         synthetic=counts(model, images.judge).tolist(),
         accuracy=_accuracy(counts(model, judging)),
         change=_distance(model, load_model(run.baseline(seed), run.config.model)),
-        curve=[_step(epoch) for epoch in history.epochs],
+        curve=[_point(epoch) for epoch in history.epochs],
         audit=audit,
     )
 
 
-def _step(epoch: Epoch) -> Step:
-    return Step(worst=epoch.measured[_WORST], accuracy=epoch.measured[_ACCURACY])
+def _point(epoch: Epoch) -> Point:
+    return Point(worst=epoch.measured[_WORST], accuracy=epoch.measured[_ACCURACY])
 
 
 def _accuracy(counts: Counts) -> float:

@@ -20,6 +20,12 @@ class TuneSettings(Settings):
     """Trials of each method's settings, judged without group labels of real images."""
 
     trials: int = Field(0, ge=0, le=1000, description="of each method; 0: methods keep the settings they are given")
+    batch: int = Field(
+        1,
+        ge=1,
+        description="so many trials are proposed, and pruned, without each other's results, so that they can be tried"
+        " side by side",
+    )
     methods: list[str] | None = Field(None, min_length=1, description="which are tuned; null: all")
     fixed: dict[str, list[Parameter]] = Field(
         {}, description="method -> what keeps its setting: lr, epochs, density, rule (with its criterion)"

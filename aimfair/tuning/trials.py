@@ -30,7 +30,7 @@ class _File(Record):
         return read_record(path, cls, _AGAIN)
 
 
-class Step(Record):
+class Point(Record):
     """The objectives after an epoch: worst-group accuracy on held-out synthetic images, accuracy on validation ones."""
 
     worst: float
@@ -57,14 +57,14 @@ class OfSeed(Record):
     synthetic: Table
     accuracy: float
     change: float
-    curve: list[Step]
+    curve: list[Point]
     audit: Audit | None = None
 
 
 class Stopped(Record):
     """A training that was pruned: the objectives after each epoch so far, and the epochs it was to have."""
 
-    curve: list[Step]
+    curve: list[Point]
     epochs: int
 
 

@@ -15,7 +15,7 @@ from aimfair.tuning.choice import choose, complete, front, is_weak, regret
 from aimfair.tuning.holdout import hold_out, validation_halves
 from aimfair.tuning.sampler import propose
 from aimfair.tuning.space import Space, with_values
-from aimfair.tuning.trials import Audit, OfSeed, Step, Stopped, Trial
+from aimfair.tuning.trials import Audit, OfSeed, Point, Stopped, Trial
 from tests.report.made_up import made_up_config
 
 SPACE = Space(
@@ -40,7 +40,7 @@ def trial(
 
 def pruned(number: int) -> Trial:
     return Trial(
-        number=number, values={}, state="pruned", stopped=Stopped(curve=[Step(worst=1.0, accuracy=1.0)], epochs=4)
+        number=number, values={}, state="pruned", stopped=Stopped(curve=[Point(worst=1.0, accuracy=1.0)], epochs=4)
     )
 
 
@@ -210,12 +210,12 @@ def test_the_standard_error_is_that_of_the_mean_over_the_seeds() -> None:
 
 
 def curve(*values: float, epochs: int | None = None) -> Stopped:
-    return Stopped(curve=[Step(worst=value, accuracy=value) for value in values], epochs=epochs or len(values))
+    return Stopped(curve=[Point(worst=value, accuracy=value) for value in values], epochs=epochs or len(values))
 
 
 def now(value: float, epochs: int, accuracy: float | None = None) -> Stopped:
     """After so many of ten epochs."""
-    step = Step(worst=value, accuracy=value if accuracy is None else accuracy)
+    step = Point(worst=value, accuracy=value if accuracy is None else accuracy)
     return Stopped(curve=[step] * epochs, epochs=10)
 
 

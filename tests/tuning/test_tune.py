@@ -21,11 +21,12 @@ from aimfair.config import Config
 from aimfair.methods import LastLayerRetrain
 from aimfair.report.tuning_section import Tuning, tuning_section
 from aimfair.run.directory import Run
-from aimfair.stages import evaluate, finetune, preflight, report, select, tune
+from aimfair.stages import evaluate, finetune, preflight, report, select, sensitivity, train, tune
 from aimfair.training.history import History
 from aimfair.training.loop import Training
 from aimfair.tuning import choice, sampler
 from aimfair.tuning.trials import Choice, Stopped, Trial
+from tests.run.test_steps import everything_before, read_by
 from tests.tiny_run import METHODS, SEEDS, SETTINGS, settings
 
 TRIALS = 3
@@ -274,6 +275,49 @@ def test_an_ablation_varies_the_chosen_settings_and_tunes_nothing(tuned: Path, p
         flag = run.config.methods["full"].model_copy(update={"lr": 0.5})
         changed = run.config.model_copy(update={"methods": {**run.config.methods, "full": flag}})
         assert _as_tuned(run, changed).methods["full"].lr == 0.5
+
+
+def test_the_trials_of_a_batch_do_not_know_of_each_other(
+    tuned: Path, photographs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = Path(shutil.copytree(tuned, tmp_path / "run"))
+    known = []
+
+    def noting(space: Any, given: Any, earlier: list[Trial], *purpose: Any) -> dict[str, Any]:
+        known.append([one.number for one in earlier])
+        return {}
+
+    monkeypatch.setattr(tune, "propose", noting)
+    (path / "stages/tune/chosen/full.json").unlink()
+    with Run.open(path, config(photographs, batch=2), overwrite=True, quiet=True) as run:
+        steps = {step.name: step for step in tune.steps(run) if "full" in step.name}
+        left = [steps[f"tune/trials/full/{number}"].assign() for number in (2, 1, 0)]
+    assert known == [[0, 1], []], "the first takes the settings as given"
+    assert [one is None for one in left] == [False, False, True], "the first was tried before, without batches"
+    assert [set(steps[f"tune/trials/full/{number}"].needs) & set(steps) for number in range(3)] == [
+        set(),
+        set(),
+        {"tune/trials/full/0", "tune/trials/full/1"},
+    ]
+    assert "tune/trials/full/2" in steps["tune/chosen/full"].needs
+
+
+def test_a_step_of_tuning_needs_the_steps_whose_results_it_reads(
+    tuned: Path, photographs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = Path(shutil.copytree(tuned, tmp_path / "run"))
+    with Run.open(path, config(photographs), quiet=True) as run:
+        steps = [step for stage in (train, sensitivity, tune, select, finetune) for step in stage.steps(run)]
+        for step in steps:
+            read = read_by(step, monkeypatch)
+            before = everything_before(step, steps)
+            if step.name.startswith(("select", "finetune")):
+                break  # what was tuned is not selected yet
+            assert read <= before, step.name
+        needed = {step.name: step.needs for step in steps}
+        for seed in SEEDS:
+            assert "tune/chosen/aimfair" in needed[f"select/{seed}"]
+            assert "tune/chosen/full" in needed[f"finetune/{seed}/full"]
 
 
 def test_a_weak_trial_is_pruned(fresh: Path, photographs: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -20,7 +20,7 @@ from aimfair.evaluation.metrics import METRICS, count_predictions
 from aimfair.training.predict import predict
 from aimfair.training.settings import ModelSettings
 from aimfair.tuning.choice import choose
-from aimfair.tuning.trials import OfSeed, Step, Trial
+from aimfair.tuning.trials import OfSeed, Point, Trial
 from tools.premise_study.domains import Regime, images_of
 from tools.premise_study.methods import METHODS, State, Workshop
 
@@ -202,7 +202,7 @@ def trial_of(number: int, values: dict[str, Any], rows: Sequence[Row]) -> Trial:
             synthetic=row["judge"],
             accuracy=float(METRICS["accuracy"](np.asarray(row["validation"]))),
             change=row["change"],
-            curve=list[Step](),
+            curve=list[Point](),
         )
         for row in rows
     ]
