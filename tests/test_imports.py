@@ -72,7 +72,7 @@ def test_every_folder_has_a_layer():
                 "scan/examine.py",
             },
         ),
-        ("pyarrow", {"data/rows.py"}),
+        ("pyarrow", {"data/parquet_file.py"}),
         ("optuna", {"tuning/sampler.py"}),
         ("torchvision", set()),
     ],

@@ -1,5 +1,7 @@
 """Images decoded once: the pixels of a list of files as one memory map, shared by all runs.
 
+Without ``data.keep_decoded`` an entry has no pixels, only the digests of those of the files that can be decoded.
+
 An entry is ``<key>.json`` and ``<key>.rgb``, raw uint8 [G, S, S, 3]; the latter is renamed into place last, when the
 entry is complete. The key is a digest of the decoder, its arguments and each file's path, size and modification time,
 so an entry is never out of date; any may be deleted at any time.
@@ -17,12 +19,9 @@ import itertools
 import json
 import os
 import zlib
-from collections import deque
-from collections.abc import Callable, Generator, Iterable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -45,11 +44,9 @@ from aimfair.base.log import NOWHERE, Log
 from aimfair.base.progress import Progress
 from aimfair.data import decode
 from aimfair.data.catalogue import Rejected
-
-_Item = TypeVar("_Item")
-_Result = TypeVar("_Result")
-
-_MAX_WORKERS = 16  # each may hold a whole image of data.max_pixels
+from aimfair.data.encoded import Encoded, map_in_order
+from aimfair.data.images import Pixels
+from aimfair.data.sources import Folder, Source
 
 _STEP = 256
 """Files with a common checksum, between two writes to the journal, and so decoded again after a kill at most."""
@@ -60,13 +57,13 @@ class Decoded:
     """The images among F files.
 
     Attributes:
-        images: uint8 [G, S, S, 3], in the order of the files; a read-only memory map.
+        images: uint8 [G, S, S, 3], in the order of the files; a read-only memory map, or decoded when they are read.
         kept: int64 [G], ascending, the numbers of their files.
         digests: G strings, equal for equal pixels (:func:`aimfair.data.decode.content_digest`).
         rejected: the other F - G files.
     """
 
-    images: npt.NDArray[np.uint8]
+    images: Pixels
     kept: npt.NDArray[np.int64]
     digests: tuple[str, ...]
     rejected: tuple[Rejected, ...]
@@ -78,23 +75,27 @@ def default_folder() -> Path:
 
 
 def decode_files(
-    root: Path,
+    source: Path | Source,
     files: Sequence[str],
     size: int,
     max_pixels: int,
     *,
     fit: decode.Fit = "crop",
+    keep: bool = True,
     folder: Path | None = None,
     log: Log = NOWHERE,
     progress: Progress | None = None,
     interrupt: Interrupt = NEVER,
 ) -> Decoded:
-    """The images in ``files``, paths relative to ``root``, each as :func:`aimfair.data.decode.decode` returns it.
+    """The images in ``files``, each as :func:`aimfair.data.decode.decode` returns it.
 
     Args:
+        source: of the files; their folder, if that is all.
         size: S, pixels along each side.
         max_pixels: larger files are rejected.
         fit: how images become squares, as :func:`aimfair.data.decode.fit`.
+        keep: their pixels; False: each is decoded now for its digest or the reason why it is rejected, and again
+            whenever it is read.
         folder: of the cache; None: :func:`default_folder`. One process at a time decodes into it.
         log: is warned of a damaged entry.
 
@@ -103,7 +104,8 @@ def decode_files(
         OSError: it cannot be written, or a file not be read, for a reason that says nothing about that file.
         Interrupted: as ``interrupt`` says; the next call continues from there.
     """
-    request = _Request(root, files, size, max_pixels, fit)
+    source = Folder(source) if isinstance(source, Path) else source
+    request = _Request(source, files, size, max_pixels, fit, keep)
     entry = _Entry(default_folder() if folder is None else folder, request.key())
     progress = progress or Progress(quiet=True)
     try:
@@ -120,7 +122,7 @@ def decode_files(
                 _build(entry, request, progress, interrupt)
                 found = entry.read(request)
     except OSError as error:
-        note_needed(error, len(files) * size * size * 3)
+        note_needed(error, len(files) * request.stored_bytes)
         raise
     if found is None:
         raise AimfairError(f"{entry.folder}: decoded images were removed or changed while they were written; run again")
@@ -131,28 +133,32 @@ def decode_files(
 class _Request:
     """Arguments of :func:`decode_files` that determine the pixels."""
 
-    root: Path
+    source: Source
     files: Sequence[str]
     size: int
     max_pixels: int
     fit: decode.Fit
+    keep: bool
+
+    @property
+    def stored_bytes(self) -> int:
+        """Of an image, in the cache."""
+        return self.size * self.size * 3 if self.keep else 0
 
     def key(self) -> str:
-        facts = (decode.VERSION, PIL.__version__, self.size, self.max_pixels, self.fit, str(self.root.resolve()))
-        digest = hashlib.sha256(repr(facts).encode())
-        for file in self.files:
-            try:
-                status = (self.root / file).stat()
-                of_file = (file, status.st_size, status.st_mtime_ns)
-            except OSError:
-                of_file = (file, -1, 0)
-            digest.update(repr(of_file).encode())
+        facts = self.source.facts(self.files)
+        how = (decode.VERSION, PIL.__version__, self.size, self.max_pixels, self.fit, next(facts))
+        digest = hashlib.sha256(repr(how).encode())
+        if not self.keep:
+            digest.update(b"not kept")
+        for fact in facts:
+            digest.update(repr(fact).encode())
         return digest.hexdigest()[:32]
 
     def decode(self, file: str) -> tuple[npt.NDArray[np.uint8], str] | str:
         """Pixels and content digest of a file, or the reason why it is rejected."""
         try:
-            image = decode.read_rgb(self.root / file, self.max_pixels)
+            image = self.source.read_rgb(file, self.max_pixels)
             return decode.fit(image, self.size, self.fit), decode.content_digest(image)
         except decode.ImageError as error:
             return error.reason
@@ -189,11 +195,15 @@ class _Entry:
             digests = tuple(index["digests"])
             rejected = tuple(Rejected(request.files[number], reason) for number, reason in index["rejected"])
             checksums = [(int(images), int(crc)) for images, crc in index["checksums"]]
-            shape = (len(kept), request.size, request.size, 3)
-            if self.pixels.stat().st_size != np.prod(shape):
+            if self.pixels.stat().st_size != len(kept) * request.stored_bytes:
                 return None
         except (FileNotFoundError, ValueError, KeyError, TypeError, IndexError):
             return None
+        if not request.keep:
+            files = [request.files[number] for number in kept]
+            encoded = Encoded(request.source, files, request.size, request.max_pixels, request.fit)
+            return Decoded(encoded, kept, digests, rejected)
+        shape = (len(kept), request.size, request.size, 3)
         # Read only: a private writable map would reserve as much memory as it is large.
         with naming(self.pixels):
             stored = np.memmap(self.pixels, np.uint8, "r", shape=shape) if len(kept) else np.empty(shape, np.uint8)
@@ -205,7 +215,7 @@ def _match(images: npt.NDArray[np.uint8], checksums: Sequence[tuple[int, int]]) 
     """Whether the pixels, chunk by chunk, have these checksums, and all are covered by one."""
     ends = list(itertools.accumulate((count for count, _ in checksums), initial=0))
     chunks = [images[start:end] for start, end in itertools.pairwise(ends)]
-    with contextlib.closing(_map_in_order(_checksum, chunks)) as found:
+    with contextlib.closing(map_in_order(_checksum, chunks)) as found:
         return ends[-1] == len(images) and all(crc == one for one, (_, crc) in zip(found, checksums, strict=True))
 
 
@@ -241,7 +251,7 @@ class _Outcome:
 
 def _build(entry: _Entry, request: _Request, progress: Progress, interrupt: Interrupt) -> None:
     try:
-        outcome = _resume(entry, request.size)
+        outcome = _resume(entry, request.stored_bytes)
         _decode_rest(entry, request, outcome, progress, interrupt)
         # In this order: after a kill in between, the next call resumes with nothing left to decode.
         write_json(entry.index, outcome.index())
@@ -262,7 +272,7 @@ def _decode_rest(entry: _Entry, request: _Request, outcome: _Outcome, progress: 
         naming(entry.part),
         entry.part.open("ab") as stream,
         progress.task("decode images", total=total) as task,
-        contextlib.closing(_map_in_order(request.decode, request.files[outcome.files :])) as results,
+        contextlib.closing(map_in_order(request.decode, request.files[outcome.files :])) as results,
     ):
         task.advance(outcome.files)
         new, crc = _Outcome(), 0
@@ -271,9 +281,10 @@ def _decode_rest(entry: _Entry, request: _Request, outcome: _Outcome, progress: 
                 new.rejected.append((number, result))
             else:
                 pixels, digest = result
-                data = pixels.tobytes()
-                stream.write(data)
-                crc = zlib.crc32(data, crc)
+                if request.keep:
+                    data = pixels.tobytes()
+                    stream.write(data)
+                    crc = zlib.crc32(data, crc)
                 new.kept.append(number)
                 new.digests.append(digest)
             new.files = number + 1
@@ -288,8 +299,12 @@ def _decode_rest(entry: _Entry, request: _Request, outcome: _Outcome, progress: 
             interrupt.check()
 
 
-def _resume(entry: _Entry, size: int) -> _Outcome:
-    """What an earlier call finished; the part and its journal are truncated to it."""
+def _resume(entry: _Entry, stored_bytes: int) -> _Outcome:
+    """What an earlier call finished; the part and its journal are truncated to it.
+
+    Args:
+        stored_bytes: of each image.
+    """
     done = _Outcome()
     lines: list[str] = []
     with contextlib.suppress(FileNotFoundError, UnicodeDecodeError):
@@ -299,29 +314,13 @@ def _resume(entry: _Entry, size: int) -> _Outcome:
                 new = _Outcome(**json.loads(line))
             except (ValueError, TypeError):  # cut off by a kill
                 break
-            if not line.endswith("\n") or (len(done.kept) + len(new.kept)) * size * size * 3 > pixels:
+            if not line.endswith("\n") or (len(done.kept) + len(new.kept)) * stored_bytes > pixels:
                 break
             if not new.checksums:  # of a version before there were any
                 break
             done.extend(new)
             lines.append(line)
     entry.part.open("ab").close()
-    os.truncate(entry.part, len(done.kept) * size * size * 3)
+    os.truncate(entry.part, len(done.kept) * stored_bytes)
     write_text(entry.journal, "".join(lines))
     return done
-
-
-def _map_in_order(function: Callable[[_Item], _Result], items: Iterable[_Item]) -> Generator[_Result]:
-    """``map`` over threads (Pillow releases the GIL while it decodes), a bounded number of results ahead."""
-    workers = min(os.cpu_count() or 1, _MAX_WORKERS)
-    waiting: deque[Future[_Result]] = deque()
-    pool = ThreadPoolExecutor(workers, thread_name_prefix="decode")
-    try:
-        for item in items:
-            waiting.append(pool.submit(function, item))
-            if len(waiting) == 8 * workers:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
-    finally:
-        pool.shutdown(cancel_futures=True)

@@ -16,6 +16,7 @@ import numpy.typing as npt
 from aimfair.base.errors import AimfairError, ConfigError
 from aimfair.base.log import Log
 from aimfair.data.labels import Labels
+from aimfair.data.sources import Folder, Source
 from aimfair.data.spellings import Spellings, distinct, folded_unicode
 
 SPLITS = ("train", "val", "test")
@@ -53,6 +54,7 @@ class Catalogue:
         clusters: N values of ``data.group_column``; None: it is not set.
         spellings: values that are probably one.
         notes: how the data set was read, where it is not as documented.
+        shards: reads the images, if several are in a file; None: each is a file.
     """
 
     root: Path
@@ -65,6 +67,12 @@ class Catalogue:
     clusters: tuple[str, ...] | None = None
     spellings: tuple[Spellings, ...] = ()
     notes: tuple[str, ...] = ()
+    shards: Source | None = None
+
+    @property
+    def source(self) -> Source:
+        """Reads the images."""
+        return self.shards or Folder(self.root)
 
     @property
     def target(self) -> npt.NDArray[np.int64]:

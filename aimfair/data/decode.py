@@ -1,6 +1,9 @@
 """Decodes one image file: the same pixels for the same bytes, or a reason for rejecting it."""
 
 import hashlib
+import io
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Literal
 
@@ -70,19 +73,43 @@ def read_rgb(path: Path, max_pixels: int) -> Image.Image:
         ImageError: as :func:`decode`.
         OSError: for a reason that says nothing about the file, such as too many open files.
     """
-    try:
+    with _rejecting(path):
         if not path.is_file():  # opening a pipe would block
             raise ImageError(path, "not a file" if path.exists() else "no such file")
-        if path.stat().st_size > 8 * max_pixels + 2**20:  # an uncompressed image of max_pixels
-            raise ImageError(path, f"{path.stat().st_size:,} bytes, too many for {max_pixels:,} pixels")
+        refuse_size(path, path.stat().st_size, max_pixels)
         with path.open("rb") as file:
-            image = open_image(path, file)
-            if image.width * image.height > max_pixels:
-                raise ImageError(
-                    path, f"{image.width} x {image.height} pixels, more than {max_pixels:,} (data.max_pixels)"
-                )
-            image.load()  # everything, including EXIF data that PNG may store after the pixels
-            return _to_rgb(_upright(image))
+            return _read(path, file, max_pixels)
+
+
+def rgb_of_bytes(path: Path, data: bytes, max_pixels: int) -> Image.Image:
+    """As :func:`read_rgb`, of the bytes of an image in a larger file; ``path`` names them in errors."""
+    with _rejecting(path):
+        refuse_size(path, len(data), max_pixels)
+        return _read(path, io.BytesIO(data), max_pixels)
+
+
+def refuse_size(path: Path, size: int, max_pixels: int) -> None:
+    """Refuses more bytes than an uncompressed image of ``max_pixels`` has.
+
+    Raises:
+        ImageError: there are more.
+    """
+    if size > 8 * max_pixels + 2**20:
+        raise ImageError(path, f"{size:,} bytes, too many for {max_pixels:,} pixels")
+
+
+def _read(path: Path, file: IO[bytes], max_pixels: int) -> Image.Image:
+    image = open_image(path, file)
+    if image.width * image.height > max_pixels:
+        raise ImageError(path, f"{image.width} x {image.height} pixels, more than {max_pixels:,} (data.max_pixels)")
+    image.load()  # everything, including EXIF data that PNG may store after the pixels
+    return _to_rgb(_upright(image))
+
+
+@contextmanager
+def _rejecting(path: Path) -> Iterator[None]:
+    try:
+        yield
     except (ImageError, MemoryError):
         raise
     except Exception as error:  # on damaged data Pillow raises OSError, SyntaxError, struct.error, IndexError, ...

@@ -3,18 +3,21 @@
 Unusable rows are skipped and counted; ``data.max_bad_share`` limits their share.
 """
 
+import itertools
 import re
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 
 from aimfair.base.errors import AimfairError
-from aimfair.data.catalogue import Catalogue, Rejected, naming_left_out, reasons
+from aimfair.data.catalogue import SPLITS, Catalogue, Rejected, naming_left_out, reasons, split_number
 from aimfair.data.labels import UNKNOWN, Attribute, Labels
 from aimfair.data.settings import DataSettings
+from aimfair.data.sources import Source
 from aimfair.data.spellings import Spellings
 
 _WHOLE = re.compile(r"(-?\d+)\.0+", re.ASCII)
@@ -53,6 +56,18 @@ def entry(settings: DataSettings, split: int, file: str, values: Iterable[str], 
     return Entry(split, file, texts, cluster)
 
 
+def split_of(name: str) -> int:
+    """The number in :data:`aimfair.data.catalogue.SPLITS` of a split's name.
+
+    Raises:
+        ValueError: it is none; with that reason.
+    """
+    number = split_number(name)
+    if number is None:
+        raise ValueError(f"found split {name!r}, expected one of {', '.join(SPLITS)}")
+    return number
+
+
 def _value(name: str, text: str, missing: Sequence[str], optional: bool) -> str:
     if not text or text in missing or text.lower() in missing:
         if optional:
@@ -75,6 +90,7 @@ def catalogue(
     others: Iterable[Rejected] = (),
     spellings: Iterable[Spellings] = (),
     notes: Iterable[str] = (),
+    shards: Source | None = None,
 ) -> Catalogue:
     """All entries, sorted by split and file; duplicate rows of a file count once, or not at all if they differ.
 
@@ -82,59 +98,87 @@ def catalogue(
         listing: as in :class:`aimfair.data.catalogue.Catalogue`.
         entries: (place relative to ``root``, entry or the reason why the row is unusable).
         others: further rejected files.
-        spellings: further values that are probably one.
-        notes: as in :class:`aimfair.data.catalogue.Catalogue`.
+        spellings, notes, shards: as in :class:`aimfair.data.catalogue.Catalogue`; spellings, besides those of the
+            attributes, and notes are read after the entries.
 
     Raises:
         ConfigError: as :meth:`aimfair.data.labels.Labels.of`.
         AimfairError: there are no usable rows.
     """
-    places: defaultdict[str, list[tuple[str, Entry]]] = defaultdict(list)
-    rejected: list[Rejected] = []
-    for place, one in entries:
-        if isinstance(one, str):
-            rejected.append(Rejected(place, one))
-        else:
-            places[one.file].append((place, one))
-    rows: list[Entry] = []
-    for file, ((first, known), *more) in places.items():
-        if all(one == known for _, one in more):
-            rows.append(known)
-            rejected += [Rejected(place, f"{file!r} is also at {first}") for place, _ in more]
-        else:
-            listed = [first, *(place for place, _ in more)]
-            reason = f"{file!r} is at {' and '.join(listed[:2])}, with different values"
-            rejected += [Rejected(place, reason) for place in listed]
-    if not rows:
+    files, of_kind, kinds, rejected = _collect(entries)
+    if not files:
         found = "found no rows"
         if rejected:
             found = f"none of {len(rejected):,} rows can be used: {reasons(rejected)}"
         raise AimfairError(f"{root / listing}: {found}, expected one for each image")
     rejected += others
-    rows.sort()
     known_attributes = {
-        name: Attribute.of_texts([row.values[place] for row in rows]) for place, name in enumerate(settings.roles())
+        name: Attribute.of_texts([kind.values[place] for kind in kinds]).subset(of_kind)
+        for place, name in enumerate(settings.roles())
     }
-    total = len(rows) + len(rejected)
+    clusters = None
+    if settings.group_column is not None:
+        clusters = tuple(str(kinds[number].cluster) for number in of_kind)
+    total = len(files) + len(rejected)
     with naming_left_out(rejected, total, "rows"):
         labels = Labels.of(settings, known_attributes)
     return Catalogue(
         root=root,
         listing=listing,
-        files=tuple(row.file for row in rows),
-        split=np.array([row.split for row in rows], dtype=np.int64) if has_splits else None,
+        files=tuple(files),
+        split=np.array([kind.split for kind in kinds], dtype=np.int64)[of_kind] if has_splits else None,
         labels=labels,
         rows=total,
         rejected=tuple(rejected),
-        clusters=None if settings.group_column is None else tuple(str(row.cluster) for row in rows),
-        spellings=(*_spellings(settings, rows, known_attributes), *spellings),
+        clusters=clusters,
+        spellings=(*_spellings(settings, clusters, known_attributes), *spellings),
         notes=tuple(notes),
+        shards=shards,
     )
 
 
-def _spellings(settings: DataSettings, rows: Sequence[Entry], known: Mapping[str, Attribute]) -> Iterator[Spellings]:
+def _collect(
+    entries: Iterable[tuple[str, Entry | str]],
+) -> tuple[list[str], npt.NDArray[np.int64], list[Entry], list[Rejected]]:
+    """N files sorted by split and name, each once, for each the number of its kind, the K kinds, and rejected rows.
+
+    A kind is what rows of the same split, values and cluster have in common, an entry without a file: a million rows
+    are a million names and numbers.
+    """
+    files: list[str] = []
+    places: list[str] = []
+    numbers: list[int] = []
+    kinds: dict[Entry, int] = {}
+    rejected: list[Rejected] = []
+    for place, one in entries:
+        if isinstance(one, str):
+            rejected.append(Rejected(place, one))
+        else:
+            files.append(one.file)
+            places.append(place)
+            numbers.append(kinds.setdefault(Entry(one.split, "", one.values, one.cluster), len(kinds)))
+    kept: list[int] = []
+    for file, rows in itertools.groupby(sorted(range(len(files)), key=files.__getitem__), key=files.__getitem__):
+        first, *more = rows
+        if all(numbers[row] == numbers[first] for row in more):
+            kept.append(first)
+            rejected += [Rejected(places[row], f"{file!r} is also at {places[first]}") for row in more]
+        else:
+            listed = [places[row] for row in (first, *more)]
+            reason = f"{file!r} is at {' and '.join(listed[:2])}, with different values"
+            rejected += [Rejected(place, reason) for place in listed]
+    order = np.array(kept, dtype=np.int64)
+    present, of_kind = np.unique(np.array(numbers, dtype=np.int64)[order], return_inverse=True)
+    found = [list(kinds)[number] for number in present]
+    by_split = np.argsort(np.array([kind.split for kind in found], dtype=np.int64)[of_kind], kind="stable")
+    return [files[row] for row in order[by_split]], of_kind[by_split], found, rejected
+
+
+def _spellings(
+    settings: DataSettings, clusters: Sequence[str] | None, known: Mapping[str, Attribute]
+) -> Iterator[Spellings]:
     for name, key in settings.roles().items():
         counts = np.bincount(known[name].values, minlength=len(known[name].names)).tolist()
         yield from Spellings.of(key, name, dict(zip(known[name].names, counts, strict=True)))
-    if settings.group_column is not None:
-        yield from Spellings.of("data.group_column", settings.group_column, Counter(str(row.cluster) for row in rows))
+    if settings.group_column is not None and clusters is not None:
+        yield from Spellings.of("data.group_column", settings.group_column, Counter(clusters))

@@ -4,14 +4,13 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
-import numpy.typing as npt
 
 from aimfair.base.errors import AimfairError, ConfigError
 from aimfair.base.interrupt import NEVER, Interrupt
 from aimfair.base.log import NOWHERE, Log
 from aimfair.base.os_errors import explain
 from aimfair.base.progress import Progress
-from aimfair.data import celeba, digits, emoji, imagefolder, table, utkface
+from aimfair.data import celeba, digits, emoji, imagefolder, parquet, table, utkface, webdataset
 from aimfair.data.biased_subset import Indices, check_majority
 from aimfair.data.cache import Decoded, decode_files
 from aimfair.data.catalogue import SPLITS, Catalogue, leave_out, naming_left_out
@@ -20,7 +19,14 @@ from aimfair.data.images import ImageSet, Pixels, Rows, Splits
 from aimfair.data.settings import DRAWN, DataSettings
 from aimfair.data.split import biased, stratified, without_validation
 
-_READERS = {"table": table.read, "imagefolder": imagefolder.read, "celeba": celeba.read, "utkface": utkface.read}
+_READERS = {
+    "table": table.read,
+    "imagefolder": imagefolder.read,
+    "webdataset": webdataset.read,
+    "parquet": parquet.read,
+    "celeba": celeba.read,
+    "utkface": utkface.read,
+}
 _DRAWN = {"digits": digits.load, "emoji": emoji.load}
 
 
@@ -72,7 +78,7 @@ def load_splits(
 def _splits(
     catalogue: Catalogue,
     digests: Sequence[str],
-    decoded: Sequence[npt.NDArray[np.uint8]],
+    decoded: Sequence[Pixels],
     settings: DataSettings,
     log: Log,
 ) -> Splits:
@@ -164,11 +170,12 @@ def decode(
 ) -> Decoded:
     """The decoded images of one part of :func:`decoded_together`, through the cache."""
     return decode_files(
-        catalogue.root,
+        catalogue.source,
         catalogue.files,
         settings.image_size,
         settings.max_pixels,
         fit=settings.fit,
+        keep=settings.keep_decoded,
         log=log,
         progress=progress,
         interrupt=interrupt,

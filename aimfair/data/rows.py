@@ -13,15 +13,12 @@ import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from aimfair.base.errors import AimfairError
-from aimfair.base.libraries import optional
+from aimfair.data import parquet_file
 from aimfair.data.catalogue import unknown_name
 from aimfair.data.text import utf8
-
-if TYPE_CHECKING:
-    from pyarrow.parquet import ParquetFile  # type: ignore[import-untyped]
 
 _DELIMITERS = {".csv": ",", ".tsv": "\t"}
 
@@ -38,7 +35,7 @@ def header(path: Path) -> list[str]:
         AimfairError: the table cannot be read, or is empty.
     """
     if path.suffix.lower() == ".parquet":
-        return _parquet_header(path)
+        return parquet_file.header(path)
     if path.suffix.lower() == ".jsonl":
         for line, row in _objects(path):
             if isinstance(row, str):
@@ -86,18 +83,18 @@ def rows(path: Path, columns: Sequence[tuple[str, str]]) -> Iterator[tuple[int, 
         if isinstance(values, str):
             yield number, values
             continue
-        texts = [_text(value) for value in values]
+        texts = [text_of(value) for value in values]
         unusable = next((name for name, text in zip(names, texts, strict=True) if text is None), None)
         if unusable is None:
             yield number, [text for text in texts if text is not None]
         else:
-            kind = _kind(values[names.index(unusable)])
+            kind = kind_of(values[names.index(unusable)])
             yield number, f"column {unusable!r} is {kind}, expected a string or a number in every row"
 
 
 def _values(path: Path, found: list[str], names: list[str]) -> Iterator[tuple[int, Sequence[Any] | str]]:
     if path.suffix.lower() == ".parquet":
-        yield from _parquet_rows(path, names)
+        yield from parquet_file.rows(path, names)
     elif path.suffix.lower() == ".jsonl":
         for line, row in _objects(path):
             yield line, row if isinstance(row, str) else [row.get(name) for name in names]
@@ -184,8 +181,8 @@ def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return row
 
 
-def _text(value: object) -> str | None:
-    """None: neither a string nor a number."""
+def text_of(value: object) -> str | None:
+    """A cell as :func:`rows` gives it; None: neither a string nor a number."""
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return ""
     if isinstance(value, bool):
@@ -199,50 +196,6 @@ def _text(value: object) -> str | None:
     return None
 
 
-def _kind(value: object) -> str:
+def kind_of(value: object) -> str:
+    """What a value that is no text is, for an error."""
     return str(value) if isinstance(value, float) else type(value).__name__
-
-
-def _parquet_header(path: Path) -> list[str]:
-    """The names of the columns.
-
-    Raises:
-        AimfairError: pyarrow is not installed, or the file cannot be read.
-    """
-    with _open_parquet(path) as file:
-        return list(file.schema_arrow.names)
-
-
-def _parquet_rows(path: Path, names: Sequence[str]) -> Iterator[tuple[int, tuple[Any, ...]]]:
-    """Number of each row, from 1, and its values of the columns ``names``, as Python objects.
-
-    Raises:
-        AimfairError: as :func:`_parquet_header`.
-    """
-    import pyarrow  # type: ignore[import-untyped]
-
-    with _open_parquet(path) as file:
-        number = 0
-        try:
-            for batch in file.iter_batches(columns=list(names)):
-                columns = [batch.column(name).to_pylist() for name in names]
-                for values in zip(*columns, strict=True):
-                    number += 1
-                    yield number, values
-        except (pyarrow.ArrowException, OSError, ValueError) as error:  # ValueError: text that is not UTF-8
-            raise AimfairError(f"{path}: cannot be read as Parquet after row {number}: {_line(error)}") from error
-
-
-def _open_parquet(path: Path) -> "ParquetFile":
-    with optional(f"{path}, a Parquet file,", "pyarrow"):
-        import pyarrow  # type: ignore[import-untyped]
-        import pyarrow.parquet
-    path.open("rb").close()  # pyarrow's error would have no file name
-    try:
-        return pyarrow.parquet.ParquetFile(path)
-    except (pyarrow.ArrowException, OSError) as error:
-        raise AimfairError(f"{path}: cannot be read as Parquet: {_line(error)}") from error
-
-
-def _line(error: Exception) -> str:
-    return " ".join(str(error).split())

@@ -33,6 +33,13 @@ _NAMED = {"utkface": UTKFACE, "emoji": EMOJI}
 Style = Literal["noto", "fluent", "twemoji"]
 """Of emoji: Google's Noto Emoji, Microsoft's Fluent Emoji in 3D, Twitter's Twemoji."""
 
+SHARDS = {"webdataset": ".tar", "parquet": ".parquet"}
+"""Kinds with many images in a file -> its suffix."""
+
+_COLUMNS = ("table", "imagefolder", *SHARDS)
+
+SplitName = Literal["train", "val", "test"]
+
 TABLES = (".csv", ".tsv", ".jsonl", ".parquet")
 """Suffixes of tables of labels."""
 
@@ -40,7 +47,7 @@ TABLES = (".csv", ".tsv", ".jsonl", ".parquet")
 class DataSettings(Settings):
     """The real images."""
 
-    kind: Literal["digits", "emoji", "table", "imagefolder", "celeba", "utkface"] = Field(
+    kind: Literal["digits", "emoji", "table", "imagefolder", "webdataset", "parquet", "celeba", "utkface"] = Field(
         "digits", description="layout of the data set"
     )
     root: Folder | None = Field(None, description="folder of the data set; digits and emoji need none")
@@ -55,18 +62,28 @@ class DataSettings(Settings):
     file_column: str = Field("file", description="table: the column of paths")
     split_column: str | None = Field(
         "split",
-        description="table: the column of train, val and test; null: rows are split at random",
+        description="table, webdataset, parquet: the column of train, val and test; null: rows are split at random",
+    )
+    shards: dict[SplitName, str] | None = Field(
+        None,
+        description="webdataset, parquet: split -> pattern of its files in root, such as train/*.tar; null: all files"
+        " that end in .tar or .parquet, split by split_column",
+    )
+    image_column: str | None = Field(
+        None,
+        description="webdataset: the extension of the image, such as input.jpg, null: the only image of a sample;"
+        " parquet: the column of encoded images, null: image",
     )
     group_column: str | None = Field(
         None,
-        description="table, imagefolder: the column of clusters, such as patients: images of one stay in one split"
-        " and are resampled together by the bootstrap; null: images are independent",
+        description="table, imagefolder, webdataset, parquet: the column of clusters, such as patients: images of one"
+        " stay in one split and are resampled together by the bootstrap; null: images are independent",
     )
     target: str = Field(
         "at_least_five",
-        description="the class to predict: digits: at_least_five or digit; table: a column; imagefolder: label, the"
-        " folder's name, or a column; celeba: an attribute; utkface: gender, white, race or age; emoji: gender, tone,"
-        " fitzpatrick or scene",
+        description="the class to predict: digits: at_least_five or digit; table, parquet: a column; imagefolder:"
+        " label, the folder's name, or a column; webdataset: a field of .json, or the extension of a text; celeba: an"
+        " attribute; utkface: gender, white, race or age; emoji: gender, tone, fitzpatrick or scene",
     )
     protected: str = Field("ink", description="protected attribute: digits: ink; others: as target")
     intersect_with: list[str] = Field(
@@ -96,8 +113,12 @@ class DataSettings(Settings):
     max_pixels: int = Field(50_000_000, ge=1, description="larger images are refused before decoding")
     missing: list[str] = Field(
         ["-", "na", "n/a", "#n/a", "nan", "null", "<na>", "None"],
-        description="table, imagefolder: what stands for a missing value, besides an empty cell; an entry in lower case"
-        " matches any case, another only itself",
+        description="table, imagefolder, webdataset, parquet: what stands for a missing value, besides an empty"
+        " cell; an entry in lower case matches any case, another only itself",
+    )
+    keep_decoded: bool = Field(
+        True,
+        description="decode each image once and keep its pixels on disk; false: decode it again for every batch",
     )
     max_bad_share: float = Field(
         0.01, ge=0, le=1, description="share of unreadable images or rows above which the data set is refused"
@@ -108,8 +129,9 @@ class DataSettings(Settings):
         if self.kind not in DRAWN and self.root is None:
             raise Problem(("root",), f"missing; {self.kind} needs the folder of the data set")
         self._check_roles()
-        if self.group_column is not None and self.kind not in ("table", "imagefolder"):
+        if self.group_column is not None and self.kind not in _COLUMNS:
             raise Problem(("group_column",), f"found {self.group_column!r}; {self.kind} has no columns, remove it")
+        self._check_shards()
         if self.kind == "table":
             self._check_table()
         elif self.kind == "digits":
@@ -137,6 +159,19 @@ class DataSettings(Settings):
                 ("table",), f"found {self.table!r}, expected a file in data.root that ends in {', '.join(TABLES)}"
             )
 
+    def _check_shards(self) -> None:
+        for key, value in (("shards", self.shards), ("image_column", self.image_column)):
+            if value is not None and self.kind not in SHARDS:
+                raise Problem((key,), f"found {value!r}; {self.kind} has no shards, remove it")
+        for split, pattern in (self.shards or {}).items():
+            suffix, path = SHARDS[self.kind], PurePosixPath(pattern)
+            if path.suffix.lower() != suffix or path.is_absolute() or ".." in path.parts:
+                raise Problem(
+                    ("shards", split), f"found {pattern!r}, expected a pattern in data.root that ends in {suffix}"
+                )
+        if self.shards == {}:
+            raise Problem(("shards",), "found no split, expected a pattern for each, or null")
+
     def _check_digits(self) -> None:
         if self.target not in ("at_least_five", "digit"):
             raise Problem(("target",), f"found {self.target!r}, expected 'at_least_five' or 'digit' for digits")
@@ -161,11 +196,11 @@ class DataSettings(Settings):
     @property
     def of_training(self) -> dict[str, Any]:
         """Settings that the training images depend on; ``audit`` can change without training again."""
-        return self.model_dump(mode="json", exclude={"audit"})
+        return self.model_dump(mode="json", exclude={"audit", "keep_decoded"})
 
     def group_shape(self) -> tuple[int, int] | None:
         """(Y target classes, A protected values); None if only the table defines them."""
-        if self.kind in ("table", "imagefolder"):
+        if self.kind in _COLUMNS:
             return None
         if self.kind == "digits":
             return (10 if self.target == "digit" else 2), 2

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from aimfair.base.errors import ConfigError
 from aimfair.data import entries
-from aimfair.data.catalogue import SPLITS, Catalogue, refuse_synonyms, split_number
+from aimfair.data.catalogue import Catalogue, refuse_synonyms
 from aimfair.data.files import Files
 from aimfair.data.rows import notes, rows
 from aimfair.data.settings import TABLES, DataSettings
@@ -30,17 +30,21 @@ def read(root: Path, settings: DataSettings) -> Catalogue:
     _check_there(root / settings.table)
     names: Counter[str] = Counter()
     files = Files(root)
-    found = list(_entries(root, settings, files, names))
-    refuse_synonyms(names, str(root / settings.table))
     return entries.catalogue(
         settings,
         root,
         settings.table,
-        found,
+        _entries(root, settings, files, names),
         has_splits=settings.split_column is not None,
         spellings=Spellings.of(SPLIT, str(settings.split_column), names),
-        notes=[*notes(root / settings.table), *files.notes],
+        notes=_notes(root / settings.table, files),
     )
+
+
+def _notes(table: Path, files: Files) -> Iterator[str]:
+    """Of the table and, once its rows are read, of the files."""
+    yield from notes(table)
+    yield from files.notes
 
 
 def _check_there(path: Path) -> None:
@@ -66,6 +70,7 @@ def _entries(
         columns.append(("data.split_column", settings.split_column))
     for number, cells in rows(root / settings.table, columns):
         yield f"{settings.table}:{number}", cells if isinstance(cells, str) else _entry(cells, settings, files, names)
+    refuse_synonyms(names, str(root / settings.table))
 
 
 def _entry(cells: list[str], settings: DataSettings, files: Files, names: Counter[str]) -> entries.Entry | str:
@@ -75,16 +80,13 @@ def _entry(cells: list[str], settings: DataSettings, files: Files, names: Counte
         names: counts the name of the split.
     """
     file, *values = cells
-    split = 0
-    if settings.split_column is not None:
-        name = values.pop()
-        known = split_number(name)
-        if known is None:
-            return f"found split {name!r}, expected one of {', '.join(SPLITS)}"
-        names[name] += 1
-        split = known
-    cluster = None if settings.group_column is None else values.pop()
     try:
+        split = 0
+        if settings.split_column is not None:
+            name = values.pop()
+            split = entries.split_of(name)
+            names[name] += 1
+        cluster = None if settings.group_column is None else values.pop()
         return entries.entry(settings, split, files.find(file), values, cluster)
     except ValueError as error:
         return str(error)

@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from aimfair.base.errors import AimfairError
 from aimfair.base.files import write_json
 from aimfair.data.images import ImageSet
-from aimfair.data.settings import DataSettings
+from aimfair.data.load import list_images
+from aimfair.data.settings import SHARDS, DataSettings
 from aimfair.training.backbones.hf import TASK
 from aimfair.training.execution import logits
 from aimfair.training.feed import Normalize
@@ -148,8 +149,12 @@ def _opened(images: ImageSet, chosen: list[int], data: DataSettings) -> Iterator
     """The images as transformers' pipelines open them."""
     from transformers.image_utils import load_image
 
+    source = list_images(data).source if data.kind in SHARDS else None
     for number in chosen:
-        if data.root is None:
+        if source is not None:
+            with source.open(images.ids[number]) as file:
+                yield load_image(Image.open(file))
+        elif data.root is None:
             yield Image.fromarray(np.asarray(images.images[number]))
         else:
             yield load_image(str(data.root / images.ids[number]))

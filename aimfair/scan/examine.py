@@ -15,7 +15,7 @@ from aimfair.base.log import Log
 from aimfair.base.progress import Progress
 from aimfair.config import Config
 from aimfair.data.catalogue import SPLITS, Catalogue, Rejected
-from aimfair.data.images import Splits
+from aimfair.data.images import Pixels, Splits
 from aimfair.data.leakage import Leak, find_leaks, refuse_leaks
 from aimfair.data.load import decode, decoded_together, list_images, load_splits, with_biased_training
 from aimfair.data.settings import DRAWN
@@ -80,7 +80,7 @@ def scan(
     loaded = _load(context)
     files = [catalogue.files[number] for number in decoded.kept]
     decodable = catalogue.subset(decoded.kept)
-    measured = measure(catalogue.root, files, decoded.squares, context.progress, interrupt)
+    measured = measure(catalogue, files, decoded.squares, context.progress, interrupt)
     groups = _groups(decodable)
     facts = {
         "root": readable(str(catalogue.root)),
@@ -185,7 +185,7 @@ def _decode_all(catalogue: Catalogue, context: _Context) -> _Decoded:
     except AimfairError:  # load_splits reports it
         taken = set()
     is_taken = np.array([file in taken for file in catalogue.files], dtype=np.bool_)
-    blocks: list[npt.NDArray[np.uint8]] = []
+    blocks: list[Pixels] = []
     found: list[tuple[int, str, int, int]] = []  # number of the file, digest, block, row in it
     rejected: list[Rejected] = []
     small = min(_SMALL, settings.image_size)

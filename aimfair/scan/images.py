@@ -4,7 +4,6 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import combinations
-from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -71,7 +70,7 @@ class Measured:
 
 
 def measure(
-    root: Path,
+    catalogue: Catalogue,
     files: Sequence[str],
     squares: Iterable[npt.NDArray[np.uint8]],
     progress: Progress,
@@ -80,7 +79,7 @@ def measure(
     """Reads the header of every file and measures its decoded pixels.
 
     Args:
-        files: N paths relative to ``root``, of files that can be decoded.
+        files: N files of the catalogue, which can be decoded.
         squares: N decoded images, uint8 [S, S, 3]; S may differ.
     """
     n = len(files)
@@ -91,8 +90,8 @@ def measure(
     thumbnails = np.zeros((n, _THUMBNAIL, _THUMBNAIL), dtype=np.uint8)
     with progress.task("measure images", total=n) as task:
         for number, (file, square) in enumerate(zip(files, squares, strict=True)):
-            with (root / file).open("rb") as stream:
-                header = open_image(root / file, stream)
+            with catalogue.source.open(file) as stream:
+                header = open_image(catalogue.root / file, stream)
                 sizes[:, number] = header.size[::-1] if turned(header) else header.size
                 formats.append(str(header.format))
             grey[number] = np.array_equal(square[..., 0], square[..., 1]) and np.array_equal(
