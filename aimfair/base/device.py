@@ -5,34 +5,39 @@ from functools import cache
 import torch
 
 from aimfair.base.errors import ConfigError
+from aimfair.base.ranks import ALONE, Ranks
 
 
-def choose_device(name: str) -> torch.device:
+def choose_device(name: str, ranks: Ranks = ALONE) -> torch.device:
     """The device of ``config.device``.
 
     Args:
         name: auto (cuda where there is one), cpu, cuda or cuda:N.
+        ranks: each of several processes takes the GPU of its number on its machine.
 
     Raises:
-        ConfigError: there is no such GPU.
+        ConfigError: there is no such GPU, or there are several processes and ``name`` has an index.
     """
+    name = ranks.device_name(name)
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     device = torch.device(name)
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise ConfigError(f"device: found {name}, but torch {torch.__version__} sees {torch.cuda.device_count()} GPUs")
+    if ranks.size > 1 and device.type == "cuda":
+        torch.cuda.set_device(device)
     return device
 
 
-def tuning_device(name: str) -> torch.device:
+def tuning_device(name: str, ranks: Ranks = ALONE) -> torch.device:
     """The device of ``config.device`` for training, sensitivity and selection, which run this package's operators.
 
     ``auto`` is the CPU where they were built without CUDA kernels.
 
     Raises:
-        ConfigError: there is no such GPU, the operators cannot use it, or their results differ from the reference.
+        ConfigError: as :func:`choose_device`; the operators cannot use it, or their results differ from the reference.
     """
-    device = choose_device(name)
+    device = choose_device(name, ranks)
     if device.type == "cpu":
         return device
     if _has_cuda_kernels():

@@ -34,6 +34,15 @@ class Interrupt:
     def requested(self) -> bool:
         return self._signal is not None
 
+    @property
+    def signal(self) -> int:
+        """The number of the signal that has come; 0: none."""
+        return self._signal or 0
+
+    def request(self, number: int) -> None:
+        """As if the signal ``number`` had come."""
+        self._signal = number
+
     def check(self) -> None:
         """To be called where all work so far is saved.
 

@@ -1,7 +1,6 @@
 """``aimfair run`` and ``aimfair demo``, and a verb for each stage of a run."""
 
 import argparse
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from aimfair.base.errors import ConfigError
@@ -12,7 +11,6 @@ from aimfair.commands.settings import (
     add_overwrite_and_quiet,
     add_run,
     read_settings,
-    require_one_process,
 )
 
 if TYPE_CHECKING:
@@ -45,38 +43,27 @@ def add_demo_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(options: argparse.Namespace, overrides: Overrides) -> int:
-    from aimfair.generation.ranks import rank_here
+    from aimfair.base.interrupt import Interrupt
+    from aimfair.base.ranks import Ranks, rank_here
     from aimfair.run.directory import Run
     from aimfair.stages.pipeline import STAGES, run_stages
 
-    if options.verb != "generate":
-        require_one_process(
-            options.verb,
-            "but only aimfair generate shares its work between several processes; start that with torchrun, and this"
-            " without",
-        )
+    rank_here()  # before anything is read or loaded
     config, directory = read_settings(options.config, options.run, overrides)
     if options.verb == "tune" and not config.tune.trials:
         raise ConfigError("tune.trials: found 0, expected how many trials each method gets, as in --tune.trials 16")
-    if rank_here() > 0:
-        return _follow(directory)
     whole = options.verb in ("run", "demo")
-    with Run.open(directory, config, overwrite=options.overwrite, quiet=options.quiet) as run:
+    with (
+        Ranks.join(Interrupt()) as ranks,
+        Run.open(directory, config, overwrite=options.overwrite, quiet=options.quiet, ranks=ranks) as run,
+    ):
         run_stages(run, tuple(STAGES) if whole else (options.verb,))
-        if whole or options.verb == "report":
-            _print_headline(run)
-        if whole:
-            _print_patch(run)
-    return 0
-
-
-def _follow(directory: Path) -> int:
-    """The work of a process other than that of rank 0, which holds the run and shows its progress."""
-    from aimfair.base.interrupt import Interrupt
-    from aimfair.stages import generate
-
-    with Interrupt() as interrupt:
-        generate.follow(directory, interrupt)
+        if ranks.leads:
+            with run.apart():
+                if whole or options.verb == "report":
+                    _print_headline(run)
+                if whole:
+                    _print_patch(run)
     return 0
 
 

@@ -49,7 +49,7 @@ def refuse_overrides(verb: str, overrides: Overrides, instead: str = "") -> None
 
 def require_one_process(verb: str, more: str) -> None:
     """Raises ConfigError in one of several processes, as torchrun starts them."""
-    from aimfair.generation.ranks import processes
+    from aimfair.base.ranks import processes
 
     if processes() > 1:
         raise ConfigError(f"aimfair {verb}: found WORLD_SIZE={processes()}, {more}")

@@ -11,7 +11,14 @@ from aimfair.evaluation.settings import EvaluateSettings
 from aimfair.generation.settings import GenerateSettings
 from aimfair.methods import BIASED, Method, Tune
 from aimfair.prompts.settings import PromptSettings
-from aimfair.training.settings import KEPT_FOR, FinetuneSettings, ModelSettings, OptimizerSettings, SensitivitySettings
+from aimfair.training.settings import (
+    KEPT_FOR,
+    DistributedSettings,
+    FinetuneSettings,
+    ModelSettings,
+    OptimizerSettings,
+    SensitivitySettings,
+)
 from aimfair.tuning.settings import TuneSettings
 from aimfair.tuning.space import Space, space_of
 
@@ -38,6 +45,7 @@ class Config(Settings):
     default_method: str = Field(description="the method of the report's headline")
     tune: TuneSettings = TuneSettings()
     evaluate: EvaluateSettings = EvaluateSettings()
+    distributed: DistributedSettings = DistributedSettings()
 
     @property
     def tuned(self) -> list[str]:

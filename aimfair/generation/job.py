@@ -16,6 +16,7 @@ from pathlib import Path
 from aimfair.base.interrupt import NEVER, Interrupt
 from aimfair.base.lines import as_lines
 from aimfair.base.progress import SILENT, Task
+from aimfair.base.ranks import ALONE, Ranks
 from aimfair.diffusion.sampler import Sampler
 from aimfair.generation import image_folder
 from aimfair.generation.filters import ImageFilter
@@ -31,7 +32,6 @@ from aimfair.generation.manifest import (
 )
 from aimfair.generation.plan import PlannedImage
 from aimfair.generation.provenance import Provenance
-from aimfair.generation.ranks import ALONE, Ranks
 from aimfair.generation.recovery import recover
 from aimfair.generation.rounds import Rounds, refuse_only_rejections
 from aimfair.generation.settings import GenerateSettings

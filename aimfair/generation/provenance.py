@@ -8,13 +8,13 @@ from typing import Any, Self
 
 from aimfair.base.errors import AimfairError
 from aimfair.base.files import file_digest, write_json
+from aimfair.base.ranks import Ranks
 from aimfair.data.emoji import sheet_file
 from aimfair.data.emoji_drawing import DRAWING
 from aimfair.data.settings import DataSettings
 from aimfair.diffusion.model import fingerprint
 from aimfair.generation.filters import filter_facts
 from aimfair.generation.plan import minority_ratio
-from aimfair.generation.ranks import Ranks
 from aimfair.generation.settings import GenerateSettings
 from aimfair.prompts.settings import PromptSettings
 

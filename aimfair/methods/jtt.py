@@ -79,10 +79,11 @@ class Jtt(MethodSettings):
             return recorded
         work.fit(training, "first model")
         errors = _misclassified(training)
-        work.folder.mkdir(parents=True, exist_ok=True)
-        record = {"training": identity, "images": len(train), "ids": [train.ids[index] for index in errors]}
-        write_json(file, {**record, "indices": errors.tolist()})
-        shutil.rmtree(folder, ignore_errors=True)
+        if work.processes.ranks.leads:
+            work.folder.mkdir(parents=True, exist_ok=True)
+            record = {"training": identity, "images": len(train), "ids": [train.ids[index] for index in errors]}
+            write_json(file, {**record, "indices": errors.tolist()})
+            shutil.rmtree(folder, ignore_errors=True)
         return errors
 
 
@@ -93,7 +94,8 @@ def _misclassified(training: "Training") -> "Indices":
 
     images, device = training.train, next(training.model.parameters()).device
     normalize = Normalize(training.preprocessing, device)
-    scores = predict_logits(training.model, images, normalize, training.settings.batch_size)
+    ranks = training.processes.ranks
+    scores = predict_logits(training.model, images, normalize, training.settings.batch_size, ranks=ranks)
     return np.flatnonzero(scores.argmax(1).numpy() != images.target)
 
 

@@ -15,6 +15,7 @@ from aimfair.selective.mask import ParameterMask
 from aimfair.training.checkpoint import Checkpoint
 from aimfair.training.history import History
 from aimfair.training.loop import Monitor, Objective, Training
+from aimfair.training.processes import ONE, Processes
 from aimfair.training.samplers import Indices, Sampler, groups_of
 from aimfair.training.settings import ModelSettings, OptimizerSettings
 
@@ -37,6 +38,7 @@ class Work:
         mask: of the given model, for methods that tune.
         inputs: digest of everything that the result depends on, for checkpoints.
         monitor: of the training of the whole schedule, not of one that is stopped early.
+        processes: that do the work together; process 0 alone writes files.
     """
 
     name: str
@@ -56,6 +58,7 @@ class Work:
     interrupt: Interrupt = NEVER
     log: Log = NOWHERE
     monitor: Monitor | None = None
+    processes: Processes = ONE
 
     def groups(self, images: ImageSet) -> tuple[Indices, list[str]]:
         """:func:`groups_of` these images and the names of the groups; warns of a group without images."""
@@ -102,6 +105,7 @@ class Work:
             name=self.name,
             interrupt=self.interrupt,
             log=self.log,
+            processes=self.processes,
         )
 
     def fit(self, training: Training, name: str = "") -> Trained:

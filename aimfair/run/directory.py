@@ -1,7 +1,9 @@
 """A run directory: its lock, settings, log and records, and the paths of what the stages make."""
 
+import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Self
 
@@ -11,10 +13,11 @@ from aimfair.base.interrupt import Interrupt
 from aimfair.base.lock import holder, try_lock
 from aimfair.base.log import Log
 from aimfair.base.progress import Progress
+from aimfair.base.ranks import ALONE, Ranks
 from aimfair.config import Config
 from aimfair.config import load as config_file
 from aimfair.methods import BIASED, AnyMethod
-from aimfair.run.records import Records
+from aimfair.run.records import Records, digest_of_inputs
 from aimfair.tuning.space import with_values
 from aimfair.tuning.trials import Choice
 
@@ -35,6 +38,8 @@ class Run:
         config: its settings.
         overwrite: whether results of other settings may be replaced.
         log, progress, interrupt: for the functions that stages call.
+        ranks: the processes that do the stages together. Process 0 holds the lock, and alone writes to the directory;
+            the others follow what it decides: every process calls the methods on records in the same order.
         origin: the run that this one is a variant of, recognised by its path; None: it is no variant. Steps that the
             origin has finished with the same inputs are taken over.
 
@@ -43,25 +48,36 @@ class Run:
     report.html log.jsonl stages/ ablations/``; templates.jsonl only where a language model writes the prompts.
     """
 
-    def __init__(self, path: Path, config: Config, lock: int, *, overwrite: bool, quiet: bool):
-        self.path, self.config, self.overwrite = path, config, overwrite
+    def __init__(
+        self, path: Path, config: Config, lock: int | None, *, overwrite: bool, quiet: bool, ranks: Ranks = ALONE
+    ):
+        self.path, self.config, self.overwrite, self.ranks = path, config, overwrite, ranks
         self._lock = lock
         self._records = Records(path)
         self.origin = _origin(path)
-        self.progress = Progress(quiet=quiet)
-        self.log = Log(path / "log.jsonl", show=self.progress.say, notes=not quiet)
-        self.interrupt = Interrupt()
+        self.progress = Progress(quiet=quiet or not ranks.leads)
+        if ranks.leads:
+            self.log = Log(path / "log.jsonl", show=self.progress.say, notes=not quiet)
+        else:
+            self.log = Log(None, show=lambda _: None)
+        self.interrupt = Interrupt() if ranks.size == 1 else ranks.interrupt
 
     @classmethod
-    def open(cls, path: Path, config: Config, *, overwrite: bool = False, quiet: bool = False) -> Self:
+    def open(
+        cls, path: Path, config: Config, *, overwrite: bool = False, quiet: bool = False, ranks: Ranks = ALONE
+    ) -> Self:
         """Opens a directory, made if absent, for a run with these settings.
 
         A run with the same settings continues. One with other settings is refused, or takes the new ones with
         ``overwrite``; steps whose inputs stay the same are not repeated.
 
         Raises:
-            AimfairError: another process has it open, it holds something that is no run, or other settings.
+            AimfairError: another process has it open, it holds something that is no run, or other settings; or the
+                processes of ``ranks`` have different settings.
         """
+        if not ranks.leads:
+            _require_same_settings(ranks, config)
+            return cls(path, config, None, overwrite=overwrite, quiet=quiet, ranks=ranks)
         path.mkdir(parents=True, exist_ok=True)
         _require_run_or_empty(path)
         lock = try_lock(path / _LOCK)
@@ -73,7 +89,8 @@ class Run:
         try:
             config = _settle_config(path, config, overwrite=overwrite)
             remove_temporaries(path, but=ABLATIONS)  # variants have locks of their own
-            return cls(path, config, lock, overwrite=overwrite, quiet=quiet)
+            _require_same_settings(ranks, config)
+            return cls(path, config, lock, overwrite=overwrite, quiet=quiet, ranks=ranks)
         except BaseException:
             os.close(lock)
             raise
@@ -98,7 +115,17 @@ class Run:
     def close(self) -> None:
         """Releases the lock."""
         self.log.close()
-        os.close(self._lock)
+        if self._lock is not None:
+            os.close(self._lock)
+
+    @contextmanager
+    def apart(self) -> Iterator[None]:
+        """Inside, process 0 works alone, as if there were no others."""
+        ranks, self.ranks = self.ranks, ALONE
+        try:
+            yield
+        finally:
+            self.ranks = ranks
 
     # -- records -----------------------------------------------------------------------------------------------------
 
@@ -115,6 +142,14 @@ class Run:
                 under "upstream", :meth:`digest_of` each step whose results are read.
             content: the outputs must have their bytes, not only their sizes; for small ones that users may edit.
         """
+        if self.ranks.size > 1:
+            self.ranks.require_same(
+                {f"what the step {step} depends on": digest_of_inputs(inputs)}, "all need the same files"
+            )
+            return bool(json.loads(self.ranks.of_first(lambda: json.dumps(self._is_done(step, inputs, content)))))
+        return self._is_done(step, inputs, content)
+
+    def _is_done(self, step: str, inputs: object, content: bool) -> bool:
         if self._records.matches(step, inputs, content=content):
             return True
         if self.origin is not None and self._records.adopt(step, inputs, Records(self.origin)):
@@ -124,12 +159,14 @@ class Run:
 
     def has_record(self, step: str) -> bool:
         """Whether the step was finished, with any inputs."""
-        return self._records.exists(step)
+        return bool(json.loads(self.ranks.of_first(lambda: json.dumps(self._records.exists(step)))))
 
     def finish(self, step: str, inputs: object, outputs: Sequence[Path]) -> None:
         """Records that the step made ``outputs``, files or folders; the last action of a step."""
-        self._records.write(step, inputs, outputs)
-        self.log("step finished", step=step)
+        if self.ranks.leads:
+            self._records.write(step, inputs, outputs)
+            self.log("step finished", step=step)
+        self.ranks.meet()
 
     def digest_of(self, step: str, *, content: bool = False) -> str:
         """Digest of the inputs and all output bytes of a finished step.
@@ -140,7 +177,7 @@ class Run:
         Raises:
             AimfairError: it is not finished, or out of date.
         """
-        return self._records.digest(step, content=content)
+        return self.ranks.of_first(lambda: self._records.digest(step, content=content))
 
     # -- tuning ------------------------------------------------------------------------------------------------------
 
@@ -283,6 +320,23 @@ def _refuse_cut_off(file: Path) -> None:
     whole = config_file.dump(config_file.load(file))
     if whole.startswith(text) and whole != f"{text}\n":
         raise ConfigError(f"{file}: its last line has no end, it was cut off")
+
+
+def _require_same_settings(ranks: Ranks, config: Config) -> None:
+    """Called by every process.
+
+    Raises:
+        AimfairError: in every process, if they have different settings.
+    """
+    if ranks.size == 1:
+        return
+    first, *others = map(Config.model_validate_json, ranks.gather(config.model_dump_json()))
+    for rank, other in enumerate(others, 1):
+        if first != other:
+            changes = "; ".join(config_file.differences(first, other))
+            raise AimfairError(
+                f"process {rank} has other settings than process 0: {changes}. Start all with the same command and file"
+            )
 
 
 def _require_run_or_empty(path: Path) -> None:

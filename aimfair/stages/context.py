@@ -7,6 +7,7 @@ from weakref import WeakKeyDictionary
 from aimfair.config import Config
 from aimfair.data.images import ImageSet, Splits
 from aimfair.run.directory import Run
+from aimfair.training.processes import Processes
 
 _LOADED: WeakKeyDictionary[Run, Splits] = WeakKeyDictionary()
 _SYNTHETIC: WeakKeyDictionary[Run, dict[str, ImageSet]] = WeakKeyDictionary()
@@ -20,6 +21,11 @@ def prepare_process(config: Config) -> None:
         import torch
 
         torch.set_num_threads(config.threads)
+
+
+def processes_of(run: Run) -> Processes:
+    """The processes that do the stages of a run."""
+    return Processes(run.ranks, run.config.distributed)
 
 
 def splits_of(run: Run) -> Splits:

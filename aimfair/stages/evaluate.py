@@ -34,8 +34,9 @@ def run(run: Run) -> None:
         "upstream": [run.digest_of(step) for step in upstream],
     }
     if not run.is_done("evaluate", inputs, content=True):
-        run.finish("evaluate", inputs, _evaluate(run))
-    _print(Results.load(run.results))
+        run.finish("evaluate", inputs, _evaluate(run) if run.ranks.leads else [])
+    if run.ranks.leads:
+        _print(Results.load(run.results))
 
 
 def _evaluate(run: Run) -> list[Path]:
@@ -100,11 +101,13 @@ def _predict(run: Run, *, seed: int, name: str) -> Outputs:
             test,
             config.model,
             batch_size=config.evaluate.batch_size,
-            device=choose_device(config.device),
+            device=choose_device(config.device, run.ranks),
+            ranks=run.ranks,
             task=task,
             interrupt=run.interrupt,
         )
-    save_logits(run.logits(seed, name), logits)
+    if run.ranks.leads:
+        save_logits(run.logits(seed, name), logits)
     return {f"evaluate/{seed}/{name}": [run.logits(seed, name)]}
 
 

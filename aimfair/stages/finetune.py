@@ -15,7 +15,7 @@ from aimfair.run.directory import Run
 from aimfair.run.records import digest_of_inputs
 from aimfair.run.steps import Assignment, Outputs, Step, one_by_one
 from aimfair.selective.mask import ParameterMask
-from aimfair.stages.context import splits_of, synthetic_of
+from aimfair.stages.context import processes_of, splits_of, synthetic_of
 from aimfair.stages.select import mask_of
 from aimfair.training.models import build_model, load_model, save_model
 
@@ -50,8 +50,9 @@ def _assign(run: Run, seed: int, name: str) -> Assignment | None:
 
 def _train(run: Run, *, seed: int, name: str, method: MethodSettings, inputs: str) -> Outputs:
     step, folder = f"finetune/{seed}/{name}", run.finetuned(seed, name)
-    for record in {record for kind in KINDS.values() for record in kind.records} - set(method.records):
-        (folder / record).unlink(missing_ok=True)  # of another kind that had the name before
+    if run.ranks.leads:
+        for record in {record for kind in KINDS.values() for record in kind.records} - set(method.records):
+            (folder / record).unlink(missing_ok=True)  # of another kind that had the name before
     run.log("step started", step=step)
     work = work_of(
         run,
@@ -67,9 +68,10 @@ def _train(run: Run, *, seed: int, name: str, method: MethodSettings, inputs: st
     )
     model, history = method.run(work)
     history.reads_groups = method.reads_groups
-    save_model(model, folder)
-    history.save(folder)
-    work.checkpoint().remove()
+    if run.ranks.leads:
+        save_model(model, folder)
+        history.save(folder)
+        work.checkpoint().remove()
     return {step: [folder]}
 
 
@@ -102,7 +104,7 @@ def work_of(
 ) -> Work:
     """The work of a method in a run; arguments as :class:`Work`, ``more`` of them optional there."""
     config = run.config
-    device = tuning_device(config.device)
+    device = tuning_device(config.device, run.ranks)
     return Work(
         name=name,
         settings=method.training_settings(config.train, config.finetune),
@@ -117,5 +119,6 @@ def work_of(
         inputs=inputs,
         checkpoint_seconds=config.checkpoint_seconds,
         interrupt=run.interrupt,
+        processes=processes_of(run),
         **more,
     )

@@ -6,10 +6,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from aimfair.base.device import choose_device
 from aimfair.base.errors import AimfairError, ConfigError
 from aimfair.base.interrupt import Interrupt
 from aimfair.base.log import NOWHERE, Log
 from aimfair.base.progress import Progress
+from aimfair.base.ranks import Ranks
 from aimfair.config import Config
 from aimfair.data.leakage import find_leaks, refuse_leaks
 from aimfair.diffusion.engines.registry import choose_engine, engine_facts
@@ -22,18 +24,20 @@ from aimfair.generation.imported import choose, copy_images
 from aimfair.generation.job import Job
 from aimfair.generation.plan import make_plan, minority_ratio
 from aimfair.generation.provenance import Provenance, refuse_different_processes, refuse_other_engine
-from aimfair.generation.ranks import Ranks
 from aimfair.generation.settings import EmojiSettings
 from aimfair.generation.source import missing, read_source
 from aimfair.generation.summary import GenerationSummary
 from aimfair.prompts.grammar import load_prompts
 from aimfair.run.directory import Run
-from aimfair.stages.context import prepare_process, splits_of
+from aimfair.stages.context import splits_of
 
 
 def run(run: Run) -> None:
-    """The stage; of several processes, the part of rank 0."""
-    with Ranks.join(run.interrupt) as ranks:
+    ranks = run.ranks
+    if not ranks.leads:
+        _follow(run, ranks)
+        return
+    with run.apart():
         if run.config.generate.folder is not None:
             ranks.gather(json.dumps(None))  # a single process imports
             _import(run, run.config.generate.folder)
@@ -44,21 +48,15 @@ def run(run: Run) -> None:
             _generate(run, ranks)
 
 
-def follow(path: Path, interrupt: Interrupt) -> None:
-    """The part of another rank in the stage of the run in ``path``: it makes its share of the images.
-
-    Raises:
-        AimfairError, Interrupted: as :func:`run`, and if another process failed.
-    """
-    with Ranks.join(interrupt) as ranks:
-        decided = json.loads(ranks.gather("")[0])  # by rank 0; None: there is nothing to make
-        if decided is None:
-            return
-        config = Config.model_validate_json(json.dumps(decided["config"]))
-        prepare_process(config)
-        work = _Work(config, path / decided["prompts"], path / decided["to"])
-        provenance = work.provenance.with_facts(engine=engine_facts(config.generate.engine))
-        work.make(provenance, ranks, NOWHERE, Progress(quiet=True), interrupt)
+def _follow(run: Run, ranks: Ranks) -> None:
+    """The part of another process than 0: it makes its share of the images."""
+    decided = json.loads(ranks.gather("")[0])  # by process 0; None: there is nothing to make
+    if decided is None:
+        return
+    config = Config.model_validate_json(json.dumps(decided["config"]))
+    work = _Work(config, run.path / decided["prompts"], run.path / decided["to"])
+    provenance = work.provenance.with_facts(engine=engine_facts(config.generate.engine))
+    work.make(provenance, ranks, NOWHERE, run.progress, run.interrupt)
 
 
 def _generate(run: Run, ranks: Ranks) -> None:
@@ -105,8 +103,6 @@ def _with_engine(config: Config, known: Provenance | None) -> tuple[Config, str]
     Args:
         known: of the existing images or, for a variant, of those in its origin.
     """
-    from aimfair.base.device import choose_device
-
     made_with = known.engine_name if known is not None else None
     name, reason = choose_engine(config.generate, lambda: choose_device(config.device), made_with)
     return config.model_copy(update={"generate": config.generate.model_copy(update={"engine": name})}), reason
@@ -176,12 +172,12 @@ class _Work:
         def sampler() -> Sampler:
             from aimfair.diffusion.text_to_image import Diffusion
 
-            diffusion = Diffusion(self.model, settings, ranks.device(self.config.device), log, interrupt)
+            diffusion = Diffusion(self.model, settings, choose_device(self.config.device, ranks), log, interrupt)
             diffusion.refuse_unreadable(dict.fromkeys(planned.text for planned in plan))  # before hours of work
             return diffusion
 
         def filters() -> list[ImageFilter]:
-            return load_filters(settings, self.config.prompts, self.model, ranks.device(self.config.device))
+            return load_filters(settings, self.config.prompts, self.model, choose_device(self.config.device, ranks))
 
         with progress.task("generate", len(plan), job.done) as task:
             job.run(sampler, filters, task=task, interrupt=interrupt)

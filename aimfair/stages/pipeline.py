@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable
 from contextlib import suppress
 
 import aimfair
+from aimfair.base.device import choose_device
 from aimfair.base.errors import AimfairError
 from aimfair.base.progress import duration
 from aimfair.run.directory import Run
@@ -27,6 +28,10 @@ STAGES: dict[str, Callable[[Run], None]] = {
 """Every stage by its name, each after those whose results it reads."""
 
 
+_OF_ONE = {"prompts", "select", "report"}
+"""Stages that process 0 does alone, while others wait."""
+
+
 def run_stages(run: Run, names: Iterable[str] = tuple(STAGES)) -> None:
     """Does each stage, which skips the steps that are finished.
 
@@ -39,14 +44,14 @@ def run_stages(run: Run, names: Iterable[str] = tuple(STAGES)) -> None:
     prepare_process(run.config)
     first = "generate" if "generate" in names else f"train/{run.config.seeds[0]}"
     if {"generate", "train"} & set(names) and not run.has_record(first):
-        preflight.check(run, real_images="train" in names)
+        _apart(run, lambda: preflight.check(run, real_images="train" in names))
     for number, name in enumerate(names, 1):
         run.interrupt.check()
         start = time.monotonic()
         run.log("stage started", stage=name)
         run.progress.line(f"{name}: stage {number} of {len(names)}")
         try:
-            STAGES[name](run)
+            _do(run, name)
         except BaseException as error:
             # with the traceback of unforeseen errors: to reproduce one may take hours
             trace = None if isinstance(error, AimfairError) else traceback.format_exc()
@@ -55,6 +60,23 @@ def run_stages(run: Run, names: Iterable[str] = tuple(STAGES)) -> None:
             raise
         run.log("stage finished", stage=name, seconds=_seconds_since(start))
         run.progress.line(f"{name}: finished in {duration(_seconds_since(start))}, {number} of {len(names)} stages")
+
+
+def _do(run: Run, name: str) -> None:
+    if name in _OF_ONE:
+        _apart(run, lambda: STAGES[name](run))
+        return
+    if name != "generate":  # which exchanges no tensors
+        run.ranks.connect(choose_device(run.config.device, run.ranks), run.config.distributed.timeout)
+    STAGES[name](run)
+
+
+def _apart(run: Run, work: Callable[[], None]) -> None:
+    """Work of process 0 alone; the others return when it is done."""
+    if run.ranks.leads:
+        with run.apart():
+            work()
+    run.ranks.meet()
 
 
 def _seconds_since(start: float) -> float:

@@ -8,7 +8,7 @@ from aimfair.base.device import tuning_device
 from aimfair.data.images import ImageSet
 from aimfair.run.directory import Run
 from aimfair.run.steps import Assignment, Outputs, Step, one_by_one
-from aimfair.stages.context import splits_of, synthetic_of
+from aimfair.stages.context import processes_of, splits_of, synthetic_of
 from aimfair.training.models import load_model
 from aimfair.training.sensitivity import SOURCES, batches_of_each_source, measure_sensitivity
 
@@ -49,12 +49,20 @@ def inputs_of(run: Run, seed: int) -> dict[str, object]:
 def measure(run: Run, seed: int, sources: Mapping[str, ImageSet], path: Path, name: str) -> None:
     """Writes the statistics of one seed to ``path``; its model is freed on return. ``name``: for the progress."""
     config = run.config
-    model = load_model(run.baseline(seed), config.model).to(tuning_device(config.device))
+    model = load_model(run.baseline(seed), config.model).to(tuning_device(config.device, run.ranks))
     batches = batches_of_each_source(sources, config.sensitivity)
     with run.progress.task(name, batches * len(SOURCES)) as task:
         probe = measure_sensitivity(
-            model, sources, config.sensitivity, config.model, seed=seed, task=task, interrupt=run.interrupt
+            model,
+            sources,
+            config.sensitivity,
+            config.model,
+            seed=seed,
+            processes=processes_of(run),
+            task=task,
+            interrupt=run.interrupt,
         )
-    path.parent.mkdir(parents=True, exist_ok=True)
-    probe.save(path)
+    if run.ranks.leads:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        probe.save(path)
     run.log("sensitivity", seed=seed, batches=probe.batches)

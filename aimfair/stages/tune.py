@@ -108,11 +108,12 @@ def _choose(run: Run, *, name: str) -> Outputs:
         raise AimfairError(
             f"tune: none of {len(trials)} trials of methods.{name} finished, the first: {trials[0].reason}"
         )
-    Choice(trial=chosen.number, values=chosen.values).save(run.chosen(name))
+    if run.ranks.leads:
+        Choice(trial=chosen.number, values=chosen.values).save(run.chosen(name))
+        shutil.rmtree(run.tuning_work / name, ignore_errors=True)
+        with suppress(OSError):  # other methods have trials there
+            run.tuning_work.rmdir()
     run.log("chosen", method=name, trial=chosen.number, **chosen.values)
-    shutil.rmtree(run.tuning_work / name, ignore_errors=True)
-    with suppress(OSError):  # other methods have trials there
-        run.tuning_work.rmdir()
     return {f"tune/chosen/{name}": [run.chosen(name), *(run.trial(name, trial.number) for trial in trials)]}
 
 
@@ -248,9 +249,10 @@ def _try(
         )
     except (DivergedError, NothingSelectedError) as error:
         trial = Trial(number=number, values=values, state="failed", reason=str(error))
-    trial.save(path)
+    if run.ranks.leads:
+        trial.save(path)
+        shutil.rmtree(folder, ignore_errors=True)
     run.log("trial", method=name, number=number, state=trial.state, **values)
-    shutil.rmtree(folder, ignore_errors=True)
     return {f"tune/trials/{name}/{number}": [path]}
 
 
@@ -265,8 +267,9 @@ def _train(
         """[A, Y, K]"""
         config, device = run.config, next(model.parameters()).device
         scores = predict(
-            model, of, config.model, batch_size=config.evaluate.batch_size, device=device, interrupt=run.interrupt
-        )
+            model, of, config.model, batch_size=config.evaluate.batch_size, device=device, ranks=run.ranks,
+            interrupt=run.interrupt,
+        )  # fmt: skip
         return count_predictions(of.target, of.protected, scores.argmax(axis=1), classes, values)
 
     def monitor(model: nn.Module, epochs: list[Epoch]) -> None:

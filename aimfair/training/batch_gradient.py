@@ -1,8 +1,9 @@
 """The gradient of one batch, split into smaller parts when memory runs out."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import Self
 
 import torch
 from torch import Tensor, nn
@@ -30,6 +31,12 @@ class BatchResult:
     correct: int
     is_finite: bool
 
+    @classmethod
+    def of(cls, values: Tensor) -> Self:
+        """``values``: float64 [3]: loss, correct, and something that is finite if all gradients are."""
+        loss, correct, worst = values.tolist()  # the only synchronisation with the device
+        return cls(loss, int(correct) if math.isfinite(correct) else 0, all(map(math.isfinite, (loss, correct, worst))))
+
 
 class BatchGradient:
     """Leaves the gradient of the batch-mean cross-entropy in ``.grad``, or of a weighted sum of the images' losses.
@@ -48,15 +55,18 @@ class BatchGradient:
         self._buffers = list(model.buffers())
         self._saved = [torch.empty_like(buffer) for buffer in self._buffers]
 
-    def __call__(self, images: Tensor, target: Tensor, seed: int, weigh: Weigh | None = None) -> BatchResult:
+    def __call__(
+        self, images: Tensor, target: Tensor, seed: int, weigh: Weigh | None = None, total: int | None = None
+    ) -> BatchResult:
         """
         Args:
             images: float32 [B, 3, H, W], normalised. target: int64 [B], on the same device.
             seed: of dropout and the like, which draw from torch's default generators.
+            total: len(images), if it is given.
             weigh: maps float32 [B] losses, detached, to their [B] weights in the sum; default 1 / B. A batch that is
                 split needs one more forward pass first, for the losses of the whole batch.
         """
-        _copy(self._buffers, self._saved)
+        self.save_buffers()
 
         def attempt(size: int) -> BatchResult:
             self.undo()
@@ -65,7 +75,7 @@ class BatchGradient:
             correct = torch.zeros((), device=images.device)
             weights = None
             if weigh and size < len(images):
-                weights = weigh(self._losses(images, target, size))
+                weights = weigh(self._losses(images, target, pieces(len(images), size)))
                 self.undo()
                 seed_torch(seed, images.device)
             for piece in pieces(len(images), size):
@@ -83,18 +93,24 @@ class BatchGradient:
                 loss += piece_loss.detach()
                 correct += (scores.detach().argmax(1) == target[piece]).sum()
             worst = torch.stack(torch._foreach_norm(self._gradients(), float("inf"))).amax()
-            values = torch.stack((loss, correct, worst)).double().tolist()  # the only synchronisation with the device
-            return BatchResult(values[0], int(values[1]), all(map(math.isfinite, values)))
+            return BatchResult.of(torch.stack((loss, correct, worst)).double())
 
         return self._micro_batch.attempt(attempt)
 
     @torch.no_grad()
-    def _losses(self, images: Tensor, target: Tensor, size: int) -> Tensor:
+    def _losses(self, images: Tensor, target: Tensor, parts: Iterable[slice]) -> Tensor:
         """float32 [B], with the same dropout and split as the backward passes that follow."""
         return torch.cat([
             F.cross_entropy(logits(self._model, images[piece]), target[piece], reduction="none")
-            for piece in pieces(len(images), size)
+            for piece in parts
         ])  # fmt: skip
+
+    def save_buffers(self) -> None:
+        """For :meth:`undo`."""
+        _copy(self._buffers, self._saved)
+
+    def close(self) -> None:
+        """Leaves the model as it was made, with the last weights."""
 
     def undo(self) -> None:
         """Reverts the last call: clears gradients and restores buffers."""

@@ -60,6 +60,11 @@ def prepare(model: nn.Module, settings: ModelSettings) -> None:
         model.compile(dynamic=False)
 
 
+def run_like(wrapper: nn.Module, model: nn.Module) -> None:
+    """Lets :func:`logits` run a module around ``model`` as it runs that."""
+    setattr(wrapper, _ATTRIBUTE, getattr(model, _ATTRIBUTE, Execution()))
+
+
 def logits(model: nn.Module, images: Tensor) -> Tensor:
     """float32 [B, C] of normalised images float32 [B, 3, H, W].
 

@@ -13,6 +13,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from aimfair.base.ranks import ALONE, Ranks
 from aimfair.data.augment import Changes, change_on_device, change_pixels, draw
 from aimfair.data.images import Pixels
 from aimfair.data.settings import AugmentSettings
@@ -104,6 +105,7 @@ class Feed:
         augment: random changes.
         normalize: its device is that of the batches.
         threads: on the CPU; None: as many as torch uses.
+        ranks: each of several processes gets its share of every batch.
     """
 
     def __init__(
@@ -113,10 +115,12 @@ class Feed:
         normalize: Normalize,
         *,
         threads: int | None = None,
+        ranks: Ranks = ALONE,
     ):
         self._images = images
         self._augment = augment
         self._normalize = normalize
+        self._ranks = ranks
         self._stream: torch.cuda.Stream | None = None
         if normalize.device.type == "cuda":
             self._stream = torch.cuda.Stream(normalize.device)  # type: ignore[no-untyped-call]
@@ -168,6 +172,9 @@ class Feed:
         number, (indices, generator) = step
         height, width = self._images.shape[1:3]
         changes = draw(self._augment, len(indices), height, width, generator)
+        if self._ranks.size > 1:
+            share = self._ranks.share(len(indices))
+            indices, changes = indices[share], changes.part(share)
         if self._stream is not None:
             made = pool.submit(self._make_on_gpu, self._stream, indices, changes)
             return _Ahead([made], lambda: _await_on_gpu(*made.result()))

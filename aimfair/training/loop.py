@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Literal, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -30,11 +31,14 @@ from aimfair.training.feed import Feed, Normalize
 from aimfair.training.history import Epoch, History, Position
 from aimfair.training.optimizer import build_optimizer, learning_rate
 from aimfair.training.predict import predict_logits
+from aimfair.training.processes import ONE, Processes
 from aimfair.training.samplers import EveryImage, Indices, Sampler, epoch_batches, steps_per_epoch
 from aimfair.training.settings import FinetuneSettings, ModelSettings, OptimizerSettings
 
 SKIPS_IN_A_ROW = 5
 """Consecutive steps without a finite gradient that end a training."""
+
+_IMAGES_TO_COMPARE = 64  # between processes
 
 _WORDS = {2: torch.int16, 4: torch.int32}
 """Bytes of an element -> an integer type in which two values are equal if all bits are."""
@@ -94,6 +98,8 @@ class Training:
         checkpoint: to resume from; the caller removes it when the result is saved.
         name: begins its errors.
         task: advances by steps, :attr:`steps` in all.
+        processes: that train the model together, each with its own copy of all arguments. They see the same batches,
+            whatever their number.
     """
 
     model: nn.Module
@@ -113,6 +119,7 @@ class Training:
     task: Task = SILENT
     interrupt: Interrupt = NEVER
     log: Log = NOWHERE
+    processes: Processes = ONE
 
     _position: Position = field(init=False, default_factory=Position)
     _kept: Tensors = field(init=False, default_factory=dict)
@@ -130,12 +137,25 @@ class Training:
         self._device = next(self.model.parameters()).device
         self._normalize = Normalize(self.preprocessing, self._device)
         prepare(self.model, self.preprocessing)
-        self._gradient = BatchGradient(self.model, self.settings.batch_size)
         self._sampler = self.sampler or EveryImage(len(self.train))
         self._steps = steps_per_epoch(self._sampler.images, self.settings.batch_size)
         self._epochs = self.settings.epochs if self.stop_after is None else self.stop_after
         if not 1 <= self._epochs <= self.settings.epochs:
             raise ValueError(f"stop_after={self.stop_after}: expected 1 to {self.settings.epochs}")
+        self._gradient = self._batch_gradient()
+
+    def _batch_gradient(self) -> BatchGradient:
+        if not self.processes.several:
+            return BatchGradient(self.model, self.settings.batch_size)
+        from aimfair.training.shared_gradient import SharedGradient
+
+        smallest, ranks = self._sampler.images // self._steps, self.processes.ranks
+        if smallest < ranks.size:
+            raise AimfairError(
+                f"{self.name}: {ranks.size} processes share batches of {smallest} images, expected one for each at"
+                " least; raise batch_size, or start fewer processes"
+            )
+        return SharedGradient(self.model, self.settings.batch_size, self.processes)
 
     @property
     def steps(self) -> int:
@@ -152,8 +172,10 @@ class Training:
         """
         self._identity = self.identity()
         self._resume()
-        feed = Feed(self.train.images, self.settings.augment, self._normalize)
-        with forked_torch_rng(self._device), feed:
+        ranks = self.processes.ranks
+        ranks.require_same(self._start(), "all need the same files and data")
+        feed = Feed(self.train.images, self.settings.augment, self._normalize, ranks=ranks)
+        with forked_torch_rng(self._device), feed, closing(self._gradient):
             while self._position.epoch <= self._epochs:
                 try:
                     self._run_epoch(feed)
@@ -179,6 +201,17 @@ class Training:
             self.log("training resumed", epoch=self._position.epoch, step=self._position.step)
             self.task.advance((self._position.epoch - 1) * self._steps + self._position.step)
 
+    def _start(self) -> dict[str, str]:
+        """What must be equal in all processes before the first step."""
+        position = self._position
+        some = np.linspace(0, len(self.train) - 1, min(len(self.train), _IMAGES_TO_COMPARE)).astype(np.int64)
+        pixels = hashlib.sha256(np.ascontiguousarray(self.train.images[some]).data).hexdigest()
+        return {
+            "settings, labels or initial weights": self._identity[:12],
+            "training images": pixels[:12],
+            "checkpoint": f"epoch {position.epoch}, step {position.step}",
+        }
+
     def _run_epoch(self, feed: Feed) -> None:
         set_training_mode(self.model, self._batchnorm)
         position = self._position
@@ -195,10 +228,10 @@ class Training:
                 position.step += 1
                 position.seconds = time.monotonic() - start
                 self.task.advance(1, note=f"epoch {position.epoch}, loss {position.mean_loss:.3f}")
-                if self.checkpoint and (self.interrupt.requested or self.checkpoint.is_due):
-                    position.objective = self.objective.state() if self.objective else []
-                    self.checkpoint.save(self._identity, position, self.model, self.optimizer, self._kept)
-                self.interrupt.check()
+                interrupt = self.processes.agreed(self.interrupt)
+                if self.checkpoint and (interrupt.requested or self.checkpoint.is_due):
+                    self._save(self.checkpoint)
+                interrupt.check()
         validation_loss, validation_accuracy = self._validate()
         if not math.isfinite(validation_loss):
             raise DivergedError(
@@ -218,13 +251,18 @@ class Training:
         self.log("epoch", **epoch.model_dump())
         self._finish_epoch(epoch)
 
+    def _save(self, checkpoint: Checkpoint) -> None:
+        if self.processes.ranks.leads:
+            self._position.objective = self.objective.state() if self.objective else []
+            checkpoint.save(self._identity, self._position, self.model, self.optimizer, self._kept)
+
     def _take_step(self, indices: Indices, images: Tensor) -> None:
-        """``images``: float32 [B, 3, H, W], augmented and normalised, of ``indices``."""
-        position = self._position
-        target = torch.from_numpy(self.train.target[indices]).to(self._device)
+        """``images``: float32 [B, 3, H, W], augmented and normalised, of this process's share of ``indices``."""
+        position, share = self._position, self.processes.ranks.share(len(indices))
+        target = torch.from_numpy(self.train.target[indices[share]]).to(self._device)
         weigh = partial(self.objective.weights, indices=indices) if self.objective else None
         seed = derive_seed("dropout", self.seed, position.epoch, position.step)
-        result = self._gradient(images, target, seed, weigh)
+        result = self._gradient(images, target, seed, weigh, len(indices))
         if not result.is_finite:
             self._skip_step()
             return
@@ -251,7 +289,9 @@ class Training:
 
     def _validate(self) -> tuple[float, float]:
         """Mean cross-entropy and accuracy."""
-        scores = predict_logits(self.model, self.validation, self._normalize, self.settings.batch_size)
+        scores = predict_logits(
+            self.model, self.validation, self._normalize, self.settings.batch_size, ranks=self.processes.ranks
+        )
         target = torch.from_numpy(self.validation.target)
         return F.cross_entropy(scores, target).item(), (scores.argmax(1) == target).double().mean().item()
 

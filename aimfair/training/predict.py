@@ -1,5 +1,7 @@
 """Predictions of a model."""
 
+from collections.abc import Sequence
+
 import numpy as np
 import numpy.typing as npt
 import torch
@@ -9,6 +11,7 @@ from aimfair.base.errors import DivergedError
 from aimfair.base.interrupt import NEVER, Interrupt
 from aimfair.base.memory import MicroBatch
 from aimfair.base.progress import SILENT, Task
+from aimfair.base.ranks import ALONE, Ranks
 from aimfair.data.images import ImageSet
 from aimfair.training.execution import logits, prepare
 from aimfair.training.feed import Normalize
@@ -22,6 +25,7 @@ def predict(
     *,
     batch_size: int,
     device: torch.device,
+    ranks: Ranks = ALONE,
     task: Task = SILENT,
     interrupt: Interrupt = NEVER,
 ) -> npt.NDArray[np.float32]:
@@ -31,7 +35,9 @@ def predict(
         settings: how images are normalised and the model is run. others: as :func:`predict_logits`.
     """
     prepare(model.to(device), settings)
-    scores = predict_logits(model, images, Normalize(settings, device), batch_size, task=task, interrupt=interrupt)
+    scores = predict_logits(
+        model, images, Normalize(settings, device), batch_size, ranks=ranks, task=task, interrupt=interrupt
+    )
     return np.asarray(scores.numpy(), dtype=np.float32)
 
 
@@ -41,6 +47,7 @@ def predict_logits(
     normalize: Normalize,
     batch_size: int,
     *,
+    ranks: Ranks = ALONE,
     task: Task = SILENT,
     interrupt: Interrupt = NEVER,
 ) -> Tensor:
@@ -49,26 +56,22 @@ def predict_logits(
     Args:
         model: configured by :func:`aimfair.training.execution.prepare`.
         batch_size: at most; halved when memory runs out.
+        ranks: processes that have the same model and images: each computes every so-manyth batch, and all get the
+            logits of all images, with the bits that one process would compute.
         task: advances by images.
 
     Raises:
         DivergedError: logits that are not finite.
     """
     model.eval()
-    micro_batch = MicroBatch(batch_size)
-    parts: list[Tensor] = []
-    done = 0
-
-    @torch.inference_mode()
-    def next_part(size: int) -> Tensor:
-        return logits(model, normalize(images.images[done : done + size])).float().cpu()
-
-    while done < len(images):
-        interrupt.check()
-        parts.append(micro_batch.attempt(next_part))
-        done += len(parts[-1])
-        task.advance(len(parts[-1]))
-    scores = torch.cat(parts)
+    predictor = _Predictor(model, images, normalize, batch_size, interrupt)
+    batches = [slice(start, min(start + batch_size, len(images))) for start in range(0, len(images), batch_size)]
+    own = batches[ranks.rank :: ranks.size]
+    parts = []
+    for number, batch in enumerate(own):
+        parts.append(predictor(batch))
+        task.advance(sum(map(_length, batches[number * ranks.size : (number + 1) * ranks.size])))
+    scores = _in_order(parts, batches, ranks) if ranks.size > 1 else torch.cat(parts)
     if not scores.isfinite().all():
         bad = int((~scores.isfinite()).any(1).sum())
         raise DivergedError(
@@ -76,3 +79,47 @@ def predict_logits(
             " train it with a lower lr"
         )
     return scores
+
+
+class _Predictor:
+    """Logits of slices of images, computed in smaller parts once memory has run out."""
+
+    def __init__(self, model: nn.Module, images: ImageSet, normalize: Normalize, batch_size: int, interrupt: Interrupt):
+        self._model, self._images, self._normalize, self._interrupt = model, images, normalize, interrupt
+        self._micro_batch = MicroBatch(batch_size)
+
+    def __call__(self, batch: slice) -> Tensor:
+        """float32 [B, C] on the CPU."""
+        parts: list[Tensor] = []
+        done = batch.start
+
+        @torch.inference_mode()
+        def next_part(size: int) -> Tensor:
+            some = self._images.images[done : min(done + size, batch.stop)]
+            return logits(self._model, self._normalize(some)).float().cpu()
+
+        while done < batch.stop:
+            self._interrupt.check()
+            parts.append(self._micro_batch.attempt(next_part))
+            done += len(parts[-1])
+        return torch.cat(parts)
+
+
+def _in_order(parts: list[Tensor], batches: Sequence[slice], ranks: Ranks) -> Tensor:
+    """The logits of all batches, of which process r has computed r, r + size, and so on."""
+    of_each = [batches[rank :: ranks.size] for rank in range(ranks.size)]
+    classes = torch.tensor([parts[0].shape[1] if parts else 0])
+    width = int(ranks.concatenate(classes, [1] * ranks.size).max())
+    own = torch.cat(parts) if parts else torch.empty(0, width)
+    gathered = ranks.concatenate(own, [sum(map(_length, some)) for some in of_each])
+    scores = torch.empty_like(gathered)
+    start = 0
+    for some in of_each:
+        for batch in some:
+            scores[batch] = gathered[start : start + _length(batch)]
+            start += _length(batch)
+    return scores
+
+
+def _length(batch: slice) -> int:
+    return int(batch.stop - batch.start)

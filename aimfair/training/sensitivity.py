@@ -13,9 +13,11 @@ from aimfair.base.memory import MicroBatch, pieces
 from aimfair.base.progress import SILENT, Task
 from aimfair.base.seeds import derive_seed, forked_torch_rng, generator, seed_torch
 from aimfair.data.images import ImageSet
+from aimfair.selective.parameters import listing
 from aimfair.selective.sensitivity import Sensitivity
 from aimfair.training.execution import logits, prepare
 from aimfair.training.feed import Normalize
+from aimfair.training.processes import ONE, Processes
 from aimfair.training.settings import ModelSettings, SensitivitySettings
 
 SOURCES = ("real_biased", "synthetic_biased", "synthetic_fair")
@@ -46,6 +48,7 @@ def measure_sensitivity(
     preprocessing: ModelSettings,
     *,
     seed: int,
+    processes: Processes = ONE,
     task: Task = SILENT,
     interrupt: Interrupt = NEVER,
 ) -> Sensitivity:
@@ -61,6 +64,7 @@ def measure_sensitivity(
 
     Args:
         model: on the device to work on; parameters that require a gradient are measured.
+        processes: each takes every so-manyth batch, and all get the statistics of all batches.
         task: advances by batches, :func:`batches_of_each_source` for each source.
 
     Raises:
@@ -73,7 +77,7 @@ def measure_sensitivity(
     prepare(model, preprocessing)
     declared = dict.fromkeys(sources, batches) if settings.statistics == "signed" else None
     probe = Sensitivity(model, sources, statistics=settings.statistics, batches=declared)
-    done = 0
+    done, ranks = 0, processes.ranks
 
     def attempt(size: int) -> None:
         nonlocal done
@@ -85,6 +89,8 @@ def measure_sensitivity(
             order = generator(seed, "sensitivity", source).permutation(len(images))
             with probe.capture(source, accumulate_steps=len(parts)):
                 for number, indices in enumerate(order[: batches * settings.batch_size].reshape(batches, -1)):
+                    if number % ranks.size != ranks.rank:
+                        continue
                     interrupt.check()
                     target = torch.from_numpy(images.target[indices]).to(device)
                     x = normalize(images.images[indices])
@@ -98,11 +104,15 @@ def measure_sensitivity(
                     number_in_all += 1
                     if number_in_all > done:  # repeated batches are no progress
                         done = number_in_all
-                        task.advance(1, note=source)
+                        task.advance(min(ranks.size, batches - number), note=source)
 
     with forked_torch_rng(device), _mode(model, train=settings.train_mode) as restore_buffers:
         try:
             MicroBatch(settings.batch_size).attempt(attempt)
+            if processes.several:
+                with ranks.explained():
+                    probe.reduce()
+                _require_finite(probe)
             probe.require_finite()
         except FloatingPointError as error:
             found = str(error).partition(";")[0]
@@ -111,6 +121,16 @@ def measure_sensitivity(
                 " train.lr, or take the scale out of the model"
             ) from error
     return probe
+
+
+def _require_finite(probe: Sensitivity) -> None:
+    """
+    Raises:
+        FloatingPointError: NaN or infinite gradients in any of several processes, which none of them has raised.
+    """
+    for source, counts in probe.summary().nonfinite.items():
+        if counts:
+            raise FloatingPointError(f"NaN or infinite gradients in source {source!r}: {listing(counts)}")
 
 
 @contextmanager

@@ -133,6 +133,20 @@ class FinetuneSettings(OptimizerSettings):
     )
 
 
+class DistributedSettings(Settings):
+    """Several processes, as torchrun starts them; without it these settings have no effect."""
+
+    strategy: Literal["ddp"] = Field("ddp", description="ddp: every process holds the whole model")
+    batchnorm: Literal["synchronised", "local"] = Field(
+        "synchronised",
+        description="statistics in training mode: of the whole batch, as in one process, or of each process's share of"
+        " it; running statistics are then averaged after each step",
+    )
+    timeout: float = Field(
+        10.0, gt=0, description="minutes after which a process that does not join a common operation ends the job"
+    )
+
+
 KEPT_FOR = {
     "difference": ("all", "sum", "signed"),
     "relative_difference": ("all", "sum"),

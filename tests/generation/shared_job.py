@@ -15,9 +15,9 @@ from itertools import count
 from pathlib import Path
 
 from aimfair.base.interrupt import Interrupt
+from aimfair.base.ranks import Ranks
 from aimfair.generation.job import Job
 from aimfair.generation.provenance import Provenance
-from aimfair.generation.ranks import Ranks
 from aimfair.generation.settings import GenerateSettings
 from tests.generation.crash_points import every_third_is_black, lasting
 from tests.generation.samples import NoiseSampler, small_plan

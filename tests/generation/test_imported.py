@@ -19,6 +19,7 @@ from PIL import Image
 from aimfair.base.errors import AimfairError, ConfigError
 from aimfair.base.interrupt import NEVER, Interrupted
 from aimfair.base.log import Log
+from aimfair.base.ranks import Ranks
 from aimfair.config import Config
 from aimfair.data.decode import decode
 from aimfair.data.settings import DataSettings
@@ -27,7 +28,6 @@ from aimfair.generation import imported
 from aimfair.generation.job import Job
 from aimfair.generation.manifest import ImageRecord, Manifest
 from aimfair.generation.provenance import Provenance
-from aimfair.generation.ranks import Ranks
 from aimfair.generation.settings import GenerateSettings
 from aimfair.generation.source import read_source
 from aimfair.generation.summary import GenerationSummary

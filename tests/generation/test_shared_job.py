@@ -7,7 +7,6 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,44 +15,25 @@ import pytest
 import torch.distributed as dist
 import yaml
 
+from aimfair.base import ranks
 from aimfair.base.errors import AimfairError, ConfigError
 from aimfair.base.interrupt import Interrupt, Interrupted
+from aimfair.base.ranks import Ranks, processes, rank_here
 from aimfair.commands import cli
 from aimfair.config import load as config_file
-from aimfair.generation import ranks
 from aimfair.generation.job import Job
 from aimfair.generation.manifest import Manifest
 from aimfair.generation.provenance import Provenance, refuse_different_processes
-from aimfair.generation.ranks import Ranks, processes, rank_here
 from aimfair.generation.settings import GenerateSettings
 from aimfair.generation.summary import GenerationSummary
 from aimfair.run.directory import Run
 from aimfair.stages import generate, prompts
+from tests.base.together import in_threads
 from tests.generation.crash_points import contents
 from tests.generation.samples import SIZE, NoiseSampler, prompt_settings, small_plan
 from tests.training.samples import RESNET
 
 PLAN = small_plan()
-
-
-def in_threads(body: Callable[[Ranks], None], size: int = 2) -> list[BaseException | None]:
-    """What came of ``body`` in each of several threads that are processes to each other."""
-    store, ends = dist.HashStore(), list[BaseException | None]([None] * size)
-
-    def work(rank: int) -> None:
-        try:
-            with Ranks(rank, size, store) as here:
-                body(here)
-        except BaseException as error:
-            ends[rank] = error
-
-    threads = [threading.Thread(target=work, args=(rank,), daemon=True) for rank in range(size)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(60)
-        assert not thread.is_alive(), "it hangs"
-    return ends
 
 
 def share(folder: Path, here: Ranks, sampler: NoiseSampler, **changes: Any) -> Job:
@@ -242,12 +222,12 @@ def test_torchrun(tmp_path: Path, config: Path) -> None:
 
 
 def test_other_verbs_are_refused(
-    tmp_path: Path, config: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setenv("RANK", "1")
-    assert cli.main(["run", "--config", str(config), "--run", str(tmp_path / "run")]) == 2
-    assert "but only aimfair generate shares its work between several processes" in capsys.readouterr().err
+    assert cli.main(["ablate", "density", "--run", str(tmp_path / "run")]) == 2
+    assert "found WORLD_SIZE=2, expected one process; start it without torchrun" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
 
 
