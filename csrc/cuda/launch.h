@@ -14,14 +14,33 @@
 
 namespace aimfair::cuda {
 
-// Queues kernel(arguments...) on a cudaStream_t: `blocks` thread blocks of `threads` threads, in one dimension.
-template <class... Parameters, class... Arguments>
-cudaError_t launch(void (*kernel)(Parameters...), int64_t blocks, int threads, void* stream,
-                   const Arguments&... arguments) {
+// Thread blocks of `threads` threads, in one dimension, on a cudaStream_t.
+inline cudaLaunchConfig_t launch_config(int64_t blocks, int threads, void* stream) {
   cudaLaunchConfig_t config = {};
   config.gridDim = dim3(static_cast<unsigned>(blocks));
   config.blockDim = dim3(static_cast<unsigned>(threads));
   config.stream = static_cast<cudaStream_t>(stream);
+  return config;
+}
+
+// Queues kernel(arguments...).
+template <class... Parameters, class... Arguments>
+cudaError_t launch(void (*kernel)(Parameters...), int64_t blocks, int threads, void* stream,
+                   const Arguments&... arguments) {
+  const cudaLaunchConfig_t config = launch_config(blocks, threads, stream);
+  return cudaLaunchKernelEx(&config, kernel, static_cast<Parameters>(arguments)...);
+}
+
+// The same for a kernel whose thread blocks wait for each other: all must fit on the device at once (resident_blocks).
+template <class... Parameters, class... Arguments>
+cudaError_t launch_cooperative(void (*kernel)(Parameters...), int64_t blocks, int threads, void* stream,
+                               const Arguments&... arguments) {
+  cudaLaunchAttribute cooperative = {};
+  cooperative.id = cudaLaunchAttributeCooperative;
+  cooperative.val.cooperative = 1;
+  cudaLaunchConfig_t config = launch_config(blocks, threads, stream);
+  config.attrs = &cooperative;
+  config.numAttrs = 1;
   return cudaLaunchKernelEx(&config, kernel, static_cast<Parameters>(arguments)...);
 }
 
@@ -35,14 +54,22 @@ cudaError_t launch(void (*kernel)(Parameters...), int64_t blocks, int threads, v
 // long as a launch.
 cudaError_t resident_blocks(const void* kernel, int threads, int64_t* blocks);
 
-// Queues a kernel that loops over `work` units, one at a time in each thread block.
+// Thread blocks for a kernel that loops over `work` units, one at a time in each: all fit on the device at once.
+template <class... Parameters>
+cudaError_t persistent_blocks(void (*kernel)(Parameters...), int64_t work, int threads, int64_t* blocks) {
+  AIMFAIR_TRY(resident_blocks(reinterpret_cast<const void*>(kernel), threads, blocks));
+  *blocks = std::min(work, *blocks);
+  return cudaSuccess;
+}
+
+// Queues such a kernel.
 template <class... Parameters, class... Arguments>
 cudaError_t launch_persistent(void (*kernel)(Parameters...), int64_t work, int threads, void* stream,
                               const Arguments&... arguments) {
   if (work == 0) return cudaSuccess;
-  int64_t resident = 0;
-  AIMFAIR_TRY(resident_blocks(reinterpret_cast<const void*>(kernel), threads, &resident));
-  return launch(kernel, std::min(work, resident), threads, stream, arguments...);
+  int64_t blocks = 0;
+  AIMFAIR_TRY(persistent_blocks(kernel, work, threads, &blocks));
+  return launch(kernel, blocks, threads, stream, arguments...);
 }
 
 // Gathers arrays in host memory and copies them to the device together. The copy travels as kernel parameters: it needs

@@ -8,11 +8,13 @@
 //   1. A sample of the keys brackets the k-th best one (topk_sample.cu).
 //   2. One pass over the inputs writes the bits of the keys above the bracket and collects those inside: candidates
 //      (topk_collect.cu).
-//   3. If the bracket missed or there were too many candidates, the k-th key is found by counting all keys
-//      (topk_keys.cu), and a second pass does the work of the first. These launches are always queued; they return at
-//      once if there is nothing to do.
-//   4. The k-th key is found among the candidates (topk_keys.cu), and the mask is written (topk_choose.cu).
-// The host then reads whether there was a NaN; in that case step 4 has written nothing.
+//   3. If the bracket missed or there were too many candidates, the k-th key is found by counting all keys, and a
+//   second
+//      pass does the work of the first (topk_collect.cu). This launch is always queued; it returns at once if there is
+//      nothing to do.
+//   4. The k-th key is found among the candidates, and the mask is written (topk_choose.cu).
+// Each step is one launch; where it needs all keys to have been counted before it goes on, its thread blocks wait for
+// each other. The host then reads whether there was a NaN; in that case step 4 has written nothing.
 //
 // The other launchers are the parts of a selection over several processes, each of which sees only its own scores.
 
@@ -69,7 +71,6 @@ int select(const ScoreTensor* tensors, int64_t count, const Score& spec, int64_t
   }
   if (!known) AIMFAIR_TRY(s.search_all());
   AIMFAIR_TRY(collect(s, k, found, above, true));
-  if (bracketed) AIMFAIR_TRY(search_candidates(s, found.keys, found.capacity));
   AIMFAIR_TRY(choose(s, found, above, s.at<RunCounts>(runs_at), bits, rank));
   AIMFAIR_TRY(s.read(&state));
   if (state.nan_tensor != kNoTensor) result->nan_tensor = state.nan_tensor;

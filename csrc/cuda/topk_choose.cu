@@ -2,9 +2,9 @@
 
 #include "cuda/topk_select.h"
 
-// The mask, once the k-th best key is known. Mask blocks are taken in runs, one for each thread block of two kernels:
-// the first counts what every run holds of better and of equal keys, and its last thread block adds these up; the
-// second goes through the runs again and writes bits and rank.
+// The mask: the search for the k-th best key ends among the candidates. Then every thread block takes a run of mask
+// blocks, and counts what it holds of better and of equal keys; the last one adds these up, and all go through their
+// runs again and write bits and rank.
 
 namespace aimfair::cuda {
 namespace {
@@ -49,13 +49,11 @@ __device__ __forceinline__ unsigned tally(const Candidates& found, int64_t block
   return both;
 }
 
-__global__ void __launch_bounds__(kThreads)
-    count_runs(Candidates found, int64_t blocks, int64_t run, SelectState* state, RunCounts* runs) {
-  if (state->nan_tensor != kNoTensor) return;
-  const Threshold threshold(state);
-  const int64_t end = blockIdx.x * run + run < blocks ? blockIdx.x * run + run : blocks;
+// Counts the run of mask blocks from `begin` to `end`; runs[i] becomes what the runs before i hold.
+__device__ __forceinline__ void count_runs(const Candidates& found, const Threshold& threshold, int64_t begin,
+                                           int64_t end, RunCounts* runs, Meeting* meeting) {
   int64_t better = 0, equal = 0;
-  for (int64_t tile = blockIdx.x * run; tile < end; tile += kTile) {
+  for (int64_t tile = begin; tile < end; tile += kTile) {
     const int64_t block = tile + threadIdx.x / kShare;
     const unsigned both = tally(found, block, block < end ? found.counts[block] : BlockCounts{}, threshold);
     better += both & 0xffff;
@@ -64,32 +62,43 @@ __global__ void __launch_bounds__(kThreads)
   better = block_sum<kThreads>(lane_id() % kShare == 0 ? better : 0);
   equal = block_sum<kThreads>(lane_id() % kShare == 0 ? equal : 0);
   if (threadIdx.x == 0) runs[blockIdx.x] = {better, equal};
-  if (!last_to_arrive(&state->arrived, gridDim.x)) return;
-
-  int64_t before_better = 0, before_equal = 0;
-  for (int64_t first = 0; first < gridDim.x; first += kThreads) {
-    const int64_t i = first + threadIdx.x;
-    const RunCounts own = i < gridDim.x ? runs[i] : RunCounts{0, 0};
-    int64_t all_better, all_equal;
-    const int64_t until_better = before_better + block_exclusive_sum<kThreads>(own.better, &all_better);
-    const int64_t until_equal = before_equal + block_exclusive_sum<kThreads>(own.equal, &all_equal);
-    if (i < gridDim.x) runs[i] = {until_better, until_equal};
-    before_better += all_better;
-    before_equal += all_equal;
-  }
+  meet(meeting, [&] {
+    int64_t before_better = 0, before_equal = 0;
+    for (int64_t first = 0; first < gridDim.x; first += kThreads) {
+      const int64_t i = first + threadIdx.x;
+      const RunCounts own = i < gridDim.x ? runs[i] : RunCounts{0, 0};
+      int64_t all_better, all_equal;
+      const int64_t until_better = before_better + block_exclusive_sum<kThreads>(own.better, &all_better);
+      const int64_t until_equal = before_equal + block_exclusive_sum<kThreads>(own.equal, &all_equal);
+      if (i < gridDim.x) runs[i] = {until_better, until_equal};
+      before_better += all_better;
+      before_equal += all_equal;
+    }
+  });
 }
 
+// Of the ties that are left when a mask block begins, as many as matter: none, some, or more than it can have.
+__device__ __forceinline__ int ties_left(int64_t left) {
+  return left < 0 ? 0 : left > kBlock ? static_cast<int>(kBlock) + 1 : static_cast<int>(left);
+}
+
+// Does nothing if there is a NaN.
 template <int kTerm, int kDivisor>
 __global__ void __launch_bounds__(kThreads, 3)
-    write_runs(ScoreInputs inputs, Candidates found, int64_t run, const SelectState* state, const RunCounts* runs,
-               const uint32_t* above, uint32_t* bits, int64_t* rank) {
+    choose_elements(ScoreInputs inputs, Candidates found, int64_t run, SelectState* state, Count* histogram,
+                    RunCounts* runs, const uint32_t* above, uint32_t* bits, int64_t* rank) {
   if (state->nan_tensor != kNoTensor) return;
-  __shared__ uint32_t chosen[kWarps][kBlocksPerWarp][kWordsPerBlock];
-  auto& own = chosen[warp_id()];
+  // Bins of the search, then words of the mask.
+  __shared__ unsigned bins[kBins];
+  static_assert(kBins >= kWarps * kBlocksPerWarp * kWordsPerBlock);
+  search_keys<1>(found.keys, static_cast<int64_t>(state->used), &state->threshold, histogram, bins, &state->meeting);
   const Threshold threshold(state);
-  const int64_t end = blockIdx.x * run + run < inputs.blocks ? blockIdx.x * run + run : inputs.blocks;
+  const int64_t begin = blockIdx.x * run, end = begin + run < inputs.blocks ? begin + run : inputs.blocks;
+  count_runs(found, threshold, begin, end, runs, &state->meeting);
+
+  auto* own = reinterpret_cast<uint32_t (*)[kWordsPerBlock]>(bins) + warp_id() * kBlocksPerWarp;
   RunCounts before = runs[blockIdx.x];
-  for (int64_t tile = blockIdx.x * run; tile < end; tile += kTile) {
+  for (int64_t tile = begin; tile < end; tile += kTile) {
     const int64_t first_block = tile + warp_id() * kBlocksPerWarp, block = first_block + lane_id() / kShare;
 #pragma unroll
     for (int b = 0; b < kBlocksPerWarp; b++) {
@@ -99,9 +108,10 @@ __global__ void __launch_bounds__(kThreads, 3)
     const unsigned both = tally(found, block, counts, threshold);
     unsigned all, until = block_exclusive_sum<kThreads>(lane_id() % kShare == 0 ? both : 0, &all);
     until = __shfl_sync(kAllLanes, until, lane_id() / kShare * kShare);
-    const int64_t until_better = before.better + (until & 0xffff), until_equal = before.equal + (until >> 16);
-    const int64_t left = threshold.ties - until_equal, equal = both >> 16;
+    const int64_t until_equal = before.equal + (until >> 16);
+    const int equal = static_cast<int>(both >> 16), left = ties_left(threshold.ties - until_equal);
     if (block < end && lane_id() % kShare == 0) {
+      const int64_t until_better = before.better + (until & 0xffff);
       rank[block] = until_better + (left > 0 ? until_equal : threshold.ties);
       if (block + 1 == inputs.blocks) {
         rank[block + 1] = until_better + (both & 0xffff) + (left > equal ? until_equal + equal : threshold.ties);
@@ -123,7 +133,7 @@ __global__ void __launch_bounds__(kThreads, 3)
       }
       // At most one block has more ties than are left.
       if (0 < left && left < equal && lane_id() % kShare == 0) {
-        int64_t more = left;
+        int more = left;
         for (int i = 0; more > 0; i++) {
           if (found.keys[first + i] != threshold.key) continue;
           const int place = found.places[first + i];
@@ -135,7 +145,7 @@ __global__ void __launch_bounds__(kThreads, 3)
     __syncwarp();  // the words are complete
 #pragma unroll 1
     for (int b = 0; b < kBlocksPerWarp; b++) {
-      const int64_t ties = __shfl_sync(kAllLanes, left, b * kShare);
+      const int ties = __shfl_sync(kAllLanes, left, b * kShare);
       uint32_t word = own[b][lane_id()];
       if (__shfl_sync(kAllLanes, static_cast<int>(again), b * kShare)) {
         const ScoreBlock compared = score_block(inputs, first_block + b);
@@ -155,12 +165,14 @@ __global__ void __launch_bounds__(kThreads, 3)
 
 cudaError_t choose(const Selection& s, const Candidates& found, const uint32_t* above, RunCounts* runs, uint32_t* bits,
                    int64_t* rank) {
-  const int64_t tiles = (s.blocks() + kTile - 1) / kTile, tiles_per_run = (tiles + kMaxRuns - 1) / kMaxRuns;
-  const int64_t run = tiles_per_run * kTile, count = (s.blocks() + run - 1) / run;
-  AIMFAIR_TRY(launch(count_runs, count, kThreads, s.stream(), found, s.blocks(), run, s.state(), runs));
+  const int64_t tiles = (s.blocks() + kTile - 1) / kTile;
   return with_input_counts(s.inputs().spec, [&](auto term, auto divisor) {
-    return launch(write_runs<term.value, divisor.value>, count, kThreads, s.stream(), s.inputs(), found, run, s.state(),
-                  runs, above, bits, rank);
+    const auto kernel = choose_elements<term.value, divisor.value>;
+    int64_t most = 0;
+    AIMFAIR_TRY(persistent_blocks(kernel, std::min(tiles, kMaxRuns), kThreads, &most));
+    const int64_t run = (tiles + most - 1) / most * kTile, count = (s.blocks() + run - 1) / run;
+    return launch_cooperative(kernel, count, kThreads, s.stream(), s.inputs(), found, run, s.state(), s.histograms(),
+                              runs, above, bits, rank);
   });
 }
 

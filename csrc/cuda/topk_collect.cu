@@ -184,7 +184,7 @@ __global__ void __launch_bounds__(kThreads, 3)
     atomicAdd(&state->at_high, Count{sums[2]});
   }
   add_bins(bins, histogram);
-  if (!last_to_arrive(&state->arrived, gridDim.x)) return;
+  if (!last_to_arrive(&state->meeting.arrived, gridDim.x)) return;
   if (threadIdx.x == 0) decide(state, k, found.capacity, looks.candidates(), looks.high);
   __syncthreads();
   if (!state->missed && state->threshold.bits != 0) narrow(&state->threshold, histogram);

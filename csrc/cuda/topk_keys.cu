@@ -11,49 +11,54 @@ constexpr int kWarps = kThreads / kWarp;
 constexpr int kResident = 3;  // minimum of thread blocks per multiprocessor; leaves registers for loads ahead
 
 // Counts the keys in the range of the threshold; NaN scores go to histogram[kBins]. In a search, which does nothing
-// unless the bracket missed, the range is then narrowed and the histogram zeroed.
+// unless the bracket missed, the range is then narrowed and the histogram zeroed, until one key is left: a cooperative
+// launch.
 template <int kTerm, int kDivisor>
 __global__ void __launch_bounds__(kThreads, kResident)
-    count_round(ScoreInputs inputs, SelectState* state, Count* histogram, bool search) {
+    count_range(ScoreInputs inputs, SelectState* state, Count* histogram, bool search) {
   __shared__ unsigned bins[kBins];
-  const Search range = state->threshold;
-  if (search && (!state->missed || range.bits == 0)) return;
-  zero_bins(bins);
-  __syncthreads();
-  int64_t nans = 0;
-  for (int64_t at = int64_t{blockIdx.x} * kWarps + warp_id(); at < inputs.blocks; at += int64_t{gridDim.x} * kWarps) {
-    const ScoreBlock block = score_block(inputs, at);
-    for_each_group<kTerm, kDivisor>(inputs.spec, block, [&](int group, const Four& scores) {
-      int bin[4];
-      bool same = true;
+  if (search && !state->missed) return;
+  for (int round = 0; round < (search ? kRounds : 1); round++) {
+    const Search range = state->threshold;
+    if (search && range.bits == 0) return;
+    zero_bins(bins);
+    __syncthreads();
+    int64_t nans = 0;
+    for (int64_t at = int64_t{blockIdx.x} * kWarps + warp_id(); at < inputs.blocks; at += int64_t{gridDim.x} * kWarps) {
+      const ScoreBlock block = score_block(inputs, at);
+      for_each_group<kTerm, kDivisor>(inputs.spec, block, [&](int group, const Four& scores) {
+        int bin[4];
+        bool same = true;
 #pragma unroll
-      for (int e = 0; e < 4; e++) {
-        const bool inside = group * kGroup + lane_id() * 4 + e < block.size, nan = scores.v[e] != scores.v[e];
-        nans += inside && nan;
-        bin[e] = inside && !nan ? bin_of(unsigned_key(scores.v[e], inputs.largest), range) : -1;
-        same &= bin[e] == bin[0];
-      }
-      // Many equal scores would contend for one bin.
-      const int first = __shfl_sync(kAllLanes, bin[0], 0);
-      if (__all_sync(kAllLanes, same && bin[0] == first)) {
-        if (lane_id() == 0 && first >= 0) atomicAdd(&bins[first], unsigned{kGroup});
-        return;
-      }
+        for (int e = 0; e < 4; e++) {
+          const bool inside = group * kGroup + lane_id() * 4 + e < block.size, nan = scores.v[e] != scores.v[e];
+          nans += inside && nan;
+          bin[e] = inside && !nan ? bin_of(unsigned_key(scores.v[e], inputs.largest), range) : -1;
+          same &= bin[e] == bin[0];
+        }
+        // Many equal scores would contend for one bin.
+        const int first = __shfl_sync(kAllLanes, bin[0], 0);
+        if (__all_sync(kAllLanes, same && bin[0] == first)) {
+          if (lane_id() == 0 && first >= 0) atomicAdd(&bins[first], unsigned{kGroup});
+          return;
+        }
 #pragma unroll
-      for (int e = 0; e < 4; e++) {
-        if (bin[e] >= 0) atomicAdd(&bins[bin[e]], 1u);
-      }
-    });
-  }
-  __syncthreads();
-  add_bins(bins, histogram);
-  if (search) {
-    if (!last_to_arrive(&state->arrived, gridDim.x)) return;
-    narrow(&state->threshold, histogram);
-    zero_bins(histogram);
-  } else {
-    nans = block_sum<kThreads>(nans);
-    if (threadIdx.x == 0 && nans > 0) atomicAdd(histogram + kBins, static_cast<Count>(nans));
+        for (int e = 0; e < 4; e++) {
+          if (bin[e] >= 0) atomicAdd(&bins[bin[e]], 1u);
+        }
+      });
+    }
+    __syncthreads();
+    add_bins(bins, histogram);
+    if (search) {
+      meet(&state->meeting, [&] {
+        narrow(&state->threshold, histogram);
+        zero_bins(histogram);
+      });
+    } else {
+      nans = block_sum<kThreads>(nans);
+      if (threadIdx.x == 0 && nans > 0) atomicAdd(histogram + kBins, static_cast<Count>(nans));
+    }
   }
 }
 
@@ -88,67 +93,6 @@ __global__ void __launch_bounds__(kThreads, kResident)
     const uint32_t same = compare_block<kTerm, kDivisor>(inputs, block, threshold).inside;
     bits[at * kWordsPerBlock + lane_id()] |= first_bits(same, left);
   }
-}
-
-// A round of one or two searches among keys at a multiple of 16 bytes. With `finish`, the last thread block goes on
-// alone.
-template <int kSearches>
-__global__ void __launch_bounds__(kThreads)
-    search_round(const uint32_t* keys, int64_t n, const Count* used, Search* searches, Count* histograms,
-                 unsigned* arrived, bool finish) {
-  __shared__ unsigned bins[kSearches * kBins];
-  int64_t begin = int64_t{blockIdx.x} * kThreads + threadIdx.x, stride = int64_t{gridDim.x} * kThreads;
-  if (used) n = static_cast<int64_t>(*used);
-  for (bool alone = false;; alone = true) {
-    Search search[kSearches];
-    bool done = true;
-#pragma unroll
-    for (int s = 0; s < kSearches; s++) {
-      search[s] = searches[s];
-      done &= search[s].bits == 0;
-    }
-    if (done) return;
-    zero_bins(bins, kSearches * kBins);
-    __syncthreads();
-    const auto count = [&](uint32_t key) {
-#pragma unroll
-      for (int s = 0; s < kSearches; s++) {
-        const int bin = bin_of(key, search[s]);
-        if (bin >= 0) atomicAdd(&bins[s * kBins + bin], 1u);
-      }
-    };
-#pragma unroll 4
-    for (int64_t i = begin; i < n / 4; i += stride) {
-      const uint4 four = reinterpret_cast<const uint4*>(keys)[i];
-      count(four.x);
-      count(four.y);
-      count(four.z);
-      count(four.w);
-    }
-    if (begin < n % 4) count(keys[n / 4 * 4 + begin]);
-    __syncthreads();
-#pragma unroll
-    for (int s = 0; s < kSearches; s++) {
-      if (search[s].bits != 0) add_bins(bins + s * kBins, histograms + s * kBins);
-    }
-    if (!alone && !last_to_arrive(arrived, gridDim.x)) return;
-    __syncthreads();  // all bins have been added
-#pragma unroll
-    for (int s = 0; s < kSearches; s++) {
-      if (search[s].bits != 0) narrow(searches + s, histograms + s * kBins);
-    }
-    zero_bins(histograms, kSearches * kBins);
-    if (!finish) return;
-    begin = threadIdx.x;
-    stride = kThreads;
-    __syncthreads();  // the search has been narrowed, the histogram zeroed, and the bins have been read
-  }
-}
-
-// Thread blocks for n keys: fewer have fewer bins to add up.
-int64_t search_work(int64_t n) {
-  constexpr int64_t kKeys = 4 * kThreads;
-  return (n + kKeys - 1) / kKeys;
 }
 
 }  // namespace
@@ -194,17 +138,16 @@ cudaError_t Selection::read(SelectState* state) const {
 
 cudaError_t Selection::search_all() const {
   return with_input_counts(inputs_.spec, [&](auto term, auto divisor) {
-    for (int round = 0; round < kRounds; round++) {
-      AIMFAIR_TRY(launch_persistent(count_round<term.value, divisor.value>, (blocks() + kWarps - 1) / kWarps, kThreads,
-                                    stream_, inputs_, state_, histograms_, true));
-    }
-    return cudaSuccess;
+    const auto kernel = count_range<term.value, divisor.value>;
+    int64_t resident = 0;
+    AIMFAIR_TRY(persistent_blocks(kernel, (blocks() + kWarps - 1) / kWarps, kThreads, &resident));
+    return launch_cooperative(kernel, resident, kThreads, stream_, inputs_, state_, histograms_, true);
   });
 }
 
 cudaError_t Selection::count_keys(int64_t* counts) const {
   return with_input_counts(inputs_.spec, [&](auto term, auto divisor) {
-    return launch_persistent(count_round<term.value, divisor.value>, (blocks() + kWarps - 1) / kWarps, kThreads,
+    return launch_persistent(count_range<term.value, divisor.value>, (blocks() + kWarps - 1) / kWarps, kThreads,
                              stream_, inputs_, state_, reinterpret_cast<Count*>(counts), false);
   });
 }
@@ -222,16 +165,6 @@ cudaError_t Selection::add_ties(uint32_t* bits, const int64_t* equal_until, cons
     return launch_persistent(set_ties<term.value, divisor.value>, (blocks() + kWarps - 1) / kWarps, kThreads, stream_,
                              inputs_, state_, bits, equal_until, ties);
   });
-}
-
-cudaError_t search_sample(const Selection& s, const uint32_t* keys, int64_t n) {
-  return launch_persistent(search_round<2>, search_work(n), kThreads, s.stream(), keys, n, nullptr,
-                           &s.state()->bracket[0], s.histograms(), &s.state()->arrived, false);
-}
-
-cudaError_t search_candidates(const Selection& s, const uint32_t* keys, int64_t n) {
-  return launch_persistent(search_round<1>, search_work(n), kThreads, s.stream(), keys, n, &s.state()->used,
-                           &s.state()->threshold, s.histograms(), &s.state()->arrived, true);
 }
 
 }  // namespace aimfair::cuda

@@ -43,11 +43,11 @@ __device__ __forceinline__ uint32_t sampled_key(const ScoreInputs& inputs, const
                       inputs.largest);
 }
 
-// Takes the sample, and goes the first round of both searches, which begin with all keys.
+// Takes the sample, with the first round of both searches, which begin with all keys; then searches on.
 __global__ void __launch_bounds__(kThreads)
-    sample_keys(ScoreInputs inputs, const int64_t* first_elements, int64_t n, int64_t stride, uint32_t* keys,
-                SelectState* state, Count* histogram) {
-  __shared__ unsigned bins[kBins];
+    bracket_threshold(ScoreInputs inputs, const int64_t* first_elements, int64_t n, int64_t stride, uint32_t* keys,
+                      SelectState* state, Count* histograms) {
+  __shared__ unsigned bins[2 * kBins];
   zero_bins(bins);
   __syncthreads();
   for (int64_t i = int64_t{blockIdx.x} * kThreads + threadIdx.x; i < n; i += int64_t{gridDim.x} * kThreads) {
@@ -56,13 +56,15 @@ __global__ void __launch_bounds__(kThreads)
     atomicAdd(&bins[bin_of(key, {0, 32, 0})], 1u);
   }
   __syncthreads();
-  add_bins(bins, histogram);
-  if (!last_to_arrive(&state->arrived, gridDim.x)) return;
+  add_bins(bins, histograms);
+  meet(&state->meeting, [&] {
 #pragma unroll
-  for (Search& search : state->bracket) {
-    if (search.bits != 0) narrow(&search, histogram);
-  }
-  zero_bins(histogram);
+    for (Search& search : state->bracket) {
+      if (search.bits != 0) narrow(&search, histograms);
+    }
+    zero_bins(histograms);
+  });
+  search_keys<2>(keys, n, state->bracket, histograms, bins, &state->meeting);
 }
 
 }  // namespace
@@ -84,10 +86,10 @@ void enter_bracket(int64_t k, int64_t total, int64_t capacity, Search (&bracket)
 cudaError_t sample(const Selection& s, uint32_t* keys) {
   const int64_t n = sample_size(s.total()), stride = s.total() / (n / kSampleLanes);
   const int64_t work = (n + kThreads * kKeysPerThread - 1) / (kThreads * kKeysPerThread);
-  AIMFAIR_TRY(launch_persistent(sample_keys, work, kThreads, s.stream(), s.inputs(), s.first_elements(), n, stride,
-                                keys, s.state(), s.histograms()));
-  for (int round = 1; round < kRounds; round++) AIMFAIR_TRY(search_sample(s, keys, n));
-  return cudaSuccess;
+  int64_t blocks = 0;
+  AIMFAIR_TRY(persistent_blocks(bracket_threshold, work, kThreads, &blocks));
+  return launch_cooperative(bracket_threshold, blocks, kThreads, s.stream(), s.inputs(), s.first_elements(), n, stride,
+                            keys, s.state(), s.histograms());
 }
 
 }  // namespace aimfair::cuda

@@ -40,8 +40,8 @@ void enter_bracket(int64_t k, int64_t total, int64_t capacity, Search (&bracket)
 // threshold alone, and nothing is done unless state()->missed.
 cudaError_t collect(const Selection& s, int64_t k, const Candidates& found, uint32_t* above, bool exact);
 
-// Queues the mask of the keys that are better than the threshold and of the first of those that equal it. Writes
-// nothing if there is a NaN. `runs` has room for kMaxRuns.
+// Queues the rest of the search for the threshold among the candidates, and the mask of the keys that are better and of
+// the first of those that equal it. Writes nothing if there is a NaN. `runs` has room for kMaxRuns.
 struct RunCounts {
   int64_t better, equal;
 };

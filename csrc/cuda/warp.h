@@ -6,7 +6,7 @@
 
 #include "aimfair/numeric.h"
 
-// Collective operations of the threads of a warp or a thread block. All of them must call, at the same place.
+// Collective operations of the threads of a warp, a thread block or a grid. All of them must call, at the same place.
 
 namespace aimfair::cuda {
 
@@ -105,6 +105,34 @@ static __device__ __forceinline__ bool last_to_arrive(unsigned* arrived, unsigne
   }
   __syncthreads();
   return is_last;
+}
+
+// Where the thread blocks of a cooperative launch wait for each other. In device memory, zero at first.
+struct Meeting {
+  unsigned arrived = 0, round = 0;
+};
+
+// Waits until all thread blocks have arrived and all threads of the last one have called last(). What was written
+// before is visible to all. Only in kernels of launch_cooperative.
+template <class Last>
+static __device__ __forceinline__ void meet(Meeting* meeting, const Last& last) {
+  volatile unsigned* round = &meeting->round;
+  const unsigned own = threadIdx.x == 0 ? *round : 0;  // it changes only after this thread block has arrived
+  const bool is_last = last_to_arrive(&meeting->arrived, gridDim.x);
+  if (is_last) {
+    last();
+    __syncthreads();  // all threads have returned
+  }
+  if (threadIdx.x == 0) {
+    __threadfence();
+    if (is_last) {
+      *round = own + 1;
+    } else {
+      while (*round == own) __nanosleep(32);
+    }
+    __threadfence();
+  }
+  __syncthreads();
 }
 
 }  // namespace aimfair::cuda

@@ -23,8 +23,9 @@ namespace {
 
 constexpr unsigned kMaxThreads = 1024;
 constexpr uint64_t kPoison = 0xa5a5a5a5a5a5a5a5;
+constexpr unsigned kMostSleeps = 10'000;  // in sequence, of all blocks
 
-// A thread of the running block, and what it waits for.
+// A thread, and what it waits for.
 struct Thread {
   Fiber* fiber;  // null: not begun
   bool ended;
@@ -37,32 +38,47 @@ struct Thread {
   uint64_t result;
 };
 
+struct Block {
+  unsigned index;
+  Thread threads[kMaxThreads];
+  unsigned warp_waiting[kMaxThreads / 32];  // lanes in a collective
+  unsigned at_barrier, ended;
+  unsigned ready[kMaxThreads], first_ready, ready_count;  // threads that can go on: a ring, entered at the end
+  std::vector<char> shared;                               // its variables, while another block runs
+};
+
 // One launch runs at a time, whichever system thread asks.
 std::mutex launching;
 void (*body)(void*);
 void* context;
-Thread threads[kMaxThreads];
-unsigned warp_waiting[kMaxThreads / 32];  // lanes in a collective
-unsigned current, at_barrier, ended;
-unsigned long waits;                       // of all threads of the launch
-Fiber launcher;                            // the stack of the caller of launch
-auto& resting = *new std::vector<Fiber*>;  // fibers without a thread; never deleted, as they are not
+auto& unbegun = *new std::vector<unsigned>;  // blocks, the next one last
+auto& begun = *new std::vector<Block*>;      // and not ended: one, unless the launch is cooperative
+size_t running;                              // of those
+unsigned current;                            // thread of that block
+bool cooperative;
+unsigned sleeps;      // since a thread did something else
+unsigned long waits;  // of all threads of the launch
+Fiber launcher;       // the stack of the caller of launch
 
-// Threads that can go on: a ring, entered at the end.
-unsigned ready[kMaxThreads], first_ready, ready_count;
+// For the next block or thread; never deleted.
+auto& unused = *new std::vector<Block*>;
+auto& resting = *new std::vector<Fiber*>;
+
 enum class Order { forward, backward, random } order;
 std::mt19937_64 random_bits;
 
-unsigned& ready_at(unsigned place) { return ready[(first_ready + place) % kMaxThreads]; }
+Block& block() { return *begun[running]; }
 
-void make_ready(unsigned thread) { ready_at(ready_count++) = thread; }
+unsigned& ready_at(unsigned place) { return block().ready[(block().first_ready + place) % kMaxThreads]; }
+
+void make_ready(unsigned thread) { ready_at(block().ready_count++) = thread; }
 
 unsigned take_ready() {
-  ready_count--;
-  if (order == Order::backward) return ready_at(ready_count);
-  if (order == Order::random) std::swap(ready_at(0), ready_at(random_bits() % (ready_count + 1)));
+  const unsigned count = --block().ready_count;
+  if (order == Order::backward) return ready_at(count);
+  if (order == Order::random) std::swap(ready_at(0), ready_at(random_bits() % (count + 1)));
   const unsigned thread = ready_at(0);
-  first_ready = (first_ready + 1) % kMaxThreads;
+  block().first_ready = (block().first_ready + 1) % kMaxThreads;
   return thread;
 }
 
@@ -79,6 +95,7 @@ bool waits_as(const Thread& a, const Thread& b) {
 
 // No thread can go on and not all have ended: says what each waits for.
 [[noreturn]] void fail_deadlock() {
+  const Thread* threads = block().threads;
   std::fprintf(stderr, "CUDA emulator: block %u of %u: its %u threads cannot go on together\n", blockIdx.x, gridDim.x,
                blockDim.x);
   for (unsigned first = 0; first < blockDim.x; first++) {
@@ -99,14 +116,68 @@ bool waits_as(const Thread& a, const Thread& b) {
   std::abort();
 }
 
-// Goes on with another thread, or with the launcher after the last one.
-void give_way() {
-  if (ready_count == 0) {
-    if (ended != blockDim.x) fail_deadlock();
-    switch_to(&launcher);
-    return;
+// Not memset and memcpy: AddressSanitizer would find the red zones between the variables.
+[[gnu::no_sanitize("address", "undefined")]] void poison_shared() {
+  volatile char* at = __start_aimfair_shared;
+  for (; __stop_aimfair_shared - at >= 8; at += 8) *reinterpret_cast<volatile uint64_t*>(at) = kPoison;
+  for (; at < __stop_aimfair_shared; at++) *at = static_cast<char>(kPoison);
+}
+
+[[gnu::no_sanitize("address", "undefined")]] void exchange_shared(char* kept) {
+  volatile char* at = __start_aimfair_shared;
+  for (; __stop_aimfair_shared - at >= 8; at += 8, kept += 8) {
+    const uint64_t value = *reinterpret_cast<volatile uint64_t*>(at);
+    *reinterpret_cast<volatile uint64_t*>(at) = *reinterpret_cast<uint64_t*>(kept);
+    *reinterpret_cast<uint64_t*>(kept) = value;
   }
-  Thread& next = threads[current = take_ready()];
+  for (; at < __stop_aimfair_shared; at++, kept++) {
+    const char value = *at;
+    *at = *kept;
+    *kept = value;
+  }
+}
+
+// Begins the next block, if there is one that has not begun.
+bool begin_block() {
+  if (unbegun.empty()) return false;
+  if (unused.empty()) unused.push_back(new Block);
+  running = begun.size();
+  begun.push_back(unused.back());
+  unused.pop_back();
+  Block& next = block();
+  next.index = unbegun.back();
+  unbegun.pop_back();
+  std::fill_n(next.threads, blockDim.x, Thread{});
+  std::fill_n(next.warp_waiting, kMaxThreads / 32, 0u);
+  next.at_barrier = next.ended = next.first_ready = next.ready_count = 0;
+  blockIdx.x = next.index;
+  poison_shared();
+  for (unsigned thread = 0; thread < blockDim.x; thread++) make_ready(thread);
+  return true;
+}
+
+// Goes on with block `next`, once the shared variables of the running one are kept.
+void resume_block(size_t next) {
+  running = next;
+  blockIdx.x = block().index;
+  exchange_shared(block().shared.data());
+}
+
+// Goes on with another thread, with another block after the last one, with the launcher after the last block.
+void give_way() {
+  if (block().ready_count == 0) {
+    if (block().ended != blockDim.x) fail_deadlock();
+    unused.push_back(begun[running]);
+    begun.erase(begun.begin() + static_cast<ptrdiff_t>(running));
+    if (!begin_block()) {
+      if (begun.empty()) {
+        switch_to(&launcher);
+        return;
+      }
+      resume_block(order == Order::random ? random_bits() % begun.size() : running % begun.size());
+    }
+  }
+  Thread& next = block().threads[current = take_ready()];
   threadIdx.x = current;
   if (!next.fiber) {
     if (resting.empty()) resting.push_back(new_fiber());
@@ -116,14 +187,17 @@ void give_way() {
   switch_to(next.fiber);
 }
 
-uint64_t wait(Thread& thread) {
+uint64_t wait() {
+  Thread& own = block().threads[current];
   waits++;
+  sleeps = 0;
   give_way();
-  thread.function = nullptr;
-  return thread.result;
+  own.function = nullptr;
+  return own.result;
 }
 
 void release_block() {
+  Thread* threads = block().threads;
   const Thread& arrived = threads[current];
   uint64_t count = 0;
   for (unsigned i = 0; i < blockDim.x; i++) {
@@ -134,7 +208,7 @@ void release_block() {
     threads[i].result = count;
     make_ready(i);
   }
-  at_barrier = 0;
+  block().at_barrier = 0;
 }
 
 uint64_t combined(const Thread* lanes, unsigned lane) {
@@ -183,67 +257,73 @@ void read_order() {
   }
 }
 
-// Not memset: AddressSanitizer would find the red zones between the variables.
-[[gnu::no_sanitize("address", "undefined")]] void poison_shared() {
-  volatile char* at = __start_aimfair_shared;
-  for (; __stop_aimfair_shared - at >= 8; at += 8) *reinterpret_cast<volatile uint64_t*>(at) = kPoison;
-  for (; at < __stop_aimfair_shared; at++) *at = static_cast<char>(kPoison);
-}
-
-void run_block(unsigned block) {
-  blockIdx.x = block;
-  poison_shared();
-  std::fill_n(threads, blockDim.x, Thread{});
-  std::fill_n(warp_waiting, kMaxThreads / 32, 0u);
-  at_barrier = ended = first_ready = ready_count = 0;
-  for (unsigned thread = 0; thread < blockDim.x; thread++) make_ready(thread);
-  give_way();
-}
-
 }  // namespace
 
 // A fiber runs one thread after another, for as long as the program lives.
 void fiber_main() {
   for (;;) {
     body(context);
-    threads[current].ended = true;
-    threads[current].function = nullptr;
-    ended++;
-    resting.push_back(threads[current].fiber);
+    Thread& thread = block().threads[current];
+    thread.ended = true;
+    thread.function = nullptr;
+    block().ended++;
+    sleeps = 0;
+    resting.push_back(thread.fiber);
     give_way();
   }
 }
 
-void launch(unsigned blocks, unsigned block_threads, void (*new_body)(void*), void* new_context) {
+void launch(unsigned grid_blocks, unsigned block_threads, bool is_cooperative, void (*new_body)(void*),
+            void* new_context) {
   const std::lock_guard lock(launching);
   read_order();
   body = new_body;
   context = new_context;
-  gridDim.x = blocks;
+  gridDim.x = grid_blocks;
   blockDim.x = block_threads;
+  cooperative = is_cooperative;
   running_fiber = &launcher;
-  waits = 0;
-  if (order == Order::random) {
-    std::vector<unsigned> shuffled(blocks);
-    std::iota(shuffled.begin(), shuffled.end(), 0u);
-    std::shuffle(shuffled.begin(), shuffled.end(), random_bits);
-    for (const unsigned block : shuffled) run_block(block);
-  } else {
-    for (unsigned i = 0; i < blocks; i++) run_block(order == Order::forward ? i : blocks - 1 - i);
-  }
+  waits = sleeps = 0;
+  unbegun.resize(grid_blocks);
+  std::iota(unbegun.begin(), unbegun.end(), 0u);
+  if (order == Order::forward) std::reverse(unbegun.begin(), unbegun.end());
+  if (order == Order::random) std::shuffle(unbegun.begin(), unbegun.end(), random_bits);
+  begin_block();
+  give_way();
   if (std::getenv("AIMFAIR_EMULATOR_TRACE")) {
-    std::fprintf(stderr, "CUDA emulator: %u blocks of %u threads, %lu waits\n", blocks, block_threads, waits);
+    std::fprintf(stderr, "CUDA emulator: %u blocks of %u threads, %lu waits\n", grid_blocks, block_threads, waits);
   }
 }
 
 unsigned wait_for_block(const char* function, bool predicate, const Where& where) {
-  Thread& thread = threads[current];
+  Thread& thread = block().threads[current];
   thread.function = function;
   thread.where = where;
   thread.mask = 0;
   thread.value = predicate;
-  if (++at_barrier == blockDim.x) release_block();
-  return static_cast<unsigned>(wait(thread));
+  if (++block().at_barrier == blockDim.x) release_block();
+  return static_cast<unsigned>(wait());
+}
+
+void wait_for_other_blocks(const char* function, const Where& where) {
+  if (!cooperative) fail_in(function, ": blocks wait for each other only in a cooperative launch", where);
+  if (++sleeps > kMostSleeps) fail_in(function, ": the blocks wait for each other forever", where);
+  Block& own = block();
+  // After the others of its block, in every order.
+  if (order == Order::backward) {
+    own.first_ready = (own.first_ready + kMaxThreads - 1) % kMaxThreads;
+    own.ready_count++;
+    ready_at(0) = current;
+  } else {
+    make_ready(current);
+  }
+  if (own.ready_count == 1) {
+    own.shared.resize(static_cast<size_t>(__stop_aimfair_shared - __start_aimfair_shared));
+    exchange_shared(own.shared.data());
+    if (!begin_block())
+      resume_block(order == Order::random ? random_bits() % begun.size() : (running + 1) % begun.size());
+  }
+  give_way();
 }
 
 uint64_t wait_for_lanes(const char* function, Combine combine, unsigned mask, uint64_t value, unsigned source,
@@ -253,19 +333,20 @@ uint64_t wait_for_lanes(const char* function, Combine combine, unsigned mask, ui
   if (combine == Combine::shuffle && !(mask >> source & 1)) {
     fail_in(function, ": reads from a lane that is not in the mask", where);
   }
-  Thread& thread = threads[current];
+  Block& of = block();
+  Thread& thread = of.threads[current];
   thread = {thread.fiber, false, function, where, combine, mask, value, source, 0};
-  warp_waiting[warp] |= 1u << lane;
-  if ((warp_waiting[warp] & mask) == mask && lanes_have_met(threads + first, thread)) {
-    warp_waiting[warp] &= ~mask;
+  of.warp_waiting[warp] |= 1u << lane;
+  if ((of.warp_waiting[warp] & mask) == mask && lanes_have_met(of.threads + first, thread)) {
+    of.warp_waiting[warp] &= ~mask;
     for (unsigned i = 0; i < 32; i++) {
-      if (mask >> i & 1) threads[first + i].result = combined(threads + first, i);
+      if (mask >> i & 1) of.threads[first + i].result = combined(of.threads + first, i);
     }
     for (unsigned i = 0; i < 32; i++) {
       if (mask >> i & 1) make_ready(first + i);
     }
   }
-  return wait(thread);
+  return wait();
 }
 
 void fail(const char* problem, const Where& where) { fail_in("", problem, where); }

@@ -11,15 +11,14 @@
 #include <vector>
 
 #include "cuda/device.h"
+#include "cuda/launch.h"
+#include "cuda/warp.h"
 
 namespace {
 
 template <class... Parameters, class... Arguments>
 void launch(void (*kernel)(Parameters...), unsigned blocks, unsigned threads, Arguments... arguments) {
-  cudaLaunchConfig_t config = {};
-  config.gridDim = dim3(blocks);
-  config.blockDim = dim3(threads);
-  const cudaError_t error = cudaLaunchKernelEx(&config, kernel, static_cast<Parameters>(arguments)...);
+  const cudaError_t error = aimfair::cuda::launch(kernel, blocks, static_cast<int>(threads), nullptr, arguments...);
   if (error != cudaSuccess) std::printf("launch_error %d\n", error);
 }
 
@@ -235,6 +234,45 @@ __global__ void unset_shared(unsigned* out) {
   word = half = 1;
 }
 
+// -- cooperative launches ---------------------------------------------------------------------------------------------
+
+// In every round all threads add the number of their block to a sum, which the last block to arrive completes; the next
+// numbers depend on it.
+constexpr int kRounds = 3;
+__global__ void rounds(unsigned* out, aimfair::cuda::Meeting* meeting, unsigned* sums) {
+  __shared__ unsigned own;
+  if (threadIdx.x == 0) own = blockIdx.x + 1;
+  for (int round = 0; round < kRounds; round++) {
+    __syncthreads();
+    atomicAdd(&sums[round], own);
+    aimfair::cuda::meet(meeting, [&] {
+      if (threadIdx.x == 0) sums[round] = 2 * (sums[round] + (round > 0 ? sums[round - 1] : 0));
+    });
+    if (threadIdx.x == 0) own = sums[round] % 7 + blockIdx.x;
+  }
+  __syncthreads();
+  out[blockIdx.x * blockDim.x + threadIdx.x] = sums[kRounds - 1] + own;
+}
+__global__ void never(unsigned*, aimfair::cuda::Meeting* meeting, unsigned*) {
+  if (blockIdx.x != 1) aimfair::cuda::meet(meeting, [] {});
+}
+__global__ void sleeps(unsigned*, aimfair::cuda::Meeting*, unsigned*) {
+  if (threadIdx.x == 0) __nanosleep(1);
+}
+
+using Cooperative = void (*)(unsigned*, aimfair::cuda::Meeting*, unsigned*);
+
+void print_cooperative(Cooperative kernel, unsigned blocks, bool cooperative = true) {
+  std::vector<unsigned> out(64 * blocks);
+  aimfair::cuda::Meeting meeting;
+  unsigned sums[kRounds] = {};
+  const cudaError_t error =
+      cooperative ? aimfair::cuda::launch_cooperative(kernel, blocks, 64, nullptr, out.data(), &meeting, &sums[0])
+                  : aimfair::cuda::launch(kernel, blocks, 64, nullptr, out.data(), &meeting, &sums[0]);
+  std::printf("error %d\n", error);
+  print("out", out);
+}
+
 // -- kernels that break the rules -------------------------------------------------------------------------------------
 
 __global__ void divergent_barrier(int*) {
@@ -298,6 +336,10 @@ const std::map<std::string, Program> kPrograms = {
     {"next_value_without_barrier", [] { print_result("out", next_value<false>, 1, 64, 64); }},
     {"warp_sums", [] { print_result("out", warp_sums<true>, 1, 128, 1); }},
     {"warp_sums_without_barrier", [] { print_result("out", warp_sums<false>, 1, 128, 1); }},
+    {"rounds", [] { print_cooperative(rounds, 6); }},
+    {"rounds_of_too_many", [] { print_cooperative(rounds, 7); }},
+    {"never", [] { print_cooperative(never, 3); }},
+    {"sleeps", [] { print_cooperative(sleeps, 2, false); }},
     {"unset_shared", [] { print_result("out", unset_shared, 2, 1, 4); }},
     {"divergent_barrier", breaking(divergent_barrier)},
     {"ended_before_barrier", breaking(ended_before_barrier)},

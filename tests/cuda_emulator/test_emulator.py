@@ -23,9 +23,11 @@ def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
     compiler = os.environ.get("CXX") or shutil.which("g++")
     assert compiler, "a C++ compiler is needed: set CXX"
     command = [
-        compiler, "-std=c++20", "-Wall", "-Wextra", "-O1", "-g1", "-ffp-contract=off", "-fsanitize=address,undefined",
+        compiler, "-std=c++20", "-Wall", "-Wextra", "-Wno-unknown-pragmas", "-O1", "-g1", "-ffp-contract=off",
+        "-fsanitize=address,undefined",
         "-fno-sanitize-recover=all", "-fsanitize-sections=aimfair_shared", f"-I{HERE / 'include'}",
         f"-I{HERE.parents[1] / 'csrc'}",
+        f"-I{HERE.parents[1] / 'csrc' / 'include'}", "-x", "c++", str(HERE.parents[1] / "csrc" / "cuda" / "launch.cu"),
         *(str(HERE / name) for name in ("programs.cpp", "emulator.cpp", "fiber.cpp")), "-o", str(path), "-pthread",
     ]  # fmt: skip
     built = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -160,6 +162,23 @@ def test_shared_memory_is_filled_before_every_block(program):
     assert numbers(results(program, "unset_shared")["out"][0]) == [0xA5A5A5A5, 0xA5A5] * 2
 
 
+@pytest.mark.parametrize("order", ORDERS)
+def test_the_blocks_of_a_cooperative_launch_wait_for_each_other(program, order):
+    found = results(program, "rounds", order)
+    own, total = [block + 1 for block in range(6)], 0
+    for _ in range(3):
+        total = 2 * (total + 64 * sum(own))
+        own = [total % 7 + block for block in range(6)]
+    assert numbers(found["error"][0]) == [0]
+    assert numbers(found["out"][0]) == [total + one for one in own for _ in range(64)]
+
+
+def test_a_cooperative_launch_is_not_larger_than_the_device(program):
+    found = results(program, "rounds_of_too_many")
+    assert numbers(found["error"][0]) == [720]
+    assert set(numbers(found["out"][0])) == {0}
+
+
 def test_unknown_order(program):
     done = execute(program, "grid", "sideways")
     assert done.returncode != 0
@@ -182,6 +201,8 @@ def test_unknown_order(program):
         ("shuffle_from_outside", ["__shfl_down_sync: reads from a lane that is not in the mask"]),
         ("different_collectives", ["wait in __any_sync", "wait in __all_sync"]),
         ("different_masks", ["wait in __syncwarp with mask 0xffffffff", "have ended"]),
+        ("never", ["__nanosleep: the blocks wait for each other forever"]),
+        ("sleeps", ["__nanosleep: blocks wait for each other only in a cooperative launch"]),
         ("other_width", ["shuffles of another width than 32 are not supported"]),
     ],
 )  # fmt: skip
@@ -189,7 +210,7 @@ def test_a_broken_rule_ends_the_program(program, name, messages, order):
     done = execute(program, name, order)
     assert done.returncode != 0
     assert done.stderr.startswith("CUDA emulator: block "), done.stderr
-    assert "programs.cpp:" in done.stderr
+    assert ".cpp:" in done.stderr or "warp.h:" in done.stderr
     for message in messages:
         assert message in done.stderr
 

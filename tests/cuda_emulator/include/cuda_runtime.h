@@ -25,8 +25,9 @@
 #define __launch_bounds__(...)
 #define __forceinline__ inline __attribute__((always_inline))
 #define __noinline__ __attribute__((noinline))
-// Blocks run one after another, so a static variable is shared by the threads of one block. The section is filled with
-// 0xA5 before every block. GCC wants all variables of a section in functions with internal linkage.
+// One block runs at a time, so a static variable is shared by the threads of one block. The section is filled with 0xA5
+// before every block, and kept while a block of a cooperative launch waits for others. GCC wants all variables of a
+// section in functions with internal linkage.
 #define __shared__ static __attribute__((section("aimfair_shared")))
 
 inline dim3 threadIdx(0, 0, 0), blockIdx(0, 0, 0), blockDim, gridDim;
@@ -54,10 +55,16 @@ cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(
   static_assert((std::is_trivially_copyable_v<Parameters> && ...), "CUDA copies kernel parameters as bytes");
   const dim3 &grid = config->gridDim, &block = config->blockDim;
   const bool one_dimensional = grid.y == 1 && grid.z == 1 && block.y == 1 && block.z == 1;
-  if (!one_dimensional || config->dynamicSmemBytes != 0 || config->numAttrs != 0) {  // not supported here
-    return result(cudaErrorInvalidValue);
+  bool cooperative = false, known = true;
+  for (unsigned i = 0; i < config->numAttrs; i++) {
+    known &= config->attrs[i].id == cudaLaunchAttributeCooperative;
+    cooperative |= known && config->attrs[i].val.cooperative != 0;
   }
+  if (!one_dimensional || config->dynamicSmemBytes != 0 || !known) return result(cudaErrorInvalidValue);  // not here
   if (grid.x < 1 || grid.x > 0x7fffffffu || block.x < 1 || block.x > 1024) return result(cudaErrorInvalidConfiguration);
+  if (cooperative && static_cast<int>(grid.x) > kProcessors * blocks_per_processor(static_cast<int>(block.x))) {
+    return result(cudaErrorCooperativeLaunchTooLarge);
+  }
   struct Call {
     void (*kernel)(Parameters...);
     std::tuple<Parameters...> arguments;
@@ -66,7 +73,7 @@ cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(
     const Call& call = *static_cast<const Call*>(context);
     std::apply(call.kernel, call.arguments);
   };
-  launch(grid.x, block.x, body, &call);
+  launch(grid.x, block.x, cooperative, body, &call);
   return cudaSuccess;
 }
 
@@ -159,6 +166,9 @@ template <class T>
 T __reduce_max_sync(unsigned mask, T value, AIMFAIR_WHERE) {
   return aimfair_emulator::reduce("__reduce_max_sync", aimfair_emulator::Combine::greatest, mask, value, where);
 }
+
+// Only while it waits for another block: at once, the next one goes on.
+inline void __nanosleep(unsigned, AIMFAIR_WHERE) { aimfair_emulator::wait_for_other_blocks("__nanosleep", where); }
 
 #undef AIMFAIR_WHERE
 

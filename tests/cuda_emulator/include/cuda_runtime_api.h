@@ -15,6 +15,7 @@ enum cudaError_t {
   cudaErrorMemoryAllocation = 2,
   cudaErrorInvalidConfiguration = 9,
   cudaErrorInvalidDevice = 101,
+  cudaErrorCooperativeLaunchTooLarge = 720,
 };
 enum cudaMemcpyKind {
   cudaMemcpyHostToHost,
@@ -35,7 +36,14 @@ enum cudaStreamCaptureStatus {
 };
 struct CUstream_st;
 using cudaStream_t = CUstream_st*;
-struct cudaLaunchAttribute;
+enum cudaLaunchAttributeID { cudaLaunchAttributeCooperative = 2 };
+union cudaLaunchAttributeValue {
+  int cooperative;
+};
+struct cudaLaunchAttribute {
+  cudaLaunchAttributeID id;
+  cudaLaunchAttributeValue val;
+};
 struct cudaLaunchConfig_t {
   dim3 gridDim;
   dim3 blockDim;
@@ -65,6 +73,8 @@ inline const char* cudaGetErrorName(cudaError_t error) {
       return "cudaErrorInvalidConfiguration";
     case cudaErrorInvalidDevice:
       return "cudaErrorInvalidDevice";
+    case cudaErrorCooperativeLaunchTooLarge:
+      return "cudaErrorCooperativeLaunchTooLarge";
   }
   return "unrecognized error code";
 }
@@ -119,7 +129,7 @@ inline cudaError_t cudaStreamIsCapturing(cudaStream_t, cudaStreamCaptureStatus* 
 
 // Two devices with few processors, so that persistent grids loop.
 namespace aimfair_emulator {
-constexpr int kDevices = 2;
+constexpr int kDevices = 2, kProcessors = 3;
 inline thread_local int current_device = 0;
 inline bool is_device(int device) { return device >= 0 && device < kDevices; }
 }  // namespace aimfair_emulator
@@ -147,13 +157,16 @@ inline cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, 
       *value = 48 << 10;
       return cudaSuccess;
     case cudaDevAttrMultiProcessorCount:
-      *value = 3;
+      *value = aimfair_emulator::kProcessors;
       return cudaSuccess;
   }
   return aimfair_emulator::result(cudaErrorInvalidValue);
 }
+namespace aimfair_emulator {
+inline int blocks_per_processor(int threads) { return threads <= 512 ? 2 : 1; }
+}  // namespace aimfair_emulator
 template <class Kernel>
 cudaError_t cudaOccupancyMaxActiveBlocksPerMultiprocessor(int* blocks, Kernel, int threads, size_t) {
-  *blocks = threads <= 512 ? 2 : 1;
+  *blocks = aimfair_emulator::blocks_per_processor(threads);
   return cudaSuccess;
 }
