@@ -10,7 +10,7 @@ from typing import Self
 from aimfair.base.errors import AimfairError, ConfigError
 from aimfair.base.files import is_temporary, remove_temporaries, write_text
 from aimfair.base.interrupt import Interrupt
-from aimfair.base.lock import holder, try_lock
+from aimfair.base.lock import Lock, holder, try_lock
 from aimfair.base.log import Log
 from aimfair.base.progress import Progress
 from aimfair.base.ranks import ALONE, Ranks
@@ -49,7 +49,7 @@ class Run:
     """
 
     def __init__(
-        self, path: Path, config: Config, lock: int | None, *, overwrite: bool, quiet: bool, ranks: Ranks = ALONE
+        self, path: Path, config: Config, lock: Lock | None, *, overwrite: bool, quiet: bool, ranks: Ranks = ALONE
     ):
         self.path, self.config, self.overwrite, self.ranks = path, config, overwrite, ranks
         self._lock = lock
@@ -80,7 +80,7 @@ class Run:
             return cls(path, config, None, overwrite=overwrite, quiet=quiet, ranks=ranks)
         path.mkdir(parents=True, exist_ok=True)
         _require_run_or_empty(path)
-        lock = try_lock(path / _LOCK)
+        lock = try_lock(path / _LOCK, waiting=Progress(quiet=quiet).say)
         if lock is None:
             raise AimfairError(
                 f"{path}: process {holder(path / _LOCK)} is working in this run; wait for it, or choose another"
@@ -92,7 +92,7 @@ class Run:
             _require_same_settings(ranks, config)
             return cls(path, config, lock, overwrite=overwrite, quiet=quiet, ranks=ranks)
         except BaseException:
-            os.close(lock)
+            lock.release()
             raise
 
     @staticmethod
@@ -116,7 +116,7 @@ class Run:
         """Releases the lock."""
         self.log.close()
         if self._lock is not None:
-            os.close(self._lock)
+            self._lock.release()
 
     @contextmanager
     def apart(self) -> Iterator[None]:
@@ -342,7 +342,7 @@ def _require_same_settings(ranks: Ranks, config: Config) -> None:
 def _require_run_or_empty(path: Path) -> None:
     """Refuses a directory with other files, which a run might remove or replace."""
     names = {entry.name for entry in path.iterdir()}
-    foreign = sorted(name for name in names if name != _LOCK and not is_temporary(name))
+    foreign = sorted(name for name in names if not name.startswith(_LOCK) and not is_temporary(name))
     if foreign and _CONFIG not in names:
         raise AimfairError(
             f"{path}: not a run directory: it has no {_CONFIG} but holds {', '.join(foreign[:3])};"

@@ -11,8 +11,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from aimfair.base import lease
 from aimfair.base.errors import AimfairError, ConfigError
 from aimfair.base.files import write_text
+from aimfair.base.progress import Progress
 from aimfair.config import Config
 from aimfair.config import load as config_file
 from aimfair.data.settings import DataSettings
@@ -222,17 +224,27 @@ def test_a_second_process_is_refused_until_the_first_is_gone(tmp_path, config):
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as holder:
         assert holder.stdout is not None
         assert holder.stdout.readline() == "open\n"
-        with pytest.raises(AimfairError, match=f"process {holder.pid} is working"):
+        with pytest.raises(AimfairError, match=f"process {holder.pid} on {os.uname().nodename} is working"):
             Run.open(tmp_path, config, overwrite=True)
         holder.send_signal(signal.SIGKILL)
         holder.wait()
     with Run.open(tmp_path, config):
-        assert (tmp_path / ".lock").read_text() == f"{os.getpid()}\n"
+        assert (tmp_path / ".lock").read_text() == f"{os.getpid()} on {os.uname().nodename}\n"
 
 
 def test_even_the_same_process_opens_it_once(run, config):
-    with pytest.raises(AimfairError, match=f"process {os.getpid()} is working"):
+    with pytest.raises(AimfairError, match=f"process {os.getpid()} on .* is working"):
         Run.open(run.path, config)
+
+
+def test_a_job_of_another_machine_is_named(tmp_path, config, monkeypatch):
+    """On a file system whose locks do not reach other machines."""
+    monkeypatch.setattr(lease, "is_shared", lambda _: True)
+    path = tmp_path / ".lock.lease"
+    path.write_text("77 on node3\nanother boot\ntoken\n0\n")
+    monkeypatch.setattr(Progress, "say", lambda _, text: path.write_text(path.read_text().replace("0\n", "1\n")))
+    with pytest.raises(AimfairError, match=r"process 77 on node3 is working in this run; wait for it, or choose"):
+        Run.open(tmp_path, config)
 
 
 # -- records -----------------------------------------------------------------------------------------------------------
