@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from aimfair.selective.distributed import local, local_grad
+from aimfair.selective.offload import Bucket
 from aimfair.selective.ops import StepPlan
 from aimfair.selective.plans import PlanCache
 from aimfair.selective.state import Slot
@@ -40,6 +41,7 @@ class Launch:
         indices: places of the parameters in the group's list of tuned parameters.
         states: their entries of ``Optimizer.state``.
         plans: of the last step, and of graphs.
+        bucket: the state, if it is offloaded.
     """
 
     device: torch.device
@@ -54,6 +56,7 @@ class Launch:
     whole_parameters: list[Tensor] = field(default_factory=list)
     names: list[str] = field(default_factory=list)
     states: list[dict[str, Tensor]] = field(default_factory=list)
+    bucket: Bucket | None = None
 
     def append(self, index: int, parameter: Tensor, slot: Slot, state: dict[str, Tensor]) -> None:
         self.indices.append(index)

@@ -18,6 +18,7 @@ from aimfair.selective.launch import GroupLaunches, Launch, Lists, Operator
 from aimfair.selective.layout import BLOCK
 from aimfair.selective.mask import ParameterMask
 from aimfair.selective.moments import MomentBits
+from aimfair.selective.offload import Offload, require_offloadable, split
 from aimfair.selective.ops import Plan, StepPlan
 from aimfair.selective.options import IMPLEMENTATION, require_mask, require_max_norm, require_options, require_params
 from aimfair.selective.parameters import named_errors
@@ -35,7 +36,7 @@ State = Literal["dense", "compact"]
 Params = Iterable[Tensor] | Iterable[tuple[str, Tensor]] | Iterable[dict[str, Any]]
 
 
-_PICKLED = ("mask", "compact", "moment_bits", "master_weights", "_slots", "_unmatched")
+_PICKLED = ("mask", "compact", "moment_bits", "master_weights", "offload", "_slots", "_unmatched")
 """Attributes that a copy or pickle of an optimizer keeps, besides torch's."""
 
 
@@ -75,18 +76,21 @@ class MaskedOptimizer(Optimizer):
         state: State,
         moment_bits: MomentBits,
         master_weights: bool,
+        offload: bool,
         **implementation: bool | None,
     ):
         require_params(params)
         require_mask(mask)
         if state not in ("dense", "compact"):
             raise ValueError(f'state={state!r}: expected "dense" or "compact"')
-        require_options({**defaults, "master_weights": master_weights, "moment_bits": moment_bits, **implementation})
+        whole = {"master_weights": master_weights, "moment_bits": moment_bits, "offload": offload}
+        require_options({**defaults, **whole, **implementation})
         self.mask, self.compact = mask, state == "compact"
-        self.moment_bits, self.master_weights = moment_bits, master_weights
+        self.moment_bits, self.master_weights, self.offload = moment_bits, master_weights, offload
         self._slots: dict[Tensor, Slot] = {}
         self._masks: dict[tuple[int, torch.device], ParameterMask] = {}
         self._of_graphs: list[Plan] = []
+        self._offloads: dict[torch.device, Offload] = {}
         self._copies: WeightCopies | None = None
         self._in_backward: StepInBackward | None = None
         self._reset_launches()
@@ -113,7 +117,7 @@ class MaskedOptimizer(Optimizer):
         has_own_mask = "mask" in group
         mask = group.pop("mask") if has_own_mask else self.mask
         require_mask(mask)
-        if whole := [name for name in ("state", "moment_bits", "master_weights") if name in group]:
+        if whole := [name for name in ("state", "moment_bits", "master_weights", "offload") if name in group]:
             raise ValueError(f"{whole[0]} is an option of the whole optimizer, not of a param group")
         self._require_options(group)
         super().add_param_group(group)
@@ -140,7 +144,10 @@ class MaskedOptimizer(Optimizer):
         """Matches the parameters of groups that share a mask."""
         free = [(parameter, slot) for parameter, slot in self._slots.items() if slot.mask is None]
         first_block = max((slot.first_block + -(-parameter.numel() // BLOCK) for parameter, slot in free), default=0)
-        self._slots.update(match(groups, mask, first_block))
+        slots = match(groups, mask, first_block)
+        if self.offload:
+            require_offloadable(slots, compact=self.compact)
+        self._slots.update(slots)
         for group in groups:
             group["mask_digest"] = None if mask is None else mask.digest
             if (self.compact or self.moment_bits == 8) and (place := self._place_of(group)) != (0, 1):
@@ -172,8 +179,9 @@ class MaskedOptimizer(Optimizer):
             with torch.enable_grad(), self._in_backward.stepping() if self._in_backward else nullcontext():
                 loss = closure()
         self._begin_step()
-        for number, group in enumerate(self.param_groups):
-            self._step_part(number, group["params"])
+        for number in range(len(self.param_groups)):
+            for part in self._parts(number):
+                self._step_part(number, part)
         self._end_step()
         return loss
 
@@ -182,6 +190,18 @@ class MaskedOptimizer(Optimizer):
             self._reset_launches()
         if self._copies is not None:
             self._copies.refresh()
+        for offload in self._offloads.values():
+            offload.begin()
+
+    def _parts(self, number: int) -> Iterable[list[Tensor]]:
+        """The parameters of a group that are stepped together."""
+        group = self.param_groups[number]
+        if self._in_backward is not None:  # most have been stepped
+            left = [parameter for parameter in group["params"] if parameter.grad is not None]
+            return [left] if left else []
+        if self.offload:
+            return split(group["params"], self._slots, 4 * (len(self._state_names(group)) + self.master_weights))
+        return [group["params"]]
 
     def _step_part(self, number: int, parameters: list[Tensor]) -> None:
         """Steps parameters of a group: all of them, or a list that begins with another parameter than other lists."""
@@ -189,10 +209,10 @@ class MaskedOptimizer(Optimizer):
         grad_scale, found_inf = getattr(self, "grad_scale", None), getattr(self, "found_inf", None)
         prepared, grads = self._prepare(number, parameters)
         for launch in prepared.launches:
-            with named_errors(launch.names):
+            with named_errors(launch.names), self._on_device(launch) as lists:
                 launch.step(
                     self.operator,
-                    self._lists(launch),
+                    lists,
                     launch.grads(grads),
                     stochastic_rounding=group["stochastic_rounding"],
                     lr=_on(launch.device, prepared.lr_of(group)),
@@ -247,12 +267,30 @@ class MaskedOptimizer(Optimizer):
         if self._in_backward is not None:
             self._in_backward.drop()
 
-    def _lists(self, launch: Launch) -> Lists:
+    @contextmanager
+    def _on_device(self, launch: Launch) -> Iterator[Lists]:
+        """The lists of the operator; offloaded state is there inside."""
+        names = [*launch.state_names, *["master"] * launch.has_masters]
+        if not (self.offload and names):
+            yield self._lists(launch, {})
+            return
+        offload = self._offload_of(launch.device)
+        if launch.bucket is None or not offload.holds(launch.bucket, launch.states):
+            launch.bucket = offload.adopt(launch.states, names)
+        with offload.on_device(launch.bucket) as state:
+            yield self._lists(launch, state)
+
+    def _offload_of(self, device: torch.device) -> Offload:
+        if device not in self._offloads:
+            self._offloads[device] = Offload(device)
+        return self._offloads[device]
+
+    def _lists(self, launch: Launch, offloaded: Lists) -> Lists:
         lists = {"params": launch.parameters, "steps": launch.state("step")}
         for name in self.moments:
-            lists[f"{name}s"] = launch.state(name) if name in launch.state_names else []
+            lists[f"{name}s"] = (offloaded.get(name) or launch.state(name)) if name in launch.state_names else []
         if launch.has_masters:
-            lists["masters"] = launch.state("master")
+            lists["masters"] = offloaded.get("master") or launch.state("master")
         elif launch.has_copies and self._copies is not None:
             lists["masters"] = [self._copies.own[parameter] for parameter in launch.whole_parameters]
         return lists
@@ -332,6 +370,8 @@ class MaskedOptimizer(Optimizer):
 
     def _reset_launches(self) -> None:
         self._prepared: dict[tuple[int, Tensor | None], GroupLaunches] = {}
+        for offload in self._offloads.values():
+            offload.forget()
         self._known = [], []
 
     def record_delta(self, *, keep_copy: bool = False) -> DeltaRecorder:
@@ -349,6 +389,8 @@ class MaskedOptimizer(Optimizer):
         """
         recorder = DeltaRecorder(self._slots, self._copies_of)
         if keep_copy:
+            if self.offload:
+                raise ValueError("keep_copy is not valid with offload=True")
             require_copyable(self._slots, self.param_groups, compact=self.compact, master_weights=self.master_weights)
             self._copies = WeightCopies(self._slots, self.state)
             self._reset_launches()
@@ -370,6 +412,16 @@ class MaskedOptimizer(Optimizer):
                 state[name] = state_layout.zeros(parameter, slot, self.compact, self.moment_bits)
         if has_master and "master" not in state:
             state["master"] = state_layout.take(parameter, slot, self.compact)
+
+    def synchronize(self) -> None:
+        """Waits until offloaded state, which steps copy in the background, is as the last step left it."""
+        for offload in self._offloads.values():
+            offload.synchronize()
+
+    def state_dict(self) -> dict[str, Any]:
+        """As in torch; waits for offloaded state."""
+        self.synchronize()
+        return super().state_dict()
 
     @torch._disable_dynamo  # type: ignore[attr-defined]
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -438,9 +490,12 @@ class MaskedOptimizer(Optimizer):
             state[name] = state_layout.convert_moment(value, parameter, slot, self.compact, self.moment_bits, root=root)
         if self.master_weights and parameter.dtype != torch.float32 and saved.get("master") is not None:
             state["master"] = state_layout.convert(saved["master"], parameter, slot, self.compact, background=parameter)
+        if self.offload:  # at once: all of it may be more than the GPU has
+            state.update({name: value.cpu() for name, value in state.items() if name != "step"})
         return state
 
     def __getstate__(self) -> dict[str, Any]:
+        self.synchronize()
         own = {name: self.__dict__[name] for name in _PICKLED}
         return {**super().__getstate__(), **own}
 
@@ -455,7 +510,8 @@ class MaskedOptimizer(Optimizer):
                 # torch.distributed.checkpoint only loads groups with the same options.
                 if option != "differentiable":
                     group.setdefault(option, default)
-        self._masks, self._of_graphs, self._copies = {}, [], self.__dict__.get("_copies")
+        self._masks, self._of_graphs, self._offloads = {}, [], self.__dict__.get("_offloads", {})
+        self._copies = self.__dict__.get("_copies")
         self._in_backward = self.__dict__.get("_in_backward")
         self._reset_launches()
 

@@ -37,6 +37,7 @@ class MaskedAdamW(MaskedOptimizer):
         master_weights: keep selected bfloat16 and float16 weights in float32 too, and round the parameter from those.
         stochastic_rounding: round bfloat16 weights up or down at random, in proportion to the distance, reproducibly
             from (``seed``, step, element).
+        offload: keep compact state of parameters on a GPU in pinned host memory; steps copy it there and back.
 
     State is allocated at the first step, and only for parameters with a selected element.
 
@@ -67,6 +68,7 @@ class MaskedAdamW(MaskedOptimizer):
         moment_bits: MomentBits = 32,
         master_weights: bool = False,
         stochastic_rounding: bool = False,
+        offload: bool = False,
         seed: int = 0,
     ):
         defaults = {
@@ -75,7 +77,7 @@ class MaskedAdamW(MaskedOptimizer):
         }  # fmt: skip
         super().__init__(
             params, mask, defaults, state=state, moment_bits=moment_bits, master_weights=master_weights,
-            foreach=foreach, fused=fused, capturable=capturable, differentiable=differentiable,
+            offload=offload, foreach=foreach, fused=fused, capturable=capturable, differentiable=differentiable,
         )  # fmt: skip
 
     def _state_names(self, group: dict[str, Any]) -> tuple[str, ...]:
@@ -114,6 +116,7 @@ class MaskedSGD(MaskedOptimizer):
         moment_bits: MomentBits = 32,
         master_weights: bool = False,
         stochastic_rounding: bool = False,
+        offload: bool = False,
         seed: int = 0,
     ):
         defaults = {
@@ -122,7 +125,7 @@ class MaskedSGD(MaskedOptimizer):
         }  # fmt: skip
         super().__init__(
             params, mask, defaults, state=state, moment_bits=moment_bits, master_weights=master_weights,
-            foreach=foreach, fused=fused, capturable=capturable, differentiable=differentiable,
+            offload=offload, foreach=foreach, fused=fused, capturable=capturable, differentiable=differentiable,
         )  # fmt: skip
 
     def _state_names(self, group: dict[str, Any]) -> tuple[str, ...]:

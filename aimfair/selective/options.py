@@ -138,7 +138,7 @@ _CHECKS: dict[str, Callable[[str, Any], None]] = {
     "betas": _betas,
     **dict.fromkeys(("eps", "weight_decay", "momentum"), _size),
     "dampening": _number,
-    **dict.fromkeys(("amsgrad", "nesterov", "maximize", "master_weights", "stochastic_rounding"), _bool),
+    **dict.fromkeys(("amsgrad", "nesterov", "maximize", "master_weights", "stochastic_rounding", "offload"), _bool),
     "moment_bits": _moment_bits,
     "seed": _seed,
     **dict.fromkeys(("capturable", "differentiable"), _bool),

@@ -12,41 +12,51 @@ from aimfair.selective.state import Slot
 class SelectedGradients:
     """Sums of the selected elements of gradients; whole gradients where everything is selected.
 
-    Memory: 4 bytes per selected element for the positions (8 in tensors of 2^31 elements and more), and its value.
+    Memory, from :meth:`reserve` on: 4 bytes per selected element for the positions (8 in tensors of 2^31 elements and
+    more), and its value. It is taken at once: between gradients that come and go it would keep their memory in pieces.
     """
 
     def __init__(self, slots: Mapping[Tensor, Slot]):
         self._slots = slots
         self._where: dict[Tensor, Tensor] = {}
-        self._sums: dict[Tensor, Tensor] = {}
+        self._values: dict[Tensor, Tensor] = {}
+        self._kept: dict[Tensor, None] = {}
 
     def __iter__(self) -> Iterator[Tensor]:
-        return iter(self._sums)
+        """The parameters of which something is kept."""
+        return iter(self._kept)
 
     def __len__(self) -> int:
-        return len(self._sums)
+        return len(self._kept)
+
+    def reserve(self) -> None:
+        """Before the passes whose gradients are added."""
+        for parameter, slot in self._slots.items():
+            if parameter not in self._where and slot.tuned and (selected := slot.selected()) is not None:
+                where = selected.view(-1).nonzero().squeeze(1).to(parameter.device)
+                self._where[parameter] = where.int() if selected.numel() <= torch.iinfo(torch.int32).max else where
+                self._values[parameter] = torch.empty(slot.nnz, dtype=parameter.dtype, device=parameter.device)
 
     def add(self, parameter: Tensor) -> None:
         """Adds the selected elements of a parameter's gradient, which is freed; it stays if all are selected."""
-        slot = self._slots[parameter]
-        if slot.tuned:
-            if slot.mask is None:
-                return
-            values = self._gather(parameter)
-            if parameter in self._sums:
-                self._sums[parameter] += values
+        if parameter in self._where:
+            if parameter in self._kept:
+                self._values[parameter] += self._gather(parameter)
             else:
-                self._sums[parameter] = values
-        parameter.grad = None
+                self._gather(parameter, out=self._values[parameter])
+                self._kept[parameter] = None
+        if parameter in self._where or not self._slots[parameter].tuned:
+            parameter.grad = None
 
     def restore(self, parameter: Tensor) -> None:
         """Moves the sums of a parameter into its gradient, added to what is there.
 
         Of a gradient that was freed, only the selected elements are then defined.
         """
-        values = self._sums.pop(parameter, None)
-        if values is None:
+        if parameter not in self._kept:
             return
+        del self._kept[parameter]
+        values = self._values[parameter]
         if parameter.grad is None:
             parameter.grad = torch.empty_like(parameter, memory_format=torch.contiguous_format)
         else:
@@ -54,14 +64,8 @@ class SelectedGradients:
         local(parameter.grad).view(-1).index_put_((self._where[parameter],), values)
 
     def clear(self) -> None:
-        self._sums.clear()
+        self._kept.clear()
 
-    def _gather(self, parameter: Tensor) -> Tensor:
+    def _gather(self, parameter: Tensor, out: Tensor | None = None) -> Tensor:
         assert parameter.grad is not None
-        grad = local(parameter.grad).view(-1)
-        if parameter not in self._where:
-            selected = self._slots[parameter].selected()
-            assert selected is not None
-            where = selected.view(-1).nonzero().squeeze(1).to(grad.device)
-            self._where[parameter] = where.int() if grad.numel() <= torch.iinfo(torch.int32).max else where
-        return grad.index_select(0, self._where[parameter])
+        return torch.index_select(local(parameter.grad).view(-1), 0, self._where[parameter], out=out)

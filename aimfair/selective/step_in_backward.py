@@ -82,6 +82,8 @@ class StepInBackward:
     # -- entering --------------------------------------------------------------------------------------
 
     def __enter__(self) -> Self:
+        if self._max_norm is not None:
+            self._kept.reserve()
         hooked = [p for p in self._group_of if p.requires_grad and p in self._slots and p not in self._ddp_parameters]
         self._handles = [p.register_post_accumulate_grad_hook(self._on_gradient) for p in hooked]  # type: ignore[no-untyped-call]
         if self._averaged is not None:
@@ -111,6 +113,8 @@ class StepInBackward:
         """
         if self._averaged is not None:
             raise RuntimeError("accumulate(): with DistributedDataParallel use its no_sync() instead")
+        if self._max_norm is None:
+            self._kept.reserve()
         self._accumulating = True
         try:
             yield
