@@ -42,6 +42,11 @@ class _Bar:
         self._note = note or self._note
         self._bars.update(self._id, advance=steps, note=self._note)
 
+    def remove(self) -> None:
+        """So that the display does not grow with the number of tasks."""
+        self._bars.refresh()
+        self._bars.remove_task(self._id)
+
 
 class _Lines:
     """A line a minute, and at the end of a task that took as long."""
@@ -91,7 +96,11 @@ class Progress:
             yield lines
             lines.end()
         elif self._bars is not None:  # within another task: one more line of its display
-            yield _Bar(self._bars, name, total, done)
+            bar = _Bar(self._bars, name, total, done)
+            try:
+                yield bar
+            finally:
+                bar.remove()
         else:
             with _bars(self._console) as self._bars:
                 try:

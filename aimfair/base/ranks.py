@@ -82,7 +82,7 @@ class Ranks:
         prefix = f"aimfair/{attempt}"
         watch = Watch(rank, size, PrefixStore(f"{prefix}/watch", store.clone()))
         ranks = cls(rank, size, PrefixStore(prefix, store), interrupt, watch)
-        ranks.require_same(_program(), "install the same everywhere")
+        ranks.require_same(program(), "install the same everywhere")
         return ranks
 
     @property
@@ -364,7 +364,7 @@ def rank_here() -> int:
     return int(text)
 
 
-def _program() -> dict[str, str]:
+def program() -> dict[str, str]:
     """What decides the results besides settings and data: versions, and a digest of this package."""
     import torch
 

@@ -9,7 +9,9 @@ from aimfair.commands.settings import (
     Overrides,
     add_config,
     add_overwrite_and_quiet,
+    add_pool,
     add_run,
+    pool_of,
     read_settings,
 )
 
@@ -33,11 +35,13 @@ STAGES = {
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_config(parser)
     add_overwrite_and_quiet(parser)
+    add_pool(parser)
 
 
 def add_demo_arguments(parser: argparse.ArgumentParser) -> None:
     add_run(parser)
     add_overwrite_and_quiet(parser)
+    add_pool(parser)
     parser.epilog = FLAGS_FOR_SETTINGS
     parser.set_defaults(config="demo")
 
@@ -56,6 +60,7 @@ def main(options: argparse.Namespace, overrides: Overrides) -> int:
     with (
         Ranks.join(Interrupt()) as ranks,
         Run.open(directory, config, overwrite=options.overwrite, quiet=options.quiet, ranks=ranks) as run,
+        pool_of(options, run) as run.pool,
     ):
         run_stages(run, tuple(STAGES) if whole else (options.verb,))
         if ranks.leads:

@@ -1,13 +1,17 @@
 """The arguments that several verbs share, and the settings and run directory that they name."""
 
 import argparse
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from aimfair.base.errors import ConfigError
 
 if TYPE_CHECKING:
+    from aimfair.cluster.pool import Pool
     from aimfair.config import Config
+    from aimfair.run.directory import Run
 
 Overrides = dict[str, str]
 """Dotted key -> its value as typed, such as {"train.lr": "0.01"}."""
@@ -39,6 +43,47 @@ def add_overwrite_and_quiet(parser: argparse.ArgumentParser) -> None:
 
 def add_quiet(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--quiet", action="store_true", help="no progress, only warnings, errors and results")
+
+
+def add_pool(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--on", choices=("ray",), help="do independent steps side by side, in other processes that Ray starts"
+    )
+    parser.add_argument(
+        "--address", metavar="HOST:PORT", help="of a Ray cluster, or auto (default: one of this machine)"
+    )
+
+
+@contextmanager
+def pool_of(options: argparse.Namespace, run: "Run") -> "Iterator[Pool | None]":
+    """The processes that ``--on`` names; None: this one alone.
+
+    Raises:
+        ConfigError: the flags do not go together.
+        AimfairError: as :func:`aimfair.cluster.ray_pool.ray_pool`.
+    """
+    if options.on is None:
+        if options.address is not None:
+            raise ConfigError("--address: needs --on ray")
+        yield None
+        return
+    require_one_process(f"{options.verb} --on ray", "expected one process; start it without torchrun")
+    from aimfair.cluster.ray_pool import ray_pool
+    from aimfair.stages.context import prepare_process
+
+    prepare_process(run.config)
+    import torch
+
+    config = run.config
+    with ray_pool(
+        options.address,
+        config.cluster,
+        threads=torch.get_num_threads(),
+        uses_gpu=config.device != "cpu",
+        warn=run.log.warn,
+    ) as pool:
+        run.log.tell(f"Ray: {pool.description}")
+        yield pool
 
 
 def refuse_overrides(verb: str, overrides: Overrides, instead: str = "") -> None:

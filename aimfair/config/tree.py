@@ -6,6 +6,7 @@ from typing import Self
 from pydantic import Field, field_validator, model_validator
 
 from aimfair.base.settings import Problem, Settings
+from aimfair.cluster.settings import ClusterSettings
 from aimfair.data.settings import DataSettings
 from aimfair.evaluation.settings import EvaluateSettings
 from aimfair.generation.settings import GenerateSettings
@@ -46,6 +47,7 @@ class Config(Settings):
     tune: TuneSettings = TuneSettings()
     evaluate: EvaluateSettings = EvaluateSettings()
     distributed: DistributedSettings = DistributedSettings()
+    cluster: ClusterSettings = ClusterSettings()
 
     @property
     def tuned(self) -> list[str]:

@@ -14,6 +14,7 @@ from aimfair.base.lock import Lock, holder, try_lock
 from aimfair.base.log import Log
 from aimfair.base.progress import Progress
 from aimfair.base.ranks import ALONE, Ranks
+from aimfair.cluster.pool import Pool
 from aimfair.config import Config
 from aimfair.config import load as config_file
 from aimfair.methods import BIASED, AnyMethod
@@ -40,6 +41,7 @@ class Run:
         log, progress, interrupt: for the functions that stages call.
         ranks: the processes that do the stages together. Process 0 holds the lock, and alone writes to the directory;
             the others follow what it decides: every process calls the methods on records in the same order.
+        pool: other processes that do its steps; None: this one does.
         origin: the run that this one is a variant of, recognised by its path; None: it is no variant. Steps that the
             origin has finished with the same inputs are taken over.
 
@@ -49,18 +51,23 @@ class Run:
     """
 
     def __init__(
-        self, path: Path, config: Config, lock: Lock | None, *, overwrite: bool, quiet: bool, ranks: Ranks = ALONE
+        self,
+        path: Path,
+        config: Config,
+        lock: Lock | None,
+        log: Log,
+        progress: Progress,
+        *,
+        overwrite: bool,
+        ranks: Ranks = ALONE,
     ):
         self.path, self.config, self.overwrite, self.ranks = path, config, overwrite, ranks
         self._lock = lock
         self._records = Records(path)
         self.origin = _origin(path)
-        self.progress = Progress(quiet=quiet or not ranks.leads)
-        if ranks.leads:
-            self.log = Log(path / "log.jsonl", show=self.progress.say, notes=not quiet)
-        else:
-            self.log = Log(None, show=lambda _: None)
+        self.log, self.progress = log, progress
         self.interrupt = Interrupt() if ranks.size == 1 else ranks.interrupt
+        self.pool: Pool | None = None
 
     @classmethod
     def open(
@@ -77,7 +84,8 @@ class Run:
         """
         if not ranks.leads:
             _require_same_settings(ranks, config)
-            return cls(path, config, None, overwrite=overwrite, quiet=quiet, ranks=ranks)
+            silent = Log(None, show=lambda _: None)
+            return cls(path, config, None, silent, Progress(quiet=True), overwrite=overwrite, ranks=ranks)
         path.mkdir(parents=True, exist_ok=True)
         _require_run_or_empty(path)
         lock = try_lock(path / _LOCK, waiting=Progress(quiet=quiet).say)
@@ -90,10 +98,17 @@ class Run:
             config = _settle_config(path, config, overwrite=overwrite)
             remove_temporaries(path, but=ABLATIONS)  # variants have locks of their own
             _require_same_settings(ranks, config)
-            return cls(path, config, lock, overwrite=overwrite, quiet=quiet, ranks=ranks)
+            progress = Progress(quiet=quiet)
+            log = Log(path / "log.jsonl", show=progress.say, notes=not quiet)
+            return cls(path, config, lock, log, progress, overwrite=overwrite, ranks=ranks)
         except BaseException:
             lock.release()
             raise
+
+    @classmethod
+    def attach(cls, path: Path, config: Config, log: Log, progress: Progress) -> Self:
+        """A directory that another process has open, to do a step for it; that one keeps the records."""
+        return cls(path, config, None, log, progress, overwrite=False)
 
     @staticmethod
     def config_of(path: Path, overrides: dict[str, str] | None = None) -> Config | None:
@@ -362,7 +377,10 @@ def _settle_config(path: Path, config: Config, *, overwrite: bool) -> Config:
         else:
             if old == config:
                 return old
-            if not overwrite and next((path / "stages").rglob("*.json"), None) is not None:  # something is finished
+            same = old.model_copy(update={"cluster": config.cluster}) == config  # no result depends on that
+            if (
+                not overwrite and not same and next((path / "stages").rglob("*.json"), None) is not None
+            ):  # something is finished
                 changes = "; ".join(config_file.differences(old, config))
                 raise AimfairError(
                     f"{path}: this run has other settings: {changes}. Choose another directory with --run,"

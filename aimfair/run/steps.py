@@ -14,6 +14,8 @@ from aimfair.run.directory import Run
 Outputs = Mapping[str, Sequence[Path]]
 """Record -> the files and folders of its step."""
 
+Make = Callable[[Run], Outputs]
+
 
 @dataclass(frozen=True)
 class Assignment:
@@ -26,7 +28,7 @@ class Assignment:
     """
 
     inputs: Mapping[str, object]
-    make: Callable[[Run], Outputs]
+    make: Make
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,7 @@
 """What the stages of one process share: its threads and network access, and the real images of the run."""
 
 import os
+import sys
 from typing import Literal
 from weakref import WeakKeyDictionary
 
@@ -26,6 +27,19 @@ def prepare_process(config: Config) -> None:
 def processes_of(run: Run) -> Processes:
     """The processes that do the stages of a run."""
     return Processes(run.ranks, run.config.distributed)
+
+
+def prepare_worker(config: Config, threads: int, path: list[str]) -> None:
+    """A process that does steps for another one: it computes with as many threads, and finds the same modules.
+
+    Args:
+        path: ``sys.path`` of the other one.
+    """
+    import torch
+
+    prepare_process(config)
+    torch.set_num_threads(threads)
+    sys.path += [folder for folder in path if folder not in sys.path]
 
 
 def splits_of(run: Run) -> Splits:

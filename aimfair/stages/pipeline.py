@@ -1,18 +1,24 @@
 """The registry of stages, and running them in order."""
 
+import os
 import platform
+import sys
 import time
 import traceback
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
+from functools import partial
 
 import aimfair
 from aimfair.base.device import choose_device
 from aimfair.base.errors import AimfairError
 from aimfair.base.progress import duration
+from aimfair.config import Config
 from aimfair.run.directory import Run
+from aimfair.run.schedule import side_by_side
+from aimfair.run.steps import Step
 from aimfair.stages import evaluate, finetune, generate, preflight, prompts, report, select, sensitivity, train, tune
-from aimfair.stages.context import prepare_process
+from aimfair.stages.context import prepare_process, prepare_worker
 
 STAGES: dict[str, Callable[[Run], None]] = {
     "prompts": prompts.run,
@@ -27,13 +33,23 @@ STAGES: dict[str, Callable[[Run], None]] = {
 }
 """Every stage by its name, each after those whose results it reads."""
 
-
 _OF_ONE = {"prompts", "select", "report"}
 """Stages that process 0 does alone, while others wait."""
 
+STEPS: dict[str, Callable[[Run], list[Step]]] = {
+    "train": train.steps,
+    "sensitivity": sensitivity.steps,
+    "tune": tune.steps,
+    "select": select.steps,
+    "finetune": finetune.steps,
+    "evaluate": evaluate.steps,
+}
+"""The steps of the stages that consist of independent ones."""
+
 
 def run_stages(run: Run, names: Iterable[str] = tuple(STAGES)) -> None:
-    """Does each stage, which skips the steps that are finished.
+    """Does each stage, which skips the steps that are finished. With ``run.pool``, the steps of neighbouring stages are
+    done side by side before the stages look at them.
 
     Raises:
         AimfairError: a stage lacks what an earlier one makes, or cannot do its work.
@@ -45,13 +61,19 @@ def run_stages(run: Run, names: Iterable[str] = tuple(STAGES)) -> None:
     first = "generate" if "generate" in names else f"train/{run.config.seeds[0]}"
     if {"generate", "train"} & set(names) and not run.has_record(first):
         _apart(run, lambda: preflight.check(run, real_images="train" in names))
-    for number, name in enumerate(names, 1):
+    number = 0
+    for group in _groups(names, together=run.pool is not None):
         run.interrupt.check()
-        start = time.monotonic()
+        start, name = time.monotonic(), ", ".join(group)
+        number += len(group)
         run.log("stage started", stage=name)
-        run.progress.line(f"{name}: stage {number} of {len(names)}")
+        run.progress.line(f"{name}: {_place(number, len(group))} of {len(names)}")
         try:
-            _do(run, name)
+            if run.pool is not None and group[0] in STEPS:
+                steps = [step for stage in group for step in STEPS[stage](run)]
+                side_by_side(run.pool, [(run, steps)], name, preparation(run.config))
+            for stage in group:
+                _do(run, stage)
         except BaseException as error:
             # with the traceback of unforeseen errors: to reproduce one may take hours
             trace = None if isinstance(error, AimfairError) else traceback.format_exc()
@@ -77,6 +99,30 @@ def _apart(run: Run, work: Callable[[], None]) -> None:
         with run.apart():
             work()
     run.ranks.meet()
+
+
+def preparation(config: Config) -> Callable[[], None]:
+    """Of other processes, before they do a step."""
+    import torch
+
+    path = [os.path.abspath(folder) for folder in sys.path]
+    return partial(prepare_worker, config, torch.get_num_threads(), path)
+
+
+def _groups(names: Sequence[str], *, together: bool) -> list[list[str]]:
+    """The stages in order; neighbours that consist of steps in one group if these are done ``together``."""
+    groups: list[list[str]] = []
+    for name in names:
+        if together and groups and name in STEPS and groups[-1][0] in STEPS:
+            groups[-1].append(name)
+        else:
+            groups.append([name])
+    return groups
+
+
+def _place(last: int, count: int) -> str:
+    """For example "stage 3", "stages 3 to 7"."""
+    return f"stage {last}" if count == 1 else f"stages {last - count + 1} to {last}"
 
 
 def _seconds_since(start: float) -> float:
