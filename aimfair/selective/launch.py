@@ -2,17 +2,19 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from aimfair.selective.distributed import local, local_grad
-from aimfair.selective.offload import Bucket
 from aimfair.selective.ops import StepPlan
 from aimfair.selective.plans import PlanCache
 from aimfair.selective.state import Slot
 from aimfair.selective.streams import is_capturing, stream_of
+
+if TYPE_CHECKING:
+    from aimfair.selective.offload import Bucket
 
 Lists = dict[str, list[Tensor]]
 """The lists of an operator by the names of its arguments."""
@@ -56,7 +58,7 @@ class Launch:
     whole_parameters: list[Tensor] = field(default_factory=list)
     names: list[str] = field(default_factory=list)
     states: list[dict[str, Tensor]] = field(default_factory=list)
-    bucket: Bucket | None = None
+    bucket: "Bucket | None" = None
 
     def append(self, index: int, parameter: Tensor, slot: Slot, state: dict[str, Tensor]) -> None:
         self.indices.append(index)

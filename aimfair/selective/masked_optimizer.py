@@ -2,8 +2,6 @@
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
-from itertools import chain
 from operator import is_
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -11,9 +9,9 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from aimfair.selective import state as state_layout
 from aimfair.selective.copies import WeightCopies, require_copyable
 from aimfair.selective.distributed import is_dtensor
+from aimfair.selective.kept_state import KeptState, Loaded, place_of
 from aimfair.selective.launch import GroupLaunches, Launch, Lists, Operator
 from aimfair.selective.layout import BLOCK
 from aimfair.selective.mask import ParameterMask
@@ -38,17 +36,6 @@ Params = Iterable[Tensor] | Iterable[tuple[str, Tensor]] | Iterable[dict[str, An
 
 _PICKLED = ("mask", "compact", "moment_bits", "master_weights", "offload", "_slots", "_unmatched")
 """Attributes that a copy or pickle of an optimizer keeps, besides torch's."""
-
-
-@dataclass(frozen=True)
-class _Converted:
-    """Loaded state in its final form.
-
-    ``Optimizer.load_state_dict`` casts tensors in collections to the dtype of the parameter, which would round the
-    float32 state of bfloat16 weights; inside this class, which is no collection, they pass unchanged.
-    """
-
-    state: dict[str, Tensor]
 
 
 class MaskedOptimizer(Optimizer):
@@ -90,9 +77,10 @@ class MaskedOptimizer(Optimizer):
         self._slots: dict[Tensor, Slot] = {}
         self._masks: dict[tuple[int, torch.device], ParameterMask] = {}
         self._of_graphs: list[Plan] = []
-        self._offloads: dict[torch.device, Offload] = {}
+        self._offload = Offload() if offload else None
         self._copies: WeightCopies | None = None
         self._in_backward: StepInBackward | None = None
+        self._reserved: dict[Tensor, dict[str, Tensor]] = {}
         self._reset_launches()
         self._unmatched: list[dict[str, Any]] | None = []  # groups to be matched together once all are there
         super().__init__(params, defaults)
@@ -135,6 +123,46 @@ class MaskedOptimizer(Optimizer):
             del self.param_groups[-1]
             raise
 
+    def update_mask(self, mask: ParameterMask) -> None:
+        """Changes which elements are selected; groups with a mask of their own keep it.
+
+        Elements that stay selected keep the bits of their moments and master weights. New elements
+        start with moments of zero and the weight as it is. A parameter keeps its count of steps, by which Adam corrects
+        for moments that began with zero, so the first steps of elements selected late are up to
+        ``(1 - beta1) / sqrt(1 - beta2)`` times ``lr``, 3.2 by default.
+
+        A recorder of deltas ends here: take ``delta()`` before, and ``record_delta()`` again. So do CUDA graphs.
+
+        Raises:
+            TypeError, ValueError: the optimizer has no mask, or parameters, which are named, do not match the new one;
+                the optimizer is then unchanged.
+            RuntimeError: gradients are accumulated in ``step_in_backward``.
+        """
+        require_mask(mask)
+        if mask is None or self.mask is None:
+            raise TypeError("update_mask takes a ParameterMask in place of another: full and empty ones are masks too")
+        groups = [group for group in self.param_groups if group["mask_digest"] == self.mask.digest]
+        slots = match(groups, mask)
+        if self._in_backward is not None:
+            self._in_backward.forget_mask()
+        self.synchronize()
+        kept = self._kept
+        moved = {
+            parameter: kept.moved(self.state[parameter], parameter, self._slots[parameter], slot)
+            for parameter, slot in slots.items()
+            if self.state.get(parameter) and slot.tuned
+        }
+        for parameter, slot in slots.items():
+            self._slots[parameter] = slot
+            self.state.pop(parameter, None)
+        self.state.update(moved)
+        for group in groups:
+            group["mask_digest"] = mask.digest
+        self.mask, self._masks = mask, {}
+        if self._copies is not None:
+            self._copies = WeightCopies(self._slots, self.state)
+        self._reset_launches()
+
     def _require_options(self, group: dict[str, Any]) -> None:
         given = {name: group[name] for name in (*self.defaults, *IMPLEMENTATION) if name in group}
         whole_optimizer = {"master_weights": self.master_weights, "moment_bits": self.moment_bits}
@@ -150,14 +178,9 @@ class MaskedOptimizer(Optimizer):
         self._slots.update(slots)
         for group in groups:
             group["mask_digest"] = None if mask is None else mask.digest
-            if (self.compact or self.moment_bits == 8) and (place := self._place_of(group)) != (0, 1):
+            if (self.compact or self.moment_bits == 8) and (place := place_of(group, self._slots)) != (0, 1):
                 group["place"] = place
         self._reset_launches()
-
-    def _place_of(self, group: dict[str, Any]) -> tuple[int, int]:
-        """(rank, number) of this process among those that hold parameters of the group together."""
-        places = (self._slots[parameter].place for parameter in group["params"] if parameter in self._slots)
-        return max(places, key=lambda place: place[1], default=(0, 1))
 
     # -- stepping --------------------------------------------------------------------------------------
 
@@ -190,8 +213,8 @@ class MaskedOptimizer(Optimizer):
             self._reset_launches()
         if self._copies is not None:
             self._copies.refresh()
-        for offload in self._offloads.values():
-            offload.begin()
+        if self._offload is not None:
+            self._offload.begin()
 
     def _parts(self, number: int) -> Iterable[list[Tensor]]:
         """The parameters of a group that are stepped together."""
@@ -254,12 +277,22 @@ class MaskedOptimizer(Optimizer):
         require_max_norm(max_norm)
         if self._in_backward is not None:
             raise RuntimeError("step_in_backward: this optimizer is inside one already")
+        self._reserve_moments()
         steps = Steps(self._begin_step, self._step_part, self._end_step, lambda: self.step())
         with StepInBackward(steps, self._slots, self.param_groups, max_norm, ddp) as self._in_backward:
             try:
                 yield self._in_backward
             finally:
                 self._in_backward = None
+                self._reserved.clear()
+
+    def _reserve_moments(self) -> None:
+        """Of parameters without state: between gradients that come and go they would keep their memory in pieces."""
+        for group in self.param_groups if self._offload is None else ():
+            for parameter in group["params"]:
+                if parameter in self._slots and self._slots[parameter].tuned and not self.state.get(parameter):
+                    reserved = self._reserved[parameter] = {}
+                    self._kept.allocate_moments(reserved, parameter, self._slots[parameter], self._state_names(group))
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """As in torch; also drops what :meth:`StepInBackward.accumulate` has kept."""
@@ -270,20 +303,11 @@ class MaskedOptimizer(Optimizer):
     @contextmanager
     def _on_device(self, launch: Launch) -> Iterator[Lists]:
         """The lists of the operator; offloaded state is there inside."""
-        names = [*launch.state_names, *["master"] * launch.has_masters]
-        if not (self.offload and names):
+        if self._offload is None:
             yield self._lists(launch, {})
             return
-        offload = self._offload_of(launch.device)
-        if launch.bucket is None or not offload.holds(launch.bucket, launch.states):
-            launch.bucket = offload.adopt(launch.states, names)
-        with offload.on_device(launch.bucket) as state:
+        with self._offload.on_device(launch) as state:
             yield self._lists(launch, state)
-
-    def _offload_of(self, device: torch.device) -> Offload:
-        if device not in self._offloads:
-            self._offloads[device] = Offload(device)
-        return self._offloads[device]
 
     def _lists(self, launch: Launch, offloaded: Lists) -> Lists:
         lists = {"params": launch.parameters, "steps": launch.state("step")}
@@ -342,13 +366,16 @@ class MaskedOptimizer(Optimizer):
     ) -> tuple[Launch, ...]:
         """One launch per device, mask, place and kind of parameter, of those that have a gradient."""
         launches: dict[tuple[object, ...], Launch] = {}
+        kept = self._kept
         for index, (parameter, grad) in enumerate(zip(parameters, grads, strict=True)):
             if grad is None:
                 continue
             slot, dtensors = self._slots[parameter], is_dtensor(parameter)
-            has_masters = self.master_weights and parameter.dtype != torch.float32
+            has_masters = kept.has_master(parameter)
             has_copies = self._copies is not None and parameter in self._copies.own
-            self._init_state(parameter, state_names, has_masters)
+            if reserved := self._reserved.pop(parameter, None):
+                self.state[parameter] = {**reserved, **self.state[parameter]}
+            kept.allocate(self.state[parameter], parameter, slot, state_names)
             key = (parameter.device, id(slot.mask), has_masters, has_copies, dtensors, slot.place)
             if key not in launches:
                 arguments = self._mask_arguments(slot.mask, parameter.device)
@@ -370,8 +397,8 @@ class MaskedOptimizer(Optimizer):
 
     def _reset_launches(self) -> None:
         self._prepared: dict[tuple[int, Tensor | None], GroupLaunches] = {}
-        for offload in self._offloads.values():
-            offload.forget()
+        if self._offload is not None:
+            self._offload.forget()
         self._known = [], []
 
     def record_delta(self, *, keep_copy: bool = False) -> DeltaRecorder:
@@ -402,21 +429,14 @@ class MaskedOptimizer(Optimizer):
 
     # -- state -----------------------------------------------------------------------------------------
 
-    def _init_state(self, parameter: Tensor, state_names: tuple[str, ...], has_master: bool) -> None:
-        """Allocates what is missing in a parameter's state."""
-        state, slot = self.state[parameter], self._slots[parameter]
-        if "step" not in state:
-            state["step"] = torch.zeros((), dtype=torch.float32, device=parameter.device)
-        for name in state_names:
-            if name not in state:
-                state[name] = state_layout.zeros(parameter, slot, self.compact, self.moment_bits)
-        if has_master and "master" not in state:
-            state["master"] = state_layout.take(parameter, slot, self.compact)
+    @property
+    def _kept(self) -> KeptState:
+        return KeptState(self.moments, self.required, self.compact, self.moment_bits, self.master_weights, self.offload)
 
     def synchronize(self) -> None:
         """Waits until offloaded state, which steps copy in the background, is as the last step left it."""
-        for offload in self._offloads.values():
-            offload.synchronize()
+        if self._offload is not None:
+            self._offload.synchronize()
 
     def state_dict(self) -> dict[str, Any]:
         """As in torch; waits for offloaded state."""
@@ -435,64 +455,13 @@ class MaskedOptimizer(Optimizer):
                 does not fit a parameter, which is named; the optimizer is then unchanged.
         """
         # Registered last, so that it runs after the user's hooks.
-        handle = self.register_load_state_dict_pre_hook(lambda _, loaded: self._convert_state_dict(loaded))
+        handle = self.register_load_state_dict_pre_hook(
+            lambda _, saved: self._kept.converted_all(saved, self.param_groups, self._slots, self._require_options)
+        )
         try:
             super().load_state_dict(state_dict)
         finally:
             handle.remove()
-
-    def _convert_state_dict(self, state_dict: dict[str, Any]) -> dict[str, Any] | None:
-        saved_groups = state_dict["param_groups"]
-        if [len(g["params"]) for g in saved_groups] != [len(g["params"]) for g in self.param_groups]:
-            return None  # torch reports it
-        for number, (saved, group) in enumerate(zip(saved_groups, self.param_groups, strict=True)):
-            # Not those by which torch chooses an implementation: they change nothing here.
-            self._require_options({name: value for name, value in saved.items() if name not in IMPLEMENTATION})
-            digest = saved.get("mask_digest")
-            if digest not in (None, group["mask_digest"]):
-                own = group["mask_digest"] or "no mask"
-                raise ValueError(f"param group {number}: the state is for mask {digest[:12]}, not for {own[:12]}")
-            place, own_place = saved.get("place"), self._place_of(group)
-            if place is not None and tuple(place) != own_place:
-                raise ValueError(
-                    "param group {}: the state is part {} of {}, this process holds {} of {}".format(
-                        number, *place, *own_place
-                    )
-                )
-        ids = chain.from_iterable(group["params"] for group in saved_groups)
-        parameters = dict(zip(ids, chain.from_iterable(group["params"] for group in self.param_groups), strict=True))
-        state = {}
-        for key, entry in state_dict["state"].items():
-            if (parameter := parameters.get(key)) is None:
-                state[key] = entry
-            elif parameter in self._slots and self._slots[parameter].tuned and entry:
-                state[key] = _Converted(self._convert(parameter, entry))
-        own_keys = ("mask_digest", "place")
-        groups = [
-            {
-                **{key: value for key, value in saved.items() if key not in own_keys},
-                **{key: group[key] for key in own_keys if key in group},
-            }
-            for saved, group in zip(saved_groups, self.param_groups, strict=True)
-        ]
-        return {**state_dict, "state": state, "param_groups": groups}
-
-    def _convert(self, parameter: Tensor, saved: dict[str, Any]) -> dict[str, Tensor]:
-        slot = self._slots[parameter]
-        if lacking := [name for name in self.required if saved.get(name) is None]:
-            raise ValueError(f"the state of {slot.name!r} has no {lacking[0]}: it is not of this kind of optimizer")
-        found = {name: saved[name] for name in self.moments if saved.get(name) is not None}
-        # torch.optim.SGD counts no steps: its momentum buffer tells the first step from the others.
-        step = torch.as_tensor(saved.get("step", float(bool(found))), dtype=torch.float32, device=parameter.device)
-        state = {"step": step.clone().reshape(())}
-        for name, value in found.items():
-            root = name == "exp_avg_sq"
-            state[name] = state_layout.convert_moment(value, parameter, slot, self.compact, self.moment_bits, root=root)
-        if self.master_weights and parameter.dtype != torch.float32 and saved.get("master") is not None:
-            state["master"] = state_layout.convert(saved["master"], parameter, slot, self.compact, background=parameter)
-        if self.offload:  # at once: all of it may be more than the GPU has
-            state.update({name: value.cpu() for name, value in state.items() if name != "step"})
-        return state
 
     def __getstate__(self) -> dict[str, Any]:
         self.synchronize()
@@ -502,7 +471,7 @@ class MaskedOptimizer(Optimizer):
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
         for parameter, entry in self.state.items():
-            if isinstance(entry, _Converted):
+            if isinstance(entry, Loaded):
                 self.state[parameter] = entry.state
         for group in self.param_groups:
             for option, default in self.defaults.items():
@@ -510,9 +479,10 @@ class MaskedOptimizer(Optimizer):
                 # torch.distributed.checkpoint only loads groups with the same options.
                 if option != "differentiable":
                     group.setdefault(option, default)
-        self._masks, self._of_graphs, self._offloads = {}, [], self.__dict__.get("_offloads", {})
+        self._masks, self._of_graphs = {}, []
+        self._offload = self.__dict__.get("_offload") or (Offload() if self.offload else None)
         self._copies = self.__dict__.get("_copies")
-        self._in_backward = self.__dict__.get("_in_backward")
+        self._in_backward, self._reserved = self.__dict__.get("_in_backward"), {}
         self._reset_launches()
 
 

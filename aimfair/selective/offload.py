@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import accumulate
 from operator import is_
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor
@@ -18,6 +18,9 @@ from torch import Tensor
 from aimfair.selective.distributed import is_dtensor
 from aimfair.selective.state import Slot
 from aimfair.selective.streams import is_capturing
+
+if TYPE_CHECKING:
+    from aimfair.selective.launch import Launch
 
 Event = Any
 """A point in the work of a stream."""
@@ -127,6 +130,10 @@ class Bucket:
 
     viewed: tuple[Tensor, dict[str, list[Tensor]]] | None = None
 
+    def is_of(self, states: Sequence[Mapping[str, Tensor]]) -> bool:
+        """Whether the states' tensors are these: others may have been put in their places."""
+        return all(map(is_, self.held, (states[i][name] for name, i in self.places)))
+
     def views(self, memory: Tensor) -> dict[str, list[Tensor]]:
         """The tensors in other memory that holds the bucket at its beginning, by name."""
         if self.viewed is None or self.viewed[0] is not memory:
@@ -171,7 +178,44 @@ def split(parameters: Sequence[Tensor], slots: Mapping[Tensor, Slot], nbytes: in
 
 
 class Offload:
-    """The offloaded state of the parameters on one device."""
+    """The offloaded state of an optimizer."""
+
+    def __init__(self) -> None:
+        self._devices: dict[torch.device, _DeviceOffload] = {}
+
+    def begin(self) -> None:
+        """Before a step: what was sent in advance and not used may have changed since."""
+        for offload in self._devices.values():
+            offload.begin()
+
+    def forget(self) -> None:
+        """The launches of earlier steps are not used again."""
+        for offload in self._devices.values():
+            offload.forget()
+
+    def synchronize(self) -> None:
+        """The host waits until the state in its memory is that of the last step."""
+        for offload in self._devices.values():
+            offload.synchronize()
+
+    @contextmanager
+    def on_device(self, launch: "Launch") -> Iterator[dict[str, list[Tensor]]]:
+        """The state tensors of a launch on its device, by name, for what is queued on the current stream inside."""
+        names = [*launch.state_names, *["master"] * launch.has_masters]
+        if not names:
+            yield {}
+            return
+        if launch.device not in self._devices:
+            self._devices[launch.device] = _DeviceOffload(launch.device)
+        offload = self._devices[launch.device]
+        if launch.bucket is None or not launch.bucket.is_of(launch.states):
+            launch.bucket = offload.adopt(launch.states, names)
+        with offload.on_device(launch.bucket) as state:
+            yield state
+
+
+class _DeviceOffload:
+    """The part on one device."""
 
     def __init__(self, device: torch.device):
         self._device, self._engine = device, COPIES(device)
@@ -181,13 +225,11 @@ class Offload:
         self._last: Bucket | None = None
 
     def begin(self) -> None:
-        """Before a step: what was sent in advance and not used may have changed since."""
         self._last = None
         for arena in self._arenas:
             arena.bucket = None
 
     def forget(self) -> None:
-        """Buckets that were adopted are not used again."""
         self._next.clear()
         self.begin()
 
@@ -210,13 +252,8 @@ class Offload:
             self._arenas[bucket.arena] = _Arena(torch.empty(begins[-1], dtype=torch.uint8, device=self._device))
         return bucket
 
-    def holds(self, bucket: Bucket, states: Sequence[Mapping[str, Tensor]]) -> bool:
-        """Whether the states' tensors are those of the bucket: others may have been put in their places."""
-        return all(map(is_, bucket.held, (states[i][name] for name, i in bucket.places)))
-
     @contextmanager
     def on_device(self, bucket: Bucket) -> Iterator[dict[str, list[Tensor]]]:
-        """The tensors of a bucket on the device, by name, for what is queued on the current stream inside."""
         if is_capturing(self._device):
             raise RuntimeError("offload=True: copies from and to the host cannot be in a CUDA graph")
         if self._last is not None:
@@ -245,5 +282,4 @@ class Offload:
         return self._arenas[bucket.arena].memory[: bucket.memory.numel()]
 
     def synchronize(self) -> None:
-        """The host waits until the state in its memory is that of the last step."""
         self._engine.synchronize()

@@ -93,6 +93,7 @@ class DeltaRecorder:
     """
 
     def __init__(self, slots: Mapping[Tensor, Slot], copies_of: CopiesOf):
+        self._slots, self._made_of = slots, dict(slots)
         tracked = [_track(parameter, slot) for parameter, slot in slots.items() if slot.tuned]
         self._pieces = _pieces(tracked)
         self._parameters = [[one.parameter for one in piece] for piece in self._pieces]
@@ -106,7 +107,13 @@ class DeltaRecorder:
         self._values = self._read()
 
     def delta(self) -> Delta:
-        """The reversible delta from the last call, or else from the beginning, to now."""
+        """The reversible delta from the last call, or else from the beginning, to now.
+
+        Raises:
+            RuntimeError: the mask has changed.
+        """
+        if any(self._slots[parameter] is not slot for parameter, slot in self._made_of.items()):
+            raise RuntimeError("delta(): update_mask has changed the mask since record_delta(); call that again")
         old, self._values = self._values, self._read()
         return Delta(_Entries(self._places, self._values, old), reversible=True)
 

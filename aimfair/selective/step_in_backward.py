@@ -83,7 +83,7 @@ class StepInBackward:
 
     def __enter__(self) -> Self:
         if self._max_norm is not None:
-            self._kept.reserve()
+            self._kept.reserve()  # before the first pass
         hooked = [p for p in self._group_of if p.requires_grad and p in self._slots and p not in self._ddp_parameters]
         self._handles = [p.register_post_accumulate_grad_hook(self._on_gradient) for p in hooked]  # type: ignore[no-untyped-call]
         if self._averaged is not None:
@@ -125,6 +125,12 @@ class StepInBackward:
         """Drops accumulated gradients."""
         self._kept.clear()
 
+    def forget_mask(self) -> None:
+        """Before another mask: RuntimeError if the old one was used for what is accumulated."""
+        if len(self._kept):
+            raise RuntimeError("update_mask: gradients are accumulated under the old mask; call it after their step")
+        self._kept = SelectedGradients(self._slots)
+
     def require_step(self, closure: Callable[[], Any] | None) -> None:
         """RuntimeError where ``optimizer.step()`` is called beside the steps of backward passes."""
         if closure is None and not self._stepping:
@@ -155,6 +161,8 @@ class StepInBackward:
                 " then need use_reentrant=False"
             )
         self._task = task
+        if self._max_norm is not None:
+            self._kept.reserve()
         if not self._accumulating:
             self._steps.begin()
         self._at_end(lambda: self._at_end(self._end))  # after the callbacks that others have queued by then
