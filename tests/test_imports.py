@@ -73,6 +73,7 @@ def test_every_folder_has_a_layer():
             },
         ),
         ("pyarrow", {"data/parquet_file.py"}),
+        ("fsspec", {"base/storage.py"}),
         ("optuna", {"tuning/sampler.py"}),
         ("ray", {"cluster/ray_pool.py"}),
         ("torchvision", set()),

@@ -106,8 +106,10 @@ def reference() -> str:
 
 def _type_name(field: FieldInfo) -> str:
     """For example "int >= 1 or null"."""
+    choices = _alternatives(field.annotation)
+    names = ["null" if choice is type(None) else _plain_name(choice) for choice in choices]
     name = " or ".join(
-        "null" if choice is type(None) else _plain_name(choice) for choice in _alternatives(field.annotation)
+        "URL" if choice is str and Path in choices else one for choice, one in zip(choices, names, strict=True)
     )
     limits = [
         f"{sign} {getattr(limit, name)}"

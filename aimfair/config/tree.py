@@ -7,6 +7,7 @@ from pydantic import Field, field_validator, model_validator
 
 from aimfair.base.settings import Problem, Settings
 from aimfair.cluster.settings import ClusterSettings
+from aimfair.config.run_settings import RunSettings
 from aimfair.data.settings import DataSettings
 from aimfair.evaluation.settings import EvaluateSettings
 from aimfair.generation.settings import GenerateSettings
@@ -48,6 +49,7 @@ class Config(Settings):
     evaluate: EvaluateSettings = EvaluateSettings()
     distributed: DistributedSettings = DistributedSettings()
     cluster: ClusterSettings = ClusterSettings()
+    run: RunSettings = RunSettings()
 
     @property
     def tuned(self) -> list[str]:

@@ -10,6 +10,7 @@ from aimfair.base.interrupt import NEVER, Interrupt
 from aimfair.base.log import NOWHERE, Log
 from aimfair.base.os_errors import explain
 from aimfair.base.progress import Progress
+from aimfair.base.storage import local
 from aimfair.data import celeba, digits, emoji, imagefolder, parquet, table, utkface, webdataset
 from aimfair.data.biased_subset import Indices, check_majority
 from aimfair.data.cache import Decoded, decode_files
@@ -52,7 +53,7 @@ def load_splits(
     """
     if settings.kind in DRAWN:
         return _DRAWN[settings.kind](settings)
-    catalogue = read_catalogue(settings, log)
+    catalogue = read_catalogue(settings, log, progress, interrupt)
     if settings.kind == "celeba" and (difference := celeba.differs_from_published(catalogue, settings)):
         log.warn(difference)
     with naming_left_out(catalogue.rejected, catalogue.rows, "rows"):
@@ -107,7 +108,9 @@ def _splits(
     )
 
 
-def read_catalogue(settings: DataSettings, log: Log = NOWHERE) -> Catalogue:
+def read_catalogue(
+    settings: DataSettings, log: Log = NOWHERE, progress: Progress | None = None, interrupt: Interrupt = NEVER
+) -> Catalogue:
     """As :func:`list_images`; checks ``data.max_bad_share`` of the rows and ``data.majority`` as well.
 
     Args:
@@ -117,7 +120,7 @@ def read_catalogue(settings: DataSettings, log: Log = NOWHERE) -> Catalogue:
         AimfairError: as there, or too many rows cannot be used.
         ConfigError: as there, or ``data.majority`` does not fit the labels.
     """
-    catalogue = list_images(settings, log)
+    catalogue = list_images(settings, log, progress, interrupt)
     leave_out(catalogue.rejected, catalogue.rows, f"rows of {catalogue.root}", settings.max_bad_share, log)
     for spellings in catalogue.spellings:
         log.warn(f"{spellings}; {spellings.advice}")
@@ -126,7 +129,9 @@ def read_catalogue(settings: DataSettings, log: Log = NOWHERE) -> Catalogue:
     return catalogue
 
 
-def list_images(settings: DataSettings, log: Log = NOWHERE) -> Catalogue:
+def list_images(
+    settings: DataSettings, log: Log = NOWHERE, progress: Progress | None = None, interrupt: Interrupt = NEVER
+) -> Catalogue:
     """Every image that the data set lists, whether or not a run would use it; any kind that has files.
 
     If a table or an image folder has no validation images, some training images become validation images.
@@ -138,12 +143,13 @@ def list_images(settings: DataSettings, log: Log = NOWHERE) -> Catalogue:
         AimfairError: the folder or its tables cannot be used.
         ConfigError: a setting does not fit them.
     """
-    if settings.root is None or not settings.root.is_dir():
+    root = local(settings.root or "", "data.root", progress=progress, interrupt=interrupt)
+    if not root.is_dir():
         raise ConfigError(f"data.root: found {settings.root}, which is not a folder, expected that of {settings.kind}")
     try:
-        catalogue = _READERS[settings.kind](settings.root, settings)
+        catalogue = _READERS[settings.kind](root, settings)
     except OSError as error:  # such as an unreadable folder
-        raise AimfairError(explain(error, {settings.root: "data.root"})) from error
+        raise AimfairError(explain(error, {root: "data.root"})) from error
     for note in catalogue.notes:
         log.tell(note)
     if settings.kind == "celeba" or catalogue.split is None or (catalogue.split == SPLITS.index("val")).any():

@@ -6,7 +6,7 @@ from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from aimfair.base.settings import Folder, Problem, Settings
+from aimfair.base.settings import FolderOrUrl, Problem, Settings
 
 UTKFACE = {
     "gender": ("male", "female"),
@@ -50,7 +50,9 @@ class DataSettings(Settings):
     kind: Literal["digits", "emoji", "table", "imagefolder", "webdataset", "parquet", "celeba", "utkface"] = Field(
         "digits", description="layout of the data set"
     )
-    root: Folder | None = Field(None, description="folder of the data set; digits and emoji need none")
+    root: FolderOrUrl | None = Field(
+        None, description="folder of the data set, or its URL, such as s3://bucket/folder; digits and emoji need none"
+    )
     style: Style = Field("noto", description="emoji: the drawing style")
     drawings: int = Field(
         4,

@@ -8,6 +8,8 @@ from pathlib import Path
 
 from aimfair.base.errors import AimfairError
 from aimfair.base.libraries import optional
+from aimfair.base.settings import is_url
+from aimfair.base.storage import local
 
 SHIPPED = {"digits": Path(__file__).parent.parent / "assets" / "digits-diffusion"}
 """Models included in this package."""
@@ -38,6 +40,8 @@ def model_folder(model: str, allow_download: bool) -> Path:
     Raises:
         AimfairError: the model is not there.
     """
+    if is_url(model):
+        model = str(local(model, "generate.model"))
     if model not in SHIPPED and not Path(model).is_absolute():
         return from_hub("generate.model", model, allow_download)
     folder = SHIPPED.get(model, Path(model))

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from aimfair.base.errors import AimfairError
 from aimfair.base.files import write_json
+from aimfair.base.settings import is_url
 from aimfair.data.images import ImageSet
 from aimfair.data.load import list_images
 from aimfair.data.settings import SHARDS, DataSettings
@@ -149,7 +150,8 @@ def _opened(images: ImageSet, chosen: list[int], data: DataSettings) -> Iterator
     """The images as transformers' pipelines open them."""
     from transformers.image_utils import load_image
 
-    source = list_images(data).source if data.kind in SHARDS else None
+    in_files = data.root is None or (data.kind not in SHARDS and not is_url(data.root))
+    source = None if in_files else list_images(data).source
     for number in chosen:
         if source is not None:
             with source.open(images.ids[number]) as file:
@@ -157,7 +159,7 @@ def _opened(images: ImageSet, chosen: list[int], data: DataSettings) -> Iterator
         elif data.root is None:
             yield Image.fromarray(np.asarray(images.images[number]))
         else:
-            yield load_image(str(data.root / images.ids[number]))
+            yield load_image(str(Path(data.root) / images.ids[number]))
 
 
 def _channels_first(image: npt.NDArray[np.uint8]) -> Tensor:

@@ -5,7 +5,7 @@ from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
-from aimfair.base.settings import Folder, FolderOrName, Problem, Settings
+from aimfair.base.settings import FolderOrName, FolderOrUrl, Problem, Settings
 from aimfair.data.settings import Style
 from aimfair.diffusion.settings import TextToImageSettings
 
@@ -54,10 +54,10 @@ class EmojiSettings(Settings):
 class GenerateSettings(TextToImageSettings):
     """Synthetic images: which model makes them, how many, and which are kept."""
 
-    folder: Folder | None = Field(
+    folder: FolderOrUrl | None = Field(
         None,
-        description="folder of existing images to copy instead of generating any: subfolders <y>_<a>, the numbers"
-        " of class and protected value, or the synthetic/ of another run",
+        description="folder, or its URL, of existing images to copy instead of generating any: subfolders <y>_<a>, the"
+        " numbers of class and protected value, or the synthetic/ of another run",
     )
     emoji: EmojiSettings | None = Field(
         None, description="draw emoji instead of generating images, if the real images are emoji"

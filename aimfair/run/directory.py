@@ -377,7 +377,8 @@ def _settle_config(path: Path, config: Config, *, overwrite: bool) -> Config:
         else:
             if old == config:
                 return old
-            same = old.model_copy(update={"cluster": config.cluster}) == config  # no result depends on that
+            of_no_result = {"cluster": config.cluster, "run": config.run}
+            same = old.model_copy(update=of_no_result) == config
             if (
                 not overwrite and not same and next((path / "stages").rglob("*.json"), None) is not None
             ):  # something is finished

@@ -13,6 +13,7 @@ from aimfair.base.errors import AimfairError
 from aimfair.base.interrupt import NEVER, Interrupt, Interrupted
 from aimfair.base.log import Log
 from aimfair.base.progress import Progress
+from aimfair.base.storage import local
 from aimfair.config import Config
 from aimfair.data.catalogue import SPLITS, Catalogue, Rejected
 from aimfair.data.images import Pixels, Splits
@@ -75,7 +76,7 @@ def scan(
     if config.data.kind in DRAWN:
         splits = load_splits(config.data)
         return _combine(context, _Loaded(splits, None, []), splits.target_names, splits.protected_names, None)
-    catalogue = list_images(config.data, context.log)
+    catalogue = list_images(config.data, context.log, context.progress, interrupt)
     decoded = _decode_all(catalogue, context)
     loaded = _load(context)
     files = [catalogue.files[number] for number in decoded.kept]
@@ -130,7 +131,10 @@ def _combine(
     )
     synthetic, refused = None, None
     if config.generate.folder is not None:
-        synthetic, refused = _examine_folder(config.generate.folder, context, shape, splits)
+        folder = local(
+            config.generate.folder, "generate.folder", progress=context.progress, interrupt=context.interrupt
+        )
+        synthetic, refused = _examine_folder(folder, context, shape, splits)
     if facts is None:
         facts = dict.fromkeys(("root", "rows", "files", "images", "duplicates"))
         facts |= {"groups": groups, "attributes": [], "spellings": [], "association": taken.association}

@@ -12,6 +12,7 @@ from aimfair.base.interrupt import Interrupt
 from aimfair.base.log import NOWHERE, Log
 from aimfair.base.progress import Progress
 from aimfair.base.ranks import Ranks
+from aimfair.base.storage import local
 from aimfair.config import Config
 from aimfair.data.leakage import find_leaks, refuse_leaks
 from aimfair.diffusion.engines.registry import choose_engine, engine_facts
@@ -40,7 +41,8 @@ def run(run: Run) -> None:
     with run.apart():
         if run.config.generate.folder is not None:
             ranks.gather(json.dumps(None))  # a single process imports
-            _import(run, run.config.generate.folder)
+            folder = run.config.generate.folder
+            _import(run, local(folder, "generate.folder", progress=run.progress, interrupt=run.interrupt))
         elif run.config.generate.emoji is not None:
             ranks.gather(json.dumps(None))  # a single process draws
             _draw(run, run.config.generate.emoji)

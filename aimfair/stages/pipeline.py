@@ -8,17 +8,22 @@ import traceback
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from functools import partial
+from typing import TypeVar
 
 import aimfair
 from aimfair.base.device import choose_device
-from aimfair.base.errors import AimfairError
+from aimfair.base.errors import AimfairError, prefixed
 from aimfair.base.progress import duration
+from aimfair.base.storage import StorageError
 from aimfair.config import Config
 from aimfair.run.directory import Run
 from aimfair.run.schedule import side_by_side
 from aimfair.run.steps import Step
+from aimfair.run.upload import Upload
 from aimfair.stages import evaluate, finetune, generate, preflight, prompts, report, select, sensitivity, train, tune
 from aimfair.stages.context import prepare_process, prepare_worker
+
+_Result = TypeVar("_Result")
 
 STAGES: dict[str, Callable[[Run], None]] = {
     "prompts": prompts.run,
@@ -61,6 +66,7 @@ def run_stages(run: Run, names: Iterable[str] = tuple(STAGES)) -> None:
     first = "generate" if "generate" in names else f"train/{run.config.seeds[0]}"
     if {"generate", "train"} & set(names) and not run.has_record(first):
         _apart(run, lambda: preflight.check(run, real_images="train" in names))
+    upload = _apart(run, lambda: _begin_upload(run)) if _uploads(run) else None
     number = 0
     for group in _groups(names, together=run.pool is not None):
         run.interrupt.check()
@@ -82,6 +88,30 @@ def run_stages(run: Run, names: Iterable[str] = tuple(STAGES)) -> None:
             raise
         run.log("stage finished", stage=name, seconds=_seconds_since(start))
         run.progress.line(f"{name}: finished in {duration(_seconds_since(start))}, {number} of {len(names)} stages")
+        if _uploads(run):
+            _apart(run, partial(_send, run, upload, is_last=number == len(names)))
+
+
+def _uploads(run: Run) -> bool:
+    """Whether its files go to a URL; those of a variant do not."""
+    return run.config.run.storage is not None and run.origin is None
+
+
+def _begin_upload(run: Run) -> Upload:
+    with prefixed("run.storage"):
+        return Upload(run.path, run.config.run)
+
+
+def _send(run: Run, upload: Upload | None, *, is_last: bool) -> None:
+    assert upload is not None  # of process 0
+    try:
+        files, size = upload.send(run.progress, run.interrupt)
+    except StorageError as error:
+        if is_last:
+            raise StorageError(f"run.storage: {error}; the results are in {run.path}") from error
+        run.log.warn(f"run.storage: {error}; tried again after the next stage")
+    else:
+        run.log("uploaded", files=files, bytes=size)
 
 
 def _do(run: Run, name: str) -> None:
@@ -93,12 +123,14 @@ def _do(run: Run, name: str) -> None:
     STAGES[name](run)
 
 
-def _apart(run: Run, work: Callable[[], None]) -> None:
-    """Work of process 0 alone; the others return when it is done."""
+def _apart(run: Run, work: Callable[[], _Result]) -> _Result | None:
+    """Work of process 0 alone; the others return, None, when it is done."""
+    result = None
     if run.ranks.leads:
         with run.apart():
-            work()
+            result = work()
     run.ranks.meet()
+    return result
 
 
 def preparation(config: Config) -> Callable[[], None]:

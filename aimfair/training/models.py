@@ -16,6 +16,7 @@ from torch.nn.parameter import is_lazy
 from aimfair.base.errors import AimfairError, prefixed
 from aimfair.base.files import way_out, write_json
 from aimfair.base.seeds import derive_seed, forked_torch_rng, seed_torch
+from aimfair.base.storage import local
 from aimfair.selective.parameters import listing, named_parameters, require_tunable
 from aimfair.training.backbones import hf, timm, torchvision
 from aimfair.training.backbones.origin import CONFIG, WEIGHTS, make_own, origin_of, read_config
@@ -149,7 +150,7 @@ def _build(settings: ModelSettings, classes: int) -> nn.Module:
         return build(name, settings.config, classes)
     with prefixed("model.pretrained"):
         if library == "folder":
-            return _build_from_folder(Path(name), classes)
+            return _build_from_folder(local(name), classes)
         pretrained = {"timm": timm, "torchvision": torchvision, "hf": hf}[library].build_pretrained
         model: nn.Module = pretrained(name, classes, settings.allow_download)
         return model
@@ -213,6 +214,8 @@ def _normalization(settings: ModelSettings) -> tuple[list[float], list[float]] |
         return timm.normalization(name)
     if library == "torchvision":
         return torchvision.normalization(name)
+    if library == "folder":
+        name = str(local(name))
     if library == "folder" and (Path(name) / CONFIG).exists():
         values = read_config(Path(name))
         if "architecture" in values and "model_type" not in values:

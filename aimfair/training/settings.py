@@ -6,7 +6,7 @@ from typing import Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from aimfair.base.settings import FolderOrName, Problem, Settings
+from aimfair.base.settings import FolderOrName, Problem, Settings, is_url
 from aimfair.data.settings import AugmentSettings
 
 _LIBRARIES = ("timm", "torchvision")
@@ -57,7 +57,7 @@ class ModelSettings(Settings):
             return library, name
         if self.pretrained is None:
             return "own", text
-        return ("folder" if os.path.isabs(text) else "hf"), text
+        return ("folder" if os.path.isabs(text) or is_url(text) else "hf"), text
 
     @property
     def label(self) -> str:
@@ -90,7 +90,12 @@ class ModelSettings(Settings):
             library, colon, name = text.partition(":")
             if key == "factory" and library not in _LIBRARIES and not _FUNCTION.fullmatch(text):
                 raise Problem((key,), f"found {text!r}, expected timm:<name>, torchvision:<name> or module:function")
-            if key == "pretrained" and colon and library not in _LIBRARIES and not os.path.isabs(text):
+            if (
+                key == "pretrained"
+                and colon
+                and library not in _LIBRARIES
+                and not (os.path.isabs(text) or is_url(text))
+            ):
                 raise Problem((key,), f"found {text!r}, expected hf:, timm: or torchvision: before the colon")
             if library in _LIBRARIES and (not name or name.startswith((".", "/", "~"))):
                 raise Problem((key,), f"found {text!r}, expected a name after {library}:; a folder goes without it")

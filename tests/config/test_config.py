@@ -366,6 +366,14 @@ def test_differences():
     assert config_file.differences(demo(methods__new__rule="all"), demo()) == ["methods.new: gone"]
 
 
+def test_a_url_with_credentials_is_refused_and_not_repeated():
+    for key in ("data.root", "generate.model", "model.pretrained", "generate.folder"):
+        for url in ("s3://key:hunter2@bucket/x", "https://host/x?X-Amz-Signature=hunter2"):
+            with pytest.raises(ConfigError, match=f"^--{key}: expected a URL without user, password or") as caught:
+                demo(**{key.replace(".", "__"): url})
+            assert "hunter2" not in str(caught.value)
+
+
 def test_every_key_is_described():
     fields = dict(config_file.keys())
     assert [key for key in fields if not fields[key].description] == []
@@ -376,7 +384,7 @@ def test_the_reference_has_types_defaults_and_limits():
     for line in (
         "train.lr = 0.001    (float, > 0)",
         "threads = null    (int or null, >= 1, <= 1024)",
-        "data.root = null    (folder or null)",
+        "data.root = null    (folder or URL or null)",
         'generate.scheduler = "as_saved"    (as_saved or ddim or dpmpp_2m or unipc)',
         "prompts.targets = required    (list[list[string]])",
         "methods.<name>.density = null    (float or null, > 0, <= 1)",
