@@ -66,13 +66,11 @@ class Jtt(MethodSettings):
     def _error_set(self, work: "Work") -> "Indices":
         """int64, ascending: recorded once, so that an interrupted second training resumes with the same."""
         from aimfair.base.files import write_json
-        from aimfair.training.checkpoint import Checkpoint
 
         train, file, folder = work.splits().train, work.folder / ERROR_SET, work.folder / _FIRST
         settings = work.settings.model_copy(update={"keep": "last"})
-        checkpoint = Checkpoint(folder, work.checkpoint_seconds, work.inputs)
         training = work.training(
-            work.initial(), train, settings=settings, checkpoint=checkpoint, stop_after=self.first_epochs
+            work.initial(), train, settings=settings, checkpoint=work.checkpoint(folder), stop_after=self.first_epochs
         )
         identity = training.identity()
         if (recorded := _read(file, identity, len(train))) is not None:

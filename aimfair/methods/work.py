@@ -73,8 +73,8 @@ class Work:
                 self.log.warn(f"{self.name}: no image of the group {name}: the others are balanced without it")
         return groups_of(images), present
 
-    def checkpoint(self) -> Checkpoint:
-        return Checkpoint(self.folder, self.checkpoint_seconds, self.inputs)
+    def checkpoint(self, folder: Path | None = None) -> Checkpoint:
+        return self.processes.checkpoint(folder or self.folder, self.checkpoint_seconds, self.inputs)
 
     def training(
         self,

@@ -65,6 +65,11 @@ class Spec(NamedTuple):
         return f"{self.dtype} {self.shape}"
 
 
+def dtype_name(dtype: torch.dtype) -> str:
+    """What safetensors calls it."""
+    return _NAMES[dtype]
+
+
 def torch_dtype(spec: Spec) -> torch.dtype:
     return _DTYPES[spec.dtype]
 

@@ -445,16 +445,27 @@ class Sensitivity:
         With parameters of ``fully_shard`` every process saves its own part to its own file. On OSError an older file is
         kept.
         """
+        storage.save(path, KIND, VERSION, self._statistics.tensors(), **self.metadata())
+
+    def metadata(self) -> dict[str, Any]:
+        """Of the file."""
         for source in self._statistics.sources:
             self._require_source(source)
-        metadata = {
+        return {
             **self._statistics.config(),
             "batches": self.batches,
             "nonfinite_policy": self._nonfinite,
             "reduced": self._statistics.reduced,
             "place": self._holding.place,
         }
-        storage.save(path, KIND, VERSION, self._statistics.tensors(), **metadata)
+
+    def shards(self) -> tuple[dict[str, list[Tensor]], dict[str, Tensor]]:
+        """For :mod:`aimfair.selective.whole_statistics`; a collective."""
+        return self._statistics.shards()
+
+    def restore(self, batches: Mapping[str, int], values: Mapping[str, Tensor]) -> None:
+        """For :mod:`aimfair.selective.whole_statistics`."""
+        self._statistics.restore(batches, values)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], parameters: Parameters) -> Self:

@@ -37,7 +37,9 @@ _NEEDED = {
     "fisher": "square",
     "magnitude": "sum",
 }
-_ALIGNMENT = 16  # floats: every tensor in a buffer begins on a cache line
+ALIGNMENT = 16
+"""Floats: every tensor in a buffer begins on a cache line."""
+
 _MOST_PLANNED = 2**17  # parameters in all plans: sets of them may be others in every batch, as with experts
 
 
@@ -135,7 +137,7 @@ class GradientStatistics:
     def _allocate(self) -> tuple[Tensor, list[Tensor]]:
         starts = [0]
         for numel in self._numels:
-            starts.append(starts[-1] + math.ceil(numel / _ALIGNMENT) * _ALIGNMENT)
+            starts.append(starts[-1] + math.ceil(numel / ALIGNMENT) * ALIGNMENT)
         flat = torch.zeros(starts[-1], dtype=torch.float32, device=self.device)
         return flat, [flat[start : start + n] for start, n in zip(starts, self._numels, strict=False)]
 
@@ -362,6 +364,21 @@ class GradientStatistics:
             "contrasts": self.contrasts,
             "declared": self.declared,
         }
+
+    def shards(self) -> tuple[dict[str, list[Tensor]], dict[str, Tensor]]:
+        """By key: the accumulators of each parameter, flat views of what this process holds; and values of the whole
+        parameters [sources, T], a collective."""
+        totals = {
+            key: torch.stack([self._holding.total(row) for row in values])
+            for key, values in (("square_norms", self._square_norms), ("nonfinite", self._nonfinite))
+        }
+        return self._views, totals
+
+    def restore(self, batches: Mapping[str, int], values: Mapping[str, Tensor]) -> None:
+        """Sets the batches, and this process's part of the values per parameter."""
+        self.batches = {source: int(batches[source]) for source in self.sources}
+        self._square_norms.copy_(values["square_norms"])
+        self._nonfinite.copy_(values["nonfinite"])
 
     def tensors(self) -> dict[str, Tensor]:
         return {**self._buffers, "square_norms": self._square_norms, "nonfinite": self._nonfinite}

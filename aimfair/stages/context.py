@@ -1,13 +1,22 @@
 """What the stages of one process share: its threads and network access, and the real images of the run."""
 
 import os
+import shutil
 import sys
+from pathlib import Path
 from typing import Literal
 from weakref import WeakKeyDictionary
 
+import torch
+from torch import nn
+
+from aimfair.base.device import tuning_device
 from aimfair.config import Config
 from aimfair.data.images import ImageSet, Splits
 from aimfair.run.directory import Run
+from aimfair.training.checkpoint import Checkpoint
+from aimfair.training.history import History
+from aimfair.training.models import build_model, load_model, load_sharded, save_model
 from aimfair.training.processes import Processes
 
 _LOADED: WeakKeyDictionary[Run, Splits] = WeakKeyDictionary()
@@ -19,8 +28,6 @@ def prepare_process(config: Config) -> None:
     if not (config.generate.allow_download or config.model.allow_download):
         os.environ.setdefault("HF_HUB_OFFLINE", "1")  # read when huggingface_hub is imported
     if config.threads is not None:
-        import torch
-
         torch.set_num_threads(config.threads)
 
 
@@ -35,11 +42,42 @@ def prepare_worker(config: Config, threads: int, path: list[str]) -> None:
     Args:
         path: ``sys.path`` of the other one.
     """
-    import torch
-
     prepare_process(config)
     torch.set_num_threads(threads)
     sys.path += [folder for folder in path if folder not in sys.path]
+
+
+def initial_model(run: Run, seed: int) -> nn.Module:
+    """A new model, on the device to train on; sharded if the processes hold it together."""
+    config, classes = run.config, len(splits_of(run).target_names)
+    device = tuning_device(config.device, run.ranks)
+    if not processes_of(run).sharded:
+        return build_model(config.model, classes, seed).to(device)
+    folder = run.baseline(seed).with_name("initial")
+    if run.ranks.leads:
+        save_model(build_model(config.model, classes, seed), folder)
+    run.ranks.meet()
+    model = load_sharded(folder, config.model, device)
+    run.ranks.meet()
+    if run.ranks.leads:
+        shutil.rmtree(folder)
+    return model
+
+
+def trained_model(run: Run, folder: Path, device: torch.device) -> nn.Module:
+    """A model of the run, on a device; sharded if the processes hold it together."""
+    if processes_of(run).sharded:
+        return load_sharded(folder, run.config.model, device)
+    return load_model(folder, run.config.model).to(device)
+
+
+def keep(run: Run, model: nn.Module, history: History, folder: Path, checkpoint: Checkpoint) -> None:
+    """Writes the result of a training, and removes its checkpoint: process 0 does, but of a sharded model all do."""
+    if run.ranks.leads or processes_of(run).sharded:
+        save_model(model, folder)
+    if run.ranks.leads:
+        history.save(folder)
+        checkpoint.remove()
 
 
 def splits_of(run: Run) -> Splits:

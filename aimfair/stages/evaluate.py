@@ -13,9 +13,8 @@ from aimfair.report.tables import COLUMNS, print_table, save_tables
 from aimfair.report.wording import percent, spread
 from aimfair.run.directory import Run, model_step
 from aimfair.run.steps import Assignment, Outputs, Step, in_one_task
-from aimfair.stages.context import splits_of
+from aimfair.stages.context import splits_of, trained_model
 from aimfair.stages.select import mask_of
-from aimfair.training.models import load_model
 from aimfair.training.predict import predict
 
 
@@ -95,13 +94,14 @@ def _assign(run: Run, seed: int, name: str) -> Assignment | None:
 def _predict(run: Run, *, seed: int, name: str) -> Outputs:
     """Computes the logits of a model."""
     config, test = run.config, splits_of(run).test
+    device = choose_device(config.device, run.ranks)
     with run.progress.task(f"evaluate {seed} {name}", len(test)) as task:
         logits = predict(
-            load_model(run.model(seed, name), config.model),
+            trained_model(run, run.model(seed, name), device),
             test,
             config.model,
             batch_size=config.evaluate.batch_size,
-            device=choose_device(config.device, run.ranks),
+            device=device,
             ranks=run.ranks,
             task=task,
             interrupt=run.interrupt,

@@ -15,9 +15,8 @@ from aimfair.run.directory import Run
 from aimfair.run.records import digest_of_inputs
 from aimfair.run.steps import Assignment, Outputs, Step, one_by_one
 from aimfair.selective.mask import ParameterMask
-from aimfair.stages.context import processes_of, splits_of, synthetic_of
+from aimfair.stages.context import initial_model, keep, processes_of, splits_of, synthetic_of, trained_model
 from aimfair.stages.select import mask_of
-from aimfair.training.models import build_model, load_model, save_model
 
 
 def run(run: Run) -> None:
@@ -68,10 +67,7 @@ def _train(run: Run, *, seed: int, name: str, method: MethodSettings, inputs: st
     )
     model, history = method.run(work)
     history.reads_groups = method.reads_groups
-    if run.ranks.leads:
-        save_model(model, folder)
-        history.save(folder)
-        work.checkpoint().remove()
+    keep(run, model, history, folder, work.checkpoint())
     return {step: [folder]}
 
 
@@ -113,8 +109,8 @@ def work_of(
         folder=folder,
         splits=partial(splits_of, run),
         balanced=balanced,
-        initial=lambda: build_model(config.model, len(splits_of(run).target_names), seed).to(device),
-        biased=lambda: load_model(run.baseline(seed), config.model).to(device),
+        initial=partial(initial_model, run, seed),
+        biased=lambda: trained_model(run, run.baseline(seed), device),
         mask=mask,
         inputs=inputs,
         checkpoint_seconds=config.checkpoint_seconds,

@@ -21,7 +21,7 @@ from aimfair.run.schedule import side_by_side
 from aimfair.run.steps import Step
 from aimfair.run.upload import Upload
 from aimfair.stages import evaluate, finetune, generate, preflight, prompts, report, select, sensitivity, train, tune
-from aimfair.stages.context import prepare_process, prepare_worker
+from aimfair.stages.context import prepare_process, prepare_worker, processes_of
 
 _Result = TypeVar("_Result")
 
@@ -38,8 +38,8 @@ STAGES: dict[str, Callable[[Run], None]] = {
 }
 """Every stage by its name, each after those whose results it reads."""
 
-_OF_ONE = {"prompts", "select", "report"}
-"""Stages that process 0 does alone, while others wait."""
+_OF_ONE = {"prompts", "report"}
+"""Stages that process 0 does alone, while the others wait."""
 
 STEPS: dict[str, Callable[[Run], list[Step]]] = {
     "train": train.steps,
@@ -65,7 +65,8 @@ def run_stages(run: Run, names: Iterable[str] = tuple(STAGES)) -> None:
     prepare_process(run.config)
     first = "generate" if "generate" in names else f"train/{run.config.seeds[0]}"
     if {"generate", "train"} & set(names) and not run.has_record(first):
-        _apart(run, lambda: preflight.check(run, real_images="train" in names))
+        whole = not processes_of(run).sharded
+        _apart(run, lambda: preflight.check(run, real_images="train" in names, rehearse=whole))
     upload = _apart(run, lambda: _begin_upload(run)) if _uploads(run) else None
     number = 0
     for group in _groups(names, together=run.pool is not None):
@@ -115,7 +116,7 @@ def _send(run: Run, upload: Upload | None, *, is_last: bool) -> None:
 
 
 def _do(run: Run, name: str) -> None:
-    if name in _OF_ONE:
+    if name in _OF_ONE or (name == "select" and not processes_of(run).sharded):
         _apart(run, lambda: STAGES[name](run))
         return
     if name != "generate":  # which exchanges no tensors

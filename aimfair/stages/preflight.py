@@ -39,11 +39,12 @@ IMAGES = 8
 """Of a rehearsal, at most, unless there are more groups."""
 
 
-def check(run: Run, *, real_images: bool) -> None:
+def check(run: Run, *, real_images: bool, rehearse: bool = True) -> None:
     """Refuses devices, data, models and methods that a later stage could not use.
 
     Args:
         real_images: whether the real images are to be used; else noise of their size takes their place.
+        rehearse: whether the model fits into this process.
 
     Raises:
         AimfairError: naming the setting.
@@ -65,6 +66,8 @@ def check(run: Run, *, real_images: bool) -> None:
         few = replace(splits, train=_few(splits.train), validation=_few(splits.validation))
     else:
         few = _noise(config)
+    if not rehearse:
+        return
     with tempfile.TemporaryDirectory(prefix=".preflight-", dir=run.path) as folder:
         _rehearse(run, few, Path(folder))
 

@@ -1,12 +1,14 @@
 """Selects the mask of each seed and tuning method."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
+import torch
 from torch import nn
 
+from aimfair.base.device import tuning_device
 from aimfair.base.errors import AimfairError
 from aimfair.methods import Tune
 from aimfair.methods.tune import select_mask
@@ -14,6 +16,8 @@ from aimfair.run.directory import Run
 from aimfair.run.steps import Assignment, Outputs, Step, in_one_task
 from aimfair.selective.mask import ParameterMask
 from aimfair.selective.sensitivity import Sensitivity
+from aimfair.selective.whole_statistics import load_shards
+from aimfair.stages.context import processes_of, trained_model
 from aimfair.training.head import head_names
 from aimfair.training.models import load_model
 
@@ -43,15 +47,18 @@ def _assign(run: Run, seed: int) -> Assignment | None:
 
 
 def _select(run: Run, *, seed: int, methods: Mapping[str, Tune]) -> Outputs:
-    model = load_model(run.baseline(seed), run.config.model)
-    sensitivity = _load(run, seed, model)
+    sharded = processes_of(run).sharded
+    device = tuning_device(run.config.device, run.ranks) if sharded else torch.device("cpu")
+    model = trained_model(run, run.baseline(seed), device)
+    sensitivity = _load(run, seed, model, load_shards if sharded else Sensitivity.load)
     outputs = {}
     for name, method in methods.items():
         head = partial(head_names, model, run.config.data.image_size, f"methods.{name}")
         mask = select_mask(sensitivity, name, method, seed, head=head)
         path = run.mask(seed, name)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        mask.save(path)
+        if run.ranks.leads:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            mask.save(path)
         run.log("mask", seed=seed, method=name, selected=mask.nnz, density=mask.density)
         outputs[f"select/{seed}/{name}"] = [path]
         run.interrupt.check()
@@ -82,10 +89,12 @@ def sensitivity_of(run: Run, seed: int) -> Sensitivity:
     return _load(run, seed, load_model(run.baseline(seed), run.config.model))
 
 
-def _load(run: Run, seed: int, model: nn.Module) -> Sensitivity:
+def _load(
+    run: Run, seed: int, model: nn.Module, load: Callable[[Path, nn.Module], Sensitivity] = Sensitivity.load
+) -> Sensitivity:
     path = run.sensitivity(seed)
     with _made_by("sensitivity", run, path):
-        return Sensitivity.load(path, model)
+        return load(path, model)
 
 
 @contextmanager

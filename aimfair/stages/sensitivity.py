@@ -8,8 +8,8 @@ from aimfair.base.device import tuning_device
 from aimfair.data.images import ImageSet
 from aimfair.run.directory import Run
 from aimfair.run.steps import Assignment, Outputs, Step, one_by_one
-from aimfair.stages.context import processes_of, splits_of, synthetic_of
-from aimfair.training.models import load_model
+from aimfair.selective.whole_statistics import save_whole
+from aimfair.stages.context import processes_of, splits_of, synthetic_of, trained_model
 from aimfair.training.sensitivity import SOURCES, batches_of_each_source, measure_sensitivity
 
 
@@ -49,7 +49,7 @@ def inputs_of(run: Run, seed: int) -> dict[str, object]:
 def measure(run: Run, seed: int, sources: Mapping[str, ImageSet], path: Path, name: str) -> None:
     """Writes the statistics of one seed to ``path``; its model is freed on return. ``name``: for the progress."""
     config = run.config
-    model = load_model(run.baseline(seed), config.model).to(tuning_device(config.device, run.ranks))
+    model = trained_model(run, run.baseline(seed), tuning_device(config.device, run.ranks))
     batches = batches_of_each_source(sources, config.sensitivity)
     with run.progress.task(name, batches * len(SOURCES)) as task:
         probe = measure_sensitivity(
@@ -64,5 +64,8 @@ def measure(run: Run, seed: int, sources: Mapping[str, ImageSet], path: Path, na
         )
     if run.ranks.leads:
         path.parent.mkdir(parents=True, exist_ok=True)
+    if processes_of(run).sharded:
+        save_whole(probe, path, model, write=run.ranks.leads)
+    elif run.ranks.leads:
         probe.save(path)
     run.log("sensitivity", seed=seed, batches=probe.batches)

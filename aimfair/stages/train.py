@@ -2,14 +2,11 @@
 
 from functools import partial
 
-from aimfair.base.device import tuning_device
 from aimfair.run.directory import Run
 from aimfair.run.records import digest_of_inputs
 from aimfair.run.steps import Assignment, Outputs, Step, one_by_one
-from aimfair.stages.context import processes_of, splits_of
-from aimfair.training.checkpoint import Checkpoint
+from aimfair.stages.context import initial_model, keep, processes_of, splits_of
 from aimfair.training.loop import Training
-from aimfair.training.models import build_model, save_model
 
 
 def run(run: Run) -> None:
@@ -30,8 +27,8 @@ def _assign(run: Run, seed: int) -> Assignment | None:
 def _train(run: Run, *, seed: int, inputs: str) -> Outputs:
     config, step, folder = run.config, f"train/{seed}", run.baseline(seed)
     splits = splits_of(run)
-    model = build_model(config.model, len(splits.target_names), seed).to(tuning_device(config.device, run.ranks))
-    checkpoint = Checkpoint(folder, config.checkpoint_seconds, inputs)
+    model = initial_model(run, seed)
+    checkpoint = processes_of(run).checkpoint(folder, config.checkpoint_seconds, inputs)
     run.log("step started", step=step)
     training = Training(
         model, splits.train, splits.validation, config.train, config.model, seed,
@@ -40,10 +37,7 @@ def _train(run: Run, *, seed: int, inputs: str) -> Outputs:
     )  # fmt: skip
     with run.progress.task(f"train {seed}", training.steps) as training.task:
         history = training.fit()
-    if run.ranks.leads:
-        save_model(model, folder)
-        history.save(folder)
-        checkpoint.remove()
+    keep(run, model, history, folder, checkpoint)
     return {step: [folder]}
 
 

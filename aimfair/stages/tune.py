@@ -23,14 +23,15 @@ from aimfair.methods.tune import NothingSelectedError, select_mask
 from aimfair.run.directory import Run
 from aimfair.run.records import digest_of_inputs
 from aimfair.run.steps import Assignment, Outputs, Step, in_one_task
+from aimfair.selective.distributed import local
 from aimfair.selective.mask import ParameterMask
 from aimfair.selective.sensitivity import Sensitivity
+from aimfair.selective.whole_statistics import load_shards
 from aimfair.stages import sensitivity
-from aimfair.stages.context import splits_of, synthetic_of
+from aimfair.stages.context import processes_of, splits_of, synthetic_of, trained_model
 from aimfair.stages.finetune import inputs_of_training, work_of
 from aimfair.training.head import head_names
 from aimfair.training.history import Epoch
-from aimfair.training.models import load_model
 from aimfair.training.predict import predict
 from aimfair.training.sensitivity import SOURCES
 from aimfair.tuning import choice
@@ -301,7 +302,7 @@ def _train(
     return OfSeed(
         synthetic=counts(model, images.judge).tolist(),
         accuracy=_accuracy(counts(model, judging)),
-        change=_distance(model, load_model(run.baseline(seed), run.config.model)),
+        change=_distance(run, model, seed),
         curve=[_point(epoch) for epoch in history.epochs],
         audit=audit,
     )
@@ -318,14 +319,18 @@ def _accuracy(counts: Counts) -> float:
 def _mask(run: Run, seed: int, name: str, method: MethodSettings, model: nn.Module) -> ParameterMask:
     assert isinstance(method, Tune)
     head = partial(head_names, model, run.config.data.image_size, f"methods.{name}")
-    probe = Sensitivity.load(run.tuning_sensitivity(seed), model)
+    load = load_shards if processes_of(run).sharded else Sensitivity.load
+    probe = load(run.tuning_sensitivity(seed), model)
     return select_mask(probe, name, method, seed, head=head)
 
 
-def _distance(model: nn.Module, start: nn.Module) -> float:
-    """L2 norm of the difference of the weights, over that of the weights of ``start``."""
+def _distance(run: Run, model: nn.Module, seed: int) -> float:
+    """L2 norm of the difference to the weights of the biased model, over that of these."""
+    start = trained_model(run, run.baseline(seed), next(model.parameters()).device)
     squares = torch.zeros(2, dtype=torch.float64)
     for old, new in zip(start.parameters(), model.parameters(), strict=True):
-        before, after = old.detach().double().cpu(), new.detach().double().cpu()
+        before, after = local(old).detach().double().cpu(), local(new).detach().double().cpu()
         squares += torch.stack([(after - before).square().sum(), before.square().sum()])
+    if processes_of(run).sharded:
+        run.ranks.sum(squares)
     return float((squares[0] / squares[1]).sqrt())

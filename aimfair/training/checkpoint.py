@@ -7,6 +7,7 @@ buffers, optimizer state, the weights of the best epoch so far, and the position
 import time
 from collections.abc import Mapping
 from pathlib import Path
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -59,6 +60,9 @@ class Checkpoint:
             a file with the same digest is resumed.
     """
 
+    of_all: ClassVar[bool] = False
+    """Whether all processes of a training save it together; else process 0 does."""
+
     def __init__(self, folder: Path, seconds: float, inputs: str = ""):
         self.path = folder / CHECKPOINT
         self.inputs = inputs
@@ -87,6 +91,10 @@ class Checkpoint:
         }
         self.path.parent.mkdir(parents=True, exist_ok=True)
         storage.save(self.path, KIND, VERSION, tensors, identity=identity, position=position.model_dump())
+        self.note_saved()
+
+    def note_saved(self) -> None:
+        """The next one is not due at once."""
         self._last = time.monotonic()
 
     def restore(self, identity: str, model: nn.Module, optimizer: Optimizer) -> tuple[Position, Tensors] | None:

@@ -10,6 +10,9 @@ from aimfair.base.errors import AimfairError
 from aimfair.selective.parameters import listing
 from aimfair.training.execution import logits, named_failure
 
+TWIN = "aimfair_twin"
+"""Attribute of a sharded model: the same model on the meta device, since no process can run the one without others."""
+
 
 def head_names(model: nn.Module, image_size: int, where: str) -> list[str]:
     """The weights and biases of the layer, or layers where several are averaged, whose output gives the logits.
@@ -28,6 +31,7 @@ def head_names(model: nn.Module, image_size: int, where: str) -> list[str]:
     Raises:
         AimfairError: the model has no such layer, or others follow it, such as a learned temperature.
     """
+    model = model.__dict__.get(TWIN, model)
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     found, classes = _nearest(model, image_size, where)
     matrices = {names[id(parameter)] for parameter in found if parameter.ndim > 1}

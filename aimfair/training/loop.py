@@ -22,6 +22,7 @@ from aimfair.base.log import NOWHERE, Log
 from aimfair.base.progress import SILENT, Task
 from aimfair.base.seeds import derive_seed, forked_torch_rng, generator
 from aimfair.data.images import ImageSet
+from aimfair.selective.distributed import is_dtensor, local, shard_of
 from aimfair.selective.mask import ParameterMask
 from aimfair.selective.parameters import listing
 from aimfair.training.batch_gradient import BatchGradient
@@ -147,14 +148,18 @@ class Training:
     def _batch_gradient(self) -> BatchGradient:
         if not self.processes.several:
             return BatchGradient(self.model, self.settings.batch_size)
-        from aimfair.training.shared_gradient import SharedGradient
-
         smallest, ranks = self._sampler.images // self._steps, self.processes.ranks
         if smallest < ranks.size:
             raise AimfairError(
                 f"{self.name}: {ranks.size} processes share batches of {smallest} images, expected one for each at"
                 " least; raise batch_size, or start fewer processes"
             )
+        if self.processes.sharded:
+            from aimfair.training.sharded_gradient import ShardedGradient
+
+            return ShardedGradient(self.model, self.settings.batch_size, self.processes)
+        from aimfair.training.shared_gradient import SharedGradient
+
         return SharedGradient(self.model, self.settings.batch_size, self.processes)
 
     @property
@@ -228,8 +233,10 @@ class Training:
                 position.step += 1
                 position.seconds = time.monotonic() - start
                 self.task.advance(1, note=f"epoch {position.epoch}, loss {position.mean_loss:.3f}")
-                interrupt = self.processes.agreed(self.interrupt)
-                if self.checkpoint and (interrupt.requested or self.checkpoint.is_due):
+                interrupt, due = self.processes.agreed(
+                    self.interrupt, self.checkpoint is not None and self.checkpoint.is_due
+                )
+                if self.checkpoint and (interrupt.requested or due):
                     self._save(self.checkpoint)
                 interrupt.check()
         validation_loss, validation_accuracy = self._validate()
@@ -252,7 +259,7 @@ class Training:
         self._finish_epoch(epoch)
 
     def _save(self, checkpoint: Checkpoint) -> None:
-        if self.processes.ranks.leads:
+        if checkpoint.of_all or self.processes.ranks.leads:
             self._position.objective = self.objective.state() if self.objective else []
             checkpoint.save(self._identity, self._position, self.model, self.optimizer, self._kept)
 
@@ -310,7 +317,7 @@ class Training:
 
     def identity(self) -> str:
         """Digest of what the result depends on, before :meth:`fit`. Images are identified by their ids; what else
-        decides their pixels belongs in the checkpoint's ``inputs``."""
+        decides their pixels, or the weights of a sharded model, belongs in the checkpoint's ``inputs``."""
         groups = self.optimizer.param_groups
         facts = {
             "inputs": self.checkpoint.inputs if self.checkpoint else "",
@@ -328,6 +335,8 @@ class Training:
         }
         digest = hashlib.sha256(json.dumps(facts).encode())
         for name, tensor in self.model.state_dict().items():
+            if is_dtensor(tensor):
+                continue
             digest.update(name.encode())
             digest.update(tensor.cpu().contiguous().view(-1).view(torch.uint8).numpy())
         return digest.hexdigest()
@@ -349,15 +358,15 @@ def unselected_digests(mask: ParameterMask, parameters: Mapping[str, Tensor]) ->
     """Parameter -> SHA-256 of the bits of its elements that are not selected.
 
     Takes memory for one tensor at a time, where a copy of the weights would take as much as they do. Tensors that are
-    selected as a whole are omitted.
+    selected as a whole are omitted. Of sharded parameters: of the part that this process holds.
     """
     digests = {}
     for name, nnz, numel in zip(mask.names, mask.nnz_per_tensor, mask.numels, strict=True):
         if nnz < numel:
-            parameter = parameters[name].detach()
-            bits = parameter.view(_WORDS[parameter.element_size()])
+            shard, part = shard_of(name, parameters[name]), local(parameters[name]).detach().contiguous().view(-1)
+            bits = part.view(_WORDS[part.element_size()])
             if nnz:
-                bits = bits.masked_fill(mask.bool_of(name), 0)
+                bits = bits.masked_fill(mask.bool_of(name).view(-1)[shard.begin : shard.end], 0)
             digests[name] = hashlib.sha256(bits.cpu().view(-1).view(torch.uint8).numpy().data).digest()
     return digests
 

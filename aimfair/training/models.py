@@ -5,6 +5,7 @@ theirs; for torchvision and a user's own model the weights are a plain ``state_d
 function that builds the module. No code in a model folder is ever executed.
 """
 
+import copy
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -20,11 +21,19 @@ from aimfair.base.storage import local
 from aimfair.selective.parameters import listing, named_parameters, require_tunable
 from aimfair.training.backbones import hf, timm, torchvision
 from aimfair.training.backbones.origin import CONFIG, WEIGHTS, make_own, origin_of, read_config
-from aimfair.training.backbones.weights import load_weights, read_weights, require_finite, transplant, write_weights
+from aimfair.training.backbones.weights import (
+    is_follower,
+    load_weights,
+    read_weights,
+    require_finite,
+    transplant,
+    write_weights,
+)
 from aimfair.training.execution import named_failure
+from aimfair.training.head import TWIN
 from aimfair.training.settings import ModelSettings
 
-__all__ = ["CONFIG", "WEIGHTS", "build_model", "load_model", "preprocessing_caution", "save_model"]
+__all__ = ["CONFIG", "WEIGHTS", "build_model", "load_model", "load_sharded", "preprocessing_caution", "save_model"]
 
 
 def build_model(settings: ModelSettings, classes: int, seed: int) -> nn.Module:
@@ -72,12 +81,16 @@ def _require_storable(state: Mapping[str, Any], where: str) -> None:
 
 
 def save_model(model: nn.Module, folder: Path) -> None:
-    """Writes :data:`CONFIG` and then :data:`WEIGHTS`, each atomically.
+    """Writes :data:`CONFIG` and then :data:`WEIGHTS`, each atomically. Of a sharded model process 0 does, and every
+    process calls this.
 
     Raises:
         OSError: a file cannot be written; the previous one is unchanged.
         AimfairError: the model is not from :func:`build_model` or :func:`load_model`.
     """
+    if is_follower(model):
+        write_weights(folder / WEIGHTS, model)
+        return
     folder.mkdir(parents=True, exist_ok=True)
     if hf.is_of_transformers(model):
         hf.save(model, folder)
@@ -117,6 +130,24 @@ def load_model(folder: Path, settings: ModelSettings | None = None) -> nn.Module
             model = timm.load(folder)
         else:
             model = hf.load(folder, values)
+    return model
+
+
+def load_sharded(folder: Path, settings: ModelSettings | None, device: torch.device) -> nn.Module:
+    """As :func:`load_model`, with the weights sharded over all processes, which call this together.
+
+    No process holds more than its rows of each tensor, and one whole tensor while it is made.
+
+    Raises:
+        AimfairError: as there; or a parameter that cannot be sharded.
+    """
+    from aimfair.training.sharding import shard, without_weights
+
+    with without_weights():
+        model = load_model(folder, settings)
+    twin = copy.deepcopy(model).to("meta")
+    model = shard(model, folder / WEIGHTS, device)
+    model.__dict__[TWIN] = twin  # not as a part of it
     return model
 
 

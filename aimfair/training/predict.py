@@ -7,12 +7,13 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from aimfair.base.errors import DivergedError
+from aimfair.base.errors import AimfairError, DivergedError
 from aimfair.base.interrupt import NEVER, Interrupt
 from aimfair.base.memory import MicroBatch
 from aimfair.base.progress import SILENT, Task
 from aimfair.base.ranks import ALONE, Ranks
 from aimfair.data.images import ImageSet
+from aimfair.selective.distributed import is_dtensor
 from aimfair.training.execution import logits, prepare
 from aimfair.training.feed import Normalize
 from aimfair.training.settings import ModelSettings
@@ -69,8 +70,13 @@ def predict_logits(
     own = batches[ranks.rank :: ranks.size]
     parts = []
     for number, batch in enumerate(own):
-        parts.append(predictor(batch))
+        with ranks.explained():
+            parts.append(predictor(batch))
         task.advance(sum(map(_length, batches[number * ranks.size : (number + 1) * ranks.size])))
+    if predictor.sharded:
+        if len(own) < -(-len(batches) // ranks.size):
+            predictor(batches[0])  # for the rows of the weights that the others need
+        model.reshard()  # type: ignore[operator]
     scores = _in_order(parts, batches, ranks) if ranks.size > 1 else torch.cat(parts)
     if not scores.isfinite().all():
         bad = int((~scores.isfinite()).any(1).sum())
@@ -87,22 +93,32 @@ class _Predictor:
     def __init__(self, model: nn.Module, images: ImageSet, normalize: Normalize, batch_size: int, interrupt: Interrupt):
         self._model, self._images, self._normalize, self._interrupt = model, images, normalize, interrupt
         self._micro_batch = MicroBatch(batch_size)
+        self.sharded = any(map(is_dtensor, model.parameters()))
 
     def __call__(self, batch: slice) -> Tensor:
         """float32 [B, C] on the CPU."""
         parts: list[Tensor] = []
         done = batch.start
 
-        @torch.inference_mode()
         def next_part(size: int) -> Tensor:
             some = self._images.images[done : min(done + size, batch.stop)]
-            return logits(self._model, self._normalize(some)).float().cpu()
+            if self.sharded:
+                return self._together(some)
+            with torch.inference_mode():
+                return logits(self._model, self._normalize(some)).float().cpu()
 
         while done < batch.stop:
             self._interrupt.check()
             parts.append(self._micro_batch.attempt(next_part))
             done += len(parts[-1])
         return torch.cat(parts)
+
+    @torch.no_grad()  # gathered weights outlive the forward pass
+    def _together(self, images: npt.NDArray[np.uint8]) -> Tensor:
+        try:
+            return logits(self._model, self._normalize(images)).float().cpu()
+        except torch.OutOfMemoryError as error:
+            raise AimfairError(f"out of memory with {len(images)} images; lower evaluate.batch_size") from error
 
 
 def _in_order(parts: list[Tensor], batches: Sequence[slice], ranks: Ranks) -> Tensor:

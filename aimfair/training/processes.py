@@ -1,11 +1,13 @@
 """The processes that train one model together, as torchrun starts them."""
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
 from aimfair.base.interrupt import Interrupt
 from aimfair.base.ranks import ALONE, Ranks
+from aimfair.training.checkpoint import Checkpoint
 from aimfair.training.settings import DistributedSettings
 
 _DEFAULTS = DistributedSettings()
@@ -22,15 +24,29 @@ class Processes:
     def several(self) -> bool:
         return self.ranks.size > 1
 
-    def agreed(self, interrupt: Interrupt) -> Interrupt:
-        """The signals that have come to any of the processes; every process calls this, and gets the same."""
+    @property
+    def sharded(self) -> bool:
+        """Whether each holds a part of the model."""
+        return self.several and self.settings.strategy == "fsdp2"
+
+    def agreed(self, interrupt: Interrupt, due: bool = False) -> tuple[Interrupt, bool]:
+        """The signals that have come to any of the processes, and ``due`` of process 0; every process calls this, and
+        gets the same."""
         if not self.several:
-            return interrupt
-        signals = self.ranks.concatenate(torch.tensor([interrupt.signal]), [1] * self.ranks.size)
+            return interrupt, due
+        values = self.ranks.concatenate(torch.tensor([[interrupt.signal, int(due)]]), [1] * self.ranks.size)
         result = Interrupt()
-        if number := int(signals.max()):
+        if number := int(values[:, 0].max()):
             result.request(number)
-        return result
+        return result, bool(values[0, 1])
+
+    def checkpoint(self, folder: Path, seconds: float, inputs: str = "") -> Checkpoint:
+        """That of a training of these processes."""
+        if not self.sharded:
+            return Checkpoint(folder, seconds, inputs)
+        from aimfair.training.sharded_checkpoint import ShardedCheckpoint
+
+        return ShardedCheckpoint(folder, seconds, inputs)
 
 
 ONE = Processes()

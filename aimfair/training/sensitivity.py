@@ -64,13 +64,16 @@ def measure_sensitivity(
 
     Args:
         model: on the device to work on; parameters that require a gradient are measured.
-        processes: each takes every so-manyth batch, and all get the statistics of all batches.
+        processes: each takes every so-manyth batch, and all get the statistics of all batches; of a sharded model each
+            takes its share of every batch, and gets the statistics of its rows.
         task: advances by batches, :func:`batches_of_each_source` for each source.
 
     Raises:
         AimfairError: a source smaller than a batch, or gradients that are NaN, infinite or too large for float32, by
             parameter.
     """
+    if processes.sharded:
+        from aimfair.training.sharded_sensitivity import accumulate
     device = next(model.parameters()).device
     batches = batches_of_each_source(sources, settings)
     normalize = Normalize(preprocessing, device)
@@ -108,8 +111,13 @@ def measure_sensitivity(
 
     with forked_torch_rng(device), _mode(model, train=settings.train_mode) as restore_buffers:
         try:
-            MicroBatch(settings.batch_size).attempt(attempt)
-            if processes.several:
+            if processes.sharded:
+                accumulate(model, probe, sources, batches, settings, processes, normalize, seed, task, interrupt)
+            else:
+                MicroBatch(settings.batch_size).attempt(attempt)
+            if processes.sharded:
+                _require_finite(probe)
+            elif processes.several:
                 with ranks.explained():
                     probe.reduce()
                 _require_finite(probe)

@@ -141,7 +141,9 @@ class FinetuneSettings(OptimizerSettings):
 class DistributedSettings(Settings):
     """Several processes, as torchrun starts them; without it these settings have no effect."""
 
-    strategy: Literal["ddp"] = Field("ddp", description="ddp: every process holds the whole model")
+    strategy: Literal["ddp", "fsdp2"] = Field(
+        "ddp", description="ddp: every process holds the whole model; fsdp2: a part of every tensor, for large models"
+    )
     batchnorm: Literal["synchronised", "local"] = Field(
         "synchronised",
         description="statistics in training mode: of the whole batch, as in one process, or of each process's share of"

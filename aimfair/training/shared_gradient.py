@@ -1,6 +1,7 @@
 """The gradient of one batch over several processes that each hold the whole model."""
 
-from contextlib import ExitStack, nullcontext
+import warnings
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from typing import Any
 
 import torch
@@ -33,7 +34,7 @@ class SharedGradient(BatchGradient):
     def __init__(self, model: nn.Module, batch_size: int, processes: Processes):
         super().__init__(model, -(-batch_size // processes.ranks.size))
         self._ranks, self._local = processes.ranks, processes.settings.batchnorm == "local"
-        self._wrapped: DistributedDataParallel | None = None
+        self._wrapped: nn.Module | None = None
         self._undo_at_end = ExitStack()
 
     def __call__(
@@ -49,7 +50,7 @@ class SharedGradient(BatchGradient):
         lengths = [share.stop - share.start for share in self._ranks.shares(total)]
         self.save_buffers()
         if self._wrapped is None:
-            self._wrapped = self._try(images, target)
+            self._wrapped = self._wrap(images, target)
         seed = seed if self._ranks.leads else derive_seed(seed, "process", self._ranks.rank)
         count = -(-max(lengths) // self._micro_batch.size)  # the same in all, for BatchNorm
         parts = [slice(len(images) * i // count, len(images) * (i + 1) // count) for i in range(count)]
@@ -63,7 +64,7 @@ class SharedGradient(BatchGradient):
             ) from error
         if self._local:
             shared_batchnorm.average_statistics(self._model, self._ranks)
-        worst = torch.stack(torch._foreach_norm(self._gradients(), float("inf"))).amax()
+        worst = self._worst()
         return BatchResult.of(self._ranks.sum(torch.stack((loss, correct, worst)).double()))
 
     def close(self) -> None:
@@ -72,6 +73,19 @@ class SharedGradient(BatchGradient):
         self._wrapped = None
         for parameter in self._parameters:
             parameter.grad = None
+
+    def _synchronise_batchnorm(self) -> None:
+        if not self._local:
+            self._undo_at_end.enter_context(shared_batchnorm.synchronised(self._model, self._ranks))
+
+    def _worst(self) -> Tensor:
+        """Finite if the gradients are."""
+        return torch.stack(torch._foreach_norm(self._gradients(), float("inf"))).amax()
+
+    def _unsynchronised(self, model: nn.Module) -> AbstractContextManager[None]:
+        """Inside, gradients are kept here and added up."""
+        assert isinstance(model, DistributedDataParallel)
+        return model.no_sync()
 
     def _backward(
         self,
@@ -100,7 +114,7 @@ class SharedGradient(BatchGradient):
         correct = torch.zeros((), device=images.device)
         for number, part in enumerate(parts, 1):
             last = number == len(parts)
-            with nullcontext() if last else model.no_sync():  # type: ignore[operator]
+            with nullcontext() if last else self._unsynchronised(model):
                 scores = logits(model, images[part])
                 losses = F.cross_entropy(scores, target[part], reduction="none")
                 if weigh is None:
@@ -112,7 +126,7 @@ class SharedGradient(BatchGradient):
             correct += (scores.detach().argmax(1) == target[part]).sum()
         return loss, correct
 
-    def _try(self, images: Tensor, target: Tensor) -> DistributedDataParallel:
+    def _wrap(self, images: Tensor, target: Tensor) -> nn.Module:
         """The model in DistributedDataParallel, after a trial of this process's share alone."""
         norms = shared_batchnorm.in_training(self._model)
         for norm in norms:
@@ -134,8 +148,9 @@ class SharedGradient(BatchGradient):
         sizes = self._ranks.concatenate(torch.tensor([self._micro_batch.size]), [1] * self._ranks.size)
         self._micro_batch.size = int(sizes.min())
         everywhere = bool((self._ranks.sum(has_gradient) == self._ranks.size).all())
-        if not self._local:
-            self._undo_at_end.enter_context(shared_batchnorm.synchronised(self._model, self._ranks))
+        self._synchronise_batchnorm()
+        # Of 1 x 1 convolutions, whose strides are ambiguous; it costs a copy.
+        warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides")
         with self._ranks.explained():
             wrapped = DistributedDataParallel(
                 self._model, find_unused_parameters=not everywhere, gradient_as_bucket_view=True

@@ -1,4 +1,4 @@
-"""Runs a function in two processes that can talk to each other."""
+"""Runs a function in two processes, or more, that can talk to each other."""
 
 import os
 import time
@@ -14,12 +14,12 @@ PROCESSES = 2
 TIMEOUT = timedelta(seconds=180)
 
 
-def run(body: Callable[[int, Path], None], directory: Path) -> None:
+def run(body: Callable[[int, Path], None], directory: Path, count: int = PROCESSES) -> None:
     """Calls ``body(rank, directory)`` in every process; an error in one of them, or three minutes without end, fail."""
     threads = os.environ.get("OMP_NUM_THREADS")
     os.environ["OMP_NUM_THREADS"] = "1"
     try:
-        context = mp.start_processes(_child, (body, directory), PROCESSES, join=False, start_method="spawn")
+        context = mp.start_processes(_child, (body, directory, count), count, join=False, start_method="spawn")
     finally:
         os.environ.pop("OMP_NUM_THREADS")
         if threads is not None:
@@ -34,10 +34,10 @@ def run(body: Callable[[int, Path], None], directory: Path) -> None:
                 process.kill()
 
 
-def _child(rank: int, body: Callable[[int, Path], None], directory: Path) -> None:
+def _child(rank: int, body: Callable[[int, Path], None], directory: Path, count: int) -> None:
     torch.set_num_threads(1)
-    store = dist.FileStore(str(directory / "store"), PROCESSES)
-    dist.init_process_group("gloo", store=store, rank=rank, world_size=PROCESSES, timeout=TIMEOUT)
+    store = dist.FileStore(str(directory / f"store-{count}"), count)
+    dist.init_process_group("gloo", store=store, rank=rank, world_size=count, timeout=TIMEOUT)
     body(rank, directory)
     dist.barrier()
     # At once: threads of Gloo's groups that are still there when the interpreter ends abort the process now and then.

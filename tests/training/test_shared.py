@@ -149,8 +149,9 @@ def digest_of(model: nn.Module) -> str:
 
 
 def together(rank: int, directory: Path, **settings: object) -> Processes:
-    store = dist.PrefixStore(str(settings), dist.FileStore(str(directory / "job"), processes.PROCESSES))
-    return Processes(Ranks(rank, processes.PROCESSES, store), DistributedSettings.model_validate(settings))
+    size = dist.get_world_size()
+    store = dist.PrefixStore(str(settings), dist.FileStore(str(directory / f"job-{size}"), size))
+    return Processes(Ranks(rank, size, store), DistributedSettings.model_validate(settings))
 
 
 def check_training(both: Processes) -> None:

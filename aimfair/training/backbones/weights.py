@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from aimfair.base.checked_weights import not_finite
 from aimfair.base.errors import AimfairError, one_line
 from aimfair.base.files import replace_file, way_out
+from aimfair.selective.distributed import is_dtensor
 from aimfair.selective.parameters import listing
 from aimfair.selective.storage import check_header, write_error
 from aimfair.training.backbones.origin import CONFIG, WEIGHTS
@@ -24,23 +25,34 @@ _PICKLES = {".bin", ".pt", ".pth", ".ckpt", ".pkl"}
 
 def weights_of(model: nn.Module) -> Weights:
     """Weights and buffers by name; the first name of a shared tensor."""
-    seen: set[tuple[int, int]] = set()
+    seen: set[tuple[int, ...]] = set()
     weights: Weights = {}
-    for name, tensor in model.state_dict().items():
-        place = (tensor.data_ptr(), tensor.numel())
+    for name, tensor in model.state_dict(keep_vars=True).items():
+        has_place = not (tensor.is_meta or is_dtensor(tensor))
+        place = (tensor.data_ptr(), tensor.numel()) if has_place else (id(tensor),)
         if tensor.numel() and place in seen:
             continue
         seen.add(place)
-        weights[name] = tensor
+        weights[name] = tensor.detach()
     return weights
 
 
+def is_follower(model: nn.Module) -> bool:
+    """Whether the model is sharded, and another process writes it."""
+    return any(map(is_dtensor, model.parameters())) and torch.distributed.get_rank() > 0
+
+
 def write_weights(path: Path, model: nn.Module) -> None:
-    """Replaces ``path`` atomically.
+    """Replaces ``path`` atomically; of a sharded model, process 0 does, and every process calls this.
 
     Raises:
         OSError: the file cannot be written; the previous one is unchanged.
     """
+    if any(map(is_dtensor, model.parameters())):
+        from aimfair.training.sharding import write_model
+
+        write_model(path, weights_of(model))
+        return
     weights = {name: tensor.contiguous() for name, tensor in weights_of(model).items()}
     try:
         with replace_file(path) as temporary:

@@ -1,0 +1,209 @@
+"""Checkpoints of a sharded training, through ``torch.distributed.checkpoint``: any number of processes can resume.
+
+Every process writes its part, as safetensors: nothing is unpickled when it is read. A small file, replaced last, says
+which folder is the checkpoint.
+"""
+
+import json
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Self, cast
+
+import torch
+import torch.distributed as dist
+from safetensors import SafetensorError
+from torch import Tensor, nn
+from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader, HuggingFaceStorageWriter
+from torch.distributed.checkpoint.metadata import ChunkStorageMetadata, MetadataIndex, TensorProperties
+from torch.distributed.checkpoint.planner import TensorWriteData, WriteItem, WriteItemType
+from torch.distributed.checkpoint.state_dict_loader import load
+from torch.distributed.checkpoint.state_dict_saver import save
+from torch.optim import Optimizer
+
+from aimfair.base.errors import AimfairError, one_line
+from aimfair.base.files import write_json
+from aimfair.selective.distributed import is_dtensor, shard_of
+from aimfair.selective.masked_optimizer import MaskedOptimizer
+from aimfair.training.checkpoint import Checkpoint, Tensors, changing_tensors, copy_tensors
+from aimfair.training.history import Position
+
+FOLDERS = "checkpoint-{}"
+"""Names of the folders of two checkpoints, of which one is the last."""
+
+_WAY_OUT = "remove it to restart this training"
+
+
+class Part(Tensor):
+    """Consecutive elements of a vector that the processes hold together: compact optimizer state.
+
+    ``torch.distributed.checkpoint`` calls the methods.
+    """
+
+    begin: int
+    total: int
+
+    @classmethod
+    def of(cls, values: Tensor, begin: int, total: int) -> Self:
+        part = values.as_subclass(cls)
+        part.begin, part.total = begin, total
+        return part
+
+    def size(self) -> torch.Size:  # type: ignore[override]
+        """Of the whole vector."""
+        return torch.Size([self.total])
+
+    def _chunk(self) -> ChunkStorageMetadata:
+        return ChunkStorageMetadata(torch.Size([self.begin]), torch.Size([len(self)]))
+
+    def __create_write_items__(self, name: str, _: object) -> list[WriteItem]:
+        if not len(self):
+            return []
+        data = TensorWriteData(self._chunk(), TensorProperties(dtype=self.dtype), self.size())
+        return [WriteItem(MetadataIndex(name, torch.Size([self.begin])), WriteItemType.SHARD, tensor_data=data)]
+
+    def __create_chunk_list__(self) -> list[ChunkStorageMetadata]:
+        return [self._chunk()] if len(self) else []
+
+    def __get_tensor_shard__(self, _: MetadataIndex) -> Tensor:
+        return self.as_subclass(Tensor)
+
+
+class ShardedCheckpoint(Checkpoint):
+    """As :class:`Checkpoint`; every process calls each method."""
+
+    of_all = True
+
+    def __init__(self, folder: Path, seconds: float, inputs: str = ""):
+        super().__init__(folder, seconds, inputs)
+        self.path = self.path.with_suffix(".json")
+
+    def save(self, identity: str, position: Position, model: nn.Module, optimizer: Optimizer, kept: Tensors) -> None:
+        number = 1 - self._number()
+        folder = self.path.with_name(FOLDERS.format(number))
+        if dist.get_rank() == 0:
+            shutil.rmtree(folder, ignore_errors=True)
+            folder.mkdir(parents=True)
+        dist.barrier()
+        state = _vectors({f"model/{name}": tensor for name, tensor in changing_tensors(model).items()})
+        state |= _vectors({f"kept/{name}": tensor for name, tensor in kept.items()})
+        saved: Mapping[int, Mapping[str, object]] = optimizer.state_dict()["state"]
+        entries = {
+            f"optimizer/{index}/{key}": value
+            for index, entry in saved.items()
+            for key, value in entry.items()
+            if isinstance(value, Tensor)
+        }
+        state |= _vectors(entries, _Places(optimizer))
+        try:
+            save(state, storage_writer=HuggingFaceStorageWriter(str(folder), save_distributed=True))
+        except CheckpointException as error:  # which is no Exception
+            raise _first(error) from error
+        dist.barrier()
+        if dist.get_rank() == 0:
+            write_json(self.path, {"identity": identity, "position": position.model_dump(), "number": number})
+            shutil.rmtree(self.path.with_name(FOLDERS.format(1 - number)), ignore_errors=True)
+        dist.barrier()
+        self.note_saved()
+
+    def restore(self, identity: str, model: nn.Module, optimizer: Optimizer) -> tuple[Position, Tensors] | None:
+        try:
+            record = json.loads(self.path.read_text(encoding="utf-8"))
+            if record["identity"] != identity:
+                return None
+            position = Position.model_validate(record["position"])
+            reader = HuggingFaceStorageReader(str(self.path.with_name(FOLDERS.format(int(record["number"])))))
+            kept, entries = self._read(reader, model, optimizer)
+            optimizer.load_state_dict({**optimizer.state_dict(), "state": entries})
+        except FileNotFoundError:
+            return None
+        except (ValueError, TypeError, KeyError, SafetensorError, CheckpointException) as error:
+            reason = one_line(_first(error))
+            raise AimfairError(f"{self.path}: not a usable checkpoint: {reason}; {_WAY_OUT}") from error
+        return position, kept
+
+    def _read(
+        self, reader: HuggingFaceStorageReader, model: nn.Module, optimizer: Optimizer
+    ) -> tuple[Tensors, dict[int, Tensors]]:
+        stored = cast(dict[str, Any], reader.read_metadata().state_dict_metadata)
+        own, places = changing_tensors(model), _Places(optimizer)
+        tensors = {f"model/{name}": torch.empty_like(tensor) for name, tensor in own.items()}
+        kept = {name: torch.empty_like(tensor) for name, tensor in own.items() if f"kept/{name}" in stored}
+        tensors |= {f"kept/{name}": tensor for name, tensor in kept.items()}
+        entries: dict[int, Tensors] = {}
+        for name, found in stored.items():
+            kind, _, rest = name.partition("/")
+            if kind != "optimizer":
+                continue
+            index, _, key = rest.partition("/")
+            entries.setdefault(int(index), {})[key] = tensors[name] = places.empty(int(index), key, found.size)
+        state = _vectors(tensors, places)
+        if lacking := state.keys() - stored.keys():
+            raise ValueError(f"it lacks {min(lacking)}")
+        load(state, storage_reader=reader)
+        copy_tensors({name: tensors[f"model/{name}"] for name in own}, model)
+        return kept, entries
+
+    def remove(self) -> None:
+        super().remove()
+        for number in (0, 1):
+            shutil.rmtree(self.path.with_name(FOLDERS.format(number)), ignore_errors=True)
+
+    def _number(self) -> int:
+        """Of the last folder; 1 if there is none."""
+        try:
+            return int(json.loads(self.path.read_text(encoding="utf-8"))["number"])
+        except (FileNotFoundError, ValueError, KeyError, TypeError):
+            return 1
+
+
+def _first(error: BaseException) -> BaseException:
+    """Of the errors of several processes."""
+    return next(iter(error.failures.values()))[0] if isinstance(error, CheckpointException) else error
+
+
+class _Places:
+    """Where compact state of this process lies in that of the whole parameter."""
+
+    def __init__(self, optimizer: Optimizer):
+        assert isinstance(optimizer, MaskedOptimizer)
+        self._mask, self._parameters = optimizer.mask, list[Tensor]()
+        self._names: list[str] = []
+        for group in optimizer.param_groups:
+            self._parameters += group["params"]
+            self._names += group["param_names"]
+
+    def empty(self, index: int, key: str, size: torch.Size) -> Tensor:
+        """A tensor to read a stored one into."""
+        parameter = self._parameters[index]
+        if key == "step":
+            return torch.zeros((), device=parameter.device)
+        if size == parameter.shape:
+            return torch.zeros_like(parameter, dtype=torch.float32)
+        begin, end, _ = self._place(index)
+        return torch.zeros(end - begin, device=parameter.device)
+
+    def part(self, name: str, values: Tensor) -> Part | None:
+        """Of compact state; None: it is of another layout."""
+        _, index, key = name.split("/", 2)
+        if key == "step" or is_dtensor(values) or not is_dtensor(self._parameters[int(index)]):
+            return None
+        begin, _, total = self._place(int(index))
+        return Part.of(values, begin, total)
+
+    def _place(self, index: int) -> tuple[int, int, int]:
+        """Begin and end of this process's elements among those selected, and the number of these."""
+        assert self._mask is not None
+        shard = shard_of(self._names[index], self._parameters[index])
+        selected = self._mask.bool_of(self._names[index]).view(-1)
+        return int(selected[: shard.begin].sum()), int(selected[: shard.end].sum()), int(selected.sum())
+
+
+def _vectors(tensors: Mapping[str, Tensor], places: _Places | None = None) -> dict[str, Any]:
+    """What ``torch.distributed.checkpoint`` takes: no scalars, and parts of compact state."""
+    state: dict[str, Any] = {}
+    for name, tensor in tensors.items():
+        part = places.part(name, tensor) if places and name.startswith("optimizer/") else None
+        state[name] = part if part is not None else tensor if tensor.ndim else tensor.view(1)
+    return state
