@@ -13,7 +13,7 @@ from aimfair.evaluation.predictions import load_logits
 from aimfair.evaluation.results import Results
 from aimfair.run.directory import Run
 from aimfair.selective.mask import ParameterMask
-from aimfair.stages import evaluate
+from aimfair.stages import context, evaluate
 from aimfair.stages.context import provide_splits, splits_of
 from aimfair.training.models import build_model, load_model, save_model
 from aimfair.training.predict import predict
@@ -94,7 +94,7 @@ def test_predictions_and_results(run: Run, capsys: pytest.CaptureFixture[str]) -
 
 def test_done_once_and_again_when_a_model_changes(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[Path] = []
-    monkeypatch.setattr(evaluate, "load_model", lambda folder, settings: calls.append(folder) or load_model(folder))
+    monkeypatch.setattr(context, "load_model", lambda folder, settings: calls.append(folder) or load_model(folder))
     evaluate.run(run)
     assert len(calls) == 4
     first = run.results.read_bytes()
@@ -112,7 +112,7 @@ def test_other_metrics_predict_nothing_anew(run: Run, monkeypatch: pytest.Monkey
     run.config = run.config.model_copy(
         update={"title": "another", "evaluate": run.config.evaluate.model_copy(update={"small_group": 21})}
     )
-    monkeypatch.setattr(evaluate, "load_model", lambda *_: pytest.fail("the logits are there"))
+    monkeypatch.setattr(context, "load_model", lambda *_: pytest.fail("the logits are there"))
     evaluate.run(run)
     assert Results.load(run.results).small_group == 21
 
@@ -126,7 +126,7 @@ def test_an_evaluation_that_was_stopped_goes_on(run: Run, monkeypatch: pytest.Mo
             raise KeyboardInterrupt
         return load_model(folder)
 
-    monkeypatch.setattr(evaluate, "load_model", load)
+    monkeypatch.setattr(context, "load_model", load)
     with pytest.raises(KeyboardInterrupt):
         evaluate.run(run)
     evaluate.run(run)

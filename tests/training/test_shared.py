@@ -125,8 +125,9 @@ def test_a_signal_to_one_process_is_one_to_all() -> None:
         interrupt = Interrupt()
         if here.rank == 1:
             interrupt.request(15)
-        assert Processes(here).agreed(interrupt).signal == 15
-        assert not Processes(here).agreed(Interrupt()).requested
+        assert Processes(here).agreed(interrupt)[0].signal == 15
+        assert not Processes(here).agreed(Interrupt())[0].requested
+        assert Processes(here).agreed(Interrupt(), due=here.leads)[1]
 
     assert in_threads(body) == [None, None]
 
