@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path, PurePosixPath
-from typing import IO, Any, NamedTuple, TypeVar
+from typing import IO, Any, Literal, NamedTuple, TypeVar
 from urllib.parse import urlsplit
 
 from aimfair.base.errors import AimfairError, one_line
@@ -91,14 +91,6 @@ class Storage:
         found = self._try(find)
         return {name.removeprefix(self._root).lstrip("/"): _status(info) for name, info in sorted(found.items())}
 
-    def exists(self, name: str) -> bool:
-        """Whether there is such a file."""
-        return bool(self._try(lambda: self._system.exists(self._path(name)), name))
-
-    def status(self, name: str) -> Status:
-        """Of a file."""
-        return _status(self._try(lambda: self._system.info(self._path(name)), name))
-
     def open(self, name: str) -> IO[bytes]:
         """A file for reading, at any place."""
         file: IO[bytes] = self._try(lambda: self._system.open(self._path(name), "rb"), name)
@@ -138,6 +130,12 @@ class Storage:
 
         self._try(copy, name)
 
+    def __truediv__(self, name: str) -> "RemoteFile":
+        return RemoteFile(self, name)
+
+    def __str__(self) -> str:
+        return self.url
+
     def _path(self, name: str) -> str:
         return f"{self._root}/{name}" if name else self._root
 
@@ -149,12 +147,90 @@ class Storage:
             except Exception as error:  # each protocol has its own
                 if _of_this_machine(error):
                     raise
-                lost = _is_lost_connection(error)
-                if lost and pause is not None:
+                if pause is not None and _is_lost_connection(error):
                     time.sleep(pause)
                     continue
-                raise StorageError(f"{self.url}{f'/{name}' if name else ''}: {_reason(error, lost)}") from error
+                reason = _reason(error, f" {len(_PAUSES) + 1} times")
+                raise StorageError(f"{self.url}{f'/{name}' if name else ''}: {reason}") from error
         raise AssertionError("unreachable")
+
+
+class RemoteFile:
+    """A file in a storage, where a path could be: to be opened for reading, or named in an error."""
+
+    def __init__(self, storage: Storage, name: str):
+        self._storage, self._name = storage, name
+
+    def __str__(self) -> str:
+        return f"{self._storage}/{self._name}"
+
+    @property
+    def suffix(self) -> str:
+        return PurePosixPath(self._name).suffix
+
+    def open(self, mode: Literal["rb"]) -> IO[bytes]:
+        return self._storage.open(self._name)
+
+    def read(self, start: int, size: int) -> bytes:
+        """The bytes at a place."""
+        return self._storage.read(self._name, start, start + size)
+
+
+File = Path | RemoteFile
+
+
+@contextlib.contextmanager
+def reading(file: File) -> Iterator[IO[bytes]]:
+    """A file open for reading, at any place.
+
+    Raises:
+        OSError, StorageError: it cannot be opened, or later not be read.
+    """
+    with file.open("rb") as stream:
+        try:
+            yield stream
+        except AimfairError:
+            raise
+        except Exception as error:
+            if isinstance(file, Path):
+                raise
+            raise StorageError(f"{file}: {_reason(error)}") from error
+
+
+def read_part(file: File, start: int, size: int) -> bytes:
+    """The bytes at a place in a file.
+
+    Raises:
+        OSError, StorageError: it cannot be read.
+    """
+    if isinstance(file, RemoteFile):
+        return file.read(start, size)
+    with file.open("rb", buffering=0) as stream:
+        stream.seek(start)
+        return stream.read(size)
+
+
+def files_in(root: Path | Storage) -> dict[str, Status]:
+    """Path relative to the folder, with "/", of every file below it -> status; sorted.
+
+    Raises:
+        OSError, StorageError: it cannot be listed.
+    """
+    if isinstance(root, Storage):
+        return root.list()
+    found = {}
+    for folder, _, names in os.walk(root, onerror=_refuse, followlinks=True):
+        for name in names:
+            path = Path(folder) / name
+            if path.is_file():
+                status = path.stat()
+                found[path.relative_to(root).as_posix()] = Status(status.st_size, str(status.st_mtime_ns))
+    return dict(sorted(found.items()))
+
+
+def _refuse(error: OSError) -> None:
+    """``os.walk`` would silently skip a folder that it cannot read."""
+    raise error
 
 
 def _status(info: dict[str, Any]) -> Status:
@@ -187,7 +263,7 @@ def _is_lost_connection(error: Exception) -> bool:
     return bool(_kinds(error) & lost) and not isinstance(error, FileNotFoundError | PermissionError)
 
 
-def _reason(error: Exception, lost: bool) -> str:
+def _reason(error: Exception, tries: str = "") -> str:
     text = error.strerror if isinstance(error, OSError) and error.strerror else one_line(error)
     text = _without_secrets(text)
     if isinstance(error, FileNotFoundError):
@@ -196,8 +272,8 @@ def _reason(error: Exception, lost: bool) -> str:
         return f"access denied ({text}); check the credentials in the environment, and their rights"
     if "NoCredentialsError" in _kinds(error):
         return "no credentials were found; put them into the environment or the file of the protocol's library"
-    if lost:
-        return f"the connection failed {len(_PAUSES) + 1} times ({text}); the same command continues"
+    if _is_lost_connection(error):
+        return f"the connection failed{tries} ({text}); the same command continues"
     return text
 
 

@@ -15,6 +15,7 @@ import numpy.typing as npt
 
 from aimfair.base.errors import AimfairError, ConfigError
 from aimfair.base.log import Log
+from aimfair.base.storage import Storage
 from aimfair.data.labels import Labels
 from aimfair.data.sources import Folder, Source
 from aimfair.data.spellings import Spellings, distinct, folded_unicode
@@ -44,7 +45,7 @@ class Catalogue:
     """N images by name, with their labels.
 
     Attributes:
-        root: folder of the data set.
+        root: folder of the data set, or its URL.
         listing: the file in ``root`` to edit to remove an image.
         files: N distinct paths relative to ``root``, sorted within each split.
         split: int64 [N], numbers in :data:`SPLITS`, ascending; None: the data set has no splits.
@@ -57,7 +58,7 @@ class Catalogue:
         shards: reads the images, if several are in a file; None: each is a file.
     """
 
-    root: Path
+    root: Path | Storage
     listing: str
     files: tuple[str, ...]
     split: npt.NDArray[np.int64] | None
@@ -72,7 +73,7 @@ class Catalogue:
     @property
     def source(self) -> Source:
         """Reads the images."""
-        return self.shards or Folder(self.root)
+        return self.shards or Folder(Path(str(self.root)))
 
     @property
     def target(self) -> npt.NDArray[np.int64]:

@@ -17,6 +17,7 @@ from PIL.WebPImagePlugin import WebPImageFile
 
 from aimfair.base.errors import AimfairError
 from aimfair.base.os_errors import of_the_machine
+from aimfair.base.storage import File, StorageError
 
 Pixels = npt.NDArray[np.uint8]
 Fit = Literal["crop", "stretch"]
@@ -41,7 +42,7 @@ _UPRIGHT = {
 class ImageError(AimfairError):
     """A rejected file; ``reason`` is the message without the file's path."""
 
-    def __init__(self, path: Path, reason: str):
+    def __init__(self, path: File, reason: str):
         super().__init__(f"{path}: {reason}")
         self.reason = reason
 
@@ -81,14 +82,14 @@ def read_rgb(path: Path, max_pixels: int) -> Image.Image:
             return _read(path, file, max_pixels)
 
 
-def rgb_of_bytes(path: Path, data: bytes, max_pixels: int) -> Image.Image:
+def rgb_of_bytes(path: File, data: bytes, max_pixels: int) -> Image.Image:
     """As :func:`read_rgb`, of the bytes of an image in a larger file; ``path`` names them in errors."""
     with _rejecting(path):
         refuse_size(path, len(data), max_pixels)
         return _read(path, io.BytesIO(data), max_pixels)
 
 
-def refuse_size(path: Path, size: int, max_pixels: int) -> None:
+def refuse_size(path: File, size: int, max_pixels: int) -> None:
     """Refuses more bytes than an uncompressed image of ``max_pixels`` has.
 
     Raises:
@@ -98,7 +99,7 @@ def refuse_size(path: Path, size: int, max_pixels: int) -> None:
         raise ImageError(path, f"{size:,} bytes, too many for {max_pixels:,} pixels")
 
 
-def _read(path: Path, file: IO[bytes], max_pixels: int) -> Image.Image:
+def _read(path: File, file: IO[bytes], max_pixels: int) -> Image.Image:
     image = open_image(path, file)
     if image.width * image.height > max_pixels:
         raise ImageError(path, f"{image.width} x {image.height} pixels, more than {max_pixels:,} (data.max_pixels)")
@@ -107,10 +108,10 @@ def _read(path: Path, file: IO[bytes], max_pixels: int) -> Image.Image:
 
 
 @contextmanager
-def _rejecting(path: Path) -> Iterator[None]:
+def _rejecting(path: File) -> Iterator[None]:
     try:
         yield
-    except (ImageError, MemoryError):
+    except (ImageError, MemoryError, StorageError):
         raise
     except Exception as error:  # on damaged data Pillow raises OSError, SyntaxError, struct.error, IndexError, ...
         if of_the_machine(error):
@@ -162,7 +163,7 @@ def dhash(image: Image.Image) -> str:
     return np.packbits(grey[:, 1:] > grey[:, :-1]).tobytes().hex()
 
 
-def open_image(path: Path, file: IO[bytes]) -> ImageFile:
+def open_image(path: File, file: IO[bytes]) -> ImageFile:
     """The image in ``file``, with only its header read; its ``format`` is JPEG, PNG or WEBP.
 
     Calls the three readers directly: ``Image.open`` accepts many more formats, and applies a process-wide limit on

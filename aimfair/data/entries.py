@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from aimfair.base.errors import AimfairError
+from aimfair.base.storage import Storage
 from aimfair.data.catalogue import SPLITS, Catalogue, Rejected, naming_left_out, reasons, split_number
 from aimfair.data.labels import UNKNOWN, Attribute, Labels
 from aimfair.data.settings import DataSettings
@@ -82,7 +83,7 @@ def _value(name: str, text: str, missing: Sequence[str], optional: bool) -> str:
 
 def catalogue(
     settings: DataSettings,
-    root: Path,
+    root: Path | Storage,
     listing: str,
     entries: Iterable[tuple[str, Entry | str]],
     *,

@@ -2,29 +2,30 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 
 from aimfair.base.errors import AimfairError, ConfigError
+from aimfair.base.files import cache_folder
 from aimfair.base.interrupt import NEVER, Interrupt
 from aimfair.base.log import NOWHERE, Log
 from aimfair.base.os_errors import explain
 from aimfair.base.progress import Progress
-from aimfair.base.storage import local
+from aimfair.base.settings import is_url
+from aimfair.base.storage import Storage, StorageError, local
 from aimfair.data import celeba, digits, emoji, imagefolder, parquet, table, utkface, webdataset
 from aimfair.data.biased_subset import Indices, check_majority
 from aimfair.data.cache import Decoded, decode_files
 from aimfair.data.catalogue import SPLITS, Catalogue, leave_out, naming_left_out
 from aimfair.data.duplicates import check_leakage, distinct
 from aimfair.data.images import ImageSet, Pixels, Rows, Splits
-from aimfair.data.settings import DRAWN, DataSettings
+from aimfair.data.settings import DRAWN, SHARDS, DataSettings
 from aimfair.data.split import biased, stratified, without_validation
 
 _READERS = {
     "table": table.read,
     "imagefolder": imagefolder.read,
-    "webdataset": webdataset.read,
-    "parquet": parquet.read,
     "celeba": celeba.read,
     "utkface": utkface.read,
 }
@@ -143,18 +144,33 @@ def list_images(
         AimfairError: the folder or its tables cannot be used.
         ConfigError: a setting does not fit them.
     """
-    root = local(settings.root or "", "data.root", progress=progress, interrupt=interrupt)
-    if not root.is_dir():
-        raise ConfigError(f"data.root: found {settings.root}, which is not a folder, expected that of {settings.kind}")
     try:
-        catalogue = _READERS[settings.kind](root, settings)
+        catalogue = _read(settings, progress, interrupt)
+    except StorageError as error:
+        raise StorageError(f"data.root: {error}") from error
     except OSError as error:  # such as an unreadable folder
-        raise AimfairError(explain(error, {root: "data.root"})) from error
+        places = {Path(str(settings.root)): "data.root", cache_folder("").parent: "XDG_CACHE_HOME"}
+        raise AimfairError(explain(error, places)) from error
     for note in catalogue.notes:
         log.tell(note)
     if settings.kind == "celeba" or catalogue.split is None or (catalogue.split == SPLITS.index("val")).any():
         return catalogue
     return _with_validation(catalogue, catalogue.split, settings, log)
+
+
+def _read(settings: DataSettings, progress: Progress | None, interrupt: Interrupt) -> Catalogue:
+    if settings.kind in SHARDS and is_url(settings.root):  # read in place, and not copied
+        root: Path | Storage = Storage(settings.root)
+    else:
+        root = local(settings.root or "", progress=progress, interrupt=interrupt)
+        if not root.is_dir():
+            found = f"found {settings.root}, which is not a folder"
+            raise ConfigError(f"data.root: {found}, expected that of {settings.kind}")
+    if settings.kind == "webdataset":
+        return webdataset.read(root, settings, progress, interrupt)
+    if settings.kind == "parquet":
+        return parquet.read(root, settings)
+    return _READERS[settings.kind](Path(str(root)), settings)
 
 
 def _with_validation(catalogue: Catalogue, split: Indices, settings: DataSettings, log: Log) -> Catalogue:

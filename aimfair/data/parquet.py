@@ -9,7 +9,6 @@ import threading
 from bisect import bisect_right
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import IO, Any
 
 from PIL import Image
@@ -18,6 +17,7 @@ from aimfair.base.errors import AimfairError
 from aimfair.data import decode, parquet_file, rows, shards
 from aimfair.data.catalogue import Catalogue, unknown_name
 from aimfair.data.settings import DataSettings
+from aimfair.data.shards import Root, Shard
 
 _IMAGE = "image"
 _DIGITS = 9  # of a row's number: in names, as in files, rows are in order
@@ -25,7 +25,7 @@ _GROUPS = 4
 """Row groups in memory. Threads that decode rows in order read from at most two."""
 
 
-def read(root: Path, settings: DataSettings) -> Catalogue:
+def read(root: Root, settings: DataSettings) -> Catalogue:
     """The images of all Parquet files in ``root``.
 
     Raises:
@@ -34,14 +34,14 @@ def read(root: Path, settings: DataSettings) -> Catalogue:
     """
     found = shards.find(root, settings)
     image = settings.image_column or _IMAGE
-    for shard, _ in found:
-        if image not in (names := parquet_file.header(root / shard)):
-            raise unknown_name("data.image_column", image, names, f"{root / shard}")
-    labels = [(shard, _rows(root, shard[0], settings)) for shard in found]
-    return shards.catalogue(root, settings, labels, _RowGroups(root, image))
+    for shard in found:
+        if image not in (names := parquet_file.header(root / shard.name)):
+            raise unknown_name("data.image_column", image, names, f"{root / shard.name}")
+    labels = [(shard, _rows(root, shard.name, settings)) for shard in found]
+    return shards.catalogue(root, settings, labels, _RowGroups(root, found, image))
 
 
-def _rows(root: Path, shard: str, settings: DataSettings) -> Iterator[shards.Row]:
+def _rows(root: Root, shard: str, settings: DataSettings) -> Iterator[shards.Row]:
     for number, cells in rows.rows(root / shard, shards.columns(settings)):
         yield f"{shard}/{number - 1:0{_DIGITS}d}", cells if isinstance(cells, str) else tuple(cells)
 
@@ -49,22 +49,22 @@ def _rows(root: Path, shard: str, settings: DataSettings) -> Iterator[shards.Row
 class _RowGroups:
     """Images in Parquet files; the last few row groups stay in memory."""
 
-    def __init__(self, root: Path, column: str):
+    def __init__(self, root: Root, found: Sequence[Shard], column: str):
         self._root, self._column = root, column
+        self._status = {shard.name: shard.status for shard in found}
         self._groups: OrderedDict[tuple[str, int], Any] = OrderedDict()  # values, or why they cannot be read
         self._ends: dict[str, list[int]] = {}  # of a file's row groups, in rows
         self._lock = threading.Lock()
 
     def facts(self, files: Sequence[str]) -> Iterator[object]:
-        """Folder and column, and size and modification time of each file before the numbers of its rows."""
-        yield f"{self._root.resolve()} {self._column}"
+        """Folder and column, and status of each file before the numbers of its rows."""
+        yield f"{shards.place(self._root)} {self._column}"
         begins = ""
         for file in files:
             shard = file[: -_DIGITS - 1]
             if shard != begins:
                 begins = shard
-                status = (self._root / shard).stat()
-                yield shard, status.st_size, status.st_mtime_ns
+                yield shard, *self._status[shard]
             yield file
 
     def open(self, file: str) -> IO[bytes]:
@@ -99,5 +99,5 @@ class _RowGroups:
             if len(self._groups) > _GROUPS:
                 self._groups.popitem(last=False)
         if isinstance(values, str):
-            raise decode.ImageError(self._root / shard / f"{row:0{_DIGITS}d}", values)
+            raise decode.ImageError(self._root / f"{shard}/{row:0{_DIGITS}d}", values)
         return values[row - (ends[group - 1] if group else 0)]

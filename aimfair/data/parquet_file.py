@@ -1,6 +1,7 @@
 """Reads Parquet files."""
 
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -8,13 +9,14 @@ from typing import TYPE_CHECKING, Any
 from aimfair.base.errors import AimfairError, one_line
 from aimfair.base.libraries import optional
 from aimfair.base.os_errors import of_the_machine
+from aimfair.base.storage import File, reading
 
 if TYPE_CHECKING:
     from pyarrow import ChunkedArray  # type: ignore[import-untyped]
     from pyarrow.parquet import ParquetFile  # type: ignore[import-untyped]
 
 
-def header(path: Path) -> list[str]:
+def header(path: File) -> list[str]:
     """The names of the columns.
 
     Raises:
@@ -24,7 +26,7 @@ def header(path: Path) -> list[str]:
         return list(file.schema_arrow.names)
 
 
-def rows(path: Path, names: Sequence[str]) -> Iterator[tuple[int, tuple[Any, ...]]]:
+def rows(path: File, names: Sequence[str]) -> Iterator[tuple[int, tuple[Any, ...]]]:
     """Number of each row, from 1, and its values of the columns ``names``, as Python objects.
 
     Raises:
@@ -44,7 +46,8 @@ def rows(path: Path, names: Sequence[str]) -> Iterator[tuple[int, tuple[Any, ...
             raise AimfairError(f"{path}: cannot be read as Parquet after row {number}: {one_line(error)}") from error
 
 
-def open_file(path: Path) -> "ParquetFile":
+@contextmanager
+def open_file(path: File) -> Iterator["ParquetFile"]:
     """
     Raises:
         AimfairError: pyarrow is not installed, or the file cannot be read.
@@ -52,14 +55,16 @@ def open_file(path: Path) -> "ParquetFile":
     with optional(f"{path}, a Parquet file,", "pyarrow"):
         import pyarrow  # type: ignore[import-untyped]
         import pyarrow.parquet
-    path.open("rb").close()  # pyarrow's error would have no file name
-    try:
-        return pyarrow.parquet.ParquetFile(path)
-    except (pyarrow.ArrowException, OSError) as error:
-        raise AimfairError(f"{path}: cannot be read as Parquet: {one_line(error)}") from error
+    with reading(path) as stream:  # of a path, too: pyarrow's error would have no file name
+        try:
+            file = pyarrow.parquet.ParquetFile(path if isinstance(path, Path) else stream)
+        except (pyarrow.ArrowException, OSError) as error:
+            raise AimfairError(f"{path}: cannot be read as Parquet: {one_line(error)}") from error
+        with file:
+            yield file
 
 
-def group_ends(path: Path) -> list[int]:
+def group_ends(path: File) -> list[int]:
     """Number of the row after each row group.
 
     Raises:
@@ -69,7 +74,7 @@ def group_ends(path: Path) -> list[int]:
         return list(accumulate(file.metadata.row_group(group).num_rows for group in range(file.num_row_groups)))
 
 
-def column(path: Path, name: str, group: int) -> "ChunkedArray":
+def column(path: File, name: str, group: int) -> "ChunkedArray":
     """A column of a row group.
 
     Raises:

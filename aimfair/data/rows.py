@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from aimfair.base.errors import AimfairError
+from aimfair.base.storage import File
 from aimfair.data import parquet_file
 from aimfair.data.catalogue import unknown_name
 from aimfair.data.text import utf8
@@ -28,7 +29,7 @@ _DECLARED = re.compile(r"sep=([,;\t|])")
 """As Excel writes and reads it, in a line before the header."""
 
 
-def header(path: Path) -> list[str]:
+def header(path: File) -> list[str]:
     """The names of the columns.
 
     Raises:
@@ -36,6 +37,7 @@ def header(path: Path) -> list[str]:
     """
     if path.suffix.lower() == ".parquet":
         return parquet_file.header(path)
+    assert isinstance(path, Path)  # of files at URLs, only Parquet is read in place
     if path.suffix.lower() == ".jsonl":
         for line, row in _objects(path):
             if isinstance(row, str):
@@ -59,7 +61,7 @@ def notes(path: Path) -> list[str]:
     return [f"{path}: its columns are separated by {_SEPARATORS[found]}, not {_SEPARATORS[expected]}"]
 
 
-def rows(path: Path, columns: Sequence[tuple[str, str]]) -> Iterator[tuple[int, list[str] | str]]:
+def rows(path: File, columns: Sequence[tuple[str, str]]) -> Iterator[tuple[int, list[str] | str]]:
     """Line or number of each row, and its values of ``columns`` as stripped strings, or the reason why it is unusable.
 
     Integral numbers become integers (1.0 is "1"), booleans true and false, null and NaN "".
@@ -74,7 +76,8 @@ def rows(path: Path, columns: Sequence[tuple[str, str]]) -> Iterator[tuple[int, 
     found = header(path)
     for key, name in columns:
         if name not in found:
-            _refuse_other_separator(path, name)
+            if isinstance(path, Path):
+                _refuse_other_separator(path, name)
             raise unknown_name(key, name, found, f"the header of {path}")
         if found.count(name) > 1:
             raise AimfairError(f"{path}: column {name!r} occurs {found.count(name)} times, expected once")
@@ -92,10 +95,12 @@ def rows(path: Path, columns: Sequence[tuple[str, str]]) -> Iterator[tuple[int, 
             yield number, f"column {unusable!r} is {kind}, expected a string or a number in every row"
 
 
-def _values(path: Path, found: list[str], names: list[str]) -> Iterator[tuple[int, Sequence[Any] | str]]:
+def _values(path: File, found: list[str], names: list[str]) -> Iterator[tuple[int, Sequence[Any] | str]]:
     if path.suffix.lower() == ".parquet":
         yield from parquet_file.rows(path, names)
-    elif path.suffix.lower() == ".jsonl":
+        return
+    assert isinstance(path, Path)
+    if path.suffix.lower() == ".jsonl":
         for line, row in _objects(path):
             yield line, row if isinstance(row, str) else [row.get(name) for name in names]
     else:

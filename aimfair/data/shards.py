@@ -4,26 +4,43 @@ An image is named ``<file>/<name in it>``. Images are in the order of their name
 splits, biased subsets and batches are drawn as from single files.
 """
 
+import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import lru_cache, partial
-from pathlib import Path
+from pathlib import Path, PurePosixPath
+from typing import NamedTuple
 
 from aimfair.base.errors import AimfairError, ConfigError
+from aimfair.base.storage import Status, Storage, files_in
 from aimfair.data import entries
 from aimfair.data.catalogue import SPLITS, Catalogue, refuse_synonyms
 from aimfair.data.settings import SHARDS, DataSettings
 from aimfair.data.sources import Source
 from aimfair.data.spellings import SPLIT, Spellings
 
-Shard = tuple[str, int | None]
-"""Path relative to the root with "/", and number of the split that ``data.shards`` gives it."""
+
+class Shard(NamedTuple):
+    """A file of many images.
+
+    Attributes:
+        name: path relative to the root, with "/".
+        split: number of the split that ``data.shards`` gives it.
+        status: differs once it has changed.
+    """
+
+    name: str
+    split: int | None
+    status: Status
+
+
+Root = Path | Storage
 
 Row = tuple[str, tuple[str, ...] | str]
 """Name of an image, and its values of :func:`columns` or the reason why it is unusable."""
 
 
-def find(root: Path, settings: DataSettings) -> list[Shard]:
+def find(root: Root, settings: DataSettings) -> list[Shard]:
     """The files of the data set, sorted so that the names of all images are, too.
 
     Raises:
@@ -31,29 +48,34 @@ def find(root: Path, settings: DataSettings) -> list[Shard]:
         AimfairError: there is no file.
     """
     suffix = SHARDS[settings.kind]
+    there = {name: status for name, status in files_in(root).items() if not PurePosixPath(name).name.startswith("._")}
+    splits: dict[str, int | None] = {}
     if settings.shards is None:
-        shards: dict[str, int | None] = dict.fromkeys(_matching(root, f"**/*{suffix}"))
-        if not shards:
+        splits = dict.fromkeys(_matching(there, f"**/*{suffix}"))
+        if not splits:
             raise AimfairError(f"{root}: found no file that ends in {suffix}, as data.kind {settings.kind} needs")
-    else:
-        shards = {}
-        for split, pattern in settings.shards.items():
-            found = _matching(root, pattern)
-            if not found:
-                raise ConfigError(f"data.shards.{split}: {pattern!r} matches no file in {root}")
-            for name in found:
-                if name in shards:
-                    raise ConfigError(f"data.shards.{split}: {name} also belongs to another split")
-                shards[name] = SPLITS.index(split)
-    return sorted(shards.items(), key=lambda shard: f"{shard[0]}/")
+    for split, pattern in (settings.shards or {}).items():
+        found = _matching(there, pattern)
+        if not found:
+            raise ConfigError(f"data.shards.{split}: {pattern!r} matches no file in {root}")
+        for name in found:
+            if name in splits:
+                raise ConfigError(f"data.shards.{split}: {name} also belongs to another split")
+            splits[name] = SPLITS.index(split)
+    shards = [Shard(name, split, there[name]) for name, split in splits.items()]
+    return sorted(shards, key=lambda shard: f"{shard.name}/")
 
 
-def _matching(root: Path, pattern: str) -> list[str]:
-    return sorted(
-        path.relative_to(root).as_posix()
-        for path in root.glob(pattern)
-        if path.is_file() and not path.name.startswith("._")
-    )
+def place(root: Root) -> str:
+    """The folder of the data set, the same from wherever it is named."""
+    return root.url if isinstance(root, Storage) else str(root.resolve())
+
+
+def _matching(names: Iterable[str], pattern: str) -> list[str]:
+    """As ``Path.glob``: "**/" is any number of folders, and "*" ends at a "/"."""
+    parts = {"**/": "(?:.*/)?", "*": "[^/]*", "?": "[^/]"}
+    regex = re.compile("".join(parts.get(part, re.escape(part)) for part in re.split(r"(\*\*/|\*|\?)", pattern)))
+    return [name for name in names if regex.fullmatch(name)]
 
 
 def columns(settings: DataSettings) -> list[tuple[str, str]]:
@@ -67,7 +89,7 @@ def columns(settings: DataSettings) -> list[tuple[str, str]]:
 
 
 def catalogue(
-    root: Path, settings: DataSettings, rows: Sequence[tuple[Shard, Iterator[Row]]], source: Source
+    root: Root, settings: DataSettings, rows: Sequence[tuple[Shard, Iterator[Row]]], source: Source
 ) -> Catalogue:
     """The images of all shards.
 
@@ -100,13 +122,13 @@ def _entries(
         names: counts the names of splits.
     """
     checked = lru_cache(2**16)(partial(_checked, settings))  # few rows have labels that no other has
-    for (_, split), of_shard in rows:
+    for shard, of_shard in rows:
         for name, cells in of_shard:
-            one = cells if isinstance(cells, str) else checked(cells, split)
+            one = cells if isinstance(cells, str) else checked(cells, shard.split)
             if isinstance(one, str):
                 yield name, one
                 continue
-            if split is None and settings.split_column is not None:
+            if shard.split is None and settings.split_column is not None:
                 names[cells[-1]] += 1
             yield name, entries.Entry(one.split, name, one.values, one.cluster)
     refuse_synonyms(names, where)

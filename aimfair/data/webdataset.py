@@ -4,6 +4,7 @@ A column is a field of a sample's ``.json``, or the extension of a member that i
 Each file is read through once. The places and labels of its images are kept in the cache; images are read by place.
 """
 
+import contextlib
 import hashlib
 import io
 import itertools
@@ -20,11 +21,17 @@ from pydantic import ValidationError
 
 from aimfair.base.errors import AimfairError
 from aimfair.base.files import cache_folder, write_text
+from aimfair.base.interrupt import NEVER, Interrupt
+from aimfair.base.lock import locked
+from aimfair.base.progress import Progress
 from aimfair.base.settings import Record
+from aimfair.base.storage import File, read_part, reading
 from aimfair.data import decode, shards
 from aimfair.data.catalogue import IMAGE_SUFFIXES, Catalogue, unknown_name
+from aimfair.data.encoded import map_in_order
 from aimfair.data.rows import kind_of, text_of
 from aimfair.data.settings import DataSettings
+from aimfair.data.shards import Root, Shard
 
 _VERSION = 1
 """Increase this when an index says other things of the same file."""
@@ -34,23 +41,26 @@ _MOST_LABELS = 2**20
 """Bytes of a member that holds labels."""
 
 
-def read(root: Path, settings: DataSettings) -> Catalogue:
+def read(
+    root: Root, settings: DataSettings, progress: Progress | None = None, interrupt: Interrupt = NEVER
+) -> Catalogue:
     """The images of all tar files in ``root``.
 
     Raises:
         ConfigError: no sample has a column.
         AimfairError: there is no tar file, or one is damaged.
+        Interrupted: as ``interrupt`` says; files that have been read through are not read again.
     """
     found = shards.find(root, settings)
     columns = shards.columns(settings)
     names = [name for _, name in columns]
-    indices = [_indexed(root, shard, names, settings.image_column) for shard, _ in found]
+    indices = _indices(root, found, names, settings.image_column, progress or Progress(quiet=True), interrupt)
     known = sorted({name for index in indices for name in index.known})
     for key, name in columns:
         if known and name not in known:
             raise unknown_name(key, name, known, str(root))
-    rows = [(shard, _rows(shard[0], index, names)) for shard, index in zip(found, indices, strict=True)]
-    return shards.catalogue(root, settings, rows, _Members(root, [shard for shard, _ in found], indices))
+    rows = [(shard, _rows(shard.name, index, names)) for shard, index in zip(found, indices, strict=True)]
+    return shards.catalogue(root, settings, rows, _Members(root, found, indices))
 
 
 class _Column(Record):
@@ -91,30 +101,29 @@ class _Members:
     """Images in tar files, by names that begin with the file's.
 
     Args:
-        shards: sorted as :func:`aimfair.data.shards.find` does.
+        found: sorted as :func:`aimfair.data.shards.find` does.
     """
 
-    def __init__(self, root: Path, shards: Sequence[str], indices: Sequence[_Index]):
-        self._root = root
-        self._begins = [f"{shard}/" for shard in shards]
+    def __init__(self, root: Root, found: Sequence[Shard], indices: Sequence[_Index]):
+        self._root, self._found = root, found
+        self._begins = [f"{shard.name}/" for shard in found]
         self._images = [index.images for index in indices]
         self._places = [np.array([index.offsets, index.sizes], dtype=np.int64) for index in indices]
 
     def facts(self, files: Sequence[str]) -> Iterator[object]:
-        """Folder, and size and modification time of each tar file before the names of its images."""
-        yield str(self._root.resolve())
+        """Folder, and name and status of each tar file before the names of its images."""
+        yield shards.place(self._root)
         begins = "/"
         for file in files:
             if not file.startswith(begins):
-                begins = self._begins[self._shard(file)]
-                yield _VERSION, begins, *_status(self._root / begins)
+                shard = self._found[self._shard(file)]
+                begins = f"{shard.name}/"
+                yield _VERSION, shard.name, *shard.status
             yield file
 
     def open(self, file: str) -> IO[bytes]:
         shard, offset, size = self._find(file)
-        with (self._root / shard).open("rb", buffering=0) as stream:
-            stream.seek(offset)
-            return io.BytesIO(stream.read(size))
+        return io.BytesIO(read_part(self._root / shard, offset, size))
 
     def read_rgb(self, file: str, max_pixels: int) -> Image.Image:
         path = self._root / file
@@ -132,31 +141,60 @@ class _Members:
         return begins.removesuffix("/"), offset, size
 
 
-def _indexed(root: Path, shard: str, columns: list[str], image: str | None) -> _Index:
-    """The index of a tar file, from the cache if it is there."""
-    path = root / shard
-    facts = (_VERSION, str(path.resolve()), *_status(path), columns, image)
-    place = cache_folder("shards") / f"{hashlib.sha256(repr(facts).encode()).hexdigest()[:32]}.json"
+def _indices(
+    root: Root,
+    found: Sequence[Shard],
+    columns: list[str],
+    image: str | None,
+    progress: Progress,
+    interrupt: Interrupt,
+) -> list[_Index]:
+    """The index of each tar file, from the cache if it is there; one process at a time reads through files."""
+    folder = cache_folder("shards")
+    places = [folder / f"{_key_of(root, shard, columns, image)}.json" for shard in found]
+    known = [_read_index(place) for place in places]
+    if None not in known:
+        return [index for index in known if index is not None]
+    folder.mkdir(parents=True, exist_ok=True)
+
+    def index_of(number: int) -> _Index:
+        if (there := _read_index(places[number])) is not None:  # another process has read it meanwhile
+            return there
+        index = _read_through(root / found[number].name, columns, image)
+        write_text(places[number], json.dumps(index.model_dump()))
+        return index
+
+    lacking = [number for number, index in enumerate(known) if index is None]
+    with (
+        locked(folder / "lock", interrupt),
+        progress.task("index tar files", len(found), len(found) - len(lacking)) as task,
+        contextlib.closing(map_in_order(index_of, lacking)) as results,
+    ):
+        for number, index in zip(lacking, results, strict=True):
+            known[number] = index
+            task.advance()
+            interrupt.check()
+    return [index for index in known if index is not None]
+
+
+def _key_of(root: Root, shard: Shard, columns: list[str], image: str | None) -> str:
+    facts = (_VERSION, shards.place(root), shard.name, *shard.status, columns, image)
+    return hashlib.sha256(repr(facts).encode()).hexdigest()[:32]
+
+
+def _read_index(place: Path) -> _Index | None:
     try:
         return _Index.model_validate_json(place.read_bytes())
     except (FileNotFoundError, ValidationError):
-        index = _read_through(path, columns, image)
-        place.parent.mkdir(parents=True, exist_ok=True)
-        write_text(place, json.dumps(index.model_dump()))
-        return index
+        return None
 
 
-def _status(path: Path) -> tuple[int, int]:
-    status = path.stat()
-    return status.st_size, status.st_mtime_ns
-
-
-def _read_through(path: Path, columns: list[str], image: str | None) -> _Index:
+def _read_through(path: File, columns: list[str], image: str | None) -> _Index:
     found: dict[str, tuple[int, int, list[str]]] = {}
     known: set[str] = set()
     rejected: list[tuple[str, str]] = []
     seen: set[str] = set()
-    with path.open("rb") as file:
+    with reading(path) as file:
         for key, members in itertools.groupby(_members(path, file), key=lambda member: _key(member.name)):
             try:
                 if key in seen:
@@ -188,7 +226,7 @@ def _column(values: list[str]) -> _Column:
     return _Column(texts=texts, numbers=[numbers[value] for value in values])
 
 
-def _members(path: Path, file: IO[bytes]) -> Iterator[tarfile.TarInfo]:
+def _members(path: File, file: IO[bytes]) -> Iterator[tarfile.TarInfo]:
     """The files in a tar file that belong to samples.
 
     Raises:

@@ -1,7 +1,9 @@
 """Inputs at URLs: whole copies in the cache, and one line for each fault."""
 
+import errno
 import io
 import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -130,6 +132,19 @@ def test_a_lost_connection_leaves_no_half_file(bucket: MemoryFileSystem, monkeyp
     )
     (place,) = (path for path in Path(os.environ["XDG_CACHE_HOME"]).rglob("photos"))
     assert files(place) == EXPECTED, "the old file is whole"
+
+
+@pytest.mark.usefixtures("bucket")
+def test_a_full_disk_is_not_the_fault_of_the_url(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(_: object, file: Any, __: int) -> None:
+        file.write(b"x")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(shutil, "copyfileobj", full)
+    with pytest.raises(OSError, match="No space left on device") as caught:
+        local(URL)
+    assert str(caught.value.filename).startswith(str(tmp_path / "cache"))
+    assert not [path for path in (tmp_path / "cache").rglob("*") if path.suffix in (".jpg", ".tmp")], "no half file"
 
 
 def test_a_file_that_ends_early_is_a_lost_connection(bucket: MemoryFileSystem, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,6 +15,7 @@ from aimfair.config.run_settings import RunSettings
 from aimfair.data.load import load_splits
 from aimfair.data.settings import DataSettings
 from aimfair.run.upload import LIST, Upload
+from tests.data.test_shards import settings, write
 from tests.tiny_run import PROTECTED, SIZE, TARGET
 
 pytestmark = pytest.mark.slow
@@ -63,6 +64,16 @@ def test_photographs_are_those_of_the_folder(photographs: Path, bucket: str) -> 
     for name, part in here.parts.items():
         assert (there.parts[name].images == part.images).all()
         assert there.parts[name].ids == part.ids
+
+
+def test_shards_are_read_in_place(bucket: str, tmp_path: Path) -> None:
+    write("webdataset", tmp_path / "shards", tmp_path)
+    fsspec.filesystem("s3").put(str(tmp_path / "shards"), "results/shards", recursive=True)
+    here = load_splits(settings("webdataset", tmp_path / "shards"))
+    there = load_splits(settings("webdataset", f"{bucket}/shards", keep_decoded=False))  # type: ignore[arg-type]
+    for name, part in here.parts.items():
+        assert there.parts[name].ids == part.ids
+        assert (there.parts[name].images[:] == part.images).all()
 
 
 def test_results_are_whole_and_listed(bucket: str, tmp_path: Path) -> None:
