@@ -8,13 +8,16 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
 
 from aimfair.commands import cli, run
+from aimfair.commands.settings import BUNDLED
+from aimfair.config.load import load
 from aimfair.evaluation.results import Results
 from tests import tiny_run
 
@@ -105,21 +108,34 @@ def test_slurm_needs_slurm() -> None:
     assert "submit this with sbatch" in done.stderr
 
 
-def test_kubernetes(monkeypatch: pytest.MonkeyPatch) -> None:
+Call = tuple[argparse.Namespace, dict[str, str]]
+"""Options of ``aimfair run``, and settings given as flags."""
+
+
+@pytest.fixture
+def understood(monkeypatch: pytest.MonkeyPatch) -> Callable[[list[str]], Call]:
+    """What aimfair takes a command line for."""
+
+    def call(words: list[str]) -> Call:
+        calls: list[Call] = []
+
+        def keep(*call: Any) -> int:
+            calls.append(call)
+            return 0
+
+        monkeypatch.setitem(cli.VERBS, "run", ("run", keep, run.add_arguments))
+        assert words[0] == "aimfair"
+        assert cli.main(words[1:]) == 0
+        return calls[0]
+
+    return call
+
+
+def test_kubernetes(understood: Callable[[list[str]], Call]) -> None:
     """A RayJob whose command aimfair understands, whose pods all mount the volume, and whose workers have a GPU."""
     job = yaml.safe_load((FOLDER / "kuberay.yaml").read_text())
     assert (job["apiVersion"], job["kind"]) == ("ray.io/v1", "RayJob")
-    calls: list[tuple[argparse.Namespace, dict[str, str]]] = []
-
-    def keep(options: argparse.Namespace, overrides: dict[str, str]) -> int:
-        calls.append((options, overrides))
-        return 0
-
-    monkeypatch.setitem(cli.VERBS, "run", ("run", keep, run.add_arguments))
-    program, *arguments = shlex.split(job["spec"]["entrypoint"])
-    assert program == "aimfair"
-    assert cli.main(arguments) == 0
-    (options, overrides), *_ = calls
+    options, overrides = understood(shlex.split(job["spec"]["entrypoint"]))
     assert (options.on, options.address, overrides) == ("ray", "auto", {})
 
     cluster = job["spec"]["rayClusterSpec"]
@@ -134,3 +150,16 @@ def test_kubernetes(monkeypatch: pytest.MonkeyPatch) -> None:
     assert {group["template"]["spec"]["containers"][0]["image"] for group in groups} == {"my.registry/aimfair:latest"}
     for worker in cluster["workerGroupSpecs"]:
         assert worker["template"]["spec"]["containers"][0]["resources"]["limits"]["nvidia.com/gpu"] == "1"
+
+
+def test_skypilot(understood: Callable[[list[str]], Call]) -> None:
+    task = yaml.safe_load((FOLDER / "skypilot.yaml").read_text())
+    for part in ("setup", "run"):
+        subprocess.run(["bash", "-n"], input=task[part], text=True, check=True)
+    script = task["run"].replace("\\\n", " ").replace("$RESULTS", task["envs"]["RESULTS"])
+    _, sync, torchrun = script.splitlines()
+    options, overrides = understood(shlex.split(torchrun.split(" -m -- ")[1]))
+    assert overrides == {"run.storage": task["envs"]["RESULTS"]}
+    assert shlex.split(sync)[-2:] == [task["envs"]["RESULTS"], str(options.run)]
+    config = load(BUNDLED / "demo.yaml", overrides)
+    assert config.run.storage == task["envs"]["RESULTS"]
