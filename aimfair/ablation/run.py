@@ -4,7 +4,8 @@ Everything is in ``<run>/ablations/<name>``: a run for each group of arms that s
 ``table.csv``, ``table.md``, ``<name>.json`` and ``ablation.html``.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 from aimfair.ablation import registry, report, variants
@@ -13,6 +14,7 @@ from aimfair.ablation.outcomes import collect
 from aimfair.ablation.plan import Parent
 from aimfair.base.errors import AimfairError, ConfigError
 from aimfair.base.files import is_temporary
+from aimfair.cluster.pool import Pool
 from aimfair.config import Config
 from aimfair.run.directory import Run
 from aimfair.stages.context import prepare_process, splits_of
@@ -23,7 +25,14 @@ _OF_SEEDS = {"train", "sensitivity"}
 
 
 def ablate(
-    name: str, directory: Path, options: Options, overrides: Mapping[str, str], *, overwrite: bool, quiet: bool
+    name: str,
+    directory: Path,
+    options: Options,
+    overrides: Mapping[str, str],
+    *,
+    overwrite: bool,
+    quiet: bool,
+    pool: Callable[[Run], AbstractContextManager[Pool | None]] = lambda _: nullcontext(),
 ) -> Path:
     """Runs an ablation of the run in ``directory``; returns the path of its page.
 
@@ -34,6 +43,7 @@ def ablate(
         name: in :data:`aimfair.ablation.registry.ABLATIONS`.
         overrides: settings of the variants, instead of those of the run.
         overwrite: an ablation of other values may be replaced; work common to both is kept.
+        pool: gives the processes that do independent steps.
 
     Raises:
         ConfigError: there is no run, or a value that cannot be used.
@@ -47,7 +57,7 @@ def ablate(
         )
     ablation = registry.load(name)
     request = ablation.read(options, config)
-    with Run.open(directory, own, quiet=quiet) as run:
+    with Run.open(directory, own, quiet=quiet) as run, pool(run) as run.pool:
         _finish_shared(run)
         if own.tuned:
             config = _as_tuned(run, config)
@@ -58,17 +68,10 @@ def ablate(
         parent = Parent(run, config, frozenset(overrides), folder, overwrite, quiet)
         plan = ablation.plan(parent, request)
         variants.remove_others(parent, plan.groups)
-        stages = [stage for stage in STAGES if stage != "report"]
-        done: Run | None = None
-        for number, (group, settings) in enumerate(plan.groups.items(), 1):
-            run.interrupt.check()
-            if done is not None:
-                variants.forget_decoded(done)
-            done = variants.finish(parent, group, settings, stages, f"run {number} of {len(plan.groups)}")
+        variants.finish_all(parent, plan.groups, [stage for stage in STAGES if stage != "report"])
         outcomes = collect(plan, folder, _clusters(run))
         found = ablation.findings(parent, request, outcomes)
-        if done is not None:
-            variants.forget_decoded(done)
+        variants.forget_decoded(parent, plan.groups)
         report.write(folder, name, plan, outcomes, found)
     report.show(plan, outcomes, found)
     return folder / report.PAGE

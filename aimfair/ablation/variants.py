@@ -3,14 +3,17 @@
 import contextlib
 import io
 import shutil
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 from aimfair.ablation.plan import ONLY_GROUP, Parent, variant
 from aimfair.base.errors import AimfairError
+from aimfair.cluster.pool import Pool
 from aimfair.config import Config
 from aimfair.config import load as config_file
 from aimfair.run.directory import Run
-from aimfair.stages.pipeline import run_stages
+from aimfair.run.schedule import side_by_side
+from aimfair.stages.context import preparation
+from aimfair.stages.pipeline import STEPS, run_stages
 
 SHARED = ("prompts", "generate", "train", "sensitivity")
 """Stages that every ablation builds on."""
@@ -25,12 +28,56 @@ def finish(parent: Parent, group: str, settings: Config, stages: Sequence[str], 
     Raises:
         AimfairError: it has other settings and ``parent.overwrite`` is not set, or as the stages.
     """
-    path = parent.folder / group
-    with Run.open(path, settings, overwrite=_may_replace(parent, group, settings), quiet=parent.quiet) as run:
+    with _opened(parent, group, settings) as run:
+        run.pool = parent.run.pool
         run.log.tell(f"{parent.folder.name}: {group}, {note}")
         with contextlib.redirect_stdout(io.StringIO()):
             run_stages(run, stages)
     return run
+
+
+def finish_all(parent: Parent, groups: Mapping[str, Config], stages: Sequence[str]) -> None:
+    """Runs these stages of all variants: one after another, or with a pool their independent steps side by side.
+
+    The decoded images of the last one are kept, or those of all with a pool: see :func:`forget_decoded`.
+
+    Raises:
+        AimfairError, Interrupted: as :func:`finish`.
+    """
+    if parent.run.pool is not None:
+        _finish_together(parent, groups, stages, parent.run.pool)
+        return
+    before: str | None = None
+    for number, (group, settings) in enumerate(groups.items(), 1):
+        parent.run.interrupt.check()
+        if before is not None:
+            forget_decoded(parent, [before])
+        finish(parent, group, settings, stages, f"run {number} of {len(groups)}")
+        before = group
+
+
+def _finish_together(parent: Parent, groups: Mapping[str, Config], stages: Sequence[str], pool: Pool) -> None:
+    with contextlib.ExitStack() as stack:
+        runs = []
+        for group, settings in groups.items():
+            runs.append(_opened(parent, group, settings))
+            stack.callback(runs[-1].close)
+            runs[-1].interrupt = parent.run.interrupt
+        stack.enter_context(contextlib.redirect_stdout(io.StringIO()))
+        for number, run in enumerate(runs, 1):
+            run.log.tell(f"{parent.folder.name}: {run.path.name}, run {number} of {len(runs)}: images")
+            run.pool = pool
+            run_stages(run, [stage for stage in stages if stage not in STEPS])
+            run.pool = None
+        steps = {run: [step for stage in stages if stage in STEPS for step in STEPS[stage](run)] for run in runs}
+        side_by_side(pool, parent.run, steps, parent.folder.name, preparation(pool.threads))
+        for run in runs:  # what is not done in steps
+            run_stages(run, [stage for stage in stages if stage in STEPS])
+
+
+def _opened(parent: Parent, group: str, settings: Config) -> Run:
+    overwrite = _may_replace(parent, group, settings)
+    return Run.open(parent.folder / group, settings, overwrite=overwrite, quiet=parent.quiet)
 
 
 def with_gradients(parent: Parent) -> Run:
@@ -68,13 +115,15 @@ def remove_others(parent: Parent, groups: Collection[str]) -> None:
             )
 
 
-def forget_decoded(run: Run) -> None:
-    """Removes the decoded images of a finished variant, as large as the parent's; they are decoded again on use."""
-    decoded = run.synthetic / "decoded"
-    if decoded.exists():
-        lock = Run.open(run.path, run.config, quiet=True)
-        shutil.rmtree(decoded)
-        lock.close()
+def forget_decoded(parent: Parent, groups: Collection[str]) -> None:
+    """Removes the decoded images of finished variants, as large as the parent's; they are decoded again on use."""
+    for group in groups:
+        path = parent.folder / group
+        decoded, config = path / "synthetic" / "decoded", Run.config_of(path)
+        if decoded.exists() and config is not None:
+            lock = Run.open(path, config, quiet=True)
+            shutil.rmtree(decoded)
+            lock.close()
 
 
 def _may_replace(parent: Parent, group: str, settings: Config) -> bool:
@@ -87,6 +136,8 @@ def _may_replace(parent: Parent, group: str, settings: Config) -> bool:
         AimfairError: it has other settings, and finished work.
     """
     old = None if parent.overwrite else _settings_of(parent, group)
+    if old is not None:
+        old = old.model_copy(update={"cluster": settings.cluster})  # no result depends on that
     if old is None or old == settings:
         return parent.overwrite
     if not any((parent.folder / group / "stages").rglob("*.json")):

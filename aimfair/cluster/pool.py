@@ -55,6 +55,12 @@ class Pool(Protocol):
     retries: int
     """How often a call is made again whose process was lost."""
 
+    threads: int
+    """Of every process."""
+
+    slots: int
+    """How many calls that use a device run at a time, at least 1."""
+
     def submit(self, call: Call) -> None:
         """Starts a call as soon as there is room for it."""
 

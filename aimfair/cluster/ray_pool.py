@@ -55,7 +55,7 @@ def ray_pool(
         _protect()
     with optional("--on ray", "'aimfair[ray]'"):
         import ray
-    logging.getLogger("ray").setLevel(logging.CRITICAL)  # after the import, which sets another
+    _silence(ray)
     handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     with tempfile.TemporaryDirectory(prefix="aimfair-ray-", ignore_cleanup_errors=True) as folder:
         where: dict[str, Any] = {"address": address}
@@ -77,6 +77,12 @@ def ray_pool(
             yield RayPool(ray, settings, threads=threads, uses_gpu=uses_gpu, warn=None if address is None else warn)
         finally:
             ray.shutdown()
+
+
+def _silence(ray: Any) -> None:
+    """What Ray has to say is in its files; of what it says of lost machines no setting keeps the terminal clear."""
+    logging.getLogger("ray").setLevel(logging.CRITICAL)
+    ray._private.worker.print_to_stdstream = lambda *_, **__: None
 
 
 def _protect() -> None:
@@ -101,7 +107,9 @@ class RayPool:
         self._calls: dict[Any, str] = {}
         have = ray.cluster_resources()
         gpus = settings.gpus if settings.gpus is not None else float(uses_gpu and have.get("GPU", 0) > 0)
-        self._plain = {"num_cpus": threads if settings.cpus is None else settings.cpus, "num_gpus": 0}
+        share = cpus_of_call(self._nodes(), gpus, threads)
+        self.threads = share if gpus else threads  # on a CPU last bits depend on them
+        self._plain = {"num_cpus": share if settings.cpus is None else settings.cpus, "num_gpus": 0}
         self._with_device = {**self._plain, "num_gpus": gpus}
         for key, resource in (("cpus", "CPU"), ("gpus", "GPU")):
             wanted = self._with_device[f"num_{key}"]
@@ -111,9 +119,10 @@ class RayPool:
                 if warn is None:
                     raise ConfigError(f"{fault}; set cluster.{key}{' or threads' if key == 'cpus' else ''} to less")
                 warn(f"{fault}: waiting for one that has")
-        self.description = f"{_counted(len(self._nodes()), 'machine')}, {_counted(have.get('CPU', 0), 'CPU')}" + (
-            f", {_counted(have['GPU'], 'GPU')}" if have.get("GPU") else ""
-        )
+        self.slots = max(int(sum(map(self._room, self._nodes()))), 1)
+        parts = [(len(self._nodes()), "machine"), (have.get("CPU", 0), "CPU"), (have.get("GPU", 0), "GPU")]
+        found = [f"{number:g} {noun}{'' if number == 1 else 's'}" for number, noun in parts if number]
+        self.description = f"{', '.join(found)}: {self.slots} at a time"
         self._task = ray.remote(_call)
         here = self._at(ray.get_runtime_context().get_node_id())
         self._mailbox = ray.remote(_Mailbox).options(num_cpus=0, max_restarts=0, **here).remote()
@@ -160,6 +169,11 @@ class RayPool:
             if error is not None:
                 raise error
 
+    def _room(self, node: Mapping[str, Any]) -> float:
+        """How many calls that use a device a machine takes at a time."""
+        takes = {"CPU": self._with_device["num_cpus"], "GPU": self._with_device["num_gpus"]}
+        return min(float(node["Resources"].get(name, 0)) // count for name, count in takes.items() if count)
+
     def _nodes(self) -> list[Mapping[str, Any]]:
         return [node for node in self._ray.nodes() if node["Alive"]]
 
@@ -180,8 +194,11 @@ class RayPool:
             return Ended(name, error=RemoteError(f"{name}: {one_line(error)}"))
 
 
-def _counted(number: float, noun: str) -> str:
-    return f"{number:g} {noun}{'' if number == 1 else 's'}"
+def cpus_of_call(nodes: Sequence[Mapping[str, Any]], gpus: float, threads: int) -> int:
+    """CPUs of a call: as many as its threads, but where it takes GPUs no more than their share of a machine."""
+    with_gpu = [node["Resources"] for node in nodes if node["Resources"].get("GPU", 0)] if gpus else []
+    shares = [int(gpus / one["GPU"] * one.get("CPU", 0)) for one in with_gpu]
+    return max(min([threads, *shares]), 1)
 
 
 # -- in other processes ------------------------------------------------------------------------------------------------

@@ -9,7 +9,10 @@ class ClusterSettings(Settings):
     """What a task takes under ``--on ray``; no result depends on it."""
 
     cpus: float | None = Field(
-        None, gt=0, le=1024, description="CPUs that a task takes; null: as many as its threads, see threads"
+        None,
+        gt=0,
+        le=1024,
+        description="CPUs that a task takes; null: as many as it has threads, with a GPU the share of one",
     )
     gpus: float | None = Field(
         None,

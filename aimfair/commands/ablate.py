@@ -1,13 +1,16 @@
 """``aimfair ablate``: varies a run and compares what comes out."""
 
 import argparse
+from functools import partial
 
 from aimfair.base.errors import ConfigError
 from aimfair.commands.settings import (
     FLAGS_FOR_SETTINGS,
     Overrides,
     add_overwrite_and_quiet,
+    add_pool,
     add_run,
+    pool_of,
     require_one_process,
 )
 
@@ -17,6 +20,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
     add_run(parser)
     add_overwrite_and_quiet(parser)
+    add_pool(parser)
     parser.epilog = (
         f"Ablations: {'; '.join(f'{name}: {what}' for name, what in ABLATIONS.items())}. {FLAGS_FOR_SETTINGS}"
     )
@@ -49,6 +53,14 @@ def main(options: argparse.Namespace, overrides: Overrides) -> int:
     if options.run is None:
         raise ConfigError("aimfair ablate: give --run DIR, the run that is varied")
     asked = Options(options.method, options.values, options.lrs, options.density)
-    page = ablate(options.name, options.run, asked, overrides, overwrite=options.overwrite, quiet=options.quiet)
+    page = ablate(
+        options.name,
+        options.run,
+        asked,
+        overrides,
+        overwrite=options.overwrite,
+        quiet=options.quiet,
+        pool=partial(pool_of, options),
+    )
     print(f"Page: {page}")
     return 0

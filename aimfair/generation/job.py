@@ -8,8 +8,9 @@ job and is removed. Batch i of a round belongs to process i modulo their number.
 
 import hashlib
 import json
+import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Sequence, Set
 from functools import partial
 from pathlib import Path
 
@@ -113,12 +114,14 @@ class Job:
         *,
         task: Task = SILENT,
         interrupt: Interrupt = NEVER,
+        elsewhere: "Elsewhere | None" = None,
     ) -> None:
         """Makes what is missing, and writes the manifest.
 
         Args:
             load, load_filters: give the model and the filters; called only if an image is missing.
             task: advances by images, those of all processes.
+            elsewhere: makes the images of a round in other processes, in place of this one and ``ranks``.
 
         Raises:
             AimfairError: too many images are rejected; the finished ones stay. Or another process failed.
@@ -129,13 +132,17 @@ class Job:
         worker = Worker(self._folder, self._settings, self._image_size, load, load_filters, record, interrupt)
         shown = _Shown(task, self._ranks, worker, self.done)
         while self._rounds.wanted:
-            made = self._make_share(worker, shown)
-            lines = self._ranks.gather(as_lines(made), lambda: shown.add(0))
-            self._rounds.add(outcome for text in lines for outcome in _parse(text))
+            if elsewhere is not None:
+                self._rounds.add(self._make_elsewhere(elsewhere))
+            else:
+                made = self._make_share(worker, shown)
+                lines = self._ranks.gather(as_lines(made), lambda: shown.add(0))
+                self._rounds.add(outcome for text in lines for outcome in _parse(text))
             shown.show(self.done)
             self._rounds.refuse_stubborn_images()
             self._rounds.refuse_many_rejections(self.rejected)  # all processes fail here, or none
-        self.speed = self._measure(worker)
+        if elsewhere is None:
+            self.speed = self._measure(worker)
         if self._ranks.rank == 0:
             self._finish()
 
@@ -157,8 +164,20 @@ class Job:
                 refuse_only_rejections(rejected, len(made))
 
         shown.begin_round(rounds.attempt)
-        worker.make(share, rounds, note)
+        worker.make(share, rounds.attempt, rounds.is_missing, note)
         return made
+
+    def _make_elsewhere(self, elsewhere: "Elsewhere") -> list[Outcome]:
+        """What is missing in the current round, by other processes."""
+        rounds = self._rounds
+        batches = [batch for batch in rounds.batches() if any(map(rounds.is_missing, batch))]
+        missing = {planned.image for batch in batches for planned in batch if rounds.is_missing(planned)}
+        start = time.monotonic()
+        elsewhere(rounds.attempt, batches, missing)
+        seconds = time.monotonic() - start + (self.speed.seconds if self.speed else 0)
+        images = len(missing) + (self.speed.images if self.speed else 0)
+        self.speed = Speed(images=images, seconds=seconds, sampling=0, filters=0, stalled=0, processes=1)
+        return self._shards.read()[0]
 
     def _find(self, finished: GenerationSummary | None) -> list[Outcome]:
         """The outcomes of an earlier call, with the decisions of its rounds; files without an outcome are removed."""
@@ -226,6 +245,51 @@ class Job:
             stalled=stalled,
             processes=size,
         )
+
+
+Elsewhere = Callable[[int, Sequence[Sequence[PlannedImage]], Set[int]], None]
+"""Makes batches in other processes with :func:`make_range`: the attempt, the batches, and the images in them that are
+missing; all are recorded when it returns."""
+
+
+def make_range(
+    folder: Path,
+    settings: GenerateSettings,
+    image_size: int,
+    shard: int,
+    attempt: int,
+    batches: Sequence[Sequence[PlannedImage]],
+    missing: Set[int],
+    load: Callable[[], Sampler],
+    load_filters: Callable[[], Sequence[ImageFilter]] = tuple,
+    *,
+    task: Task = SILENT,
+    interrupt: Interrupt = NEVER,
+) -> None:
+    """Makes these images of a job that another process runs; what an earlier call has made of them is kept.
+
+    Args:
+        shard: number of the file of outcomes, of this range alone.
+        others: as :class:`Job` and :meth:`Job.run`.
+
+    Raises:
+        AimfairError: the first images of all are rejected without exception.
+    """
+    shards = Shards(folder)
+    known = {one.key for one in shards.resume(shard)}
+    made: list[Outcome] = []
+
+    def note(outcomes: Sequence[Outcome]) -> None:
+        made.extend(outcomes)
+        task.advance(len(outcomes))
+        if attempt == shard == 0 and worker.batches == _FIRST_BATCHES:
+            refuse_only_rejections(Counter(one.reason for one in made if one.reason is not None), len(made))
+
+    def is_missing(planned: PlannedImage) -> bool:
+        return planned.image in missing and (planned.image, attempt) not in known
+
+    worker = Worker(folder, settings, image_size, load, load_filters, partial(shards.append, shard), interrupt)
+    worker.make([batch for batch in batches if any(map(is_missing, batch))], attempt, is_missing, note)
 
 
 class _Shown:

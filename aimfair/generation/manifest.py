@@ -207,6 +207,13 @@ class Shards:
         self.folder.mkdir(exist_ok=True)
         append_text(self._path(rank), as_lines(outcomes))
 
+    def resume(self, rank: int) -> list[Outcome]:
+        """The lines of the file of one process that can be read; it has no others when this returns."""
+        lines, damaged = readable_lines(self._path(rank), Outcome)
+        if damaged:
+            write_text(self._path(rank), as_lines(lines))
+        return lines
+
     def remove(self) -> None:
         if self.exist():
             shutil.rmtree(self.folder)

@@ -17,7 +17,8 @@ class Speed(Record):
     Attributes:
         images: made by all processes, rejected ones included.
         seconds: from beginning to end, without loading models.
-        sampling, filters: seconds in the sampler, and in filters that run beside it; mean over the processes.
+        sampling, filters: seconds in the sampler, and in filters that run beside it; mean over the processes. 0: not
+            known, of images that a pool of processes has made.
         stalled: seconds that samplers waited for files; mean over the processes.
         processes: their number.
     """

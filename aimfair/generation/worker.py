@@ -16,7 +16,6 @@ from aimfair.generation.filters import ImageFilter
 from aimfair.generation.filters.pixels import blank
 from aimfair.generation.manifest import DIGITS, Outcome, file_name, seed_of_attempt
 from aimfair.generation.plan import PlannedImage
-from aimfair.generation.rounds import Rounds
 from aimfair.generation.settings import GenerateSettings
 from aimfair.generation.writer import Writer, write_image
 
@@ -61,12 +60,19 @@ class Worker:
         """Since the models were loaded; 0 if they are not."""
         return 0.0 if self._models is None else time.monotonic() - self._start
 
-    def make(self, batches: Sequence[Sequence[PlannedImage]], rounds: Rounds, note: Note) -> None:
-        """Makes the missing images of these batches of the current round; all are recorded when this returns.
+    def make(
+        self,
+        batches: Sequence[Sequence[PlannedImage]],
+        attempt: int,
+        is_missing: Callable[[PlannedImage], bool],
+        note: Note,
+    ) -> None:
+        """Makes the missing images of these batches; all are recorded when this returns.
 
         The others of a batch are sampled too, so that each image has the same neighbours, and dropped.
 
         Args:
+            attempt: at each of the images.
             note: called with the outcomes of a batch once they are recorded, by the thread that calls this.
 
         Raises:
@@ -85,15 +91,17 @@ class Worker:
         with Writer(self._record, done) as writer:
             for batch in batches:
                 self._interrupt.check()
-                writer.put(self._sample(batch, rounds))
+                writer.put(self._sample(batch, attempt, is_missing))
         self.stalled += writer.stalled
 
-    def _sample(self, batch: Sequence[PlannedImage], rounds: Rounds) -> list[Callable[[], Outcome]]:
+    def _sample(
+        self, batch: Sequence[PlannedImage], attempt: int, is_missing: Callable[[PlannedImage], bool]
+    ) -> list[Callable[[], Outcome]]:
         """A batch from the sampler: for each missing image, the work that is left."""
         assert self._models is not None
         sampler, filters = self._models
         begin = time.monotonic()
-        seeds = [seed_of_attempt(planned, rounds.attempt) for planned in batch]
+        seeds = [seed_of_attempt(planned, attempt) for planned in batch]
         samples = sampler.sample([planned.text for planned in batch], seeds)
         sampled = time.monotonic()
         reasons: list[str | None] = [None] * len(batch)
@@ -103,9 +111,9 @@ class Worker:
         self.sampling += sampled - begin
         self.filtering += time.monotonic() - sampled
         return [
-            partial(self._complete, planned.image, rounds.attempt, pixels, bool(finite), reason)
+            partial(self._complete, planned.image, attempt, pixels, bool(finite), reason)
             for planned, pixels, finite, reason in zip(batch, *samples, reasons, strict=True)
-            if rounds.is_missing(planned)
+            if is_missing(planned)
         ]
 
     def _complete(

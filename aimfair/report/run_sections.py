@@ -122,7 +122,8 @@ def _speed_facts(speed: Speed) -> dict[str, str]:
         facts["Sampling only"] = f"{speed.images / speed.sampling:,.1f} images/s"
     if speed.filters >= 0.05:
         facts["Filters outside sampling"] = duration(speed.filters)
-    facts["Waiting for files"] = duration(speed.stalled)
+    if speed.sampling:
+        facts["Waiting for files"] = duration(speed.stalled)
     if speed.processes > 1:
         facts["Processes"] = f"{speed.processes}; times are means over them"
     return facts

@@ -11,7 +11,7 @@ import socket
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
@@ -32,13 +32,14 @@ from aimfair.run.steps import Assignment, Make, Outputs, Step, do, finish
 _SECONDS_BETWEEN_LOOKS = 0.5
 
 
-def side_by_side(
-    pool: Pool, runs: Sequence[tuple[Run, Sequence[Step]]], name: str, prepare: Callable[[], None]
-) -> None:
-    """Does the steps of these runs that are not finished.
+Prepare = Callable[[Config], None]
+
+
+def side_by_side(pool: Pool, first: Run, steps: Mapping[Run, Sequence[Step]], name: str, prepare: Prepare) -> None:
+    """Does the steps of these runs, which this process holds, as far as they are not finished.
 
     Args:
-        runs: held by this process; the first is the one that the user sees.
+        first: the run that the user sees, and stops.
         name: of the work, for its progress.
         prepare: called in other processes before a step.
 
@@ -46,7 +47,7 @@ def side_by_side(
         AimfairError: a step failed, the others having been stopped; or its process was lost too often.
         Interrupted: SIGINT or SIGTERM came, and all steps have stopped at a point from which they continue.
     """
-    _Schedule(pool, runs, prepare).run(name)
+    _Schedule(pool, first, steps, prepare).run(name)
 
 
 @dataclass
@@ -70,14 +71,14 @@ class _Item:
 
 
 class _Schedule:
-    def __init__(self, pool: Pool, runs: Sequence[tuple[Run, Sequence[Step]]], prepare: Callable[[], None]):
-        self._pool, self._prepare, self._first = pool, prepare, runs[0][0]
+    def __init__(self, pool: Pool, first: Run, steps_of: Mapping[Run, Sequence[Step]], prepare: Prepare):
+        self._pool, self._prepare, self._first = pool, prepare, first
         self._marks: dict[Run, Shared] = {}
         self._items: dict[str, _Item] = {}
         self._waiting_for: dict[str, list[_Item]] = {}
         self._running = 0
-        for run, steps in runs:
-            prefix = f"{run.path.name}: " if len(runs) > 1 else ""
+        for run, steps in steps_of.items():
+            prefix = f"{run.path.name}: " if len(steps_of) > 1 else ""
             names = {step.name: prefix + step.title for step in steps}
             for step in steps:
                 needs = {names[need] for need in step.needs if need in names}
@@ -88,7 +89,7 @@ class _Schedule:
     def run(self, name: str) -> None:
         first, self._total = self._first, len(self._items)
         with ExitStack() as stack:
-            for run in {item.run: None for item in self._items.values()}:
+            for run in {first: None} | {item.run: None for item in self._items.values()}:
                 self._marks[run] = stack.enter_context(shared(Path(os.path.abspath(run.path))))
             self._pool.everywhere(self._marks[first].check)
             with first.progress.task(name, self._total) as self._task:
@@ -203,12 +204,12 @@ _HERE = threading.local()
 
 
 def _work(
-    send: Send, *, mark: Shared, name: str, config: Config, prepare: Callable[[], None], make: Make
+    send: Send, *, mark: Shared, name: str, config: Config, prepare: Prepare, make: Make
 ) -> tuple[str, float, Outputs]:
     """Does a step; the machine, the seconds, and the outputs relative to the run."""
     start = time.monotonic()
     mark.check()
-    prepare()
+    prepare(config)
     run = _opened(mark, config)
     run.log, run.progress, run.interrupt = RelayedLog(send), RelayedProgress(send), Interrupt()
     with run.interrupt, locked(mark.lock(name), run.interrupt):  # a process that was thought to be lost may have it

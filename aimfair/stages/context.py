@@ -3,6 +3,8 @@
 import os
 import shutil
 import sys
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Literal
 from weakref import WeakKeyDictionary
@@ -36,12 +38,14 @@ def processes_of(run: Run) -> Processes:
     return Processes(run.ranks, run.config.distributed)
 
 
-def prepare_worker(config: Config, threads: int, path: list[str]) -> None:
-    """A process that does steps for another one: it computes with as many threads, and finds the same modules.
+def preparation(threads: int) -> Callable[[Config], None]:
+    """What other processes do before a step; ``threads``: that they compute with."""
+    path = [os.path.abspath(folder) for folder in sys.path]
+    return partial(_prepare_worker, threads=threads, path=path)
 
-    Args:
-        path: ``sys.path`` of the other one.
-    """
+
+def _prepare_worker(config: Config, threads: int, path: list[str]) -> None:
+    """``path``: ``sys.path`` of the process that the steps are done for."""
     prepare_process(config)
     torch.set_num_threads(threads)
     sys.path += [folder for folder in path if folder not in sys.path]

@@ -1,8 +1,6 @@
 """The registry of stages, and running them in order."""
 
-import os
 import platform
-import sys
 import time
 import traceback
 from collections.abc import Callable, Iterable, Sequence
@@ -15,13 +13,12 @@ from aimfair.base.device import choose_device
 from aimfair.base.errors import AimfairError, prefixed
 from aimfair.base.progress import duration
 from aimfair.base.storage import StorageError
-from aimfair.config import Config
 from aimfair.run.directory import Run
 from aimfair.run.schedule import side_by_side
 from aimfair.run.steps import Step
 from aimfair.run.upload import Upload
 from aimfair.stages import evaluate, finetune, generate, preflight, prompts, report, select, sensitivity, train, tune
-from aimfair.stages.context import prepare_process, prepare_worker, processes_of
+from aimfair.stages.context import preparation, prepare_process, processes_of
 
 _Result = TypeVar("_Result")
 
@@ -78,7 +75,7 @@ def run_stages(run: Run, names: Iterable[str] = tuple(STAGES)) -> None:
         try:
             if run.pool is not None and group[0] in STEPS:
                 steps = [step for stage in group for step in STEPS[stage](run)]
-                side_by_side(run.pool, [(run, steps)], name, preparation(run.config))
+                side_by_side(run.pool, run, {run: steps}, name, preparation(run.pool.threads))
             for stage in group:
                 _do(run, stage)
         except BaseException as error:
@@ -132,14 +129,6 @@ def _apart(run: Run, work: Callable[[], _Result]) -> _Result | None:
             result = work()
     run.ranks.meet()
     return result
-
-
-def preparation(config: Config) -> Callable[[], None]:
-    """Of other processes, before they do a step."""
-    import torch
-
-    path = [os.path.abspath(folder) for folder in sys.path]
-    return partial(prepare_worker, config, torch.get_num_threads(), path)
 
 
 def _groups(names: Sequence[str], *, together: bool) -> list[list[str]]:

@@ -9,14 +9,17 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from aimfair.ablation import criteria
+from aimfair.ablation.options import Options
 from aimfair.ablation.outcomes import difference
 from aimfair.ablation.registry import ABLATIONS
+from aimfair.ablation.run import ablate as ablate_run
 from aimfair.base.errors import AimfairError
 from aimfair.commands import cli
 from aimfair.evaluation.predictions import Predictions
@@ -24,6 +27,7 @@ from aimfair.evaluation.results import Results
 from aimfair.run.directory import Run
 from aimfair.selective.sensitivity import Sensitivity
 from aimfair.training.models import load_model
+from tests.cluster.inline_pool import InlinePool
 
 
 @pytest.fixture(autouse=True)
@@ -193,6 +197,32 @@ def test_minority_ratio_keeps_baselines_and_compares_sets_of_one_size(parent):
             assert len({biased.count(group) for group in set(biased)}) == 1
         else:
             assert biased.count((0, 0)) < biased.count((0, 1))
+
+
+@pytest.mark.slow
+def test_variants_side_by_side_give_what_they_give_one_after_another(parent, tmp_path):
+    paths = tmp_path / "one", tmp_path / "several"
+    for path, pool in zip(paths, (None, InlinePool(lose={"ratio-1: finetune 7 aimfair": 1})), strict=True):
+        shutil.copytree(parent, path, ignore=shutil.ignore_patterns("ablations"))
+        ablate_run(
+            "minority-ratio",
+            path,
+            Options(values="1/3,1"),
+            {"generate.balanced_per_group": "4", "cluster.cpus": "1"},
+            overwrite=False,
+            quiet=True,
+            pool=lambda run, pool=pool: nullcontext(pool),
+        )
+    assert pool.made.count("ratio-1: finetune 7 aimfair") == 2
+    one, several = (path / "ablations" / "minority-ratio" for path in paths)
+    rows = [
+        {arm: {name: value for name, value in row.items() if "seconds" not in name} for arm, row in table(path).items()}
+        for path in (one, several)
+    ]
+    assert rows[0] == rows[1]
+    for results in one.glob("*/results.json"):
+        assert results.read_bytes() == (several / results.relative_to(one)).read_bytes()
+    assert not list(several.glob("*/synthetic/decoded"))
 
 
 def test_minority_ratio_refuses_when_a_group_has_too_few_images(parent, capsys):

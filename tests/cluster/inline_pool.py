@@ -4,6 +4,8 @@ import pickle
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 
+import torch
+
 from aimfair.base.interrupt import Interrupted
 from aimfair.cluster.pool import Call, Ended, Message, RemoteError, Told
 
@@ -18,7 +20,7 @@ class InlinePool:
     def __init__(
         self, *, retries: int = 1, lose: Mapping[str, int] | None = None, signal: Mapping[str, int] | None = None
     ):
-        self.retries = retries
+        self.retries, self.slots, self.threads = retries, 2, torch.get_num_threads()
         self.made: list[str] = []
         self.stopped = False
         self.before: Callable[[str], None] = lambda name: None

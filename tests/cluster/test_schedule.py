@@ -15,9 +15,13 @@ from aimfair.base.errors import AimfairError
 from aimfair.base.interrupt import Interrupted
 from aimfair.cluster import shared
 from aimfair.cluster.settings import ClusterSettings
+from aimfair.config import Config
+from aimfair.generation.manifest import Manifest
+from aimfair.generation.worker import Worker
 from aimfair.run.directory import Run
 from aimfair.run.schedule import side_by_side
 from aimfair.run.steps import Assignment, Outputs, Step
+from aimfair.stages import generate
 from aimfair.stages.pipeline import run_stages
 from tests.cluster.inline_pool import InlinePool
 from tests.tiny_run import METHODS, settings
@@ -26,7 +30,7 @@ SOME = ("full", "aimfair", "jtt", "erm")
 INDEPENDENT = ("train", "sensitivity", "tune", "select", "finetune", "evaluate")
 
 
-def nothing() -> None:
+def nothing(config: Config) -> None:
     pass
 
 
@@ -70,7 +74,7 @@ def steps_of(run: Run) -> list[Step]:
 
 
 def do(run: Run, pool: InlinePool, *more: Step) -> None:
-    side_by_side(pool, [(run, [*steps_of(run), *more])], "work", nothing)
+    side_by_side(pool, run, {run: [*steps_of(run), *more]}, "work", nothing)
 
 
 def events(run: Run, kind: str) -> list[dict[str, Any]]:
@@ -195,3 +199,32 @@ def test_the_stages_give_what_they_give_one_after_another(
         files += ["sensitivity.safetensors", "masks/aimfair.safetensors", "logits/jtt.safetensors"]
         for file in files:
             assert without_times(path / "seeds" / str(seed) / file) == without_times(home / file), file
+
+
+def test_ranges_of_images_are_those_of_one_process(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One of them is lost when it has made its images, and begins again."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tiny / "cache"))
+    torch.set_num_threads(1)
+    config = settings(tiny / "photographs", generate={"batch_size": 8})
+    paths, made = [tmp_path / "one", tmp_path / "several"], list[int]()
+    complete = Worker._complete
+    monkeypatch.setattr(
+        Worker, "_complete", lambda self, image, *more: made.append(image) or complete(self, image, *more)
+    )
+    for path, pool in zip(paths, (None, InlinePool(lose={"generate 0 1": 1})), strict=True):
+        shutil.copytree(tiny / "run", path)
+        shutil.rmtree(path / "synthetic")
+        made.clear()
+        with Run.open(path, config, overwrite=True, quiet=True) as run:
+            run.pool = pool
+            generate.run(run)
+    assert pool is not None
+    assert sorted(pool.made) == [f"generate 0 {number}" for number in (0, 1, 1, 2, 3)]
+    one, several = (Manifest(path / "synthetic").records for path in paths)
+    assert one == several
+    assert sorted(made) == sorted(one), "none of them twice"
+    for record in one.values():
+        assert (paths[0] / "synthetic" / record.file).read_bytes() == (
+            paths[1] / "synthetic" / record.file
+        ).read_bytes()
+    assert not (paths[1] / "synthetic" / "shards").exists()

@@ -1,0 +1,183 @@
+"""Ray itself: a run on a cluster that loses a machine, one that is stopped and killed, and what the terminal shows."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from aimfair.base.errors import AimfairError, ConfigError
+from aimfair.cluster.pool import Call, Ended, Told
+from aimfair.cluster.ray_pool import cpus_of_call, ray_pool
+from aimfair.cluster.settings import ClusterSettings
+from aimfair.run.directory import Run
+from tests.cluster.test_schedule import without_times
+from tests.tiny_run import METHODS, settings
+
+SOME = ("full", "aimfair", "jtt")
+WAIT = 300
+
+
+def works(send: Callable[[tuple[object, ...]], None]) -> int:
+    send(("say", "working"))
+    return os.getpid()
+
+
+def fails(_: object) -> None:
+    raise FileNotFoundError(2, "No such file or directory", "/missing")
+
+
+def refuses(_: object) -> None:
+    raise ConfigError("seeds: found 0")
+
+
+def dies(_: object) -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def waits(_: object) -> None:
+    time.sleep(60)
+
+
+@pytest.mark.slow
+def test_ends_of_calls_come_back_as_they_were(capfd: pytest.CaptureFixture[str]) -> None:
+    capfd.readouterr()
+    with ray_pool(None, ClusterSettings(cpus=1), threads=1, uses_gpu=True, warn=lambda _: None) as pool:
+        for function in (works, fails, refuses, dies):
+            pool.submit(Call(function.__name__, function))
+        found: list[Told | Ended] = []
+        while sum(isinstance(one, Ended) for one in found) < 4:
+            found += pool.wait(0.5)
+        ends = {one.name: one for one in found if isinstance(one, Ended)}
+        assert isinstance(ends["works"].result, int)
+        assert [one.message for one in found if isinstance(one, Told)] == [("say", "working")]
+        failure, refusal = ends["fails"].error, ends["refuses"].error
+        assert isinstance(failure, FileNotFoundError)
+        assert failure.filename == "/missing"
+        assert "in fails" in failure.__notes__[0]
+        assert isinstance(refusal, AimfairError)
+        assert (str(refusal), refusal.exit_code) == ("seeds: found 0", 2)
+        assert ends["dies"].lost == "its process died"
+        pool.submit(Call("waits", waits))
+        time.sleep(1)
+        pool.stop()
+        start = time.monotonic()
+        while not (stopped := pool.wait(0.5)):
+            pass
+        assert stopped[0].error.exit_code == 130
+        assert time.monotonic() - start < 30
+        with pytest.raises(AimfairError, match=r"^not here$"):
+            pool.everywhere(complains)
+    assert capfd.readouterr() == ("", "")
+
+
+def complains() -> None:
+    raise AimfairError("not here")
+
+
+def begun(tiny: Path, path: Path) -> Path:
+    """A run whose images are there, and no more; its log is empty."""
+    shutil.copytree(tiny / "run", path, ignore=shutil.ignore_patterns("seeds", "log.jsonl", "results*", "report*"))
+    for stage in (path / "stages").iterdir():
+        if stage.name not in ("prompts.json", "generate.json"):
+            shutil.rmtree(stage) if stage.is_dir() else stage.unlink()
+    config = settings(tiny / "photographs", methods={name: METHODS[name] for name in SOME}, default_method="aimfair")
+    Run.open(path, config, overwrite=True, quiet=True).close()
+    return path
+
+
+def environment(tiny: Path) -> dict[str, str]:
+    return {**os.environ, "XDG_CACHE_HOME": str(tiny / "cache"), "OMP_NUM_THREADS": "1"}
+
+
+def same(tiny: Path, path: Path) -> None:
+    for seed in (7, 8):
+        home, there = (of / "seeds" / str(seed) for of in (tiny / "run", path))
+        models = ["baseline", *(f"finetuned/{name}" for name in SOME)]
+        files = [f"{model}/{file}" for model in models for file in ("model.safetensors", "history.json")]
+        files += ["sensitivity.safetensors", "masks/aimfair.safetensors", "logits/jtt.safetensors"]
+        for file in files:
+            assert without_times(there / file) == without_times(home / file), file
+
+
+def events(path: Path, kind: str) -> list[dict[str, str]]:
+    lines = [json.loads(line) for line in (path / "log.jsonl").read_text().splitlines()]
+    return [line for line in lines if line["event"] == kind]
+
+
+@pytest.mark.slow
+def test_a_cluster_that_loses_a_machine_gives_the_same_results(tiny: Path, tmp_path: Path) -> None:
+    path = begun(tiny, tmp_path / "run")
+    command = [sys.executable, "-m", "tests.cluster.on_ray", str(path), "run"]
+    done = subprocess.run(command, env=environment(tiny), capture_output=True, text=True, timeout=WAIT)
+    assert done.returncode == 0, done.stderr
+    same(tiny, path)
+    lost = [event["message"] for event in events(path, "warning") if "was lost" in event["message"]]
+    assert len(lost) == 1
+    assert lost[0].endswith("its machine was lost; begins again, 1 of 3 times")
+    assert "raylet" not in done.stdout + done.stderr
+    assert "Report: " in done.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGKILL, -9)])
+def test_a_run_that_is_stopped_or_killed_continues(tiny: Path, tmp_path: Path, number: int, code: int) -> None:
+    """The signal goes to the whole group, as from a terminal; SIGKILL to the process of the run alone."""
+    path = begun(tiny, tmp_path / "run")
+    command = [sys.executable, "-m", "aimfair", "run", "--run", str(path), "--on", "ray"]
+    options = {"env": environment(tiny), "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    first = subprocess.Popen(command, start_new_session=True, **options)  # type: ignore[call-overload]
+    while len(events(path, "step done")) < 3:
+        assert first.poll() is None, first.stderr.read()
+        time.sleep(0.1)
+    first.kill() if number == signal.SIGKILL else os.killpg(first.pid, number)
+    _, shown = first.communicate(timeout=WAIT)
+    assert first.returncode == code
+    if code > 0:
+        assert shown.splitlines()[-1] == f"stopped by {signal.Signals(number).name}; the same command continues"
+    before = len(events(path, "step done"))
+    again = subprocess.run(command, timeout=WAIT, capture_output=True, text=True, env=environment(tiny))
+    assert again.returncode == 0, again.stderr
+    same(tiny, path)
+    steps = [event["step"] for event in events(path, "step done")]
+    assert len(steps) == len(set(steps)) > before, "none is done twice"
+
+
+@pytest.mark.slow
+def test_an_address_without_a_cluster_is_refused_in_one_line(tiny: Path, tmp_path: Path) -> None:
+    path = begun(tiny, tmp_path / "run")
+    for address, code, message in (
+        ("127.0.0.1:9", 1, "error: --address 127.0.0.1:9: no Ray cluster answers"),
+        ("ray://head:10001", 2, "error: --address: found ray://head:10001, expected HOST:PORT"),
+    ):
+        command = [sys.executable, "-m", "aimfair", "train", "--run", str(path), "--on", "ray", "--address", address]
+        done = subprocess.run(command, env=environment(tiny), capture_output=True, text=True, timeout=WAIT)
+        assert done.returncode == code
+        assert done.stderr.startswith(message)
+        assert len(done.stderr.splitlines()) == 1
+
+
+def test_calls_take_the_share_of_their_gpu() -> None:
+    head, worker = {"Resources": {"CPU": 4.0}}, {"Resources": {"CPU": 64.0, "GPU": 8.0}}
+    assert cpus_of_call([head], 0, threads=4) == 4
+    assert cpus_of_call([head, worker], 1, threads=64) == 8
+    assert cpus_of_call([head, worker], 0.5, threads=64) == 4
+    assert cpus_of_call([head, worker], 1, threads=4) == 4
+    assert cpus_of_call([head, {"Resources": {"CPU": 2.0, "GPU": 8.0}}], 1, threads=64) == 1
+
+
+@pytest.mark.slow
+def test_what_no_machine_has_is_refused() -> None:
+    with (
+        pytest.raises(
+            ConfigError, match=r"^cluster\.gpus: a task takes 9, no machine of the cluster has more than 0; set"
+        ),
+        ray_pool(None, ClusterSettings(cpus=1, gpus=9), threads=1, uses_gpu=True, warn=lambda _: None),
+    ):
+        pass
