@@ -25,6 +25,9 @@ from aimfair.tuning.trials import Choice
 _LOCK, _CONFIG = ".lock", "config.yaml"
 _RESTORE = "; restore the file, or give the settings of the run again with --config FILE --overwrite"
 
+_OF_NO_RESULT = {"cluster", "run"}
+"""Settings that may change at any time."""
+
 ABLATIONS = "ablations"
 """The folder in a run with its variants, ``ablations/<name>/<group>``, each a run itself."""
 
@@ -141,6 +144,11 @@ class Run:
             yield
         finally:
             self.ranks = ranks
+
+    @property
+    def settings_digest(self) -> str:
+        """Of all settings that results depend on."""
+        return digest_of_inputs(self.config.model_dump(mode="json", exclude=_OF_NO_RESULT))
 
     # -- records -----------------------------------------------------------------------------------------------------
 
@@ -377,8 +385,7 @@ def _settle_config(path: Path, config: Config, *, overwrite: bool) -> Config:
         else:
             if old == config:
                 return old
-            of_no_result = {"cluster": config.cluster, "run": config.run}
-            same = old.model_copy(update=of_no_result) == config
+            same = old.model_copy(update={name: getattr(config, name) for name in _OF_NO_RESULT}) == config
             if (
                 not overwrite and not same and next((path / "stages").rglob("*.json"), None) is not None
             ):  # something is finished

@@ -1,4 +1,4 @@
-"""Copies of a run's files at a URL, ``run.storage``, with a list of their digests.
+"""Copies of a run's files at a URL, ``run.storage``, with a list of their digests; and back, if the directory is lost.
 
 ``upload.json`` there lists the files that are whole, with bytes and SHA-256. It is written at the start, every few
 files and at the end, so an upload that was stopped continues with the files that are not in it.
@@ -6,7 +6,6 @@ files and at the end, so an upload that was stopped continues with the files tha
 
 import fnmatch
 import io
-import secrets
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -21,8 +20,10 @@ from aimfair.base.storage import Storage, StorageError
 from aimfair.config.run_settings import RunSettings
 
 LIST = "upload.json"
-ID = ".upload"
-"""The file in a run directory that says which uploads are its own."""
+MARK = ".upload"
+"""The file in a run directory that names the URL with which it agrees."""
+
+_OF_THE_DIRECTORY = ("config.yaml", "log.jsonl")  # which it has always
 
 _LEFT_OUT = ("ablations/", "tuning/work/")  # runs of their own, and checkpoints
 
@@ -36,7 +37,7 @@ class _File(Record):
 
 
 class _List(Record):
-    run: str
+    settings: str
     files: dict[str, _File]
 
 
@@ -45,16 +46,49 @@ class Upload:
 
     Args:
         settings: with ``storage``.
+        digest: of all settings that results depend on.
+        overwrite: whether results of other settings there may be replaced.
 
     Raises:
-        StorageError: the URL cannot be read or written, or has files of another run.
+        StorageError: the URL cannot be read or written, or has other files.
     """
 
-    def __init__(self, run: Path, settings: RunSettings):
+    def __init__(self, run: Path, settings: RunSettings, digest: str, *, overwrite: bool = False):
         self._run, self._patterns = run, settings.upload
         self._storage = Storage(str(settings.storage))
         self._digests: dict[str, tuple[tuple[int, int], str]] = {}
-        self._list = self._begin()
+        self._list = self._begin(digest, overwrite)
+
+    def restore(self, progress: Progress, interrupt: Interrupt) -> int:
+        """Copies the files of the list into a directory that was never uploaded, if they are not there; returns their
+        number. A run whose directory was lost continues after the last upload.
+
+        Raises:
+            StorageError: a file cannot be read, or has not its digest.
+            Interrupted: as ``interrupt`` says; the next call continues.
+        """
+        mark = self._run / MARK
+        if mark.exists() and mark.read_text(encoding="utf-8") == f"{self._storage.url}\n":
+            return 0
+        lacking = [
+            (name, file)
+            for name, file in self._list.files.items()
+            if name not in _OF_THE_DIRECTORY and not (self._run / name).exists()
+        ]
+        with progress.task(f"copy {self._storage.url}", len(lacking)) as task:
+            for name, file in lacking:
+                target = self._run / name
+                if not target.resolve().is_relative_to(self._run.resolve()):
+                    raise StorageError(f"{self._storage.url}/{LIST}: lists {name!r}, expected paths inside the run")
+                target.parent.mkdir(parents=True, exist_ok=True)
+                self._storage.fetch(name, target, file.bytes)
+                if file_digest(target) != file.sha256:
+                    target.unlink()
+                    raise StorageError(f"{self._storage.url}/{name}: has not the digest in {LIST}; remove it there")
+                task.advance()
+                interrupt.check()
+        write_text(mark, f"{self._storage.url}\n")
+        return len(lacking)
 
     def send(self, progress: Progress, interrupt: Interrupt) -> tuple[int, int]:
         """Copies the files that are not there, or have changed; returns their number and bytes.
@@ -90,40 +124,44 @@ class Upload:
         self._write(known)
         return len(lacking), sum(file.bytes for _, file in lacking)
 
-    def _begin(self) -> _List:
-        """The list that is there, or a new one, which is written to see that this works."""
-        name = self._run / ID
-        if not name.exists():
-            write_text(name, f"{secrets.token_hex(16)}\n")
-        found = _List(run=name.read_text(encoding="utf-8").strip(), files={})
+    def _begin(self, digest: str, overwrite: bool) -> _List:
+        """The list that is there, or a new one; it is written to see that this works."""
+        self._list = _List(settings=digest, files={})
+        files: dict[str, _File] = {}
         there = self._storage.list()
-        if LIST in there:
+        if there and LIST not in there:
+            raise StorageError(
+                f"{self._storage.url}: has files but no {LIST}, so they are of no run; choose another folder"
+            )
+        if there:
             try:
                 known = _List.model_validate_json(self._storage.read(LIST))
             except ValidationError as error:
                 raise StorageError(f"{self._storage.url}/{LIST}: cannot be read; remove it") from error
-            if known.run != found.run:
+            if known.settings == digest:
+                files = known.files
+            elif known.files and not overwrite:
                 raise StorageError(
-                    f"{self._storage.url}: has the results of another run; choose another folder, or remove it"
+                    f"{self._storage.url}: has results of other settings; choose another folder, or replace them with"
+                    " --overwrite"
                 )
-            return known
-        if there:
-            raise StorageError(
-                f"{self._storage.url}: has files but no {LIST}, so they are not of this run; choose another folder"
-            )
-        self._list = found
-        self._write({})
+        self._write(files)
         return self._list
 
     def _write(self, files: dict[str, _File]) -> None:
-        self._list = _List(run=self._list.run, files=files)
+        self._list = _List(settings=self._list.settings, files=files)
         self._storage.put(io.BytesIO(f"{self._list.model_dump_json(indent=2)}\n".encode()), LIST)
 
     def _names(self) -> Iterator[str]:
         """Of the files to copy: no locks, temporary files or what is left out."""
         for path in sorted(self._run.rglob("*")):
             name = path.relative_to(self._run).as_posix()
-            own = path.name.startswith((".lock", ID)) or is_temporary(path.name) or name.startswith(_LEFT_OUT)
+            own = (
+                path.name.startswith((".lock", MARK))
+                or is_temporary(path.name)
+                or name.startswith(_LEFT_OUT)
+                or name == LIST
+            )
             if not own and path.is_file() and any(fnmatch.fnmatchcase(name, pattern) for pattern in self._patterns):
                 yield name
 

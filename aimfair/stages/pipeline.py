@@ -60,11 +60,11 @@ def run_stages(run: Run, names: Iterable[str] = tuple(STAGES)) -> None:
     names = list(names)
     run.log("stages", stages=names, aimfair=aimfair.__version__, python=platform.python_version())
     prepare_process(run.config)
+    upload = _apart(run, lambda: _begin_upload(run)) if _uploads(run) else None
     first = "generate" if "generate" in names else f"train/{run.config.seeds[0]}"
     if {"generate", "train"} & set(names) and not run.has_record(first):
         whole = not processes_of(run).sharded
         _apart(run, lambda: preflight.check(run, real_images="train" in names, rehearse=whole))
-    upload = _apart(run, lambda: _begin_upload(run)) if _uploads(run) else None
     number = 0
     for group in _groups(names, together=run.pool is not None):
         run.interrupt.check()
@@ -97,7 +97,14 @@ def _uploads(run: Run) -> bool:
 
 def _begin_upload(run: Run) -> Upload:
     with prefixed("run.storage"):
-        return Upload(run.path, run.config.run)
+        upload = Upload(run.path, run.config.run, run.settings_digest, overwrite=run.overwrite)
+    try:
+        restored = upload.restore(run.progress, run.interrupt)
+    except StorageError as error:
+        raise StorageError(f"run.storage: {error}") from error
+    if restored:
+        run.log.tell(f"{restored:,} files of this run copied from {run.config.run.storage}")
+    return upload
 
 
 def _send(run: Run, upload: Upload | None, *, is_last: bool) -> None:

@@ -27,6 +27,15 @@ def test_a_folder(model: Path) -> None:
     assert model_folder(str(model), allow_download=False) == model
 
 
+def test_a_url(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    copy = model_folder(f"file://{model}", allow_download=False)
+    assert copy.is_relative_to(tmp_path / "cache")
+    assert fingerprint(copy) == fingerprint(model)
+    with pytest.raises(AimfairError, match=rf"^generate\.model: file://{tmp_path}/nowhere: "):
+        model_folder(f"file://{tmp_path}/nowhere", allow_download=False)
+
+
 def test_a_folder_of_something_else(tmp_path: Path) -> None:
     with pytest.raises(AimfairError, match=r"generate\.model: .* has no model_index\.json"):
         model_folder(str(tmp_path), allow_download=True)

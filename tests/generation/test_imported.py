@@ -296,6 +296,12 @@ def test_folders_that_cannot_be_used(folder: Path, tmp_path: Path, change: Any, 
         stage(tmp_path / "run", config(folder))
 
 
+def test_a_folder_at_a_url(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    stage(tmp_path / "run", config(f"file://{folder}"))  # type: ignore[arg-type]
+    assert len((tmp_path / "run" / "synthetic" / "manifest.jsonl").read_text().splitlines()) == 26
+
+
 def test_provenance_written_with_the_former_name_of_the_minority_ratio_is_equal(tmp_path: Path) -> None:
     provenance = Provenance.imported("digest", GenerateSettings(), DataSettings(minority_ratio=0.25), 2)
     facts = dict(provenance.facts)

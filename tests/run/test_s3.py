@@ -81,7 +81,7 @@ def test_results_are_whole_and_listed(bucket: str, tmp_path: Path) -> None:
     (run / "seeds").mkdir(parents=True)
     (run / "report.html").write_bytes(b"report")
     (run / "seeds" / "model.safetensors").write_bytes(bytes(60 * 2**20))  # in several parts
-    upload = Upload(run, RunSettings(storage=f"{bucket}/mine"))
+    upload = Upload(run, RunSettings(storage=f"{bucket}/mine"), "digest")
     assert upload.send(QUIET, NEVER) == (2, 60 * 2**20 + 6)
     assert upload.send(QUIET, NEVER) == (0, 0)
     copy = local(f"{bucket}/mine")
@@ -112,6 +112,6 @@ def test_no_credentials(bucket: str, monkeypatch: pytest.MonkeyPatch, tmp_path: 
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
     fsspec.filesystem("s3").clear_instance_cache()
     with pytest.raises(StorageError) as caught:
-        Upload(tmp_path, RunSettings(storage=f"{bucket}/mine"))
+        Upload(tmp_path, RunSettings(storage=f"{bucket}/mine"), "digest")
     assert "credentials" in str(caught.value)
     assert "\n" not in str(caught.value)

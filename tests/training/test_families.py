@@ -107,6 +107,17 @@ def test_a_pretrained_body_gets_a_new_head(family, tmp_path):
     assert not any("text_model" in name for name, _ in model.named_parameters())
 
 
+def test_a_pretrained_body_at_a_url(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    save_body(FAMILIES["resnet"], tmp_path / "body")
+    how = settings(pretrained=f"file://{tmp_path}/body")
+    model = build_model(settings(pretrained=str(tmp_path / "body")), CLASSES, 100)
+    assert state_bits(build_model(how, CLASSES, 100)) == state_bits(model)
+    assert preprocessing_caution(how) is None
+    with pytest.raises(AimfairError, match=rf"^model\.pretrained: file://{tmp_path}/nowhere: "):
+        build_model(settings(pretrained=f"file://{tmp_path}/nowhere"), CLASSES, 100)
+
+
 @pytest.mark.parametrize("family", [*FAMILIES, *UNUSUAL])
 def test_a_classifier_of_another_task_becomes_one_of_this(family, tmp_path):
     """Several labels at once, tuples, half precision, another number of classes: transformers' pipeline then gives the
