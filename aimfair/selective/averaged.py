@@ -48,6 +48,10 @@ class AveragedGradients:
             assert self.on_average is not None
             self.on_average(parameters)
 
+    def forget(self) -> None:
+        """What a failed pass has left."""
+        self._last = None
+
 
 _OF_MODULES: "WeakKeyDictionary[DistributedDataParallel, AveragedGradients]" = WeakKeyDictionary()
 

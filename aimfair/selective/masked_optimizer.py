@@ -206,6 +206,8 @@ class MaskedOptimizer(Optimizer):
             for part in self._parts(number):
                 self._step_part(number, part)
         self._end_step()
+        if self._in_backward is not None:
+            self._in_backward.free()
         return loss
 
     def _begin_step(self) -> None:

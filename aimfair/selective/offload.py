@@ -38,6 +38,10 @@ class CopyEngine(Protocol):
         """New host memory, uint8."""
         ...
 
+    def device(self, nbytes: int) -> Tensor:
+        """New memory of the device, uint8; once freed, it is used again after copies that are under way."""
+        ...
+
     def upload(self, device: Tensor, host: Tensor, after: Sequence[Event]) -> Event: ...
 
     def download(self, host: Tensor, device: Tensor, after: Sequence[Event]) -> Event: ...
@@ -64,6 +68,12 @@ class CudaCopies:
 
     def host(self, nbytes: int) -> Tensor:
         return torch.empty(nbytes, dtype=torch.uint8, pin_memory=True)
+
+    def device(self, nbytes: int) -> Tensor:
+        memory = torch.empty(nbytes, dtype=torch.uint8, device=self._device)
+        for stream in (self._up, self._down):
+            memory.record_stream(stream)
+        return memory
 
     def upload(self, device: Tensor, host: Tensor, after: Sequence[Event]) -> Event:
         return self._copy(self._up, device, host, after)
@@ -219,7 +229,7 @@ class _DeviceOffload:
 
     def __init__(self, device: torch.device):
         self._device, self._engine = device, COPIES(device)
-        self._arenas = [_Arena(torch.empty(0, dtype=torch.uint8, device=device)) for _ in range(2)]
+        self._arenas = [_Arena(self._engine.device(0)) for _ in range(2)]
         self._buckets = 0
         self._next: dict[Bucket, Bucket] = {}
         self._last: Bucket | None = None
@@ -248,8 +258,7 @@ class _DeviceOffload:
         bucket.held = [states[i][name] for name, i in tensors]
         arena = self._arenas[bucket.arena]
         if arena.memory.numel() < begins[-1]:
-            self._engine.wait(arena.last)  # before the memory is used for anything else
-            self._arenas[bucket.arena] = _Arena(torch.empty(begins[-1], dtype=torch.uint8, device=self._device))
+            self._arenas[bucket.arena] = _Arena(self._engine.device(begins[-1]))
         return bucket
 
     @contextmanager

@@ -26,6 +26,9 @@ class SelectedGradients:
         """The parameters of which something is kept."""
         return iter(self._kept)
 
+    def __contains__(self, parameter: Tensor) -> bool:
+        return parameter in self._kept
+
     def __len__(self) -> int:
         return len(self._kept)
 
@@ -37,6 +40,7 @@ class SelectedGradients:
                 self._where[parameter] = where.int() if selected.numel() <= torch.iinfo(torch.int32).max else where
                 self._values[parameter] = torch.empty(slot.nnz, dtype=parameter.dtype, device=parameter.device)
 
+    @torch.no_grad()
     def add(self, parameter: Tensor) -> None:
         """Adds the selected elements of a parameter's gradient, which is freed; it stays if all are selected."""
         if parameter in self._where:
@@ -48,13 +52,12 @@ class SelectedGradients:
         if parameter in self._where or not self._slots[parameter].tuned:
             parameter.grad = None
 
+    @torch.no_grad()
     def restore(self, parameter: Tensor) -> None:
-        """Moves the sums of a parameter into its gradient, added to what is there.
+        """Moves the sums of a parameter that are kept into its gradient, added to what is there.
 
         Of a gradient that was freed, only the selected elements are then defined.
         """
-        if parameter not in self._kept:
-            return
         del self._kept[parameter]
         values = self._values[parameter]
         if parameter.grad is None:

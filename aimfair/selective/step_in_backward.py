@@ -3,11 +3,13 @@
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from threading import RLock
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 import torch
 from torch import Tensor
+from torch.utils.hooks import RemovableHandle
 
 from aimfair.selective import streams
 from aimfair.selective.distributed import is_dtensor, local
@@ -57,8 +59,10 @@ class StepInBackward:
         max_norm: float | None,
         ddp: "DistributedDataParallel | None",
     ):
-        self._steps, self._slots, self._max_norm = steps, slots, max_norm
-        self._group_of = {parameter: n for n, group in enumerate(groups) for parameter in group["params"]}
+        self._steps, self._slots, self._groups, self._max_norm = steps, slots, groups, max_norm
+        self._group_of: dict[Tensor, int] = {}
+        self._handles: list[RemovableHandle] = []
+        self._lock = RLock()  # autograd has a thread for each device
         self._averaged: AveragedGradients | None = None
         self._ddp_parameters: set[Tensor] = set()
         if ddp is not None:
@@ -73,6 +77,8 @@ class StepInBackward:
 
     def _reset(self) -> None:
         """Before a pass."""
+        if self._averaged is not None:
+            self._averaged.forget()
         self._task: int | None = None  # of autograd, while a pass runs
         self._pending: dict[Tensor, streams.Stream] = {}  # parameters to be stepped, and the stream of the gradient
         self._pending_numel = 0
@@ -84,11 +90,20 @@ class StepInBackward:
     def __enter__(self) -> Self:
         if self._max_norm is not None:
             self._kept.reserve()  # before the first pass
-        hooked = [p for p in self._group_of if p.requires_grad and p in self._slots and p not in self._ddp_parameters]
-        self._handles = [p.register_post_accumulate_grad_hook(self._on_gradient) for p in hooked]  # type: ignore[no-untyped-call]
+        self._hook()
         if self._averaged is not None:
             self._averaged.on_start, self._averaged.on_average = self._start, self._on_average
         return self
+
+    def _hook(self) -> None:
+        """Hooks parameters of groups that have come in."""
+        for number, group in enumerate(self._groups):
+            for parameter in group["params"]:
+                if parameter not in self._group_of:
+                    self._group_of[parameter] = number
+                    if parameter.requires_grad and parameter in self._slots and parameter not in self._ddp_parameters:
+                        handle = parameter.register_post_accumulate_grad_hook(self._on_gradient)
+                        self._handles.append(handle)
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
         for handle in self._handles:
@@ -122,8 +137,15 @@ class StepInBackward:
             self._accumulating = False
 
     def drop(self) -> None:
-        """Drops accumulated gradients."""
+        """Drops accumulated gradients, and a failed pass if it has stepped nothing."""
         self._kept.clear()
+        if not self._stepped:
+            self._reset()
+
+    def free(self) -> None:
+        """After a step: frees gradients that no hook has seen."""
+        for parameter in self._group_of:
+            parameter.grad = None
 
     def forget_mask(self) -> None:
         """Before another mask: RuntimeError if the old one was used for what is accumulated."""
@@ -155,12 +177,14 @@ class StepInBackward:
         if self._task == task:
             return
         if self._task is not None:
+            way_out = "load the last checkpoint" if self._stepped else "call zero_grad()"
             raise RuntimeError(
-                f"step_in_backward: a backward pass began before the last one ended, which has stepped"
-                f" {len(self._stepped)} parameters: it failed (load the last checkpoint), or runs checkpoints, which"
-                " then need use_reentrant=False"
+                "step_in_backward: a backward pass began before the last one ended, which has stepped"
+                f" {len(self._stepped)} parameters: it failed ({way_out}), or runs checkpoints, which then need"
+                " use_reentrant=False"
             )
         self._task = task
+        self._hook()
         if self._max_norm is not None:
             self._kept.reserve()
         if not self._accumulating:
@@ -171,19 +195,19 @@ class StepInBackward:
     def _at_end(callback: Callable[[], None]) -> None:
         torch.autograd.Variable._execution_engine.queue_callback(callback)
 
-    @torch.no_grad()
     def _on_gradient(self, parameter: Tensor) -> None:
         """When a parameter's gradient of this pass is complete."""
-        self._start()
-        assert parameter.grad is not None
-        if self._accumulating:
-            if self._max_norm is None:
+        with self._lock:
+            self._start()
+            assert parameter.grad is not None
+            if self._accumulating:
+                if self._max_norm is None:
+                    self._kept.add(parameter)
+            elif self._max_norm is not None:
+                self._note_norm(parameter, parameter.grad)
                 self._kept.add(parameter)
-        elif self._max_norm is not None:
-            self._note_norm(parameter, parameter.grad)
-            self._kept.add(parameter)
-        else:
-            self._complete(parameter, self._stream(parameter))
+            else:
+                self._complete(parameter, self._stream(parameter))
 
     @staticmethod
     def _stream(parameter: Tensor) -> streams.Stream:
@@ -191,11 +215,12 @@ class StepInBackward:
 
     def _complete(self, parameter: Tensor, stream: streams.Stream, scale: Tensor | None = None) -> None:
         """Steps a parameter with what was kept and what is in its gradient, together with others if it is small."""
-        self._kept.restore(parameter)
+        if parameter in self._kept:
+            self._kept.restore(parameter)
         if scale is not None and parameter.grad is not None:
             local(parameter.grad).mul_(scale.to(parameter.device))
         self._pending[parameter] = stream
-        self._pending_numel += local(parameter).numel()
+        self._pending_numel += parameter.numel()
         if self._pending_numel >= TOGETHER:
             self._step_pending()
 
@@ -234,6 +259,7 @@ class StepInBackward:
                 )
             parameter.grad = None
 
+    @torch.no_grad()
     def _step_pending(self) -> None:
         """Steps the parameters that wait, and frees their gradients."""
         for device in dict.fromkeys(parameter.device for parameter in self._pending):
@@ -267,6 +293,7 @@ class StepInBackward:
             for parameter, (_, stream) in self._norms.items():
                 self._complete(parameter, stream, scale)
 
+    @torch.no_grad()
     def _note_norm(self, parameter: Tensor, grad: Tensor) -> None:
         self._norms[parameter] = torch.linalg.vector_norm(grad), self._stream(parameter)
 

@@ -193,7 +193,7 @@ def test_accumulation(model, state, masked, max_norm, device):
             for data in batches:
                 backward(twin, *data)
             if max_norm is not None:
-                nn.utils.clip_grad_norm_(twin.parameters(), max_norm)
+                nn.utils.clip_grad_norm_(twin.parameters(), max_norm, foreach=False)
             plain.step()
     assert_same(model, twin, released, plain)
 
@@ -218,7 +218,7 @@ def test_parameters_that_the_last_pass_does_not_reach(max_norm, device):
     for each in passes(twin):
         each()
     if max_norm is not None:
-        nn.utils.clip_grad_norm_(twin.parameters(), max_norm)
+        nn.utils.clip_grad_norm_(twin.parameters(), max_norm, foreach=False)
     plain.step()
     assert_same(model, twin, released, plain)
 
@@ -257,7 +257,7 @@ def test_clips_as_torch(model, kind, options, max_norm, device):
             assert_no_gradients(model)
             plain.zero_grad()
             backward(twin, *data)
-            norm = nn.utils.clip_grad_norm_(twin.parameters(), max_norm)
+            norm = nn.utils.clip_grad_norm_(twin.parameters(), max_norm, foreach=False)
             plain.step()
             assert same_bits(steps.norm, norm)
             assert_same(model, twin, released, plain)
@@ -367,7 +367,7 @@ def test_averaged_gradients(process_group, max_norm):
                 backward(each, *batches[-1])
             assert_no_gradients(model)
             if max_norm is not None:
-                nn.utils.clip_grad_norm_(twin.parameters(), max_norm)
+                nn.utils.clip_grad_norm_(twin.parameters(), max_norm, foreach=False)
             plain.step()
             plain.zero_grad()
             assert_same(model, twin, released, plain)
@@ -416,8 +416,8 @@ def test_a_pass_after_a_failed_one_is_refused(model, device):
     def fail(*_: Any) -> None:
         raise ValueError("failed")
 
+    handle = model.conv.weight.register_hook(fail)
     with optimizer.step_in_backward():
-        handle = model.conv.weight.register_hook(fail)
         with pytest.raises(ValueError, match="failed"):
             backward(model, images, labels)
         handle.remove()
@@ -425,3 +425,57 @@ def test_a_pass_after_a_failed_one_is_refused(model, device):
             backward(model, images, labels)
     with optimizer.step_in_backward():
         backward(model, images, labels)
+
+
+def test_a_failed_pass_that_has_stepped_nothing_can_be_dropped(model, device):
+    twin, released, plain = pair(model, mask_of(model), aimfair.MaskedAdamW, {"lr": 0.05})
+    model.eval(), twin.eval()
+    data = batch(device)
+
+    def fail(*_: Any) -> None:
+        raise ValueError("failed")
+
+    with released.step_in_backward(max_norm=1e6):
+        handle = model.conv.weight.register_hook(fail)
+        with pytest.raises(ValueError, match="failed"):
+            backward(model, *data)
+        handle.remove()
+        with pytest.raises(RuntimeError, match=r"which has stepped 0 parameters: it failed \(call zero_grad\(\)\)"):
+            backward(model, *data)
+        released.zero_grad()
+        backward(model, *data)
+    plain.zero_grad()
+    backward(twin, *data)
+    nn.utils.clip_grad_norm_(twin.parameters(), 1e6, foreach=False)
+    plain.step()
+    assert_same(model, twin, released, plain)
+
+
+@pytest.mark.parametrize("max_norm", [None, 0.3])
+def test_groups_and_gradients_that_come_from_elsewhere(max_norm, device):
+    """A group added inside, and gradients that were there before: stepped once, and freed."""
+    model = nn.ModuleDict({name: nn.Linear(30, 30) for name in ("a", "b", "c")}).to(device)
+    twin = copy.deepcopy(model)
+    data = torch.randn(4, 30, device=device)
+    released, plain = (
+        aimfair.MaskedAdamW([*each["a"].named_parameters(prefix="a"), *each["c"].named_parameters(prefix="c")], lr=0.1)
+        for each in (model, twin)
+    )
+    for each in (model, twin):
+        each["c"](data).square().sum().backward()
+    with released.step_in_backward(max_norm=max_norm):
+        for number in range(3):
+            for each, optimizer in ((model, released), (twin, plain)):
+                if number == 1:
+                    optimizer.add_param_group({"params": each["b"].named_parameters(prefix="b")})
+                each["b"](each["a"](data)).square().sum().backward()
+            if number == 0:
+                twin["b"].zero_grad()
+            if max_norm is not None:
+                nn.utils.clip_grad_norm_(twin.parameters(), max_norm, foreach=False)
+            plain.step()
+            plain.zero_grad()
+            if number == 0:
+                model["b"].zero_grad()
+            assert_same(model, twin, released, plain)
+            assert_no_gradients(model)

@@ -31,9 +31,9 @@ def net() -> nn.Sequential:
     return nn.Sequential(nn.Linear(11, 41), nn.ReLU(), nn.Linear(41, 33), nn.ReLU(), nn.Linear(33, 3))
 
 
-def mask() -> aimfair.ParameterMask:
+def mask(seed: int = 3) -> aimfair.ParameterMask:
     """Nothing of one tensor, and nothing in one process of another."""
-    bools = aimfair.ParameterMask.random(net(), 0.3, seed=3).to_bool()
+    bools = aimfair.ParameterMask.random(net(), 0.3, seed=seed).to_bool()
     bools["2.bias"][:] = False
     bools["2.weight"][17:] = False
     return aimfair.ParameterMask.from_bool(bools)
@@ -49,6 +49,9 @@ def check(models: tuple[nn.Module, nn.Module], rank: int, max_norm: float | None
         optimizers = [kind(model.named_parameters(), mask(), **options) for model in models]
         with optimizers[0].step_in_backward(max_norm=max_norm, **release) as steps:
             for number in range(4):
+                if number == 2:
+                    for optimizer in optimizers:
+                        optimizer.update_mask(mask(5))
                 torch.manual_seed(10 * number + rank)
                 parts = [torch.randn(4, 11) for _ in range(3 if number % 2 else 1)]
                 for model in models:
@@ -71,6 +74,34 @@ def no_step(model: nn.Module, steps: Any) -> AbstractContextManager[None]:
     return nullcontext() if steps is None else steps.accumulate()
 
 
+def check_parameters_of_one_process(rank: int) -> None:
+    """A part that only one process uses in a pass is averaged, and stepped, in both."""
+    models = [nn.ModuleList([net(), nn.Linear(11, 3)]) for _ in "12"]
+
+    class Branches(nn.Module):
+        def __init__(self, parts: nn.ModuleList):
+            super().__init__()
+            self.parts = parts
+
+        def forward(self, x: Tensor, both: bool) -> Tensor:
+            return self.parts[0](x) + (self.parts[1](x) if both else 0)
+
+    ddps = [
+        DistributedDataParallel(Branches(m), gradient_as_bucket_view=True, find_unused_parameters=True) for m in models
+    ]
+    optimizers = [aimfair.MaskedAdamW(model.named_parameters(), lr=1e-2) for model in models]
+    with optimizers[0].step_in_backward(ddp=ddps[0]):
+        for number in range(3):
+            x = torch.randn(4, 11)
+            for ddp in ddps:
+                ddp(x, number == 2 or rank == number).square().mean().backward()
+            assert all(parameter.grad is None for parameter in models[0].parameters())
+            optimizers[1].step()
+            optimizers[1].zero_grad()
+            for (name, found), expected in zip(models[0].named_parameters(), models[1].parameters(), strict=True):
+                assert same_bits(found.detach(), expected.detach()), (number, name)
+
+
 def body(rank: int, _: Path) -> None:
     from torch.distributed.fsdp import fully_shard
 
@@ -83,6 +114,7 @@ def body(rank: int, _: Path) -> None:
             for layer in (model[0], model[2], model):
                 fully_shard(layer)
         check(sharded, rank, max_norm)
+    check_parameters_of_one_process(rank)
 
 
 def test_two_processes(tmp_path):
