@@ -9,6 +9,7 @@ import contextlib
 import hashlib
 import json
 import os
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from datetime import timedelta
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 _SECONDS_TO_JOIN = 300
 _HOURS_TO_MEET = 48.0  # the slowest process may take so many hours longer for a round than the fastest
 _SECONDS_BETWEEN_POLLS = 0.001, 0.05  # at first, and after a while
+_SECONDS_TO_DISCONNECT = 10.0
 _LONGEST = 2**22  # bytes of a value; the store closes connections that send more than twice that
 _FAILED, _LEFT, _ADVANCED = "failed", "left", "advanced"
 
@@ -181,7 +183,7 @@ class Ranks:
         pause, longest = _SECONDS_BETWEEN_POLLS
         while not self._has(keys):
             self.interrupt.check()
-            if failure := self._failure():
+            if (failure := self._failure()) and not self._has(keys):  # it may have failed after it came here
                 raise failure
             if self._watch is not None and (lost := self._watch.lost()):
                 raise OtherProcessError(lost)
@@ -195,9 +197,7 @@ class Ranks:
         try:
             return bool(self._store.check(keys))
         except RuntimeError as error:  # it lived in torchrun or rank 0, and ended with it
-            raise OtherProcessError(
-                f"process {self.rank} of {self.size} has lost the connection to the others"
-            ) from error
+            raise self._lost_connection() from error
 
     def _failure(self) -> AimfairError | None:
         """Of another process."""
@@ -239,10 +239,16 @@ class Ranks:
         self._connected = True
 
     def _disconnect(self) -> None:
+        """Waits for a while only: after a failure, operations of NCCL may never end."""
         import torch.distributed as dist
 
-        with contextlib.suppress(RuntimeError):  # after a failure
-            dist.destroy_process_group()
+        def destroy() -> None:
+            with contextlib.suppress(RuntimeError):
+                dist.destroy_process_group()
+
+        thread = threading.Thread(target=destroy, daemon=True)
+        thread.start()
+        thread.join(_SECONDS_TO_DISCONNECT)
 
     def sum(self, values: "Tensor") -> "Tensor":
         """The sum over the processes, in place; the same bits in all of them."""
@@ -294,14 +300,23 @@ class Ranks:
         """
         if self._watch is None:
             return
-        for _ in self._watch.soon():
+        try:
+            self._raise_the_reason(self._watch, error)
+        except RuntimeError:  # of the store
+            raise self._lost_connection() from error
+
+    def _raise_the_reason(self, watch: Watch, error: RuntimeError) -> None:
+        for _ in watch.soon():
             if failure := self._failure():
                 raise failure from error
             self.interrupt.check()
-            if lost := self._watch.lost(soon=True):
+            if lost := watch.lost(soon=True):
                 raise OtherProcessError(lost) from error
         if "timed out" in str(error).lower() or "timeout" in str(error).lower():
-            raise OtherProcessError(self._watch.behind()) from error
+            raise OtherProcessError(watch.behind()) from error
+
+    def _lost_connection(self) -> OtherProcessError:
+        return OtherProcessError(f"process {self.rank} of {self.size} has lost the connection to the others")
 
     def _count(self) -> None:
         if self._watch is not None:

@@ -80,22 +80,21 @@ class Watch:
         )
 
     def _run(self) -> None:
-        since: float | None = None
         while not self._stopped.wait(_SECONDS_BETWEEN_BEATS):
-            try:
-                self._beat()
-                self._look()
-                failed = self._failure()
-                reason = str(failed) if failed else self.lost()
-            except (RuntimeError, AimfairError):
-                reason = f"process {self._rank} of {self._size} has lost the connection to the others"
-            if reason is None:
-                since = None
-                continue
-            since = since or time.monotonic()
-            if time.monotonic() - since > _SECONDS_TO_END and not self._stopped.is_set():
-                print(f"error: {reason}", file=sys.stderr, flush=True)
-                os._exit(1)
+            if reason := self._reason_to_end():
+                if not self._stopped.wait(_SECONDS_TO_END):
+                    print(f"error: {reason}", file=sys.stderr, flush=True)
+                    os._exit(1)
+                return
+
+    def _reason_to_end(self) -> str | None:
+        try:
+            self._beat()
+            self._look()
+            failed = self._failure()
+            return str(failed) if failed else self.lost()
+        except (RuntimeError, AimfairError):
+            return f"process {self._rank} of {self._size} has lost the connection to the others"
 
     def _beat(self) -> None:
         self._beats += 1
@@ -115,4 +114,7 @@ class Watch:
                     self._seen[rank] = (beats, done, now)
 
     def _name(self, rank: int) -> str:
-        return str(self._store.get(f"name/{rank}").decode())
+        try:
+            return str(self._store.get(f"name/{rank}").decode())
+        except RuntimeError:  # the store is gone
+            return f"process {rank} of {self._size}"

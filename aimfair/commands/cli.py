@@ -54,6 +54,7 @@ _LIBRARIES_OF_FAIR = {"jinja2", "PIL", "pydantic", "pydantic_core", "rich", "sci
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs a command line; returns the exit code."""
     _let_idle_threads_sleep()
+    _silence_store()
     warnings.formatwarning = lambda message, *_, **__: f"warning: {message}\n"  # without a place in the code
     parser, verbs = _parser()
     options, words = parser.parse_known_args(arguments)
@@ -199,3 +200,9 @@ def _let_idle_threads_sleep() -> None:
     """
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     os.environ.setdefault("GOMP_SPINCOUNT", "0")
+
+
+def _silence_store() -> None:
+    """The store of torchrun logs a stack trace for every call when another process has ended."""
+    if os.environ.get("WORLD_SIZE", "1") != "1":
+        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")

@@ -1,5 +1,6 @@
 """Processes that share a job: what they must have in common, and how they hear of each other's end."""
 
+import socket
 import threading
 import time
 
@@ -7,8 +8,9 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from aimfair.base import watch
+from aimfair.base import ranks, watch
 from aimfair.base.errors import AimfairError, ConfigError
+from aimfair.base.interrupt import Interrupt
 from aimfair.base.ranks import ALONE, OtherProcessError, Ranks
 from aimfair.base.watch import Watch
 from tests.base.together import in_threads
@@ -149,3 +151,16 @@ def test_a_process_that_waits_where_nothing_ends_it_is_ended(monkeypatch: pytest
         store.set("left/1", "")
     assert ends[0] == 1
     assert "error: process 1 of 2" in capfd.readouterr().err
+
+
+@pytest.mark.slow  # torch waits for two seconds at least
+def test_an_address_that_nobody_answers_at(monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.socket() as probe:
+        probe.bind(("localhost", 0))
+        port = probe.getsockname()[1]
+    monkeypatch.setattr(ranks, "_SECONDS_TO_JOIN", 1)
+    for name, value in (("WORLD_SIZE", "2"), ("RANK", "1"), ("MASTER_ADDR", "localhost"), ("MASTER_PORT", str(port))):
+        monkeypatch.setenv(name, value)
+    with pytest.raises(AimfairError, match=r"^WORLD_SIZE is 2, but the processes cannot find each other: ") as found:
+        Ranks.join(Interrupt())
+    assert "\n" not in str(found.value)

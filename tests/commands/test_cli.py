@@ -48,7 +48,7 @@ class Stages:
     """Stand-ins for all stages: they note that they ran, or do what the test says. Nothing is checked before them."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch):
-        monkeypatch.setattr(preflight, "check", lambda run, real_images: None)
+        monkeypatch.setattr(preflight, "check", lambda run, **_: None)
         self.ran: list[str] = []
         self.act: dict[str, object] = {}
         for name in STAGES:
