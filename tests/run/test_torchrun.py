@@ -47,7 +47,7 @@ def environment(tiny: Path, **more: str) -> dict[str, str]:
 
 
 def await_that(condition: Callable[[], object]) -> None:
-    end = time.monotonic() + 120
+    end = time.monotonic() + 300  # on a busy machine
     while not condition():
         assert time.monotonic() < end
         time.sleep(0.02)
@@ -72,9 +72,10 @@ def test_the_table_is_that_of_one_process(tiny: Path, begun: Path, tmp_path: Pat
             command("run", tmp_path / name, *launcher), env=environment(tiny), capture_output=True, text=True
         )
         assert done.returncode == 0, done.stderr
-        tables.append([line for line in done.stdout.splitlines() if "±" in line])
+        words = [line.split() for line in done.stdout.splitlines()]
+        tables.append([line for line in words if line and line[0] in ("biased", *METHODS)])
     assert tables[0] == tables[1]
-    assert len(tables[0]) == 1 + 1 + len(METHODS)
+    assert len(tables[0]) == 1 + len(METHODS)
     one, two = tmp_path / "one", tmp_path / "two"
     np.testing.assert_allclose(losses(two), losses(one), rtol=1e-3)
     assert weights(two) != weights(one)
@@ -130,9 +131,9 @@ def test_without_an_agent(tiny: Path, begun: Path, tmp_path: Path, number: signa
         second.send_signal(number)
         _, said = first.communicate(timeout=60)
     finally:
-        second.kill()
-        second.communicate()
-        first.kill()
+        for process in (second, first):
+            process.kill()
+            process.communicate()
     last = said.splitlines()[-1]
     assert first.returncode == 1
     assert last.startswith("error: train 7: process 1 of 2 (")
