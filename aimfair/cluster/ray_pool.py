@@ -125,7 +125,8 @@ class RayPool:
         self.description = f"{', '.join(found)}: {self.slots} at a time"
         self._task = ray.remote(_call)
         here = self._at(ray.get_runtime_context().get_node_id())
-        self._mailbox = ray.remote(_Mailbox).options(num_cpus=0, max_restarts=0, **here).remote()
+        lasting = {"max_restarts": -1, "max_task_retries": -1}  # with it no more than messages are lost
+        self._mailbox = ray.remote(_Mailbox).options(num_cpus=0, **lasting, **here).remote()
 
     def submit(self, call: Call) -> None:
         options = self._with_device if call.uses_device else self._plain

@@ -92,9 +92,11 @@ class Shown:
                 self._open[number] = stack.enter_context(self._progress.task(name, total, done)), stack
             case "advance":
                 number, steps, note = rest
-                self._open[number][0].advance(steps, note)
+                if number in self._open:  # messages may be lost
+                    self._open[number][0].advance(steps, note)
             case "end":
-                self._open.pop(rest[0])[1].close()
+                if rest[0] in self._open:
+                    self._open.pop(rest[0])[1].close()
             case _:
                 raise ValueError(f"unknown message {kind!r}")
 

@@ -21,7 +21,7 @@ from tests.cluster.test_schedule import without_times
 from tests.tiny_run import METHODS, settings
 
 SOME = ("full", "aimfair", "jtt")
-WAIT = 300
+WAIT = 900
 
 
 def works(send: Callable[[tuple[object, ...]], None]) -> int:
