@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 from ray.cluster_utils import Cluster
 
@@ -16,9 +17,20 @@ from aimfair.commands import cli
 STEPS_BEFORE = 3
 
 
+def add_machine(cluster: Cluster) -> Any:
+    """On a busy machine the 30 seconds that Ray waits for one to start can be too few."""
+    for attempt in range(3):
+        try:
+            return cluster.add_node(num_cpus=1, object_store_memory=100 * 2**20)
+        except Exception:
+            if attempt == 2:
+                raise
+    return None
+
+
 def main(run: Path, verb: str, *flags: str) -> int:
     cluster = Cluster()
-    machines = [cluster.add_node(num_cpus=1, object_store_memory=100 * 2**20) for _ in range(2)]
+    machines = [add_machine(cluster) for _ in range(2)]
     log = run / "log.jsonl"
     before = log.read_text().count('"step done"')
 
