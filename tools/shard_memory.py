@@ -91,8 +91,8 @@ def main(folder: Path) -> None:
             probe = load_shards(folder / "statistics", model)
             report("statistics written and read")
         mask = probe.select("ratio", density=0.1)
+        del probe  # or its memory would count in the next step
         report("selection of 10%")
-        del probe
         tuning = FinetuneSettings(epochs=1, batch_size=2 * ranks.size, state="compact")
         training = Training(model, data, data, tuning, MODEL, 0, mask=mask, processes=processes)
         training.fit()

@@ -87,7 +87,7 @@ def _rows(file: Any, name: str, parameter: DTensor, device: torch.device) -> DTe
     """The rows of a stored tensor that this process holds of ``parameter``."""
     held, rows = local(parameter).shape[0], shard_of(name, parameter)
     begin = rows.begin // max(parameter.numel() // max(parameter.shape[0], 1), 1)
-    part = file.get_slice(name)[begin : begin + held].to(device)
+    part = file.get_slice(name)[begin : begin + held].to(device, copy=True)  # else a memory map
     mesh, placements = parameter.device_mesh, parameter.placements
     return DTensor.from_local(part, mesh, placements, run_check=False, shape=parameter.shape, stride=parameter.stride())
 
