@@ -8,7 +8,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import threading
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,7 @@ import pytest
 from PIL import Image
 
 from aimfair.base.errors import AimfairError, ConfigError
-from aimfair.base.interrupt import NEVER, Interrupted
+from aimfair.base.interrupt import Interrupted
 from aimfair.base.log import Log
 from aimfair.base.ranks import Ranks
 from aimfair.config import Config
@@ -483,21 +482,12 @@ def test_an_image_that_changes_while_it_is_copied_is_refused(
     assert not list((tmp_path / "run/synthetic/images").iterdir())
 
 
-def test_of_several_processes_one_copies(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_of_several_processes_one_copies(folder: Path, tmp_path: Path) -> None:
     def body(here: Ranks) -> None:
-        if here.rank == 0:
-            stage(tmp_path / "run", config(folder))
-        else:
-            generate.follow(tmp_path / "run", NEVER)
+        with Run.open(tmp_path / "run", config(folder), quiet=True, ranks=here) as run:
+            generate.run(run)
 
-    by_thread: dict[int, Ranks] = {}
-
-    def remembered(here: Ranks) -> None:
-        by_thread[threading.get_ident()] = here
-        body(here)
-
-    monkeypatch.setattr(generate.Ranks, "join", lambda _: by_thread[threading.get_ident()])
-    assert in_threads(remembered) == [None, None]
+    assert in_threads(body) == [None, None]
     assert len(list((tmp_path / "run/synthetic/images").iterdir())) == 26
 
 

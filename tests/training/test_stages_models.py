@@ -7,10 +7,19 @@ import pytest
 from aimfair.base.errors import AimfairError
 from aimfair.config import Config
 from aimfair.selective.mask import ParameterMask
+from aimfair.stages.pipeline import run_stages
 from aimfair.training.models import build_model, load_model, save_model
 from tests.training.samples import MODEL, state_bits
 from tests.training.test_execution import Blocks
-from tests.training.test_stages import as_in_the_run, change, do, events, finished, generated  # noqa: F401 - fixtures
+from tests.training.test_stages import (  # noqa: F401 - fixtures
+    as_in_the_run,
+    change,
+    do,
+    events,
+    finished,
+    generated,
+    opened,
+)
 
 
 def make(num_classes: int) -> Blocks:
@@ -56,6 +65,7 @@ def test_another_normalisation_than_the_pretrained_models_is_told_once(generated
     folder = tmp_path / "pretrained"
     save_model(build_model(MODEL, 2, 1), folder)
     (folder / "preprocessor_config.json").write_text('{"image_mean": [0.1, 0.1, 0.1], "image_std": [0.2, 0.2, 0.2]}')
-    do(generated, change(model={"pretrained": str(folder), "config": {}}, seeds=[7, 8]))
+    with opened(generated, change(model={"pretrained": str(folder), "config": {}}, seeds=[7, 8])) as run:
+        run_stages(run, ["train", "sensitivity"])
     warnings = [event["message"] for event in events(generated) if event["event"] == "warning"]
     assert len([message for message in warnings if "set model.mean and model.std" in message]) == 1
