@@ -8,6 +8,7 @@ import os
 import pickle
 import secrets
 import signal
+import socket
 import tempfile
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -22,6 +23,7 @@ from aimfair.cluster.settings import ClusterSettings
 
 _STORE = 100 * 2**20  # bytes of a local object store: little is sent
 _SECONDS_TO_LOOK = 120
+_SECONDS_TO_REACH = 20
 
 _LOST = {
     "NodeDiedError": "its machine was lost",
@@ -45,11 +47,8 @@ def ray_pool(
         AimfairError: Ray is not installed, or the cluster cannot be reached.
         ConfigError: no machine of a local cluster has what a call takes.
     """
-    if address is not None and "://" in address:
-        raise ConfigError(
-            f"--address: found {address}, expected HOST:PORT, or auto on a machine of the cluster: the process that"
-            " starts the run must be in the cluster"
-        )
+    if address is not None and address != "auto":
+        _require_answer(address)
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
     if address is None:
         _protect()
@@ -83,6 +82,20 @@ def _silence(ray: Any) -> None:
     """What Ray has to say is in its files; of what it says of lost machines no setting keeps the terminal clear."""
     logging.getLogger("ray").setLevel(logging.CRITICAL)
     ray._private.worker.print_to_stdstream = lambda *_, **__: None
+
+
+def _require_answer(address: str) -> None:
+    """Ray itself tries for many minutes."""
+    host, _, port = address.rpartition(":")
+    if "://" in address or not host or not port.isdecimal():
+        raise ConfigError(
+            f"--address: found {address}, expected HOST:PORT, or auto on a machine of the cluster: the process that"
+            " starts the run must be in the cluster"
+        )
+    try:
+        socket.create_connection((host, int(port)), timeout=_SECONDS_TO_REACH).close()
+    except (OSError, OverflowError) as error:
+        raise AimfairError(f"--address {address}: no Ray cluster answers: {one_line(error)}") from error
 
 
 def _protect() -> None:
