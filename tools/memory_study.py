@@ -63,12 +63,8 @@ STEPS = 2
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--images", type=int, default=4, help="in a batch")
-    parser.add_argument("--pixels", type=int, default=64, help="along each side of an image")
-    parser.add_argument("--size", choices=SIZES, default="large")
+    parser = study_parser(__doc__)
     parser.add_argument("--row", choices=[name for name, _ in ROWS], help=argparse.SUPPRESS)
-    parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.row:
         torch.set_num_threads(1)
@@ -101,6 +97,16 @@ def budget(weights: int) -> int:
     return 14 * weights + 2**29
 
 
+def study_parser(description: str | None) -> argparse.ArgumentParser:
+    """The model and its images, and the folder of the model in processes that measure."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--images", type=int, default=4, help="in a batch")
+    parser.add_argument("--pixels", type=int, default=64, help="along each side of an image")
+    parser.add_argument("--size", choices=SIZES, default="large")
+    parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
+    return parser
+
+
 def make_model(options: argparse.Namespace, folder: Path) -> int:
     """A folder ``model`` with random weights; how many they are."""
     config = {"model_type": "vit", "image_size": options.pixels, "patch_size": 16, **SIZES[options.size]}
@@ -117,7 +123,7 @@ def measure(options: argparse.Namespace) -> dict[str, float]:
     settings = ModelSettings(checkpointing="checkpointing" in rest)
     work = {"nothing": lambda *_: None, "full": full, "sensitivity": sensitivity, "select": select, "finetune": tune}
     work[what](model, settings, rest, options)
-    return {"bytes": most_resident(), "seconds": time.monotonic() - start}
+    return {"bytes": resident(), "seconds": time.monotonic() - start}
 
 
 def full(model: torch.nn.Module, settings: ModelSettings, _: str, options: argparse.Namespace) -> None:
@@ -160,12 +166,12 @@ def images(options: argparse.Namespace, seed: int) -> ImageSet:
     return ImageSet(pixels, np.arange(count) % 2, np.zeros(count, np.int64), tuple(map(str, range(count))))
 
 
-def most_resident() -> int:
-    """Bytes of this process that were in memory at once, at most."""
+def resident(name: str = "VmHWM") -> int:
+    """Bytes of this process in memory: ``VmHWM``, at most so far; ``RssAnon``, now, without pages of files."""
     for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith("VmHWM:"):
+        if line.startswith(f"{name}:"):
             return 1024 * int(line.split()[1])
-    raise RuntimeError("this system does not tell VmHWM; the study runs on Linux")
+    raise RuntimeError(f"this system does not tell {name}; the study runs on Linux")
 
 
 if __name__ == "__main__":

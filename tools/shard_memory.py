@@ -25,18 +25,9 @@ from aimfair.training.models import build_model, load_model, load_sharded, save_
 from aimfair.training.processes import Processes
 from aimfair.training.sensitivity import SOURCES, measure_sensitivity
 from aimfair.training.settings import DistributedSettings, FinetuneSettings, ModelSettings, SensitivitySettings
+from tools.memory_study import SIZES, resident
 
-MODEL = ModelSettings(
-    config={
-        "model_type": "vit",
-        "hidden_size": 1024,
-        "num_hidden_layers": 24,
-        "num_attention_heads": 16,
-        "intermediate_size": 4096,
-        "image_size": 32,
-        "patch_size": 16,
-    }
-)
+MODEL = ModelSettings(config={"model_type": "vit", "image_size": 32, "patch_size": 16, **SIZES["large"]})
 CPU = torch.device("cpu")
 
 
@@ -49,8 +40,7 @@ def images(count: int) -> ImageSet:
 
 def gigabytes() -> float:
     """Memory of this process, without pages of files."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith("RssAnon")) / 1e6
+    return resident("RssAnon") / 1e9
 
 
 class Report:

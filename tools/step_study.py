@@ -26,20 +26,16 @@ from torch import nn
 from aimfair.selective.mask import ParameterMask
 from aimfair.selective.optim import MaskedAdamW
 from aimfair.training.models import load_model
-from tools.memory_study import SIZES, make_model, most_resident
+from tools.memory_study import make_model, resident, study_parser
 
 MAX_NORM = 1.0
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--images", type=int, default=4, help="in a pass")
-    parser.add_argument("--pixels", type=int, default=64, help="along each side of an image")
-    parser.add_argument("--size", choices=SIZES, default="large")
+    parser = study_parser(__doc__)
     parser.add_argument("--density", type=float, default=0.1, help="share of the weights that is selected")
     parser.add_argument("--steps", type=int, default=4)
     parser.add_argument("--measure", choices=["after", "inside", "times"], help=argparse.SUPPRESS)
-    parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--passes", type=int, help=argparse.SUPPRESS)
     parser.add_argument("--clip", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -84,7 +80,7 @@ def measure(options: argparse.Namespace) -> list[float]:
         return [min(column) for column in zip(*rounds, strict=True)]
     Path("/proc/self/clear_refs").write_text("5")  # the peak counts from now on
     ways[after if options.measure == "after" else inside](options.steps)
-    return [most_resident() / 2**30]
+    return [resident() / 2**30]
 
 
 def after(

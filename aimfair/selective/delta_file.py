@@ -132,10 +132,8 @@ def write(path: str | os.PathLike[str], entries: Iterable[tuple[str, Entry]], re
         for key, dtype, width, begin, end in found:
             offsets = [firsts[width] + begin, firsts[width] + end]
             header[key] = {"dtype": dtype, "shape": [(end - begin) // width], "data_offsets": offsets}
-        text = json.dumps(header, separators=(",", ":")).encode()
-        text += b" " * (-len(text) % 8)
         with open(temporary, "wb") as target:
-            target.write(len(text).to_bytes(8, "little") + text)
+            target.write(storage.header_bytes(header))
             for part in parts.values():
                 part.seek(0)
                 shutil.copyfileobj(part, target, 1 << 20)

@@ -494,6 +494,18 @@ class Sensitivity:
         return probe
 
     @classmethod
+    def configured(cls, metadata: Mapping[str, Any], parameters: Parameters) -> Self:
+        """A new probe with the configuration of :meth:`metadata`."""
+        return cls(
+            parameters,
+            metadata["sources"],
+            statistics=metadata["statistics"],
+            batches=metadata["declared"],
+            contrasts={name: tuple(pair) for name, pair in metadata["contrasts"].items()},
+            nonfinite=metadata["nonfinite_policy"],
+        )
+
+    @classmethod
     def _restored(cls, metadata: dict[str, Any], parameters: Parameters) -> Self:
         """A probe with the configuration of a file, its accumulators still zero."""
         named = named_parameters(parameters)
@@ -506,14 +518,7 @@ class Sensitivity:
         if list(saved.items()) != list(own.items()):
             differing = sorted(name for name in saved.keys() | own.keys() if saved.get(name) != own.get(name))
             raise ValueError(f"the statistics are for another model: {listing(differing) or 'another order'}")
-        probe = cls(
-            named,
-            metadata["sources"],
-            statistics=metadata["statistics"],
-            batches=metadata["declared"],
-            contrasts={name: tuple(pair) for name, pair in metadata["contrasts"].items()},
-            nonfinite=metadata["nonfinite_policy"],
-        )
+        probe = cls.configured(metadata, named)
         probe._statistics.batches = {source: int(metadata["batches"][source]) for source in probe._statistics.sources}
         probe._statistics.reduced = metadata.get("reduced", False)
         return probe

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any, Literal, get_args
 
 import torch
@@ -41,6 +42,11 @@ ALIGNMENT = 16
 """Floats: every tensor in a buffer begins on a cache line."""
 
 _MOST_PLANNED = 2**17  # parameters in all plans: sets of them may be others in every batch, as with experts
+
+
+def buffer_starts(numels: Iterable[int]) -> list[int]:
+    """Where tensors of these sizes begin in a buffer, and its length."""
+    return list(accumulate((-(-numel // ALIGNMENT) * ALIGNMENT for numel in numels), initial=0))
 
 
 def default_contrasts(sources: Sequence[str]) -> Contrasts:
@@ -135,9 +141,7 @@ class GradientStatistics:
                 raise ValueError(f"signed statistics: source {source!r} is in more than two contrasts")
 
     def _allocate(self) -> tuple[Tensor, list[Tensor]]:
-        starts = [0]
-        for numel in self._numels:
-            starts.append(starts[-1] + math.ceil(numel / ALIGNMENT) * ALIGNMENT)
+        starts = buffer_starts(self._numels)
         flat = torch.zeros(starts[-1], dtype=torch.float32, device=self.device)
         return flat, [flat[start : start + n] for start, n in zip(starts, self._numels, strict=False)]
 

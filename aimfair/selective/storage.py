@@ -78,7 +78,7 @@ def load_into(
         tensors = destination(metadata)
         if other := tensors.keys() ^ set(file.keys()):
             raise ValueError(f"unexpected contents: {', '.join(sorted(other)[:5])}")
-        starts = _data_offsets(Path(path))
+        starts = data_offsets(*read_header(Path(path)))
         for key, tensor in tensors.items():
             found = file.get_tensor(key)  # memory-mapped: pages are read on access only
             if (found.dtype, found.shape) != (tensor.dtype, tensor.shape):
@@ -86,7 +86,7 @@ def load_into(
                     f"{key} is {found.dtype} {tuple(found.shape)}, expected {tensor.dtype} {tuple(tensor.shape)}"
                 )
             if tensor.device.type == "cpu" and tensor.is_contiguous():
-                _read_into(Path(path), starts[key], tensor)
+                read_into(Path(path), starts[key], tensor)
             else:
                 tensor.copy_(found)
 
@@ -112,13 +112,17 @@ def _metadata(header: dict[str, str]) -> dict[str, Any]:
     return {key: value if key == "kind" else json.loads(value) for key, value in header.items()}
 
 
-def _data_offsets(path: Path) -> dict[str, int]:
-    """Tensor -> offset of its bytes in a file."""
-    header, start = read_header(path)
+def data_offsets(header: Mapping[str, Any], start: int) -> dict[str, int]:
+    """Tensor -> offset of its bytes in a file, from what :func:`read_header` returns."""
     return {key: start + entry["data_offsets"][0] for key, entry in header.items() if key != "__metadata__"}
 
 
-def _read_into(path: Path, start: int, tensor: Tensor) -> None:
+def read_into(path: Path, start: int, tensor: Tensor) -> None:
+    """The bytes from ``start`` on into a contiguous tensor on the CPU.
+
+    Raises:
+        ValueError: the file ends before.
+    """
     if tensor.numel() == 0:
         return
     target = tensor.view(-1).view(torch.uint8).numpy().data
@@ -153,6 +157,13 @@ def read_header(path: Path) -> tuple[dict[str, Any], int]:
     if not isinstance(header, dict):
         raise ValueError("the header is not a table of tensors")
     return header, 8 + length
+
+
+def header_bytes(header: Mapping[str, Any]) -> bytes:
+    """What a safetensors file begins with; the data follow, aligned to 8 bytes."""
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text
 
 
 def as_metadata(kind: str, version: int, values: Mapping[str, Any]) -> dict[str, str]:

@@ -1,6 +1,5 @@
 """Writing a safetensors file of which only pieces are in memory at a time."""
 
-import json
 import math
 import os
 from collections.abc import Callable, Iterable, Mapping
@@ -12,6 +11,7 @@ from torch import Tensor
 from aimfair.selective.atomic import replace_file
 from aimfair.selective.checkpoint import dtype_name
 from aimfair.selective.parameters import Shape
+from aimfair.selective.storage import header_bytes
 
 
 def write_stream(
@@ -42,10 +42,8 @@ def write_stream(
     for name, (dtype, shape) in specs.items():
         begin, end = end, end + dtype.itemsize * math.prod(shape)
         header[name] = {"dtype": dtype_name(dtype), "shape": list(shape), "data_offsets": [begin, end]}
-    text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)  # the data are aligned
     with replace_file(path) as temporary, temporary.open("wb") as target:
-        target.write(len(text).to_bytes(8, "little") + text)
+        target.write(header_bytes(header))
         for name in specs:
             for piece in pieces(name):
                 target.write(piece.view(-1).view(torch.uint8).numpy().data)

@@ -5,10 +5,9 @@ The file is that of :meth:`Sensitivity.save` with parameters that one process ho
 
 import math
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -17,7 +16,7 @@ from aimfair.selective.collectives import concatenated
 from aimfair.selective.distributed import shard_of
 from aimfair.selective.parameters import Parameters, Shape, named_parameters, shapes_of
 from aimfair.selective.sensitivity import KIND, VERSION, Sensitivity
-from aimfair.selective.statistics import ALIGNMENT
+from aimfair.selective.statistics import ALIGNMENT, buffer_starts
 from aimfair.selective.stream import write_stream
 
 
@@ -35,11 +34,8 @@ def save_whole(probe: Sensitivity, path: str | os.PathLike[str], parameters: Par
     shapes = shapes_of(named.values())
     metadata = {**probe.metadata(), "shapes": shapes, "place": (0, 1)}
     views, totals = probe.shards()
-    starts = _starts(shapes)
-    size = starts[-1]
-    specs: dict[str, tuple[torch.dtype, Shape]] = {}
-    for key in views:
-        specs[key] = torch.float32, (size,)
+    size = buffer_starts(map(math.prod, shapes))[-1]
+    specs: dict[str, tuple[torch.dtype, Shape]] = dict.fromkeys(views, (torch.float32, (size,)))
     specs |= {key: (value.dtype, tuple(value.shape)) for key, value in totals.items()}
     shards = [shard_of(name, parameter) for name, parameter in named.items()]
 
@@ -69,42 +65,18 @@ def load_shards(path: str | os.PathLike[str], parameters: Parameters) -> Sensiti
     saved = [tuple(shape) for shape in metadata["shapes"]]
     if (list(metadata["names"]), saved) != (list(named), list(shapes)):
         raise ValueError(f"{path}: the statistics are for another model")
-    probe = Sensitivity(
-        named,
-        metadata["sources"],
-        statistics=metadata["statistics"],
-        batches=metadata["declared"],
-        contrasts={name: tuple(pair) for name, pair in metadata["contrasts"].items()},
-        nonfinite=metadata["nonfinite_policy"],
-    )
+    probe = Sensitivity.configured(metadata, named)
     views, totals = probe.shards()
-    starts = _starts(shapes)
+    starts, offsets = buffer_starts(map(math.prod, shapes)), storage.data_offsets(header, begin)
     first = min((shard_of(name, parameter).place[0] for name, parameter in named.items()), default=0) == 0
-    with path.open("rb") as file:
-        for key, of_key in views.items():
-            at = begin + header[key]["data_offsets"][0]
-            for view, start, (name, parameter) in zip(of_key, starts, named.items(), strict=False):
-                file.seek(at + 4 * (start + shard_of(name, parameter).begin))
-                view.copy_(_read(file, torch.float32, view.numel()))
-        for key, value in totals.items():
-            file.seek(begin + header[key]["data_offsets"][0])
-            read = _read(file, value.dtype, value.numel()).view(value.shape)
-            totals[key] = read if first else torch.zeros_like(read)  # the processes' parts add up
+    for key, of_key in views.items():
+        for view, start, (name, parameter) in zip(of_key, starts, named.items(), strict=False):
+            part = torch.empty(view.numel())
+            storage.read_into(path, offsets[key] + 4 * (start + shard_of(name, parameter).begin), part)
+            view.copy_(part)
+    for key, value in totals.items():
+        read = torch.empty(value.shape, dtype=value.dtype)
+        storage.read_into(path, offsets[key], read)
+        totals[key] = read if first else torch.zeros_like(read)  # the processes' parts add up
     probe.restore(metadata["batches"], totals)
     return probe
-
-
-def _starts(shapes: Sequence[tuple[int, ...]]) -> list[int]:
-    """Where the tensors lie in a buffer, and its length."""
-    starts = [0]
-    for shape in shapes:
-        starts.append(starts[-1] + math.ceil(math.prod(shape) / ALIGNMENT) * ALIGNMENT)
-    return starts
-
-
-def _read(file: object, dtype: torch.dtype, count: int) -> Tensor:
-    kind = {torch.float32: np.float32, torch.float64: np.float64, torch.int64: np.int64}[dtype]
-    values = np.fromfile(file, kind, count)  # type: ignore[call-overload]
-    if len(values) < count:
-        raise ValueError("the file ended while it was read")
-    return torch.from_numpy(values)

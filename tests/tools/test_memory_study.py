@@ -62,4 +62,4 @@ def watched(watch: Watch, function: Callable[..., Any]) -> Callable[..., Any]:
 def test_a_system_that_does_not_tell_is_named(text, monkeypatch):
     monkeypatch.setattr("pathlib.Path.read_text", lambda *_: text)
     with pytest.raises(RuntimeError, match="does not tell VmHWM"):
-        memory_study.most_resident()
+        memory_study.resident()
