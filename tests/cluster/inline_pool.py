@@ -20,12 +20,17 @@ class InlinePool:
     def __init__(
         self, *, retries: int = 1, lose: Mapping[str, int] | None = None, signal: Mapping[str, int] | None = None
     ):
-        self.retries, self.slots, self.threads = retries, 2, torch.get_num_threads()
+        self.retries, self.slots = retries, 2
         self.made: list[str] = []
         self.stopped = False
         self.before: Callable[[str], None] = lambda name: None
         self._lose, self._signal = Counter(lose or {}), Counter(signal or {})
         self._calls: dict[str, bytes] = {}
+
+    @property
+    def threads(self) -> int:
+        """Those of this process, which a run may have set since the pool was made."""
+        return torch.get_num_threads()
 
     def submit(self, call: Call) -> None:
         assert call.name not in self._calls

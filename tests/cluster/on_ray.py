@@ -1,5 +1,5 @@
-"""A program: a verb of aimfair on a Ray cluster of two machines, both this one, the second of which is killed once it
-has done a step.
+"""A program: a verb of aimfair on a Ray cluster of two machines, both this one, the second of which is killed while it
+does a step, once some are done.
 
 Run as ``python -m tests.cluster.on_ray RUN VERB [FLAGS]``, for a run that is there already.
 """
@@ -7,9 +7,11 @@ Run as ``python -m tests.cluster.on_ray RUN VERB [FLAGS]``, for a run that is th
 import sys
 import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import psutil
 from ray.cluster_utils import Cluster
 
 from aimfair.commands import cli
@@ -28,6 +30,18 @@ def add_machine(cluster: Cluster) -> Any:
     return None
 
 
+def in_a_step(machine: Any) -> psutil.Process | None:
+    """A process of the machine that does a step, as the title that Ray gives it tells, and is suspended in it."""
+    (raylet,) = machine.all_processes["raylet"]
+    for process in psutil.Process(raylet.process.pid).children(recursive=True):
+        with suppress(psutil.Error):
+            process.suspend()
+            if "ray::_call" in "".join(process.cmdline()):
+                return process
+            process.resume()
+    return None
+
+
 def main(run: Path, verb: str, *flags: str) -> int:
     cluster = Cluster()
     machines = [add_machine(cluster) for _ in range(2)]
@@ -35,9 +49,13 @@ def main(run: Path, verb: str, *flags: str) -> int:
     before = log.read_text().count('"step done"')
 
     def kill() -> None:
-        while log.read_text().count('"step done"') < before + STEPS_BEFORE:
+        halted = None
+        while halted is None:
             time.sleep(0.05)
+            if log.read_text().count('"step done"') >= before + STEPS_BEFORE:
+                halted = in_a_step(machines[1])
         cluster.remove_node(machines[1], allow_graceful=False)
+        halted.kill()
 
     threading.Thread(target=kill, daemon=True).start()
     try:
