@@ -55,7 +55,7 @@ def test_every_folder_has_a_layer():
 @pytest.mark.parametrize(
     ("library", "where"),
     [
-        ("diffusers", {"diffusion/text_to_image.py", "generation/filters/safety.py"}),
+        ("diffusers", {"diffusion/load.py", "generation/filters/safety.py"}),
         ("openai", {"prompts/providers/endpoint.py"}),
         ("onnxruntime", {"diffusion/engines/onnx_runtime.py"}),
         ("onnx", set()),

@@ -1,6 +1,5 @@
-"""Images from text with a latent diffusion model. The only importer of diffusers."""
+"""Images from text with a latent diffusion model."""
 
-import logging
 import math
 from collections.abc import Callable, Iterable, Sequence
 from functools import lru_cache
@@ -11,19 +10,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from aimfair.base.checked_weights import refuse_broken_weights
-from aimfair.base.errors import AimfairError, one_line
+from aimfair.base.errors import AimfairError
 from aimfair.base.interrupt import NEVER, Interrupt
 from aimfair.base.log import NOWHERE, Log
 from aimfair.base.memory import MicroBatch, pieces
 from aimfair.diffusion.engines.engine import Eager, Engine, Part, Source, full_precision
 from aimfair.diffusion.engines.registry import load_engine
 from aimfair.diffusion.families.family import Family, Pipeline
-from aimfair.diffusion.families.registry import absent, family_of
-from aimfair.diffusion.model import COMPONENTS, diffusion_libraries
+from aimfair.diffusion.families.registry import family_of
+from aimfair.diffusion.load import load_pipeline
 from aimfair.diffusion.sampler import Samples
 from aimfair.diffusion.settings import TextToImageSettings
-from aimfair.selective.storage import check_header
 
 _NEGATIVE = "generate.negative_prompt"
 _CACHED_BYTES = 1 << 30  # of prompt embeddings: thousands for Stable Diffusion, 250 for Flux
@@ -96,7 +93,7 @@ class Diffusion:
         self._device = device
         self._fitting = MicroBatch(settings.batch_size)
         self._family = family_of(folder)
-        self._pipeline = _load(folder, self._family, settings, device)
+        self._pipeline = load_pipeline(folder, self._family, settings, device)
         self._guided = self._family.guided(self._pipeline, settings.guidance_scale)
         self._latents = self._family.latents(self._pipeline, settings.render_size)
         self.size: int = self._latents[1] * self._pipeline.vae_scale_factor
@@ -219,7 +216,7 @@ def engine_and_source(
 def load_source(folder: Path, settings: TextToImageSettings, device: torch.device) -> tuple[Source, dict[str, int]]:
     """The model, and part -> its largest batch; raises as :class:`Diffusion`."""
     family = family_of(folder)
-    pipeline = _load(folder, family, settings, device)
+    pipeline = load_pipeline(folder, family, settings, device)
     source = _source(folder, family, pipeline, settings, device)
     return source, _batches(source, settings, guided=family.guided(pipeline, settings.guidance_scale))
 
@@ -256,83 +253,6 @@ def _numbers(tokenizer: Any, word: str) -> list[int]:
 def _bytes(part: Part) -> int:
     """Of the inputs for one image."""
     return sum(math.prod(tensors.shape) * tensors.dtype.itemsize for tensors in part.inputs.values())
-
-
-def _load(folder: Path, family: Family, settings: TextToImageSettings, device: torch.device) -> Pipeline:
-    if family.own_scheduler and settings.scheduler != "as_saved":
-        raise AimfairError(
-            f"generate.scheduler: found {settings.scheduler!r}, expected as_saved: a {family.pipeline} was trained by"
-            " flow matching and works only with its own scheduler"
-        )
-    if settings.negative_prompt and not family.steers_away:
-        raise AimfairError(
-            f"{_NEGATIVE}: found {settings.negative_prompt!r}, expected none: a {family.pipeline} has"
-            " no negative prompts"
-        )
-    _refuse_repeated_tensors(folder, family)
-    diffusers = _diffusers()
-    try:
-        pipeline = getattr(diffusers, family.pipeline).from_pretrained(
-            str(folder),
-            dtype=getattr(torch, settings.dtype),
-            use_safetensors=True,  # pickled weights can run code
-            local_files_only=True,
-            **family.without,
-            **absent(folder, family),
-        )
-    except Exception as error:  # a user's folder can have any fault, and each component raises its own errors
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise AimfairError(f"{folder}: not a usable {family.pipeline}: {reason}") from error
-    for part, module in pipeline.components.items():
-        if isinstance(module, torch.nn.Module):
-            refuse_broken_weights(str(folder / part), module)
-    pipeline.set_progress_bar_config(disable=True)
-    match settings.scheduler:  # each with the noise schedule of the saved one
-        case "ddim":
-            pipeline.scheduler = diffusers.DDIMScheduler.from_config(pipeline.scheduler.config)
-        case "dpmpp_2m":
-            pipeline.scheduler = diffusers.DPMSolverMultistepScheduler.from_config(
-                pipeline.scheduler.config, algorithm_type="dpmsolver++"
-            )
-        case "unipc":
-            pipeline.scheduler = diffusers.UniPCMultistepScheduler.from_config(pipeline.scheduler.config)
-    if not family.own_scheduler:  # times of flow matching are continuous
-        _require_steps(pipeline.scheduler, settings.steps)
-    return pipeline.to(device)
-
-
-def _require_steps(scheduler: Any, steps: int) -> None:
-    if steps > (most := scheduler.config.get("num_train_timesteps", steps)):
-        raise AimfairError(
-            f"generate.steps: found {steps}, expected at most {most}, with which generate.model was trained"
-        )
-    try:
-        scheduler.set_timesteps(steps)
-    except Exception as error:  # some have limits of their own
-        raise AimfairError(
-            f"generate.steps: found {steps}, which the {type(scheduler).__name__} of generate.model refuses:"
-            f" {one_line(error)}"
-        ) from error
-
-
-def _diffusers() -> Any:
-    """The library, without its progress bars and messages."""
-    with diffusion_libraries():
-        import diffusers
-        import transformers
-    for library in (diffusers, transformers):
-        library.utils.logging.set_verbosity(logging.CRITICAL)  # what is an error to them is raised, too
-        library.utils.logging.disable_progress_bar()
-    return diffusers
-
-
-def _refuse_repeated_tensors(folder: Path, family: Family) -> None:
-    """The format's reader silently keeps the last of two tensors with the same name."""
-    for path in sorted(path for part in COMPONENTS for path in (folder / part).glob("*.safetensors")):
-        try:
-            check_header(path)
-        except ValueError as error:
-            raise AimfairError(f"{path}: not a usable {family.pipeline}: {error}") from error
 
 
 def _join(parts: Sequence[Samples]) -> Samples:

@@ -1,0 +1,97 @@
+"""Loads a text-to-image model as a pipeline of diffusers. The only importer of diffusers."""
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from aimfair.base.checked_weights import refuse_broken_weights
+from aimfair.base.errors import AimfairError, one_line
+from aimfair.diffusion.families.family import Family, Pipeline
+from aimfair.diffusion.families.registry import absent
+from aimfair.diffusion.model import COMPONENTS, diffusion_libraries
+from aimfair.diffusion.settings import TextToImageSettings
+from aimfair.selective.storage import check_header
+
+
+def load_pipeline(folder: Path, family: Family, settings: TextToImageSettings, device: torch.device) -> Pipeline:
+    """The pipeline of a model, on the device, with the scheduler of the settings.
+
+    Raises:
+        AimfairError: the model is damaged, or does not support the settings.
+    """
+    if family.own_scheduler and settings.scheduler != "as_saved":
+        raise AimfairError(
+            f"generate.scheduler: found {settings.scheduler!r}, expected as_saved: a {family.pipeline} was trained by"
+            " flow matching and works only with its own scheduler"
+        )
+    if settings.negative_prompt and not family.steers_away:
+        raise AimfairError(
+            f"generate.negative_prompt: found {settings.negative_prompt!r}, expected none: a {family.pipeline} has"
+            " no negative prompts"
+        )
+    _refuse_repeated_tensors(folder, family)
+    diffusers = _diffusers()
+    try:
+        pipeline = getattr(diffusers, family.pipeline).from_pretrained(
+            str(folder),
+            dtype=getattr(torch, settings.dtype),
+            use_safetensors=True,  # pickled weights can run code
+            local_files_only=True,
+            **family.without,
+            **absent(folder, family),
+        )
+    except Exception as error:  # a user's folder can have any fault, and each component raises its own errors
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise AimfairError(f"{folder}: not a usable {family.pipeline}: {reason}") from error
+    for part, module in pipeline.components.items():
+        if isinstance(module, torch.nn.Module):
+            refuse_broken_weights(str(folder / part), module)
+    pipeline.set_progress_bar_config(disable=True)
+    match settings.scheduler:  # each with the noise schedule of the saved one
+        case "ddim":
+            pipeline.scheduler = diffusers.DDIMScheduler.from_config(pipeline.scheduler.config)
+        case "dpmpp_2m":
+            pipeline.scheduler = diffusers.DPMSolverMultistepScheduler.from_config(
+                pipeline.scheduler.config, algorithm_type="dpmsolver++"
+            )
+        case "unipc":
+            pipeline.scheduler = diffusers.UniPCMultistepScheduler.from_config(pipeline.scheduler.config)
+    if not family.own_scheduler:  # times of flow matching are continuous
+        _require_steps(pipeline.scheduler, settings.steps)
+    return pipeline.to(device)
+
+
+def _require_steps(scheduler: Any, steps: int) -> None:
+    if steps > (most := scheduler.config.get("num_train_timesteps", steps)):
+        raise AimfairError(
+            f"generate.steps: found {steps}, expected at most {most}, with which generate.model was trained"
+        )
+    try:
+        scheduler.set_timesteps(steps)
+    except Exception as error:  # some have limits of their own
+        raise AimfairError(
+            f"generate.steps: found {steps}, which the {type(scheduler).__name__} of generate.model refuses:"
+            f" {one_line(error)}"
+        ) from error
+
+
+def _diffusers() -> Any:
+    """The library, without its progress bars and messages."""
+    with diffusion_libraries():
+        import diffusers
+        import transformers
+    for library in (diffusers, transformers):
+        library.utils.logging.set_verbosity(logging.CRITICAL)  # what is an error to them is raised, too
+        library.utils.logging.disable_progress_bar()
+    return diffusers
+
+
+def _refuse_repeated_tensors(folder: Path, family: Family) -> None:
+    """The format's reader silently keeps the last of two tensors with the same name."""
+    for path in sorted(path for part in COMPONENTS for path in (folder / part).glob("*.safetensors")):
+        try:
+            check_header(path)
+        except ValueError as error:
+            raise AimfairError(f"{path}: not a usable {family.pipeline}: {error}") from error
