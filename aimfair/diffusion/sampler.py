@@ -1,6 +1,6 @@
 """The interface of text-to-image models, as generation sees it."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -20,7 +20,14 @@ class Samples(NamedTuple):
 
 
 class Sampler(Protocol):
-    """A loaded text-to-image model."""
+    """A loaded text-to-image model.
+
+    Attributes:
+        seconds: part of the work -> seconds so far; empty if nothing is measured.
+    """
+
+    @property
+    def seconds(self) -> Mapping[str, float]: ...
 
     def sample(self, texts: Sequence[str], seeds: Sequence[int]) -> Samples:
         """One image for each prompt and seed, deterministically; seeds are in [0, 2^63)."""

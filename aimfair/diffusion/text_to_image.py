@@ -1,7 +1,7 @@
 """Images from text with a latent diffusion model."""
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from aimfair.base.errors import AimfairError
 from aimfair.base.interrupt import NEVER, Interrupt
 from aimfair.base.log import NOWHERE, Log
 from aimfair.base.memory import MicroBatch, pieces
+from aimfair.diffusion.clock import COPIES, DECODER, DENOISER, ENCODER, SCHEDULER, Clock
 from aimfair.diffusion.engines.engine import Eager, Engine, Part, Source, full_precision
 from aimfair.diffusion.engines.registry import load_engine
 from aimfair.diffusion.families.family import Family, Pipeline
@@ -91,6 +92,7 @@ class Diffusion:
     ):
         self._settings = settings
         self._device = device
+        self._clock = Clock(device)
         self._fitting = MicroBatch(settings.batch_size)
         self._family = family_of(folder)
         self._pipeline = load_pipeline(folder, self._family, settings, device)
@@ -107,6 +109,19 @@ class Diffusion:
         self._check_negative_prompt(log)
         if self._interval or not isinstance(self._engine, Eager):
             self._family.replace(self._pipeline, self._interval or self._engine)
+        denoiser = getattr(self._pipeline, self._family.denoiser)
+        denoiser.register_forward_pre_hook(lambda *_: self._clock.begin(DENOISER))
+        denoiser.register_forward_hook(lambda *_: self._clock.end())
+
+    @property
+    def seconds(self) -> Mapping[str, float]:
+        """As :attr:`Sampler.seconds`."""
+        return self._clock.seconds
+
+    @property
+    def guided(self) -> bool:
+        """Whether there is classifier-free guidance, which runs the denoiser twice in a step."""
+        return self._guided
 
     @torch.inference_mode()
     @full_precision()
@@ -121,26 +136,37 @@ class Diffusion:
         )
 
     def _sample(self, texts: Sequence[str], seeds: Sequence[int]) -> Samples:
-        generators = [torch.Generator("cpu").manual_seed(seed) for seed in seeds]
-        noise = torch.stack([torch.randn(self._latents, generator=generator) for generator in generators])
+        measure = self._clock.measure
+        with measure(ENCODER):
+            embeddings = self._embeddings(texts)
+        with measure(COPIES):
+            generators = [torch.Generator("cpu").manual_seed(seed) for seed in seeds]
+            noise = torch.stack([torch.randn(self._latents, generator=generator) for generator in generators])
+            noise = self._family.arrange(noise).to(self._device, self._dtype)
         if self._interval:
             self._interval.begin()
-        latents: Tensor = self._pipeline(
-            **self._embeddings(texts),
-            latents=self._family.arrange(noise).to(self._device, self._dtype),
-            generator=generators,  # schedulers that add noise at every step draw it here
-            num_inference_steps=self._settings.steps,
-            guidance_scale=self._settings.guidance_scale,
-            height=self.size,
-            width=self.size,
-            output_type="latent",  # the pipeline's own decoding hides non-finite values
-        ).images
-        at_once = _decoded_at_once(self.size, len(latents))
-        decoded = [self._engine.run("decoder", (part,))[0] for part in torch.split(latents, at_once)]
-        images = torch.cat(decoded).float()
-        finite = images.isfinite().flatten(1).all(1)
-        pixels = images.nan_to_num(-1).add(1).mul(127.5).round().clamp(0, 255).to(torch.uint8)  # -1 is black, 1 white
-        return Samples(pixels.permute(0, 2, 3, 1).contiguous().cpu().numpy(), finite.cpu().numpy())
+        with measure(SCHEDULER):
+            latents: Tensor = self._pipeline(
+                **embeddings,
+                latents=noise,
+                generator=generators,  # schedulers that add noise at every step draw it here
+                num_inference_steps=self._settings.steps,
+                guidance_scale=self._settings.guidance_scale,
+                height=self.size,
+                width=self.size,
+                output_type="latent",  # the pipeline's own decoding hides non-finite values
+            ).images
+        with measure(DECODER):
+            at_once = _decoded_at_once(self.size, len(latents))
+            decoded = [self._engine.run("decoder", (part,))[0] for part in torch.split(latents, at_once)]
+            images = torch.cat(decoded).float()
+            finite = images.isfinite().flatten(1).all(1)
+            # -1 is black, 1 white
+            pixels = images.nan_to_num(-1).add(1).mul(127.5).round().clamp(0, 255).to(torch.uint8)
+        with measure(COPIES):
+            samples = Samples(pixels.permute(0, 2, 3, 1).contiguous().cpu().numpy(), finite.cpu().numpy())
+        self._clock.settle()
+        return samples
 
     def _guidance_interval(self) -> GuidanceInterval | None:
         """None: guidance in every step, or in none."""

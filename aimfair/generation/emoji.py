@@ -41,6 +41,7 @@ class EmojiSampler:
     def __init__(self, settings: EmojiSettings, size: int):
         self._settings, self._size = settings, size
         self._numbers = {one.name: one.number for one in everyone()}
+        self.seconds: dict[str, float] = {}  # not measured
 
     def sample(self, texts: Sequence[str], seeds: Sequence[int]) -> Samples:
         """One image for each name of an emoji and seed."""

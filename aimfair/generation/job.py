@@ -16,10 +16,13 @@ from pathlib import Path
 
 from aimfair.base.interrupt import NEVER, Interrupt
 from aimfair.base.lines import as_lines
+from aimfair.base.log import NOWHERE, Log
 from aimfair.base.progress import SILENT, Task
 from aimfair.base.ranks import ALONE, Ranks
+from aimfair.diffusion.clock import PARTS
 from aimfair.diffusion.sampler import Sampler
 from aimfair.generation import image_folder
+from aimfair.generation.estimate import LONG, Estimator
 from aimfair.generation.filters import ImageFilter
 from aimfair.generation.manifest import (
     MANIFEST,
@@ -113,6 +116,7 @@ class Job:
         load_filters: Callable[[], Sequence[ImageFilter]] = tuple,
         *,
         task: Task = SILENT,
+        log: Log = NOWHERE,
         interrupt: Interrupt = NEVER,
         elsewhere: "Elsewhere | None" = None,
     ) -> None:
@@ -121,6 +125,7 @@ class Job:
         Args:
             load, load_filters: give the model and the filters; called only if an image is missing.
             task: advances by images, those of all processes.
+            log: for an estimate of the time left, which the user sees if it is long.
             elsewhere: makes the images of a round in other processes, in place of this one and ``ranks``.
 
         Raises:
@@ -131,22 +136,23 @@ class Job:
         record = partial(self._shards.append, self._ranks.rank)
         worker = Worker(self._folder, self._settings, self._image_size, load, load_filters, record, interrupt)
         shown = _Shown(task, self._ranks, worker, self.done)
+        estimator = Estimator(self._settings, self._ranks.size)
         while self._rounds.wanted:
             if elsewhere is not None:
                 self._rounds.add(self._make_elsewhere(elsewhere))
             else:
-                made = self._make_share(worker, shown)
+                made = self._make_share(worker, shown, estimator, log)
                 lines = self._ranks.gather(as_lines(made), lambda: shown.add(0))
                 self._rounds.add(outcome for text in lines for outcome in _parse(text))
             shown.show(self.done)
             self._rounds.refuse_stubborn_images()
             self._rounds.refuse_many_rejections(self.rejected)  # all processes fail here, or none
         if elsewhere is None:
-            self.speed = self._measure(worker)
+            self.speed = self._measure(worker, estimator)
         if self._ranks.rank == 0:
             self._finish()
 
-    def _make_share(self, worker: Worker, shown: "_Shown") -> list[Outcome]:
+    def _make_share(self, worker: Worker, shown: "_Shown", estimator: Estimator, log: Log) -> list[Outcome]:
         """This process's share of what is missing in the current round."""
         rounds, ranks = self._rounds, self._ranks
         share = rounds.batches()[ranks.rank :: ranks.size]
@@ -159,6 +165,12 @@ class Job:
             reasons = Counter(outcome.reason for outcome in outcomes if outcome.reason is not None)
             rejected.update(reasons)
             shown.add(len(outcomes) - reasons.total())
+            parts = {**worker.parts, "filters": worker.filtering}
+            if estimate := estimator.note(worker.images, len(self.plan) - shown.done, parts, worker.stalled):
+                log("estimate", **estimate.model_dump())
+                if estimate.seconds_left >= LONG:
+                    shown.hint = f"half the time with {estimate.halving}"
+                    log.tell(str(estimate))
             rounds.refuse_many_rejections(before + rejected)
             if rounds.attempt == 0 and worker.batches == _FIRST_BATCHES:
                 refuse_only_rejections(rejected, len(made))
@@ -228,15 +240,18 @@ class Job:
     def _file(self, outcome: Outcome) -> str:
         return file_name(outcome.image, outcome.digest or "", self._settings.image_format)
 
-    def _measure(self, worker: Worker) -> Speed | None:
+    def _measure(self, worker: Worker, estimator: Estimator) -> Speed | None:
         """Over all processes, each of which calls this."""
-        own = [worker.images, worker.seconds, worker.sampling, worker.filtering, worker.stalled]
-        of_processes = [json.loads(text) for text in self._ranks.gather(json.dumps(own))]
-        made, seconds, *means = zip(*of_processes, strict=True)
+        own = [worker.images, worker.seconds, worker.sampling, worker.filtering, worker.stalled, worker.encoding]
+        of_processes = [json.loads(text) for text in self._ranks.gather(json.dumps([own, worker.parts]))]
+        made, seconds, *means = zip(*(figures for figures, _ in of_processes), strict=True)
         if not sum(made):
             return None
         size = self._ranks.size
-        sampling, filters, stalled = (sum(values) / size for values in means)
+        sampling, filters, stalled, encoding = (sum(values) / size for values in means)
+        parts = Counter[str]()
+        for _, of_process in of_processes:
+            parts.update(of_process)
         return Speed(
             images=sum(made),
             seconds=max(seconds),
@@ -244,6 +259,9 @@ class Job:
             filters=filters,
             stalled=stalled,
             processes=size,
+            parts={part: parts[part] / size for part in PARTS if part in parts},
+            encoding=encoding,
+            estimate=estimator.estimate,
         )
 
 
@@ -293,12 +311,22 @@ def make_range(
 
 
 class _Shown:
-    """The progress of all processes, as the user sees it."""
+    """The progress of all processes, as the user sees it.
+
+    Attributes:
+        hint: shown beside the speed.
+    """
 
     def __init__(self, task: Task, ranks: Ranks, worker: Worker, done: int):
         self._task, self._ranks, self._worker = task, ranks, worker
         self._shown = self._before = done
         self._round = self._good = 0
+        self.hint = ""
+
+    @property
+    def done(self) -> int:
+        """Images that are finished, as far as this process knows."""
+        return self._shown
 
     def begin_round(self, number: int) -> None:
         self._before, self._round, self._good = self._shown, number, 0
@@ -311,7 +339,7 @@ class _Shown:
     def show(self, done: int) -> None:
         worker = self._worker
         speed = f"{worker.images / worker.seconds:.1f} images/s" if worker.images else ""
-        self._task.advance(done - self._shown, note=speed)
+        self._task.advance(done - self._shown, note="; ".join(filter(None, (speed, self.hint))))
         self._shown = done
 
 

@@ -5,9 +5,12 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Self
 
+from pydantic import Field
+
 from aimfair.base.files import write_text
 from aimfair.base.lines import read_record
 from aimfair.base.settings import Record
+from aimfair.generation.estimate import Estimate
 from aimfair.generation.plan import Group
 
 
@@ -21,6 +24,10 @@ class Speed(Record):
             known, of images that a pool of processes has made.
         stalled: seconds that samplers waited for files; mean over the processes.
         processes: their number.
+        parts: part of the sampler's work, as :data:`aimfair.diffusion.clock.PARTS` -> seconds; mean over the processes.
+        encoding: seconds of threads beside the sampler that reduce, check and write images, summed over threads; mean
+            over the processes.
+        estimate: of the time left, made after the first batches of process 0; None: there were too few.
     """
 
     images: int
@@ -29,6 +36,19 @@ class Speed(Record):
     filters: float
     stalled: float
     processes: int
+    parts: dict[str, float] = Field(default={})
+    encoding: float = 0.0
+    estimate: Estimate | None = None
+
+    @property
+    def shares(self) -> dict[str, float]:
+        """Of the time from beginning to end, in words -> share, in the order of the work; empty if not measured."""
+        if not self.parts:
+            return {}
+        spent = {name.replace("_", " "): seconds for name, seconds in self.parts.items()}
+        spent |= {"filters": self.filters, "waiting for files": self.stalled}
+        spent["rest"] = max(0.0, self.seconds - sum(spent.values()))
+        return {name: seconds / max(self.seconds, 1e-9) for name, seconds in spent.items()}
 
 
 class GroupSummary(Record):

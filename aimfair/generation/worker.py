@@ -1,7 +1,8 @@
 """One process's part of a job: batches go from the sampler through the filters to files and records."""
 
+import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -35,6 +36,7 @@ class Worker:
     Attributes:
         images, batches: made so far.
         sampling, filtering, stalled: seconds in the sampler, in the filters, and waiting for files.
+        encoding: seconds of threads beside the sampler that reduce, check and write images, summed.
     """
 
     def __init__(
@@ -53,12 +55,18 @@ class Worker:
         self._models: tuple[Sampler, Sequence[ImageFilter]] | None = None
         self._start = 0.0
         self.images = self.batches = 0
-        self.sampling = self.filtering = self.stalled = 0.0
+        self.sampling = self.filtering = self.stalled = self.encoding = 0.0
+        self._encoded = threading.Lock()
 
     @property
     def seconds(self) -> float:
         """Since the models were loaded; 0 if they are not."""
         return 0.0 if self._models is None else time.monotonic() - self._start
+
+    @property
+    def parts(self) -> Mapping[str, float]:
+        """Part of the sampler's work -> seconds, as far as the sampler measures them."""
+        return {} if self._models is None else dict(self._models[0].seconds)
 
     def make(
         self,
@@ -88,11 +96,13 @@ class Worker:
             self.batches += 1
             note(outcomes)
 
+        before = 0.0
         with Writer(self._record, done) as writer:
             for batch in batches:
                 self._interrupt.check()
                 writer.put(self._sample(batch, attempt, is_missing))
-        self.stalled += writer.stalled
+                self.stalled, before = self.stalled + writer.stalled - before, writer.stalled
+        self.stalled += writer.stalled - before
 
     def _sample(
         self, batch: Sequence[PlannedImage], attempt: int, is_missing: Callable[[PlannedImage], bool]
@@ -120,6 +130,16 @@ class Worker:
         self, number: int, attempt: int, pixels: npt.NDArray[np.uint8], finite: bool, reason: str | None
     ) -> Outcome:
         """Reduces, checks and writes an image."""
+        begin = time.monotonic()
+        try:
+            return self._encode(number, attempt, pixels, finite, reason)
+        finally:
+            with self._encoded:
+                self.encoding += time.monotonic() - begin
+
+    def _encode(
+        self, number: int, attempt: int, pixels: npt.NDArray[np.uint8], finite: bool, reason: str | None
+    ) -> Outcome:
         image = Image.fromarray(pixels)
         if len(pixels) > self._image_size:
             image = Image.fromarray(fit(image, self._image_size))

@@ -124,6 +124,10 @@ def _speed_facts(speed: Speed) -> dict[str, str]:
         facts["Filters outside sampling"] = duration(speed.filters)
     if speed.sampling:
         facts["Waiting for files"] = duration(speed.stalled)
+    if shares := {name: share for name, share in speed.shares.items() if share >= 0.005}:
+        facts["Where the time went"] = ", ".join(f"{name} {share:.0%}" for name, share in shares.items())
+    if speed.encoding:
+        facts["Encoding and writing, beside sampling"] = f"{duration(speed.encoding)} in all threads together"
     if speed.processes > 1:
         facts["Processes"] = f"{speed.processes}; times are means over them"
     return facts

@@ -192,6 +192,7 @@ class _Work:
                 lambda: self.sampler(texts, ranks, log, interrupt),
                 lambda: self.filters(ranks),
                 task=task,
+                log=log,
                 interrupt=interrupt,
                 elsewhere=elsewhere,
             )

@@ -1,0 +1,98 @@
+"""How long a job will take, measured on its first batches, and what would halve that."""
+
+import time
+from collections.abc import Mapping
+
+from aimfair.base.progress import duration
+from aimfair.base.settings import Record
+from aimfair.diffusion.clock import DECODER, DENOISER, SCHEDULER
+from aimfair.generation.settings import GenerateSettings
+
+_SECONDS = 10.0  # of measuring, after the first batch, which also warms up
+_BATCHES = 4  # or so many batches
+LONG = 60.0
+"""Seconds from which on a user wants to know how long it takes."""
+
+
+class Estimate(Record):
+    """Made once, after the first batches.
+
+    Attributes:
+        images_per_s: of all processes, rejected images included, without the first batch.
+        batches: of one process that were measured.
+        seconds_left: for the images that were missing then.
+        halving: the setting that would halve it, in words.
+    """
+
+    images_per_s: float
+    batches: int
+    seconds_left: float
+    halving: str
+
+    def __str__(self) -> str:
+        return (
+            f"{self.images_per_s:,.1f} images/s, about {duration(self.seconds_left)} left; half of that with"
+            f" {self.halving}"
+        )
+
+
+class Estimator:
+    """Measures the first batches of a process.
+
+    Args:
+        processes: that share the job.
+    """
+
+    def __init__(self, settings: GenerateSettings, processes: int):
+        self._settings, self._processes = settings, processes
+        self._first: tuple[float, int] | None = None  # when the first batch was recorded, and its images
+        self._batches = 0
+        self.estimate: Estimate | None = None
+
+    def note(self, images: int, left: int, seconds: Mapping[str, float], stalled: float) -> Estimate | None:
+        """Call this after every batch.
+
+        Args:
+            images: made by this process so far.
+            left: wanted, by all processes.
+            seconds: part of the work -> seconds of this process so far.
+            stalled: of these, waiting for files.
+
+        Returns:
+            The estimate, once.
+        """
+        now = time.monotonic()
+        if self._first is None:
+            self._first = now, images
+            return None
+        self._batches += 1
+        began, before = self._first
+        if self.estimate is not None or not (self._batches == _BATCHES or now - began >= _SECONDS):
+            return None
+        rate = (images - before) * self._processes / max(now - began, 1e-9)
+        self.estimate = Estimate(
+            images_per_s=rate,
+            batches=self._batches,
+            seconds_left=left / max(rate, 1e-9),
+            halving=halving(self._settings, seconds, stalled, self._processes),
+        )
+        return self.estimate
+
+
+def halving(settings: GenerateSettings, seconds: Mapping[str, float], stalled: float, processes: int) -> str:
+    """What would halve the time.
+
+    Args:
+        seconds, stalled: as in :meth:`Estimator.note`; ``seconds`` may include filters.
+    """
+    whole = sum(seconds.values()) + stalled
+    if stalled > whole / 2:
+        return "a faster disk: generation waits for files"
+    stepping = (seconds.get(DENOISER, 0.0) + seconds.get(SCHEDULER, 0.0)) / max(whole, 1e-9)
+    if stepping > 0.5 and (steps := int(settings.steps * (1 - 0.5 / stepping))) >= 1:
+        return f"generate.steps {steps} in place of {settings.steps} (other images)"
+    if seconds.get(DECODER, 0.0) > whole / 2:
+        return "a smaller decoder (other images): generate.render_size, or another generate.model"
+    if seconds.get("filters", 0.0) > whole / 2:
+        return "fewer generate.filters"
+    return f"{2 * processes} processes on as many GPUs (torchrun)"
