@@ -22,6 +22,7 @@ from tests.tiny_run import METHODS, settings
 
 SOME = ("full", "aimfair", "jtt")
 WAIT = 900
+PARTS = ("seeds", "synthetic", "tuning", "ablations")
 
 
 def works(send: Callable[[tuple[object, ...]], None]) -> int:
@@ -126,8 +127,49 @@ def test_a_cluster_that_loses_a_machine_gives_the_same_results(tiny: Path, tmp_p
     assert "Report: " in done.stdout
 
 
+def contents(path: Path) -> dict[str, object]:
+    """Of the images, trials, models and predictions of a run and of the runs in it; by name."""
+    kinds = (
+        "*.webp",
+        "manifest.jsonl",
+        "*.safetensors",
+        "predictions.csv",
+        "history.json",
+        "trials/*/*.json",
+        "chosen/*.json",
+    )
+    found = [file for kind in kinds for folder in PARTS for file in (path / folder).rglob(kind)]
+    return {str(file.relative_to(path)): without_times(file) for file in found}
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGKILL, -9)])
+def test_images_trials_and_variants_are_those_of_one_process(tiny: Path, tmp_path: Path) -> None:
+    config = settings(
+        tiny / "photographs",
+        seeds=[7],
+        generate={"batch_size": 8},
+        methods={name: METHODS[name] for name in ("full", "aimfair")},
+        default_method="aimfair",
+        tune={"trials": 2, "batch": 2},
+    )
+    paths = tmp_path / "one", tmp_path / "on_ray"
+    steps = []
+    for path, where in zip(paths, ((), ("--on", "ray")), strict=True):
+        Run.open(path, config, quiet=True).close()
+        for verb in (["run"], ["ablate", "minority-ratio", "--values", "1/3"]):
+            command = [sys.executable, "-m", "aimfair", *verb, "--run", str(path), *where]
+            done = subprocess.run(command, env=environment(tiny), capture_output=True, text=True, timeout=WAIT)
+            assert done.returncode == 0, done.stderr
+        steps.append({event["step"] for event in events(path, "step done")})
+    assert not steps[0], "those of the pool alone"
+    assert steps[1] > {"generate/0/0", "generate/0/1", "tune/trials/aimfair/0", "train/7"}
+    one, several = map(contents, paths)
+    assert one.keys() == several.keys()
+    assert not [name for name in one if one[name] != several[name]]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGKILL, -9)])
 def test_a_run_that_is_stopped_or_killed_continues(tiny: Path, tmp_path: Path, number: int, code: int) -> None:
     """The signal goes to the whole group, as from a terminal; SIGKILL to the process of the run alone."""
     path = begun(tiny, tmp_path / "run")
