@@ -1,6 +1,7 @@
 """Selective against full fine-tuning: metrics, time, and the memory of a fine-tuning step."""
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -159,10 +160,12 @@ def measure_memory(
     count = min(settings.batch_size if on_gpu else _FEW, len(images))
     pixels = Normalize(preprocessing, device)(images.images[:count])
     target = torch.from_numpy(images.target[:count]).to(device)
-    for _ in range(_STEPS):
-        optimizer.zero_grad()
-        F.cross_entropy(logits(model, pixels), target).backward()  # type: ignore[no-untyped-call]
-        optimizer.step()
+    with optimizer.step_in_backward() if settings.step_in_backward else nullcontext():
+        for _ in range(_STEPS):
+            optimizer.zero_grad()
+            F.cross_entropy(logits(model, pixels), target).backward()  # type: ignore[no-untyped-call]
+            if not settings.step_in_backward:
+                optimizer.step()
     peak = torch.cuda.max_memory_allocated(device) - before if on_gpu else None
     return memory_of(model, optimizer, mask, peak)
 

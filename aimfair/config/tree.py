@@ -134,6 +134,17 @@ class Config(Settings):
         return self
 
     @model_validator(mode="after")
+    def _check_steps_in_backward(self) -> Self:
+        for node in ("train", "finetune"):
+            if self.model.compile and getattr(self, node).step_in_backward:
+                raise Problem(
+                    (node, "step_in_backward"),
+                    "saves nothing with model.compile: all gradients of a compiled model are complete at the end of the"
+                    " backward pass; give one of the two",
+                )
+        return self
+
+    @model_validator(mode="after")
     def _check_epochs(self) -> Self:
         for name, method in self.methods.items():
             epochs = method.training_settings(self.train, self.finetune).epochs

@@ -1,4 +1,4 @@
-"""The gradients that DistributedDataParallel has averaged, during the backward pass."""
+"""The gradients that DistributedDataParallel has averaged, or summed, during the backward pass."""
 
 from collections.abc import Callable
 from typing import Any
@@ -23,15 +23,17 @@ class AveragedGradients:
         on_average: called with the parameters of a bucket.
     """
 
-    def __init__(self, group: dist.ProcessGroup):
+    def __init__(self, group: dist.ProcessGroup, *, summed: bool):
         self.on_start: Callable[[], None] | None = None
         self.on_average: OnAverage | None = None
-        self._group = group
+        self._group, self._summed = group, summed
         self._last: tuple[torch.futures.Future[Tensor], list[Tensor]] | None = None
 
     def hook(self, _: object, bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:  # type: ignore[name-defined]
-        """Averages a bucket to the bits of DistributedDataParallel without a hook."""
-        buffer = bucket.buffer().mul_(1.0 / self._group.size())
+        """Averages a bucket to the bits of DistributedDataParallel without a hook, or sums it."""
+        buffer = bucket.buffer()
+        if not self._summed:
+            buffer.mul_(1.0 / self._group.size())
         work: Any = dist.all_reduce(buffer, group=self._group, async_op=True)
         future: torch.futures.Future[Tensor] = work.get_future().then(lambda done: done.value()[0])
         if self.on_start is not None:
@@ -56,6 +58,17 @@ class AveragedGradients:
 _OF_MODULES: "WeakKeyDictionary[DistributedDataParallel, AveragedGradients]" = WeakKeyDictionary()
 
 
+def sum_gradients(module: DistributedDataParallel) -> None:
+    """Lets a module sum the gradients of the processes instead of averaging them, inside ``step_in_backward`` too.
+
+    For losses that are divided by the images of all processes. Takes the module's communication hook; before its first
+    backward pass.
+    """
+    averaged = AveragedGradients(module.process_group, summed=True)
+    module.register_comm_hook(None, averaged.hook)
+    _OF_MODULES[module] = averaged
+
+
 def averaged_gradients(module: DistributedDataParallel) -> AveragedGradients:
     """Raises:
     TypeError: another module. ValueError: gradients that are copies of the buckets.
@@ -68,7 +81,7 @@ def averaged_gradients(module: DistributedDataParallel) -> AveragedGradients:
             " gradients are copied after the last step"
         )
     if module not in _OF_MODULES:
-        averaged = AveragedGradients(module.process_group)
+        averaged = AveragedGradients(module.process_group, summed=False)
         module.register_comm_hook(None, averaged.hook)
         _OF_MODULES[module] = averaged
     return _OF_MODULES[module]

@@ -8,9 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from aimfair.selective import moments
 from aimfair.selective import state as state_layout
 from aimfair.selective.distributed import local
 from aimfair.selective.moments import MomentBits
+from aimfair.selective.offload import aligned
 from aimfair.selective.options import IMPLEMENTATION
 from aimfair.selective.state import Slot
 
@@ -46,6 +48,14 @@ class KeptState:
 
     def has_master(self, parameter: Tensor) -> bool:
         return self.master_weights and parameter.dtype != torch.float32
+
+    def nbytes(self, parameter: Tensor, slot: Slot | None, names: Sequence[str]) -> int:
+        """What compact state of a parameter takes in host memory, without "step"."""
+        if slot is None or not slot.tuned:
+            return 0
+        dtype = moments.DTYPES[self.moment_bits]
+        of_moment = aligned(dtype.itemsize * moments.length(dtype, parameter.numel(), slot.nnz))
+        return len(names) * of_moment + (aligned(4 * slot.nnz) if self.has_master(parameter) else 0)
 
     def allocate(self, state: dict[str, Tensor], parameter: Tensor, slot: Slot, names: Sequence[str]) -> None:
         """Adds what is missing in a parameter's state.

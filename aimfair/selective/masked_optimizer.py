@@ -225,7 +225,8 @@ class MaskedOptimizer(Optimizer):
             left = [parameter for parameter in group["params"] if parameter.grad is not None]
             return [left] if left else []
         if self.offload:
-            return split(group["params"], self._slots, 4 * (len(self._state_names(group)) + self.master_weights))
+            kept, names = self._kept, self._state_names(group)
+            return split(group["params"], lambda parameter: kept.nbytes(parameter, self._slots.get(parameter), names))
         return [group["params"]]
 
     def _step_part(self, number: int, parameters: list[Tensor]) -> None:
@@ -255,7 +256,11 @@ class MaskedOptimizer(Optimizer):
 
     @contextmanager
     def step_in_backward(
-        self, *, max_norm: float | None = None, ddp: "DistributedDataParallel | None" = None
+        self,
+        *,
+        max_norm: float | None = None,
+        ddp: "DistributedDataParallel | None" = None,
+        watch: bool = False,
     ) -> Iterator[StepInBackward]:
         """Inside, every backward pass takes a step, and frees gradients as soon as they are complete.
 
@@ -271,6 +276,8 @@ class MaskedOptimizer(Optimizer):
                 elements are kept to the end of the pass, when the norm is known; with ``accumulate()``, all elements.
             ddp: the module that averages the gradients of replicas; made with ``gradient_as_bucket_view=True``, it
                 keeps them in buckets. Accumulate with its ``no_sync()``. FSDP2 needs nothing.
+            watch: notes the largest value of every gradient, :attr:`StepInBackward.largest`: whether one was NaN or
+                infinite is known only when others have been stepped.
 
         Raises:
             TypeError, ValueError: naming the argument.
@@ -281,7 +288,7 @@ class MaskedOptimizer(Optimizer):
             raise RuntimeError("step_in_backward: this optimizer is inside one already")
         self._reserve_moments()
         steps = Steps(self._begin_step, self._step_part, self._end_step, lambda: self.step())
-        with StepInBackward(steps, self._slots, self.param_groups, max_norm, ddp) as self._in_backward:
+        with StepInBackward(steps, self._slots, self.param_groups, max_norm, ddp, watch=watch) as self._in_backward:
             try:
                 yield self._in_backward
             finally:

@@ -169,22 +169,30 @@ def require_offloadable(slots: Mapping[Tensor, Slot], *, compact: bool) -> None:
             raise ValueError(f"offload=True: {slot.name!r} is on {parameter.device}, where its state is anyway")
 
 
-def split(parameters: Sequence[Tensor], slots: Mapping[Tensor, Slot], nbytes: int) -> Iterator[list[Tensor]]:
-    """The parameters in parts whose state has :data:`BUCKET_BYTES`, or one parameter.
+def split(parameters: Sequence[Tensor], nbytes: Callable[[Tensor], int]) -> Iterator[list[Tensor]]:
+    """The parameters in parts whose state has at most :data:`BUCKET_BYTES`, a power of two, or one parameter.
+
+    torch rounds pinned memory up to a power of two: a little more would take twice as much.
 
     Args:
-        nbytes: of the state of a selected element.
+        nbytes: of a parameter's state in a bucket, :func:`aligned`.
     """
     part: list[Tensor] = []
     size = 0
     for parameter in parameters:
-        part.append(parameter)
-        size += nbytes * (slots[parameter].nnz if parameter in slots else 0)
-        if size >= BUCKET_BYTES:
+        own = nbytes(parameter)
+        if part and size + own > BUCKET_BYTES:
             yield part
             part, size = [], 0
+        part.append(parameter)
+        size += own
     if part:
         yield part
+
+
+def aligned(nbytes: int) -> int:
+    """What a tensor of so many bytes takes in a bucket."""
+    return -(-nbytes // ALIGNMENT) * ALIGNMENT
 
 
 class Offload:
@@ -246,7 +254,7 @@ class _DeviceOffload:
     def adopt(self, states: Sequence[dict[str, Tensor]], names: Sequence[str]) -> Bucket:
         """Moves tensors of the parameters' states into a new bucket, and puts views of it in their places."""
         tensors = {(name, i): state[name] for name in names for i, state in enumerate(states)}
-        sizes = [-(-tensor.nbytes // ALIGNMENT) * ALIGNMENT for tensor in tensors.values()]
+        sizes = [aligned(tensor.nbytes) for tensor in tensors.values()]
         begins = list(accumulate(sizes, initial=0))
         places = {key: (b, b + t.nbytes) for (key, t), b in zip(tensors.items(), begins, strict=False)}
         self._engine.synchronize()  # state that is in another bucket is read here

@@ -49,6 +49,8 @@ class StepInBackward:
 
     Attributes:
         norm: with ``max_norm``, the norm of all gradients of the last step before clipping.
+        largest: with ``watch``, parameter -> the largest absolute value of its gradient in the last step, NaN if it has
+            one; of a DTensor, in this process.
     """
 
     def __init__(
@@ -58,6 +60,8 @@ class StepInBackward:
         groups: Sequence[Mapping[str, Any]],
         max_norm: float | None,
         ddp: "DistributedDataParallel | None",
+        *,
+        watch: bool = False,
     ):
         self._steps, self._slots, self._groups, self._max_norm = steps, slots, groups, max_norm
         self._group_of: dict[Tensor, int] = {}
@@ -70,10 +74,12 @@ class StepInBackward:
 
             self._averaged, self._ddp_parameters = averaged_gradients(ddp), set(ddp.parameters())
         self._kept = SelectedGradients(slots)
-        self._accumulating = False
+        self._accumulating = self._discarding = False
         self._stepping = False
+        self._watch, self._watched = watch, dict[Tensor, tuple[Tensor, streams.Stream]]()
         self._reset()
         self.norm: Tensor | None = None
+        self.largest: dict[Tensor, Tensor] = {}
 
     def _reset(self) -> None:
         """Before a pass."""
@@ -136,9 +142,29 @@ class StepInBackward:
         finally:
             self._accumulating = False
 
+    @contextmanager
+    def discard(self) -> Iterator[None]:
+        """Backward passes inside step nothing: gradients are freed when they are complete, as by a step. Tries what
+        memory suffices for.
+
+        Raises:
+            RuntimeError: with DistributedDataParallel; or gradients are accumulated, which a pass would add to.
+        """
+        if self._averaged is not None or len(self._kept):
+            reason = "gradients are accumulated" if self._averaged is None else "not with DistributedDataParallel"
+            raise RuntimeError(f"discard(): {reason}")
+        self._hook()
+        self._discarding = True
+        try:
+            yield
+        finally:
+            self._discarding = False
+            self.free()
+
     def drop(self) -> None:
         """Drops accumulated gradients, and a failed pass if it has stepped nothing."""
         self._kept.clear()
+        self._watched = {}
         if not self._stepped:
             self._reset()
 
@@ -183,6 +209,7 @@ class StepInBackward:
                 f" {len(self._stepped)} parameters: it failed ({way_out}), or runs checkpoints, which then need"
                 " use_reentrant=False"
             )
+        self._refuse_capture()
         self._task = task
         self._hook()
         if self._max_norm is not None:
@@ -191,6 +218,11 @@ class StepInBackward:
             self._steps.begin()
         self._at_end(lambda: self._at_end(self._end))  # after the callbacks that others have queued by then
 
+    def _refuse_capture(self) -> None:
+        for device in {parameter.device for parameter in self._group_of}:
+            if streams.is_capturing(device):  # where it has never been tried
+                raise RuntimeError("step_in_backward: not in a CUDA graph; capture backward and step() instead")
+
     @staticmethod
     def _at_end(callback: Callable[[], None]) -> None:
         torch.autograd.Variable._execution_engine.queue_callback(callback)
@@ -198,8 +230,13 @@ class StepInBackward:
     def _on_gradient(self, parameter: Tensor) -> None:
         """When a parameter's gradient of this pass is complete."""
         with self._lock:
+            if self._discarding:
+                parameter.grad = None
+                return
             self._start()
             assert parameter.grad is not None
+            if self._watch:
+                self._note_largest(parameter, local(parameter.grad))
             if self._accumulating:
                 if self._max_norm is None:
                     self._kept.add(parameter)
@@ -242,6 +279,7 @@ class StepInBackward:
                 self._complete(parameter, self._stream(parameter))
             self._step_pending()
             self._free_written()
+            self._collect_largest()
             self._steps.end()
             with self.stepping() as by_closure:
                 if not by_closure:
@@ -292,6 +330,26 @@ class StepInBackward:
             scale = (max_norm / (self.norm + 1e-6)).clamp(max=1.0)
             for parameter, (_, stream) in self._norms.items():
                 self._complete(parameter, stream, scale)
+
+    @torch.no_grad()
+    def _note_largest(self, parameter: Tensor, grad: Tensor) -> None:
+        if not grad.numel():
+            return
+        largest, stream = torch.linalg.vector_norm(grad, float("inf")), self._stream(parameter)
+        if parameter in self._watched:  # of an accumulated pass
+            before, earlier = self._watched[parameter]
+            with streams.after([earlier], parameter.device):
+                largest = torch.maximum(before, largest)  # NaN if one is
+        self._watched[parameter] = largest, stream
+
+    def _collect_largest(self) -> None:
+        """For the stream on which the pass was begun."""
+        with ExitStack() as stack:
+            for device in dict.fromkeys(parameter.device for parameter in self._watched):
+                made_on = [stream for p, (_, stream) in self._watched.items() if p.device == device]
+                stack.enter_context(streams.after(made_on, device))
+            self.largest = {parameter: largest for parameter, (largest, _) in self._watched.items()}
+        self._watched = {}
 
     @torch.no_grad()
     def _note_norm(self, parameter: Tensor, grad: Tensor) -> None:

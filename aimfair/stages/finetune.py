@@ -82,8 +82,8 @@ def inputs_of_training(run: Run, method: MethodSettings) -> dict[str, object]:
     settings = method.training_settings(config.train, config.finetune)
     inputs: dict[str, object] = {"data": config.data.of_training, "method": method.own}
     if method.from_biased:
-        return {**inputs, "preprocessing": config.model.computation, "finetune": settings}
-    return {**inputs, "model": config.model.of_training, "train": settings}
+        return {**inputs, "preprocessing": config.model.computation, "finetune": settings.of_result}
+    return {**inputs, "model": config.model.of_training, "train": settings.of_result}
 
 
 def work_of(

@@ -27,6 +27,7 @@ from aimfair.training.execution import named_failure
 from aimfair.training.head import head_names
 from aimfair.training.loop import Training
 from aimfair.training.models import build_model, load_model, preprocessing_caution, save_model
+from aimfair.training.optimizer import require_offloadable
 from aimfair.training.predict import predict
 from aimfair.training.samplers import groups_of
 from aimfair.training.sensitivity import SOURCES, measure_sensitivity
@@ -58,6 +59,7 @@ def check(run: Run, *, real_images: bool, rehearse: bool = True) -> None:
         run.log.warn(caution)
     if config.tuned:
         require_optuna()
+    require_offloadable(config.finetune, tuning_device(config.device), sharded=not rehearse)
     if real_images:
         splits = splits_of(run)
         _refuse_small_sources(config, len(splits.train))

@@ -45,6 +45,6 @@ def _inputs(run: Run, seed: int) -> dict[str, object]:
     return {
         "data": run.config.data.of_training,
         "model": run.config.model.of_training,
-        "train": run.config.train,
+        "train": run.config.train.of_result,
         "seed": seed,
     }

@@ -25,6 +25,7 @@ from aimfair.data.images import ImageSet
 from aimfair.selective.distributed import is_dtensor, local, shard_of
 from aimfair.selective.mask import ParameterMask
 from aimfair.selective.parameters import listing
+from aimfair.training.backward_steps import BackwardSteps
 from aimfair.training.batch_gradient import BatchGradient
 from aimfair.training.checkpoint import Checkpoint, Tensors, changing_tensors, copy_tensors
 from aimfair.training.execution import prepare
@@ -82,7 +83,8 @@ class Training:
 
     On the CPU, with a given number of threads, the result is bit-identical for the same first block of arguments,
     however often the training is interrupted and resumed. A step whose loss or gradient is not finite is skipped and
-    counted; :data:`SKIPS_IN_A_ROW` in a row, or all of an epoch, end the training.
+    counted; :data:`SKIPS_IN_A_ROW` in a row, or all of an epoch, end the training; with ``settings.step_in_backward``
+    one does.
 
     Args:
         model: on the device to train on; frozen parameters do not change.
@@ -146,8 +148,9 @@ class Training:
         self._gradient = self._batch_gradient()
 
     def _batch_gradient(self) -> BatchGradient:
+        steps = BackwardSteps(self.optimizer) if self.settings.step_in_backward else None
         if not self.processes.several:
-            return BatchGradient(self.model, self.settings.batch_size)
+            return BatchGradient(self.model, self.settings.batch_size, steps)
         smallest, ranks = self._sampler.images // self._steps, self.processes.ranks
         if smallest < ranks.size:
             raise AimfairError(
@@ -157,10 +160,10 @@ class Training:
         if self.processes.sharded:
             from aimfair.training.sharded_gradient import ShardedGradient
 
-            return ShardedGradient(self.model, self.settings.batch_size, self.processes)
+            return ShardedGradient(self.model, self.settings.batch_size, self.processes, steps)
         from aimfair.training.shared_gradient import SharedGradient
 
-        return SharedGradient(self.model, self.settings.batch_size, self.processes)
+        return SharedGradient(self.model, self.settings.batch_size, self.processes, steps)
 
     @property
     def steps(self) -> int:
@@ -269,23 +272,29 @@ class Training:
         target = torch.from_numpy(self.train.target[indices[share]]).to(self._device)
         weigh = partial(self.objective.weights, indices=indices) if self.objective else None
         seed = derive_seed("dropout", self.seed, position.epoch, position.step)
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate(self.settings, position.epoch, position.step, self._steps)
         result = self._gradient(images, target, seed, weigh, len(indices))
         if not result.is_finite:
             self._skip_step()
             return
-        for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate(self.settings, position.epoch, position.step, self._steps)
-        self.optimizer.step()
+        if not self._gradient.takes_steps:
+            self.optimizer.step()
         if self.objective:
             self.objective.accept()
         position.add(result.loss, result.correct, len(indices))
 
     def _skip_step(self) -> None:
         position, culprit = self._position, self._gradient.not_finite()
+        where = f"epoch {position.epoch}, step {position.step + 1} of {self._steps}"
+        if self._gradient.takes_steps:
+            raise DivergedError(
+                f"{where}: {culprit} is NaN or infinite, and with step_in_backward such a step cannot be skipped;"
+                " choose a lower lr, or set step_in_backward to false"
+            )
         self._gradient.undo()
         position.skipped_in_a_row += 1
         position.history.skipped_steps += 1
-        where = f"epoch {position.epoch}, step {position.step + 1} of {self._steps}"
         whole_epoch = not position.seen and position.step + 1 == self._steps
         if whole_epoch or position.skipped_in_a_row == SKIPS_IN_A_ROW:
             which = "every step of the epoch" if whole_epoch else f"{SKIPS_IN_A_ROW} steps in a row"
@@ -321,7 +330,7 @@ class Training:
         groups = self.optimizer.param_groups
         facts = {
             "inputs": self.checkpoint.inputs if self.checkpoint else "",
-            "settings": self.settings.model_dump(mode="json"),
+            "settings": self.settings.of_result,
             "computation": self.preprocessing.computation,
             "optimizer": (type(self.optimizer).__name__, [group.get("mask_digest") for group in groups]),
             "seed": self.seed,

@@ -125,6 +125,16 @@ class OptimizerSettings(Settings):
     step_epochs: int = Field(10, ge=1, description="step only: epochs between divisions of lr by 10")
     keep: Literal["last", "best_validation"] = Field("last", description="which epoch's weights are kept")
     augment: AugmentSettings = AugmentSettings()
+    step_in_backward: bool = Field(
+        False,
+        description="step every tensor as soon as its gradient is complete, which is then freed: the same weights with"
+        " up to 4 bytes less per weight, but not with ddp; a step that is not finite ends the training",
+    )
+
+    @property
+    def of_result(self) -> dict[str, Any]:
+        """What the result depends on."""
+        return self.model_dump(mode="json", exclude={"step_in_backward", "offload"})
 
 
 class FinetuneSettings(OptimizerSettings):
@@ -136,6 +146,15 @@ class FinetuneSettings(OptimizerSettings):
     state: Literal["dense", "compact"] = Field(
         "compact", description="optimizer state of all weights, or of the selected ones"
     )
+    offload: bool = Field(
+        False, description="on a GPU, with compact: optimizer state in pinned host memory, copied for every step"
+    )
+
+    @model_validator(mode="after")
+    def _check_offload(self) -> Self:
+        if self.offload and self.state != "compact":
+            raise Problem(("offload",), f"needs state: compact, found {self.state}; leave one of the two out")
+        return self
 
 
 class DistributedSettings(Settings):

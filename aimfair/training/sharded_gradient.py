@@ -7,7 +7,6 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 
-from aimfair.selective.distributed import local
 from aimfair.training.shared_gradient import SharedGradient
 
 
@@ -20,32 +19,22 @@ class ShardedGradient(SharedGradient):
     def _wrap(self, images: Tensor, target: Tensor) -> nn.Module:
         sum_gradients(self._model)
         self._synchronise_batchnorm()
+        if self._steps is not None:
+            self._steps.begin()
         return self._model
 
     @contextmanager
-    def _unsynchronised(self, model: nn.Module) -> Iterator[None]:
-        assert isinstance(model, FSDPModule)
-        model.set_requires_gradient_sync(False)
+    def _adding(self) -> Iterator[None]:
+        assert isinstance(self._model, FSDPModule)
+        self._model.set_requires_gradient_sync(False)
         try:
             yield
         finally:
-            model.set_requires_gradient_sync(True)
+            self._model.set_requires_gradient_sync(True)
 
-    def _worst(self) -> Tensor:
-        norms = torch._foreach_norm(parts, float("inf")) if (parts := self._parts()) else []
-        return torch.stack([*norms, torch.zeros((), device=self._parameters[0].device)]).amax()
-
-    def not_finite(self) -> str:
-        named = [name for name, parameter in self._model.named_parameters() if parameter.requires_grad]
-        grads = [parameter.grad for parameter in self._parameters]
-        bad = [0 if grad is None or local(grad).isfinite().all() else 1 for grad in grads]
-        counts = self._ranks.sum(torch.tensor(bad)).tolist()
-        return next((f"the gradient of {name}" for name, count in zip(named, counts, strict=True) if count), "the loss")
-
-    def _parts(self) -> list[Tensor]:
-        """This process's rows of the gradients that have any."""
-        parts = [local(parameter.grad) for parameter in self._parameters if parameter.grad is not None]
-        return [part for part in parts if part.numel()]
+    def _not_finite(self) -> list[bool]:
+        """In any process."""
+        return [bool(count) for count in self._ranks.sum(torch.tensor(super()._not_finite(), dtype=torch.int64))]
 
 
 def sum_gradients(model: nn.Module) -> None:

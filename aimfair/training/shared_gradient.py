@@ -2,10 +2,8 @@
 
 import warnings
 from contextlib import AbstractContextManager, ExitStack, nullcontext
-from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
@@ -13,7 +11,9 @@ from torch.nn.parallel import DistributedDataParallel
 from aimfair.base.errors import AimfairError
 from aimfair.base.memory import pieces
 from aimfair.base.seeds import derive_seed, seed_torch
+from aimfair.selective.averaged import sum_gradients
 from aimfair.training import shared_batchnorm
+from aimfair.training.backward_steps import BackwardSteps
 from aimfair.training.batch_gradient import BatchGradient, BatchResult, Weigh
 from aimfair.training.execution import logits, run_like
 from aimfair.training.processes import Processes
@@ -31,8 +31,8 @@ class SharedGradient(BatchGradient):
     Dropout draws other numbers in each process, and so others than a single process.
     """
 
-    def __init__(self, model: nn.Module, batch_size: int, processes: Processes):
-        super().__init__(model, -(-batch_size // processes.ranks.size))
+    def __init__(self, model: nn.Module, batch_size: int, processes: Processes, steps: BackwardSteps | None = None):
+        super().__init__(model, -(-batch_size // processes.ranks.size), steps)
         self._ranks, self._local = processes.ranks, processes.settings.batchnorm == "local"
         self._wrapped: nn.Module | None = None
         self._undo_at_end = ExitStack()
@@ -68,7 +68,7 @@ class SharedGradient(BatchGradient):
         return BatchResult.of(self._ranks.sum(torch.stack((loss, correct, worst)).double()))
 
     def close(self) -> None:
-        """Leaves the model as it was made, with the last weights."""
+        super().close()
         self._undo_at_end.close()
         self._wrapped = None
         for parameter in self._parameters:
@@ -78,14 +78,9 @@ class SharedGradient(BatchGradient):
         if not self._local:
             self._undo_at_end.enter_context(shared_batchnorm.synchronised(self._model, self._ranks))
 
-    def _worst(self) -> Tensor:
-        """Finite if the gradients are."""
-        return torch.stack(torch._foreach_norm(self._gradients(), float("inf"))).amax()
-
-    def _unsynchronised(self, model: nn.Module) -> AbstractContextManager[None]:
-        """Inside, gradients are kept here and added up."""
-        assert isinstance(model, DistributedDataParallel)
-        return model.no_sync()
+    def _adding(self) -> AbstractContextManager[None]:
+        assert isinstance(self._wrapped, DistributedDataParallel)
+        return self._wrapped.no_sync()
 
     def _backward(
         self,
@@ -114,7 +109,7 @@ class SharedGradient(BatchGradient):
         correct = torch.zeros((), device=images.device)
         for number, part in enumerate(parts, 1):
             last = number == len(parts)
-            with nullcontext() if last else self._unsynchronised(model):
+            with nullcontext() if last else self._adding():
                 scores = logits(model, images[part])
                 losses = F.cross_entropy(scores, target[part], reduction="none")
                 if weigh is None:
@@ -135,10 +130,7 @@ class SharedGradient(BatchGradient):
         def attempt(size: int) -> None:
             self.undo()
             for part in pieces(len(images), size):
-                scores = logits(self._model, images[part])
-                if not scores.requires_grad:
-                    raise AimfairError("the logits do not depend on any weight that is trained")
-                F.cross_entropy(scores, target[part]).backward()  # type: ignore[no-untyped-call]
+                F.cross_entropy(self._scores(images[part]), target[part]).backward()  # type: ignore[no-untyped-call]
 
         self._micro_batch.attempt(attempt)
         has_gradient = torch.tensor([parameter.grad is not None for parameter in self._parameters], dtype=torch.int64)
@@ -155,12 +147,8 @@ class SharedGradient(BatchGradient):
             wrapped = DistributedDataParallel(
                 self._model, find_unused_parameters=not everywhere, gradient_as_bucket_view=True
             )
-        wrapped.register_comm_hook(None, _sum)
+        sum_gradients(wrapped)
         run_like(wrapped, self._model)
+        if self._steps is not None:
+            self._steps.begin(wrapped)
         return wrapped
-
-
-def _sum(_: object, bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:  # type: ignore[name-defined]
-    """The sum over the processes, where DistributedDataParallel would take the mean."""
-    work: Any = dist.all_reduce(bucket.buffer(), async_op=True)
-    return work.get_future().then(lambda future: future.value()[0])  # type: ignore[no-any-return]

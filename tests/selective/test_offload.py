@@ -34,6 +34,7 @@ class CheckedCopies:
 
     Attributes:
         broken: the call that forgets what to wait for.
+        sizes: of host memory, in bytes.
     """
 
     where: torch.device
@@ -41,8 +42,10 @@ class CheckedCopies:
     clocks: dict[str, Clock] = field(default_factory=lambda: {name: {} for name in ("host", "up", "down", "work")})
     accesses: dict[int, list[Access]] = field(default_factory=dict)
     calls: list[str] = field(default_factory=list)
+    sizes: list[int] = field(default_factory=list)
 
     def host(self, nbytes: int) -> Tensor:
+        self.sizes.append(nbytes)
         return torch.empty(nbytes, dtype=torch.uint8)
 
     def device(self, nbytes: int) -> Tensor:
@@ -170,6 +173,17 @@ def test_same_bits_as_on_the_device(model, kind, options, masked, engines):
         step(model, offloaded, gradients)
         step(twin, plain, gradients)
     assert_same(model, twin, offloaded, plain)
+
+
+@pytest.mark.skipif("config.getoption('--device') != 'cpu'", reason="reads the fake engine")
+@pytest.mark.parametrize(("bits", "sizes"), [(32, [4096, 4096, 5632]), (16, [4096, 3072]), (8, [3584])])
+def test_buckets_have_no_more_than_a_power_of_two(bits, sizes, engines, monkeypatch):
+    """Which torch would round up to the next; but for tensors that alone have more. Of 8 bits all are in one."""
+    monkeypatch.setattr(offload, "BUCKET_BYTES", 4096)
+    model = nn.ParameterList([torch.zeros(count) for count in (200, 200, 200, 200, 700)])
+    optimizer = aimfair.MaskedAdamW(model.named_parameters(), state="compact", offload=True, moment_bits=bits)
+    step(model, optimizer, random_gradients(model))
+    assert engines[0].sizes == sizes
 
 
 @pytest.mark.parametrize("rounding", [{"master_weights": True}, {"stochastic_rounding": True}])

@@ -2,6 +2,7 @@
 
 import copy
 import itertools
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
@@ -338,6 +339,75 @@ def test_gradients_are_freed_in_the_pass(device, monkeypatch):
     with optimizer.step_in_backward():
         model(torch.randn(3, 20, device=device, requires_grad=True)).sum().backward()
     assert max(held) <= 1
+
+
+# -- what a pass tells ------------------------------------------------------------------------------------------------
+
+
+def test_the_largest_value_of_each_gradient(model, device):
+    """Of the last step, and of all passes that were accumulated for it."""
+    twin, released, _ = pair(model, mask_of(model), aimfair.MaskedAdamW, {"lr": 0.05})
+    with released.step_in_backward(watch=True) as steps:
+        for parts in (1, 2, 1):
+            batches, expected = [batch(device) for _ in range(parts)], {}
+            twin.load_state_dict(model.state_dict())
+            for data in batches:
+                twin.zero_grad()
+                backward(twin, *data)
+                for parameter, other in zip(model.parameters(), twin.parameters(), strict=True):
+                    if other.grad is not None and other.numel():
+                        expected[parameter] = max(expected.get(parameter, 0.0), other.grad.abs().max().item())
+            with steps.accumulate():
+                for data in batches[:-1]:
+                    backward(model, *data)
+            backward(model, *batches[-1])
+            assert {parameter: largest.item() for parameter, largest in steps.largest.items()} == expected
+
+
+@pytest.mark.parametrize("parts", [1, 2])
+def test_values_that_are_not_finite_are_seen(model, parts, device):
+    optimizer = aimfair.MaskedAdamW(model.named_parameters(), mask_of(model))
+    handle = model.head.weight.register_hook(
+        lambda grad: grad.index_fill(0, torch.tensor([0], device=device), torch.nan)
+    )
+    with optimizer.step_in_backward(watch=True) as steps:
+        for number in range(parts):
+            with steps.accumulate() if number < parts - 1 else nullcontext():
+                backward(model, *batch(device))
+            handle.remove()
+        assert [p is model.head.weight for p, largest in steps.largest.items() if not largest.isfinite()] == [True]
+
+
+def test_passes_whose_gradients_are_discarded(model, device):
+    before = weights(model)
+    optimizer = aimfair.MaskedAdamW(model.named_parameters(), mask_of(model), lr=0.05)
+    with optimizer.step_in_backward() as steps:
+        for _ in range(2):
+            with steps.discard():
+                backward(model, *batch(device))
+            assert_no_gradients(model)
+        assert all(same_bits(value, before[name]) for name, value in weights(model).items())
+        assert not any(optimizer.state.values())
+        with steps.accumulate():
+            backward(model, *batch(device))
+        with pytest.raises(RuntimeError, match=r"discard\(\): gradients are accumulated"), steps.discard():
+            pass
+        optimizer.zero_grad()
+        backward(model, *batch(device))
+    assert not all(same_bits(value, before[name]) for name, value in weights(model).items())
+
+
+def test_a_graph_that_is_captured_is_refused(model, device, monkeypatch):
+    optimizer = aimfair.MaskedAdamW(model.named_parameters(), mask_of(model))
+    before = weights(model)
+    with optimizer.step_in_backward():
+        with monkeypatch.context() as patch:
+            patch.setattr(step_in_backward.streams, "is_capturing", lambda _: True)
+            with pytest.raises(RuntimeError, match="step_in_backward: not in a CUDA graph; capture backward and step"):
+                backward(model, *batch(device))
+        assert all(same_bits(value, before[name]) for name, value in weights(model).items())
+        optimizer.zero_grad()
+        backward(model, *batch(device))
 
 
 @pytest.fixture

@@ -80,16 +80,18 @@ def test_sensitivity_keeps_its_statistics_and_no_gradients(model, statistics, ti
     assert times * weights < watch.most < (times + 0.2) * weights
 
 
-@pytest.mark.parametrize("density", [0.01, pytest.param(0.1, marks=pytest.mark.slow)])
-def test_fine_tuning_keeps_gradients_and_the_state_of_selected_weights(density):
+@pytest.mark.parametrize(
+    ("density", "in_backward"), [(0.01, False), (0.01, True), pytest.param(0.1, False, marks=pytest.mark.slow)]
+)
+def test_fine_tuning_keeps_gradients_and_the_state_of_selected_weights(density, in_backward):
     model = build_model(VIT, 2, 100)
     mask = ParameterMask.random(model, density)
-    settings = FinetuneSettings(lr=0.001, epochs=1, batch_size=16)
+    settings = FinetuneSettings(lr=0.001, epochs=1, batch_size=16, step_in_backward=in_backward)
     watch = Watch()
     Training(model, TRAIN, VALIDATION, settings, VIT, 1, mask, task=watch).fit()
     weights = bytes_of(model)
-    state = 2 * density  # exp_avg and exp_avg_sq
-    assert 0.9 * (1 + state) * weights < watch.most < (1 + state + 0.2) * weights  # torch's AdamW: 3
+    kept = 2 * density + (not in_backward)  # exp_avg and exp_avg_sq, and gradients
+    assert 0.9 * kept * weights < watch.most < (kept + 0.2) * weights  # torch's AdamW: 3
 
 
 def test_the_best_epoch_and_the_checkpoint_hold_what_is_trained(tmp_path):

@@ -50,10 +50,16 @@ def test_modules_are_made_without_weights() -> None:
 
 
 def trained(
-    folder: Path, mask: ParameterMask | None, both: Processes = ONE, task: Task = SILENT, **options: object
+    folder: Path,
+    mask: ParameterMask | None,
+    both: Processes = ONE,
+    task: Task = SILENT,
+    *,
+    step_in_backward: bool = False,
+    **options: object,
 ) -> tuple[nn.Module, History]:
     model = load_sharded(folder, MODEL, CPU) if both.sharded else load_model(folder)
-    settings = TUNED if mask else SETTINGS
+    settings = (TUNED if mask else SETTINGS).model_copy(update={"step_in_backward": step_in_backward})
     training = Training(model, TRAIN, VALIDATION, settings, MODEL, 100, mask=mask, processes=both, task=task, **options)
     return model, training.fit()
 
@@ -68,6 +74,11 @@ def check_training(both: Processes, directory: Path) -> None:
         )
         assert all(is_dtensor(parameter) for parameter in model.parameters())
         assert history.kept_epoch == expected.kept_epoch
+        stepped, _ = trained(directory / "initial", which, both, step_in_backward=True)
+        assert all(
+            torch.equal(a.to_local(), b.to_local())
+            for a, b in zip(stepped.parameters(), model.parameters(), strict=True)
+        )
         assert history.epochs[-1].train_loss == pytest.approx(expected.epochs[-1].train_loss, rel=1e-4)
         save_model(model, directory / "trained")
         both.ranks.meet()

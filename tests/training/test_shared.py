@@ -35,6 +35,7 @@ SETTINGS = OptimizerSettings(
 )
 """42 images in batches of 9 and 8: shares differ in size. AdamW would turn the gradient of a bias before
 BatchNorm, which is rounding alone, into steps of lr."""
+IN_BACKWARD = SETTINGS.model_copy(update={"step_in_backward": True})
 
 
 class Plain(Net):
@@ -165,6 +166,9 @@ def check_training(both: Processes) -> None:
             for model, more in zip(models, ({}, {"processes": both}), strict=True)
         ]
         close(*models)
+        stepped = Plain(unused=unused)
+        training(stepped, IN_BACKWARD, **objective, **options, processes=both).fit()
+        assert state_bits(stepped) == state_bits(models[1])
         assert ends[0].epochs[-1].train_accuracy == ends[1].epochs[-1].train_accuracy
         assert ends[0].epochs[-1].train_loss == pytest.approx(ends[1].epochs[-1].train_loss, rel=1e-4)
         both.ranks.require_same({"weights": digest_of(models[1])}, "")
