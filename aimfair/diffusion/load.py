@@ -6,11 +6,11 @@ from typing import Any
 
 import torch
 
-from aimfair.base.checked_weights import refuse_broken_weights
+from aimfair.base.checked_weights import load_model, refuse_broken_weights
 from aimfair.base.errors import AimfairError, one_line
 from aimfair.diffusion.families.family import Family, Pipeline
 from aimfair.diffusion.families.registry import absent
-from aimfair.diffusion.model import COMPONENTS, diffusion_libraries
+from aimfair.diffusion.model import COMPONENTS, decoder_folder, diffusion_libraries, weights_of
 from aimfair.diffusion.settings import TextToImageSettings
 from aimfair.selective.storage import check_header
 
@@ -60,7 +60,32 @@ def load_pipeline(folder: Path, family: Family, settings: TextToImageSettings, d
             pipeline.scheduler = diffusers.UniPCMultistepScheduler.from_config(pipeline.scheduler.config)
     if not family.own_scheduler:  # times of flow matching are continuous
         _require_steps(pipeline.scheduler, settings.steps)
+    if (small := decoder_folder(settings.decoder, settings.allow_download)) is not None:
+        pipeline.vae = _small_decoder(small, pipeline, getattr(torch, settings.dtype))
     return pipeline.to(device)
+
+
+def _small_decoder(folder: Path, pipeline: Pipeline, dtype: torch.dtype) -> Any:
+    """An AutoencoderTiny for the latents of the pipeline.
+
+    Raises:
+        AimfairError: it cannot be loaded, or is for other latents.
+    """
+    key, own = "generate.decoder", pipeline.vae.config
+    for path in weights_of(folder):
+        try:
+            check_header(path)
+        except ValueError as error:
+            raise AimfairError(f"{key}: {path}: not a usable AutoencoderTiny: {error}") from error
+    small = load_model(key, folder, _diffusers().AutoencoderTiny, dtype=dtype)
+    channels, factor = small.config.latent_channels, 2 ** (len(small.config.num_decoder_blocks) - 1)
+    if (channels, factor) != (own.latent_channels, pipeline.vae_scale_factor):
+        raise AimfairError(
+            f"{key}: {folder} decodes {channels} channels to {factor} x {factor} pixels, expected {own.latent_channels}"
+            f" and {pipeline.vae_scale_factor} x {pipeline.vae_scale_factor} for generate.model; use the decoder made"
+            " for its family"
+        )
+    return small.eval()
 
 
 def _require_steps(scheduler: Any, steps: int) -> None:

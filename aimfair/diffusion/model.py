@@ -26,6 +26,7 @@ COMPONENTS = (
 
 _ENDS = ("json", "txt", "model", "safetensors")
 _READ = ("model_index.json", *(f"{part}/*.{end}" for part in COMPONENTS for end in _ENDS))
+_DECODER = ("config.json", "*.safetensors")
 _NOT_READ = ("*.fp16.*", "*.fp16-*", "*.non_ema.*")  # other versions of the same weights
 
 
@@ -51,6 +52,29 @@ def model_folder(model: str, allow_download: bool) -> Path:
     if not (folder / "model_index.json").is_file():
         raise AimfairError(f"generate.model: {folder} has no model_index.json, expected a folder in diffusers' layout")
     return folder
+
+
+def decoder_folder(decoder: str | None, allow_download: bool) -> Path | None:
+    """The folder of ``generate.decoder``; None: the model's own is used.
+
+    Raises:
+        AimfairError: there is no decoder.
+    """
+    if decoder is None:
+        return None
+    if not Path(decoder).is_absolute():
+        return from_hub("generate.decoder", decoder, allow_download, _DECODER)
+    if not (Path(decoder) / "config.json").is_file():
+        raise AimfairError(
+            f"generate.decoder: {decoder}: found no config.json, expected the folder of an AutoencoderTiny as diffusers"
+            " saves it"
+        )
+    return Path(decoder)
+
+
+def decoder_fingerprint(folder: Path) -> str:
+    """As :func:`fingerprint`, of a decoder."""
+    return digest_of_files(folder, _DECODER)
 
 
 def weights_of(component: Path) -> list[Path]:

@@ -1,10 +1,13 @@
 """Settings of a text-to-image model: which one, how it samples, and which engine runs it."""
 
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
 
 from aimfair.base.settings import FolderOrName, Problem, Settings
+
+_WITHOUT: dict[str, Any] = {"guidance_interval": (0.0, 1.0), "decoder": None}
+"""Every setting that trades likeness for speed, with the value that does not."""
 
 
 class TensorRtSettings(Settings):
@@ -54,6 +57,11 @@ class TextToImageSettings(Settings):
     render_size: int | None = Field(
         None, ge=8, description="pixels along each side of generated images; null: the model's default"
     )
+    decoder: FolderOrName | None = Field(
+        None,
+        description="a small decoder in place of the model's, an AutoencoderTiny of diffusers such as TAESD: a folder"
+        " (beginning with /, ./, ../ or ~/) or an id on the hub; null: the model's",
+    )
     batch_size: int = Field(64, ge=1, description="images at a time; halved when out of memory")
     dtype: Literal["float32", "bfloat16", "float16"] = Field("float32", description="of the generator's weights")
     allow_download: bool = Field(False, description="allow downloading the model from the hub")
@@ -62,6 +70,17 @@ class TextToImageSettings(Settings):
     def in_use(self) -> bool:
         """Whether the model is run at all."""
         return True
+
+    @property
+    def shortcuts(self) -> dict[str, Any]:
+        """The settings in use that trade likeness to the plain model for speed, in JSON types."""
+        values = self.model_dump(mode="json", include=set(_WITHOUT))
+        return {name: values[name] for name, plain in _WITHOUT.items() if getattr(self, name) != plain}
+
+    @property
+    def plain(self) -> Self:
+        """Without shortcuts, in engine eager."""
+        return self.model_copy(update={**_WITHOUT, "engine": "eager"})
 
     @model_validator(mode="after")
     def _check_model(self) -> Self:

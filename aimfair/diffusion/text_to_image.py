@@ -20,6 +20,7 @@ from aimfair.diffusion.engines.registry import load_engine
 from aimfair.diffusion.families.family import Family, Pipeline
 from aimfair.diffusion.families.registry import family_of
 from aimfair.diffusion.load import load_pipeline
+from aimfair.diffusion.model import decoder_fingerprint, decoder_folder
 from aimfair.diffusion.sampler import Samples
 from aimfair.diffusion.settings import TextToImageSettings
 
@@ -118,10 +119,9 @@ class Diffusion:
         """As :attr:`Sampler.seconds`."""
         return self._clock.seconds
 
-    @property
-    def guided(self) -> bool:
-        """Whether there is classifier-free guidance, which runs the denoiser twice in a step."""
-        return self._guided
+    def restart_clock(self) -> None:
+        """:attr:`seconds` begin again at zero."""
+        self._clock.seconds.clear()
 
     @torch.inference_mode()
     @full_precision()
@@ -267,7 +267,10 @@ def _source(
     folder: Path, family: Family, pipeline: Pipeline, settings: TextToImageSettings, device: torch.device
 ) -> Source:
     parts = family.parts(pipeline, family.latents(pipeline, settings.render_size))
-    return Source(folder, parts, getattr(torch, settings.dtype), device)
+    changes = {}
+    if (small := decoder_folder(settings.decoder, settings.allow_download)) is not None:
+        changes["decoder"] = decoder_fingerprint(small)
+    return Source(folder, parts, getattr(torch, settings.dtype), device, changes)
 
 
 def _numbers(tokenizer: Any, word: str) -> list[int]:

@@ -92,7 +92,7 @@ def halving(settings: GenerateSettings, seconds: Mapping[str, float], stalled: f
     if stepping > 0.5 and (steps := int(settings.steps * (1 - 0.5 / stepping))) >= 1:
         return f"generate.steps {steps} in place of {settings.steps} (other images)"
     if seconds.get(DECODER, 0.0) > whole / 2:
-        return "a smaller decoder (other images): generate.render_size, or another generate.model"
+        return "a small decoder (other images): generate.decoder"
     if seconds.get("filters", 0.0) > whole / 2:
         return "fewer generate.filters"
     return f"{2 * processes} processes on as many GPUs (torchrun)"

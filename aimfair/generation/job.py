@@ -20,7 +20,7 @@ from aimfair.base.log import NOWHERE, Log
 from aimfair.base.progress import SILENT, Task
 from aimfair.base.ranks import ALONE, Ranks
 from aimfair.diffusion.clock import PARTS
-from aimfair.diffusion.sampler import Sampler
+from aimfair.diffusion.sampler import Comparison, Sampler
 from aimfair.generation import image_folder
 from aimfair.generation.estimate import LONG, Estimator
 from aimfair.generation.filters import ImageFilter
@@ -62,6 +62,7 @@ class Job:
 
     Attributes:
         speed: of the last :meth:`run`; None if there was nothing to make.
+        comparison: set by the caller, for the summary.
         damage: what was damaged and is made again, in a line; None: nothing.
 
     Raises:
@@ -82,6 +83,7 @@ class Job:
     ):
         self.plan = plan
         self.speed: Speed | None = None
+        self.comparison: Comparison | None = None
         self.damage: str | None = None
         self._folder, self._settings, self._image_size, self._ranks = folder, settings, image_size, ranks
         self._shards = Shards(folder)
@@ -108,7 +110,8 @@ class Job:
     def summary(self) -> GenerationSummary:
         """Of a job that has ended."""
         rejected = [(planned.group, reason) for planned, reason in self._rounds.rejections]
-        return GenerationSummary.of([planned.group for planned in self.plan], rejected, speed=self.speed)
+        kept = [planned.group for planned in self.plan]
+        return GenerationSummary.of(kept, rejected, speed=self.speed, comparison=self.comparison)
 
     def run(
         self,

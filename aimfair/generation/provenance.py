@@ -12,7 +12,7 @@ from aimfair.base.ranks import Ranks
 from aimfair.data.emoji import sheet_file
 from aimfair.data.emoji_drawing import DRAWING
 from aimfair.data.settings import DataSettings
-from aimfair.diffusion.model import fingerprint
+from aimfair.diffusion.model import decoder_fingerprint, fingerprint
 from aimfair.generation.filters import filter_facts
 from aimfair.generation.plan import minority_ratio
 from aimfair.generation.settings import GenerateSettings
@@ -26,10 +26,11 @@ _RENAMED = {"bias": "minority_ratio", "pictures": _SOURCE}  # facts of earlier v
 
 _NOT_IN_THE_IMAGES = {
     "model", "engine", "tensorrt", "filters", "image_format", "allow_download", "batch_size", "max_rejections",
-    "minority_ratio", "folder", "emoji",
+    "minority_ratio", "folder", "emoji", "decoder",
 }  # fmt: skip
 """Settings that may change within a set, and those that other facts stand for: the model's fingerprint, the engine's
-versions, the filters' facts, the plan. The batch size changes no pixel by more than one grey level."""
+versions, the filters' facts, the plan, the fingerprint of another decoder. The batch size changes no pixel by more than
+one grey level."""
 
 Facts = Mapping[str, Any]
 
@@ -45,12 +46,15 @@ class Provenance:
     facts: Facts
 
     @classmethod
-    def generated(cls, settings: GenerateSettings, prompts: PromptSettings, model: Path) -> Self:
+    def generated(
+        cls, settings: GenerateSettings, prompts: PromptSettings, model: Path, decoder: Path | None = None
+    ) -> Self:
         """Of images that a model makes, in engine eager unless :meth:`with_facts` names another.
 
         Args:
             prompts: their words describe the groups to filters.
             model: the folder of the model, whose weights are all read.
+            decoder: that of the decoder in place of the model's, if there is one.
 
         Raises:
             AimfairError: a filter's model or hook is missing.
@@ -58,6 +62,8 @@ class Provenance:
         settings_of_images = settings.model_dump(mode="json", exclude=_NOT_IN_THE_IMAGES)
         filters = filter_facts(settings, prompts, model)
         facts = {"generate": settings_of_images, "model": fingerprint(model)}
+        if decoder is not None:
+            facts["decoder"] = decoder_fingerprint(decoder)
         return cls(facts | ({"filters": filters} if filters else {}))
 
     @classmethod

@@ -10,6 +10,7 @@ from pydantic import Field
 from aimfair.base.files import write_text
 from aimfair.base.lines import read_record
 from aimfair.base.settings import Record
+from aimfair.diffusion.sampler import Comparison
 from aimfair.generation.estimate import Estimate
 from aimfair.generation.plan import Group
 
@@ -68,11 +69,13 @@ class GenerationSummary(Record):
         groups: in the order of (y, a).
         speed: of the last call that made images, which after a stop made only the rest; None: not known.
         folder: where images were imported from; None: they were generated here.
+        comparison: of the settings that trade likeness for speed with the plain model; None: there were none.
     """
 
     groups: list[GroupSummary]
     speed: Speed | None = None
     folder: str | None = None
+    comparison: Comparison | None = None
 
     @property
     def made(self) -> int:
@@ -94,7 +97,7 @@ class GenerationSummary(Record):
         Args:
             kept: the group of each image kept; every group has some.
             rejected: the group of each other image, and why it is not kept.
-            others: speed, folder.
+            others: speed, folder, comparison.
         """
         counts = Counter(kept)
         reasons: dict[Group, Counter[str]] = {group: Counter() for group in sorted(counts)}

@@ -111,8 +111,15 @@ def generation_section(summary: GenerationSummary | None) -> dict[str, Any]:
         "kept": summary.kept if summary else 0,
         "reasons": reasons,
         "rows": [(group, [group.rejected.get(reason, 0) for reason in reasons]) for group in groups],
-        "facts": _speed_facts(summary.speed) if summary and summary.speed else {},
+        "facts": _generation_facts(summary) if summary else {},
     }
+
+
+def _generation_facts(summary: GenerationSummary) -> dict[str, str]:
+    facts = _speed_facts(summary.speed) if summary.speed else {}
+    if (found := summary.comparison) is not None:
+        facts["Compared with the plain model"] = f"{found}, over {found.images} images"
+    return facts
 
 
 def _speed_facts(speed: Speed) -> dict[str, str]:

@@ -53,7 +53,7 @@ def test_slow_batches_are_not_waited_for(clock: list[float]) -> None:
     [
         ({"denoiser": 8.0, "decoder": 2.0}, 0.0, "generate.steps 7 in place of 20"),  # 8 * 7 / 20 + 2 <= 5
         ({"denoiser": 3.0, "scheduler": 5.0, "decoder": 2.0}, 0.0, "generate.steps 7 in place of 20"),
-        ({"denoiser": 4.0, "decoder": 6.0}, 0.0, "a smaller decoder"),
+        ({"denoiser": 4.0, "decoder": 6.0}, 0.0, "a small decoder"),
         ({"denoiser": 4.0, "filters": 6.0}, 0.0, "fewer generate.filters"),
         ({"denoiser": 4.0, "filters": 3.0, "decoder": 3.0}, 0.0, "4 processes"),
         ({"denoiser": 4.0}, 6.0, "a faster disk"),

@@ -49,6 +49,28 @@ def test_settings_that_change_no_image_make_no_difference(same: dict[str, object
     assert generated(**same) == generated()
 
 
+def test_another_decoder_is_another_set_wherever_it_is(tmp_path: Path) -> None:
+    def with_decoder(name: str, weights: bytes) -> Provenance:
+        (folder := tmp_path / name).mkdir()
+        (folder / "config.json").write_text("{}")
+        (folder / "model.safetensors").write_bytes(weights)
+        settings = GenerateSettings(decoder=str(folder))
+        return Provenance.generated(settings, prompt_settings(), SHIPPED["digits"], folder)
+
+    first, copy, other = with_decoder("a", b"1"), with_decoder("b", b"1"), with_decoder("c", b"2")
+    assert first == copy
+    assert first.difference(other) == first.difference(generated()) == "decoder differs"
+
+
+def test_defaults_have_the_facts_of_earlier_versions() -> None:
+    """Or every existing run would make its images again."""
+    assert set(generated().facts) == {"generate", "model"}
+    assert set(generated().facts["generate"]) == {
+        "steps", "guidance_scale", "guidance_interval", "scheduler", "negative_prompt", "render_size", "dtype",
+        "balanced_per_group", "biased_total", "disjoint", "seed",
+    }  # fmt: skip
+
+
 def test_differences_are_named() -> None:
     assert generated(steps=3).difference(generated(steps=4)) == "generate.steps differs"
     assert generated(steps=3, seed=1).difference(generated()) == "generate.seed, generate.steps differ"

@@ -97,6 +97,22 @@ def test_what_changes_images_makes_them_again(tmp_path: Path, settings: dict[str
     assert contents(tmp_path / "changed") == contents(tmp_path / "fresh")
 
 
+def test_shortcuts_are_compared_with_the_plain_model(
+    tmp_path: Path, settings: dict[str, Any], samplers: list[Diffusion]
+) -> None:
+    stages(tmp_path, change(settings, engine="eager"))
+    assert GenerationSummary.load(tmp_path / "generation.json").comparison is None
+    assert len(samplers) == 1
+    changed = change(settings, engine="eager", guidance_interval=[0.0, 0.5])
+    stages(tmp_path, changed)
+    found = GenerationSummary.load(tmp_path / "generation.json")
+    assert found.comparison is not None
+    assert (found.comparison.shortcuts, found.comparison.images) == ({"guidance_interval": [0.0, 0.5]}, 8)
+    assert found.comparison.largest > 0
+    assert found.speed is not None
+    assert sum(found.speed.parts.values()) < found.speed.sampling  # without the comparison
+
+
 def test_a_signal_in_the_middle_and_a_lost_image_change_nothing(
     tmp_path: Path, settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Protocol
@@ -61,12 +61,14 @@ class Source:
         parts: all modules that generate an image.
         dtype: of its weights; a part may have its own.
         device: where they are.
+        changes: what differs from the model in the folder, such as another decoder, in JSON types.
     """
 
     folder: Path
     parts: tuple[Part, ...]
     dtype: torch.dtype
     device: torch.device
+    changes: dict[str, Any] = field(default_factory=dict)
 
     def facts(self) -> dict[str, Any]:
         """What an engine depends on besides its own version and the machine, in JSON types."""
@@ -76,6 +78,7 @@ class Source:
             "device": self.device.type,
             "parts": {part.name: part.signature() for part in self.parts},
             **{name: version(name) for name in ("aimfair", "diffusers", "transformers")},
+            **self.changes,
         }
 
 

@@ -238,7 +238,7 @@ class Decoder(nn.Module):
         config = vae.config
         self._scale, self._shift = config.scaling_factor, config.shift_factor
         for name in ("latents_std", "latents_mean"):  # per channel; few models have them
-            values = config[name]
+            values = config.get(name)
             if values is not None:
                 values = torch.tensor(values, dtype=vae.dtype, device=vae.device).view(1, -1, 1, 1)
             self.register_buffer(name, values, persistent=False)
