@@ -1,9 +1,14 @@
-"""Which images to make: a fixed number for each group, spread evenly over its prompts, each with its own seed."""
+"""Which images to make: a fixed number for each group, spread evenly over its prompts, each with its own seed.
 
-from collections.abc import Sequence
+With ``generate.pairs`` the images of the balanced set are pairs: one image for each protected value, of prompts that
+differ in its words alone, from the same seed.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
-from pydantic import NonNegativeInt
+from pydantic import NonNegativeInt, SerializerFunctionWrapHandler, model_serializer
 
 from aimfair.base.errors import AimfairError
 from aimfair.base.lines import Line
@@ -16,6 +21,11 @@ from aimfair.prompts.grammar import Prompt
 Group = tuple[int, int]
 """(y, a): number of the target class, number of the protected value."""
 
+HELD_OUT = "held_out"
+"""The set of the pairs on which classifiers are evaluated."""
+
+_OPTIONAL = ("pair",)
+
 
 class PlannedImage(Line):
     """An image to make.
@@ -26,8 +36,9 @@ class PlannedImage(Line):
         prompt: id of the prompt.
         text: the prompt.
         replica: which of the prompt's images it is.
-        seed: of its noise, in [0, 2^63).
-        sets: "balanced", "biased" or both: where it is used.
+        seed: of its noise, in [0, 2^63); the same for the images of a pair.
+        sets: "balanced", "biased" or both: where it is used. Or :data:`HELD_OUT`, which trains nothing.
+        pair: number of the pair that it belongs to; None, and missing in files: to none.
     """
 
     image: int
@@ -38,6 +49,12 @@ class PlannedImage(Line):
     replica: int
     seed: int
     sets: list[str]
+    pair: int | None = None
+
+    @model_serializer(mode="wrap")
+    def _without_absent(self, fields: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Plans without pairs keep the bytes, and so the digest, that they had before there were any."""
+        return {name: value for name, value in fields(self).items() if name not in _OPTIONAL or value is not None}
 
     @property
     def group(self) -> Group:
@@ -57,8 +74,13 @@ def make_plan(prompts: Sequence[Prompt], settings: GenerateSettings, data: DataS
     numbers of images of any two prompts of a group differ by at most one. Without ``settings.disjoint`` the biased set
     takes images of the balanced one first.
 
+    With ``settings.pairs`` image j of the balanced set of group (y, a) is of one pair with image j of each other value
+    a, and has the seed of a = 0; after it come ``settings.pairs.held_out`` pairs of each class that are in no other
+    set. The images of the biased set that are not in the balanced one are of no pair: its groups differ in size.
+
     Raises:
-        AimfairError: the groups of the prompts are not those of ``data.majority``.
+        AimfairError: the groups of the prompts are not those of ``data.majority``, or the prompts of a pair differ in
+            more than the protected value.
     """
     groups: dict[Group, list[Prompt]] = {}
     for prompt in prompts:
@@ -72,19 +94,58 @@ def make_plan(prompts: Sequence[Prompt], settings: GenerateSettings, data: DataS
             f"prompts: found groups (y, a) {sorted(groups)}, expected {expected} for the {len(data.majority)} target "
             "classes of data.majority; give prompts.targets as many lists"
         )
+    if settings.pairs is not None:
+        _refuse_unlike(groups)
     plan: list[PlannedImage] = []
     for y, a in expected:
-        group = groups[y, a]
-        for j, sets in enumerate(sets_of_group(settings, int(sizes[y, a]))):
+        group, first = groups[y, a], groups[y, 0]
+        most = max(size_of_group(settings, int(size)) for size in sizes[y])  # of any value: a pair has one j
+        for j, sets, pair in _images_of_group(settings, y, int(sizes[y, a]), most):
             replica, which = divmod(j, len(group))
             prompt = group[which]
-            seed = derive_seed(settings.seed, prompt.id, replica)
             plan.append(
                 PlannedImage(
-                    image=len(plan), y=y, a=a, prompt=prompt.id, text=prompt.text, replica=replica, seed=seed, sets=sets
+                    image=len(plan),
+                    y=y,
+                    a=a,
+                    prompt=prompt.id,
+                    text=prompt.text,
+                    replica=replica,
+                    seed=derive_seed(settings.seed, prompt.id if pair is None else first[which].id, replica),
+                    sets=sets,
+                    pair=pair,
                 )
             )
     return plan
+
+
+def _images_of_group(
+    settings: GenerateSettings, y: int, biased: int, most: int
+) -> Iterator[tuple[int, list[str], int | None]]:
+    """For every image its j, its sets and its pair; ``most``: images that a group of class y has in the two sets."""
+    pairs = settings.pairs
+    of_class = 0 if pairs is None else settings.balanced_per_group + pairs.held_out
+    for j, sets in enumerate(sets_of_group(settings, biased)):
+        yield j, sets, y * of_class + j if pairs is not None and "balanced" in sets else None
+    for held in range(0 if pairs is None else pairs.held_out):
+        yield most + held, [HELD_OUT], y * of_class + settings.balanced_per_group + held
+
+
+def _refuse_unlike(groups: Mapping[Group, Sequence[Prompt]]) -> None:
+    """Raises AimfairError if prompt i of a class is not, for each protected value, of the same word and contexts."""
+    for (y, a), prompts in groups.items():
+        first = groups[y, 0]
+        if len(prompts) != len(first):
+            raise AimfairError(
+                f"generate.pairs: found {len(prompts)} prompts of group (y={y}, a={a}), expected {len(first)}, as of"
+                f" (y={y}, a=0); make them again with: aimfair prompts"
+            )
+        for one, other in zip(first, prompts, strict=True):
+            if (one.target, one.contexts) != (other.target, other.contexts):
+                raise AimfairError(
+                    f"generate.pairs: found the prompts {one.text!r} and {other.text!r}, expected two that differ in"
+                    " the protected value alone; make them again with: aimfair prompts"
+                )
 
 
 def size_of_group(settings: GenerateSettings, biased: int) -> int:

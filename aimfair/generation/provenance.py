@@ -26,7 +26,7 @@ _RENAMED = {"bias": "minority_ratio", "pictures": _SOURCE}  # facts of earlier v
 
 _NOT_IN_THE_IMAGES = {
     "model", "engine", "tensorrt", "filters", "image_format", "allow_download", "batch_size", "max_rejections",
-    "minority_ratio", "folder", "emoji", "decoder",
+    "minority_ratio", "folder", "emoji", "decoder", "pairs",
 }  # fmt: skip
 """Settings that may change within a set, and those that other facts stand for: the model's fingerprint, the engine's
 versions, the filters' facts, the plan, the fingerprint of another decoder. The batch size changes no pixel by more than

@@ -2,9 +2,11 @@
 
 Round 0 tries every image of the plan, round r those rejected in round r - 1. Duplicates are found at the end of a
 round, in the order of the plan, so the result does not depend on the number of processes or the order of their work.
+The images of a pair are replaced together: each image of a rejected one's pair is made again, from the seed that they
+share in the next round.
 """
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 
 import numpy as np
@@ -14,6 +16,9 @@ from aimfair.generation.filters.pixels import BLANK, NearDuplicates
 from aimfair.generation.manifest import Outcome
 from aimfair.generation.plan import Group, PlannedImage
 from aimfair.generation.settings import GenerateSettings
+
+PARTNER = "partner"
+"""Why a good image is made again: another of its pair was rejected."""
 
 _BROKEN = BLANK | {"duplicate"}  # what a working model rarely makes
 _BROKEN_ATTEMPTS = 5  # at one image; a model that fails this often in a row will keep failing
@@ -103,13 +108,13 @@ class Rounds:
         """Gives up on a model most of whose images are rejected.
 
         Args:
-            rejected: reason -> images.
+            rejected: reason -> images; partners do not count.
 
         Raises:
             AimfairError: there are more than ``max_rejections`` for each image of the plan.
         """
         most, wanted = self._settings.max_rejections, len(self._plan)
-        if (count := rejected.total()) > most * wanted:
+        if (count := rejected.total() - rejected[PARTNER]) > most * wanted:
             raise AimfairError(
                 f"{count} images rejected ({_counted(rejected)}), more than {most:.0%} of the {wanted} wanted; raise"
                 f" generate.max_rejections, or {_ADVICE}"
@@ -124,8 +129,10 @@ class Rounds:
                 if outcome.digest in digests:
                     reasons[place] = "duplicate"
                 digests.add(outcome.digest)
+        self._reject_partners(reasons)  # before the hashes of those that stay are compared
         for place in self._near_duplicates([place for place, reason in enumerate(reasons) if reason is None]):
             reasons[place] = "near_duplicate"
+        self._reject_partners(reasons)
         again = []
         for planned, outcome, reason in zip(self.wanted, outcomes, reasons, strict=True):
             if reason is None:
@@ -135,6 +142,17 @@ class Rounds:
                 again.append(planned)
         self.wanted = again
         self.attempt += 1
+
+    def _reject_partners(self, reasons: list[str | None]) -> None:
+        """Rejects the other images of each rejected one's pair, all of which are in the current round."""
+        pairs: dict[int, list[int]] = defaultdict(list)
+        for place, planned in enumerate(self.wanted):
+            if planned.pair is not None:
+                pairs[planned.pair].append(place)
+        for places in pairs.values():
+            if any(reasons[place] is not None for place in places):
+                for place in places:
+                    reasons[place] = reasons[place] or PARTNER
 
     def _near_duplicates(self, places: Sequence[int]) -> list[int]:
         """Those of the ``places`` in the current round that are too close to a kept image of their group."""

@@ -51,6 +51,18 @@ class EmojiSettings(Settings):
     )
 
 
+class PairSettings(Settings):
+    """Counterfactual pairs: images of the same class, contexts and noise, one for each protected value."""
+
+    held_out: int = Field(
+        100,
+        ge=0,
+        le=10**6,
+        description="further pairs of each class that train nothing: evaluate counts on how many of them a classifier"
+        " changes its mind; 0: none",
+    )
+
+
 class GenerateSettings(TextToImageSettings):
     """Synthetic images: which model makes them, how many, and which are kept."""
 
@@ -61,6 +73,11 @@ class GenerateSettings(TextToImageSettings):
     )
     emoji: EmojiSettings | None = Field(
         None, description="draw emoji instead of generating images, if the real images are emoji"
+    )
+    pairs: PairSettings | None = Field(
+        None,
+        description="make the balanced set of counterfactual pairs, whose images differ in the protected value alone;"
+        " null: each image has noise of its own",
     )
     balanced_per_group: int = Field(300, ge=1, le=10**6, description="images of each group in the balanced set")
     biased_total: int = Field(1000, ge=1, le=10**7, description="images in the biased set")
@@ -92,4 +109,6 @@ class GenerateSettings(TextToImageSettings):
             raise Problem(("emoji",), "images are copied from generate.folder; leave one of the two out")
         if self.instead is not None and self.filters != FilterSettings():
             raise Problem(("filters",), f"images of {self.instead} are not filtered; leave one of the two out")
+        if self.instead is not None and self.pairs is not None:
+            raise Problem(("pairs",), f"images of {self.instead} are not made in pairs; leave one of the two out")
         return self

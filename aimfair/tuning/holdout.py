@@ -32,7 +32,7 @@ def hold_out(records: Sequence[ImageRecord], share: float) -> HoldOut:
 
     Prompts are held out in a random order, always the same for the same prompts, until the share is reached; images of
     held-out prompts in the biased set are used for nothing. Images without a prompt, which were imported, are split one
-    by one, equal ones together.
+    by one, equal ones together. Pairs are not torn apart: the same prompts are held out for each protected value.
 
     Raises:
         AimfairError: a group whose balanced images have a single prompt, or are a single one.
@@ -40,11 +40,14 @@ def hold_out(records: Sequence[ImageRecord], share: float) -> HoldOut:
     groups: dict[tuple[int, int], dict[str, list[ImageRecord]]] = defaultdict(lambda: defaultdict(list))
     for record in records:
         groups[record.group][record.prompt or record.digest].append(record)
+    paired = any(record.pair is not None for record in records)
     train: set[str] = set()
     judge: set[str] = set()
     for group, clusters in sorted(groups.items()):
         balanced = {name: sum("balanced" in one.sets for one in images) for name, images in clusters.items()}
         names = sorted(name for name, count in balanced.items() if count)
+        if paired:
+            names.sort(key=len)  # ids begin with numbers: the order of the prompts is the same for each value
         if len(names) < 2:
             raise AimfairError(
                 f"tune.held_out: the balanced images of group {group} have {len(names)} prompts, expected at least 2,"
@@ -52,7 +55,7 @@ def hold_out(records: Sequence[ImageRecord], share: float) -> HoldOut:
             )
         wanted, held = share * sum(balanced.values()), 0
         judging: set[str] = set()
-        for index in generator("tune", "held out", *group).permutation(len(names))[:-1]:
+        for index in generator("tune", "held out", *group[: 1 if paired else 2]).permutation(len(names))[:-1]:
             if held >= wanted:
                 break
             judging.add(names[index])
