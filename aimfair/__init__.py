@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from aimfair.selective import ops
     from aimfair.selective.build import build_info, cpu_paths, set_cpu_path
     from aimfair.selective.delta import Delta
+    from aimfair.selective.frozen import apply_mask, verify_frozen
     from aimfair.selective.mask import ParameterMask
     from aimfair.selective.optim import MaskedAdamW, MaskedSGD
     from aimfair.selective.score import Score
@@ -25,9 +26,11 @@ _HOMES = {
     "ParameterMask": "aimfair.selective.mask",
     "Score": "aimfair.selective.score",
     "Sensitivity": "aimfair.selective.sensitivity",
+    "apply_mask": "aimfair.selective.frozen",
     "build_info": "aimfair.selective.build",
     "cpu_paths": "aimfair.selective.build",
     "set_cpu_path": "aimfair.selective.build",
+    "verify_frozen": "aimfair.selective.frozen",
 }
 
 __all__ = [
@@ -37,10 +40,12 @@ __all__ = [
     "ParameterMask",
     "Score",
     "Sensitivity",
+    "apply_mask",
     "build_info",
     "cpu_paths",
     "ops",
     "set_cpu_path",
+    "verify_frozen",
 ]
 
 
