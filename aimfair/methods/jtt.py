@@ -99,9 +99,11 @@ def _misclassified(training: "Training") -> "Indices":
 
 def _read(file: Path, identity: str, images: int) -> "Indices | None":
     """The recorded error set of this first training, of so many images; None if there is none."""
+    from aimfair.training.checkpoint import same_training
+
     try:
         record = json.loads(file.read_text(encoding="utf-8"))
-        if record["training"] != identity:
+        if not same_training(str(record["training"]), identity):
             return None
         indices = np.array(record["indices"], dtype=np.int64)
         if indices.ndim != 1 or not np.isin(indices, np.arange(images)).all():

@@ -4,6 +4,7 @@ Every random choice of a training is a function of its seed and position, so a c
 buffers, optimizer state, the weights of the best epoch so far, and the position.
 """
 
+import shutil
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -23,7 +24,10 @@ KIND, VERSION = "aimfair.checkpoint", 2
 CHECKPOINT = "checkpoint.safetensors"
 """File name, in the folder of the model."""
 
-_WAY_OUT = "remove it to restart this training"
+SHARDED, FOLDERS = "checkpoint.json", ("checkpoint-0", "checkpoint-1")
+"""File and folders, of which it names one, of a checkpoint of a sharded training."""
+
+WAY_OUT = "remove it to restart this training"
 
 Tensors = dict[str, Tensor]
 
@@ -50,8 +54,17 @@ def copy_tensors(source: Tensors, model: nn.Module) -> None:
             tensor.copy_(source[name])
 
 
+def same_training(one: str, other: str) -> bool:
+    """Whether two identities, of :meth:`Training.identity`, are of one training.
+
+    Those of sharded models lack the digest of the initial weights, which the inputs of the checkpoint then determine.
+    """
+    (facts, _, weights), (other_facts, _, other_weights) = one.partition("."), other.partition(".")
+    return facts == other_facts and (weights == other_weights or not (weights and other_weights))
+
+
 class Checkpoint:
-    """Saves and restores one training.
+    """Saves and restores one training; restores that of a sharded training, too.
 
     Args:
         folder: of the model; created if absent.
@@ -77,7 +90,7 @@ class Checkpoint:
         """Replaces the file atomically; CPU tensors are written without a copy.
 
         Args:
-            identity: digest of everything that the result depends on.
+            identity: digests of everything that the result depends on.
             kept: copy of :func:`changing_tensors` at the best epoch so far, or empty.
         """
         state: dict[int, Mapping[str, object]] = optimizer.state_dict()["state"]
@@ -91,6 +104,7 @@ class Checkpoint:
         }
         self.path.parent.mkdir(parents=True, exist_ok=True)
         storage.save(self.path, KIND, VERSION, tensors, identity=identity, position=position.model_dump())
+        self._remove_but({CHECKPOINT})
         self.note_saved()
 
     def note_saved(self) -> None:
@@ -108,10 +122,10 @@ class Checkpoint:
         try:
             tensors, metadata = storage.load(self.path, KIND, VERSION)
         except FileNotFoundError:
-            return None
+            return self._restore_sharded(identity, model, optimizer)
         except ValueError as error:
-            raise AimfairError(f"{error}; {_WAY_OUT}") from error
-        if metadata.get("identity") != identity:
+            raise AimfairError(f"{error}; {WAY_OUT}") from error
+        if not same_training(str(metadata.get("identity")), identity):
             return None
         state: dict[int, Tensors] = {}
         try:
@@ -122,11 +136,30 @@ class Checkpoint:
                 state.setdefault(int(index), {})[key] = tensor
             optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
         except (ValueError, TypeError, KeyError) as error:
-            raise AimfairError(f"{self.path}: not a usable checkpoint: {one_line(error)}; {_WAY_OUT}") from error
+            raise AimfairError(f"{self.path}: not a usable checkpoint: {one_line(error)}; {WAY_OUT}") from error
         return position, {name: tensor.clone() for name, tensor in _under("kept/", tensors).items()}
 
+    def _restore_sharded(
+        self, identity: str, model: nn.Module, optimizer: Optimizer
+    ) -> tuple[Position, Tensors] | None:
+        path = self.path.with_name(SHARDED)
+        if not path.exists():
+            return None
+        from aimfair.training.sharded_checkpoint import restore_shards
+
+        return restore_shards(path, identity, model, optimizer)
+
     def remove(self) -> None:
-        self.path.unlink(missing_ok=True)
+        self._remove_but(set())
+
+    def _remove_but(self, names: set[str]) -> None:
+        """Removes the checkpoints of all forms in the folder, but what has these names."""
+        for name in (CHECKPOINT, SHARDED):
+            if name not in names:
+                self.path.with_name(name).unlink(missing_ok=True)
+        for name in FOLDERS:
+            if name not in names:
+                shutil.rmtree(self.path.with_name(name), ignore_errors=True)
 
 
 def _under(prefix: str, tensors: Tensors) -> Tensors:

@@ -215,7 +215,7 @@ class Training:
         some = np.linspace(0, len(self.train) - 1, min(len(self.train), _IMAGES_TO_COMPARE)).astype(np.int64)
         pixels = hashlib.sha256(np.ascontiguousarray(self.train.images[some]).data).hexdigest()
         return {
-            "settings, labels or initial weights": self._identity[:12],
+            "settings, labels or initial weights": hashlib.sha256(self._identity.encode()).hexdigest()[:12],
             "training images": pixels[:12],
             "checkpoint": f"epoch {position.epoch}, step {position.step}",
         }
@@ -325,8 +325,12 @@ class Training:
         self._position = self._position.next_epoch()
 
     def identity(self) -> str:
-        """Digest of what the result depends on, before :meth:`fit`. Images are identified by their ids; what else
-        decides their pixels, or the weights of a sharded model, belongs in the checkpoint's ``inputs``."""
+        """Digests of what the result depends on, before :meth:`fit`: of everything but the initial weights, and after a
+        point of these; nothing for a sharded model. To be compared by :func:`same_training`.
+
+        Images are identified by their ids; what else decides their pixels, or the weights of a sharded model, belongs
+        in the checkpoint's ``inputs``.
+        """
         groups = self.optimizer.param_groups
         facts = {
             "inputs": self.checkpoint.inputs if self.checkpoint else "",
@@ -342,13 +346,15 @@ class Training:
             "sampler": (type(self._sampler).__name__, self._sampler.depends_on),
             "objective": (type(self.objective).__name__, self.objective.depends_on) if self.objective else None,
         }
-        digest = hashlib.sha256(json.dumps(facts).encode())
-        for name, tensor in self.model.state_dict().items():
-            if is_dtensor(tensor):
-                continue
-            digest.update(name.encode())
-            digest.update(tensor.cpu().contiguous().view(-1).view(torch.uint8).numpy())
-        return digest.hexdigest()
+        digest = hashlib.sha256(json.dumps(facts).encode()).hexdigest()
+        state = self.model.state_dict()
+        if any(map(is_dtensor, state.values())):
+            return f"{digest}."
+        weights = hashlib.sha256()
+        for name, tensor in state.items():
+            weights.update(name.encode())
+            weights.update(tensor.cpu().contiguous().view(-1).view(torch.uint8).numpy())
+        return f"{digest}.{weights.hexdigest()}"
 
 
 def set_training_mode(model: nn.Module, batchnorm: Literal["freeze", "adapt"]) -> None:

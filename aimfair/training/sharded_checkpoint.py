@@ -1,4 +1,5 @@
-"""Checkpoints of a sharded training, through ``torch.distributed.checkpoint``: any number of processes can resume.
+"""Checkpoints of a sharded training, through ``torch.distributed.checkpoint``: any number of processes can resume, and
+those that hold whole models, too.
 
 Every process writes its part, as safetensors: nothing is unpickled when it is read. A small file, replaced last, says
 which folder is the checkpoint.
@@ -6,13 +7,14 @@ which folder is the checkpoint.
 
 import json
 import shutil
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Self, cast
 
 import torch
 import torch.distributed as dist
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader, HuggingFaceStorageWriter
@@ -20,19 +22,29 @@ from torch.distributed.checkpoint.metadata import ChunkStorageMetadata, Metadata
 from torch.distributed.checkpoint.planner import TensorWriteData, WriteItem, WriteItemType
 from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import save
+from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
 from aimfair.base.errors import AimfairError, one_line
 from aimfair.base.files import write_json
-from aimfair.selective.distributed import is_dtensor, shard_of
+from aimfair.selective import storage
+from aimfair.selective.distributed import is_dtensor, local, shard_of
 from aimfair.selective.masked_optimizer import MaskedOptimizer
-from aimfair.training.checkpoint import Checkpoint, Tensors, changing_tensors, copy_tensors
+from aimfair.training.checkpoint import (
+    CHECKPOINT,
+    FOLDERS,
+    KIND,
+    SHARDED,
+    VERSION,
+    WAY_OUT,
+    Checkpoint,
+    Tensors,
+    changing_tensors,
+    copy_tensors,
+    same_training,
+)
 from aimfair.training.history import Position
-
-FOLDERS = "checkpoint-{}"
-"""Names of the folders of two checkpoints, of which one is the last."""
-
-_WAY_OUT = "remove it to restart this training"
+from aimfair.training.sharding import is_sharded, rows_of
 
 
 class Part(Tensor):
@@ -77,11 +89,11 @@ class ShardedCheckpoint(Checkpoint):
 
     def __init__(self, folder: Path, seconds: float, inputs: str = ""):
         super().__init__(folder, seconds, inputs)
-        self.path = self.path.with_suffix(".json")
+        self.path = self.path.with_name(SHARDED)
 
     def save(self, identity: str, position: Position, model: nn.Module, optimizer: Optimizer, kept: Tensors) -> None:
         number = 1 - self._number()
-        folder = self.path.with_name(FOLDERS.format(number))
+        folder = self.path.with_name(FOLDERS[number])
         if dist.get_rank() == 0:
             shutil.rmtree(folder, ignore_errors=True)
             folder.mkdir(parents=True)
@@ -103,52 +115,14 @@ class ShardedCheckpoint(Checkpoint):
         dist.barrier()
         if dist.get_rank() == 0:
             write_json(self.path, {"identity": identity, "position": position.model_dump(), "number": number})
-            shutil.rmtree(self.path.with_name(FOLDERS.format(1 - number)), ignore_errors=True)
+            self._remove_but({SHARDED, FOLDERS[number]})
         dist.barrier()
         self.note_saved()
 
     def restore(self, identity: str, model: nn.Module, optimizer: Optimizer) -> tuple[Position, Tensors] | None:
-        try:
-            record = json.loads(self.path.read_text(encoding="utf-8"))
-            if record["identity"] != identity:
-                return None
-            position = Position.model_validate(record["position"])
-            reader = HuggingFaceStorageReader(str(self.path.with_name(FOLDERS.format(int(record["number"])))))
-            kept, entries = self._read(reader, model, optimizer)
-            optimizer.load_state_dict({**optimizer.state_dict(), "state": entries})
-        except FileNotFoundError:
-            return None
-        except (ValueError, TypeError, KeyError, SafetensorError, CheckpointException) as error:
-            reason = one_line(_first(error))
-            raise AimfairError(f"{self.path}: not a usable checkpoint: {reason}; {_WAY_OUT}") from error
-        return position, kept
-
-    def _read(
-        self, reader: HuggingFaceStorageReader, model: nn.Module, optimizer: Optimizer
-    ) -> tuple[Tensors, dict[int, Tensors]]:
-        stored = cast(dict[str, Any], reader.read_metadata().state_dict_metadata)
-        own, places = changing_tensors(model), _Places(optimizer)
-        tensors = {f"model/{name}": torch.empty_like(tensor) for name, tensor in own.items()}
-        kept = {name: torch.empty_like(tensor) for name, tensor in own.items() if f"kept/{name}" in stored}
-        tensors |= {f"kept/{name}": tensor for name, tensor in kept.items()}
-        entries: dict[int, Tensors] = {}
-        for name, found in stored.items():
-            kind, _, rest = name.partition("/")
-            if kind != "optimizer":
-                continue
-            index, _, key = rest.partition("/")
-            entries.setdefault(int(index), {})[key] = tensors[name] = places.empty(int(index), key, found.size)
-        state = _vectors(tensors, places)
-        if lacking := state.keys() - stored.keys():
-            raise ValueError(f"it lacks {min(lacking)}")
-        load(state, storage_reader=reader)
-        copy_tensors({name: tensors[f"model/{name}"] for name in own}, model)
-        return kept, entries
-
-    def remove(self) -> None:
-        super().remove()
-        for number in (0, 1):
-            shutil.rmtree(self.path.with_name(FOLDERS.format(number)), ignore_errors=True)
+        if not self.path.exists():
+            return restore_whole(self.path.with_name(CHECKPOINT), identity, model, optimizer)
+        return restore_shards(self.path, identity, model, optimizer)
 
     def _number(self) -> int:
         """Of the last folder; 1 if there is none."""
@@ -156,6 +130,100 @@ class ShardedCheckpoint(Checkpoint):
             return int(json.loads(self.path.read_text(encoding="utf-8"))["number"])
         except (FileNotFoundError, ValueError, KeyError, TypeError):
             return 1
+
+
+# -- reading -----------------------------------------------------------------------------------------------------------
+
+
+def restore_shards(
+    path: Path, identity: str, model: nn.Module, optimizer: Optimizer
+) -> tuple[Position, Tensors] | None:
+    """As :meth:`Checkpoint.restore`, from what :class:`ShardedCheckpoint` wrote; the model may be sharded or not.
+
+    Args:
+        path: of the small file.
+    """
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+        if not same_training(str(record["identity"]), identity):
+            return None
+        position = Position.model_validate(record["position"])
+        reader = HuggingFaceStorageReader(str(path.with_name(FOLDERS[int(record["number"])])))
+        kept, entries = _read_shards(reader, model, optimizer)
+        optimizer.load_state_dict({**optimizer.state_dict(), "state": entries})
+    except FileNotFoundError:
+        return None
+    except (LookupError, ValueError, TypeError, SafetensorError, CheckpointException) as error:
+        raise _not_usable(path, error) from error
+    return position, kept
+
+
+def _read_shards(
+    reader: HuggingFaceStorageReader, model: nn.Module, optimizer: Optimizer
+) -> tuple[Tensors, dict[int, Tensors]]:
+    """The weights of the best epoch and the state of the optimizer; copies the weights into the model."""
+    stored = cast(dict[str, Any], reader.read_metadata().state_dict_metadata)
+    own, places = changing_tensors(model), _Places(optimizer)
+    tensors = {f"model/{name}": torch.empty_like(tensor) for name, tensor in own.items()}
+    kept = {name: torch.empty_like(tensor) for name, tensor in own.items() if f"kept/{name}" in stored}
+    tensors |= {f"kept/{name}": tensor for name, tensor in kept.items()}
+    entries: dict[int, Tensors] = {}
+    for name, found in stored.items():
+        kind, _, rest = name.partition("/")
+        if kind != "optimizer":
+            continue
+        index, _, key = rest.partition("/")
+        entries.setdefault(int(index), {})[key] = tensors[name] = places.empty(int(index), key, found.size)
+    state = _vectors(tensors, places)
+    if lacking := state.keys() - stored.keys():
+        raise ValueError(f"it lacks {min(lacking)}")
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "torch.distributed is disabled")  # said of no_dist, too
+        load(state, storage_reader=reader, no_dist=not is_sharded(model))
+    copy_tensors({name: tensors[f"model/{name}"] for name in own}, model)
+    return kept, entries
+
+
+def restore_whole(path: Path, identity: str, model: nn.Module, optimizer: Optimizer) -> tuple[Position, Tensors] | None:
+    """As :meth:`Checkpoint.restore`, into a sharded model: each process reads its part of the file of a whole one."""
+    try:
+        header, _ = storage.read_header(path)
+        metadata = storage.metadata_of(header, KIND, VERSION)
+        if not same_training(str(metadata.get("identity")), identity):
+            return None
+        position = Position.model_validate(metadata.get("position"))
+        places, entries = _Places(optimizer), dict[int, Tensors]()
+        own = changing_tensors(model)
+        with safe_open(path, framework="pt") as file:
+            stored = [name for name in header if name != "__metadata__"]
+            weights = {name: _own_part(file, f"model/{name}", tensor) for name, tensor in own.items()}
+            kept = {name: _own_part(file, f"kept/{name}", t) for name, t in own.items() if f"kept/{name}" in header}
+            for name in stored:
+                kind, _, rest = name.partition("/")
+                if kind == "optimizer":
+                    index, _, key = rest.partition("/")
+                    entries.setdefault(int(index), {})[key] = places.read(file, name, int(index), key)
+        copy_tensors(weights, model)
+        optimizer.load_state_dict({**optimizer.state_dict(), "state": entries})
+    except FileNotFoundError:
+        return None
+    except (LookupError, ValueError, TypeError, SafetensorError) as error:
+        raise _not_usable(path, error) from error
+    return position, kept
+
+
+def _own_part(file: Any, name: str, tensor: Tensor) -> Tensor:
+    """What this process holds, as ``tensor``, of a stored tensor."""
+    found = torch.Size(file.get_slice(name).get_shape())
+    if found != tensor.shape:
+        raise ValueError(f"{name} is {tuple(found)}, expected {tuple(tensor.shape)}")
+    if isinstance(tensor, DTensor):
+        return rows_of(file, name, tensor, local(tensor).device)
+    return cast(Tensor, file.get_tensor(name)).to(tensor.device, copy=True)
+
+
+def _not_usable(path: Path, error: BaseException) -> AimfairError:
+    return AimfairError(f"{path}: not a usable checkpoint: {one_line(_first(error))}; {WAY_OUT}")
 
 
 def _first(error: BaseException) -> BaseException:
@@ -183,6 +251,20 @@ class _Places:
             return torch.zeros_like(parameter, dtype=torch.float32)
         begin, end, _ = self._place(index)
         return torch.zeros(end - begin, device=parameter.device)
+
+    def read(self, file: Any, name: str, index: int, key: str) -> Tensor:
+        """This process's part of a stored tensor of a whole parameter."""
+        parameter, size = self._parameters[index], torch.Size(file.get_slice(name).get_shape())
+        if key == "step":
+            return cast(Tensor, file.get_tensor(name)).to(parameter.device, copy=True)
+        if size == parameter.shape:
+            return _own_part(file, name, parameter)
+        begin, end, total = self._place(index)
+        if size != (total,):
+            raise ValueError(f"{name} is {tuple(size)}, expected {(total,)}")
+        if begin == end:
+            return torch.zeros(0, device=parameter.device)
+        return cast(Tensor, file.get_slice(name)[begin:end]).to(parameter.device, copy=True)
 
     def part(self, name: str, values: Tensor) -> Part | None:
         """Of compact state; None: it is of another layout."""

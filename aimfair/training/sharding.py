@@ -68,7 +68,7 @@ def shard(model: nn.Module, weights: Path, device: torch.device) -> nn.Module:
             module, leaf, _ = places[0]
             parameter = getattr(module, leaf)
             name = next(name for _, _, name in places if name in stored)
-            loaded = nn.Parameter(_rows(file, name, parameter, device), parameter.requires_grad)
+            loaded = nn.Parameter(rows_of(file, name, parameter, device), parameter.requires_grad)
             for module, leaf, _ in places:
                 module._parameters[leaf] = loaded
     for module in model.modules():
@@ -83,7 +83,7 @@ def _mesh(kind: str) -> DeviceMesh:
     return init_device_mesh(kind, (dist.get_world_size(),))
 
 
-def _rows(file: Any, name: str, parameter: DTensor, device: torch.device) -> DTensor:
+def rows_of(file: Any, name: str, parameter: DTensor, device: torch.device) -> DTensor:
     """The rows of a stored tensor that this process holds of ``parameter``."""
     held, rows = local(parameter).shape[0], shard_of(name, parameter)
     begin = rows.begin // max(parameter.numel() // max(parameter.shape[0], 1), 1)

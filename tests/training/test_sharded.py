@@ -1,6 +1,7 @@
 """Models that several processes hold together: they train, measure, select and predict what one process does."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -27,7 +28,7 @@ from aimfair.training.sensitivity import SOURCES, measure_sensitivity
 from aimfair.training.settings import FinetuneSettings, SensitivitySettings
 from aimfair.training.sharding import without_weights
 from tests.selective import processes
-from tests.training.samples import MODEL, SIZE, TRAIN, VALIDATION, ActAfter, images, state_bits
+from tests.training.samples import MODEL, SIZE, TRAIN, VALIDATION, ActAfter, images
 from tests.training.test_shared import CPU, SETTINGS, close, together
 
 TUNED = FinetuneSettings(
@@ -182,10 +183,28 @@ def go_on(rank: int, directory: Path) -> None:
     alone, expected = trained(directory / "initial", mask)
     close(load_model(directory / "resumed"), alone)
     assert history.kept_epoch == expected.kept_epoch
-    assert state_bits(alone)
+    one_process = {"checkpoint": Checkpoint(directory / "whole", 0.0, "inputs")}
+    if three.ranks.leads:
+        interrupt = Interrupt()
+        stop = ActAfter(7, lambda: interrupt.request(2))
+        with pytest.raises(Interrupted):
+            trained(directory / "initial", mask, task=stop, interrupt=interrupt, **one_process)
+    three.ranks.meet()
+    more = {"checkpoint": three.checkpoint(directory / "whole", 0.0, "inputs")}
+    model, _ = trained(directory / "initial", mask, three, task := ActAfter(10**9, lambda: None), **more)
+    assert task.done == 10
+    save_model(model, directory / "resumed")
+    three.ranks.meet()
+    close(load_model(directory / "resumed"), alone)
 
 
 @pytest.mark.slow
 def test_processes_that_hold_a_model_together(tmp_path: Path) -> None:
     processes.run(begin, tmp_path)
+    mask, task = ParameterMask.load(tmp_path / "mask"), ActAfter(10**9, lambda: None)
+    shutil.copytree(tmp_path / "cut", tmp_path / "copy")
+    one_process = {"checkpoint": Checkpoint(tmp_path / "copy" / "model", 0.0, "inputs")}
+    model, _ = trained(tmp_path / "initial", mask, task=task, **one_process)
+    assert task.done == 10
+    close(model, trained(tmp_path / "initial", mask)[0])
     processes.run(go_on, tmp_path, 3)
