@@ -109,6 +109,13 @@ class Config(Settings):
                 raise Problem(
                     ("prompts", key), f"found {found} lists of words, expected {expected}, one for each {each}"
                 )
+        for attribute, check in self.generate.filters.attributes.items():
+            values = targets if attribute == "target" else protected
+            if check.labels and len(check.labels) != values:
+                raise Problem(
+                    ("generate", "filters", attribute, "labels"),
+                    f"found {len(check.labels)} lists, expected {values}, one for each value",
+                )
         majority = self.data.majority
         if len(majority) != targets:
             expected_here = f"expected {targets}, one for each of prompts.targets"

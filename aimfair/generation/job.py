@@ -23,7 +23,7 @@ from aimfair.diffusion.clock import PARTS
 from aimfair.diffusion.sampler import Comparison, Sampler
 from aimfair.generation import image_folder
 from aimfair.generation.estimate import LONG, Estimator
-from aimfair.generation.filters import ImageFilter
+from aimfair.generation.filters import ImageFilter, Scorer
 from aimfair.generation.manifest import (
     MANIFEST,
     ImageRecord,
@@ -111,12 +111,13 @@ class Job:
         """Of a job that has ended."""
         rejected = [(planned.group, reason) for planned, reason in self._rounds.rejections]
         kept = [planned.group for planned in self.plan]
-        return GenerationSummary.of(kept, rejected, speed=self.speed, comparison=self.comparison)
+        checked = list(self._settings.filters.attributes)
+        return GenerationSummary.of(kept, rejected, checked, speed=self.speed, comparison=self.comparison)
 
     def run(
         self,
         load: Callable[[], Sampler],
-        load_filters: Callable[[], Sequence[ImageFilter]] = tuple,
+        load_filters: Callable[[], Sequence[ImageFilter | Scorer]] = tuple,
         *,
         task: Task = SILENT,
         log: Log = NOWHERE,
@@ -225,6 +226,7 @@ class Job:
         records = []
         for planned in self.plan:
             outcome = self._rounds.kept[planned.image]
+            measured = self._rounds.measured[planned.image]
             seed = seed_of_attempt(planned, outcome.attempt)
             records.append(
                 ImageRecord(
@@ -234,6 +236,8 @@ class Job:
                     attempt=outcome.attempt,
                     rejected=self._rounds.rejected[planned.image],
                     hash=outcome.hash,
+                    score=outcome.score,
+                    measured=measured if self._settings.filters.by_share else None,
                 )
             )
         write_manifest(self._folder, records)
@@ -282,7 +286,7 @@ def make_range(
     batches: Sequence[Sequence[PlannedImage]],
     missing: Set[int],
     load: Callable[[], Sampler],
-    load_filters: Callable[[], Sequence[ImageFilter]] = tuple,
+    load_filters: Callable[[], Sequence[ImageFilter | Scorer]] = tuple,
     *,
     task: Task = SILENT,
     interrupt: Interrupt = NEVER,

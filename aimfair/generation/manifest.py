@@ -8,7 +8,7 @@ import shutil
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 import numpy as np
 from pydantic import Field
@@ -20,6 +20,7 @@ from aimfair.base.lines import Line, as_lines, read_lines, readable_lines
 from aimfair.base.log import NOWHERE, Log
 from aimfair.base.progress import Progress
 from aimfair.base.seeds import derive_seed
+from aimfair.base.settings import Record
 from aimfair.data.cache import decode_files
 from aimfair.data.decode import Fit
 from aimfair.data.images import ImageSet
@@ -51,19 +52,29 @@ class Outcome(Line):
         image: its position in the plan.
         attempt: how many images were rejected before this one.
         digest: of its pixels, :data:`DIGITS` digits; None if it was rejected.
-        hash: its perceptual hash, 16 hexadecimal digits, if near-duplicates are filtered; None if it was rejected.
-        reason: why it was rejected; None if nothing is wrong with the image on its own.
+        hash: its perceptual hash, 16 hexadecimal digits, if near-duplicates are filtered.
+        score: its quality, if the worst are filtered.
+        reason: why it was rejected; None if nothing is wrong with the image on its own. With such a reason there are
+            neither hash nor score, with that of a comparison they stay.
     """
 
     image: int
     attempt: int
     digest: Annotated[str, Field(pattern=rf"^[0-9a-f]{{{DIGITS}}}$")] | None = None
     hash: _Hash = None
+    score: float | None = None
     reason: str | None = None
 
     @property
     def key(self) -> tuple[int, int]:
         return self.image, self.attempt
+
+
+class Measured(Record):
+    """What was measured of an attempt, as in :class:`Outcome`."""
+
+    hash: _Hash = None
+    score: float | None = None
 
 
 class ImageRecord(PlannedImage):
@@ -75,13 +86,19 @@ class ImageRecord(PlannedImage):
         file: relative to the folder of the manifest; named by the image's number and the digest of its pixels.
         attempt: how many images were rejected before this one.
         rejected: why each was.
-        hash: as in :class:`Outcome`.
+        hash, score: as in :class:`Outcome`.
+        measured: of each rejected attempt, if filters compare all images of a group, so that their decisions can be
+            made again; None, and missing in the file: they do not.
     """
 
     file: Annotated[str, Field(pattern=rf"^images/[0-9]{{6,}}-[0-9a-f]{{{DIGITS}}}\.(png|webp|jpg)$")]
     attempt: int
     rejected: list[str]
     hash: _Hash = None
+    score: float | None = None
+    measured: list[Measured] | None = None
+
+    _optional: ClassVar[tuple[str, ...]] = ("pair", "score", "measured")
 
     @property
     def digest(self) -> str:
@@ -164,12 +181,24 @@ def known_outcomes(folder: Path) -> tuple[list[Outcome], int]:
     """The result of every attempt in the lines of a manifest that can be read, and the number of the other lines."""
     lines, damaged = readable_lines(folder / MANIFEST, ImageRecord)
     times = Counter(record.image for record in lines)
-    usable = [record for record in lines if times[record.image] == 1 and record.attempt == len(record.rejected)]
+    usable = [
+        record
+        for record in lines
+        if times[record.image] == 1
+        and record.attempt == len(record.rejected)
+        and record.attempt == len(record.measured or record.rejected)
+    ]
     outcomes = []
     for record in usable:
         image = record.image
-        outcomes += [Outcome(image=image, attempt=attempt, reason=why) for attempt, why in enumerate(record.rejected)]
-        outcomes.append(Outcome(image=image, attempt=record.attempt, digest=record.digest, hash=record.hash))
+        measured = record.measured or [Measured()] * record.attempt
+        outcomes += [
+            Outcome(image=image, attempt=attempt, reason=why, **dict(one))
+            for attempt, (why, one) in enumerate(zip(record.rejected, measured, strict=True))
+        ]
+        outcomes.append(
+            Outcome(image=image, attempt=record.attempt, digest=record.digest, hash=record.hash, score=record.score)
+        )
     return outcomes, damaged + len(lines) - len(usable)
 
 

@@ -5,7 +5,7 @@ differ in its words alone, from the same seed.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from pydantic import NonNegativeInt, SerializerFunctionWrapHandler, model_serializer
@@ -23,8 +23,6 @@ Group = tuple[int, int]
 
 HELD_OUT = "held_out"
 """The set of the pairs on which classifiers are evaluated."""
-
-_OPTIONAL = ("pair",)
 
 
 class PlannedImage(Line):
@@ -51,10 +49,12 @@ class PlannedImage(Line):
     sets: list[str]
     pair: int | None = None
 
+    _optional: ClassVar[tuple[str, ...]] = ("pair",)
+
     @model_serializer(mode="wrap")
     def _without_absent(self, fields: SerializerFunctionWrapHandler) -> dict[str, Any]:
         """Plans without pairs keep the bytes, and so the digest, that they had before there were any."""
-        return {name: value for name, value in fields(self).items() if name not in _OPTIONAL or value is not None}
+        return {name: value for name, value in fields(self).items() if name not in self._optional or value is not None}
 
     @property
     def group(self) -> Group:

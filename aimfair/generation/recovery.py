@@ -27,9 +27,9 @@ def recover(
     Args:
         folder: of a finished job, the images in ``images``.
         known: the outcomes that are left.
-        summary: of that job; None: nothing is recovered.
+        summary: of that job; None: nothing is recovered. Nor if images have a score, which only its model can give.
     """
-    if summary is None:
+    if summary is None or settings.filters.quality is not None:
         return []
     groups = {planned.image: planned.group for planned in plan}
     rejected = Counter(groups.get(one.image) for one in known if one.reason is not None)
@@ -50,7 +50,7 @@ def recover(
 
 
 def _hash(path: Path, settings: GenerateSettings) -> str | None:
-    if settings.filters.near_duplicates is None:
+    if not settings.filters.hashed:
         return None
     try:
         return dhash(read_rgb(path, MAX_PIXELS))

@@ -1,19 +1,24 @@
 """Which images are still to be made, and when to give up: a function of the plan and the outcomes so far alone.
 
-Round 0 tries every image of the plan, round r those rejected in round r - 1. Duplicates are found at the end of a
+Round 0 tries every image of the plan, round r those rejected in round r - 1. Images are compared at the end of a
 round, in the order of the plan, so the result does not depend on the number of processes or the order of their work.
 The images of a pair are replaced together: each image of a rejected one's pair is made again, from the seed that they
-share in the next round.
+share in the next round. What is relative to a group (its worst images, its near-duplicates up to a share) is decided by
+its images of round 0, and holds in later rounds. An image that took part in such a decision and was rejected keeps what
+was measured of it: when others are lost, the decision can be made again.
 """
 
+import copy
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
+import numpy.typing as npt
 
 from aimfair.base.errors import AimfairError
+from aimfair.generation.filter_settings import MOST_BITS
 from aimfair.generation.filters.pixels import BLANK, NearDuplicates
-from aimfair.generation.manifest import Outcome
+from aimfair.generation.manifest import Measured, Outcome
 from aimfair.generation.plan import Group, PlannedImage
 from aimfair.generation.settings import GenerateSettings
 
@@ -34,7 +39,7 @@ class Rounds:
 
     Args:
         plan: numbered from 0.
-        settings: ``batch_size``, ``max_rejections`` and ``filters.near_duplicates`` matter.
+        settings: ``batch_size``, ``max_rejections`` and the filters that compare images matter.
 
     Attributes:
         outcomes: (image, attempt) -> its outcome.
@@ -42,6 +47,7 @@ class Rounds:
         wanted: the images of the current round, in the order of the plan; empty when all are kept.
         kept: number of an image -> its outcome.
         rejected: number of an image -> why its attempts in earlier rounds were rejected.
+        measured: number of an image -> what was measured of each of these attempts.
     """
 
     def __init__(self, plan: Sequence[PlannedImage], settings: GenerateSettings):
@@ -51,7 +57,9 @@ class Rounds:
         self.wanted: list[PlannedImage] = list(plan)
         self.kept: dict[int, Outcome] = {}
         self.rejected: dict[int, list[str]] = {planned.image: [] for planned in plan}
-        self._hashes: dict[Group, NearDuplicates] = {}
+        self.measured: dict[int, list[Measured]] = {planned.image: [] for planned in plan}
+        self._hashes: dict[Group, NearDuplicates | None] = {}
+        self._least: dict[Group, float] = {}  # score of an image that is kept
 
     def add(self, outcomes: Iterable[Outcome]) -> None:
         """Adds outcomes of any round, and ends the rounds that are complete."""
@@ -82,9 +90,14 @@ class Rounds:
         return len(self.kept) + sum(planned.image in later for planned in self.wanted)
 
     def decided(self) -> list[Outcome]:
-        """All outcomes; an image rejected as a duplicate in an earlier round has that as its own reason."""
+        """All outcomes; an image rejected by a comparison in an earlier round has that as its own reason."""
         return [
-            Outcome(image=image, attempt=attempt, reason=self.rejected[image][attempt])
+            Outcome(
+                image=image,
+                attempt=attempt,
+                reason=self.rejected[image][attempt],
+                **dict(self.measured[image][attempt]),
+            )
             if attempt < len(self.rejected[image])
             else outcome
             for (image, attempt), outcome in self.outcomes.items()
@@ -129,17 +142,25 @@ class Rounds:
                 if outcome.digest in digests:
                     reasons[place] = "duplicate"
                 digests.add(outcome.digest)
+        filters, scored, hashed = self._settings.filters, set[int](), set[int]()
+        if filters.quality is not None:
+            scored = self._compare(outcomes, reasons, "low_score", self._worst)
         self._reject_partners(reasons)  # before the hashes of those that stay are compared
-        for place in self._near_duplicates([place for place, reason in enumerate(reasons) if reason is None]):
-            reasons[place] = "near_duplicate"
-        self._reject_partners(reasons)
+        if filters.hashed:
+            hashed = self._compare(outcomes, reasons, "near_duplicate", self._alike)
+            self._reject_partners(reasons)
+            self._remember(outcomes, reasons)
         again = []
-        for planned, outcome, reason in zip(self.wanted, outcomes, reasons, strict=True):
+        for place, (planned, outcome, reason) in enumerate(zip(self.wanted, outcomes, reasons, strict=True)):
             if reason is None:
                 self.kept[planned.image] = outcome
-            else:
-                self.rejected[planned.image].append(reason)
-                again.append(planned)
+                continue
+            self.rejected[planned.image].append(reason)
+            took_part = Measured(
+                hash=outcome.hash if place in hashed else None, score=outcome.score if place in scored else None
+            )
+            self.measured[planned.image].append(took_part if filters.by_share else Measured())
+            again.append(planned)
         self.wanted = again
         self.attempt += 1
 
@@ -154,21 +175,63 @@ class Rounds:
                 for place in places:
                     reasons[place] = reasons[place] or PARTNER
 
-    def _near_duplicates(self, places: Sequence[int]) -> list[int]:
-        """Those of the ``places`` in the current round that are too close to a kept image of their group."""
-        bits = self._settings.filters.near_duplicates
-        if bits is None:
-            return []
+    def _compare(
+        self,
+        outcomes: Sequence[Outcome],
+        reasons: list[str | None],
+        reason: str,
+        bad: Callable[[Group, Sequence[Outcome]], Iterable[bool]],
+    ) -> set[int]:
+        """Gives the bad images of each group a reason. Returns the places of those that took part.
+
+        An image that an earlier call has rejected takes part if it did so then: what was measured tells.
+        """
         groups: dict[Group, list[int]] = {}
-        for place in places:
-            groups.setdefault(self.wanted[place].group, []).append(place)
-        found = []
-        for group, members in groups.items():
-            texts = [self.outcomes[self.wanted[place].image, self.attempt].hash or "0" for place in members]
-            hashes = np.array([int(text, 16) for text in texts], dtype=np.uint64)
-            added = self._hashes.setdefault(group, NearDuplicates(bits)).add(hashes)
-            found += [place for place, new in zip(members, added, strict=True) if not new]
-        return found
+        for place, outcome in enumerate(outcomes):
+            measured = outcome.score if reason == "low_score" else outcome.hash
+            if measured is not None and (outcome.reason is not None or reasons[place] is None):
+                groups.setdefault(self.wanted[place].group, []).append(place)
+        for group, places in groups.items():
+            for place, rejected in zip(places, bad(group, [outcomes[place] for place in places]), strict=True):
+                reasons[place] = reasons[place] or (reason if rejected else None)
+        return {place for places in groups.values() for place in places}
+
+    def _worst(self, group: Group, outcomes: Sequence[Outcome]) -> list[bool]:
+        """Which of them score less than what the share of the group's first images allows."""
+        check = self._settings.filters.quality
+        assert check is not None
+        scores = np.array([outcome.score for outcome in outcomes], dtype=np.float64)
+        if group not in self._least:
+            self._least[group] = float(np.sort(scores)[int(check.worst * len(scores))])
+        return [bool(score < self._least[group]) for score in scores]
+
+    def _alike(self, group: Group, outcomes: Sequence[Outcome]) -> list[bool]:
+        """Which of them are too close to an earlier one, or to a kept image of the group."""
+        hashes = np.array([int(outcome.hash or "0", 16) for outcome in outcomes], dtype=np.uint64)
+        if group not in self._hashes:
+            self._hashes[group] = self._near_duplicates(hashes)
+        found = copy.copy(self._hashes[group])
+        return [False] * len(hashes) if found is None else [not new for new in found.add(hashes)]
+
+    def _remember(self, outcomes: Sequence[Outcome], reasons: Sequence[str | None]) -> None:
+        """Adds the hashes of the images that are kept."""
+        groups: dict[Group, list[int]] = defaultdict(list)
+        for planned, outcome, reason in zip(self.wanted, outcomes, reasons, strict=True):
+            if reason is None and outcome.hash is not None:
+                groups[planned.group].append(int(outcome.hash, 16))
+        for group, hashes in groups.items():
+            if (found := self._hashes[group]) is not None:
+                found.add(np.array(hashes, dtype=np.uint64))
+
+    def _near_duplicates(self, hashes: npt.NDArray[np.uint64]) -> NearDuplicates | None:
+        """An empty set for a group whose first images have these hashes; None: any bits reject too large a share."""
+        filters = self._settings.filters
+        if filters.near_duplicates_share is None:
+            return NearDuplicates(filters.near_duplicates or 0)
+        most, bits = filters.near_duplicates_share * len(hashes), -1
+        while bits < MOST_BITS and (~NearDuplicates(bits + 1).add(hashes)).sum() <= most:
+            bits += 1
+        return NearDuplicates(bits) if bits >= 0 else None
 
 
 def refuse_only_rejections(rejected: Counter[str], made: int) -> None:

@@ -1,45 +1,13 @@
 """Settings of a job of synthetic images."""
 
-import re
 from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
-from aimfair.base.settings import FolderOrName, FolderOrUrl, Problem, Settings
+from aimfair.base.settings import FolderOrUrl, Problem, Settings
 from aimfair.data.settings import Style
 from aimfair.diffusion.settings import TextToImageSettings
-
-_HOOK = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*", re.ASCII)
-
-
-class FilterSettings(Settings):
-    """Images to reject besides black, single-coloured, non-finite and duplicate ones."""
-
-    near_duplicates: int | None = Field(
-        None,
-        ge=0,
-        le=24,
-        description="images of a group whose 64-bit dHashes differ in at most this many bits; null: kept",
-    )
-    clip: FolderOrName | None = Field(
-        None,
-        description="images that this CLIP model places closer to another group: a folder (beginning with /,"
-        " ./, ../ or ~/) or an id on the hub",
-    )
-    clip_margin: float = Field(
-        0.0, ge=-2, le=2, description="margin by which the cosine with the own group must exceed that with any other"
-    )
-    safety: bool = Field(False, description="images that the safety checker of generate.model rejects")
-    hooks: list[str] = Field([], description="images that your own functions reject, each given as module:function")
-
-    @model_validator(mode="after")
-    def _check(self) -> Self:
-        if self.clip is None and self.clip_margin != 0:
-            raise Problem(("clip_margin",), f"found {self.clip_margin}, expected 0 without filters.clip")
-        for index, hook in enumerate(self.hooks):
-            if not _HOOK.fullmatch(hook):
-                raise Problem(("hooks", index), f"found {hook!r}, expected module:function, as in faces:count")
-        return self
+from aimfair.generation.filter_settings import FilterSettings
 
 
 class EmojiSettings(Settings):

@@ -1,7 +1,7 @@
 """Statistics of a job, for the report: images by group and reason, and speed."""
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -13,6 +13,7 @@ from aimfair.base.settings import Record
 from aimfair.diffusion.sampler import Comparison
 from aimfair.generation.estimate import Estimate
 from aimfair.generation.plan import Group
+from aimfair.generation.shown import Attribute, Confusion, confusions
 
 
 class Speed(Record):
@@ -61,18 +62,24 @@ class GroupSummary(Record):
     kept: int
     rejected: dict[str, int]
 
+    @property
+    def rejection_rate(self) -> float:
+        return 1 - self.kept / max(self.made, 1)
+
 
 class GenerationSummary(Record):
     """``generation.json`` of a run.
 
     Attributes:
         groups: in the order of (y, a).
+        confusions: of the attributes that were checked.
         speed: of the last call that made images, which after a stop made only the rest; None: not known.
         folder: where images were imported from; None: they were generated here.
         comparison: of the settings that trade likeness for speed with the plain model; None: there were none.
     """
 
     groups: list[GroupSummary]
+    confusions: list[Confusion] = Field([])
     speed: Speed | None = None
     folder: str | None = None
     comparison: Comparison | None = None
@@ -91,15 +98,22 @@ class GenerationSummary(Record):
         return sum((Counter(group.rejected) for group in self.groups), Counter())
 
     @classmethod
-    def of(cls, kept: Iterable[Group], rejected: Iterable[tuple[Group, str]], **others: Any) -> Self:
+    def of(
+        cls,
+        kept: Iterable[Group],
+        rejected: Iterable[tuple[Group, str]],
+        checked: Sequence[Attribute] = (),
+        **others: Any,
+    ) -> Self:
         """Counts images.
 
         Args:
             kept: the group of each image kept; every group has some.
             rejected: the group of each other image, and why it is not kept.
+            checked: attributes that the filters check.
             others: speed, folder, comparison.
         """
-        counts = Counter(kept)
+        counts, rejected = Counter(kept), list(rejected)
         reasons: dict[Group, Counter[str]] = {group: Counter() for group in sorted(counts)}
         for group, reason in rejected:
             reasons[group][reason] += 1
@@ -109,7 +123,7 @@ class GenerationSummary(Record):
             )
             for (y, a), found in reasons.items()
         ]
-        return cls(groups=groups, **others)
+        return cls(groups=groups, confusions=confusions(sorted(counts), counts, rejected, checked), **others)
 
     def save(self, path: Path) -> None:
         write_text(path, self.model_dump_json(indent=2) + "\n")

@@ -13,7 +13,7 @@ from PIL import Image
 from aimfair.base.interrupt import Interrupt
 from aimfair.data.decode import content_digest, dhash, fit
 from aimfair.diffusion.sampler import Sampler
-from aimfair.generation.filters import ImageFilter
+from aimfair.generation.filters import ImageFilter, Scorer
 from aimfair.generation.filters.pixels import blank
 from aimfair.generation.manifest import DIGITS, Outcome, file_name, seed_of_attempt
 from aimfair.generation.plan import PlannedImage
@@ -45,14 +45,14 @@ class Worker:
         settings: GenerateSettings,
         image_size: int,
         load: Callable[[], Sampler],
-        load_filters: Callable[[], Sequence[ImageFilter]],
+        load_filters: Callable[[], Sequence[ImageFilter | Scorer]],
         record: Note,
         interrupt: Interrupt,
     ):
         self._folder, self._settings, self._image_size = folder, settings, image_size
         self._load, self._load_filters = load, load_filters
         self._record, self._interrupt = record, interrupt
-        self._models: tuple[Sampler, Sequence[ImageFilter]] | None = None
+        self._models: tuple[Sampler, Sequence[ImageFilter | Scorer]] | None = None
         self._start = 0.0
         self.images = self.batches = 0
         self.sampling = self.filtering = self.stalled = self.encoding = 0.0
@@ -115,30 +115,47 @@ class Worker:
         samples = sampler.sample([planned.text for planned in batch], seeds)
         sampled = time.monotonic()
         reasons: list[str | None] = [None] * len(batch)
+        scores: Sequence[float | None] = [None] * len(batch)
+        groups = [planned.group for planned in batch]
         for one in filters:
-            found = one.reasons(samples.images, [planned.group for planned in batch])
-            reasons = [first or second for first, second in zip(reasons, found, strict=True)]
+            if isinstance(one, Scorer):
+                scores = one.scores(samples.images, groups)
+            else:
+                found = one.reasons(samples.images, groups)
+                reasons = [first or second for first, second in zip(reasons, found, strict=True)]
         self.sampling += sampled - begin
         self.filtering += time.monotonic() - sampled
         return [
-            partial(self._complete, planned.image, attempt, pixels, bool(finite), reason)
-            for planned, pixels, finite, reason in zip(batch, *samples, reasons, strict=True)
+            partial(self._complete, planned.image, attempt, pixels, bool(finite), reason, score)
+            for planned, pixels, finite, reason, score in zip(batch, *samples, reasons, scores, strict=True)
             if is_missing(planned)
         ]
 
     def _complete(
-        self, number: int, attempt: int, pixels: npt.NDArray[np.uint8], finite: bool, reason: str | None
+        self,
+        number: int,
+        attempt: int,
+        pixels: npt.NDArray[np.uint8],
+        finite: bool,
+        reason: str | None,
+        score: float | None,
     ) -> Outcome:
         """Reduces, checks and writes an image."""
         begin = time.monotonic()
         try:
-            return self._encode(number, attempt, pixels, finite, reason)
+            return self._encode(number, attempt, pixels, finite, reason, score)
         finally:
             with self._encoded:
                 self.encoding += time.monotonic() - begin
 
     def _encode(
-        self, number: int, attempt: int, pixels: npt.NDArray[np.uint8], finite: bool, reason: str | None
+        self,
+        number: int,
+        attempt: int,
+        pixels: npt.NDArray[np.uint8],
+        finite: bool,
+        reason: str | None,
+        score: float | None,
     ) -> Outcome:
         image = Image.fromarray(pixels)
         if len(pixels) > self._image_size:
@@ -149,5 +166,5 @@ class Worker:
             return Outcome(image=number, attempt=attempt, reason=reason)
         digest, suffix = content_digest(image)[:DIGITS], self._settings.image_format
         write_image(self._folder / file_name(number, digest, suffix), reduced, suffix)
-        near = dhash(image) if self._settings.filters.near_duplicates is not None else None
-        return Outcome(image=number, attempt=attempt, digest=digest, hash=near)
+        near = dhash(image) if self._settings.filters.hashed else None
+        return Outcome(image=number, attempt=attempt, digest=digest, hash=near, score=score)

@@ -1,6 +1,7 @@
 """Sections of the report on what led to the results: prompts, generation, masks, training."""
 
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -8,7 +9,9 @@ from typing import Any
 import numpy as np
 
 from aimfair.base.progress import duration
-from aimfair.generation.summary import GenerationSummary, Speed
+from aimfair.evaluation.intervals import wilson
+from aimfair.generation.shown import Confusion, merged
+from aimfair.generation.summary import GenerationSummary, GroupSummary, Speed
 from aimfair.methods import BIASED
 from aimfair.prompts.diversity import Attribute, Diversity, Wording
 from aimfair.report import charts, wording
@@ -102,17 +105,40 @@ def _attribute_row(attribute: Attribute, groups: Sequence[Wording], fixed: bool)
 
 
 def generation_section(summary: GenerationSummary | None) -> dict[str, Any]:
-    """Images made (or found in a folder) and kept; rows: (group, rejected per reason). Without a summary, no rows."""
+    """Images made (or found in a folder) and kept; rows: (group, rejected per reason). Without a summary, no rows.
+
+    biased: the groups with the largest and the smallest rejection rate, if their 95% intervals are apart. confusions:
+    attribute -> its rows of (confusion, images, shares per value), the last share that of unclear ones, if any.
+    """
     groups = summary.groups if summary else []
-    reasons = sorted(summary.rejected) if summary else []
+    counts = [merged(group.rejected) for group in groups]
+    reasons = sorted(sum(counts, Counter[str]()))
+    confusions: dict[str, list[tuple[Confusion, int, list[float]]]] = {}
+    for one in summary.confusions if summary else []:
+        found = [*one.shown, one.unclear]
+        shares = [number / sum(found) if sum(found) else math.nan for number in found]
+        confusions.setdefault(one.attribute, []).append((one, sum(found), shares))
     return {
+        "biased": _biased(groups) if summary and summary.folder is None else None,
+        "confusions": confusions,
         "folder": summary.folder if summary else None,
         "made": summary.made if summary else 0,
         "kept": summary.kept if summary else 0,
         "reasons": reasons,
-        "rows": [(group, [group.rejected.get(reason, 0) for reason in reasons]) for group in groups],
+        "rows": [
+            (group, [of_group[reason] for reason in reasons]) for group, of_group in zip(groups, counts, strict=True)
+        ],
         "facts": _generation_facts(summary) if summary else {},
     }
+
+
+def _biased(groups: Sequence[GroupSummary]) -> tuple[GroupSummary, GroupSummary] | None:
+    if not any(group.rejected for group in groups):
+        return None
+    most, least = (choose(groups, key=lambda group: group.rejection_rate) for choose in (max, min))
+    rejected, made = ([group.made - group.kept for group in (most, least)], [group.made for group in (most, least)])
+    (low, _), (_, high) = wilson(rejected, made, 0.95)
+    return (most, least) if low > high else None
 
 
 def _generation_facts(summary: GenerationSummary) -> dict[str, str]:

@@ -15,12 +15,14 @@ from safetensors.torch import load_file, save_file
 
 from aimfair.base.errors import AimfairError
 from aimfair.data.decode import dhash
+from aimfair.generation.filter_settings import FilterSettings
 from aimfair.generation.filters import filter_facts, load_filters
-from aimfair.generation.filters.clip import ClipAgreement, ClipView, clip_folder, fingerprint, plain_texts
+from aimfair.generation.filters.clip import ClipAgreement, clip_folder, fingerprint, plain_texts
 from aimfair.generation.filters.hooks import Hook
 from aimfair.generation.filters.pixels import NearDuplicates
 from aimfair.generation.filters.safety import SafetyChecker
-from aimfair.generation.settings import FilterSettings, GenerateSettings
+from aimfair.generation.filters.towers import View
+from aimfair.generation.settings import GenerateSettings
 from tests.generation.samples import prompt_settings
 
 CPU = torch.device("cpu")
@@ -216,7 +218,7 @@ def test_safety(tmp_path: Path) -> None:
     checker.save_pretrained(tmp_path / "safety_checker")
     assert SafetyChecker(tmp_path, CPU).reasons(images, GROUPS[:1] * 6) == [None] * 6
     with torch.inference_mode():
-        embeds = checker.visual_projection(checker.vision_model(ClipView("key", tmp_path, 16, CPU)(images))[1])
+        embeds = checker.visual_projection(checker.vision_model(View("key", tmp_path, 16, CPU)(images))[1])
         cosines = library.cosine_distance(embeds, checker.concept_embeds)[:, 3]
     checker.concept_embeds_weights.data[3] = cosines.median()
     checker.save_pretrained(tmp_path / "safety_checker")
@@ -268,12 +270,12 @@ def test_a_damaged_preprocessor(tmp_path: Path, text: str, message: str) -> None
     file = tmp_path / "preprocessor_config.json"
     file.write_text(text)
     with pytest.raises(AimfairError, match=re.escape(f"generate.filters.clip: {file}: ") + message):
-        ClipView("generate.filters.clip", tmp_path, 16, CPU)
+        View("generate.filters.clip", tmp_path, 16, CPU)
 
 
 def test_the_preprocessor_says_what_grey_is(tmp_path: Path) -> None:
     (tmp_path / "preprocessor_config.json").write_text('{"image_mean": [0, 0.2, 0.6], "image_std": [1, 1, 0.5]}')
-    view = ClipView("key", tmp_path, 4, CPU)(np.full((1, 8, 8, 3), 102, dtype=np.uint8))
+    view = View("key", tmp_path, 4, CPU)(np.full((1, 8, 8, 3), 102, dtype=np.uint8))
     torch.testing.assert_close(view[0, :, 1, 1], torch.tensor([0.4, 0.2, -0.4]))
 
 

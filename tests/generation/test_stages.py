@@ -1,5 +1,6 @@
 """The two stages in a run directory, with a small model."""
 
+import json
 import shutil
 import signal
 import sys
@@ -54,6 +55,29 @@ def change(settings: dict[str, Any], **values: object) -> dict[str, Any]:
 def contents(path: Path) -> dict[str, bytes]:
     files = [path / "prompts.jsonl", *(path / "synthetic").rglob("*")]
     return {str(file.relative_to(path)): file.read_bytes() for file in files if file.is_file()}
+
+
+def test_rejections_of_each_group_end_the_stage(settings: dict[str, Any], tmp_path: Path, monkeypatch: Any) -> None:
+    (tmp_path / "my_filter.py").write_text(
+        "def some(images, groups): return ['odd' if image.sum() % 2 and y else None"
+        " for image, (y, a) in zip(images, groups)]\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.delitem(sys.modules, "my_filter", raising=False)
+    stages(tmp_path / "run", change(settings, filters={"hooks": ["my_filter:some"]}, max_rejections=5))
+    events = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
+    told = [event["message"] for event in events if event["event"] == "note" and "rejected of" in event["message"]]
+    groups = sorted(
+        GenerationSummary.load(tmp_path / "run" / "generation.json").groups, key=lambda one: -one.rejection_rate
+    )
+    names = {(0, 0): "one, green", (0, 1): "one, red", (1, 0): "six, green", (1, 1): "six, red"}
+    assert groups[0].y == 1
+    assert groups[0].rejected
+    assert told == [
+        f"rejected of {names[one.y, one.a]}: {(one.made - one.kept) / one.made:.1%} of {one.made} images"
+        + (f" (odd {one.rejected['odd']})" if one.rejected else "")
+        for one in groups
+    ]
 
 
 @pytest.fixture

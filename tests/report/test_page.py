@@ -15,6 +15,7 @@ from aimfair.data.images import ImageSet, Splits
 from aimfair.evaluation.compare import compare
 from aimfair.evaluation.results import Results
 from aimfair.generation.manifest import Manifest, write_manifest
+from aimfair.generation.summary import GenerationSummary
 from aimfair.prompts.diversity import measure
 from aimfair.prompts.grammar import load_prompts
 from aimfair.report import page
@@ -163,6 +164,26 @@ def test_what_is_missing_is_said(finished: Path, tmp_path: Path, gone: str, said
     assert "Worst-group accuracy rose" in text
 
 
+def test_the_bias_of_the_generator(run: Run) -> None:
+    material = report.gather(run)
+    assert material.generation is not None
+    groups = [(0, 0), (0, 1), (1, 0), (1, 1)]
+    kept = [group for group in groups for _ in range(300)]
+    rejected = [((1, 0), "shows_y0_a0")] * 100 + [((1, 0), "shows_y_unclear_a1")] * 50 + [((0, 1), "black")] * 3
+    biased = GenerationSummary.of(kept, rejected, checked=["target", "protected"])
+    text = Page(page.render(changed(material, generation=biased))).text
+    names = [material.results.group_name(*group) for group in groups]
+    assert f"The generator is biased: 33.3% of its images of {names[2]} were rejected, 0.0% of {names[0]}" in text
+    assert f"{names[2]} 450 300 33.3% 0 150" in text
+    assert "Class that a classifier sees in the generated images" in text
+    assert f"{names[2]} 450 22.2% 66.7% 11.1%" in text  # 100, 300 and 50 unclear
+    assert f"{names[2]} 450 88.9% 11.1%" in text
+    alike = GenerationSummary.of(kept, rejected[-3:])
+    text = Page(page.render(changed(material, generation=alike))).text
+    assert "biased:" not in text
+    assert "sees in the generated images" not in text
+
+
 def test_prompts_of_older_runs_are_measured_for_the_report(finished: Path, tmp_path: Path) -> None:
     path = tmp_path / "run"
     shutil.copytree(finished, path)
@@ -242,8 +263,8 @@ def test_replies_are_counted_over_all_that_a_run_asked(run: Run) -> None:
 def test_how_the_images_were_made(material: Material) -> None:
     text = Page(page.render(material)).text
     assert "58 images were generated, 48 kept" in text
-    assert "Generated Kept black too_dark" in " ".join(text.split())
-    assert "17 12 2 3" in " ".join(text.split())
+    assert "Generated Kept Rejected black too_dark" in " ".join(text.split())
+    assert "17 12 29.4% 2 3" in " ".join(text.split())
     assert "10.6 images/s (1,058 images in 1 min 40 s)" in text
     assert "13.2 images/s" in text
 

@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from aimfair.base.errors import AimfairError
+from aimfair.base.errors import AimfairError, one_line, prefixed
 from aimfair.base.interrupt import NEVER, Interrupt
 from aimfair.base.libraries import optional
 from aimfair.base.log import NOWHERE, Log
@@ -20,6 +21,7 @@ from aimfair.diffusion.engines.engine import Part, Source
 from aimfair.diffusion.engines.export import OPSET, export, exporters, path_of
 
 NAME = "onnxruntime"
+_ENGINE = f"generate.engine {NAME}"
 _PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 _ELEMENTS = {torch.float32: np.float32, torch.float16: np.float16, torch.int64: np.int64}
 
@@ -159,8 +161,52 @@ def open_file(path: Path) -> Callable[[Tensor], Tensor]:
     return lambda batch: torch.from_numpy(session.run(None, {name: batch.contiguous().numpy()})[0])
 
 
-def _session(path: Path, device: torch.device, threads: int) -> Any:
-    library, provider = _library(), _PROVIDERS[device.type]
+class ImageFile:
+    """A file that takes images one by one, on the CPU, such as a classifier or a detector.
+
+    Args:
+        key: the setting that names the file, for errors.
+
+    Attributes:
+        outputs: their names.
+        size: (H, W); None: any.
+
+    Raises:
+        AimfairError: onnxruntime is missing, cannot read the file, or it takes something else.
+    """
+
+    def __init__(self, key: str, path: Path):
+        self._where = f"{key}: {path}"
+        if not path.is_file():
+            raise AimfairError(f"{self._where}: there is no such file, expected an ONNX model")
+        with prefixed(key):
+            self._session = _session(path, torch.device("cpu"), torch.get_num_threads(), key)
+        inputs = self._session.get_inputs()
+        batch, channels, *size = inputs[0].shape if inputs and len(inputs[0].shape) == 4 else (0, 0)
+        fits = all(not isinstance(found, int) or found == wanted for found, wanted in ((batch, 1), (channels, 3)))
+        if len(inputs) != 1 or inputs[0].type != "tensor(float)" or not fits:
+            found = ", ".join(f"{one.name} {one.type} {one.shape}" for one in inputs) or "none"
+            raise AimfairError(f"{self._where}: inputs {found}; expected one, tensor(float) [1, 3, H, W]")
+        self._input = inputs[0].name
+        self.outputs: list[str] = [one.name for one in self._session.get_outputs()]
+        self.size: tuple[int, int] | None = (size[0], size[1]) if all(isinstance(one, int) for one in size) else None
+
+    def run(self, image: Tensor) -> list[npt.NDArray[Any]]:
+        """The outputs for an image, float32 [3, H, W].
+
+        Raises:
+            AimfairError: onnxruntime fails.
+        """
+        try:
+            found: list[npt.NDArray[Any]] = self._session.run(None, {self._input: image[None].contiguous().numpy()})
+        except Exception as error:  # onnxruntime has one error class for all runtime failures
+            size = f"{image.shape[2]} x {image.shape[1]}"
+            raise AimfairError(f"{self._where}: fails on an image of {size} pixels: {one_line(error)}") from error
+        return found
+
+
+def _session(path: Path, device: torch.device, threads: int, purpose: str = _ENGINE) -> Any:
+    library, provider = _library(purpose), _PROVIDERS[device.type]
     options = library.SessionOptions()
     options.log_severity_level = 3  # errors
     options.intra_op_num_threads = threads
@@ -170,9 +216,10 @@ def _session(path: Path, device: torch.device, threads: int) -> Any:
         session = library.InferenceSession(path, options, providers=[(provider, place)])
     except Exception as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        without = " or do without (--generate.engine eager; when exporting, --no-onnx)" if purpose == _ENGINE else ""
         raise AimfairError(
             f"{path}: onnxruntime {library.__version__} cannot load it: {reason}; try another version (pip"
-            " install --upgrade onnxruntime) or do without (--generate.engine eager; when exporting, --no-onnx)"
+            f" install --upgrade onnxruntime){without}"
         ) from error
     if (found := session.get_providers()[0]) != provider:  # it falls back silently
         raise AimfairError(
@@ -186,7 +233,7 @@ def _memory(tensor: Tensor) -> tuple[str, int, type, tuple[int, ...], int]:
     return tensor.device.type, tensor.device.index or 0, _ELEMENTS[tensor.dtype], tuple(tensor.shape), tensor.data_ptr()
 
 
-def _library() -> Any:
-    with optional("generate.engine onnxruntime", "onnx onnxscript onnxruntime"):
+def _library(purpose: str = _ENGINE) -> Any:
+    with optional(purpose, "onnx onnxscript onnxruntime" if purpose == _ENGINE else "onnxruntime"):
         import onnxruntime
     return onnxruntime

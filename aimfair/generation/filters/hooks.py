@@ -5,7 +5,7 @@ import importlib.util
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -17,8 +17,16 @@ from aimfair.generation.plan import Group
 _REASON = re.compile(r"[A-Za-z0-9_-]{1,40}")
 
 
-def fingerprint(hook: str) -> str:
-    """SHA-256 of the source file of a hook's module, without what the module imports.
+_KEY = "generate.filters.hooks"
+
+Function = Callable[[npt.NDArray[np.uint8], Sequence[Group]], Any]
+
+
+def fingerprint(hook: str, key: str = _KEY) -> str:
+    """SHA-256 of the source file of a function's module, without what the module imports.
+
+    Args:
+        key: the setting, for errors.
 
     Raises:
         AimfairError: Python cannot find the module, or it has no source file.
@@ -29,10 +37,24 @@ def fingerprint(hook: str) -> str:
     except ModuleNotFoundError:
         spec = None
     if spec is None or spec.origin is None or not Path(spec.origin).is_file():
-        raise AimfairError(
-            f"generate.filters.hooks: {hook}: Python finds no module {module}; put its folder into PYTHONPATH"
-        )
+        raise AimfairError(f"{key}: {hook}: Python finds no module {module}; put its folder into PYTHONPATH")
     return file_digest(Path(spec.origin))
+
+
+def load(hook: str, key: str = _KEY) -> Function:
+    """A function of the user's, of images uint8 [B, H, W, 3] and B groups.
+
+    Raises:
+        AimfairError: there is no such function.
+    """
+    module, _, name = hook.partition(":")
+    try:
+        function: Any = getattr(importlib.import_module(module), name)
+    except Exception as error:  # a user's module may raise anything
+        raise AimfairError(f"{key}: {hook}: {type(error).__name__}: {error}") from error
+    if not callable(function):
+        raise AimfairError(f"{key}: {hook}: a {type(function).__name__}, expected a function")
+    return cast(Function, function)
 
 
 class Hook:
@@ -48,15 +70,7 @@ class Hook:
     """
 
     def __init__(self, hook: str):
-        self._name = hook
-        module, _, name = hook.partition(":")
-        try:
-            function: Any = getattr(importlib.import_module(module), name)
-        except Exception as error:  # a user's module may raise anything
-            raise AimfairError(f"generate.filters.hooks: {hook}: {type(error).__name__}: {error}") from error
-        if not callable(function):
-            raise AimfairError(f"generate.filters.hooks: {hook}: a {type(function).__name__}, expected a function")
-        self._function: Callable[[npt.NDArray[np.uint8], Sequence[Group]], Any] = function
+        self._name, self._function = hook, load(hook)
 
     def reasons(self, images: npt.NDArray[np.uint8], groups: Sequence[Group]) -> list[str | None]:
         """As :meth:`ImageFilter.reasons`; the function receives a copy of the images.
@@ -67,16 +81,15 @@ class Hook:
         try:
             found = list(self._function(images.copy(), list(groups)))
         except Exception as error:
-            raise AimfairError(f"generate.filters.hooks: {self._name}: {type(error).__name__}: {error}") from error
+            raise AimfairError(f"{_KEY}: {self._name}: {type(error).__name__}: {error}") from error
         if len(found) != len(images):
             raise AimfairError(
-                f"generate.filters.hooks: {self._name}: {len(found)} answers for {len(images)} images, expected one"
-                " for each"
+                f"{_KEY}: {self._name}: {len(found)} answers for {len(images)} images, expected one for each"
             )
         for reason in found:
             if reason is not None and not (isinstance(reason, str) and _REASON.fullmatch(reason)):
                 raise AimfairError(
-                    f"generate.filters.hooks: {self._name}: answered {reason!r}, expected None or a reason of 1 to 40"
+                    f"{_KEY}: {self._name}: answered {reason!r}, expected None or a reason of 1 to 40"
                     " letters, digits, - and _"
                 )
         return found

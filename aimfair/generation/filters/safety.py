@@ -11,7 +11,7 @@ from aimfair.base.checked_weights import load_model
 from aimfair.base.errors import AimfairError
 from aimfair.base.memory import MicroBatch, pieces
 from aimfair.diffusion.model import SHIPPED, diffusion_libraries, digest_of_files, from_hub
-from aimfair.generation.filters.clip import ClipView
+from aimfair.generation.filters.towers import View
 from aimfair.generation.plan import Group
 from aimfair.generation.settings import GenerateSettings
 
@@ -59,7 +59,7 @@ class SafetyChecker:
         self._checker = checker.float().eval().to(device)
         size = checker.config.vision_config.image_size
         self._fitting = MicroBatch(256)
-        self._view = ClipView(_KEY, folder / "feature_extractor", size, device)
+        self._view = View(_KEY, folder / "feature_extractor", size, device)
 
     @torch.inference_mode()
     def reasons(self, images: npt.NDArray[np.uint8], groups: Sequence[Group]) -> list[str | None]:
