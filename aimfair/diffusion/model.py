@@ -24,7 +24,7 @@ COMPONENTS = (
 )
 """Component folders in diffusers' layout, of which a family has some; without the safety checker."""
 
-_ENDS = ("json", "txt", "model", "safetensors")
+_ENDS = ("json", "txt", "model", "jinja", "safetensors")
 _READ = ("model_index.json", *(f"{part}/*.{end}" for part in COMPONENTS for end in _ENDS))
 _DECODER = ("config.json", "*.safetensors")
 _NOT_READ = ("*.fp16.*", "*.fp16-*", "*.non_ema.*")  # other versions of the same weights

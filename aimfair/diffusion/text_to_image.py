@@ -102,9 +102,10 @@ class Diffusion:
         self.size: int = self._latents[1] * self._pipeline.vae_scale_factor
         """Pixels along each side of an image."""
         source = _source(folder, self._family, self._pipeline, settings, device)
-        self._dtype = source.dtype
+        self._dtype_of_latents = torch.float32 if self._family.full_latents else source.dtype
         self._embed = lru_cache(max(1, _CACHED_BYTES // _bytes(source.parts[0])))(self._embed_text)
-        batches = _batches(source, settings, guided=self._guided)
+        self._embed_away = lru_cache(1)(self._embed_negative)
+        batches = _batches(source, settings, self._family, guided=self._guided)
         self._engine = load_engine(settings, source, batches, log, interrupt)
         self._interval = self._guidance_interval()
         self._check_negative_prompt(log)
@@ -142,7 +143,7 @@ class Diffusion:
         with measure(COPIES):
             generators = [torch.Generator("cpu").manual_seed(seed) for seed in seeds]
             noise = torch.stack([torch.randn(self._latents, generator=generator) for generator in generators])
-            noise = self._family.arrange(noise).to(self._device, self._dtype)
+            noise = self._family.arrange(noise).to(self._device, self._dtype_of_latents)
         if self._interval:
             self._interval.begin()
         with measure(SCHEDULER):
@@ -151,7 +152,7 @@ class Diffusion:
                 latents=noise,
                 generator=generators,  # schedulers that add noise at every step draw it here
                 num_inference_steps=self._settings.steps,
-                guidance_scale=self._settings.guidance_scale,
+                **self._family.options(self._settings.steps, self._settings.guidance_scale),
                 height=self.size,
                 width=self.size,
                 output_type="latent",  # the pipeline's own decoding hides non-finite values
@@ -177,6 +178,11 @@ class Diffusion:
                 f"generate.guidance_interval: found {list(interval)}, expected [0, 1]: this generate.model with"
                 f" guidance_scale {self._settings.guidance_scale} has no classifier-free guidance"
             )
+        if self._family.halves != "negative first":
+            raise AimfairError(
+                f"generate.guidance_interval: found {list(interval)}, expected [0, 1]: a {self._family.pipeline} has"
+                " guidance in every step"
+            )
         return GuidanceInterval(self._engine, interval, lambda: len(self._pipeline.scheduler.timesteps))
 
     def _check_negative_prompt(self, log: Log) -> None:
@@ -190,15 +196,13 @@ class Diffusion:
                 f" {self._settings.guidance_scale} has no classifier-free guidance"
             )
 
-    def _embeddings(self, texts: Sequence[str]) -> dict[str, Tensor]:
-        """Arguments of the pipeline, each [B, ...]."""
-        names, embedded = self._family.embeddings, [self._embed(text) for text in texts]
-        arguments = {name: torch.cat(tensors) for name, *tensors in zip(names, *embedded, strict=True)}
+    def _embeddings(self, texts: Sequence[str]) -> dict[str, Any]:
+        """Arguments of the pipeline."""
+        names = self._family.embeddings
+        arguments = dict(zip(names, self._family.batch([self._embed(text) for text in texts]), strict=True))
         if self._guided:
-            text = self._settings.negative_prompt
-            away = self._family.negative(self._pipeline, text, self._embed(text))
-            for name, tensor in zip(names, away, strict=True):
-                arguments[f"negative_{name}"] = tensor.expand_as(arguments[name])
+            away = self._family.batch([self._embed_away()] * len(texts))
+            arguments |= {f"negative_{name}": tensor for name, tensor in zip(names, away, strict=True)}
         return arguments
 
     def refuse_unreadable(self, texts: Iterable[str]) -> None:
@@ -211,6 +215,10 @@ class Diffusion:
         self._refuse_unreadable(text)
         return self._family.embed(self._pipeline, text)
 
+    def _embed_negative(self) -> tuple[Tensor, ...]:
+        """Of the negative prompt."""
+        return self._family.embed_negative(self._pipeline, self._settings.negative_prompt)
+
     def _refuse_unreadable(self, text: str, key: str | None = None) -> None:
         """Tokenizers silently truncate long prompts and replace unknown words.
 
@@ -219,9 +227,10 @@ class Diffusion:
         """
         where = f"{key} {text!r}" if key else f"prompt {text!r}"
         shorter = "shorten it" if key else "shorten prompts.template or lower prompts.contexts_per_prompt"
-        for name, (tokenizer, length) in self._family.vocabularies(self._pipeline).items():
-            most = length - tokenizer.num_special_tokens_to_add()  # beginning and end of text
-            if (tokens := len(tokenizer.tokenize(text))) > most:
+        for name, (tokenizer, length, wrap) in self._family.vocabularies(self._pipeline).items():
+            around = len(tokenizer.tokenize(wrap("")))
+            most = length - around - tokenizer.num_special_tokens_to_add()  # beginning and end of text
+            if (tokens := len(tokenizer.tokenize(wrap(text))) - around) > most:
                 raise AimfairError(f"{where} has {tokens} tokens, the {name} of generate.model takes {most}; {shorter}")
             unknown = [word for word in text.split() if tokenizer.unk_token_id in _numbers(tokenizer, word)]
             if unknown:
@@ -244,15 +253,15 @@ def load_source(folder: Path, settings: TextToImageSettings, device: torch.devic
     family = family_of(folder)
     pipeline = load_pipeline(folder, family, settings, device)
     source = _source(folder, family, pipeline, settings, device)
-    return source, _batches(source, settings, guided=family.guided(pipeline, settings.guidance_scale))
+    return source, _batches(source, settings, family, guided=family.guided(pipeline, settings.guidance_scale))
 
 
-def _batches(source: Source, settings: TextToImageSettings, *, guided: bool) -> dict[str, int]:
+def _batches(source: Source, settings: TextToImageSettings, family: Family, *, guided: bool) -> dict[str, int]:
     """Part -> its largest batch. Prompts are embedded one by one."""
     batches = {part.name: 1 for part in source.parts}
     for part in source.parts:
         if part.name == "denoiser":
-            batches[part.name] = settings.batch_size * (2 if guided else 1)
+            batches[part.name] = settings.batch_size * (2 if guided and family.halves != "apart" else 1)
         if part.name == "decoder":
             (pixels,) = part.outputs.values()
             batches[part.name] = _decoded_at_once(pixels.shape[-1], settings.batch_size)

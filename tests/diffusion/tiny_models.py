@@ -33,7 +33,7 @@ def save(build: Callable[[], Any], folder: Path) -> Path:
 
 def stable_diffusion(**unet: Any) -> Any:
     return diffusers.StableDiffusionPipeline(
-        vae=_vae(4),
+        vae=vae(4),
         text_encoder=_clip(transformers.CLIPTextModel, layers=1),
         tokenizer=_clip_tokenizer(),
         unet=_unet(
@@ -52,7 +52,7 @@ def stable_diffusion(**unet: Any) -> Any:
 
 def sdxl() -> Any:
     return diffusers.StableDiffusionXLPipeline(
-        vae=_vae(4),
+        vae=vae(4),
         text_encoder=_clip(transformers.CLIPTextModel, layers=2),
         text_encoder_2=_clip(transformers.CLIPTextModelWithProjection, layers=2),
         tokenizer=_clip_tokenizer(),
@@ -91,24 +91,24 @@ def sd3(*, t5: bool = True) -> Any:
             dual_attention_layers=(0,),
         ),
         scheduler=diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0),
-        vae=_vae(4, shift_factor=0.06, scaling_factor=1.5, use_quant_conv=False, use_post_quant_conv=False),
+        vae=vae(4, shift_factor=0.06, scaling_factor=1.5, use_quant_conv=False, use_post_quant_conv=False),
         text_encoder=_clip(transformers.CLIPTextModelWithProjection, layers=2),
         text_encoder_2=_clip(transformers.CLIPTextModelWithProjection, layers=2),
-        text_encoder_3=_t5(40) if t5 else None,
+        text_encoder_3=t5_encoder(40) if t5 else None,
         tokenizer=_clip_tokenizer(),
         tokenizer_2=_clip_tokenizer(),
-        tokenizer_3=_t5_tokenizer() if t5 else None,
+        tokenizer_3=t5_tokenizer() if t5 else None,
     )
 
 
 def flux(*, guidance_embeds: bool = True) -> Any:
     return diffusers.FluxPipeline(
         scheduler=diffusers.FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True),
-        vae=_vae(4, shift_factor=0.1, scaling_factor=0.4, use_quant_conv=False, use_post_quant_conv=False),
+        vae=vae(4, shift_factor=0.1, scaling_factor=0.4, use_quant_conv=False, use_post_quant_conv=False),
         text_encoder=_clip(transformers.CLIPTextModel, layers=2),
         tokenizer=_clip_tokenizer(),
-        text_encoder_2=_t5(32),
-        tokenizer_2=_t5_tokenizer(),
+        text_encoder_2=t5_encoder(32),
+        tokenizer_2=t5_tokenizer(),
         transformer=diffusers.FluxTransformer2DModel(
             in_channels=16,
             num_layers=1,
@@ -143,7 +143,7 @@ def _unet(down: tuple[str, ...], up: tuple[str, ...], **options: Any) -> Any:
     )
 
 
-def _vae(latent_channels: int, **options: Any) -> Any:
+def vae(latent_channels: int, **options: Any) -> Any:
     return diffusers.AutoencoderKL(
         block_out_channels=(4, 8),
         down_block_types=("DownEncoderBlock2D",) * 2,
@@ -177,7 +177,7 @@ def _clip_tokenizer() -> Any:
     return transformers.CLIPTokenizer(vocab=vocabulary, merges=[], model_max_length=77)
 
 
-def _t5(width: int) -> Any:
+def t5_encoder(width: int) -> Any:
     return transformers.T5EncoderModel(
         transformers.T5Config(
             vocab_size=len(_T5_TOKENS) + 4,
@@ -191,6 +191,6 @@ def _t5(width: int) -> Any:
     )
 
 
-def _t5_tokenizer() -> Any:
+def t5_tokenizer() -> Any:
     vocabulary = [(token, -1.0) for token in _T5_TOKENS]
     return transformers.T5Tokenizer(vocab=vocabulary, extra_ids=0, model_max_length=512)

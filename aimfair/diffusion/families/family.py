@@ -1,8 +1,10 @@
 """What a family of text-to-image models defines, and the modules that families share: text encoders and decoder."""
 
+import copy
 from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -128,11 +130,13 @@ class Vocabulary(NamedTuple):
 
     Attributes:
         tokenizer: of transformers.
-        length: tokens that the encoder takes, including those for beginning and end.
+        length: tokens that the encoder takes, including those for beginning and end, and of ``wrap``.
+        wrap: a prompt -> the text that the tokenizer gets, such as a chat with the prompt in it.
     """
 
     tokenizer: Any
     length: int
+    wrap: Callable[[str], str] = str
 
 
 class Family(ABC):
@@ -146,11 +150,15 @@ class Family(ABC):
         without: arguments that keep diffusers from loading what generation does not need.
         denoiser: the component that runs at every step.
         stand_in: what replaces it.
-        encoders: possible text encoders -> the outputs that the pipeline reads.
+        encoders: possible text encoders of an engine -> the outputs that the pipeline reads. Others, those that are
+            language models or take a mask, stay in PyTorch: they run once per prompt.
         embeddings: names, as arguments of the pipeline, of what :meth:`embed` returns; those for the negative prompt
             have the prefix ``negative_``.
         own_scheduler: whether models work only with the kind of scheduler that they were trained with.
         steers_away: whether there are negative prompts.
+        halves: how a step with guidance runs the denoiser: on one batch, negative prompts or prompts first, or in two
+            calls.
+        full_latents: whether latents are float32 in any dtype.
     """
 
     pipeline: ClassVar[str]
@@ -164,6 +172,8 @@ class Family(ABC):
     embeddings: ClassVar[tuple[str, ...]]
     own_scheduler: ClassVar[bool] = False
     steers_away: ClassVar[bool] = True
+    halves: ClassVar[Literal["negative first", "prompt first", "apart"]] = "negative first"
+    full_latents: ClassVar[bool] = False
 
     @abstractmethod
     def latents(self, pipeline: Pipeline, render_size: int | None) -> Latents:
@@ -189,9 +199,17 @@ class Family(ABC):
     def guided(self, pipeline: Pipeline, scale: float) -> bool:
         """Whether guidance at this scale also runs the denoiser on the negative prompt."""
 
-    def negative(self, pipeline: Pipeline, text: str, embedded: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        """The embeddings of the negative prompt, given those of :meth:`embed`."""
-        return embedded
+    def embed_negative(self, pipeline: Pipeline, text: str) -> tuple[Tensor, ...]:
+        """As :meth:`embed`, of a negative prompt."""
+        return self.embed(pipeline, text)
+
+    def batch(self, embedded: Sequence[tuple[Tensor, ...]]) -> tuple[Any, ...]:
+        """The embeddings of several prompts as the pipeline takes them, in the order of :attr:`embeddings`."""
+        return tuple(torch.cat(tensors) for tensors in zip(*embedded, strict=True))
+
+    def options(self, steps: int, scale: float) -> dict[str, Any]:
+        """The guidance scale and what else the pipeline must be told."""
+        return {"guidance_scale": scale}
 
     def arrange(self, noise: Tensor) -> Tensor:
         """Noise [B, C, h, w] in the pipeline's layout of latents."""
@@ -200,17 +218,40 @@ class Family(ABC):
     def replace(self, pipeline: Pipeline, engine: Engine) -> None:
         """Replaces the pipeline's modules by the engine, and drops their weights."""
         setattr(pipeline, self.denoiser, self.stand_in(getattr(pipeline, self.denoiser), engine, "denoiser"))
-        for name in self.vocabularies(pipeline):
+        for name in self._in_engines(pipeline):
             encoder = getattr(pipeline, name)
             setattr(pipeline, name, EncoderStandIn(encoder, engine, name, self.encoders[name]))
         pipeline.vae = None
 
     def text_encoders(self, pipeline: Pipeline) -> tuple[Part, ...]:
         """The text encoders among :meth:`parts`."""
+        vocabularies = self.vocabularies(pipeline)
         return tuple(
-            text_encoder(getattr(pipeline, name), name, vocabulary.length, self.encoders[name])
-            for name, vocabulary in self.vocabularies(pipeline).items()
+            text_encoder(getattr(pipeline, name), name, vocabularies[name].length, self.encoders[name])
+            for name in self._in_engines(pipeline)
         )
+
+    def _in_engines(self, pipeline: Pipeline) -> list[str]:
+        """The text encoders of this model that engines run."""
+        return [name for name in self.vocabularies(pipeline) if name in self.encoders]
+
+
+def chat(tokenizer: Any, **options: Any) -> Callable[[str], str]:
+    """A prompt -> a chat of one message by the tokenizer's template, as diffusers makes it."""
+
+    def wrap(text: str) -> str:
+        messages = [{"role": "user", "content": text}]
+        wrapped: str = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True, **options)
+        return wrapped
+
+    return wrap
+
+
+def with_module(model: Any, name: str, module: nn.Module) -> Any:
+    """The model with another module of this name; the other modules are shared, and the model itself is unchanged."""
+    other = copy.copy(model)
+    other._modules = {**model._modules, name: module}
+    return other
 
 
 def require_multiple(found: int, multiple: int, own: int) -> None:
@@ -236,7 +277,7 @@ class Decoder(nn.Module):
         super().__init__()
         self.vae = vae
         config = vae.config
-        self._scale, self._shift = config.scaling_factor, config.shift_factor
+        self._scale, self._shift = config.scaling_factor, config.get("shift_factor")
         for name in ("latents_std", "latents_mean"):  # per channel; few models have them
             values = config.get(name)
             if values is not None:
@@ -267,5 +308,5 @@ def decoder(pipeline: Pipeline, latents: Latents, dtype: torch.dtype) -> Part:
 
 def images(pipeline: Pipeline, latents: Latents) -> Tensors:
     """The decoder's output, [3, H, W]."""
-    vae, factor = pipeline.vae, pipeline.vae_scale_factor
-    return Tensors((vae.config.out_channels, latents[1] * factor, latents[2] * factor), vae.dtype)
+    factor = pipeline.vae_scale_factor
+    return Tensors((3, latents[1] * factor, latents[2] * factor), pipeline.vae.dtype)

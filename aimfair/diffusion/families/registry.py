@@ -7,9 +7,15 @@ from typing import Any
 from aimfair.base.errors import AimfairError
 from aimfair.diffusion.families.family import Family
 from aimfair.diffusion.families.flux import Flux
+from aimfair.diffusion.families.flux2 import Flux2Klein
+from aimfair.diffusion.families.lcm import LatentConsistency
+from aimfair.diffusion.families.pixart import PixArtAlpha, PixArtSigma
+from aimfair.diffusion.families.qwen_image import QwenImage
+from aimfair.diffusion.families.sana import Sana, SanaSprint
 from aimfair.diffusion.families.sd3 import StableDiffusion3
 from aimfair.diffusion.families.sdxl import StableDiffusionXL
 from aimfair.diffusion.families.stable_diffusion import StableDiffusion
+from aimfair.diffusion.families.z_image import ZImage
 from aimfair.diffusion.model import weights_of
 
 _INDEX = "model_index.json"
@@ -20,7 +26,20 @@ _VOCABULARIES = ("tokenizer.json", "vocab.json", "spiece.model", "tokenizer.mode
 _WEIGHTS = (".safetensors", ".bin", ".ckpt", ".pt", ".msgpack", ".h5")
 """Suffixes of files with weights, for the error message."""
 
-_FAMILIES: tuple[Family, ...] = (StableDiffusion(), StableDiffusionXL(), StableDiffusion3(), Flux())
+_FAMILIES: tuple[Family, ...] = (
+    StableDiffusion(),
+    StableDiffusionXL(),
+    StableDiffusion3(),
+    Flux(),
+    Flux2Klein(),
+    LatentConsistency(),
+    PixArtAlpha(),
+    PixArtSigma(),
+    QwenImage(),
+    Sana(),
+    SanaSprint(),
+    ZImage(),
+)
 
 
 def family_of(folder: Path) -> Family:

@@ -120,8 +120,9 @@ class StableDiffusionXL(Family):
         )
         return embedding, pooled
 
-    def negative(self, pipeline: Pipeline, text: str, embedded: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    def embed_negative(self, pipeline: Pipeline, text: str) -> tuple[Tensor, ...]:
         """Zeros for an empty prompt, if the model was trained so."""
+        embedded = self.embed(pipeline, text)
         if text or not pipeline.config.force_zeros_for_empty_prompt:
             return embedded
         return tuple(map(torch.zeros_like, embedded))

@@ -1,0 +1,186 @@
+"""Qwen-Image: a transformer over latents in patches, conditioned on Qwen2.5-VL."""
+
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from aimfair.base.errors import AimfairError
+from aimfair.diffusion.engines.engine import Part, Tensors
+from aimfair.diffusion.families.family import (
+    Family,
+    Latents,
+    Pipeline,
+    StandIn,
+    Vocabulary,
+    images,
+    require_multiple,
+    with_module,
+)
+from aimfair.diffusion.families.flux import pack, unpack
+from aimfair.diffusion.families.masked import masked_inputs
+
+_PATCH = 2  # latents along each side of a patch
+_LENGTH = 256  # tokens that an engine takes
+
+
+class Positions(nn.Module):
+    """In the place of the transformer's position embeddings, for one image size and prompt length: computed once.
+
+    Args:
+        positions: QwenEmbedRope.
+        latents: of one image.
+    """
+
+    patches: Tensor
+    tokens: Tensor
+
+    def __init__(self, positions: nn.Module, latents: Latents):
+        super().__init__()
+        shape = (1, latents[1] // _PATCH, latents[2] // _PATCH)
+        for name, rotations in zip(("patches", "tokens"), positions([shape], max_txt_seq_len=_LENGTH), strict=True):
+            self.register_buffer(name, torch.view_as_real(rotations), persistent=False)
+
+    def forward(self, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
+        """Complex numbers of absolute value 1, [N, D/2] and [L, D/2]."""
+        return torch.view_as_complex(self.patches), torch.view_as_complex(self.tokens)
+
+
+class Denoiser(nn.Module):
+    """The transformer's prediction, [B, h/2 * w/2, 4C]."""
+
+    def __init__(self, transformer: Any, latents: Latents):
+        super().__init__()
+        positions = Positions(transformer.pos_embed, latents).to(transformer.device)
+        self.transformer = with_module(transformer, "pos_embed", positions)
+
+    def forward(self, sample: Tensor, timestep: Tensor, embeddings: Tensor, mask: Tensor) -> tuple[Tensor, ...]:
+        predicted: Tensor = self.transformer(
+            hidden_states=sample,
+            timestep=timestep,
+            encoder_hidden_states=embeddings,
+            encoder_hidden_states_mask=mask,
+            return_dict=False,
+        )[0]
+        return (predicted,)
+
+
+class DenoiserStandIn(StandIn):
+    """Replaces the transformer; the shape of images is a constant of the engine."""
+
+    def forward(
+        self,
+        hidden_states: Tensor,
+        timestep: Tensor,
+        encoder_hidden_states: Tensor,
+        encoder_hidden_states_mask: Tensor | None,
+        img_shapes: Any,
+        **others: Any,
+    ) -> tuple[Tensor, ...]:
+        self.refuse(others)
+        if encoder_hidden_states_mask is None:
+            encoder_hidden_states_mask = torch.ones_like(encoder_hidden_states[..., 0], dtype=torch.int64)
+        return self.run(
+            hidden_states,
+            self.steps(timestep, len(hidden_states)),
+            lengthened(encoder_hidden_states, _LENGTH),
+            lengthened(encoder_hidden_states_mask, _LENGTH),
+        )
+
+
+class Decoder(nn.Module):
+    """Packed latents [B, h/2 * w/2, 4C] -> pixels [B, 3, H, W], about -1 to 1."""
+
+    std: Tensor
+    mean: Tensor
+
+    def __init__(self, vae: Any, latents: Latents):
+        super().__init__()
+        self.vae, self._latents = vae, latents
+        for name, values in (("std", vae.config.latents_std), ("mean", vae.config.latents_mean)):
+            values = torch.tensor(values, dtype=vae.dtype, device=vae.device).view(1, -1, 1, 1)
+            self.register_buffer(name, values, persistent=False)
+
+    def forward(self, latents: Tensor) -> tuple[Tensor, ...]:
+        latents = unpack(latents, self._latents).to(self.vae.dtype) * self.std + self.mean
+        video: Tensor = self.vae.decode(latents[:, :, None], return_dict=False)[0]
+        return (video[:, :, 0],)
+
+
+class QwenImage(Family):
+    pipeline = "QwenImagePipeline"
+    models = "Qwen-Image"
+    components = ("scheduler", "text_encoder", "tokenizer", "transformer", "vae")
+    without: ClassVar[dict[str, Any]] = {}
+    denoiser = "transformer"
+    stand_in = DenoiserStandIn
+    encoders: ClassVar[dict[str, tuple[str, ...]]] = {}
+    embeddings = ("prompt_embeds", "prompt_embeds_mask")
+    own_scheduler = True
+    halves = "apart"
+
+    def latents(self, pipeline: Pipeline, render_size: int | None) -> Latents:
+        factor = pipeline.vae_scale_factor
+        own = pipeline.default_sample_size * factor
+        size = render_size or own
+        require_multiple(size, _PATCH * factor, own)
+        return pipeline.transformer.config.in_channels // _PATCH**2, size // factor, size // factor
+
+    def parts(self, pipeline: Pipeline, latents: Latents) -> tuple[Part, ...]:
+        transformer = pipeline.transformer
+        config, dtype = transformer.config, transformer.dtype
+        if config.guidance_embeds:
+            raise AimfairError("generate.model: a QwenImagePipeline with guidance_embeds, which is not supported")
+        channels, height, width = latents
+        packed = Tensors((height * width // _PATCH**2, channels * _PATCH**2), dtype)
+        denoiser = Part(
+            "denoiser",
+            Denoiser(transformer, latents).eval(),
+            inputs={
+                "sample": packed,
+                "timestep": Tensors((), torch.float32, below=1),
+                **masked_inputs(_LENGTH, config.joint_attention_dim, dtype),
+            },
+            outputs={"predicted": packed},
+        )
+        decoder = Part(
+            "decoder",
+            Decoder(pipeline.vae, latents).eval(),
+            inputs={"latents": packed},
+            outputs={"images": images(pipeline, latents)},
+        )
+        return denoiser, decoder
+
+    def vocabularies(self, pipeline: Pipeline) -> dict[str, Vocabulary]:
+        dropped = pipeline.prompt_template_encode_start_idx  # tokens of the template, after encoding
+        template = pipeline.prompt_template_encode
+        return {"text_encoder": Vocabulary(pipeline.tokenizer, _LENGTH + dropped, template.format)}
+
+    def embed(self, pipeline: Pipeline, text: str) -> tuple[Tensor, ...]:
+        embedding, _ = pipeline.encode_prompt(text, device=pipeline.device, max_sequence_length=_LENGTH)
+        return (embedding,)
+
+    def batch(self, embedded: Sequence[tuple[Tensor, ...]]) -> tuple[Any, ...]:
+        """As :meth:`Family.batch`, with zeros after the shorter ones, and a mask."""
+        tensors = [tensor for (tensor,) in embedded]
+        most = max(tensor.shape[1] for tensor in tensors)
+        masks = [torch.ones(tensor.shape[:2], dtype=torch.int64, device=tensor.device) for tensor in tensors]
+        return (
+            torch.cat([lengthened(tensor, most) for tensor in tensors]),
+            torch.cat([lengthened(mask, most) for mask in masks]),
+        )
+
+    def guided(self, pipeline: Pipeline, scale: float) -> bool:
+        return scale > 1
+
+    def options(self, steps: int, scale: float) -> dict[str, Any]:
+        return {"true_cfg_scale": scale}
+
+    def arrange(self, noise: Tensor) -> Tensor:
+        return pack(noise)
+
+
+def lengthened(tensor: Tensor, length: int) -> Tensor:
+    """[B, L, ...] -> [B, length, ...], with zeros at the end."""
+    return torch.cat([tensor, tensor.new_zeros(len(tensor), length - tensor.shape[1], *tensor.shape[2:])], 1)
