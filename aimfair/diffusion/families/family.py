@@ -1,6 +1,5 @@
 """What a family of text-to-image models defines, and the modules that families share: text encoders and decoder."""
 
-import copy
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -245,13 +244,6 @@ def chat(tokenizer: Any, **options: Any) -> Callable[[str], str]:
         return wrapped
 
     return wrap
-
-
-def with_module(model: Any, name: str, module: nn.Module) -> Any:
-    """The model with another module of this name; the other modules are shared, and the model itself is unchanged."""
-    other = copy.copy(model)
-    other._modules = {**model._modules, name: module}
-    return other
 
 
 def require_multiple(found: int, multiple: int, own: int) -> None:

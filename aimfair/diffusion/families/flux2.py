@@ -16,8 +16,8 @@ from aimfair.diffusion.families.family import (
     chat,
     images,
     require_multiple,
-    with_module,
 )
+from aimfair.diffusion.families.rotary import twin
 
 _PATCH = 2  # latents along each side of a patch
 _LENGTH = 512  # tokens; the model attends to padding, too
@@ -41,7 +41,8 @@ class Denoiser(nn.Module):
 
     def __init__(self, transformer: Any, latents: Latents):
         super().__init__()
-        self.transformer = with_module(transformer, "pos_embed", Split())
+        self.transformer = twin(transformer)
+        self.transformer.pos_embed = Split()
         rows, columns = torch.meshgrid(
             torch.arange(latents[1] // _PATCH), torch.arange(latents[2] // _PATCH), indexing="ij"
         )

@@ -19,6 +19,7 @@ class MaskedDenoiser(nn.Module):
     def forward(
         self, sample: Tensor, timestep: Tensor, embeddings: Tensor, mask: Tensor, guidance: Tensor | None = None
     ) -> tuple[Tensor, ...]:
+        torch._check(len(embeddings) == len(mask) == len(sample))  # the exporter keeps a batch size for each
         scale = {} if guidance is None else {"guidance": guidance}
         predicted: Tensor = self.transformer(
             sample,

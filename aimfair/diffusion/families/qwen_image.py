@@ -16,46 +16,46 @@ from aimfair.diffusion.families.family import (
     Vocabulary,
     images,
     require_multiple,
-    with_module,
 )
 from aimfair.diffusion.families.flux import pack, unpack
 from aimfair.diffusion.families.masked import masked_inputs
+from aimfair.diffusion.families.rotary import Rotated, Rotations, twin
 
 _PATCH = 2  # latents along each side of a patch
 _LENGTH = 256  # tokens that an engine takes
 
 
-class Positions(nn.Module):
-    """In the place of the transformer's position embeddings, for one image size and prompt length: computed once.
+class Nothing(nn.Module):
+    """In the place of the transformer's position embeddings, which the layers then do not apply."""
 
-    Args:
-        positions: QwenEmbedRope.
-        latents: of one image.
-    """
+    def forward(self, *_: Any, **__: Any) -> None:
+        return None
+
+
+class Denoiser(nn.Module):
+    """The transformer's prediction [B, h/2 * w/2, 4C], for one image size and at most ``_LENGTH`` tokens."""
 
     patches: Tensor
     tokens: Tensor
 
-    def __init__(self, positions: nn.Module, latents: Latents):
-        super().__init__()
-        shape = (1, latents[1] // _PATCH, latents[2] // _PATCH)
-        for name, rotations in zip(("patches", "tokens"), positions([shape], max_txt_seq_len=_LENGTH), strict=True):
-            self.register_buffer(name, torch.view_as_real(rotations), persistent=False)
-
-    def forward(self, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
-        """Complex numbers of absolute value 1, [N, D/2] and [L, D/2]."""
-        return torch.view_as_complex(self.patches), torch.view_as_complex(self.tokens)
-
-
-class Denoiser(nn.Module):
-    """The transformer's prediction, [B, h/2 * w/2, 4C]."""
-
     def __init__(self, transformer: Any, latents: Latents):
         super().__init__()
-        positions = Positions(transformer.pos_embed, latents).to(transformer.device)
-        self.transformer = with_module(transformer, "pos_embed", positions)
+        self._of_patches, self._of_tokens = Rotations(), Rotations()
+        shape = (1, latents[1] // _PATCH, latents[2] // _PATCH)
+        found = transformer.pos_embed([shape], max_txt_seq_len=_LENGTH, device=transformer.device)
+        for name, rotations in zip(("patches", "tokens"), found, strict=True):
+            self.register_buffer(name, torch.view_as_real(rotations), persistent=False)
+        self.transformer = twin(transformer)
+        self.transformer.pos_embed = Nothing()
+        for block in self.transformer.transformer_blocks:
+            for name in ("norm_q", "norm_k"):
+                setattr(block.attn, name, Rotated(getattr(block.attn, name), self._of_patches))
+            for name in ("norm_added_q", "norm_added_k"):
+                setattr(block.attn, name, Rotated(getattr(block.attn, name), self._of_tokens))
 
     def forward(self, sample: Tensor, timestep: Tensor, embeddings: Tensor, mask: Tensor) -> tuple[Tensor, ...]:
+        self._of_patches.set(self.patches)
+        self._of_tokens.set(self.tokens)
         predicted: Tensor = self.transformer(
             hidden_states=sample,
             timestep=timestep,

@@ -18,6 +18,7 @@ from aimfair.diffusion.families.family import (
     require_multiple,
 )
 from aimfair.diffusion.families.qwen_image import lengthened
+from aimfair.diffusion.families.rotary import Rotated, Rotations, twin
 
 _PATCH = 2  # latents along each side of a patch
 _LENGTH = 256  # tokens that an engine takes
@@ -36,7 +37,12 @@ class Denoiser(nn.Module):
 
     def __init__(self, transformer: Any, latents: Latents):
         super().__init__()
-        self.transformer = transformer
+        self._rotations = Rotations()
+        self.transformer = twin(transformer)
+        for layers in (self.transformer.noise_refiner, self.transformer.context_refiner, self.transformer.layers):
+            for layer in layers:
+                for name in ("norm_q", "norm_k"):
+                    setattr(layer.attention, name, Rotated(getattr(layer.attention, name), self._rotations))
         self._latents = latents
         rows, columns = latents[1] // _PATCH, latents[2] // _PATCH
         grid = torch.meshgrid(torch.arange(rows), torch.arange(columns), indexing="ij")
@@ -63,39 +69,41 @@ class Denoiser(nn.Module):
         patches = model.all_x_embedder[f"{_PATCH}-1"](self._cut(sample))
         filler = model.x_pad_token.expand(batch, self._padding, -1)
         patches = torch.cat([patches, filler], 1)
-        rotations = self._rotations_of_patches(padded)
+        of_patches = self._of_patches(padded)
+        self._rotations.set(of_patches)
         for layer in model.noise_refiner:
-            patches = layer(patches, None, rotations, time)
+            patches = layer(patches, None, None, time)
 
         numbers = torch.arange(embeddings.shape[1], device=sample.device).expand(batch, -1)
         tokens = model.cap_embedder(embeddings)
         tokens = torch.where((numbers < length[:, None])[..., None], tokens, model.cap_pad_token)
         used = numbers < padded[:, None]
         origin = torch.zeros_like(numbers)
-        rotations_of_tokens = self._rotations(numbers + 1, origin, origin)
+        of_tokens = self._at(numbers + 1, origin, origin)
+        self._rotations.set(of_tokens)
         for layer in model.context_refiner:
-            tokens = layer(tokens, used, rotations_of_tokens)
+            tokens = layer(tokens, used, None)
 
         everything = torch.cat([patches, tokens], 1)
         mask = torch.cat([torch.ones_like(patches[..., 0], dtype=torch.bool), used], 1)
-        rotations = torch.cat([rotations, rotations_of_tokens], 1)
+        self._rotations.set(torch.cat([of_patches, of_tokens], 1))
         for layer in model.layers:
-            everything = layer(everything, mask, rotations, time)
+            everything = layer(everything, mask, None, time)
         predicted = model.all_final_layer[f"{_PATCH}-1"](everything, c=time)
         return (self._join(predicted[:, : self._patches]),)
 
-    def _rotations_of_patches(self, tokens: Tensor) -> Tensor:
-        """Complex, [B, N, D/2]."""
+    def _of_patches(self, tokens: Tensor) -> Tensor:
+        """Rotations [B, N, D/2, 2] behind so many tokens, int64 [B]."""
         batch = len(tokens)
         first = (tokens + 1)[:, None].expand(batch, self._patches)
         rows, columns = (part.expand(batch, -1) for part in self.positions)
         origin = torch.zeros(batch, self._padding, dtype=torch.int64, device=tokens.device)
-        return self._rotations(*(torch.cat([part, origin], 1) for part in (first, rows, columns)))
+        return self._at(*(torch.cat([part, origin], 1) for part in (first, rows, columns)))
 
-    def _rotations(self, *positions: Tensor) -> Tensor:
-        """Complex, [B, N, D/2], of positions [B, N] along each axis."""
+    def _at(self, *positions: Tensor) -> Tensor:
+        """Rotations [B, N, D/2, 2] at positions [B, N] along each axis."""
         tables = (getattr(self, f"axis{axis}") for axis in range(3))
-        return torch.view_as_complex(torch.cat([table[at] for table, at in zip(tables, positions, strict=True)], -2))
+        return torch.cat([table[at] for table, at in zip(tables, positions, strict=True)], -2)
 
     def _cut(self, sample: Tensor) -> Tensor:
         """[B, C, h, w] -> patches [B, N, 4C], channels last."""
