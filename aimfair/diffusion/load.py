@@ -31,6 +31,8 @@ def load_pipeline(folder: Path, family: Family, settings: TextToImageSettings, d
             f"generate.negative_prompt: found {settings.negative_prompt!r}, expected none: a {family.pipeline} has"
             " no negative prompts"
         )
+    if settings.decoder is not None and not family.small_decoders:
+        raise AimfairError(f"generate.decoder: found {settings.decoder}, expected none for a {family.pipeline}")
     _refuse_repeated_tensors(folder, family)
     diffusers = _diffusers()
     try:

@@ -128,6 +128,8 @@ def test_what_a_family_cannot_do(models: Callable[[str], Path]) -> None:
         AimfairError, match=r"guidance_interval: found \[0\.2, 0\.8\].*Flux2KleinPipeline has guidance in"
     ):
         load(models("flux2_klein"), guidance_interval=(0.2, 0.8))
+    with pytest.raises(AimfairError, match=r"decoder: found /small, expected none for a QwenImagePipeline"):
+        load(models("qwen_image"), decoder="/small")
     for name in ("lcm", "sana_sprint"):
         with pytest.raises(AimfairError, match=r"negative_prompt: found 'red', expected none"):
             load(models(name), negative_prompt="red")

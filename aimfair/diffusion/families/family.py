@@ -158,6 +158,7 @@ class Family(ABC):
         halves: how a step with guidance runs the denoiser: on one batch, negative prompts or prompts first, or in two
             calls.
         full_latents: whether latents are float32 in any dtype.
+        small_decoders: whether an AutoencoderTiny can take the place of its autoencoder.
     """
 
     pipeline: ClassVar[str]
@@ -173,6 +174,7 @@ class Family(ABC):
     steers_away: ClassVar[bool] = True
     halves: ClassVar[Literal["negative first", "prompt first", "apart"]] = "negative first"
     full_latents: ClassVar[bool] = False
+    small_decoders: ClassVar[bool] = True
 
     @abstractmethod
     def latents(self, pipeline: Pipeline, render_size: int | None) -> Latents:

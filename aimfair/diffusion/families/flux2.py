@@ -114,6 +114,7 @@ class Flux2Klein(Family):
     embeddings = ("prompt_embeds",)
     own_scheduler = True
     halves = "apart"
+    small_decoders = False
 
     def latents(self, pipeline: Pipeline, render_size: int | None) -> Latents:
         factor = pipeline.vae_scale_factor

@@ -4,24 +4,38 @@ import math
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from aimfair.diffusion.engines.engine import Part, Tensors
 from aimfair.diffusion.families.family import Family, Latents, Pipeline, Vocabulary, decoder, require_multiple
 from aimfair.diffusion.families.masked import MaskedDenoiser, MaskedDenoiserStandIn, masked_inputs
+from aimfair.diffusion.families.rotary import twin
+
+
+class Projection(nn.Module):
+    """The last layer, [B, N, D] -> [B, 1, N, D]: diffusers squeezes that dimension, which ONNX does only if it is 1."""
+
+    def __init__(self, linear: nn.Module):
+        super().__init__()
+        self.linear = linear
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        projected: Tensor = self.linear(hidden)
+        return projected.unsqueeze(1)
 
 
 class Denoiser(MaskedDenoiser):
     """Its transformer may take the image size, as alpha's for 1024 pixels does."""
 
     def __init__(self, transformer: Any, size: int):
-        super().__init__(transformer)
+        super().__init__(twin(transformer))
+        self.transformer.proj_out = Projection(transformer.proj_out)
         self._size = float(size)
 
     def conditions(self, batch: int) -> dict[str, Any]:
         added: dict[str, Any] = {"resolution": None, "aspect_ratio": None}
         if self.transformer.use_additional_conditions:
-            like = self.transformer.proj_out.weight
+            like = self.transformer.scale_shift_table
             added = {"resolution": like.new_full((batch, 2), self._size), "aspect_ratio": like.new_ones(batch, 1)}
         return {"added_cond_kwargs": added}
 

@@ -119,6 +119,7 @@ class QwenImage(Family):
     embeddings = ("prompt_embeds", "prompt_embeds_mask")
     own_scheduler = True
     halves = "apart"
+    small_decoders = False
 
     def latents(self, pipeline: Pipeline, render_size: int | None) -> Latents:
         factor = pipeline.vae_scale_factor
