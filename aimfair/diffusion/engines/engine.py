@@ -39,12 +39,14 @@ class Part:
         name: "denoiser", "decoder", "text_encoder", "text_encoder_2", ...; also the name of its files.
         module: forward(\\*inputs) -> tuple of outputs, in the order of the two dictionaries; in evaluation mode.
         inputs, outputs: name -> shape and dtype.
+        tiny_constants: whether it adds constants below 1e-8, which the exporter's optimizer takes for 0.
     """
 
     name: str
     module: nn.Module
     inputs: dict[str, Tensors]
     outputs: dict[str, Tensors]
+    tiny_constants: bool = False
 
     def signature(self) -> str:
         """For humans and for digests: ``sample float32[B, 4, 8, 8], ... -> output float32[B, 4, 8, 8]``."""

@@ -67,7 +67,8 @@ def export(source: Source, folder: Path, interrupt: Interrupt) -> None:
 
 def _export(part: Part, example: tuple[Tensor, ...], path: Path) -> None:
     try:
-        write(part.module, example, path, list(part.inputs), list(part.outputs))
+        names = list(part.inputs), list(part.outputs)
+        write(part.module, example, path, *names, optimize=not part.tiny_constants)
     except NotExportable as error:
         raise AimfairError(
             f"generate.model cannot be exported to ONNX: {part.name}: {error}; use --generate.engine eager, or other"
@@ -87,6 +88,7 @@ def write(
     outputs: Sequence[str],
     *,
     weights_beside: bool = True,
+    optimize: bool = True,
 ) -> None:
     """Exports a module, without gradients, by torch's dynamo exporter, with :data:`OPSET`.
 
@@ -95,6 +97,7 @@ def write(
             ``batch``, is dynamic in the file.
         inputs, outputs: names of the tensors.
         weights_beside: store weights in ``<path>.data``; else in the file itself, which is limited to 2 GB.
+        optimize: simplify the graph, which takes constants below 1e-8 for 0.
 
     Raises:
         NotExportable: the exporter fails or does not support the module.
@@ -109,6 +112,7 @@ def write(
                 dynamo=True,
                 opset_version=OPSET,
                 external_data=weights_beside,
+                optimize=optimize,
                 verbose=False,
                 input_names=list(inputs),
                 output_names=list(outputs),

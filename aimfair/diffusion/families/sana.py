@@ -2,6 +2,7 @@
 
 import inspect
 import math
+from dataclasses import replace
 from typing import Any, ClassVar
 
 import torch
@@ -49,8 +50,9 @@ class Sana(Family):
             MaskedDenoiser(transformer).eval(),
             inputs=inputs,
             outputs={"predicted": Tensors((config.out_channels, *latents[1:]), dtype)},
+            tiny_constants=True,  # linear attention divides by sums + 1e-15
         )
-        return denoiser, decoder(pipeline, latents, torch.float32)
+        return denoiser, replace(decoder(pipeline, latents, torch.float32), tiny_constants=True)
 
     def vocabularies(self, pipeline: Pipeline) -> dict[str, Vocabulary]:
         return {"text_encoder": Vocabulary(pipeline.tokenizer, _LENGTH)}
