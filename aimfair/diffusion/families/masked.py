@@ -1,6 +1,6 @@
 """Shared by transformers that take token embeddings of one length with a mask."""
 
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -19,7 +19,8 @@ class MaskedDenoiser(nn.Module):
     def forward(
         self, sample: Tensor, timestep: Tensor, embeddings: Tensor, mask: Tensor, guidance: Tensor | None = None
     ) -> tuple[Tensor, ...]:
-        torch._check(len(embeddings) == len(mask) == len(sample))  # the exporter keeps a batch size for each
+        # The exporter keeps a batch size for each input, unless told.
+        torch._check(len(embeddings) == len(mask) == len(sample))  # type: ignore[no-untyped-call]
         scale = {} if guidance is None else {"guidance": guidance}
         predicted: Tensor = self.transformer(
             sample,
@@ -38,7 +39,13 @@ class MaskedDenoiser(nn.Module):
 
 
 class MaskedDenoiserStandIn(StandIn):
-    """Replaces the transformer."""
+    """Replaces the transformer.
+
+    Attributes:
+        constants: arguments that depend on the image size only.
+    """
+
+    constants: ClassVar[tuple[str, ...]] = ()
 
     def forward(
         self,
@@ -49,7 +56,7 @@ class MaskedDenoiserStandIn(StandIn):
         guidance: Tensor | None = None,
         **others: Any,
     ) -> tuple[Tensor, ...]:
-        self.refuse(others)
+        self.refuse({name: value for name, value in others.items() if name not in self.constants})
         batch = len(hidden_states)
         scale = () if guidance is None else (self.steps(guidance, batch),)
         return self.run(

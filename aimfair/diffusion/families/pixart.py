@@ -41,10 +41,7 @@ class Denoiser(MaskedDenoiser):
 
 
 class DenoiserStandIn(MaskedDenoiserStandIn):
-    """The image size is a constant of the engine."""
-
-    def forward(self, *inputs: Tensor, added_cond_kwargs: Any, **others: Any) -> tuple[Tensor, ...]:
-        return super().forward(*inputs, **others)
+    constants = ("added_cond_kwargs",)
 
 
 class PixArtSigma(Family):

@@ -44,7 +44,7 @@ class Rotated(nn.Module):
     def forward(self, heads: Tensor) -> Tensor:
         """Pairs of neighbours are rotated, in float32."""
         heads = self.norm(heads)
-        real, imaginary = heads.float().unflatten(-1, (-1, 2)).unbind(-1)
+        real, imaginary = heads.float().reshape(*heads.shape[:-1], -1, 2).unbind(-1)
         cos, sin = self._rotations.cos[..., None, :], self._rotations.sin[..., None, :]
         turned = torch.stack([real * cos - imaginary * sin, real * sin + imaginary * cos], -1)
         return turned.flatten(-2).type_as(heads)
