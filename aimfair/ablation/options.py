@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from fractions import Fraction
 from typing import TypeVar
 
@@ -32,16 +32,19 @@ class Options:
         values: what to vary, separated by commas.
         lrs: learning rates for each value, separated by commas.
         density: of ``criteria``.
+        margin, features: of ``generators``.
     """
 
     method: str | None = None
     values: str | None = None
     lrs: str | None = None
     density: str | None = None
+    margin: str | None = None
+    features: str | None = None
 
     def only(self, ablation: str, *known: str) -> None:
         """Raises ConfigError for a given option other than ``known``."""
-        for name in ("method", "values", "lrs", "density"):
+        for name in (field.name for field in fields(self)):
             if name not in known and getattr(self, name) is not None:
                 raise ConfigError(f"--{name}: not valid for the ablation {ablation}")
 

@@ -63,11 +63,22 @@ class Outcomes:
     Attributes:
         biased: the model before any method.
         results: of the first run, for what all share: names of groups, confidence, seeds.
+        folder: of the runs. clusters: as of :func:`difference`.
     """
 
     arms: list[Outcome]
     biased: MethodResult
     results: Results
+    folder: Path = Path()
+    clusters: Mapping[str, str] = field(default_factory=dict)
+
+    def versus_at(self, one: Outcome, other: Outcome, confidence: float) -> Mapping[str, Difference]:
+        """Metric -> ``one`` minus ``other`` with intervals of another confidence; raises as :func:`difference`."""
+        results = self.results.model_copy(update={"confidence": confidence})
+        mine, theirs = (
+            Predictions.load(self.folder / arm.group, results.seeds, arm.method) for arm in (one.arm, other.arm)
+        )
+        return difference(mine, theirs, results, self.clusters)
 
     def verdict(self, outcome: Outcome, metric: str) -> Verdict:
         """Whether the arm is better than the reference, by the rule of the report."""
@@ -113,7 +124,7 @@ def collect(plan: Plan, folder: Path, clusters: Mapping[str, str]) -> Outcomes:
             )
         )
     first = results[plan.arms[0].group]
-    return Outcomes(arms, first.methods[BIASED], first)
+    return Outcomes(arms, first.methods[BIASED], first, folder, clusters)
 
 
 def _histories(run: Path, seeds: Sequence[int], method: str) -> list[History]:

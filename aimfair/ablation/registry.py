@@ -14,6 +14,7 @@ ABLATIONS = {
     "minority-ratio": "the minority ratio of the biased synthetic set",
     "images": "the number of balanced synthetic images",
     "prompts": "plain against contextual prompts",
+    "generators": "settings of the text-to-image model by what they buy: speed, image statistics and fairness",
     "selective": "selective against full fine-tuning: metrics, time and memory",
     "blocks": "the method with one block of the model frozen at a time",
     "premise": "whether sensitivity predicts the effect of tuning a block alone on equalized odds",
@@ -38,7 +39,17 @@ class Ablation(Protocol):
 
 
 def load(name: str) -> Ablation:
-    from aimfair.ablation import blocks, criteria, density, images, minority_ratio, premise, prompts, selective
+    from aimfair.ablation import (
+        blocks,
+        criteria,
+        density,
+        generators,
+        images,
+        minority_ratio,
+        premise,
+        prompts,
+        selective,
+    )
 
     modules: dict[str, Ablation] = {
         "density": density,
@@ -46,6 +57,7 @@ def load(name: str) -> Ablation:
         "minority-ratio": minority_ratio,
         "images": images,
         "prompts": prompts,
+        "generators": generators,
         "selective": selective,
         "blocks": blocks,
         "premise": premise,

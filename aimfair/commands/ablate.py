@@ -1,6 +1,7 @@
 """``aimfair ablate``: varies a run and compares what comes out."""
 
 import argparse
+from dataclasses import fields
 from functools import partial
 
 from aimfair.base.errors import ConfigError
@@ -27,11 +28,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("name", type=_name, choices=tuple(ABLATIONS), metavar="NAME", help=", ".join(ABLATIONS))
     parser.add_argument("--method", metavar="NAME", help="which method is varied (default: default_method)")
     parser.add_argument(
-        "--values", metavar="A,B,...", help="the values to compare; docs/ablations.md lists them for each ablation"
+        "--values",
+        metavar="A,B,...",
+        help="the values to compare; docs/ablations.md lists them for each ablation. generators: settings of generate,"
+        " 'steps=4;steps=8,guidance_scale=1.5'",
     )
     parser.add_argument("--lrs", metavar="A,B,...", help="density: learning rates; the best by validation is shown")
     parser.add_argument(
         "--density", metavar="SHARE", help="criteria: of all selections (default: the method's, or 0.1)"
+    )
+    parser.add_argument(
+        "--margin", metavar="SHARE", help="generators: the loss that a faster setting may have at most (default: 0.02)"
+    )
+    parser.add_argument(
+        "--features",
+        metavar="DIR",
+        help="generators: a CLIP or DINO model of transformers whose features compare the images, besides those of the"
+        " biased models",
     )
 
 
@@ -52,7 +65,7 @@ def main(options: argparse.Namespace, overrides: Overrides) -> int:
     config_file.require_known(overrides)
     if options.run is None:
         raise ConfigError("aimfair ablate: give --run DIR, the run that is varied")
-    asked = Options(options.method, options.values, options.lrs, options.density)
+    asked = Options(**{field.name: getattr(options, field.name) for field in fields(Options)})
     page = ablate(
         options.name,
         options.run,

@@ -47,11 +47,37 @@ def load_part(part: type[_Part], path: Path | None, overrides: Mapping[str, str]
         tree, lines = strict_yaml.read(path)
         origins = {(): str(path)} | {key: f"{path}:{line}" for key, line in lines.items()}
     vocabulary.add(tree, origins, (overrides or {}).get("prompts.vocabulary"))
-    for name, text in (overrides or {}).items():
+    _put(tree, origins, overrides or {})
+    tree = {key: value for key, value in tree.items() if key in part.model_fields or key not in Config.model_fields}
+    return _validated(part, tree, origins)
+
+
+def changed(config: Config, overrides: Mapping[str, str]) -> Config:
+    """Settings with others in place of some: as flags would change them.
+
+    Args:
+        overrides: as of :func:`load`.
+
+    Raises:
+        ConfigError: a line for each fault, beginning with the flag.
+    """
+    tree: dict[str, Any] = config.model_dump(mode="json")
+    origins: dict[Key, str] = {}
+    _put(tree, origins, overrides)
+    return _validated(Config, tree, origins)
+
+
+def _put(tree: dict[str, Any], origins: dict[Key, str], overrides: Mapping[str, str]) -> None:
+    """Puts flags into the tree, which are then the origin of what they set."""
+    for name, text in overrides.items():
         key = tuple(name.split("."))
         vocabulary.put(tree, key, _value_of_flag(name, _annotation(name), text))
-        origins = {old: origin for old, origin in origins.items() if old[: len(key)] != key} | {key: f"--{name}"}
-    tree = {key: value for key, value in tree.items() if key in part.model_fields or key not in Config.model_fields}
+        for old in [old for old in origins if old[: len(key)] == key]:
+            del origins[old]
+        origins[key] = f"--{name}"
+
+
+def _validated(part: type[_Part], tree: Mapping[str, Any], origins: Mapping[Key, str]) -> _Part:
     try:
         # strict JSON: 1 may be a float and a list a tuple, but "1" and true are not numbers
         return part.model_validate_json(json.dumps(tree), strict=True)

@@ -128,6 +128,19 @@ def _rejections(summary: GenerationSummary, prompts: PromptSettings) -> list[str
     return lines
 
 
+def load_models(run: Run) -> tuple[Sampler, list[ImageFilter], list[PlannedImage]]:
+    """The model and filters that made the images of a run, loaded again, and the plan of the images.
+
+    Raises:
+        AimfairError: they cannot be loaded.
+    """
+    config, _ = _with_engine(run.config, Provenance.read_generated(run.synthetic))
+    work = _Work(config, run.prompts, run.synthetic)
+    plan = make_plan(load_prompts(run.prompts), config.generate, config.data)
+    texts = dict.fromkeys(planned.text for planned in plan)
+    return work.sampler(texts, ALONE, run.log, run.interrupt), work.filters(ALONE), plan
+
+
 def _summary(run: Run) -> GenerationSummary | None:
     """Of the images that are there; None, with a warning, if its file is damaged."""
     try:

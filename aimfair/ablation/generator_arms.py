@@ -1,0 +1,113 @@
+"""The arms of the ablation of generators, from ``--values``: settings of generate that are tried beside the run's."""
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from aimfair.ablation.plan import Fact
+from aimfair.base.errors import ConfigError
+from aimfair.config import Config
+from aimfair.config import load as config_file
+from aimfair.generation.settings import GenerateSettings
+
+EXAMPLE = "'steps=4;steps=8,guidance_scale=1.5'"
+
+_FLAG, _NODE = "--values", "generate."
+
+_SAME_FOR_ALL = {"folder", "emoji", "balanced_per_group", "biased_total", "minority_ratio", "disjoint", "image_format"}
+"""Settings of generate that do not say how an image is made."""
+
+_VARIED = sorted(GenerateSettings.model_fields.keys() - _SAME_FOR_ALL)
+
+
+@dataclass(frozen=True)
+class GeneratorArm:
+    """
+    Attributes:
+        label: its settings, as "steps=8,guidance_scale=1.5".
+        config: the settings of its run.
+        keys: dotted keys in generate that it sets.
+    """
+
+    label: str
+    config: Config
+    keys: tuple[str, ...]
+
+    @property
+    def group(self) -> str:
+        """The name of its run: equal settings find their images again."""
+        return re.sub(r"[^A-Za-z0-9_,=+-]", lambda found: "." if found[0] == "." else f"%{ord(found[0]):x}", self.label)
+
+
+def read_arms(typed: str | None, config: Config) -> tuple[list[GeneratorArm], list[str]]:
+    """The arms besides the run itself, and the labels of those that are the run itself.
+
+    Args:
+        typed: arms separated by semicolons, settings of an arm by commas; None: a quarter, half and twice the steps.
+
+    Raises:
+        ConfigError: naming the arm.
+    """
+    if typed is None:
+        own = config.generate.steps
+        typed = ";".join(f"steps={steps}" for steps in sorted({max(1, own // 4), max(1, own // 2), 2 * own} - {own}))
+    arms: list[GeneratorArm] = []
+    same: list[str] = []
+    for text in _split(typed, ";"):
+        arm = _arm(text, config)
+        if arm.config == config:
+            same.append(arm.label)
+            continue
+        if twin := next((one.label for one in arms if one.config == arm.config), None):
+            raise ConfigError(f"{_FLAG}: the arms {twin!r} and {arm.label!r} have the same settings; drop one")
+        arms.append(arm)
+    if not arms:
+        found = f"{', '.join(map(repr, same))}, the settings of the run itself" if same else repr(typed)
+        raise ConfigError(f"{_FLAG}: found {found}; expected arms to compare with the run, as in {EXAMPLE}")
+    for arm in arms:
+        if len(arm.group) > 200:
+            raise ConfigError(f"{_FLAG}: arm {arm.label!r} has {len(arm.label)} characters, expected at most 200")
+    return arms, same
+
+
+def facts_of(config: Config, arms: Sequence[GeneratorArm]) -> Mapping[str, Fact]:
+    """Every key that an arm sets -> its value in ``config``."""
+    tree = config.generate.model_dump(mode="json")
+    return {key: _fact(tree, key) for arm in arms for key in arm.keys}
+
+
+def _arm(text: str, config: Config) -> GeneratorArm:
+    overrides: dict[str, str] = {}
+    for setting in _split(text, ","):
+        key, equals, value = (part.strip() for part in setting.partition("="))
+        key = key.removeprefix(_NODE)
+        if not (equals and key and value):
+            raise ConfigError(f"{_FLAG}: arm {text!r}: found {setting!r}, expected key=value, as in {EXAMPLE}")
+        if key in overrides:
+            raise ConfigError(f"{_FLAG}: arm {text!r} sets {key} twice")
+        if key.partition(".")[0] in _SAME_FOR_ALL:
+            raise ConfigError(
+                f"{_FLAG}: arm {text!r}: {_NODE}{key} is the same for all arms; expected one of {', '.join(_VARIED)}"
+            )
+        overrides[key] = value[1:-1] if len(value) > 1 and value[0] == value[-1] == '"' else value
+    label = ",".join(f"{key}={value}" for key, value in overrides.items())
+    try:
+        changed = config_file.changed(config, {_NODE + key: value for key, value in overrides.items()})
+    except ConfigError as error:
+        fault = str(error).splitlines()[0].removeprefix(f"--{_NODE}")
+        raise ConfigError(f"{_FLAG}: arm {text!r}: {fault}") from error
+    return GeneratorArm(label, changed, tuple(overrides))
+
+
+def _split(text: str, at: str) -> list[str]:
+    """Parts without space around them, empty ones left out; what is in brackets or quotes is not split."""
+    parts = re.findall(rf'(?:"[^"]*"|\[[^\]]*\]|[^{at}])+', text)
+    return [part.strip() for part in parts if part.strip()]
+
+
+def _fact(tree: Any, key: str) -> Fact:
+    for part in key.split("."):
+        tree = tree.get(part) if isinstance(tree, dict) else None
+    return tree if tree is None or isinstance(tree, str | int | float) else json.dumps(tree)
