@@ -16,8 +16,10 @@ EXAMPLE = "'steps=4;steps=8,guidance_scale=1.5'"
 
 _FLAG, _NODE = "--values", "generate."
 
-_SAME_FOR_ALL = {"folder", "emoji", "balanced_per_group", "biased_total", "minority_ratio", "disjoint", "image_format"}
-"""Settings of generate that do not say how an image is made."""
+_SAME_FOR_ALL = {
+    "folder", "emoji", "pairs", "balanced_per_group", "biased_total", "minority_ratio", "disjoint", "image_format",
+}  # fmt: skip
+"""Settings of generate that say which images are made, not how."""
 
 _VARIED = sorted(GenerateSettings.model_fields.keys() - _SAME_FOR_ALL)
 

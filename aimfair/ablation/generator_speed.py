@@ -3,7 +3,6 @@
 import gc
 import time
 from collections.abc import Mapping
-from itertools import islice
 from pathlib import Path
 
 import torch
@@ -13,6 +12,8 @@ from aimfair.base.files import write_text
 from aimfair.base.lines import read_record
 from aimfair.base.settings import Record
 from aimfair.config import Config
+from aimfair.generation.filters import Scorer
+from aimfair.generation.manifest import Manifest
 from aimfair.generation.summary import GenerationSummary
 from aimfair.run.directory import Run
 from aimfair.run.records import digest_of_inputs
@@ -20,14 +21,15 @@ from aimfair.stages.generate import load_models
 
 FILE = "speed.json"
 
-_BATCHES = 3
+_BATCHES, _SECONDS = 3, 1.0
+"""At least so many batches of a generator at a time, and for so long."""
 
 
 class Speed(Record):
     """
     Attributes:
         images: of a batch.
-        seconds: of each batch in the model and the filters, after one that is not counted.
+        seconds: of each batch in the model and the filters, after a first that is not counted.
         kept: share of the images that were kept.
     """
 
@@ -65,15 +67,20 @@ def measure(runs: Mapping[str, Run], origin: Run, folder: Path) -> dict[str, Spe
         known = None
     if known is not None and known.measured == wanted:
         return known.of
-    found = {}
-    for group, run in runs.items():
+    seconds: dict[str, list[float]] = {group: [] for group in runs}
+    for group in [*runs, *reversed(list(runs))]:  # twice, as other work on the machine comes and goes
+        run = runs[group]
         run.progress.line(f"speed of {group}")
         run.interrupt.check()
         with prefixed(group):
-            found[group] = _measure(run, origin)
+            seconds[group] += _measure(run)
         gc.collect()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
+    found = {
+        group: Speed(images=_batch_size(run), seconds=seconds[group], kept=_kept(run, origin))
+        for group, run in runs.items()
+    }
     write_text(file, _Speeds(measured=wanted, of=found).model_dump_json(indent=2) + "\n")
     return found
 
@@ -87,20 +94,29 @@ def _facts(config: Config) -> dict[str, object]:
     }
 
 
-def _measure(run: Run, origin: Run) -> Speed:
+def _measure(run: Run) -> list[float]:
+    """Seconds of each batch."""
     sampler, filters, plan = load_models(run)
-    size = min(run.config.generate.batch_size, len(plan))
-    seconds = []
-    for number in range(1 + _BATCHES):
-        batch = [plan[i % len(plan)] for i in range(number * size, (number + 1) * size)]
+    size, seconds = _batch_size(run), list[float]()
+    while len(seconds) <= _BATCHES or sum(seconds[1:]) < _SECONDS:
+        start = len(seconds) * size
+        batch = [plan[i % len(plan)] for i in range(start, start + size)]
         begin = time.monotonic()
         samples = sampler.sample([planned.text for planned in batch], [planned.seed for planned in batch])
+        groups = [planned.group for planned in batch]
         for one in filters:
-            one.reasons(samples.images, [planned.group for planned in batch])
+            one.scores(samples.images, groups) if isinstance(one, Scorer) else one.reasons(samples.images, groups)
         seconds.append(time.monotonic() - begin)
+    return seconds[1:]
+
+
+def _batch_size(run: Run) -> int:
+    return min(run.config.generate.batch_size, len(Manifest(run.synthetic).records))
+
+
+def _kept(run: Run, origin: Run) -> float:
     summary = summary_of(run, origin)
-    kept = 1.0 if summary is None else summary.kept / summary.made
-    return Speed(images=size, seconds=list(islice(seconds, 1, None)), kept=kept)
+    return 1.0 if summary is None else summary.kept / summary.made
 
 
 def summary_of(run: Run, origin: Run) -> GenerationSummary | None:

@@ -27,6 +27,7 @@ from aimfair.base.progress import duration
 from aimfair.config import Config
 from aimfair.diffusion.engines.registry import AUTO, engine_facts
 from aimfair.diffusion.model import model_folder
+from aimfair.generation.manifest import Manifest
 from aimfair.report import charts, wording
 from aimfair.run.directory import Run
 from aimfair.stages.context import splits_of, synthetic_of, trained_model
@@ -89,8 +90,9 @@ def plan(parent: Parent, request: Request) -> Plan:
         f" worst-group accuracy, equalized odds and accuracy: the intervals over images and over seeds of every one of"
         " the three must exclude a larger loss. Holm's correction over the faster settings widens these intervals. Not"
         " shown means that the loss may be larger, not that it is: more seeds narrow the intervals.",
-        f"Images/s: kept images of the fastest of three batches in the model and its filters, without files; all"
-        f" settings one after another in one process. Faster means by a factor of {_FASTER} at least.",
+        f"Images/s: kept images of the fastest of several batches in the model and its filters, without files; all"
+        f" settings in one process, one after another and again in reverse. Faster means by a factor of {_FASTER} at"
+        " least.",
         "KID: squared maximum mean discrepancy, unbiased, times 1,000, in the penultimate features of the biased models"
         f"{', and in those of ' + request.features.name if request.features else ''}; mean over the seeds. To the"
         " run: between the balanced sets; to real: between the biased set, which has the group sizes of the training"
@@ -265,7 +267,7 @@ def _columns(
     for label, one in _by_label(outcomes).items():
         rate = speeds[one.arm.group].images_per_second
         cells = {"images/s": f"{rate:.3g}", "speed": f"{rate / base:.2f}x"}
-        cells["time for all images"] = duration(_images(runs[one.arm.group]) / rate)
+        cells["time for all images"] = duration(len(Manifest(runs[one.arm.group].synthetic).records) / rate)
         cells |= {
             column: f"{value:.2f}".replace("-", "\N{MINUS SIGN}") for column, value in distances[one.arm.group].items()
         }
@@ -277,10 +279,6 @@ def _columns(
             columns.setdefault(column, {})[label] = cell
     columns["verdict"] = columns.pop("verdict")  # last
     return columns
-
-
-def _images(run: Run) -> int:
-    return len(run.synthetic.joinpath("manifest.jsonl").read_text(encoding="utf-8").splitlines())
 
 
 def _verdict(label: str, one: Judgement | None, chosen: str | None) -> str:

@@ -15,7 +15,7 @@ from aimfair.base.interrupt import NEVER, Interrupt
 from aimfair.base.memory import MicroBatch, pieces
 from aimfair.data.images import ImageSet
 from aimfair.diffusion.model import diffusion_libraries
-from aimfair.generation.filters.clip import ClipView
+from aimfair.generation.filters.towers import View
 from aimfair.training.execution import logits, prepare
 from aimfair.training.feed import Normalize
 from aimfair.training.head import head_names
@@ -128,7 +128,7 @@ class PretrainedFeatures:
         self._of_clip = getattr(self._model, "get_image_features", None)
         config = self._model.config
         size = getattr(getattr(config, "vision_config", config), "image_size", _SIDE)
-        self._view = ClipView(_FLAG, folder, size if self._of_clip else min(size, _SIDE), device)
+        self._view = View(_FLAG, folder, size if self._of_clip else min(size, _SIDE), device)
         self._fitting = MicroBatch(_BATCH)
 
     def __call__(self, images: npt.NDArray[np.uint8]) -> Tensor:

@@ -128,7 +128,7 @@ def _rejections(summary: GenerationSummary, prompts: PromptSettings) -> list[str
     return lines
 
 
-def load_models(run: Run) -> tuple[Sampler, list[ImageFilter], list[PlannedImage]]:
+def load_models(run: Run) -> tuple[Sampler, list[ImageFilter | Scorer], list[PlannedImage]]:
     """The model and filters that made the images of a run, loaded again, and the plan of the images.
 
     Raises:
@@ -137,8 +137,8 @@ def load_models(run: Run) -> tuple[Sampler, list[ImageFilter], list[PlannedImage
     config, _ = _with_engine(run.config, Provenance.read_generated(run.synthetic))
     work = _Work(config, run.prompts, run.synthetic)
     plan = make_plan(load_prompts(run.prompts), config.generate, config.data)
-    texts = dict.fromkeys(planned.text for planned in plan)
-    return work.sampler(texts, ALONE, run.log, run.interrupt), work.filters(ALONE), plan
+    sampler, _ = work.sampler(plan, ALONE, run.log, run.interrupt, compare=False)
+    return sampler, work.filters(ALONE), plan
 
 
 def _summary(run: Run) -> GenerationSummary | None:

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from aimfair.ablation import criteria
+from aimfair.ablation import criteria, generator_speed
 from aimfair.ablation.options import Options
 from aimfair.ablation.outcomes import difference
 from aimfair.ablation.registry import ABLATIONS
@@ -263,6 +263,51 @@ def test_prompts_compares_new_plain_images_with_those_of_the_run(parent):
     assert counts(folder / "contextual", "aimfair") == counts(parent, "aimfair")
 
 
+def test_generators_are_judged_by_speed_distance_and_loss(parent, monkeypatch, capsys):
+    monkeypatch.setattr(generator_speed, "_SECONDS", 0)
+    monkeypatch.setattr(generator_speed, "_BATCHES", 1)
+    folder = ablate(parent, "generators", "--values", "seed=1;steps=1")
+    rows = table(folder)
+    assert list(rows) == ["the run", "seed=1", "biased"]
+    assert [rows[arm]["seed"] for arm in ("the run", "seed=1")] == ["0", "1"]
+    assert counts(folder / "own", "aimfair") == counts(parent, "aimfair")
+    assert "generate" in events(folder / "own", "step taken over")
+    assert "generate" in events(folder / "seed=1", "step finished")
+    assert {"prompts", "train/7", "train/8"} <= set(events(folder / "seed=1", "step taken over"))
+    data = json.loads((folder / "generators.json").read_text())
+    real = [data["kid"][arm]["KID to real"] for arm in ("the run", "seed=1")]
+    assert real[0] != real[1]
+    assert data["kid"]["seed=1"].keys() == {"KID to real", "KID to the run"}
+    assert rows["the run"]["KID to the run"] == ""
+    assert data["speeds"]["seed=1"]["images"] == 44
+    assert "“steps=1”: the settings of the run itself, not repeated." in data["notes"]
+
+    # measured together and kept; a faster arm is judged, by another margin without another run
+    file = folder / "speed.json"
+    speeds = json.loads(file.read_text())
+    assert all(len(of["seconds"]) == 2 for of in speeds["of"].values())
+    speeds["of"]["seed=1"]["seconds"] = [min(speeds["of"]["own"]["seconds"]) / 4]
+    file.write_text(json.dumps(speeds))
+    before = files(folder / "seed=1")
+    ablate(parent, "generators", "--values", "seed=1", "--margin", "0.3")
+    assert files(folder / "seed=1") == before
+    again = json.loads((folder / "generators.json").read_text())
+    assert again["arms"][1]["speed"] == "4.00x"
+    assert again["margin"] == 0.3
+    assert again["judged"]["seed=1"]["confidence"] == pytest.approx(0.95)
+    assert again["kid"] == data["kid"]
+    minus = again["arms"][1]["minus_reference"]["accuracy"]
+    assert again["judged"]["seed=1"]["loss"]["accuracy"] == pytest.approx(
+        -min(minus["over_images"][0], minus["over_seeds"][0]), abs=0.05
+    )
+    assert again["arms"][1]["verdict"] == "not shown"
+    assert again["sentences"][0].startswith("No faster setting is recommended: none is shown to lose at most 30.0")
+    assert again["sentences"][0] in (folder / "table.md").read_text().replace("\\", "")
+
+    assert cli.main(["ablate", "generators", "--run", str(parent), "--quiet", "--values", "model=./none"]) == 1
+    assert "--values: arm 'model=./none': generate.model" in capsys.readouterr().err
+
+
 def test_selective_measures_time_and_memory(parent):
     folder = ablate(parent, "selective", "--values", "aimfair,linear_probe")
     assert list(table(folder)) == ["linear_probe", "aimfair", "full fine-tuning", "biased"]
@@ -359,6 +404,12 @@ def test_every_ablation_is_tested_here():
             ("minority-ratio", "--values", "0.12301,0.12302", "--generate.balanced_per_group", "4"),
             "two arms have the label",
         ),
+        (("generators", "--values", "steps=2;steps=0"), "--values: arm 'steps=0': steps: found 0, expected greater"),
+        (("generators", "--values", "steps=1"), "--values: found 'steps=1', the settings of the run itself"),
+        (("generators", "--margin", "2"), "--margin: found '2', expected a share above 0, up to 1"),
+        (("generators", "--features", "nowhere"), "--features: nowhere has no config.json, expected the folder"),
+        (("generators", "--generate.folder", "x"), "ablate generators: the images of this run are those of generate"),
+        (("density", "--margin", "0.1"), "--margin: not valid for the ablation density"),
         (("premise", "--method", "full"), "--method: 'full' selects every block entirely"),
         (("selective", "--method", "full"), "--method: 'full' is full fine-tuning itself"),
         (("prompts", "--lrs", "0.1"), "--lrs: not valid for the ablation prompts"),

@@ -1,0 +1,228 @@
+"""Generators judged by what they buy: arms, non-inferiority, distances of images."""
+
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from aimfair.ablation import generators
+from aimfair.ablation.generator_arms import facts_of, read_arms
+from aimfair.ablation.image_distance import HeadInputs, PretrainedFeatures, features_of, kid
+from aimfair.ablation.noninferiority import judge_losses
+from aimfair.base.errors import ConfigError
+from aimfair.config import Config
+from aimfair.data.images import ImageSet
+from aimfair.evaluation.intervals import student_t
+from aimfair.evaluation.results import Difference
+from aimfair.generation.filters.towers import View
+from aimfair.training.feed import Normalize
+from aimfair.training.models import build_model
+from tests.report.made_up import made_up_config
+
+METRICS = ("worst_group_accuracy", "eo_mean", "accuracy")
+
+
+@pytest.fixture(scope="module")
+def config() -> Config:
+    return made_up_config()
+
+
+# -- arms --------------------------------------------------------------------------------------------------------------
+
+
+def test_arms_are_settings_of_generate(config):
+    own = config.generate.steps
+    typed = f' steps=3 ; generate.steps=3, guidance_interval=[0.2, 0.8];steps={own};negative_prompt="a; b, c";'
+    arms, same = read_arms(typed, config)
+    assert [arm.label for arm in arms] == [
+        "steps=3", "steps=3,guidance_interval=[0.2, 0.8]", "negative_prompt=a; b, c"
+    ]  # fmt: skip
+    assert same == [f"steps={own}"]
+    assert arms[1].config.generate == config.generate.model_copy(update={"steps": 3, "guidance_interval": (0.2, 0.8)})
+    assert arms[2].config.generate.negative_prompt == "a; b, c"
+    assert arms[0].config.model_copy(update={"generate": config.generate}) == config
+    assert facts_of(config, arms) == {"steps": own, "guidance_interval": "[0.0, 1.0]", "negative_prompt": ""}
+    groups = [arm.group for arm in arms]
+    assert len(set(groups)) == 3
+    assert all(Path(group).name == group and group.isascii() and " " not in group for group in groups)
+
+
+def test_without_values_the_steps_vary(config):
+    four = config.model_copy(update={"generate": config.generate.model_copy(update={"steps": 4})})
+    assert [arm.label for arm in read_arms(None, four)[0]] == ["steps=1", "steps=2", "steps=8"]
+    one = config.model_copy(update={"generate": config.generate.model_copy(update={"steps": 1})})
+    assert [arm.label for arm in read_arms(None, one)[0]] == ["steps=2"]
+
+
+@pytest.mark.parametrize(
+    ("typed", "message"),
+    [
+        ("steps=3;steps=0", "--values: arm 'steps=0': steps: found 0, expected greater than or equal to 1"),
+        ("steps=3;stepz=2", "--values: arm 'stepz=2': stepz: unknown key; did you mean generate.steps?"),
+        ("steps", "--values: arm 'steps': found 'steps', expected key=value, as in 'steps=4;"),
+        ("steps=3,steps=4", "--values: arm 'steps=3,steps=4' sets steps twice"),
+        ("engine=fast", "--values: arm 'engine=fast': engine: found \"fast\", expected 'auto', 'eager'"),
+        ("engine=onnxruntime,dtype=bfloat16", "arm 'engine=onnxruntime,dtype=bfloat16': dtype: found 'bfloat16'"),
+        ("balanced_per_group=3", "'balanced_per_group=3': generate.balanced_per_group is the same for all arms"),
+        ("steps=3;generate.steps=3", "the arms 'steps=3' and 'steps=3' have the same settings; drop one"),
+        (";", "--values: found ';'; expected arms to compare with the run"),
+    ],
+)
+def test_an_arm_that_cannot_be_used_is_named(config, typed, message):
+    with pytest.raises(ConfigError) as error:
+        read_arms(typed, config)
+    assert message in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+# -- non-inferiority ---------------------------------------------------------------------------------------------------
+
+
+def difference(low: float, high: float, seeds: tuple[float, float] | None = None, support: int = 100) -> Difference:
+    return Difference(mean=(low + high) / 2, over_images=(low, high), over_seeds=seeds or (low, high), support=support)
+
+
+def judge(**differences: dict[str, Difference]):
+    return judge_losses(
+        list(differences), lambda label, _: differences[label], METRICS, margin=0.02, confidence=0.95, small_group=30
+    )
+
+
+def same(**others: Difference) -> dict[str, Difference]:
+    return dict.fromkeys(METRICS, difference(-0.01, 0.01)) | others
+
+
+def test_every_interval_of_every_metric_excludes_a_larger_loss():
+    judged = judge(
+        same=same(),
+        better=same(eo_mean=difference(-0.5, -0.4), accuracy=difference(0.4, 0.5)),
+        images=same(accuracy=Difference(mean=0, over_images=(-0.03, 0.01), over_seeds=(0, 0.01), support=100)),
+        seeds=same(worst_group_accuracy=difference(-0.01, 0.01, seeds=(-0.021, 0.01))),
+        unfair=same(eo_mean=difference(-0.01, 0.03)),
+        one_seed=same(accuracy=difference(-0.01, 0.01, seeds=(math.nan, math.nan))),
+        few=same(accuracy=difference(-0.01, 0.01, support=29)),
+    )
+    assert [label for label, one in judged.items() if one.holds] == ["same", "better"]
+    assert judged["unfair"].loss["eo_mean"] == 0.03
+    assert judged["better"].loss == {"worst_group_accuracy": 0.01, "eo_mean": -0.4, "accuracy": -0.4}
+    assert math.isnan(judged["one_seed"].loss["accuracy"])
+
+
+def test_holm_judges_by_the_arms_that_are_left():
+    """Each arm holds up to a confidence; the m that are left are judged at 1 - 0.05 / m."""
+
+    def holding(**limits: float) -> dict[str, float]:
+        def at(label: str, confidence: float) -> dict[str, Difference]:
+            width = 0.01 if confidence < limits[label] else 0.03
+            return dict.fromkeys(METRICS, difference(-width, width))
+
+        judged = judge_losses(list(limits), at, METRICS, margin=0.02, confidence=0.95, small_group=30)
+        return {label: round(one.confidence, 4) for label, one in judged.items() if one.holds}
+
+    assert holding(a=0.98, b=0.98, c=0.98) == {}, "none holds at 0.9833"
+    assert holding(a=0.99, b=0.98, c=0.96) == {"a": 0.9833, "b": 0.975, "c": 0.95}
+    assert holding(a=0.99, b=0.97, c=0.96) == {"a": 0.9833}, "neither of the two holds at 0.975"
+
+
+def test_arms_that_lose_more_are_hardly_ever_recommended():
+    """Simulated: of three arms that all lose exactly the margin, one holds in at most 2.5 percent of cases."""
+    generator = np.random.default_rng(0)
+    wrong = 0
+    for _ in range(1500):
+        of = {label: generator.normal(-0.02, 0.01, 6) for label in "abc"}
+
+        def at(label: str, confidence: float, of=of) -> dict[str, Difference]:
+            low, high = student_t(of[label], confidence).tolist()
+            return {"accuracy": Difference(mean=0, over_images=(low, high), over_seeds=(low, high), support=None)}
+
+        judged = judge_losses("abc", at, ("accuracy",), margin=0.02, confidence=0.95, small_group=1)
+        wrong += any(one.holds for one in judged.values())
+    assert 0.012 < wrong / 1500 < 0.038  # 0.025 and three standard errors
+
+
+def test_the_sentence_says_what_the_intervals_allow():
+    speed = {generators.OWN: 10.0, "a": 20.0, "b": 40.0, "c": 30.0}
+    fine, lossy = same(), same(eo_mean=difference(0.0, 0.045))
+    say = lambda judged, chosen: generators._recommendation(judged, chosen, speed, 0.02, METRICS)  # noqa: E731
+    found = say(judge(a=fine, b=lossy, c=fine), "c")
+    assert found.startswith("Recommended: c, 3.0 times as fast as the run's own setting.")
+    assert "worst-group accuracy 1.0, equalized odds (mean) 1.0 and accuracy 1.0" in found
+    found = say(judge(b=lossy), None)
+    assert "none is shown to lose at most 2.0 points. Closest is b" in found
+    assert "equalized odds (mean) may be up to 4.5 points worse" in found
+    none = same(accuracy=difference(-0.01, 0.01, seeds=(math.nan, math.nan)))
+    assert "cannot be shown with one seed" in say(judge(a=none), None)
+    assert say({}, None) == "No setting is faster than the run's."
+
+
+# -- distances ---------------------------------------------------------------------------------------------------------
+
+
+def test_kid_is_the_unbiased_estimate_over_all_pairs(monkeypatch):
+    generator = torch.Generator().manual_seed(1)
+    x, y = torch.randn(7, 3, generator=generator), torch.randn(5, 3, generator=generator) + 0.5
+
+    def kernel(a, b):
+        return (float(a.double() @ b.double()) / 3 + 1) ** 3
+
+    def mean(pairs):
+        values = [kernel(a, b) for a, b in pairs]
+        return sum(values) / len(values)
+
+    expected = (
+        mean((x[i], x[j]) for i in range(7) for j in range(7) if i != j)
+        + mean((y[i], y[j]) for i in range(5) for j in range(5) if i != j)
+        - 2 * mean((a, b) for a in x for b in y)
+    )
+    assert kid(x, y) == pytest.approx(expected, rel=1e-12)
+    monkeypatch.setattr("aimfair.ablation.image_distance._ROWS", 2)
+    assert kid(x, y) == pytest.approx(expected, rel=1e-12)
+    with pytest.raises(ValueError, match="sets of 1 and 5"):
+        kid(x[:1], y)
+
+
+def test_kid_of_small_sets_is_unbiased():
+    generator = torch.Generator().manual_seed(2)
+    values = [kid(*torch.randn(2, 10, 4, generator=generator)) for _ in range(400)]
+    mean, error = np.mean(values), np.std(values) / 20
+    assert abs(mean) < 3 * error
+    assert min(values) < 0
+
+
+def test_features_are_what_the_last_layer_sees(config, monkeypatch):
+    model = build_model(config.model, 2, 0)
+    pixels = np.random.default_rng(0).integers(0, 256, (5, 32, 32, 3), dtype=np.uint8)
+    extract = HeadInputs(model, config.model, 32, torch.device("cpu"), "KID")
+    labels = np.zeros(5, dtype=np.int64)
+    images = ImageSet(pixels, labels, labels, tuple("abcde"))
+    found = features_of(images, extract)
+    with torch.inference_mode():
+        normal = Normalize(config.model, torch.device("cpu"))(pixels)
+        expected = model(normal).logits
+        assert torch.allclose(model.classifier[1](found), expected, atol=1e-6)
+    monkeypatch.setattr("aimfair.ablation.image_distance.MOST", 3)
+    assert torch.allclose(features_of(images, extract), found[[0, 2, 4]], atol=1e-6)
+
+
+def test_features_of_a_vision_model_are_those_of_transformers(tmp_path):
+    transformers = pytest.importorskip("transformers")
+    size = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "image_size": 16, "patch_size": 8}
+    tower = {**size, "intermediate_size": 8}
+    pixels = np.random.default_rng(0).integers(0, 256, (3, 32, 32, 3), dtype=np.uint8)
+    clip = transformers.CLIPConfig(vision_config=tower, text_config={"hidden_size": 8, "intermediate_size": 8,
+        "num_hidden_layers": 1, "num_attention_heads": 2, "vocab_size": 9}, projection_dim=4)  # fmt: skip
+    dino = transformers.Dinov2Config(**size)
+    for config, kind, width in ((clip, transformers.CLIPModel, 4), (dino, transformers.Dinov2Model, 8)):
+        folder = tmp_path / config.model_type
+        model = kind(config).eval()
+        model.save_pretrained(folder)
+        extract = PretrainedFeatures(folder, torch.device("cpu"))
+        found = extract(pixels)
+        assert found.shape == (3, width)
+        view = View("", folder, 16, torch.device("cpu"))(pixels)
+        with torch.inference_mode():
+            output = model.get_image_features(pixel_values=view) if width == 4 else model(pixel_values=view)
+        expected = output if isinstance(output, torch.Tensor) else output.pooler_output
+        assert torch.allclose(found, expected, atol=1e-6)
