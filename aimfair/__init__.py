@@ -12,6 +12,7 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from aimfair.selective import ops
     from aimfair.selective.build import build_info, cpu_paths, set_cpu_path
+    from aimfair.selective.debias import debias
     from aimfair.selective.delta import Delta
     from aimfair.selective.frozen import apply_mask, verify_frozen
     from aimfair.selective.mask import ParameterMask
@@ -29,6 +30,7 @@ _HOMES = {
     "apply_mask": "aimfair.selective.frozen",
     "build_info": "aimfair.selective.build",
     "cpu_paths": "aimfair.selective.build",
+    "debias": "aimfair.selective.debias",
     "set_cpu_path": "aimfair.selective.build",
     "verify_frozen": "aimfair.selective.frozen",
 }
@@ -43,6 +45,7 @@ __all__ = [
     "apply_mask",
     "build_info",
     "cpu_paths",
+    "debias",
     "ops",
     "set_cpu_path",
     "verify_frozen",
