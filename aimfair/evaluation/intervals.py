@@ -153,6 +153,25 @@ def _draw(sizes: Integers, count: int, generator: np.random.Generator) -> Intege
     return generator.multinomial(n, sizes / n, size=count)
 
 
+def resampled_means(
+    values: Integers, strata: Integers, replicates: int, generator: np.random.Generator
+) -> npt.NDArray[np.float64]:
+    """Stratified bootstrap of the means of M quantities over the same N draws: [M, R], paired within a replicate.
+
+    Args:
+        values: int64 [M, N].
+        strata: int64 [N]; within each, draws are drawn with replacement.
+    """
+    sums = np.zeros((len(values), replicates))
+    for stratum in np.unique(strata):
+        cells, sizes = np.unique(values[:, strata == stratum], axis=1, return_counts=True)
+        step = max(1, _CHUNK // len(sizes))
+        for start in range(0, replicates, step):
+            drawn = _draw(sizes.astype(np.int64), min(step, replicates - start), generator)
+            sums[:, start : start + len(drawn)] += cells.astype(np.float64) @ drawn.T  # whole numbers: exact
+    return np.asarray(sums / values.shape[1])
+
+
 def percentile(values: Values, confidence: float) -> Values:
     """The percentile interval of replicates [..., R]: [..., 2]; for differences of two models, whose biases cancel."""
     tail = (1 - confidence) / 2

@@ -40,6 +40,9 @@ Format = Literal["png", "webp"]
 Suffix = Literal["png", "webp", "jpg"]
 """Of any image: imported ones keep their format."""
 
+Set = Literal["balanced", "biased", "held_out"]
+"""Where an image is used: the name of the last is :data:`aimfair.generation.plan.HELD_OUT`."""
+
 _AGAIN = "aimfair generate"
 
 _Hash = Annotated[str, Field(pattern=r"^[0-9a-f]{16}$")] | None
@@ -128,7 +131,7 @@ class Manifest:
 
     def load(
         self,
-        which: Literal["balanced", "biased"],
+        which: Set,
         size: int,
         fit: Fit,
         *,
@@ -136,7 +139,7 @@ class Manifest:
         progress: Progress | None = None,
         interrupt: Interrupt = NEVER,
     ) -> ImageSet:
-        """The images of one of the two sets, in the order of the records.
+        """The images of one of the sets, in the order of the records.
 
         They are decoded once, into ``decoded`` beside the manifest: a run directory is self-contained.
 

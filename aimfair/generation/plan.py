@@ -5,7 +5,7 @@ differ in its words alone, from the same seed.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Final
 
 import numpy as np
 from pydantic import NonNegativeInt, SerializerFunctionWrapHandler, model_serializer
@@ -21,7 +21,7 @@ from aimfair.prompts.grammar import Prompt
 Group = tuple[int, int]
 """(y, a): number of the target class, number of the protected value."""
 
-HELD_OUT = "held_out"
+HELD_OUT: Final = "held_out"
 """The set of the pairs on which classifiers are evaluated."""
 
 

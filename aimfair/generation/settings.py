@@ -65,6 +65,11 @@ class GenerateSettings(TextToImageSettings):
         return self.instead is None
 
     @property
+    def held_out_pairs(self) -> int:
+        """Of each class."""
+        return 0 if self.pairs is None else self.pairs.held_out
+
+    @property
     def instead(self) -> str | None:
         """The setting that takes the place of prompts and model; None: they are used."""
         if self.folder is not None:

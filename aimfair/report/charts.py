@@ -43,6 +43,16 @@ def scale_for(values: Sequence[float]) -> Scale:
     return tuple(1 - step * i for i in range(max(steps, 2), -1, -1))
 
 
+def scale_from_zero(values: Sequence[float]) -> Scale:
+    """From 0 up to the largest value or above it, in at most four round steps."""
+    largest = max((value for value in values if not math.isnan(value)), default=1.0)
+    for step in (0.01, 0.02, 0.05, 0.1, 0.25):
+        steps = math.ceil(largest / step - 1e-9)
+        if steps <= 4:
+            break
+    return tuple(step * i for i in range(max(steps, 2) + 1))
+
+
 def axis(scale: Scale) -> Markup:
     """Labels of the scale in percent."""
     labels = [_tag("text", f"{round(100 * tick)}%", x=_at(tick, scale), y=12, text_anchor="middle") for tick in scale]

@@ -13,6 +13,7 @@ from PIL import Image
 from aimfair.base.seeds import generator
 from aimfair.config import Config
 from aimfair.data.images import ImageSet, Splits
+from aimfair.evaluation.flips import Flips
 from aimfair.evaluation.results import Results
 from aimfair.generation.summary import GenerationSummary
 from aimfair.prompts.diversity import Diversity
@@ -26,6 +27,9 @@ Pixels = npt.NDArray[np.uint8]
 PER_GROUP = 6
 """Sample images of each group."""
 
+PAIRS_OF_CLASS = 4
+"""Sample pairs of each class."""
+
 _LARGEST, _SMALL = 160, 64
 """Pixels of the longer side: twice the size on the page, for dense screens; and up to which an image is lossless."""
 
@@ -38,6 +42,21 @@ class Synthetic:
 
     pixels: Pixels
     text: str
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A held-out pair.
+
+    Attributes:
+        images: for each protected value. text: the first prompt.
+        predicted: method -> for each protected value the class that its model of the first seed predicts.
+    """
+
+    y: int
+    images: Sequence[Pixels]
+    text: str
+    predicted: Mapping[str, Sequence[int]]
 
 
 @dataclass(frozen=True)
@@ -72,6 +91,7 @@ class Material:
         masks: method -> seed -> mask.
         stage_seconds: stage -> seconds it took, in order.
         tuned: method -> its trials, of methods whose settings were tuned.
+        flips: on held-out pairs; None: there are none. pairs: a few of them.
     """
 
     config: Config
@@ -87,6 +107,8 @@ class Material:
     masks: Mapping[str, Mapping[int, ParameterMask]]
     stage_seconds: Mapping[str, float]
     tuned: Mapping[str, Tuning] = field(default_factory=dict)
+    flips: Flips | None = None
+    pairs: Sequence[Pair] = ()
 
 
 def choose(rows: Sequence[Row], keys: Sequence[str], *purpose: int | str) -> list[Row]:

@@ -10,6 +10,7 @@ from aimfair.evaluation.scores import SCORES
 from aimfair.methods import BIASED
 from aimfair.report import charts, run_sections, template, wording
 from aimfair.report.material import Material, real_samples
+from aimfair.report.pairs_section import pairs_section
 from aimfair.report.tuning_section import tuning_section
 from aimfair.report.wording import Comparison
 
@@ -47,6 +48,7 @@ def render(material: Material) -> str:
         confusions=_confusions(results),
         trainings=run_sections.trainings(material.histories, results.default_method),
         prompts=run_sections.prompts_section(material.diversity) if material.diversity is not None else None,
+        pairs=pairs_section(material.flips, material.pairs, results.small_group) if material.flips else None,
         tuning=tuning_section(material.tuned, material.config),
         generation=run_sections.generation_section(material.generation),
     )

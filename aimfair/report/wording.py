@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from aimfair.evaluation.flips import Flips
 from aimfair.evaluation.metrics import HIGHER_IS_BETTER
 from aimfair.evaluation.results import Difference, Interval, Results
 from aimfair.methods import BIASED
@@ -192,12 +193,35 @@ def _few(names: Sequence[str], of: int) -> str:
     return listing(names) if len(names) <= _NAMED else f"{len(names)} of {of} other methods"
 
 
+def flips_headline(flips: Flips, small_group: int) -> str:
+    """One sentence on how often the default method changes its mind, compared with the biased model.
+
+    Args:
+        small_group: pairs below which there is no verdict.
+    """
+    default = flips.methods[flips.default_method]
+    assert default.versus_biased is not None
+    verdict = judge("flips", default.versus_biased, small_group)
+    pairs = "1 pair" if flips.total == 1 else f"{flips.total:,} pairs"
+    return (
+        f"When {flips.protected} alone changes, {flips.default_method} changes its mind on {percent(default.mean)} of"
+        f" {pairs}, the biased model on {percent(flips.methods[BIASED].mean)}: {FLIP_VERDICTS[verdict]}."
+    )
+
+
 def cautions(results: Results) -> list[str]:
     """Caveats to be read before the numbers."""
     one_seed = "One seed: the variance over trainings is unknown."
     return [*results.cautions, *([one_seed] if len(results.seeds) == 1 else [])]
 
 
+FLIP_VERDICTS: dict[Verdict, str] = {
+    "better": "it flips clearly less often",
+    "no clear change": "no clear difference",
+    "worse": "it flips clearly more often",
+    "too few images": "too few pairs to judge",
+    "undefined": "undefined",
+}
 _VERDICTS: dict[Verdict, str] = {
     "better": "clearly better than",
     "no clear change": "not clearly different from",

@@ -50,7 +50,8 @@ class Run:
 
     Files: ``config.yaml templates.jsonl prompts.jsonl diversity.json synthetic/ generation.json tuning/
     seeds/<seed>/{baseline/, sensitivity.safetensors, masks/<method>.safetensors, finetuned/<method>/} results.json
-    report.html log.jsonl stages/ ablations/``; templates.jsonl only where a language model writes the prompts.
+    flips.json report.html log.jsonl stages/ ablations/``; templates.jsonl only where a language model writes the
+    prompts, flips.json only with held-out pairs.
     """
 
     def __init__(
@@ -160,7 +161,8 @@ class Run:
         Args:
             step: "prompts", "generate", "train/<seed>", "sensitivity/<seed>", "tune/sensitivity/<seed>",
                 "tune/trials/<method>/<number>", "tune/chosen/<method>", "select/<seed>/<method>",
-                "finetune/<seed>/<method>", "evaluate/<seed>/<method>", "evaluate" or "report".
+                "finetune/<seed>/<method>", "evaluate/<seed>/<method>", "evaluate", "flips/<seed>/<method>",
+                "flips" or "report".
             inputs: everything the result depends on, of what JSON, pydantic or Path can hold: settings, and
                 under "upstream", :meth:`digest_of` each step whose results are read.
             content: the outputs must have their bytes, not only their sizes; for small ones that users may edit.
@@ -278,6 +280,10 @@ class Run:
         """Logits of :meth:`model` on the test images."""
         return self._seed(seed) / "logits" / f"{method}.safetensors"
 
+    def logits_of_pairs(self, seed: int, method: str) -> Path:
+        """Logits of :meth:`model` on the held-out pairs."""
+        return self._seed(seed) / "logits" / "pairs" / f"{method}.safetensors"
+
     @property
     def generation(self) -> Path:
         """Summary of the generation of ``synthetic``; it holds times, so no step depends on it."""
@@ -286,6 +292,11 @@ class Run:
     @property
     def results(self) -> Path:
         return self.path / "results.json"
+
+    @property
+    def flips(self) -> Path:
+        """How often the models change their mind on the held-out pairs."""
+        return self.path / "flips.json"
 
     @property
     def report(self) -> Path:

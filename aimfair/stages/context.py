@@ -106,8 +106,8 @@ def provide_splits(run: Run, splits: Splits) -> None:
     _LOADED[run] = splits
 
 
-def synthetic_of(run: Run, which: Literal["balanced", "biased"]) -> ImageSet:
-    """One of the two sets of synthetic images of a run, loaded at the first call."""
+def synthetic_of(run: Run, which: Literal["balanced", "biased", "held_out"]) -> ImageSet:
+    """One of the sets of synthetic images of a run, loaded at the first call."""
     from aimfair.generation.manifest import Manifest
 
     loaded = _SYNTHETIC.setdefault(run, {})

@@ -1,4 +1,4 @@
-"""Predicts the test images with every model of the run, and writes results.json and tables."""
+"""Predicts the test images with every model of the run, and writes results.json and tables; then flips.json."""
 
 from functools import partial
 from pathlib import Path
@@ -13,6 +13,7 @@ from aimfair.report.tables import COLUMNS, print_table, save_tables
 from aimfair.report.wording import percent, spread
 from aimfair.run.directory import Run, model_step
 from aimfair.run.steps import Assignment, Outputs, Step, in_one_task
+from aimfair.stages import flips
 from aimfair.stages.context import splits_of, trained_model
 from aimfair.stages.select import mask_of
 from aimfair.training.predict import predict
@@ -20,7 +21,7 @@ from aimfair.training.predict import predict
 
 def run(run: Run) -> None:
     config = run.config
-    predictions = steps(run)
+    predictions = _steps(run)
     in_one_task(run, "evaluate", predictions)
     upstream = [step.name for step in predictions]
     upstream += [f"select/{seed}/{name}" for seed in config.seeds for name in _masked(config)]
@@ -36,6 +37,7 @@ def run(run: Run) -> None:
         run.finish("evaluate", inputs, _evaluate(run) if run.ranks.leads else [])
     if run.ranks.leads:
         _print(Results.load(run.results))
+    flips.run(run)
 
 
 def _evaluate(run: Run) -> list[Path]:
@@ -72,6 +74,11 @@ def experiment(config: Config) -> Experiment:
 
 
 def steps(run: Run) -> list[Step]:
+    """The predictions, of test images and of pairs."""
+    return [*_steps(run), *flips.steps(run)]
+
+
+def _steps(run: Run) -> list[Step]:
     """The predictions of each model are a step of their own: changed metrics do not repeat them."""
     return [
         Step(f"evaluate/{seed}/{name}", (model_step(seed, name),), partial(_assign, run, seed, name))

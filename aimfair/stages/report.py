@@ -11,6 +11,8 @@ import numpy as np
 import aimfair
 from aimfair.base.files import write_text
 from aimfair.data.decode import read_rgb
+from aimfair.evaluation.flips import Flips
+from aimfair.evaluation.predictions import load_logits
 from aimfair.evaluation.results import Results
 from aimfair.generation.manifest import MAX_PIXELS, ImageRecord, Manifest
 from aimfair.generation.summary import GenerationSummary
@@ -18,10 +20,11 @@ from aimfair.methods import BIASED
 from aimfair.prompts.diversity import Diversity, measure
 from aimfair.prompts.grammar import load_prompts
 from aimfair.report import page
-from aimfair.report.material import Material, Pixels, Replies, Synthetic, choose
+from aimfair.report.material import PAIRS_OF_CLASS, Material, Pair, Pixels, Replies, Synthetic, choose
 from aimfair.report.tuning_section import Tuning
 from aimfair.run.directory import Run
 from aimfair.stages.context import splits_of
+from aimfair.stages.flips import pairs_of
 from aimfair.stages.select import mask_of
 from aimfair.training.history import History
 from aimfair.tuning.trials import Choice, Trial
@@ -31,7 +34,8 @@ Part = TypeVar("Part")
 
 def run(run: Run) -> None:
     tuned = [run.digest_of(f"tune/chosen/{name}") for name in run.config.tuned]
-    inputs = {"upstream": [run.digest_of("evaluate", content=True), *tuned], "aimfair": aimfair.__version__}
+    flips = [run.digest_of("flips", content=True)] if run.config.generate.held_out_pairs else []
+    inputs = {"upstream": [run.digest_of("evaluate", content=True), *tuned, *flips], "aimfair": aimfair.__version__}
     if not run.is_done("report", inputs):
         write_text(run.report, page.render(gather(run)))
         run.finish("report", inputs, [run.report])
@@ -69,7 +73,29 @@ def gather(run: Run) -> Material:
         masks=_without_empty(masks),
         stage_seconds=_stage_seconds(events),
         tuned={name: _tuning(run, name) for name in config.tuned},
+        flips=Flips.load(run.flips) if config.generate.held_out_pairs else None,
+        pairs=_pairs(run) if config.generate.held_out_pairs else (),
     )
+
+
+def _pairs(run: Run) -> list[Pair]:
+    """A few held-out pairs of each class, with what the biased model and the default method see in them."""
+    held, places = pairs_of(Manifest(run.synthetic).records.values())
+    names, seed = (BIASED, run.config.default_method), run.config.seeds[0]
+    predicted = {name: load_logits(run.logits_of_pairs(seed, name)).argmax(axis=1) for name in names}
+    of_classes: dict[int, list[list[int]]] = defaultdict(list)
+    for of_pair in places.tolist():
+        of_classes[held[of_pair[0]].y].append(of_pair)
+    return [
+        Pair(
+            y,
+            [_pixels(run.synthetic / held[place].file) for place in of_pair],
+            held[of_pair[0]].text,
+            {name: predicted[name][of_pair].tolist() for name in names},
+        )
+        for y, pairs in sorted(of_classes.items())
+        for of_pair in choose(pairs, [held[of_pair[0]].prompt for of_pair in pairs], "pairs", y)[:PAIRS_OF_CLASS]
+    ]
 
 
 def _tuning(run: Run, name: str) -> Tuning:

@@ -13,13 +13,16 @@ import pytest
 from aimfair.base.errors import AimfairError
 from aimfair.data.images import ImageSet, Splits
 from aimfair.evaluation.compare import compare
+from aimfair.evaluation.flips import Flips
+from aimfair.evaluation.flips import measure as measure_flips
 from aimfair.evaluation.results import Results
+from aimfair.evaluation.settings import EvaluateSettings
 from aimfair.generation.manifest import Manifest, write_manifest
 from aimfair.generation.summary import GenerationSummary
 from aimfair.prompts.diversity import measure
 from aimfair.prompts.grammar import load_prompts
 from aimfair.report import page
-from aimfair.report.material import Material, Replies
+from aimfair.report.material import Material, Pair, Replies
 from aimfair.run.directory import Run
 from aimfair.stages import report
 from aimfair.stages.evaluate import experiment
@@ -460,3 +463,48 @@ def test_a_damaged_mask_says_what_to_do(finished: Path, tmp_path: Path) -> None:
             AimfairError, match=rf"{path.name}: not a usable .*; remove it and do: aimfair select --run "
         ):
             report.gather(run)
+
+
+# -- counterfactual pairs ----------------------------------------------------------------------------------------------
+
+
+def with_pairs(material: Material, name: str = "ink") -> Material:
+    """Of four pairs: all flip for the biased model, at the last seed three, and none for the others."""
+    target, results = np.array([0, 0, 1, 1]), material.results
+    flipping, steady = np.array([[0, 1]] * 4), np.stack([target, target], axis=1)
+    less = np.array([[0, 1], [0, 1], [0, 1], [1, 1]])
+    predicted = {
+        method: [flipping, flipping, less] if method == "biased" else [steady] * 3 for method in results.methods
+    }
+    flips = Flips(
+        protected=name, target_names=results.target_names, protected_names=results.protected_names,
+        seeds=results.seeds, default_method="aimfair", confidence=0.95, replicates=200, pairs=[2, 2],
+        methods=measure_flips(target, predicted, 2, EvaluateSettings(replicates=200)),
+    )  # fmt: skip
+    image = np.zeros((8, 8, 3), dtype=np.uint8)
+    samples = [Pair(y, [image, image + 200], f"{name} in green", {"biased": [0, 1], "aimfair": [y, y]}) for y in (0, 1)]
+    return changed(material, flips=flips, pairs=samples)
+
+
+def test_pairs_and_their_flips(material: Material) -> None:
+    html = page.render(with_pairs(material))
+    seen = Page(html)
+    section = Page(html[html.index('<section id="pairs">') :].partition("</section>")[0] + "</section>")
+    assert "When ink alone changes, aimfair changes its mind on 0.0% of 4 pairs, the biased model on 91.7%" in seen.text
+    assert "too few pairs to judge" in section.text
+    assert "\N{MINUS SIGN}91.7" in section.text
+    images = [attributes for tag, attributes in section.tags if tag == "img"]
+    assert [one["alt"] for one in images] == [
+        f"{y}, {a}" for y in ("below five", "five or more") for a in ("green", "red")
+    ]
+    assert section.text.count("biased flips") == 2
+    assert section.text.count("✓ below five ✗ five or more") == 1
+    assert section.text.count("✗ below five ✓ five or more") == 1
+    assert any(attributes.get("href") == "#pairs" for _, attributes in seen.tags)
+    assert 'id="pairs"' not in page.render(material)
+
+
+def test_names_of_pairs_are_escaped(material: Material) -> None:
+    html = page.render(with_pairs(material, EVIL))
+    assert EVIL not in html
+    Page(html)
