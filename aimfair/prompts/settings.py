@@ -24,6 +24,11 @@ class LanguageModelSettings(Settings):
         None, ge=1, description="limit of a reply; null: the endpoint's default, 2048 for transformers"
     )
     json_mode: bool = Field(True, description="openai: request JSON by response_format; false if the endpoint lacks it")
+    json_schema: bool = Field(
+        True,
+        description="openai: with json_mode, request JSON by a schema, which leaves no other form; an endpoint that"
+        " refuses it is asked for any JSON",
+    )
     max_words: int = Field(40, ge=1, description="words of a prompt; longer ones are rejected")
     avoid: list[str] = Field([], description="further words to reject because they reveal a group, such as he or beard")
     similarity: float = Field(

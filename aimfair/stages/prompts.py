@@ -11,8 +11,8 @@ from aimfair.run.directory import Run
 if TYPE_CHECKING:
     from aimfair.prompts.providers import ChatModel
 
-_PATIENCE = {"timeout", "retries", "max_wait", "max_fruitless"}
-"""Settings that decide whether prompts are received, but not which."""
+_PATIENCE = {"timeout", "retries", "max_wait", "max_fruitless", "json_schema"}
+"""Settings that decide whether prompts are received, but not which are accepted."""
 
 
 def run(run: Run) -> None:

@@ -81,7 +81,7 @@ def test_short_junk_is_no_json(chat_folder: Path, tmp_path: Path, monkeypatch: p
 
 def texts(folder: Path, seed: int, **changes: object) -> Sequence[str]:
     model = LocalModel(settings(folder, **changes), seed, CPU)
-    return [model.ask("hello").text for _ in range(2)]
+    return [model.ask("hello", {}).text for _ in range(2)]
 
 
 def test_sampling_depends_on_the_seed_alone(chat_folder: Path) -> None:
@@ -100,8 +100,8 @@ def test_sampling_depends_on_the_seed_alone(chat_folder: Path) -> None:
 def test_a_request_longer_than_the_context(chat_folder: Path) -> None:
     model = LocalModel(settings(chat_folder), 0, CPU)
     with pytest.raises(AimfairError, match=rf"the request has \d+ tokens, the model takes {POSITIONS}; lower"):
-        model.ask("x" * POSITIONS)
-    assert 1 <= model.ask("x" * (POSITIONS - 25)).tokens_out <= 25 - len("<user><assistant>")
+        model.ask("x" * POSITIONS, {})
+    assert 1 <= model.ask("x" * (POSITIONS - 25), {}).tokens_out <= 25 - len("<user><assistant>")
 
 
 def test_a_signal_ends_a_reply(chat_folder: Path) -> None:
@@ -117,7 +117,7 @@ def test_a_signal_ends_a_reply(chat_folder: Path) -> None:
 
         model._model.register_forward_hook(count)
         with pytest.raises(Interrupted):
-            model.ask("hello")
+            model.ask("hello", {})
     assert steps <= 4
 
 

@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -89,8 +90,8 @@ def test_groups_differ_in_the_two_attributes_alone(server: ChatServer, tmp_path:
         assert [p.contexts for p in group] == [p.contexts for p in groups[0, 0]]
         assert all(value in p.text for p in group for value in p.contexts.values())
     assert {p.target for p in groups[1, 0]} == {"six", "seven"}
-    assert [(len(r["messages"]), r["model"], r["response_format"]) for r in server.requests] == [
-        (1, "tiny", {"type": "json_object"})
+    assert [(len(r["messages"]), r["model"], r["response_format"]["type"]) for r in server.requests] == [
+        (1, "tiny", "json_schema")
     ] * 2
     assert [event["tokens_in"] for event in events(tmp_path, "prompts model")] == [200]
 
@@ -428,8 +429,6 @@ def test_errors_that_stay_are_met_once_and_never_show_the_key(
 @pytest.mark.parametrize(
     ("body", "said"),
     [
-        (b'{"detail": "Unexpected fields in the request: {\'response_format\'}"}',
-         "'response_format'}; --prompts.llm.json_mode false omits it"),
         (b'{"detail": [{"loc": ["body", "max_tokens"]}]}', '"max_tokens"]}]; --prompts.llm.max_tokens null omits it'),
         (b'{"error": {"message": "Unsupported value: temperature"}}', "temperature; --prompts.llm.temperature null"),
         (b'{"error": "no such model"}', "answers 422: no such model"),
@@ -446,6 +445,89 @@ def test_the_reason_of_a_refusal_and_its_fix_are_given(
         write(tmp_path, tree())
     assert said in str(failed.value)
     assert str(failed.value).isprintable()
+
+
+def forms(server: ChatServer) -> list[str | None]:
+    return [request.get("response_format", {}).get("type") for request in server.requests]
+
+
+def test_the_schema_allows_what_is_asked_for_and_nothing_else(server: ChatServer, tmp_path: Path) -> None:
+    server.acts = [Act(good)]
+    write(tmp_path, tree())
+    for request in server.requests:
+        form = request["response_format"]["json_schema"]
+        assert form["strict"] is True
+        templates = form["schema"]["properties"]["templates"]
+        asked = briefs_in(request["messages"][0]["content"])
+        assert templates["minItems"] == templates["maxItems"] == len(asked)
+        kinds = templates["items"].get("anyOf", [templates["items"]])
+        for brief in asked:
+            (kind,) = [one for one in kinds if brief["number"] in one["properties"]["number"]["enum"]]
+            assert kind["required"] == ["number", "text", "contexts"]
+            assert kind["properties"]["contexts"]["required"] == list(brief["contexts"])
+            pattern = kind["properties"]["text"]["pattern"]
+            assert re.search(pattern, template(brief)["text"])
+            for bad in (
+                "a {target}",
+                "{target} {target} {protected}",
+                "a {target} in {protected}, <b>",
+                "a\n{target} {protected}",
+            ):
+                assert not re.search(pattern, bad)
+    objects = [value for value in _within(server.requests[0]) if value.get("type") == "object"]
+    assert objects
+    assert all(one["additionalProperties"] is False for one in objects)
+    assert all(one["required"] == list(one["properties"]) for one in objects)
+
+
+def _within(value: Any) -> list[dict[str, Any]]:
+    """All objects."""
+    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else []
+    return ([value] if isinstance(value, dict) else []) + [found for one in inner for found in _within(one)]
+
+
+SCHEMA = "response_format type must be one of 'text' or 'json_object', but got: json_schema"
+
+
+@pytest.mark.parametrize(("status", "said"), [(400, SCHEMA), (422, "json schema is not supported"), (500, SCHEMA)])
+def test_an_endpoint_without_schemas_is_asked_for_any_json(
+    server: ChatServer, tmp_path: Path, status: int, said: str
+) -> None:
+    server.acts = [Act(said, status=status), Act(good)]
+    write(tmp_path, tree(retries=0))
+    assert forms(server) == ["json_schema", "json_object", "json_object"]
+    (note,) = events(tmp_path, "note")
+    assert note["message"] == (
+        f"prompts.llm: the endpoint answers {status}: {said}; from now on without a schema, as"
+        " --prompts.llm.json_schema false does so from the start"
+    )
+
+
+def test_an_endpoint_without_any_form_is_asked_in_words(server: ChatServer, tmp_path: Path) -> None:
+    refusal = Act("Unexpected fields in the request: {'response_format'}", status=422)
+    server.acts = [refusal, refusal, Act(good)]
+    write(tmp_path / "told", tree())
+    assert forms(server) == ["json_schema", "json_object", None, None]
+    assert [note["message"].rpartition("without ")[2] for note in events(tmp_path / "told", "note")] == [
+        "a schema, as --prompts.llm.json_schema false does so from the start",
+        "response_format, as --prompts.llm.json_mode false does so from the start",
+    ]
+    server.requests.clear()
+    server.acts = [Act(good)]
+    write(tmp_path / "object", tree(json_schema=False))
+    assert forms(server) == ["json_object"] * 2
+    server.requests.clear()
+    server.acts = [Act("no such model, by no schema", status=404)]
+    with pytest.raises(AimfairError, match="answers 404"):
+        write(tmp_path / "never", tree())
+    assert forms(server) == ["json_schema"]
+
+
+def test_which_form_is_asked_for_makes_no_other_prompts(server: ChatServer, tmp_path: Path) -> None:
+    server.acts = [Act(good)]
+    write(tmp_path, tree())
+    write(tmp_path, tree(json_schema=False))
+    assert len(server.requests) == 2
 
 
 def test_no_field_is_sent_that_is_not_asked_for(server: ChatServer, tmp_path: Path) -> None:
@@ -572,6 +654,32 @@ def test_a_signal_ends_a_wait(server: ChatServer, tmp_path: Path) -> None:
         prompts.run(run)
     timer.join()
     assert time.monotonic() - start < 5
+
+
+def test_ctrl_c_ends_a_wait_for_an_answer_at_once(server: ChatServer) -> None:
+    server.acts = [Act(good, delay=20)]
+    program = """
+import sys
+from aimfair.base.interrupt import Interrupt, Interrupted
+from aimfair.prompts.providers.endpoint import Endpoint
+from aimfair.prompts.settings import LanguageModelSettings
+
+with Interrupt() as interrupt:
+    try:
+        Endpoint(LanguageModelSettings(model="tiny"), interrupt=interrupt).ask("hello", {})
+    except Interrupted as error:
+        sys.exit(error.exit_code)
+"""
+    with subprocess.Popen([sys.executable, "-c", program], stderr=subprocess.PIPE, text=True) as process:
+        while not server.requests and process.poll() is None:
+            time.sleep(0.02)
+        time.sleep(0.1)  # the answer is waited for
+        start = time.monotonic()
+        process.send_signal(signal.SIGINT)
+        _, said = process.communicate(timeout=60)
+        seconds = time.monotonic() - start
+    assert process.returncode == 130, said
+    assert seconds < 3  # one, if the machine is not busy; the answer would take twenty
 
 
 # -- settings ----------------------------------------------------------------------------------------------------------

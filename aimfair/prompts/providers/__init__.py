@@ -1,7 +1,8 @@
 """The interface of language models that write prompts."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 
 @dataclass(frozen=True)
@@ -23,8 +24,11 @@ class Reply:
 class ChatModel(Protocol):
     """Answers single messages, without memory of earlier ones; answers need not be deterministic."""
 
-    def ask(self, message: str) -> Reply:
+    def ask(self, message: str, schema: Mapping[str, Any]) -> Reply:
         """The reply.
+
+        Args:
+            schema: JSON Schema of a good reply, for models that can be held to one; replies may differ from it.
 
         Raises:
             AimfairError: there is no reply, and a retry would not help.

@@ -8,7 +8,10 @@ import json
 import math
 import os
 import random
+import re
+import threading
 import time
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, Any
@@ -28,12 +31,18 @@ _SHORTEST_SECRET = 8  # a shorter key is a placeholder, which may occur in a rep
 _FIRST_WAIT, _LONGEST_WAIT = 1.0, 60.0  # seconds
 _AGAIN = (408, 409, 429)  # and 5xx
 _LEAVE_OUT = {
-    "response_format": "--prompts.llm.json_mode false",
     "max_tokens": "--prompts.llm.max_tokens null",
     "temperature": "--prompts.llm.temperature null",
 }
 """Optional field of a request -> the setting that omits it."""
-_GRACE = 2.0  # seconds that an answer in flight gets after a signal
+_GRACE = 0.5  # seconds that an answer in flight gets after a signal: it was paid for
+_REFUSED = (400, 415, 422, 500, 501)  # by servers that know no schemas, or not this one
+_OF_FORM = re.compile(r"response_format|json_object|schema|grammar|structured|guided", re.IGNORECASE)
+_WITHOUT = {
+    "json_schema": "a schema, as --prompts.llm.json_schema false",
+    "json_object": "response_format, as --prompts.llm.json_mode false",
+}
+"""Form of an answer that an endpoint refuses -> what is left out, and the setting that leaves it out."""
 _LONGEST_ANSWER = 8_000_000  # bytes
 _TICK = 0.1  # seconds between checks of the interrupt
 
@@ -52,6 +61,8 @@ class Endpoint:
         with optional("prompts.provider openai", "openai"):
             import openai
         self._openai, self._settings, self._log, self._interrupt = openai, settings, log, interrupt
+        self._forms = ["json_schema", "json_object"] if settings.json_schema else ["json_object"]
+        self._forms = self._forms if settings.json_mode else []  # to ask for, until the endpoint refuses the first
         self._key = os.environ.get("OPENAI_API_KEY", "").strip()
         address = os.environ.get("OPENAI_BASE_URL", "").strip()
         if not self._key and not address:
@@ -70,15 +81,19 @@ class Endpoint:
         except Exception:  # its message has the whole URL, which may contain a password
             raise AimfairError("OPENAI_BASE_URL: expected a URL such as http://localhost:8000/v1") from None
 
-    def ask(self, message: str) -> Reply:
+    def ask(self, message: str, schema: Mapping[str, Any]) -> Reply:
         """See :class:`ChatModel`."""
-        wait = _FIRST_WAIT
-        for attempt in range(self._settings.retries + 1):
+        wait, attempt = _FIRST_WAIT, 0
+        while attempt <= self._settings.retries:
             self._interrupt.check()
             try:
-                return self._reply(self._send(message))
+                return self._reply(self._send(message, schema))
             except self._openai.OpenAIError as error:
                 fault = self._fault(error)
+                if self._refuses_form(error):
+                    without = _WITHOUT[self._forms.pop(0)]
+                    self._log.tell(f"prompts.llm: {fault}; from now on without {without} does so from the start")
+                    continue
                 told = self._told_to_wait(error)
                 if not self._may_pass(error):
                     raise AimfairError(f"prompts.llm: {fault}") from None  # the cause may contain the key
@@ -92,59 +107,66 @@ class Endpoint:
                 self._log("prompts waiting", fault=fault, seconds=round(seconds, 3), attempt=attempt + 1)
                 self._sleep(seconds)
                 wait = min(2 * wait, _LONGEST_WAIT)
+            attempt += 1
         raise AimfairError(
             f"prompts.llm: {fault}, {self._settings.retries + 1} times (prompts.llm.retries); accepted prompts are "
             "kept, so run the same command again later"
         )
 
     def close(self) -> None:
-        """Closes idle connections."""
+        """Closes all connections."""
         self._client.close()
 
-    def _send(self, message: str) -> Any:
-        """The parsed body of the answer; None if it is not JSON, or too long."""
+    def _send(self, message: str, schema: Mapping[str, Any]) -> Any:
+        """The parsed body of the answer; None if it is not JSON, or too long.
+
+        Another thread waits for it, because a signal does not end a wait for the network: it is left alone after a
+        signal and :data:`_GRACE`.
+        """
         given: dict[str, Any] = {}
         if self._settings.temperature is not None:
             given["temperature"] = self._settings.temperature
         if self._settings.max_tokens is not None:
             given["max_tokens"] = self._settings.max_tokens
-        if self._settings.json_mode:
-            given["response_format"] = {"type": "json_object"}
-        end = time.monotonic() + self._settings.timeout
-        with self._client.chat.completions.with_streaming_response.create(
-            model=self._settings.model, messages=[{"role": "user", "content": message}], **given
-        ) as response:
-            body = self._read(response, end)
+        if self._forms:
+            given["response_format"] = {"type": self._forms[0]}
+            if self._forms[0] == "json_schema":
+                form = {"name": "templates", "strict": True, "schema": schema}
+                given["response_format"]["json_schema"] = form
+        answer = _Answer(lambda: self._receive(message, given))
+        left = math.inf
+        while not answer.wait(_TICK):
+            if self._interrupt.requested:
+                left = min(left, time.monotonic() + _GRACE)
+            if time.monotonic() >= left:
+                self._interrupt.check()
+        body = answer.result()
         try:
             return None if body is None else json.loads(body)
         except (ValueError, RecursionError):
             return None
 
-    def _read(self, response: Any, end: float) -> bytes | None:
-        """The body received until ``end``; the client's own timeout restarts with each chunk.
-
-        After a signal it waits a little longer, because many servers send a paid answer all at once.
-        """
-        body, pieces = bytearray(), response.iter_bytes()
-        given_up = math.inf
-        while True:
-            if self._interrupt.requested:
-                given_up = min(given_up, time.monotonic() + _GRACE)
-            if time.monotonic() >= given_up:
-                self._interrupt.check()
-            try:
-                piece = next(pieces, None)
-            except Exception:  # from the HTTP client, which this file does not import
-                late = time.monotonic() >= end
-                kind = self._openai.APITimeoutError if late else self._openai.APIConnectionError
-                raise kind(request=response.http_request) from None
-            if piece is None:
-                return bytes(body)
-            body += piece
-            if time.monotonic() >= end:
-                raise self._openai.APITimeoutError(request=response.http_request)
-            if len(body) > _LONGEST_ANSWER:
-                return None
+    def _receive(self, message: str, given: Mapping[str, Any]) -> bytes | None:
+        """The body; None if it is too long. The client's own timeout restarts with each chunk."""
+        end = time.monotonic() + self._settings.timeout
+        with self._client.chat.completions.with_streaming_response.create(
+            model=self._settings.model, messages=[{"role": "user", "content": message}], **given
+        ) as response:
+            body, pieces = bytearray(), response.iter_bytes()
+            while True:
+                try:
+                    piece = next(pieces, None)
+                except Exception:  # from the HTTP client, which this file does not import
+                    late = time.monotonic() >= end
+                    kind = self._openai.APITimeoutError if late else self._openai.APIConnectionError
+                    raise kind(request=response.http_request) from None
+                if piece is None:
+                    return bytes(body)
+                body += piece
+                if time.monotonic() >= end:
+                    raise self._openai.APITimeoutError(request=response.http_request)
+                if len(body) > _LONGEST_ANSWER:
+                    return None
 
     def _reply(self, body: Any) -> Reply:
         tokens = [_within(body, "usage", name) for name in ("prompt_tokens", "completion_tokens")]
@@ -165,6 +187,15 @@ class Endpoint:
             spent = error.code == "insufficient_quota"  # a 429 that a retry does not fix
             return not spent and (error.status_code in _AGAIN or error.status_code >= 500)
         return isinstance(error, self._openai.APIConnectionError)  # including timeouts
+
+    def _refuses_form(self, error: "openai.OpenAIError") -> bool:
+        """Whether the form of the answer is what the endpoint does not take."""
+        return (
+            bool(self._forms)
+            and isinstance(error, self._openai.APIStatusError)
+            and error.status_code in _REFUSED
+            and _OF_FORM.search(self._said(error)) is not None
+        )
 
     def _fault(self, error: "openai.OpenAIError") -> str:
         if isinstance(error, self._openai.APITimeoutError):
@@ -212,6 +243,33 @@ class Endpoint:
 
     def _without_key(self, text: str) -> str:
         return text.replace(self._key, "[key]") if len(self._key) >= _SHORTEST_SECRET else text
+
+
+class _Answer:
+    """The result of ``work``, done by a thread that does not keep the process alive."""
+
+    def __init__(self, work: Callable[[], bytes | None]):
+        self._work, self._done = work, threading.Event()
+        self._body: bytes | None = None
+        self._error: BaseException | None = None
+        threading.Thread(target=self._run, name="endpoint", daemon=True).start()
+
+    def wait(self, seconds: float) -> bool:
+        """Whether it is there."""
+        return self._done.wait(seconds)
+
+    def result(self) -> bytes | None:
+        """Once it is there; raises what ``work`` raised."""
+        if self._error is not None:
+            raise self._error
+        return self._body
+
+    def _run(self) -> None:
+        try:
+            self._body = self._work()
+        except BaseException as error:
+            self._error = error
+        self._done.set()
 
 
 def _within(value: Any, *path: str | int) -> Any:

@@ -1,5 +1,6 @@
 """A local chat model of transformers."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -44,12 +45,16 @@ class LocalModel:
         model = load_model(_KEY, folder, AutoModelForCausalLM, dtype="auto")
         self._model = model.to(device).eval()
 
-    def ask(self, message: str) -> Reply:
-        """See :class:`ChatModel`."""
+    def ask(self, message: str, schema: Mapping[str, Any]) -> Reply:
+        """See :class:`ChatModel`; the schema is not used."""
         from transformers import StoppingCriteriaList
 
         inputs = self._tokenizer.apply_chat_template(
-            [{"role": "user", "content": message}], add_generation_prompt=True, return_dict=True, return_tensors="pt"
+            [{"role": "user", "content": message}],
+            add_generation_prompt=True,
+            return_dict=True,
+            return_tensors="pt",
+            enable_thinking=False,  # templates without this switch ignore it
         ).to(self._device)
         given = int(inputs["input_ids"].shape[1])
         most = self._room(given)

@@ -25,6 +25,7 @@ from aimfair.base.progress import Progress
 from aimfair.base.settings import Record
 from aimfair.prompts.grammar import MAX_CHARACTERS, count_contexts, draw_contexts
 from aimfair.prompts.providers import ChatModel, Reply
+from aimfair.prompts.providers.schema import schema_of
 from aimfair.prompts.settings import PromptSettings
 
 
@@ -288,7 +289,7 @@ def ask_for_templates(
         while open_briefs:
             interrupt.check()
             asked = open_briefs[: settings.llm.per_request]
-            reply = model.ask(make_message(settings, target, protected, asked, last))
+            reply = model.ask(make_message(settings, target, protected, asked, last), schema_of(asked))
             taken, last = desk.read(reply)
             store.append(taken)
             log("prompts reply", accepted=len(taken), refused=dict(last),
