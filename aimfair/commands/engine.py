@@ -1,6 +1,7 @@
 """``aimfair engine``: builds engines ahead of a run, lists the cached ones, and compares one with eager."""
 
 import argparse
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from aimfair.base.errors import AimfairError, ConfigError
@@ -21,8 +22,8 @@ def main(options: argparse.Namespace, overrides: Overrides) -> int:
     if options.action == "list":
         refuse_overrides("engine list", overrides)
         return _list_engines()
-    config, _ = read_settings(options.config, options.run, overrides)
-    return _build_or_check(options.action, config)
+    config, path = read_settings(options.config, options.run, overrides)
+    return _build_or_check(options.action, config, path)
 
 
 def _list_engines() -> int:
@@ -47,7 +48,24 @@ def _list_engines() -> int:
     return 0
 
 
-def _build_or_check(action: str, config: "Config") -> int:
+def _prompts(config: "Config", run: Path) -> list[str]:
+    """Of the images, on which a quantised model is calibrated; none if none is asked for.
+
+    Args:
+        run: directory of the run, which may have them; prompts of a grammar need no run.
+    """
+    from aimfair.generation.plan import make_plan
+    from aimfair.prompts.grammar import load_prompts, write_prompts
+
+    if config.generate.quantization is None:
+        return []
+    file = run / "prompts.jsonl"
+    written = file.exists() or config.prompts.provider != "grammar"
+    prompts = load_prompts(file) if written else write_prompts(config.prompts)
+    return list(dict.fromkeys(one.text for one in make_plan(prompts, config.generate, config.data)))
+
+
+def _build_or_check(action: str, config: "Config", run: Path) -> int:
     """Builds the engine of the settings if it is not cached; ``check`` compares it with eager again, on this machine.
 
     Ctrl-C ends the build and leaves nothing behind.
@@ -82,15 +100,15 @@ def _build_or_check(action: str, config: "Config") -> int:
 
     prepare_process(config)
     folder = model_folder(settings.model, settings.allow_download)
-    log = Log(None, show=print)
+    log, prompts = Log(None, show=print), _prompts(config, run)
     with Interrupt() as interrupt:
         if action == "build":
-            source, batches = load_source(folder, settings, device)
+            source, batches = load_source(folder, settings, device, prompts)
             compared = prepare_engine(settings, source, batches, log, interrupt)
             state = "ready" if compared else "built; its first run on a GPU compares it with eager"
             print(f"{settings.engine} of {folder}: {state}, in {store.folder()}")
             return 0
-        engine, source = engine_and_source(folder, settings, device, log, interrupt)
+        engine, source = engine_and_source(folder, settings, device, log, interrupt, prompts)
         agreement = compare(engine, source)
     print(f"{settings.engine} of {folder}: {agreement}")
     if not agreement.good:

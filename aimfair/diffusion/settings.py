@@ -6,7 +6,7 @@ from pydantic import Field, model_validator
 
 from aimfair.base.settings import FolderOrName, Problem, Settings
 
-_WITHOUT: dict[str, Any] = {"guidance_interval": (0.0, 1.0), "decoder": None}
+_WITHOUT: dict[str, Any] = {"guidance_interval": (0.0, 1.0), "decoder": None, "quantization": None}
 """Every setting that trades likeness for speed, with the value that does not."""
 
 
@@ -62,6 +62,11 @@ class TextToImageSettings(Settings):
         description="a small decoder in place of the model's, an AutoencoderTiny of diffusers such as TAESD: a folder"
         " (beginning with /, ./, ../ or ~/) or an id on the hub; null: the model's",
     )
+    quantization: Literal["int8", "fp8"] | None = Field(
+        None,
+        description="round weights and inputs of the denoiser's layers to 8 bits, with ranges measured on prompts of"
+        " the run; int8: engines onnxruntime, tensorrt, tensorrt-rtx; fp8: the latter two; null: none",
+    )
     batch_size: int = Field(64, ge=1, description="images at a time; halved when out of memory")
     dtype: Literal["float32", "bfloat16", "float16"] = Field("float32", description="of the generator's weights")
     allow_download: bool = Field(False, description="allow downloading the model from the hub")
@@ -91,6 +96,12 @@ class TextToImageSettings(Settings):
             raise Problem(("guidance_interval",), f"found [{start}, {stop}], expected 0 <= first < last <= 1")
         if self.engine == "onnxruntime" and self.dtype == "bfloat16":
             raise Problem(("dtype",), "found 'bfloat16', expected float32 or float16 with engine onnxruntime")
+        if (kind := self.quantization) is not None:
+            engines = ["tensorrt", "tensorrt-rtx", *(["auto", "onnxruntime"] if kind == "int8" else [])]
+            if self.engine not in engines:
+                raise Problem(("engine",), f"found {self.engine!r}, expected {' or '.join(engines)} with {kind}")
+            if self.dtype == "bfloat16":
+                raise Problem(("dtype",), f"found 'bfloat16', expected float32 or float16 with quantization {kind}")
         if self.engine.startswith("tensorrt") and self.tensorrt.profile == "static" and (start, stop) != (0, 1):
             raise Problem(
                 ("tensorrt", "profile"),

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from functools import lru_cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +14,9 @@ from aimfair.base.errors import AimfairError
 from aimfair.base.interrupt import NEVER, Interrupt
 from aimfair.base.log import NOWHERE, Log
 from aimfair.base.memory import MicroBatch, pieces
+from aimfair.diffusion.calibration import Recorder, calibration_prompts
 from aimfair.diffusion.clock import COPIES, DECODER, DENOISER, ENCODER, SCHEDULER, Clock
-from aimfair.diffusion.engines.engine import Eager, Engine, Part, Source, full_precision
+from aimfair.diffusion.engines.engine import Eager, Engine, Part, Quantization, Source, full_precision
 from aimfair.diffusion.engines.registry import load_engine
 from aimfair.diffusion.families.family import Family, Pipeline
 from aimfair.diffusion.families.registry import family_of
@@ -27,6 +28,9 @@ from aimfair.diffusion.settings import TextToImageSettings
 _NEGATIVE = "generate.negative_prompt"
 _CACHED_BYTES = 1 << 30  # of prompt embeddings: thousands for Stable Diffusion, 250 for Flux
 _SLICED_FROM = 256  # pixels: from this size on one image keeps the decoder busy, and a batch only costs memory
+
+_OF_SAMPLING = {"steps", "guidance_scale", "scheduler", "negative_prompt"}
+"""Settings that change what reaches the denoiser."""
 
 
 class GuidanceInterval:
@@ -76,6 +80,7 @@ class Diffusion:
         settings: engine, scheduler, steps, guidance, dtype, size; ``batch_size`` is halved when out of memory.
         device: where the model runs.
         log, interrupt: for building an engine.
+        prompts: of the run, for the calibration of a quantised denoiser.
 
     Raises:
         AimfairError: the model is damaged, of an unknown family, does not support the settings, or cannot run in
@@ -90,6 +95,7 @@ class Diffusion:
         device: torch.device,
         log: Log = NOWHERE,
         interrupt: Interrupt = NEVER,
+        prompts: Sequence[str] = (),
     ):
         self._settings = settings
         self._device = device
@@ -101,7 +107,7 @@ class Diffusion:
         self._latents = self._family.latents(self._pipeline, settings.render_size)
         self.size: int = self._latents[1] * self._pipeline.vae_scale_factor
         """Pixels along each side of an image."""
-        source = _source(folder, self._family, self._pipeline, settings, device)
+        source = _source(folder, self._family, self._pipeline, settings, device, prompts)
         self._dtype_of_latents = torch.float32 if self._family.full_latents else source.dtype
         self._embed = lru_cache(max(1, _CACHED_BYTES // _bytes(source.parts[0])))(self._embed_text)
         self._embed_away = lru_cache(1)(self._embed_negative)
@@ -241,18 +247,25 @@ class Diffusion:
 
 
 def engine_and_source(
-    folder: Path, settings: TextToImageSettings, device: torch.device, log: Log = NOWHERE, interrupt: Interrupt = NEVER
+    folder: Path,
+    settings: TextToImageSettings,
+    device: torch.device,
+    log: Log = NOWHERE,
+    interrupt: Interrupt = NEVER,
+    prompts: Sequence[str] = (),
 ) -> tuple[Engine, Source]:
     """The engine of a model, built if needed, and the model; raises as :class:`Diffusion`."""
-    source, batches = load_source(folder, settings, device)
+    source, batches = load_source(folder, settings, device, prompts)
     return load_engine(settings, source, batches, log, interrupt), source
 
 
-def load_source(folder: Path, settings: TextToImageSettings, device: torch.device) -> tuple[Source, dict[str, int]]:
+def load_source(
+    folder: Path, settings: TextToImageSettings, device: torch.device, prompts: Sequence[str] = ()
+) -> tuple[Source, dict[str, int]]:
     """The model, and part -> its largest batch; raises as :class:`Diffusion`."""
     family = family_of(folder)
     pipeline = load_pipeline(folder, family, settings, device)
-    source = _source(folder, family, pipeline, settings, device)
+    source = _source(folder, family, pipeline, settings, device, prompts)
     return source, _batches(source, settings, family, guided=family.guided(pipeline, settings.guidance_scale))
 
 
@@ -273,13 +286,36 @@ def _decoded_at_once(size: int, batch: int) -> int:
 
 
 def _source(
-    folder: Path, family: Family, pipeline: Pipeline, settings: TextToImageSettings, device: torch.device
+    folder: Path,
+    family: Family,
+    pipeline: Pipeline,
+    settings: TextToImageSettings,
+    device: torch.device,
+    prompts: Sequence[str],
 ) -> Source:
     parts = family.parts(pipeline, family.latents(pipeline, settings.render_size))
     changes = {}
     if (small := decoder_folder(settings.decoder, settings.allow_download)) is not None:
         changes["decoder"] = decoder_fingerprint(small)
-    return Source(folder, parts, getattr(torch, settings.dtype), device, changes)
+    quantization = None
+    if settings.quantization is not None:
+        texts = calibration_prompts(prompts)
+        sampling = settings.model_dump(mode="json", include=_OF_SAMPLING)
+        quantization = Quantization(
+            settings.quantization, texts, sampling, cache(lambda: _denoiser_inputs(folder, settings, device, texts))
+        )
+    return Source(folder, parts, getattr(torch, settings.dtype), device, changes, quantization)
+
+
+def _denoiser_inputs(
+    folder: Path, settings: TextToImageSettings, device: torch.device, prompts: Sequence[str]
+) -> list[Sequence[Tensor]]:
+    """What reaches the denoiser while the plain model makes an image of each prompt."""
+    plain = Diffusion(folder, settings.plain, device)
+    recorder = Recorder(plain._engine)
+    plain._family.replace(plain._pipeline, recorder)
+    plain.sample(prompts, range(len(prompts)))
+    return recorder.some()
 
 
 def _numbers(tokenizer: Any, word: str) -> list[int]:

@@ -32,6 +32,9 @@ _NOT_IN_THE_IMAGES = {
 versions, the filters' facts, the plan, the fingerprint of another decoder. The batch size changes no pixel by more than
 one grey level."""
 
+_NEW = ("quantization",)
+"""Settings that earlier versions did not have: absent where they have no effect, so that older images stay valid."""
+
 Facts = Mapping[str, Any]
 
 
@@ -59,7 +62,8 @@ class Provenance:
         Raises:
             AimfairError: a filter's model or hook is missing.
         """
-        settings_of_images = settings.model_dump(mode="json", exclude=_NOT_IN_THE_IMAGES)
+        without_effect = {name for name in _NEW if name not in settings.shortcuts}
+        settings_of_images = settings.model_dump(mode="json", exclude=_NOT_IN_THE_IMAGES | without_effect)
         filters = filter_facts(settings, prompts, model)
         facts = {"generate": settings_of_images, "model": fingerprint(model)}
         if decoder is not None:

@@ -196,6 +196,10 @@ class _Work:
         decoder = decoder_folder(settings.decoder, settings.allow_download)
         return Provenance.generated(settings, self.config.prompts, self.model, decoder)
 
+    def plan(self) -> list[PlannedImage]:
+        """Of the whole job."""
+        return make_plan(load_prompts(self.prompts), self.config.generate, self.config.data)
+
     def make(
         self,
         provenance: Provenance,
@@ -211,7 +215,7 @@ class _Work:
         """Makes this process's share of the missing images; loads models only if there are any."""
         settings, data = self.config.generate, self.config.data
         refuse_different_processes(ranks, provenance)
-        plan = make_plan(load_prompts(self.prompts), settings, data)
+        plan = self.plan()
         job = Job(
             self.synthetic,
             plan,
@@ -241,14 +245,28 @@ class _Work:
         return job
 
     def sampler(
-        self, plan: Sequence[PlannedImage], ranks: Ranks, log: Log, interrupt: Interrupt, *, compare: bool = True
+        self,
+        plan: Sequence[PlannedImage],
+        ranks: Ranks,
+        log: Log,
+        interrupt: Interrupt,
+        *,
+        everything: Sequence[PlannedImage] | None = None,
+        compare: bool = True,
     ) -> tuple[Sampler, Comparison | None]:
-        """The model; process 0 compares its first images with the plain model's if the settings have shortcuts."""
+        """The model; process 0 compares its first images with the plain model's if the settings have shortcuts.
+
+        Args:
+            plan: of this process.
+            everything: of the job, on whose prompts a quantised model is calibrated; None: ``plan``.
+            compare: whether it makes the first images of the job.
+        """
         from aimfair.diffusion.comparison import IMAGES, compare_with_plain
         from aimfair.diffusion.text_to_image import Diffusion
 
         settings, device = self.config.generate, choose_device(self.config.device, ranks)
-        diffusion = Diffusion(self.model, settings, device, log, interrupt)
+        prompts = list(dict.fromkeys(one.text for one in everything or plan))
+        diffusion = Diffusion(self.model, settings, device, log, interrupt, prompts)
         diffusion.refuse_unreadable(dict.fromkeys(planned.text for planned in plan))  # before hours of work
         if not (compare and ranks.leads and settings.shortcuts):
             return diffusion, None
@@ -286,7 +304,7 @@ def _make_range(
 ) -> Outputs:
     """In another process."""
     work = replace(work, prompts=run.prompts, synthetic=run.synthetic)  # as this process sees them
-    planned = [one for batch in batches for one in batch]
+    planned, first = [one for batch in batches for one in batch], shard == attempt == 0
     with run.progress.task(f"images {batches[0][0].image} to {batches[-1][-1].image}", len(missing)) as task:
         make_range(
             run.synthetic,
@@ -296,7 +314,7 @@ def _make_range(
             attempt,
             batches,
             missing,
-            lambda: work.sampler(planned, ALONE, run.log, run.interrupt, compare=shard == attempt == 0)[0],
+            lambda: work.sampler(planned, ALONE, run.log, run.interrupt, everything=work.plan(), compare=first)[0],
             lambda: work.filters(ALONE),
             task=task,
             interrupt=run.interrupt,

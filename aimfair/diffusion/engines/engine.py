@@ -1,6 +1,7 @@
 """The interface of engines, what they are built from, and eager, the engine that others are compared with."""
 
-from collections.abc import Iterator, Sequence
+import hashlib
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib.metadata import version
@@ -55,6 +56,27 @@ class Part:
 
 
 @dataclass(frozen=True)
+class Quantization:
+    """How the denoiser is rounded to 8 bits.
+
+    Attributes:
+        kind: int8 or fp8.
+        prompts: of the calibration.
+        sampling: other settings that the examples depend on, in JSON types.
+        examples: makes inputs of the denoiser from them, each in the order of :attr:`Part.inputs`.
+    """
+
+    kind: str
+    prompts: tuple[str, ...]
+    sampling: dict[str, Any]
+    examples: Callable[[], Sequence[Sequence[Tensor]]]
+
+    def facts(self) -> dict[str, Any]:
+        digest = hashlib.sha256("\0".join(self.prompts).encode()).hexdigest()
+        return {"kind": self.kind, "prompts": digest, **self.sampling, "onnxruntime": version("onnxruntime")}
+
+
+@dataclass(frozen=True)
 class Source:
     """What an engine is built from: a model at one image size.
 
@@ -64,6 +86,7 @@ class Source:
         dtype: of its weights; a part may have its own.
         device: where they are.
         changes: what differs from the model in the folder, such as another decoder, in JSON types.
+        quantization: of the denoiser; None: there is none.
     """
 
     folder: Path
@@ -71,6 +94,7 @@ class Source:
     dtype: torch.dtype
     device: torch.device
     changes: dict[str, Any] = field(default_factory=dict)
+    quantization: Quantization | None = None
 
     def facts(self) -> dict[str, Any]:
         """What an engine depends on besides its own version and the machine, in JSON types."""
@@ -81,6 +105,7 @@ class Source:
             "parts": {part.name: part.signature() for part in self.parts},
             **{name: version(name) for name in ("aimfair", "diffusers", "transformers")},
             **self.changes,
+            **({} if self.quantization is None else {"quantization": self.quantization.facts()}),
         }
 
 

@@ -1,4 +1,4 @@
-"""The engine of ONNX Runtime, on the CPU or with its CUDA provider. The only importer of onnxruntime."""
+"""The engine of ONNX Runtime, on the CPU or with its CUDA provider. The only one to run onnxruntime."""
 
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -19,6 +19,7 @@ from aimfair.diffusion.engines import store
 from aimfair.diffusion.engines.agreement import Agreement, compare
 from aimfair.diffusion.engines.engine import Part, Source
 from aimfair.diffusion.engines.export import OPSET, export, exporters, path_of
+from aimfair.diffusion.engines.quantize import quantize
 
 NAME = "onnxruntime"
 _ENGINE = f"generate.engine {NAME}"
@@ -109,6 +110,7 @@ def load(source: Source, log: Log = NOWHERE, interrupt: Interrupt = NEVER) -> On
 
     def make(folder: Path) -> Agreement:
         export(source, folder, interrupt)
+        quantize(source, folder, symmetric=False)
         return compare(OnnxRuntime(folder, source.parts, source.device), source)
 
     facts = {"engine": NAME, **source.facts(), **versions()}

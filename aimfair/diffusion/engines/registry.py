@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+from aimfair.base.errors import AimfairError
 from aimfair.base.interrupt import NEVER, Interrupt
 from aimfair.base.log import NOWHERE, Log
 from aimfair.diffusion.engines import compiled, onnx_runtime, tensorrt, tensorrt_build
@@ -34,11 +35,20 @@ def choose_engine(
     Args:
         device: returns the device of the model; called only if it matters.
         made_with: the engine of existing images, if there are any.
+
+    Raises:
+        AimfairError: a quantised model needs an engine that takes long to build.
     """
     if settings.engine != AUTO:
         return Choice(settings.engine, "it is set")
     if made_with is not None:
         return Choice(made_with, "it made the existing images")
+    if settings.quantization is not None:
+        if device().type == "cuda":
+            raise AimfairError(
+                "generate.engine: found auto, expected tensorrt or tensorrt-rtx on a GPU with generate.quantization"
+            )
+        return Choice("onnxruntime", "it runs quantised models on a CPU")
     if device().type == "cuda":
         return Choice("eager", "other engines take minutes to build; the fastest on a GPU: --generate.engine tensorrt")
     if settings.dtype != "float32":

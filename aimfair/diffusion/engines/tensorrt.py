@@ -17,6 +17,7 @@ from aimfair.diffusion.engines import store
 from aimfair.diffusion.engines.agreement import Agreement, compare
 from aimfair.diffusion.engines.engine import Source
 from aimfair.diffusion.engines.export import OPSET, export, exporters, path_of
+from aimfair.diffusion.engines.quantize import quantize
 from aimfair.diffusion.engines.tensorrt_build import RTX, Library, Plan, build, load_library
 from aimfair.diffusion.engines.tensorrt_run import CudaStream, PlanRefused, TensorRt
 from aimfair.diffusion.settings import TensorRtSettings
@@ -96,6 +97,7 @@ class Maker:
         graphs = folder / "onnx"
         graphs.mkdir()
         export(self._source, graphs, self._interrupt)
+        quantize(self._source, graphs, symmetric=True)
         torch.cuda.empty_cache()  # the builder needs the memory that torch caches
         for part in self._source.parts:
             batch = self._batches[part.name]
