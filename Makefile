@@ -32,7 +32,7 @@ IN_EMULATED = cd $(EMULATED) && $(SANITIZERS) $(CURDIR)/$(BIN)/python -m pytest 
 SCRAMBLED := shapes or misaligned or special
 
 .PHONY: build demo demo-model test test-rest test-all test-slow test-sanitized test-emulated gpu-check bench bench-quick \
-    lint format clean
+    docs lint format clean
 
 build: $(VENV)/.built
 
@@ -104,6 +104,10 @@ bench: build
 
 bench-quick: build
 	$(MEASURED) $(BIN)/python -m pytest bench -m quick $(BENCH)
+
+# A site in build/site, to be opened from disk or served from any folder.
+docs: build
+	$(IN_VENV) PYTHONPATH="$(CURDIR)" NO_MKDOCS_2_WARNING=1 python -m mkdocs build --strict
 
 lint: build
 	$(BIN)/ruff check .

@@ -1,0 +1,43 @@
+"""Hooks of mkdocs: what the pages link to outside ``docs/``, and figures that are computed while the site is built."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+from mkdocs.structure.files import File, Files
+
+from tools.docs_figures import FIGURES
+
+ROOT = Path(__file__).parents[1]
+_LINK = re.compile(r"\[([^\]]+)\]\(\.\./([^)#]+)(?:#[^)]*)?\)")
+
+
+def on_files(files: Files, config: Any) -> Files:
+    """Adds the figures, and copies of the linked files as text."""
+    linked = {path for file in files.documentation_pages() for _, path in _LINK.findall(file.content_string)}
+    for path in sorted(linked):
+        if (ROOT / path).is_file():
+            files.append(File.generated(config, _place(path), content=(ROOT / path).read_text(encoding="utf-8")))
+    for name, draw in FIGURES.items():
+        files.append(File.generated(config, f"figures/{name}.svg", content=draw()))
+    return files
+
+
+def on_page_markdown(markdown: str, **_: Any) -> str:
+    """Lets links to files of the repository point to their copies; those to folders become text."""
+
+    def replaced(found: re.Match[str]) -> str:
+        title, path = found.groups()
+        return f"[{title}]({_place(path)})" if (ROOT / path).is_file() else title
+
+    return _LINK.sub(replaced, markdown)
+
+
+def on_page_content(html: str, **_: Any) -> str:
+    """Docstrings are in reStructuredText where Markdown would do: roles and the colons before code."""
+    html = re.sub(r":(?:attr|class|data|func|meth|mod):(<code>)~?", r"\1", html)
+    return re.sub(r"(?:<p>::|(\S):)</p>", lambda found: f"{found[1]}:</p>" if found[1] else "", html)
+
+
+def _place(path: str) -> str:
+    return f"source/{path}.txt"
