@@ -266,7 +266,8 @@ def _columns(
     base = speeds[_OWN_GROUP].images_per_second
     for label, one in _by_label(outcomes).items():
         rate = speeds[one.arm.group].images_per_second
-        cells = {"images/s": f"{rate:.3g}", "speed": f"{rate / base:.2f}x"}
+        cells = {"verdict": _verdict(label, judged.get(label), chosen)}  # first, as the table is wide
+        cells |= {"images/s": f"{rate:.3g}", "speed": f"{rate / base:.2f}x"}
         cells["time for all images"] = duration(len(Manifest(runs[one.arm.group].synthetic).records) / rate)
         cells |= {
             column: f"{value:.2f}".replace("-", "\N{MINUS SIGN}") for column, value in distances[one.arm.group].items()
@@ -274,10 +275,8 @@ def _columns(
         if label in judged:
             for metric in metrics:
                 cells[f"{wording.lower_label(metric)}, loss up to"] = _points(judged[label].loss[metric])
-        cells["verdict"] = _verdict(label, judged.get(label), chosen)
         for column, cell in cells.items():
             columns.setdefault(column, {})[label] = cell
-    columns["verdict"] = columns.pop("verdict")  # last
     return columns
 
 

@@ -6,7 +6,7 @@ import shutil
 from collections.abc import Collection, Mapping, Sequence
 
 from aimfair.ablation.plan import ONLY_GROUP, Parent, variant
-from aimfair.base.errors import AimfairError
+from aimfair.base.errors import AimfairError, prefixed
 from aimfair.cluster.pool import Pool
 from aimfair.config import Config
 from aimfair.config import load as config_file
@@ -52,7 +52,8 @@ def finish_all(parent: Parent, groups: Mapping[str, Config], stages: Sequence[st
         parent.run.interrupt.check()
         if before is not None:
             forget_decoded(parent, [before])
-        finish(parent, group, settings, stages, f"run {number} of {len(groups)}")
+        with prefixed(group) if len(groups) > 1 else contextlib.nullcontext():
+            finish(parent, group, settings, stages, f"run {number} of {len(groups)}")
         before = group
 
 
@@ -67,7 +68,8 @@ def _finish_together(parent: Parent, groups: Mapping[str, Config], stages: Seque
         for number, run in enumerate(runs, 1):
             run.log.tell(f"{parent.folder.name}: {run.path.name}, run {number} of {len(runs)}: images")
             run.pool = pool
-            run_stages(run, [stage for stage in stages if stage not in STEPS])
+            with prefixed(run.path.name):
+                run_stages(run, [stage for stage in stages if stage not in STEPS])
             run.pool = None
         steps = {run: [step for stage in stages if stage in STEPS for step in STEPS[stage](run)] for run in runs}
         side_by_side(pool, parent.run, steps, parent.folder.name, preparation(pool.threads))

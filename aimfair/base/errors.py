@@ -38,4 +38,5 @@ def prefixed(prefix: str) -> Iterator[None]:
     try:
         yield
     except AimfairError as error:
-        raise type(error)(f"{prefix}: {error}") from error
+        error.args = (f"{prefix}: {error}", *error.args[1:])
+        raise

@@ -304,8 +304,11 @@ def test_generators_are_judged_by_speed_distance_and_loss(parent, monkeypatch, c
     assert again["sentences"][0].startswith("No faster setting is recommended: none is shown to lose at most 30.0")
     assert again["sentences"][0] in (folder / "table.md").read_text().replace("\\", "")
 
-    assert cli.main(["ablate", "generators", "--run", str(parent), "--quiet", "--values", "model=./none"]) == 1
+    command = ["ablate", "generators", "--run", str(parent), "--quiet", "--values"]
+    assert cli.main([*command, "seed=1;model=./none"]) == 1
     assert "--values: arm 'model=./none': generate.model" in capsys.readouterr().err
+    assert cli.main([*command, "seed=1;render_size=33"]) == 1, "which only the loaded model refuses"
+    assert "error: render_size=33: generate.render_size" in capsys.readouterr().err
 
 
 def test_selective_measures_time_and_memory(parent):

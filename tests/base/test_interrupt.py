@@ -6,6 +6,7 @@ import threading
 
 import pytest
 
+from aimfair.base.errors import prefixed
 from aimfair.base.interrupt import NEVER, Interrupt, Interrupted
 
 
@@ -56,3 +57,9 @@ def test_another_thread_may_enter_but_gets_no_signals():
     thread.start()
     thread.join()
     assert seen == [before]
+
+
+def test_an_interruption_keeps_its_exit_code_under_a_prefix():
+    with pytest.raises(Interrupted, match="the arm: stopped by SIGINT") as stopped, prefixed("the arm"):
+        raise Interrupted(signal.SIGINT)
+    assert stopped.value.exit_code == 130
