@@ -7,10 +7,12 @@ from typing import Any
 import torch
 
 from aimfair.base.checked_weights import load_model, refuse_broken_weights
-from aimfair.base.errors import AimfairError, one_line
+from aimfair.base.errors import AimfairError
 from aimfair.diffusion.families.family import Family, Pipeline
 from aimfair.diffusion.families.registry import absent
+from aimfair.diffusion.lora import fuse_loras
 from aimfair.diffusion.model import COMPONENTS, decoder_folder, diffusion_libraries, weights_of
+from aimfair.diffusion.schedulers import require_steps, scheduler_of
 from aimfair.diffusion.settings import TextToImageSettings
 from aimfair.selective.storage import check_header
 
@@ -23,8 +25,8 @@ def load_pipeline(folder: Path, family: Family, settings: TextToImageSettings, d
     """
     if family.own_scheduler and settings.scheduler != "as_saved":
         raise AimfairError(
-            f"generate.scheduler: found {settings.scheduler!r}, expected as_saved: a {family.pipeline} was trained by"
-            " flow matching and works only with its own scheduler"
+            f"generate.scheduler: found {settings.scheduler!r}, expected as_saved: a {family.pipeline} works only"
+            " with the scheduler that it was trained for, one of flow matching or of consistency models"
         )
     if settings.negative_prompt and not family.steers_away:
         raise AimfairError(
@@ -51,17 +53,11 @@ def load_pipeline(folder: Path, family: Family, settings: TextToImageSettings, d
         if isinstance(module, torch.nn.Module):
             refuse_broken_weights(str(folder / part), module)
     pipeline.set_progress_bar_config(disable=True)
-    match settings.scheduler:  # each with the noise schedule of the saved one
-        case "ddim":
-            pipeline.scheduler = diffusers.DDIMScheduler.from_config(pipeline.scheduler.config)
-        case "dpmpp_2m":
-            pipeline.scheduler = diffusers.DPMSolverMultistepScheduler.from_config(
-                pipeline.scheduler.config, algorithm_type="dpmsolver++"
-            )
-        case "unipc":
-            pipeline.scheduler = diffusers.UniPCMultistepScheduler.from_config(pipeline.scheduler.config)
-    if not family.own_scheduler:  # times of flow matching are continuous
-        _require_steps(pipeline.scheduler, settings.steps)
+    fuse_loras(pipeline, settings)
+    pipeline.scheduler = scheduler_of(diffusers, settings.scheduler, pipeline.scheduler)
+    continuous = family.own_scheduler and "original_inference_steps" not in pipeline.scheduler.config
+    if not continuous:  # as times of flow matching are
+        require_steps(pipeline.scheduler, settings.steps)
     if (small := decoder_folder(settings.decoder, settings.allow_download)) is not None:
         pipeline.vae = _small_decoder(small, pipeline, getattr(torch, settings.dtype))
     return pipeline.to(device)
@@ -88,20 +84,6 @@ def _small_decoder(folder: Path, pipeline: Pipeline, dtype: torch.dtype) -> Any:
             " for its family"
         )
     return small.eval()
-
-
-def _require_steps(scheduler: Any, steps: int) -> None:
-    if steps > (most := scheduler.config.get("num_train_timesteps", steps)):
-        raise AimfairError(
-            f"generate.steps: found {steps}, expected at most {most}, with which generate.model was trained"
-        )
-    try:
-        scheduler.set_timesteps(steps)
-    except Exception as error:  # some have limits of their own
-        raise AimfairError(
-            f"generate.steps: found {steps}, which the {type(scheduler).__name__} of generate.model refuses:"
-            f" {one_line(error)}"
-        ) from error
 
 
 def _diffusers() -> Any:

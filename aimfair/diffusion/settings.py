@@ -31,6 +31,21 @@ class TensorRtSettings(Settings):
     )
 
 
+class LoraSettings(Settings):
+    """A low-rank adaptation of the model, which is added to its weights."""
+
+    weights: FolderOrName = Field(
+        description="a .safetensors file or a folder with one (beginning with /, ./, ../ or ~/), or an id on the hub"
+    )
+    file: str | None = Field(
+        None,
+        pattern=r"^[^/\\]+\.safetensors$",
+        description="name of the file, where there are several; null: the only one, on the hub"
+        " pytorch_lora_weights.safetensors",
+    )
+    scale: float = Field(1.0, ge=-10, le=10, description="factor of what it adds")
+
+
 class TextToImageSettings(Settings):
     """A text-to-image model and how it samples."""
 
@@ -50,8 +65,16 @@ class TextToImageSettings(Settings):
     guidance_interval: tuple[float, float] = Field(
         (0.0, 1.0), description="part of the steps with guidance, as fractions; the other steps take half the time"
     )
-    scheduler: Literal["as_saved", "ddim", "dpmpp_2m", "unipc"] = Field(
-        "as_saved", description="as_saved: the one in the model folder"
+    scheduler: Literal["as_saved", "ddim", "ddim_trailing", "dpmpp_2m", "euler_trailing", "lcm", "tcd", "unipc"] = (
+        Field(
+            "as_saved",
+            description="as_saved: the one in the model folder; for models of few steps: euler_trailing (Lightning),"
+            " ddim_trailing (Hyper), lcm, tcd",
+        )
+    )
+    loras: list[LoraSettings] = Field(
+        [],
+        description="low-rank adaptations that are added to the model's weights, such as {weights: FOLDER, scale: 0.8}",
     )
     negative_prompt: str = Field("", description="what guidance steers away from")
     render_size: int | None = Field(

@@ -21,8 +21,10 @@ from aimfair.diffusion.engines.registry import load_engine
 from aimfair.diffusion.families.family import Family, Pipeline
 from aimfair.diffusion.families.registry import family_of
 from aimfair.diffusion.load import load_pipeline
+from aimfair.diffusion.lora import lora_facts
 from aimfair.diffusion.model import decoder_fingerprint, decoder_folder
 from aimfair.diffusion.sampler import Samples
+from aimfair.diffusion.schedulers import advice, scheduler_options
 from aimfair.diffusion.settings import TextToImageSettings
 
 _NEGATIVE = "generate.negative_prompt"
@@ -115,6 +117,8 @@ class Diffusion:
         self._engine = load_engine(settings, source, batches, log, interrupt)
         self._interval = self._guidance_interval()
         self._check_negative_prompt(log)
+        for line in advice(settings):
+            log.warn(line)
         if self._interval or not isinstance(self._engine, Eager):
             self._family.replace(self._pipeline, self._interval or self._engine)
         denoiser = getattr(self._pipeline, self._family.denoiser)
@@ -159,6 +163,7 @@ class Diffusion:
                 generator=generators,  # schedulers that add noise at every step draw it here
                 num_inference_steps=self._settings.steps,
                 **self._family.options(self._settings.steps, self._settings.guidance_scale),
+                **scheduler_options(self._settings.scheduler),
                 height=self.size,
                 width=self.size,
                 output_type="latent",  # the pipeline's own decoding hides non-finite values
@@ -294,9 +299,11 @@ def _source(
     prompts: Sequence[str],
 ) -> Source:
     parts = family.parts(pipeline, family.latents(pipeline, settings.render_size))
-    changes = {}
+    changes: dict[str, Any] = {}
     if (small := decoder_folder(settings.decoder, settings.allow_download)) is not None:
         changes["decoder"] = decoder_fingerprint(small)
+    if settings.loras:
+        changes["loras"] = lora_facts(settings)
     quantization = None
     if settings.quantization is not None:
         texts = calibration_prompts(prompts)

@@ -12,6 +12,7 @@ from aimfair.base.ranks import Ranks
 from aimfair.data.emoji import sheet_file
 from aimfair.data.emoji_drawing import DRAWING
 from aimfair.data.settings import DataSettings
+from aimfair.diffusion.lora import lora_facts
 from aimfair.diffusion.model import decoder_fingerprint, fingerprint
 from aimfair.generation.filters import filter_facts
 from aimfair.generation.plan import minority_ratio
@@ -26,11 +27,11 @@ _RENAMED = {"bias": "minority_ratio", "pictures": _SOURCE}  # facts of earlier v
 
 _NOT_IN_THE_IMAGES = {
     "model", "engine", "tensorrt", "filters", "image_format", "allow_download", "batch_size", "max_rejections",
-    "minority_ratio", "folder", "emoji", "decoder", "pairs",
+    "minority_ratio", "folder", "emoji", "decoder", "loras", "pairs",
 }  # fmt: skip
 """Settings that may change within a set, and those that other facts stand for: the model's fingerprint, the engine's
-versions, the filters' facts, the plan, the fingerprint of another decoder. The batch size changes no pixel by more than
-one grey level."""
+versions, the filters' facts, the plan, fingerprints of another decoder and of adaptations. The batch size changes no
+pixel by more than one grey level."""
 
 _NEW = ("quantization",)
 """Settings that earlier versions did not have: absent where they have no effect, so that older images stay valid."""
@@ -60,14 +61,16 @@ class Provenance:
             decoder: that of the decoder in place of the model's, if there is one.
 
         Raises:
-            AimfairError: a filter's model or hook is missing.
+            AimfairError: a filter's model or hook, or the file of an adaptation, is missing.
         """
         without_effect = {name for name in _NEW if name not in settings.shortcuts}
         settings_of_images = settings.model_dump(mode="json", exclude=_NOT_IN_THE_IMAGES | without_effect)
         filters = filter_facts(settings, prompts, model)
-        facts = {"generate": settings_of_images, "model": fingerprint(model)}
+        facts: dict[str, Any] = {"generate": settings_of_images, "model": fingerprint(model)}
         if decoder is not None:
             facts["decoder"] = decoder_fingerprint(decoder)
+        if settings.loras:
+            facts["loras"] = lora_facts(settings)
         return cls(facts | ({"filters": filters} if filters else {}))
 
     @classmethod

@@ -385,7 +385,7 @@ def test_the_reference_has_types_defaults_and_limits():
         "train.lr = 0.001    (float, > 0)",
         "threads = null    (int or null, >= 1, <= 1024)",
         "data.root = null    (folder or URL or null)",
-        'generate.scheduler = "as_saved"    (as_saved or ddim or dpmpp_2m or unipc)',
+        'generate.image_format = "webp"    (png or webp)',
         "prompts.targets = required    (list[list[string]])",
         "methods.<name>.density = null    (float or null, > 0, <= 1)",
     ):
