@@ -111,7 +111,7 @@ def _measure(run: Run) -> list[float]:
 
 
 def _batch_size(run: Run) -> int:
-    return min(run.config.generate.batch_size, len(Manifest(run.synthetic).records))
+    return min(run.config.generate.images_at_a_time, len(Manifest(run.synthetic).records))
 
 
 def _kept(run: Run, origin: Run) -> float:

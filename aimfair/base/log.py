@@ -82,3 +82,6 @@ def _drop_half_line(path: Path) -> None:
 
 NOWHERE = Log(None)
 """Drops events; its warnings are Python warnings."""
+
+SILENT = Log(None, show=lambda _: None)
+"""Drops everything: for a second model with the settings of one that has warned."""

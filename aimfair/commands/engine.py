@@ -95,8 +95,8 @@ def _build_or_check(action: str, config: "Config", run: Path) -> int:
             f"generate.engine: found eager ({reason}), which needs no building; expected another, such as"
             " --generate.engine onnxruntime"
         )
-    if name == "compile" and action == "build":
-        raise ConfigError("generate.engine: compile is built in each run; aimfair engine check compares it with eager")
+    if name in ("compile", "torch-tensorrt") and action == "build":
+        raise ConfigError(f"generate.engine: {name} is built in each run; aimfair engine check compares it with eager")
 
     prepare_process(config)
     folder = model_folder(settings.model, settings.allow_download)

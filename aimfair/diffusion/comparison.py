@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from aimfair.base.log import Log
+from aimfair.base.log import SILENT, Log
 from aimfair.diffusion.sampler import Comparison, Samples
 from aimfair.diffusion.settings import TextToImageSettings
 from aimfair.diffusion.text_to_image import Diffusion
@@ -36,7 +36,7 @@ def compare_with_plain(
         texts, seeds: of the images.
     """
     try:
-        plain = Diffusion(folder, settings.plain, device)
+        plain = Diffusion(folder, settings.plain, device, SILENT)
         expected, plain_seconds = _timed(lambda: plain.sample(texts, seeds))
     except torch.OutOfMemoryError:
         log.warn("not compared with the plain model: there is no memory for both")

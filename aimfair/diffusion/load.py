@@ -60,7 +60,17 @@ def load_pipeline(folder: Path, family: Family, settings: TextToImageSettings, d
         require_steps(pipeline.scheduler, settings.steps)
     if (small := decoder_folder(settings.decoder, settings.allow_download)) is not None:
         pipeline.vae = _small_decoder(small, pipeline, getattr(torch, settings.dtype))
+    if settings.channels_last:
+        for part in (getattr(pipeline, family.denoiser), pipeline.vae):
+            for module in part.modules():
+                if isinstance(module, torch.nn.Conv2d):
+                    module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     return pipeline.to(device)
+
+
+def taylor_seer(**options: Any) -> Any:
+    """diffusers' configuration of the step cache."""
+    return _diffusers().TaylorSeerCacheConfig(**options)
 
 
 def _small_decoder(folder: Path, pipeline: Pipeline, dtype: torch.dtype) -> Any:

@@ -1,12 +1,20 @@
 """Settings of a text-to-image model: which one, how it samples, and which engine runs it."""
 
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
 from aimfair.base.settings import FolderOrName, Problem, Settings
 
-_WITHOUT: dict[str, Any] = {"guidance_interval": (0.0, 1.0), "decoder": None, "quantization": None}
+_WITHOUT: dict[str, Any] = {
+    "guidance_interval": (0.0, 1.0),
+    "decoder": None,
+    "quantization": None,
+    "step_cache": None,
+    "step_cache_interval": 3,
+    "channels_last": False,
+    "compile_regions": False,
+}
 """Every setting that trades likeness for speed, with the value that does not."""
 
 
@@ -54,10 +62,10 @@ class TextToImageSettings(Settings):
         description="'digits' (shipped), a folder in the layout of diffusers (beginning with /, ./, ../ or ~/), or"
         " an id on the hub",
     )
-    engine: Literal["auto", "eager", "compile", "onnxruntime", "tensorrt", "tensorrt-rtx"] = Field(
+    engine: Literal["auto", "eager", "compile", "onnxruntime", "tensorrt", "tensorrt-rtx", "torch-tensorrt"] = Field(
         "auto",
         description="what runs the model; eager: PyTorch; compile: torch.compile; onnxruntime: ONNX Runtime;"
-        " tensorrt, tensorrt-rtx: on NVIDIA GPUs; auto: onnxruntime on a CPU, eager on a GPU",
+        " tensorrt, tensorrt-rtx, torch-tensorrt: on NVIDIA GPUs; auto: onnxruntime on a CPU, eager on a GPU",
     )
     tensorrt: TensorRtSettings = TensorRtSettings()
     steps: int = Field(20, ge=1, description="denoising steps")
@@ -90,7 +98,23 @@ class TextToImageSettings(Settings):
         description="round weights and inputs of the denoiser's layers to 8 bits, with ranges measured on prompts of"
         " the run; int8: engines onnxruntime, tensorrt, tensorrt-rtx; fp8: the latter two; null: none",
     )
-    batch_size: int = Field(64, ge=1, description="images at a time; halved when out of memory")
+    step_cache: Literal["deep", "taylorseer"] | None = Field(
+        None,
+        description="keep activations between steps, in engine eager; deep: UNets, inner blocks of earlier steps"
+        " (DeepCache); taylorseer: Flux and other transformers, extrapolated attention; null: none",
+    )
+    step_cache_interval: int = Field(3, ge=1, le=100, description="steps from one that is computed in full to the next")
+    channels_last: bool = Field(False, description="convolutions with channels last in memory; engines eager, compile")
+    compile_regions: bool = Field(
+        False,
+        description="engine compile: compile each repeated block of the denoiser once, in place of the whole: seconds"
+        " in place of minutes, somewhat slower",
+    )
+    batch_size: Annotated[int, Field(ge=1)] | Literal["auto"] = Field(
+        64,
+        description="images at a time; halved when out of memory; auto: the largest that fits and is faster than half"
+        " of it, found by trying before the first image",
+    )
     dtype: Literal["float32", "bfloat16", "float16"] = Field("float32", description="of the generator's weights")
     allow_download: bool = Field(False, description="allow downloading the model from the hub")
 
@@ -98,6 +122,11 @@ class TextToImageSettings(Settings):
     def in_use(self) -> bool:
         """Whether the model is run at all."""
         return True
+
+    @property
+    def images_at_a_time(self) -> int:
+        """``batch_size``; as long as it is auto, the default."""
+        return 64 if self.batch_size == "auto" else self.batch_size
 
     @property
     def shortcuts(self) -> dict[str, Any]:
@@ -125,6 +154,21 @@ class TextToImageSettings(Settings):
                 raise Problem(("engine",), f"found {self.engine!r}, expected {' or '.join(engines)} with {kind}")
             if self.dtype == "bfloat16":
                 raise Problem(("dtype",), f"found 'bfloat16', expected float32 or float16 with quantization {kind}")
+        if self.engine not in ("auto", "eager") and self.step_cache is not None:
+            raise Problem(("engine",), f"found {self.engine!r}, expected eager with step_cache {self.step_cache}")
+        if self.step_cache is not None and (start, stop) != (0, 1):
+            raise Problem(
+                ("step_cache",),
+                "expected null with a guidance_interval: activations of whole batches do not fit halves",
+            )
+        if self.step_cache is None and self.step_cache_interval != 3:
+            raise Problem(("step_cache_interval",), f"found {self.step_cache_interval}, expected 3 without step_cache")
+        if self.engine not in ("auto", "eager", "compile") and self.channels_last:
+            raise Problem(("engine",), f"found {self.engine!r}, expected eager or compile with channels_last")
+        if self.quantization is not None and (self.step_cache is not None or self.channels_last):
+            raise Problem(("quantization",), "expected null with step_cache or channels_last, which engine eager runs")
+        if self.engine != "compile" and self.compile_regions:
+            raise Problem(("engine",), f"found {self.engine!r}, expected compile with compile_regions")
         if self.engine.startswith("tensorrt") and self.tensorrt.profile == "static" and (start, stop) != (0, 1):
             raise Problem(
                 ("tensorrt", "profile"),

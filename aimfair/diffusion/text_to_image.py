@@ -1,6 +1,7 @@
 """Images from text with a latent diffusion model."""
 
 import math
+import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cache, lru_cache
 from pathlib import Path
@@ -12,7 +13,7 @@ from torch import Tensor
 
 from aimfair.base.errors import AimfairError
 from aimfair.base.interrupt import NEVER, Interrupt
-from aimfair.base.log import NOWHERE, Log
+from aimfair.base.log import NOWHERE, SILENT, Log
 from aimfair.base.memory import MicroBatch, pieces
 from aimfair.diffusion.calibration import Recorder, calibration_prompts
 from aimfair.diffusion.clock import COPIES, DECODER, DENOISER, ENCODER, SCHEDULER, Clock
@@ -20,12 +21,13 @@ from aimfair.diffusion.engines.engine import Eager, Engine, Part, Quantization, 
 from aimfair.diffusion.engines.registry import load_engine
 from aimfair.diffusion.families.family import Family, Pipeline
 from aimfair.diffusion.families.registry import family_of
-from aimfair.diffusion.load import load_pipeline
+from aimfair.diffusion.load import load_pipeline, taylor_seer
 from aimfair.diffusion.lora import lora_facts
 from aimfair.diffusion.model import decoder_fingerprint, decoder_folder
 from aimfair.diffusion.sampler import Samples
 from aimfair.diffusion.schedulers import advice, scheduler_options
 from aimfair.diffusion.settings import TextToImageSettings
+from aimfair.diffusion.step_cache import StepCache, install
 
 _NEGATIVE = "generate.negative_prompt"
 _CACHED_BYTES = 1 << 30  # of prompt embeddings: thousands for Stable Diffusion, 250 for Flux
@@ -102,7 +104,7 @@ class Diffusion:
         self._settings = settings
         self._device = device
         self._clock = Clock(device)
-        self._fitting = MicroBatch(settings.batch_size)
+        self._fitting = MicroBatch(settings.images_at_a_time)
         self._family = family_of(folder)
         self._pipeline = load_pipeline(folder, self._family, settings, device)
         self._guided = self._family.guided(self._pipeline, settings.guidance_scale)
@@ -122,6 +124,9 @@ class Diffusion:
         if self._interval or not isinstance(self._engine, Eager):
             self._family.replace(self._pipeline, self._interval or self._engine)
         denoiser = getattr(self._pipeline, self._family.denoiser)
+        self._cache: StepCache | None = None
+        if settings.step_cache is not None:
+            self._cache = install(settings.step_cache, settings.step_cache_interval, denoiser, taylor_seer)
         denoiser.register_forward_pre_hook(lambda *_: self._clock.begin(DENOISER))
         denoiser.register_forward_hook(lambda *_: self._clock.end())
 
@@ -133,6 +138,19 @@ class Diffusion:
     def restart_clock(self) -> None:
         """:attr:`seconds` begin again at zero."""
         self._clock.seconds.clear()
+
+    @torch.inference_mode()
+    @full_precision()
+    def speed_of(self, batch: int, text: str) -> float | None:
+        """Images per second in a batch of this size, all of one prompt; None: it does not fit into memory."""
+        texts, seeds = [text] * batch, list(range(batch))
+        try:
+            self._sample(texts, seeds)
+            begin = time.perf_counter()
+            self._sample(texts, seeds)
+        except torch.OutOfMemoryError:
+            return None
+        return batch / max(time.perf_counter() - begin, 1e-9)
 
     @torch.inference_mode()
     @full_precision()
@@ -156,6 +174,8 @@ class Diffusion:
             noise = self._family.arrange(noise).to(self._device, self._dtype_of_latents)
         if self._interval:
             self._interval.begin()
+        if self._cache is not None:
+            self._cache.begin()
         with measure(SCHEDULER):
             latents: Tensor = self._pipeline(
                 **embeddings,
@@ -279,10 +299,10 @@ def _batches(source: Source, settings: TextToImageSettings, family: Family, *, g
     batches = {part.name: 1 for part in source.parts}
     for part in source.parts:
         if part.name == "denoiser":
-            batches[part.name] = settings.batch_size * (2 if guided and family.halves != "apart" else 1)
+            batches[part.name] = settings.images_at_a_time * (2 if guided and family.halves != "apart" else 1)
         if part.name == "decoder":
             (pixels,) = part.outputs.values()
-            batches[part.name] = _decoded_at_once(pixels.shape[-1], settings.batch_size)
+            batches[part.name] = _decoded_at_once(pixels.shape[-1], settings.images_at_a_time)
     return batches
 
 
@@ -318,7 +338,7 @@ def _denoiser_inputs(
     folder: Path, settings: TextToImageSettings, device: torch.device, prompts: Sequence[str]
 ) -> list[Sequence[Tensor]]:
     """What reaches the denoiser while the plain model makes an image of each prompt."""
-    plain = Diffusion(folder, settings.plain, device)
+    plain = Diffusion(folder, settings.plain, device, SILENT)
     recorder = Recorder(plain._engine)
     plain._family.replace(plain._pipeline, recorder)
     plain.sample(prompts, range(len(prompts)))

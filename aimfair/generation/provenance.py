@@ -33,7 +33,7 @@ _NOT_IN_THE_IMAGES = {
 versions, the filters' facts, the plan, fingerprints of another decoder and of adaptations. The batch size changes no
 pixel by more than one grey level."""
 
-_NEW = ("quantization",)
+_NEW = ("quantization", "step_cache", "step_cache_interval", "channels_last", "compile_regions")
 """Settings that earlier versions did not have: absent where they have no effect, so that older images stay valid."""
 
 Facts = Mapping[str, Any]
@@ -63,7 +63,9 @@ class Provenance:
         Raises:
             AimfairError: a filter's model or hook, or the file of an adaptation, is missing.
         """
-        without_effect = {name for name in _NEW if name not in settings.shortcuts}
+        without_effect = set(_NEW) - settings.shortcuts.keys()
+        if settings.step_cache is not None:
+            without_effect -= {"step_cache_interval"}
         settings_of_images = settings.model_dump(mode="json", exclude=_NOT_IN_THE_IMAGES | without_effect)
         filters = filter_facts(settings, prompts, model)
         facts: dict[str, Any] = {"generate": settings_of_images, "model": fingerprint(model)}

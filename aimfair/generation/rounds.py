@@ -73,7 +73,7 @@ class Rounds:
 
     def batches(self) -> list[list[PlannedImage]]:
         """The current round, always cut from its first image on: an image made again has the same neighbours."""
-        size = self._settings.batch_size
+        size = self._settings.images_at_a_time
         return [self.wanted[start : start + size] for start in range(0, len(self.wanted), size)]
 
     @property

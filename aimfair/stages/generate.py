@@ -6,7 +6,7 @@ from collections.abc import Sequence, Set
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from aimfair.base.device import choose_device
 from aimfair.base.errors import AimfairError, ConfigError
@@ -81,10 +81,12 @@ def _generate(run: Run, ranks: Ranks) -> None:
     engine = engine_facts(config.generate.engine)
     if made is not None and not run.overwrite:
         refuse_other_engine(run.synthetic, made, engine)
+    if config.generate.batch_size == "auto":
+        work = work.with_batch_size(ranks, run.log, run.interrupt)
     provenance = work.provenance.with_facts(engine=engine)
-    decided = {"config": config.model_dump(mode="json"), "prompts": run.prompts.name, "to": run.synthetic.name}
+    decided = {"config": work.config.model_dump(mode="json"), "prompts": run.prompts.name, "to": run.synthetic.name}
     ranks.gather(json.dumps(decided))
-    if config != run.config:
+    if config.generate.engine != run.config.generate.engine:
         run.log.tell(f"engine: {config.generate.engine} ({reason})")
     finished = _summary(run)
     elsewhere = None if run.pool is None else partial(_make_ranges, run, work, run.pool)
@@ -195,6 +197,16 @@ class _Work:
         settings = self.config.generate
         decoder = decoder_folder(settings.decoder, settings.allow_download)
         return Provenance.generated(settings, self.config.prompts, self.model, decoder)
+
+    def with_batch_size(self, ranks: Ranks, log: Log, interrupt: Interrupt) -> Self:
+        """With a number in place of auto, which this process finds on its device for all."""
+        from aimfair.diffusion.batch_size import find_batch_size
+
+        settings, device = self.config.generate, choose_device(self.config.device, ranks)
+        prompts = list(dict.fromkeys(one.text for one in self.plan()))
+        size = find_batch_size(self.model, settings, device, prompts, log, interrupt)
+        changed = settings.model_copy(update={"batch_size": size})
+        return replace(self, config=self.config.model_copy(update={"generate": changed}))
 
     def plan(self) -> list[PlannedImage]:
         """Of the whole job."""

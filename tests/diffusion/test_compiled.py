@@ -2,7 +2,9 @@
 in for what they make."""
 
 import json
+import sys
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -103,6 +105,29 @@ def test_full_memory_halves_the_batch(model: Path, monkeypatch: pytest.MonkeyPat
     images = load(model, batch_size=4).sample(TEXTS[:4], SEEDS[:4]).images
     assert levels(images, load(model, "eager").sample(TEXTS[:4], SEEDS[:4]).images) <= 1
     assert (sizes[0], max(sizes[1:])) == (8, 4)
+
+
+def test_regions_compile_the_repeated_blocks(model: Path, compiled: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
+    found: list[tuple[str, dict[str, Any]]] = []
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda self, **how: found.append((type(self).__name__, how)))
+    images = load(model, compile_regions=True).sample(TEXTS, SEEDS).images
+    assert found == [("BasicTransformerBlock", {"fullgraph": True, "dynamic": False})] * 4
+    assert compiled == [5]  # the decoder as a whole
+    assert levels(images, load(model, "eager").sample(TEXTS, SEEDS).images) <= 1
+
+
+def test_a_denoiser_without_repeated_blocks(models: dict[str, Path], compiled: list[int]) -> None:
+    with pytest.raises(AimfairError, match=r"compile_regions: found true, expected false: .* no repeated blocks"):
+        load(models["sd3"], compile_regions=True)
+
+
+def test_torch_tensorrt_is_refused_where_it_cannot_run(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "torch_tensorrt", None)
+    with pytest.raises(AimfairError, match=r"generate\.engine torch-tensorrt.*pip install"):
+        load(model, "torch-tensorrt")
+    monkeypatch.setitem(sys.modules, "torch_tensorrt", ModuleType("torch_tensorrt"))
+    with pytest.raises(AimfairError, match="torch-tensorrt runs on an NVIDIA GPU, found device cpu"):
+        load(model, "torch-tensorrt")
 
 
 def test_nothing_is_built_ahead(capsys: pytest.CaptureFixture[str]) -> None:

@@ -44,7 +44,9 @@ def test_imports_of_earlier_versions_are_the_same(tmp_path: Path) -> None:
     assert Provenance.read(tmp_path) == imported()
 
 
-@pytest.mark.parametrize("same", [{"batch_size": 3}, {"max_rejections": 1}, {"allow_download": True}])
+@pytest.mark.parametrize(
+    "same", [{"batch_size": 3}, {"batch_size": "auto"}, {"max_rejections": 1}, {"allow_download": True}]
+)
 def test_settings_that_change_no_image_make_no_difference(same: dict[str, object]) -> None:
     assert generated(**same) == generated()
 
@@ -69,6 +71,21 @@ def test_defaults_have_the_facts_of_earlier_versions() -> None:
         "steps", "guidance_scale", "guidance_interval", "scheduler", "negative_prompt", "render_size", "dtype",
         "balanced_per_group", "biased_total", "disjoint", "seed",
     }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("settings", "names"),
+    [
+        ({"quantization": "int8"}, {"quantization"}),
+        ({"step_cache": "deep"}, {"step_cache", "step_cache_interval"}),
+        ({"channels_last": True}, {"channels_last"}),
+        ({"engine": "compile", "compile_regions": True}, {"compile_regions"}),
+    ],
+)
+def test_shortcuts_are_facts(settings: dict[str, object], names: set[str]) -> None:
+    found = generated(**settings)
+    assert set(found.facts["generate"]) - set(generated().facts["generate"]) == names
+    assert found != generated()
 
 
 def test_differences_are_named() -> None:

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from aimfair.base.errors import AimfairError
 from aimfair.base.interrupt import NEVER, Interrupt
@@ -24,22 +24,38 @@ class Compiled:
     A new batch size is compiled at its first call, which takes about a minute, is logged, and is compared with eager
     before its result is used. A batch larger than half of a compiled size is padded to it.
 
+    Args:
+        regions: compile the repeated blocks of the denoiser, once for each kind, in place of the whole.
+        backend: another compiler than Inductor, with its options; it makes no CUDA graphs.
+
     Raises:
-        AimfairError: in :meth:`run`: the model cannot be compiled, or its result differs from eager's.
+        AimfairError: the denoiser has no repeated blocks. In :meth:`run`: the model cannot be compiled, or its result
+            differs from eager's.
     """
 
-    def __init__(self, source: Source, log: Log = NOWHERE, interrupt: Interrupt = NEVER):
+    def __init__(
+        self,
+        source: Source,
+        log: Log = NOWHERE,
+        interrupt: Interrupt = NEVER,
+        *,
+        regions: bool = False,
+        backend: tuple[str, dict[str, Any]] | None = None,
+    ):
         torch._dynamo.config.recompile_limit = _VARIANTS
         self._eager, self._log, self._interrupt = Eager(source), log, interrupt
         self._tolerance = TOLERANCES[source.dtype]
-        self._graphs = source.device.type == "cuda"
+        self._graphs = source.device.type == "cuda" and backend is None
+        self._name = NAME if backend is None else backend[0]
+        # Without fullgraph, graph breaks would silently run in eager.
+        options: dict[str, Any] = {"fullgraph": True, "dynamic": False}
+        if backend is not None:
+            options |= {"backend": backend[0], "options": backend[1]}
+        whole = options if backend is not None else {**options, "mode": "reduce-overhead" if self._graphs else None}
         self._compiled = {
-            part.name: torch.compile(
-                part.module,
-                fullgraph=True,  # otherwise graph breaks would silently run in eager
-                dynamic=False,
-                mode="reduce-overhead" if self._graphs else None,
-            )
+            part.name: _by_regions(part.module, options)
+            if regions and part.name == "denoiser"
+            else torch.compile(part.module, **whole)
             for part in source.parts
             if part.name in _PARTS
         }
@@ -70,14 +86,15 @@ class Compiled:
                 " GPU, triton; or use --generate.engine eager"
             ) from error
         seconds = time.monotonic() - began
-        expected = self._eager.run(part, inputs)
+        with torch.compiler.set_stance("force_eager"):  # compiled regions are in the modules themselves
+            expected = self._eager.run(part, inputs)
         if not all(output.isfinite().any() for output in expected):
             return outputs  # nothing to compare; the next batch of this size is compared
         worst = max(_difference(*pair) for pair in zip(outputs, expected, strict=True))
         self._log("compiled", part=part, batch=batch, seconds=round(seconds, 1), difference=worst)
         if worst > self._tolerance:
             raise AimfairError(
-                f"generate.engine: {NAME} is not to be trusted with generate.model: {part}: largest relative"
+                f"generate.engine: {self._name} is not to be trusted with generate.model: {part}: largest relative"
                 f" difference from eager: {worst:.1e}, expected at most {self._tolerance:.0e}; use --generate.engine"
                 " eager"
             )
@@ -91,6 +108,23 @@ class Compiled:
             return tuple(module(*tensors))
         torch.compiler.cudagraph_mark_step_begin()  # type: ignore[no-untyped-call]
         return tuple(output.clone() for output in module(*tensors))  # the next call overwrites the graph's own
+
+
+def _by_regions(module: nn.Module, options: dict[str, Any]) -> nn.Module:
+    """The same module, with compiled blocks.
+
+    Raises:
+        AimfairError: diffusers knows no repeated blocks of it.
+    """
+    models: list[Any] = [one for one in module.modules() if getattr(one, "_repeated_blocks", None)]
+    if not models:
+        raise AimfairError(
+            "generate.compile_regions: found true, expected false: the denoiser of generate.model has no repeated"
+            " blocks"
+        )
+    for model in models:
+        model.compile_repeated_blocks(**options)
+    return module
 
 
 def versions() -> dict[str, Any]:

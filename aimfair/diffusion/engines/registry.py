@@ -9,11 +9,12 @@ import torch
 from aimfair.base.errors import AimfairError
 from aimfair.base.interrupt import NEVER, Interrupt
 from aimfair.base.log import NOWHERE, Log
-from aimfair.diffusion.engines import compiled, onnx_runtime, tensorrt, tensorrt_build
+from aimfair.diffusion.engines import compiled, onnx_runtime, tensorrt, tensorrt_build, torch_tensorrt
 from aimfair.diffusion.engines.engine import Eager, Engine, Source
 from aimfair.diffusion.settings import TextToImageSettings
 
 AUTO = "auto"
+_EIGHT_BITS = (onnx_runtime.NAME, *tensorrt_build.NAMES)
 _ONNX = ("onnx", "onnxscript", "onnxruntime")
 
 
@@ -41,7 +42,9 @@ def choose_engine(
     """
     if settings.engine != AUTO:
         return Choice(settings.engine, "it is set")
-    if made_with is not None:
+    if settings.step_cache is not None or settings.channels_last:
+        return Choice("eager", "step_cache and channels_last are of its modules")
+    if made_with is not None and (settings.quantization is None or made_with in _EIGHT_BITS):
         return Choice(made_with, "it made the existing images")
     if settings.quantization is not None:
         if device().type == "cuda":
@@ -80,7 +83,9 @@ def load_engine(
     if name == onnx_runtime.NAME:
         return onnx_runtime.load(source, log, interrupt)
     if name == compiled.NAME:
-        return compiled.Compiled(source, log, interrupt)
+        return compiled.Compiled(source, log, interrupt, regions=settings.compile_regions)
+    if name == torch_tensorrt.NAME:
+        return torch_tensorrt.load(source, log, interrupt)
     if name in tensorrt_build.NAMES:
         return tensorrt.Maker(name, source, settings.tensorrt, batches, log, interrupt).load()
     return Eager(source)
@@ -113,5 +118,5 @@ def engine_facts(name: str) -> dict[str, Any] | None:
     """
     if name in tensorrt_build.NAMES:
         return {"name": name, **tensorrt.versions(name)}
-    versions = {onnx_runtime.NAME: onnx_runtime.versions, compiled.NAME: compiled.versions}
+    versions = {one.NAME: one.versions for one in (onnx_runtime, compiled, torch_tensorrt)}
     return {"name": name, **versions[name]()} if name in versions else None

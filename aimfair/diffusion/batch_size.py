@@ -1,0 +1,90 @@
+"""The largest batch that is worth its memory, found by trying and remembered per model, engine and device."""
+
+import hashlib
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from aimfair.base.files import write_json
+from aimfair.base.interrupt import Interrupt
+from aimfair.base.log import SILENT, Log
+from aimfair.diffusion.engines import store
+from aimfair.diffusion.engines.registry import engine_facts
+from aimfair.diffusion.lora import lora_facts
+from aimfair.diffusion.model import fingerprint
+from aimfair.diffusion.settings import TextToImageSettings
+from aimfair.diffusion.text_to_image import Diffusion
+
+MOST = {"cuda": 512, "cpu": 64}  # on a CPU, a system without memory kills the process
+_GAIN = 1.03  # of images per second; a larger batch that gains less only takes memory
+_STEPS = 2
+_BUILT = ("compile", "torch-tensorrt", "tensorrt", "tensorrt-rtx")
+
+
+def find_batch_size(
+    folder: Path,
+    settings: TextToImageSettings,
+    device: torch.device,
+    prompts: Sequence[str],
+    log: Log,
+    interrupt: Interrupt,
+) -> int:
+    """The batch size for ``generate.batch_size`` auto.
+
+    Sizes are doubled from 1 until one does not fit, gains less than 3% of speed or reaches 512 (64 on a CPU). Engines
+    that are built for a batch size are tried as eager, which takes no less memory.
+
+    Args:
+        folder: of the model.
+        settings: with an engine other than auto.
+        prompts: of the run.
+
+    Raises:
+        AimfairError: a single image does not fit, or as :class:`Diffusion`.
+        Interrupted: between two sizes.
+    """
+    path = store.folder() / f"batch-{_digest(folder, settings, device)}.json"
+    try:
+        return int(json.loads(path.read_text(encoding="utf-8"))["batch_size"])
+    except (OSError, ValueError, KeyError, TypeError):
+        pass  # not known, or not readable: tried again
+    changes: dict[str, Any] = {"batch_size": 1, "steps": min(settings.steps, _STEPS), "guidance_interval": (0.0, 1.0)}
+    if settings.engine in _BUILT:
+        changes |= {"engine": "eager", "quantization": None, "compile_regions": False}
+    diffusion = Diffusion(folder, settings.model_copy(update=changes), device, SILENT, interrupt, prompts)
+    found, speeds = 1, dict[int, float]()
+    size = 1
+    while size <= MOST[device.type]:
+        interrupt.check()
+        speed = diffusion.speed_of(size, prompts[0])
+        if speed is None or speed < _GAIN * speeds.get(found, 0.0):
+            break
+        speeds[size], found = speed, size
+        size *= 2
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_json(path, {"batch_size": found, "images_per_s": {str(one): speed for one, speed in speeds.items()}})
+    log("batch size", batch_size=found, images_per_s=speeds)
+    log.tell(f"batch size: {found} (tried up to {size}; remembered in {path})")
+    return found
+
+
+def _digest(folder: Path, settings: TextToImageSettings, device: torch.device) -> str:
+    """Of what decides the size."""
+    machine: list[Any] = [device.type, os.cpu_count(), torch.get_num_threads()]
+    if device.type == "cuda":
+        machine = [torch.cuda.get_device_name(device), torch.cuda.get_device_properties(device).total_memory]
+    facts = {
+        "model": fingerprint(folder),
+        "engine": engine_facts(settings.engine) or settings.engine,
+        "torch": torch.__version__,
+        "settings": settings.model_dump(mode="json", include={"render_size", "dtype", "channels_last", "decoder"}),
+        "loras": lora_facts(settings),
+        "guided": settings.guidance_scale > 1,
+        "quantization": settings.quantization,
+        "machine": machine,
+    }
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:32]
