@@ -152,6 +152,12 @@ class Config(Settings):
         return self
 
     @model_validator(mode="after")
+    def _check_strategy(self) -> Self:
+        if self.model.compile and self.distributed.strategy == "fsdp2":
+            raise Problem(("model", "compile"), "not with distributed.strategy fsdp2; set it to false, or take ddp")
+        return self
+
+    @model_validator(mode="after")
     def _check_epochs(self) -> Self:
         for name, method in self.methods.items():
             epochs = method.training_settings(self.train, self.finetune).epochs

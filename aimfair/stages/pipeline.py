@@ -63,8 +63,7 @@ def run_stages(run: Run, names: Iterable[str] = tuple(STAGES)) -> None:
     upload = _apart(run, lambda: _begin_upload(run)) if _uploads(run) else None
     first = "generate" if "generate" in names else f"train/{run.config.seeds[0]}"
     if {"generate", "train"} & set(names) and not run.has_record(first):
-        whole = not processes_of(run).sharded
-        _apart(run, lambda: preflight.check(run, real_images="train" in names, rehearse=whole))
+        _check(run, real_images="train" in names)
     number = 0
     for group in _groups(names, together=run.pool is not None):
         run.interrupt.check()
@@ -88,6 +87,18 @@ def run_stages(run: Run, names: Iterable[str] = tuple(STAGES)) -> None:
         run.progress.line(f"{name}: finished in {duration(_seconds_since(start))}, {number} of {len(names)} stages")
         if _uploads(run):
             _apart(run, partial(_send, run, upload, is_last=number == len(names)))
+
+
+def _check(run: Run, *, real_images: bool) -> None:
+    sharded = processes_of(run).sharded
+    _apart(run, lambda: preflight.check(run, real_images=real_images, sharded=sharded))
+    if sharded:
+        _connect(run)
+        preflight.rehearse_together(run, real_images=real_images)
+
+
+def _connect(run: Run) -> None:
+    run.ranks.connect(choose_device(run.config.device, run.ranks), run.config.distributed.timeout)
 
 
 def _uploads(run: Run) -> bool:
@@ -124,7 +135,7 @@ def _do(run: Run, name: str) -> None:
         _apart(run, lambda: STAGES[name](run))
         return
     if name != "generate":  # which exchanges no tensors
-        run.ranks.connect(choose_device(run.config.device, run.ranks), run.config.distributed.timeout)
+        _connect(run)
     STAGES[name](run)
 
 

@@ -1,5 +1,6 @@
 """Checks before the first image is made: every later stage is rehearsed on a few images."""
 
+import shutil
 import tempfile
 from collections.abc import Iterator
 from dataclasses import replace
@@ -22,13 +23,14 @@ from aimfair.run.directory import Run
 from aimfair.selective.mask import ParameterMask
 from aimfair.selective.selection import NothingInCommonError
 from aimfair.selective.sensitivity import Sensitivity
-from aimfair.stages.context import splits_of
+from aimfair.stages.context import processes_of, splits_of, trained_model
 from aimfair.training.execution import named_failure
 from aimfair.training.head import head_names
 from aimfair.training.loop import Training
-from aimfair.training.models import build_model, load_model, preprocessing_caution, save_model
+from aimfair.training.models import build_model, load_sharded, preprocessing_caution, save_model
 from aimfair.training.optimizer import require_offloadable
 from aimfair.training.predict import predict
+from aimfair.training.processes import out_of_memory
 from aimfair.training.samplers import groups_of
 from aimfair.training.sensitivity import SOURCES, measure_sensitivity
 from aimfair.training.settings import OptimizerSettings
@@ -40,12 +42,12 @@ IMAGES = 8
 """Of a rehearsal, at most, unless there are more groups."""
 
 
-def check(run: Run, *, real_images: bool, rehearse: bool = True) -> None:
+def check(run: Run, *, real_images: bool, sharded: bool = False) -> None:
     """Refuses devices, data, models and methods that a later stage could not use.
 
     Args:
         real_images: whether the real images are to be used; else noise of their size takes their place.
-        rehearse: whether the model fits into this process.
+        sharded: whether several processes will hold the model together; then :func:`rehearse_together` is to follow.
 
     Raises:
         AimfairError: naming the setting.
@@ -59,19 +61,40 @@ def check(run: Run, *, real_images: bool, rehearse: bool = True) -> None:
         run.log.warn(caution)
     if config.tuned:
         require_optuna()
-    require_offloadable(config.finetune, tuning_device(config.device), sharded=not rehearse)
+    require_offloadable(config.finetune, tuning_device(config.device), sharded=sharded)
     if real_images:
         splits = splits_of(run)
         _refuse_small_sources(config, len(splits.train))
         for contradiction in splits.contradictions(config.data.majority):
             run.log.warn(contradiction)
-        few = replace(splits, train=_few(splits.train), validation=_few(splits.validation))
-    else:
-        few = _noise(config)
-    if not rehearse:
-        return
-    with tempfile.TemporaryDirectory(prefix=".preflight-", dir=run.path) as folder:
-        _rehearse(run, few, Path(folder))
+    if not sharded:
+        with tempfile.TemporaryDirectory(prefix=".preflight-", dir=run.path) as folder:
+            _rehearse(run, _few_images(run, real_images), Path(folder))
+
+
+def rehearse_together(run: Run, *, real_images: bool) -> None:
+    """The rehearsal of a sharded model: every process calls this, after process 0 has returned from :func:`check`.
+
+    Raises:
+        AimfairError: naming the setting; in one process at least.
+    """
+    folder = Path(run.ranks.of_first(lambda: tempfile.mkdtemp(prefix=".preflight-", dir=run.path)))
+    try:
+        few = _few_images(run, real_images)
+        with out_of_memory(run.ranks, f"rehearsing on {len(few.train)} images"):
+            _rehearse(run, few, folder)
+        run.ranks.meet()
+    finally:
+        if run.ranks.leads:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _few_images(run: Run, real_images: bool) -> Splits:
+    """Of the real images a few of each group, at least two for each process; or noise."""
+    if not real_images:
+        return _noise(run.config, 2 * run.ranks.size)
+    splits, least = splits_of(run), max(IMAGES, 2 * run.ranks.size)
+    return replace(splits, train=_few(splits.train, least), validation=_few(splits.validation, least))
 
 
 def _refuse_small_sources(config: Config, real: int) -> None:
@@ -91,18 +114,19 @@ def _refuse_small_sources(config: Config, real: int) -> None:
             )
 
 
-def _few(images: ImageSet) -> ImageSet:
-    """Up to :data:`IMAGES` images, at least one of each group that is present."""
+def _few(images: ImageSet, most: int) -> ImageSet:
+    """Up to ``most`` images, at least one of each group that is present."""
     groups = groups_of(images)
     count = int(groups.max()) + 1
-    of_each = max(IMAGES // count, 1)
+    of_each = max(most // count, 1)
     return images.subset(np.concatenate([np.flatnonzero(groups == group)[:of_each] for group in range(count)]))
 
 
-def _noise(config: Config) -> Splits:
-    """Two images of noise in each group of the prompts."""
+def _noise(config: Config, least: int) -> Splits:
+    """Images of noise, two in each group of the prompts, or as many more as make ``least``."""
     targets, protected = len(config.prompts.targets), len(config.prompts.protected)
-    y, a = np.indices((targets, protected)).reshape(2, -1).repeat(2, axis=1)
+    of_each = max(2, -(-least // (targets * protected)))
+    y, a = np.indices((targets, protected)).reshape(2, -1).repeat(of_each, axis=1)
     size = config.data.image_size
     pixels = generator("preflight").integers(0, 256, (len(y), size, size, 3), dtype=np.uint8)
     images = ImageSet(pixels, y, a, tuple(map(str, range(len(y)))))
@@ -112,15 +136,22 @@ def _noise(config: Config) -> Splits:
 def _rehearse(run: Run, few: Splits, folder: Path) -> None:
     """Trains, saves, loads, measures, selects, tunes and predicts, for one epoch of a few images."""
     config, seed, classes = run.config, run.config.seeds[0], len(few.target_names)
-    device = tuning_device(config.device)
+    ranks, processes = run.ranks, processes_of(run)
+    device = tuning_device(config.device, ranks)
     run.progress.line(f"checking the classifier and {len(config.methods)} methods on {len(few.train)} images")
+    if processes.sharded:
+        if ranks.leads:
+            save_model(build_model(config.model, classes, seed), folder / "initial")
+        ranks.meet()
 
     def initial() -> nn.Module:
+        if processes.sharded:
+            return load_sharded(folder / "initial", config.model, device)
         return build_model(config.model, classes, seed).to(device)
 
     def biased() -> nn.Module:
         try:
-            return load_model(folder / "biased", config.model).to(device)
+            return trained_model(run, folder / "biased", device)
         except AimfairError as error:
             raise AimfairError(f"{config.model.label}: a trained model does not load again: {error}") from error
 
@@ -137,15 +168,26 @@ def _rehearse(run: Run, few: Splits, folder: Path) -> None:
             seed,
             name="train",
             interrupt=run.interrupt,
+            processes=processes,
         )
         training.fit()
         save_model(model, folder / "biased")
-        predict(biased(), few.test.subset([0]), config.model, batch_size=1, device=choose_device(config.device))
+        ranks.meet()
+        predict(
+            biased(),
+            few.test.subset([0]),
+            config.model,
+            batch_size=1,
+            device=choose_device(config.device, ranks),
+            ranks=ranks,
+        )
     with named_failure(f"{config.model.label}: sensitivity: a trial fails"):
         size = min(config.sensitivity.batch_size, len(few.train))
         settings = config.sensitivity.model_copy(update={"batch_size": size, "batches": 1})
         sources = dict.fromkeys(SOURCES, few.train)
-        probe = measure_sensitivity(biased(), sources, settings, config.model, seed=seed, interrupt=run.interrupt)
+        probe = measure_sensitivity(
+            biased(), sources, settings, config.model, seed=seed, processes=processes, interrupt=run.interrupt
+        )
     for name, method in config.methods.items():
         with named_failure(f"methods.{name}: a trial fails"):
             work = Work(
@@ -160,6 +202,7 @@ def _rehearse(run: Run, few: Splits, folder: Path) -> None:
                 biased=biased,
                 mask=partial(_mask, run, probe, name, method),
                 interrupt=run.interrupt,
+                processes=processes,
             )
             method.run(work)
             if name in config.tuned and (rules := config.space(name).rules):

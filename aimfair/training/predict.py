@@ -118,7 +118,9 @@ class _Predictor:
         try:
             return logits(self._model, self._normalize(images)).float().cpu()
         except torch.OutOfMemoryError as error:
-            raise AimfairError(f"out of memory with {len(images)} images; lower evaluate.batch_size") from error
+            raise AimfairError(
+                f"out of memory with {len(images)} images; lower evaluate.batch_size, or start more processes"
+            ) from error
 
 
 def _in_order(parts: list[Tensor], batches: Sequence[slice], ranks: Ranks) -> Tensor:

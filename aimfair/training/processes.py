@@ -1,10 +1,13 @@
 """The processes that train one model together, as torchrun starts them."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
+from aimfair.base.errors import AimfairError
 from aimfair.base.interrupt import Interrupt
 from aimfair.base.ranks import ALONE, Ranks
 from aimfair.training.checkpoint import Checkpoint
@@ -47,6 +50,25 @@ class Processes:
         from aimfair.training.sharded_checkpoint import ShardedCheckpoint
 
         return ShardedCheckpoint(folder, seconds, inputs)
+
+
+@contextmanager
+def out_of_memory(ranks: Ranks, doing: str, advice: str = "") -> Iterator[None]:
+    """Names the process that runs out of memory inside, and what helps.
+
+    Args:
+        doing: to follow "out of memory". advice: to precede what always helps.
+
+    Raises:
+        AimfairError: memory ran out.
+    """
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise AimfairError(
+            f"process {ranks.rank}: out of memory {doing}; {advice}start more processes, or set model.checkpointing to"
+            " true"
+        ) from error
 
 
 ONE = Processes()

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from aimfair.base.errors import ConfigError
 from aimfair.base.interrupt import Interrupt
 from aimfair.base.progress import Task
 from aimfair.base.seeds import derive_seed, generator, seed_torch
@@ -15,7 +16,7 @@ from aimfair.selective.sensitivity import Sensitivity
 from aimfair.training import shared_batchnorm
 from aimfair.training.execution import logits
 from aimfair.training.feed import Normalize
-from aimfair.training.processes import Processes
+from aimfair.training.processes import Processes, out_of_memory
 from aimfair.training.settings import SensitivitySettings
 from aimfair.training.sharded_gradient import sum_gradients
 
@@ -34,9 +35,19 @@ def accumulate(
 ) -> None:
     """Adds the gradients of all batches: each process computes its share of every batch, and gets its rows of the
     gradient of the whole batch."""
-    ranks, device = processes.ranks, normalize.device
+    ranks = processes.ranks
+    if settings.batch_size < ranks.size:
+        raise ConfigError(
+            f"sensitivity.batch_size: found {settings.batch_size}, expected at least {ranks.size}, an image for each"
+            " process"
+        )
+    device = normalize.device
     sum_gradients(model)
-    with shared_batchnorm.synchronised(model, ranks) if settings.train_mode else nullcontext(), ranks.explained():
+    with (
+        out_of_memory(ranks, f"with batches of {settings.batch_size} images", "lower sensitivity.batch_size, "),
+        shared_batchnorm.synchronised(model, ranks) if settings.train_mode else nullcontext(),
+        ranks.explained(),
+    ):
         for source, images in sources.items():
             order = generator(seed, "sensitivity", source).permutation(len(images))
             for number, indices in enumerate(order[: batches * settings.batch_size].reshape(batches, -1)):

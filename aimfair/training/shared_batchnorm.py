@@ -50,6 +50,7 @@ class _Synchronised:
     def __init__(self, norm: _BatchNorm, ranks: Ranks):
         self._norm, self._ranks = norm, ranks
 
+    @torch._disable_dynamo  # type: ignore[attr-defined] # exchanges between processes, in a compiled model too
     def __call__(self, x: Tensor) -> Tensor:
         norm = self._norm
         if not norm.training:

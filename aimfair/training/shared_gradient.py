@@ -8,7 +8,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
 
-from aimfair.base.errors import AimfairError
 from aimfair.base.memory import pieces
 from aimfair.base.seeds import derive_seed, seed_torch
 from aimfair.selective.averaged import sum_gradients
@@ -16,7 +15,7 @@ from aimfair.training import shared_batchnorm
 from aimfair.training.backward_steps import BackwardSteps
 from aimfair.training.batch_gradient import BatchGradient, BatchResult, Weigh
 from aimfair.training.execution import logits, run_like
-from aimfair.training.processes import Processes
+from aimfair.training.processes import Processes, out_of_memory
 
 
 class SharedGradient(BatchGradient):
@@ -54,14 +53,9 @@ class SharedGradient(BatchGradient):
         seed = seed if self._ranks.leads else derive_seed(seed, "process", self._ranks.rank)
         count = -(-max(lengths) // self._micro_batch.size)  # the same in all, for BatchNorm
         parts = [slice(len(images) * i // count, len(images) * (i + 1) // count) for i in range(count)]
-        try:
-            with self._ranks.explained():
-                loss, correct = self._backward(self._wrapped, images, target, seed, weigh, parts, lengths)
-        except torch.OutOfMemoryError as error:
-            raise AimfairError(
-                f"process {self._ranks.rank}: out of memory with {len(images)} images of the batch; lower batch_size,"
-                " or start more processes"
-            ) from error
+        doing = f"with {len(images)} images of the batch"
+        with out_of_memory(self._ranks, doing, "lower batch_size, "), self._ranks.explained():
+            loss, correct = self._backward(self._wrapped, images, target, seed, weigh, parts, lengths)
         if self._local:
             shared_batchnorm.average_statistics(self._model, self._ranks)
         worst = self._worst()

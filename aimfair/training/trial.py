@@ -8,6 +8,7 @@ from torch.nn import functional as F
 
 from aimfair.base.errors import AimfairError
 from aimfair.data.images import ImageSet
+from aimfair.selective.distributed import is_dtensor, local
 from aimfair.selective.parameters import listing
 from aimfair.training.execution import logits, named_failure, prepare
 from aimfair.training.feed import Normalize
@@ -20,7 +21,7 @@ def try_classifier(
     """Runs one batch in evaluation mode, and one forward and backward in training mode.
 
     Args:
-        model: on its device; its gradients and buffers change.
+        model: on its device; its gradients and buffers change. Of a sharded one, every process calls this.
         images: two or more, of the run's size.
         batch_sizes: setting, such as "train.batch_size" -> images of the batches that it gives.
 
@@ -39,9 +40,9 @@ def try_classifier(
     what = f"{settings.label}: {type(model).__name__}"
     pixels = f"images of {size} x {size} pixels (data.image_size)"
 
-    made = dict(model.named_parameters())
+    made, sharded = dict(model.named_parameters()), any(map(is_dtensor, model.parameters()))
     for count in (len(x), 1):
-        with torch.inference_mode():
+        with torch.no_grad() if sharded else torch.inference_mode():  # gathered weights outlive the forward pass
             try:
                 with named_failure(f"{what} fails on a batch of {count} {pixels}"):
                     model.eval()
@@ -60,6 +61,8 @@ def try_classifier(
         _require_classes(scores, classes, what, settings)
         if not scores.isfinite().all():
             raise AimfairError(f"{what} gives NaN or infinite logits for {pixels}")
+    if sharded:
+        model.reshard()  # type: ignore[operator]
     now = dict(model.named_parameters())
     if other := [name for name in {**made, **now} if made.get(name) is not now.get(name)]:
         raise AimfairError(
@@ -88,7 +91,7 @@ def try_classifier(
                 raise AimfairError(
                     f"{what}: the gradient of {name} is sparse, which is not supported; set sparse=False"
                 )
-            if not parameter.grad.isfinite().all():
+            if not local(parameter.grad).isfinite().all():
                 raise AimfairError(f"{what}: the gradient of {name} is NaN or infinite for {pixels}")
         model.zero_grad()
 

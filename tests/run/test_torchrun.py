@@ -20,6 +20,7 @@ from tests import tiny_run
 
 pytestmark = pytest.mark.slow
 
+AGENT = ("--max-restarts", "0")
 METHODS = {name: tiny_run.METHODS[name] for name in ("full", "aimfair", "dro", "jtt")}
 
 
@@ -83,6 +84,26 @@ def test_the_table_is_that_of_one_process(tiny: Path, begun: Path, tmp_path: Pat
     (two / "stages" / "evaluate" / "7" / "full.json").unlink()
     subprocess.run(command("evaluate", two), env=environment(tiny), check=True, capture_output=True)
     assert load_logits(two / "seeds" / "7" / "logits" / "full.safetensors").tobytes() == before.tobytes()
+
+
+def test_a_sharded_run_is_rehearsed_and_tuned(tiny: Path, begun: Path, tmp_path: Path) -> None:
+    """As in one process."""
+    methods = {name: METHODS[name] for name in ("full", "aimfair")}
+    changes = {"methods": methods, "seeds": [7], "tune": {"trials": 2}, "distributed": {"strategy": "fsdp2"}}
+    settings = tiny_run.settings(tiny / "photographs", **changes)
+    one, two = tmp_path / "one", tmp_path / "two"
+    for run in (one, two):
+        shutil.copytree(begun, run)
+        (run / "config.yaml").write_text(config_file.dump(settings))
+    rehearsed = "checking the classifier and 2 methods on 8 images"
+    for words in (command("run", one), command("train", two, *AGENT), command("run", two, *AGENT)):
+        done = subprocess.run(words, env=environment(tiny), capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        assert (rehearsed in done.stderr) == ("train" in words)
+    for name in methods:
+        chosen, expected = (run / "tuning" / "chosen" / f"{name}.json" for run in (two, one))
+        assert chosen.read_text() == expected.read_text()
+    np.testing.assert_allclose(losses(two), losses(one), rtol=1e-3)
 
 
 def test_torchrun_starts_killed_processes_again(tiny: Path, begun: Path, tmp_path: Path) -> None:
