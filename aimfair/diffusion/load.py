@@ -11,7 +11,7 @@ from aimfair.base.errors import AimfairError
 from aimfair.diffusion.families.family import Family, Pipeline
 from aimfair.diffusion.families.registry import absent
 from aimfair.diffusion.lora import fuse_loras
-from aimfair.diffusion.model import COMPONENTS, decoder_folder, diffusion_libraries, weights_of
+from aimfair.diffusion.model import decoder_folder, diffusion_libraries, weights_of
 from aimfair.diffusion.schedulers import require_steps, scheduler_of
 from aimfair.diffusion.settings import TextToImageSettings
 from aimfair.selective.storage import check_header
@@ -35,8 +35,8 @@ def load_pipeline(folder: Path, family: Family, settings: TextToImageSettings, d
         )
     if settings.decoder is not None and not family.small_decoders:
         raise AimfairError(f"generate.decoder: found {settings.decoder}, expected none for a {family.pipeline}")
-    _refuse_repeated_tensors(folder, family)
-    diffusers = _diffusers()
+    refuse_repeated_tensors(folder, family.pipeline)
+    diffusers = diffusers_quietly()
     try:
         pipeline = getattr(diffusers, family.pipeline).from_pretrained(
             str(folder),
@@ -85,7 +85,7 @@ def _small_decoder(folder: Path, pipeline: Pipeline, dtype: torch.dtype) -> Any:
             check_header(path)
         except ValueError as error:
             raise AimfairError(f"{key}: {path}: not a usable AutoencoderTiny: {error}") from error
-    small = load_model(key, folder, _diffusers().AutoencoderTiny, dtype=dtype)
+    small = load_model(key, folder, diffusers_quietly().AutoencoderTiny, dtype=dtype)
     channels, factor = small.config.latent_channels, 2 ** (len(small.config.num_decoder_blocks) - 1)
     if (channels, factor) != (own.latent_channels, pipeline.vae_scale_factor):
         raise AimfairError(
@@ -96,7 +96,7 @@ def _small_decoder(folder: Path, pipeline: Pipeline, dtype: torch.dtype) -> Any:
     return small.eval()
 
 
-def _diffusers() -> Any:
+def diffusers_quietly() -> Any:
     """The library, without its progress bars and messages."""
     with diffusion_libraries():
         import diffusers
@@ -107,10 +107,14 @@ def _diffusers() -> Any:
     return diffusers
 
 
-def _refuse_repeated_tensors(folder: Path, family: Family) -> None:
-    """The format's reader silently keeps the last of two tensors with the same name."""
-    for path in sorted(path for part in COMPONENTS for path in (folder / part).glob("*.safetensors")):
+def refuse_repeated_tensors(folder: Path, name: str) -> None:
+    """Refuses a model, of the pipeline class ``name``, that the format's reader would read without an error.
+
+    Raises:
+        AimfairError: two tensors have the same name, of which the reader keeps the last, or a header is damaged.
+    """
+    for path in sorted(folder.glob("*/*.safetensors")):
         try:
             check_header(path)
         except ValueError as error:
-            raise AimfairError(f"{path}: not a usable {family.pipeline}: {error}") from error
+            raise AimfairError(f"{path}: not a usable {name}: {error}") from error

@@ -1,6 +1,7 @@
 """The folder and the fingerprint of a text-to-image model. Imports none of the libraries that run it."""
 
 import hashlib
+import json
 import re
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
@@ -27,6 +28,7 @@ COMPONENTS = (
 _ENDS = ("json", "txt", "model", "jinja", "safetensors")
 _READ = ("model_index.json", *(f"{part}/*.{end}" for part in COMPONENTS for end in _ENDS))
 _DECODER = ("config.json", "*.safetensors")
+_NEVER_READ = ("safety_checker", "feature_extractor", "image_encoder")  # components
 _NOT_READ = ("*.fp16.*", "*.fp16-*", "*.non_ema.*")  # other versions of the same weights
 
 
@@ -44,7 +46,10 @@ def model_folder(model: str, allow_download: bool) -> Path:
     if is_url(model):
         model = str(local(model, "generate.model"))
     if model not in SHIPPED and not Path(model).is_absolute():
-        return from_hub("generate.model", model, allow_download)
+        downloaded = from_hub("generate.model", model, allow_download)
+        if further := _further(downloaded):
+            downloaded = from_hub("generate.model", model, allow_download, (*_READ, *further))
+        return downloaded
     folder = SHIPPED.get(model, Path(model))
     if not folder.is_dir():
         found = "is a file" if folder.exists() else "no such folder"
@@ -88,7 +93,17 @@ def _is_other_version(path: Path) -> bool:
 
 def fingerprint(folder: Path) -> str:
     """SHA-256 of the names and contents of the files that are read: equal for identical models."""
-    return digest_of_files(folder, _READ)
+    return digest_of_files(folder, (*_READ, *_further(folder)))
+
+
+def _further(folder: Path) -> tuple[str, ...]:
+    """Patterns of the components that families do not have, from the index of the model."""
+    try:
+        index = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return ()
+    listed = [name for name, kind in index.items() if isinstance(kind, list) and any(kind)]
+    return tuple(f"{name}/*.{end}" for name in listed if name not in (*COMPONENTS, *_NEVER_READ) for end in _ENDS)
 
 
 def digest_of_files(folder: Path, patterns: Sequence[str]) -> str:

@@ -19,6 +19,7 @@ from aimfair.cluster.pool import Pool
 from aimfair.config import Config
 from aimfair.data.leakage import find_leaks, refuse_leaks
 from aimfair.diffusion.engines.registry import choose_engine, engine_facts
+from aimfair.diffusion.families.registry import is_known
 from aimfair.diffusion.model import decoder_folder, model_folder
 from aimfair.diffusion.sampler import Comparison, Sampler
 from aimfair.generation import image_folder
@@ -159,7 +160,13 @@ def _with_engine(config: Config, known: Provenance | None) -> tuple[Config, str]
         known: of the existing images or, for a variant, of those in its origin.
     """
     made_with = known.engine_name if known is not None else None
-    name, reason = choose_engine(config.generate, lambda: choose_device(config.device), made_with)
+    settings = config.generate
+    name, reason = choose_engine(
+        settings,
+        lambda: choose_device(config.device),
+        made_with,
+        lambda: is_known(model_folder(settings.model, settings.allow_download)),
+    )
     return config.model_copy(update={"generate": config.generate.model_copy(update={"engine": name})}), reason
 
 
@@ -273,14 +280,14 @@ class _Work:
             everything: of the job, on whose prompts a quantised model is calibrated; None: ``plan``.
             compare: whether it makes the first images of the job.
         """
+        from aimfair.diffusion.any_pipeline import AnyPipeline, load_sampler
         from aimfair.diffusion.comparison import IMAGES, compare_with_plain
-        from aimfair.diffusion.text_to_image import Diffusion
 
         settings, device = self.config.generate, choose_device(self.config.device, ranks)
         prompts = list(dict.fromkeys(one.text for one in everything or plan))
-        diffusion = Diffusion(self.model, settings, device, log, interrupt, prompts)
+        diffusion = load_sampler(self.model, settings, device, log, interrupt, prompts)
         diffusion.refuse_unreadable(dict.fromkeys(planned.text for planned in plan))  # before hours of work
-        if not (compare and ranks.leads and settings.shortcuts):
+        if isinstance(diffusion, AnyPipeline) or not (compare and ranks.leads and settings.shortcuts):
             return diffusion, None
         first = plan[:IMAGES]
         texts, seeds = [one.text for one in first], [one.seed for one in first]

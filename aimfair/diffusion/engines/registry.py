@@ -26,7 +26,10 @@ class Choice(NamedTuple):
 
 
 def choose_engine(
-    settings: TextToImageSettings, device: Callable[[], torch.device], made_with: str | None = None
+    settings: TextToImageSettings,
+    device: Callable[[], torch.device],
+    made_with: str | None = None,
+    known: Callable[[], bool] = lambda: True,
 ) -> Choice:
     """``settings.engine``, or a choice for ``auto``.
 
@@ -58,6 +61,8 @@ def choose_engine(
         return Choice("eager", f"onnxruntime is slow in {settings.dtype} on a CPU")
     if missing := [name for name in _ONNX if find_spec(name) is None]:
         return Choice("eager", f"not installed: {' '.join(missing)}; with them onnxruntime is faster on a CPU")
+    if not known():
+        return Choice("eager", "the model is of no known family")
     return Choice("onnxruntime", "the fastest on a CPU")
 
 

@@ -48,13 +48,12 @@ def family_of(folder: Path) -> Family:
     Raises:
         AimfairError: the family is not supported, or a component, its weights or its vocabulary is missing.
     """
-    index = _index(folder)
+    name = index_of(folder)["_class_name"]
     for family in _FAMILIES:
-        if family.pipeline == index["_class_name"]:
+        if family.pipeline == name:
             break
     else:
-        known = "; ".join(f"{family.pipeline} ({family.models})" for family in _FAMILIES)
-        raise AimfairError(f"{folder / _INDEX}: a {index['_class_name']}, expected one of: {known}")
+        raise unknown_family(folder)
     wanted = (*family.components, *(set(family.optional) - set(absent(folder, family))))
     if missing := [part for part in wanted if not (folder / part).is_dir()]:
         raise AimfairError(f"{folder}: incomplete: {', '.join(missing)} missing; fetch or copy it again")
@@ -64,6 +63,20 @@ def family_of(folder: Path) -> Family:
         elif part != "scheduler":
             _require_weights(folder / part)
     return family
+
+
+def is_known(folder: Path) -> bool:
+    """Whether a model is of one of the families; raises AimfairError if its index is missing or damaged."""
+    return index_of(folder)["_class_name"] in [family.pipeline for family in _FAMILIES]
+
+
+def unknown_family(folder: Path) -> AimfairError:
+    """The error about a model that is of none."""
+    known = "; ".join(f"{family.pipeline} ({family.models})" for family in _FAMILIES)
+    return AimfairError(
+        f"{folder / _INDEX}: a {index_of(folder)['_class_name']}, expected one of: {known}; or, in engine eager, any"
+        " class of diffusers that makes images from prompts alone"
+    )
 
 
 def _require_vocabulary(component: Path) -> None:
@@ -85,11 +98,16 @@ def _require_weights(component: Path) -> None:
 
 def absent(folder: Path, family: Family) -> dict[str, None]:
     """The optional components that the model does not have, as arguments of diffusers."""
-    index = _index(folder)
+    index = index_of(folder)
     return {name: None for name in family.optional if index.get(name, [None])[0] is None}
 
 
-def _index(folder: Path) -> dict[str, Any]:
+def index_of(folder: Path) -> dict[str, Any]:
+    """The index of a model in diffusers' layout.
+
+    Raises:
+        AimfairError: it is missing or damaged.
+    """
     path = folder / _INDEX
     try:
         index: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
