@@ -70,7 +70,7 @@ def load_pipeline(folder: Path, family: Family, settings: TextToImageSettings, d
 
 def taylor_seer(**options: Any) -> Any:
     """diffusers' configuration of the step cache."""
-    return _diffusers().TaylorSeerCacheConfig(**options)
+    return diffusers_quietly().TaylorSeerCacheConfig(**options)
 
 
 def _small_decoder(folder: Path, pipeline: Pipeline, dtype: torch.dtype) -> Any:
