@@ -23,9 +23,10 @@ from aimfair.commands.settings import BUNDLED
 from aimfair.config import load as config_file
 from aimfair.diffusion.model import SHIPPED
 from aimfair.diffusion.text_to_image import Diffusion
-from aimfair.generation.manifest import Format
+from aimfair.generation.manifest import IMAGES, Format
 from aimfair.generation.settings import GenerateSettings
-from aimfair.generation.writer import Writer, write_image
+from aimfair.generation.store import FileStore
+from aimfair.generation.writer import Writer, encode
 from aimfair.prompts.grammar import Prompt, write_prompts
 from bench.harness import Case, Rival, Runner
 from bench.targets import ENCODE, GENERATE, PLAIN_DIFFUSERS, PROMPTS
@@ -86,15 +87,20 @@ def test_encoding(
     skip_on_a_gpu(device)
     images = photographs(64 if size < 256 else 8, size)
 
+    store = FileStore(tmp_path)
+    (tmp_path / IMAGES).mkdir()
+
+    def write(k: int, image: np.ndarray) -> None:
+        store.put(f"{k}.{image_format}", encode(image, image_format))
+
     def ours() -> None:
         writer = Writer(lambda _: None, lambda _: None)
         with writer:
-            writer.put([partial(write_image, tmp_path / f"{k}.{image_format}", image, image_format)  # type: ignore[misc]
-                        for k, image in enumerate(images)])  # fmt: skip
+            writer.put([partial(write, k, image) for k, image in enumerate(images)])  # type: ignore[misc]
 
     def check() -> None:
         for k, image in enumerate(images):
-            assert np.array_equal(np.asarray(Image.open(tmp_path / f"{k}.{image_format}")), image)
+            assert np.array_equal(np.asarray(Image.open(tmp_path / IMAGES / f"{k}.{image_format}")), image)
 
     def pillow(name: str, **options: Any) -> None:
         for k, image in enumerate(images):

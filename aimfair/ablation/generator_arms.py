@@ -18,6 +18,7 @@ _FLAG, _NODE = "--values", "generate."
 
 _SAME_FOR_ALL = {
     "folder", "emoji", "pairs", "balanced_per_group", "biased_total", "minority_ratio", "disjoint", "image_format",
+    "storage", "images_per_shard",
 }  # fmt: skip
 """Settings of generate that say which images are made, not how."""
 

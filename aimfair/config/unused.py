@@ -8,7 +8,9 @@ from aimfair.generation.settings import GenerateSettings
 from aimfair.training.settings import OptimizerSettings
 from aimfair.tuning.settings import TuneSettings
 
-_OF_IMPORTS = {"folder", "balanced_per_group", "biased_total", "minority_ratio", "disjoint", "seed"}
+_STORED = {"storage", "images_per_shard"}
+
+_OF_IMPORTS = {"folder", "balanced_per_group", "biased_total", "minority_ratio", "disjoint", "seed"} | _STORED
 
 _OF_EMOJI = (_OF_IMPORTS - {"folder"}) | {"emoji", "image_format", "batch_size", "max_rejections"}
 
@@ -27,6 +29,8 @@ def without_effect(config: Config) -> Iterator[str]:
             yield from _lines("generate", generate, {"tensorrt"}, f"generate.engine is {generate.engine}")
         if prompts.provider == "grammar":
             yield from _lines("prompts", prompts, {"llm"}, "prompts.provider is grammar")
+    if generate.storage == "files":
+        yield from _lines("generate", generate, {"images_per_shard"}, "generate.storage is files")
     if not config.tune.trials:
         yield from _lines("tune", config.tune, set(TuneSettings.model_fields) - {"trials"}, "tune.trials is 0")
     yield from _of_training("train", config.train)

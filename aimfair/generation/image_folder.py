@@ -1,19 +1,12 @@
-"""The folder of a set of images: all of one provenance, in files named by the digest of their pixels."""
+"""The folder of a set of images, all of one provenance."""
 
 import shutil
-from collections.abc import Iterable
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from aimfair.base.errors import AimfairError
 from aimfair.base.files import is_temporary
-from aimfair.data.decode import ImageError, content_digest, read_rgb
-from aimfair.generation.manifest import DIGITS, MANIFEST, MAX_PIXELS
+from aimfair.generation.manifest import IMAGES, MANIFEST
 from aimfair.generation.provenance import JOB, Provenance
-
-IMAGES = "images"
-
-_THREADS = 4  # that decode files
 
 
 def settle(folder: Path, provenance: Provenance, *, overwrite: bool) -> None:
@@ -53,25 +46,3 @@ def settle(folder: Path, provenance: Provenance, *, overwrite: bool) -> None:
 def outputs(folder: Path) -> list[Path]:
     """The files and folders of a finished set."""
     return [folder / JOB, folder / MANIFEST, folder / IMAGES]
-
-
-def intact(folder: Path, files: Iterable[str]) -> set[str]:
-    """The files whose pixels match the digest in their name."""
-
-    def is_intact(file: str) -> bool:
-        try:
-            return content_digest(read_rgb(folder / file, MAX_PIXELS))[:DIGITS] == Path(file).stem[-DIGITS:]
-        except ImageError:
-            return False
-
-    files = list(files)
-    with ThreadPoolExecutor(_THREADS) as threads:
-        return {file for file, good in zip(files, threads.map(is_intact, files), strict=True) if good}
-
-
-def remove_others(folder: Path, files: Iterable[str]) -> None:
-    """Removes every image but ``files``; folders among the images stay."""
-    known = {folder / file for file in files}
-    for path in (folder / IMAGES).iterdir():
-        if path not in known and not path.is_dir():
-            path.unlink()

@@ -1,14 +1,13 @@
 """Existing images instead of generated ones: chooses a balanced and a biased set, and copies them."""
 
-import shutil
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 
 from aimfair.base.errors import AimfairError
-from aimfair.base.files import replace_file
 from aimfair.base.interrupt import NEVER, Interrupt
 from aimfair.base.log import NOWHERE, Log
 from aimfair.base.os_errors import of_the_machine
@@ -19,11 +18,12 @@ from aimfair.data.catalogue import leave_out
 from aimfair.data.decode import ImageError, open_image
 from aimfair.data.settings import DataSettings
 from aimfair.generation import image_folder
-from aimfair.generation.manifest import DIGITS, ImageRecord, Suffix, file_name, write_manifest
+from aimfair.generation.manifest import DIGITS, ImageRecord, Shards, Suffix, file_name, write_manifest
 from aimfair.generation.plan import Group, minority_ratio, sets_of_group, size_of_group
 from aimfair.generation.provenance import Provenance
 from aimfair.generation.settings import GenerateSettings
 from aimfair.generation.source import COPY, TWO_GROUPS, Found, Source, stamp
+from aimfair.generation.store import ImageStore, open_store
 from aimfair.generation.summary import GenerationSummary
 
 SPARE = "not needed"
@@ -73,7 +73,7 @@ def choose(source: Source, settings: GenerateSettings, data: DataSettings, value
     for group, members in groups.items():
         ordered = _in_turn(members, settings.seed)
         for one, sets in zip(ordered, sets_of_group(settings, int(sizes[group])), strict=False):
-            chosen.append((one, _record(len(chosen), one, sets, source.digests[one.file], source.folder)))
+            chosen.append((one, _record(len(chosen), one, sets, source)))
         rejected |= {one.file: SPARE for one in ordered[wanted[group] :]}
     not_kept = [(one.group, rejected[one.file]) for one in source.images if one.file in rejected]
     summary = GenerationSummary.of([one.group for one, _ in chosen], not_kept, folder=str(source.folder))
@@ -84,6 +84,7 @@ def copy_images(
     choice: Choice,
     to: Path,
     provenance: Provenance,
+    settings: GenerateSettings,
     *,
     overwrite: bool,
     progress: Progress | None = None,
@@ -101,28 +102,36 @@ def copy_images(
         OSError: an image or the manifest cannot be written.
     """
     image_folder.settle(to, provenance, overwrite=overwrite)
-    records = [record for _, record in choice.images]
-    intact = image_folder.intact(to, [record.file for record in records])
-    missing = [(one, record) for one, record in choice.images if record.file not in intact]
+    store = open_store(to, settings)
+    names = {record.image: _name(record) for _, record in choice.images}
+    intact = store.intact(names.values())
+    missing = [(one, record) for one, record in choice.images if names[record.image] not in intact]
     with (
-        (progress or Progress(quiet=True)).task("copy images", len(records), len(intact)) as task,
+        (progress or Progress(quiet=True)).task("copy images", len(names), len(intact)) as task,
+        closing(store),
         ThreadPoolExecutor(_THREADS, thread_name_prefix="copy") as threads,
     ):
         for start in range(0, len(missing), _CHUNK):
-            for _ in threads.map(partial(_copy, choice.source, to), missing[start : start + _CHUNK]):
+            for _ in threads.map(partial(_copy, choice.source, store), missing[start : start + _CHUNK]):
                 task.advance()
+            store.flush()
             interrupt.check()
-    image_folder.remove_others(to, [record.file for record in records])
-    write_manifest(to, records)
+    store.keep(names.values())
+    write_manifest(to, store.finish([record for _, record in choice.images]))
+    Shards(to).remove()
 
 
-def _copy(source: Source, to: Path, image: tuple[Found, ImageRecord]) -> None:
+def _copy(source: Source, store: ImageStore, image: tuple[Found, ImageRecord]) -> None:
     one, record = image
-    path = source.folder / one.file
-    with replace_file(to / record.file) as temporary:
-        shutil.copyfile(path, temporary)
-        if stamp(path) != source.stamps[one.file]:
-            raise AimfairError(f"{path}: changed while images were copied; run again")
+    with source.reader.open(one.file) as file:
+        data = file.read()
+    if stamp(source.folder, one.file) != source.stamps[one.file]:
+        raise AimfairError(f"{source.folder / one.file}: changed while images were copied; run again")
+    store.put(_name(record), data)
+
+
+def _name(record: ImageRecord) -> str:
+    return record.file.rpartition("/")[2]
 
 
 def _warn_of_omissions(source: Source, data: DataSettings, log: Log) -> None:
@@ -168,9 +177,10 @@ def _in_turn(members: Sequence[Found], seed: int) -> list[Found]:
     return [one for _, one in sorted(placed, key=lambda pair: pair[0])]
 
 
-def _record(image: int, one: Found, sets: list[str], digest: str, folder: Path) -> ImageRecord:
+def _record(image: int, one: Found, sets: list[str], source: Source) -> ImageRecord:
+    folder, digest = source.folder, source.digests[one.file]
     try:
-        with (folder / one.file).open("rb") as file:
+        with source.reader.open(one.file) as file:
             suffix = _SUFFIXES[open_image(folder / one.file, file).format]
     except (OSError, ImageError, KeyError) as error:
         if of_the_machine(error):

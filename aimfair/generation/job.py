@@ -25,11 +25,12 @@ from aimfair.generation import image_folder
 from aimfair.generation.estimate import LONG, Estimator
 from aimfair.generation.filters import ImageFilter, Scorer
 from aimfair.generation.manifest import (
+    IMAGES,
     MANIFEST,
     ImageRecord,
     Outcome,
     Shards,
-    file_name,
+    image_name,
     known_outcomes,
     seed_of_attempt,
     write_manifest,
@@ -39,6 +40,7 @@ from aimfair.generation.provenance import Provenance
 from aimfair.generation.recovery import recover
 from aimfair.generation.rounds import Rounds, refuse_only_rejections
 from aimfair.generation.settings import GenerateSettings
+from aimfair.generation.store import open_store
 from aimfair.generation.summary import GenerationSummary, Speed
 from aimfair.generation.worker import Worker
 
@@ -87,10 +89,13 @@ class Job:
         self.damage: str | None = None
         self._folder, self._settings, self._image_size, self._ranks = folder, settings, image_size, ranks
         self._shards = Shards(folder)
+        self._store = open_store(folder, settings, ranks.rank)
         outcomes: list[Outcome] = []
         if ranks.rank == 0:
             digest = hashlib.sha256(as_lines(plan).encode()).hexdigest()
-            whole = provenance.with_facts(image_size=image_size, image_format=settings.image_format, plan=digest)
+            whole = provenance.with_facts(
+                image_size=image_size, image_format=settings.image_format, plan=digest, **settings.stored_as
+            )
             image_folder.settle(folder, whole, overwrite=overwrite)
             outcomes = self._find(finished)
         self._rounds = Rounds(self.plan, self._settings)
@@ -138,7 +143,7 @@ class Job:
             OSError: an image, a shard or the manifest cannot be written.
         """
         record = partial(self._shards.append, self._ranks.rank)
-        worker = Worker(self._folder, self._settings, self._image_size, load, load_filters, record, interrupt)
+        worker = Worker(self._store, self._settings, self._image_size, load, load_filters, record, interrupt)
         shown = _Shown(task, self._ranks, worker, self.done)
         estimator = Estimator(self._settings, self._ranks.size)
         while self._rounds.wanted:
@@ -200,11 +205,11 @@ class Job:
         before = Rounds(self.plan, self._settings)
         before.add(self._known(finished))
         outcomes = before.decided()
-        intact = image_folder.intact(self._folder, [self._file(one) for one in outcomes if one.digest is not None])
-        outcomes = [one for one in outcomes if one.digest is None or self._file(one) in intact]
+        intact = self._store.intact([self._name(one) for one in outcomes if one.digest is not None])
+        outcomes = [one for one in outcomes if one.digest is None or self._name(one) in intact]
         if self._shards.exist():
             self._shards.replace(outcomes)
-        image_folder.remove_others(self._folder, intact)
+        self._store.keep(intact)
         return outcomes
 
     def _known(self, finished: GenerationSummary | None) -> list[Outcome]:
@@ -215,24 +220,25 @@ class Job:
         known = [one for one in (*of_manifest, *of_shards) if one.image in planned]
         lost = []
         if not self._shards.exist():
-            lost = recover(self._folder, self.plan, known, finished, self._settings)
+            lost = recover(self._store, self.plan, known, finished, self._settings)
         if damaged + damaged_in_shards + len(lost):
             path = self._folder / MANIFEST if damaged + len(lost) else self._shards.folder
             self.damage = f"{path}: damaged; {len(lost):,} lines are recovered, images without a line are made again"
         return known + lost
 
     def _finish(self) -> None:
-        """Puts the manifest in place of the shards."""
-        records = []
+        """Puts the images where they stay, and the manifest in place of the shards."""
+        records, names = [], []
         for planned in self.plan:
             outcome = self._rounds.kept[planned.image]
             measured = self._rounds.measured[planned.image]
+            names.append(self._name(outcome))
             seed = seed_of_attempt(planned, outcome.attempt)
             records.append(
                 ImageRecord(
                     **planned.model_dump(exclude={"seed"}),
                     seed=seed,
-                    file=self._file(outcome),
+                    file=f"{IMAGES}/{names[-1]}",
                     attempt=outcome.attempt,
                     rejected=self._rounds.rejected[planned.image],
                     hash=outcome.hash,
@@ -240,12 +246,12 @@ class Job:
                     measured=measured if self._settings.filters.by_share else None,
                 )
             )
-        write_manifest(self._folder, records)
+        write_manifest(self._folder, self._store.finish(records))
         self._shards.remove()
-        image_folder.remove_others(self._folder, [record.file for record in records])
+        self._store.keep(names)
 
-    def _file(self, outcome: Outcome) -> str:
-        return file_name(outcome.image, outcome.digest or "", self._settings.image_format)
+    def _name(self, outcome: Outcome) -> str:
+        return image_name(outcome.image, outcome.digest or "", self._settings.image_format)
 
     def _measure(self, worker: Worker, estimator: Estimator) -> Speed | None:
         """Over all processes, each of which calls this."""
@@ -313,7 +319,8 @@ def make_range(
     def is_missing(planned: PlannedImage) -> bool:
         return planned.image in missing and (planned.image, attempt) not in known
 
-    worker = Worker(folder, settings, image_size, load, load_filters, partial(shards.append, shard), interrupt)
+    store = open_store(folder, settings, shard)
+    worker = Worker(store, settings, image_size, load, load_filters, partial(shards.append, shard), interrupt)
     worker.make([batch for batch in batches if any(map(is_missing, batch))], attempt, is_missing, note)
 
 

@@ -7,11 +7,12 @@ Every process of a job appends to its own ``shards/<rank>.jsonl``, each line onc
 import shutil
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from pathlib import Path
+from functools import cached_property
+from pathlib import Path, PurePosixPath
 from typing import Annotated, ClassVar, Literal
 
 import numpy as np
-from pydantic import Field
+from pydantic import Field, NonNegativeInt
 
 from aimfair.base.errors import AimfairError
 from aimfair.base.files import append_text, way_out, write_text
@@ -24,9 +25,16 @@ from aimfair.base.settings import Record
 from aimfair.data.cache import decode_files
 from aimfair.data.decode import Fit
 from aimfair.data.images import ImageSet
+from aimfair.data.sources import Folder, Members, Source
 from aimfair.generation.plan import PlannedImage
 
 MANIFEST = "manifest.jsonl"
+
+IMAGES = "images"
+"""Folder of the images."""
+
+TAR = ".tar"
+"""How the name of a file of many images ends."""
 
 DIGITS = 12
 """Of the digest of an image's pixels, in the name of its file."""
@@ -86,7 +94,9 @@ class ImageRecord(PlannedImage):
     Attributes:
         seed: of the noise that it was made from (:func:`seed_of_attempt`). For an imported image it is 0, and text and
             prompt are empty, unless its source has a manifest.
-        file: relative to the folder of the manifest; named by the image's number and the digest of its pixels.
+        file: relative to the folder of the manifest; named by the image's number and the digest of its pixels. In a tar
+            file, the path of that comes first.
+        place: of an image in a tar file, from where and how many bytes; None, and missing in files: in none.
         attempt: how many images were rejected before this one.
         rejected: why each was.
         hash, score: as in :class:`Outcome`.
@@ -94,19 +104,23 @@ class ImageRecord(PlannedImage):
             made again; None, and missing in the file: they do not.
     """
 
-    file: Annotated[str, Field(pattern=rf"^images/[0-9]{{6,}}-[0-9a-f]{{{DIGITS}}}\.(png|webp|jpg)$")]
+    file: Annotated[
+        str, Field(pattern=rf"^images/([0-9]{{5,}}\.tar/)?[0-9]{{6,}}-[0-9a-f]{{{DIGITS}}}\.(png|webp|jpg)$")
+    ]
     attempt: int
     rejected: list[str]
     hash: _Hash = None
     score: float | None = None
     measured: list[Measured] | None = None
 
-    _optional: ClassVar[tuple[str, ...]] = ("pair", "score", "measured")
+    place: tuple[NonNegativeInt, NonNegativeInt] | None = None
+
+    _optional: ClassVar[tuple[str, ...]] = ("pair", "score", "measured", "place")
 
     @property
     def digest(self) -> str:
         """The first :data:`DIGITS` digits."""
-        return self.file.partition(".")[0][-DIGITS:]
+        return PurePosixPath(self.file).stem[-DIGITS:]
 
 
 class Manifest:
@@ -128,6 +142,17 @@ class Manifest:
                 f" {_AGAIN}"
             )
         self.records: dict[int, ImageRecord] = {record.image: record for record in lines}
+
+    @cached_property
+    def source(self) -> Source:
+        """Reads the images, by their files."""
+        places = {record.file: record.place for record in self.records.values() if record.place is not None}
+        return Members(self.folder, places) if places else Folder(self.folder)
+
+    def stored(self, record: ImageRecord) -> Path:
+        """The file on disk that holds an image."""
+        path = self.folder / record.file
+        return path if record.place is None else path.parent
 
     def load(
         self,
@@ -156,7 +181,7 @@ class Manifest:
         files = [record.file for record in records]
         cache = self.folder / "decoded"
         decoded = decode_files(
-            self.folder,
+            self.source,
             files,
             size,
             MAX_PIXELS,
@@ -262,7 +287,12 @@ class Shards:
 
 def file_name(image: int, digest: str, suffix: Suffix = "png") -> str:
     """The prompt is not part of it: no user input enters a path."""
-    return f"images/{image:06d}-{digest[:DIGITS]}.{suffix}"
+    return f"{IMAGES}/{image_name(image, digest, suffix)}"
+
+
+def image_name(image: int, digest: str, suffix: Suffix) -> str:
+    """The last part of :func:`file_name`."""
+    return f"{image:06d}-{digest[:DIGITS]}.{suffix}"
 
 
 def seed_of_attempt(planned: PlannedImage, attempt: int) -> int:

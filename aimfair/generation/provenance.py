@@ -27,7 +27,7 @@ _RENAMED = {"bias": "minority_ratio", "pictures": _SOURCE}  # facts of earlier v
 
 _NOT_IN_THE_IMAGES = {
     "model", "engine", "tensorrt", "filters", "image_format", "allow_download", "batch_size", "max_rejections",
-    "minority_ratio", "folder", "emoji", "decoder", "loras", "pairs",
+    "minority_ratio", "folder", "emoji", "decoder", "loras", "pairs", "storage", "images_per_shard",
 }  # fmt: skip
 """Settings that may change within a set, and those that other facts stand for: the model's fingerprint, the engine's
 versions, the filters' facts, the plan, fingerprints of another decoder and of adaptations. The batch size changes no
@@ -91,6 +91,7 @@ class Provenance:
                 "majority": data.majority,
                 "protected_values": values,
                 "max_pixels": data.max_pixels,
+                **settings.stored_as,
             }
         )
 

@@ -3,17 +3,17 @@
 import re
 from collections import Counter, defaultdict
 from collections.abc import Sequence
-from pathlib import Path
 
-from aimfair.data.decode import ImageError, dhash, read_rgb
-from aimfair.generation.manifest import DIGITS, MAX_PIXELS, Outcome
+from aimfair.data.decode import ImageError, dhash
+from aimfair.generation.manifest import DIGITS, Outcome
 from aimfair.generation.plan import Group, PlannedImage
 from aimfair.generation.settings import GenerateSettings
+from aimfair.generation.store import ImageStore
 from aimfair.generation.summary import GenerationSummary
 
 
 def recover(
-    folder: Path,
+    store: ImageStore,
     plan: Sequence[PlannedImage],
     known: Sequence[Outcome],
     summary: GenerationSummary | None,
@@ -25,7 +25,7 @@ def recover(
     lost ones had none; the images of other groups must be made again.
 
     Args:
-        folder: of a finished job, the images in ``images``.
+        store: the images of a finished job.
         known: the outcomes that are left.
         summary: of that job; None: nothing is recovered. Nor if images have a score, which only its model can give.
     """
@@ -37,22 +37,22 @@ def recover(
         (group.y, group.a) for group in summary.groups if sum(group.rejected.values()) == rejected[group.y, group.a]
     }
     have = {one.image for one in known}
-    files: dict[int, list[tuple[Path, str]]] = defaultdict(list)
-    for path in (folder / "images").glob(f"*.{settings.image_format}"):
-        if found := re.fullmatch(rf"([0-9]{{6,}})-([0-9a-f]{{{DIGITS}}})", path.stem):
-            files[int(found[1])].append((path, found[2]))
+    files: dict[int, list[tuple[str, str]]] = defaultdict(list)
+    for name in store.names():
+        if found := re.fullmatch(rf"([0-9]{{6,}})-([0-9a-f]{{{DIGITS}}})\.{settings.image_format}", name):
+            files[int(found[1])].append((name, found[2]))
     return [
-        Outcome(image=image, attempt=0, digest=digest, hash=_hash(path, settings))
+        Outcome(image=image, attempt=0, digest=digest, hash=_hash(store, name, settings))
         for image, of_image in sorted(files.items())
         if image not in have and groups.get(image) in certain and len(of_image) == 1
-        for path, digest in of_image
+        for name, digest in of_image
     ]
 
 
-def _hash(path: Path, settings: GenerateSettings) -> str | None:
+def _hash(store: ImageStore, name: str, settings: GenerateSettings) -> str | None:
     if not settings.filters.hashed:
         return None
     try:
-        return dhash(read_rgb(path, MAX_PIXELS))
+        return dhash(store.read_rgb(name))
     except ImageError:  # it is made again
         return None

@@ -1,6 +1,6 @@
 """Settings of a job of synthetic images."""
 
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -58,7 +58,19 @@ class GenerateSettings(TextToImageSettings):
         0.2, ge=0, le=10, description="rejected images over wanted ones, above which generation stops"
     )
     image_format: Literal["png", "webp"] = Field("webp", description="of the files; both are lossless")
+    storage: Literal["files", "webdataset"] = Field(
+        "files",
+        description="files: each image in its own; webdataset: many in a tar file with their labels, for a million",
+    )
+    images_per_shard: int = Field(10_000, ge=1, le=10**6, description="webdataset: images in a tar file")
     filters: FilterSettings = FilterSettings()
+
+    @property
+    def stored_as(self) -> dict[str, Any]:
+        """Facts of a set that tell how its images are stored; none for files."""
+        if self.storage == "files":
+            return {}
+        return {"storage": self.storage, "images_per_shard": self.images_per_shard}
 
     @property
     def in_use(self) -> bool:

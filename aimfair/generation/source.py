@@ -6,6 +6,7 @@ it is the ``synthetic`` of another run, whose manifest says what each image is.
 
 import hashlib
 import re
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path, PurePosixPath
 
@@ -17,7 +18,9 @@ from aimfair.base.progress import Progress
 from aimfair.data.cache import decode_files
 from aimfair.data.catalogue import IMAGE_SUFFIXES, Rejected, image_files
 from aimfair.data.settings import DataSettings
-from aimfair.generation.manifest import MAX_PIXELS, Manifest
+from aimfair.data.sources import Folder
+from aimfair.data.sources import Source as Reader
+from aimfair.generation.manifest import MAX_PIXELS, TAR, Manifest
 from aimfair.generation.plan import Group
 
 UNREADABLE, COPY, TWO_GROUPS = "unreadable", "copy", "in two groups"
@@ -55,6 +58,7 @@ class Source:
         digests: file -> digest of its pixels, of the images that can be decoded.
         unreadable: the others.
         rejected: file -> why it cannot be used: :data:`UNREADABLE`, :data:`COPY` or :data:`TWO_GROUPS`.
+        reader: reads the images.
     """
 
     folder: Path
@@ -64,6 +68,7 @@ class Source:
     digests: dict[str, str]
     unreadable: tuple[Rejected, ...]
     rejected: dict[str, str]
+    reader: Reader
 
     @property
     def digest(self) -> str:
@@ -91,13 +96,14 @@ def read_source(
         Interrupted: as ``interrupt`` says.
     """
     try:
-        images, ignored = _find(folder, groups)
+        images, ignored, manifest = _find(folder, groups)
     except OSError as error:  # such as an unreadable folder
         raise AimfairError(explain(error, {folder: "generate.folder"})) from error
     files = [one.file for one in images]
-    stamps = {file: stamp(folder / file) for file in files}
+    reader: Reader = Folder(folder) if manifest is None else manifest.source
+    stamps = dict(_stamps(folder, files))
     decoded = decode_files(
-        folder, files, _SMALL, min(data.max_pixels, MAX_PIXELS), log=log, progress=progress, interrupt=interrupt
+        reader, files, _SMALL, min(data.max_pixels, MAX_PIXELS), log=log, progress=progress, interrupt=interrupt
     )
     rejected = {name: UNREADABLE for name, _ in decoded.rejected}
     digests = {files[number]: digest for number, digest in zip(decoded.kept, decoded.digests, strict=True)}
@@ -110,32 +116,47 @@ def read_source(
             rejected |= {one.file: TWO_GROUPS for one in equal}
         else:
             rejected |= {one.file: COPY for one in equal[1:]}
-    return Source(folder, tuple(images), stamps, tuple(ignored), digests, decoded.rejected, rejected)
+    return Source(folder, tuple(images), stamps, tuple(ignored), digests, decoded.rejected, rejected, reader)
 
 
 def missing(folder: Path) -> ConfigError:
     return ConfigError(f"generate.folder: found {folder}, which is not a folder, expected one with images")
 
 
-def stamp(path: Path) -> tuple[int, int]:
-    """As in :attr:`Source.stamps`."""
+def stamp(folder: Path, file: str) -> tuple[int, int]:
+    """As in :attr:`Source.stamps`; of the tar file that an image is in."""
+    tar = file.rpartition("/")[0]
     try:
-        status = path.stat()
+        status = (folder / (tar if tar.endswith(TAR) else file)).stat()
     except OSError:
         return -1, 0
     return status.st_size, status.st_mtime_ns
 
 
-def _find(folder: Path, groups: tuple[int, int]) -> tuple[list[Found], list[str]]:
-    """The images, sorted by file, and the names that belong to no group. No image is opened."""
+def _stamps(folder: Path, files: Sequence[str]) -> Iterator[tuple[str, tuple[int, int]]]:
+    of_tars: dict[str, tuple[int, int]] = {}
+    for file in files:
+        tar = file.rpartition("/")[0]
+        if not tar.endswith(TAR):
+            yield file, stamp(folder, file)
+        else:
+            of_tars[tar] = of_tars.get(tar) or stamp(folder, file)
+            yield file, of_tars[tar]
+
+
+def _find(folder: Path, groups: tuple[int, int]) -> tuple[list[Found], list[str], Manifest | None]:
+    """The images, sorted by file, the names that belong to no group, and the manifest if there is one. No image is
+    opened."""
     if not folder.is_dir():
         raise missing(folder)
-    manifest = Manifest(folder)
+    manifest: Manifest | None = Manifest(folder)
+    assert manifest is not None
     if manifest.path.exists():
         facts = {field.name for field in fields(Found)}
         images, ignored = [Found(**one.model_dump(include=facts)) for one in manifest.records.values()], list[str]()
     else:
         images, ignored = _in_group_folders(folder)
+        manifest = None
     images.sort(key=lambda one: one.file)
     for one in images:
         if one.y >= groups[0] or one.a >= groups[1]:
@@ -148,7 +169,7 @@ def _find(folder: Path, groups: tuple[int, int]) -> tuple[list[Found], list[str]
         raise AimfairError(
             f"generate.folder: {folder} has no images, expected them in folders {names}, or a manifest.jsonl of aimfair"
         )
-    return images, ignored
+    return images, ignored, manifest
 
 
 def _in_group_folders(folder: Path) -> tuple[list[Found], list[str]]:

@@ -3,8 +3,8 @@
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
 from functools import partial
-from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -15,10 +15,11 @@ from aimfair.data.decode import content_digest, dhash, fit
 from aimfair.diffusion.sampler import Sampler
 from aimfair.generation.filters import ImageFilter, Scorer
 from aimfair.generation.filters.pixels import blank
-from aimfair.generation.manifest import DIGITS, Outcome, file_name, seed_of_attempt
+from aimfair.generation.manifest import DIGITS, Outcome, image_name, seed_of_attempt
 from aimfair.generation.plan import PlannedImage
 from aimfair.generation.settings import GenerateSettings
-from aimfair.generation.writer import Writer, write_image
+from aimfair.generation.store import ImageStore
+from aimfair.generation.writer import Writer, encode
 
 Note = Callable[[Sequence[Outcome]], None]
 
@@ -27,7 +28,7 @@ class Worker:
     """Makes images, and measures the time.
 
     Args:
-        folder: of the images.
+        store: takes the images; closed after every :meth:`make`.
         image_size: larger images are reduced to this many pixels along each side.
         load, load_filters: give the model and the filters; called before the first batch.
         record: called with the outcomes of a batch once its files are on disk, by a separate thread.
@@ -41,7 +42,7 @@ class Worker:
 
     def __init__(
         self,
-        folder: Path,
+        store: ImageStore,
         settings: GenerateSettings,
         image_size: int,
         load: Callable[[], Sampler],
@@ -49,7 +50,7 @@ class Worker:
         record: Note,
         interrupt: Interrupt,
     ):
-        self._folder, self._settings, self._image_size = folder, settings, image_size
+        self._store, self._settings, self._image_size = store, settings, image_size
         self._load, self._load_filters = load, load_filters
         self._record, self._interrupt = record, interrupt
         self._models: tuple[Sampler, Sequence[ImageFilter | Scorer]] | None = None
@@ -97,12 +98,17 @@ class Worker:
             note(outcomes)
 
         before = 0.0
-        with Writer(self._record, done) as writer:
+        with closing(self._store), Writer(self._on_disk, done) as writer:
             for batch in batches:
                 self._interrupt.check()
                 writer.put(self._sample(batch, attempt, is_missing))
                 self.stalled, before = self.stalled + writer.stalled - before, writer.stalled
         self.stalled += writer.stalled - before
+
+    def _on_disk(self, outcomes: Sequence[Outcome]) -> None:
+        """Records a batch, whose images have been put."""
+        self._store.flush()
+        self._record(outcomes)
 
     def _sample(
         self, batch: Sequence[PlannedImage], attempt: int, is_missing: Callable[[PlannedImage], bool]
@@ -165,6 +171,6 @@ class Worker:
         if reason is not None:
             return Outcome(image=number, attempt=attempt, reason=reason)
         digest, suffix = content_digest(image)[:DIGITS], self._settings.image_format
-        write_image(self._folder / file_name(number, digest, suffix), reduced, suffix)
+        self._store.put(image_name(number, digest, suffix), encode(reduced, suffix))
         near = dhash(image) if self._settings.filters.hashed else None
         return Outcome(image=number, attempt=attempt, digest=digest, hash=near, score=score)

@@ -1,17 +1,16 @@
 """From pixels to files and records, in threads that run beside the sampler."""
 
+import io
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from aimfair.base.files import replace_file
 from aimfair.base.interrupt import Interrupted
 from aimfair.generation.manifest import Format, Outcome
 
@@ -25,14 +24,11 @@ _OPTIONS: dict[Format, dict[str, Any]] = {
 }
 
 
-def write_image(path: Path, pixels: npt.NDArray[np.uint8], image_format: Format) -> None:
-    """Replaces ``path`` by uint8 [H, W, 3], without loss: the same bytes for the same pixels and version of Pillow.
-
-    Raises:
-        OSError: it cannot be written.
-    """
-    with replace_file(path) as temporary:
-        Image.fromarray(pixels).save(temporary, **_OPTIONS[image_format])
+def encode(pixels: npt.NDArray[np.uint8], image_format: Format) -> bytes:
+    """uint8 [H, W, 3], without loss: the same bytes for the same pixels and version of Pillow."""
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, **_OPTIONS[image_format])
+    return buffer.getvalue()
 
 
 class Writer:

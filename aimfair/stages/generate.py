@@ -174,6 +174,7 @@ def _other_inputs(config: Config, prompts: str) -> dict[str, Any]:
     """Of the stage, besides the provenance of the images; ``prompts``: digest of that stage."""
     return {
         "image_format": config.generate.image_format,
+        **config.generate.stored_as,
         "image_size": config.data.image_size,
         "minority_ratio": minority_ratio(config.generate, config.data),
         "majority": config.data.majority,
@@ -346,6 +347,7 @@ def _draw(run: Run, emoji: EmojiSettings) -> None:
     provenance = Provenance.drawn(settings)
     inputs = {
         **provenance.facts,
+        **settings.stored_as,
         "generate": settings.model_dump(
             include={"balanced_per_group", "biased_total", "disjoint", "seed", "minority_ratio", "image_format"}
         ),
@@ -385,7 +387,13 @@ def _import(run: Run, folder: Path) -> None:
     leaks = find_leaks(found.digests, splits_of(run), data, progress=run.progress, interrupt=run.interrupt)
     refuse_leaks(leaks, folder, run.log)
     copy_images(
-        choice, run.synthetic, provenance, overwrite=run.overwrite, progress=run.progress, interrupt=run.interrupt
+        choice,
+        run.synthetic,
+        provenance,
+        settings,
+        overwrite=run.overwrite,
+        progress=run.progress,
+        interrupt=run.interrupt,
     )
     choice.summary.save(run.generation)
     run.log("images", copied=len(choice.images), folder=str(folder))

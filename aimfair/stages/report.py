@@ -10,7 +10,6 @@ import numpy as np
 
 import aimfair
 from aimfair.base.files import write_text
-from aimfair.data.decode import read_rgb
 from aimfair.evaluation.flips import Flips
 from aimfair.evaluation.predictions import load_logits
 from aimfair.evaluation.results import Results
@@ -80,7 +79,8 @@ def gather(run: Run) -> Material:
 
 def _pairs(run: Run) -> list[Pair]:
     """A few held-out pairs of each class, with what the biased model and the default method see in them."""
-    held, places = pairs_of(Manifest(run.synthetic).records.values())
+    manifest = Manifest(run.synthetic)
+    held, places = pairs_of(manifest.records.values())
     names, seed = (BIASED, run.config.default_method), run.config.seeds[0]
     predicted = {name: load_logits(run.logits_of_pairs(seed, name)).argmax(axis=1) for name in names}
     of_classes: dict[int, list[list[int]]] = defaultdict(list)
@@ -89,7 +89,7 @@ def _pairs(run: Run) -> list[Pair]:
     return [
         Pair(
             y,
-            [_pixels(run.synthetic / held[place].file) for place in of_pair],
+            [_pixels(manifest, held[place]) for place in of_pair],
             held[of_pair[0]].text,
             {name: predicted[name][of_pair].tolist() for name in names},
         )
@@ -123,20 +123,21 @@ def _event(line: bytes) -> dict[str, Any] | None:
 def _synthetic(folder: Path) -> tuple[int, dict[tuple[int, int], list[Synthetic]]]:
     """The number of images in the balanced set, and a few of each group."""
     groups: dict[tuple[int, int], list[ImageRecord]] = defaultdict(list)
-    for record in Manifest(folder).records.values():
-        if "balanced" in record.sets and (folder / record.file).exists():
+    manifest = Manifest(folder)
+    for record in manifest.records.values():
+        if "balanced" in record.sets and manifest.stored(record).exists():
             groups[record.group].append(record)
     return sum(map(len, groups.values())), {
         (y, a): [
-            Synthetic(_pixels(folder / record.file), record.text)
+            Synthetic(_pixels(manifest, record), record.text)
             for record in choose(records, [record.prompt for record in records], "synthetic", y, a)
         ]
         for (y, a), records in groups.items()
     }
 
 
-def _pixels(path: Path) -> Pixels:
-    return np.asarray(read_rgb(path, MAX_PIXELS))
+def _pixels(manifest: Manifest, record: ImageRecord) -> Pixels:
+    return np.asarray(manifest.source.read_rgb(record.file, MAX_PIXELS))
 
 
 def _diversity(run: Run) -> Diversity | None:

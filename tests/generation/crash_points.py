@@ -29,8 +29,10 @@ def every_third_is_black(seed: int, pixels: np.ndarray) -> np.ndarray:
 
 
 def work(folder: Path, recipe: str) -> None:
-    """Three images of 8 x 8 pixels in two batches."""
+    """Three images of 8 x 8 pixels in two batches; of a recipe in tar files, in two of these."""
     settings = GenerateSettings(batch_size=2, max_rejections=1, image_format="png")
+    if recipe.endswith("tar"):
+        settings = settings.model_copy(update={"storage": "webdataset", "images_per_shard": 2})
     job = Job(folder, small_plan()[:3], Provenance({"recipe": recipe}), settings, 8, overwrite=True)
     job.run(lambda: NoiseSampler(8, every_third_is_black))
 
@@ -52,8 +54,9 @@ def lasting(folder: Path) -> dict[str, bytes]:
 
 def check(folder: Path) -> None:
     """At any moment every line of the manifest, but for half a line at its end, has its image."""
-    for record in Manifest(folder).records.values():
-        assert (folder / record.file).stat().st_size > 0
+    manifest = Manifest(folder)
+    for record in manifest.records.values():
+        assert manifest.source.read_rgb(record.file, 64).size == (8, 8)
 
 
 def kill_everywhere(folder: Path, recipe: str, start: Path | None) -> int:
@@ -80,8 +83,9 @@ def kill_everywhere(folder: Path, recipe: str, start: Path | None) -> int:
 
 def main(folder: Path) -> None:
     os.fsync = lambda _: None  # slow, and for the loss of power, which this is not
-    fresh = kill_everywhere(folder, "a", None)
-    print(fresh + kill_everywhere(folder, "b", folder / "whole-a"))
+    points = kill_everywhere(folder, "a", None) + kill_everywhere(folder, "b", folder / "whole-a")
+    points += kill_everywhere(folder, "a in tar", None) + kill_everywhere(folder, "b in tar", folder / "whole-a in tar")
+    print(points)
 
 
 if __name__ == "__main__":

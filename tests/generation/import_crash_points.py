@@ -31,7 +31,7 @@ def work(source: Path, to: Path) -> None:
     """Six images of 12 x 10 pixels."""
     found = read_source(source, (2, 2), DATA)
     provenance = Provenance.imported(found.digest, SETTINGS, DATA, 2)
-    copy_images(choose(found, SETTINGS, DATA, 2), to, provenance, overwrite=True)
+    copy_images(choose(found, SETTINGS, DATA, 2), to, provenance, SETTINGS, overwrite=True)
 
 
 def killed_work(source: Path, to: Path, point: int) -> None:

@@ -11,17 +11,25 @@ import pytest
 
 from aimfair.base.interrupt import Interrupted
 from aimfair.base.ranks import ALONE, Ranks
+from aimfair.data.settings import DataSettings
 from aimfair.generation.filters.pixels import NearDuplicates
 from aimfair.generation.job import Job
 from aimfair.generation.manifest import ImageRecord, Manifest
+from aimfair.generation.plan import PlannedImage, make_plan
 from aimfair.generation.provenance import Provenance
-from aimfair.generation.settings import GenerateSettings
+from aimfair.generation.settings import GenerateSettings, PairSettings
+from aimfair.prompts.grammar import write_prompts
 from tests.base.together import in_threads
 from tests.generation.crash_points import contents
-from tests.generation.samples import SIZE, NoiseSampler, small_plan
+from tests.generation.samples import SIZE, NoiseSampler, prompt_settings, small_plan
 from tests.generation.test_job import Stop
 
 PLAN = small_plan(10)
+PAIRS = make_plan(
+    write_prompts(prompt_settings()),
+    GenerateSettings(balanced_per_group=10, biased_total=12, pairs=PairSettings(held_out=2)),
+    DataSettings(minority_ratio=0.5),
+)
 FILTERS = {
     "worst": {"quality": {"model": "unused:unused", "worst": 0.3}},
     "alike": {"near_duplicates_share": 0.2},
@@ -51,12 +59,19 @@ def often_alike(seed: int, pixels: np.ndarray) -> np.ndarray:
     return (picture[:, :, None] + pixels // 16).astype(np.uint8)
 
 
-def make(folder: Path, filters: dict[str, Any], *, after: int | None = None, ranks: Ranks = ALONE) -> Job:
+def make(
+    folder: Path,
+    filters: dict[str, Any],
+    *,
+    after: int | None = None,
+    ranks: Ranks = ALONE,
+    plan: Sequence[PlannedImage] = PLAN,
+) -> Job:
     """``after``: stops after so many batches."""
     settings = GenerateSettings.model_validate(
         {"batch_size": 8, "max_rejections": 3, "image_format": "png", "filters": filters}
     )
-    job = Job(folder, PLAN, Provenance({}), settings, SIZE, ranks=ranks)
+    job = Job(folder, plan, Provenance({}), settings, SIZE, ranks=ranks)
     scores = [Score()] if "quality" in filters else []
     if after is None:
         job.run(lambda: NoiseSampler(change=often_alike), lambda: scores)
@@ -110,23 +125,29 @@ def test_near_duplicates_up_to_a_share(tmp_path: Path) -> None:
     assert found
 
 
-@pytest.mark.parametrize("filters", FILTERS.values(), ids=FILTERS)
-def test_neither_stops_nor_losses_nor_processes_change_a_decision(tmp_path: Path, filters: dict[str, Any]) -> None:
-    job = make(tmp_path / "whole", filters)
+@pytest.mark.parametrize(
+    ("filters", "plan"),
+    [(FILTERS["worst"], PLAN), (FILTERS["alike"], PLAN), (FILTERS["both"], PAIRS), ({"near_duplicates": 4}, PAIRS)],
+    ids=["worst", "alike", "both, in pairs", "bits, in pairs"],
+)
+def test_neither_stops_nor_losses_nor_processes_change_a_decision(
+    tmp_path: Path, filters: dict[str, Any], plan: list[PlannedImage]
+) -> None:
+    job = make(tmp_path / "whole", filters, plan=plan)
     expected = contents(tmp_path / "whole")
     rejected = dict(job.rejected)
     for after in (0, 3, 6, 8):
-        make(tmp_path / f"cut {after}", filters, after=after)
-        again = make(tmp_path / f"cut {after}", filters)
+        make(tmp_path / f"cut {after}", filters, after=after, plan=plan)
+        again = make(tmp_path / f"cut {after}", filters, plan=plan)
         assert contents(tmp_path / f"cut {after}") == expected
         assert dict(again.rejected) == rejected
     folder = tmp_path / "cut 0"
     for record in list(Manifest(folder).records.values())[::5]:
         (folder / record.file).unlink()
-    make(folder, filters, after=1)  # the lines are those of an earlier call, some of their images are missing
-    make(folder, filters)
+    make(folder, filters, after=1, plan=plan)  # lines of an earlier call, some of whose images are missing
+    make(folder, filters, plan=plan)
     assert contents(folder) == expected
-    in_threads(lambda here: make(tmp_path / "shared", filters, ranks=here))
+    in_threads(lambda here: make(tmp_path / "shared", filters, ranks=here, plan=plan))
     assert contents(tmp_path / "shared") == expected
 
 

@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import pytest
@@ -22,6 +22,7 @@ from aimfair.base.ranks import Ranks
 from aimfair.config import Config
 from aimfair.data.decode import decode
 from aimfair.data.settings import DataSettings
+from aimfair.data.sources import Folder
 from aimfair.evaluation.results import Results
 from aimfair.generation import imported
 from aimfair.generation.job import Job
@@ -94,7 +95,7 @@ def copy_of(settings: Config, to: Path, log: Log | None = None) -> imported.Choi
     source = read_source(settings.generate.folder, (2, 2), settings.data)
     choice = imported.choose(source, settings.generate, settings.data, 2, log or Warnings())
     provenance = Provenance.imported(source.digest, settings.generate, settings.data, 2)
-    imported.copy_images(choice, to, provenance, overwrite=True)
+    imported.copy_images(choice, to, provenance, settings.generate, overwrite=True)
     return choice
 
 
@@ -417,8 +418,8 @@ def test_images_of_a_model_are_not_taken_for_copies(folder: Path, tmp_path: Path
     choice = imported.choose(source, settings.generate, settings.data, 2)
     provenance = Provenance.imported(source.digest, settings.generate, settings.data, 2)
     with pytest.raises(AimfairError, match="its images are of another job"):
-        imported.copy_images(choice, made, provenance, overwrite=False)
-    imported.copy_images(choice, made, provenance, overwrite=True)
+        imported.copy_images(choice, made, provenance, settings.generate, overwrite=False)
+    imported.copy_images(choice, made, provenance, settings.generate, overwrite=True)
     assert len(list((made / "images").iterdir())) == 26
 
 
@@ -447,18 +448,19 @@ def test_an_interrupt_keeps_what_is_copied(folder: Path, tmp_path: Path, monkeyp
 def test_a_full_disk_ends_the_stage_and_a_new_start_goes_on(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    original = shutil.copyfile
+    original = Path.write_bytes
     calls = []
 
-    def full(source: Path, target: Path) -> None:
-        calls.append(source)
+    def full(path: Path, data: bytes) -> int:
+        if path.parent.name == "images":
+            calls.append(path)
         if len(calls) > 9:
-            Path(target).write_bytes(b"half")
+            original(path, data[:4])
             raise OSError(errno.ENOSPC, "No space left on device")
-        original(source, target)
+        return original(path, data)
 
     with monkeypatch.context() as patch:
-        patch.setattr(shutil, "copyfile", full)
+        patch.setattr(Path, "write_bytes", full)
         with pytest.raises(OSError, match="No space left"):
             stage(tmp_path / "run", config(folder))
     assert not list((tmp_path / "run").rglob("*.tmp"))
@@ -470,13 +472,13 @@ def test_a_full_disk_ends_the_stage_and_a_new_start_goes_on(
 def test_an_image_that_changes_while_it_is_copied_is_refused(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    original = shutil.copyfile
+    original = Folder.open
 
-    def meddling(source: Path, target: Path) -> None:
-        original(source, target)
-        os.utime(source, ns=(1, 1))
+    def meddling(source: Folder, file: str) -> IO[bytes]:
+        os.utime(folder / file, ns=(1, 1))
+        return original(source, file)
 
-    monkeypatch.setattr(shutil, "copyfile", meddling)
+    monkeypatch.setattr(Folder, "open", meddling)
     with pytest.raises(AimfairError, match=r"changed while images were copied; run again"):
         stage(tmp_path / "run", config(folder))
     assert not list((tmp_path / "run/synthetic/images").iterdir())

@@ -148,9 +148,9 @@ def test_a_damaged_image_is_made_again_with_the_same_neighbours(tmp_path: Path, 
 @pytest.mark.slow
 def test_kill_9_at_any_moment(tmp_path: Path) -> None:
     program = [sys.executable, "-m", "tests.generation.crash_points", str(tmp_path)]
-    done = subprocess.run(program, capture_output=True, text=True, timeout=100)
+    done = subprocess.run(program, capture_output=True, text=True, timeout=500)
     assert done.returncode == 0, done.stderr
-    assert int(done.stdout) > 100
+    assert int(done.stdout) > 300
 
 
 def test_rejected_images_get_new_seeds_and_keep_their_place(tmp_path: Path) -> None:
@@ -404,11 +404,11 @@ def test_the_sampler_goes_on_while_files_are_written_but_not_for_ever(
 ) -> None:
     """Without a bound all batches would be in memory; without the queue the sampler would wait for every file."""
     gate, ahead = threading.Event(), threading.Event()
-    original = worker.write_image
+    original = worker.encode
 
-    def slow(*args: Any) -> None:
+    def slow(*args: Any) -> bytes:
         assert gate.wait(20)
-        original(*args)
+        return original(*args)
 
     class Counting(NoiseSampler):
         def sample(self, texts: Sequence[str], seeds: Sequence[int]) -> Samples:
@@ -419,7 +419,7 @@ def test_the_sampler_goes_on_while_files_are_written_but_not_for_ever(
             assert len(self.batches) <= 4 or gate.is_set()
             return made
 
-    monkeypatch.setattr(worker, "write_image", slow)
+    monkeypatch.setattr(worker, "encode", slow)
     sampler = Counting()
     job = job_in(tmp_path, batch_size=4)
     job.run(lambda: sampler)
@@ -434,7 +434,7 @@ def test_an_error_of_a_thread_is_that_of_the_job(tmp_path: Path, monkeypatch: py
     def full(*args: Any) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(worker, "write_image", full)
+    monkeypatch.setattr(worker, "encode", full)
     sampler, before = NoiseSampler(), set(threading.enumerate())
     with pytest.raises(OSError, match="No space left"):
         make(tmp_path, sampler, batch_size=1)

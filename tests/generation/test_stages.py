@@ -57,6 +57,17 @@ def contents(path: Path) -> dict[str, bytes]:
     return {str(file.relative_to(path)): file.read_bytes() for file in files if file.is_file()}
 
 
+def test_tar_files_in_a_run(settings: dict[str, Any], tmp_path: Path) -> None:
+    packed = change(settings, storage="webdataset", images_per_shard=5)
+    stages(tmp_path / "run", packed)
+    before = contents(tmp_path / "run")
+    assert {Path(name).suffix for name in before} == {".tar", ".json", ".jsonl"}
+    stages(tmp_path / "run", packed)
+    assert contents(tmp_path / "run") == before
+    stages(tmp_path / "run", settings)
+    assert {Path(name).suffix for name in contents(tmp_path / "run")} == {".webp", ".json", ".jsonl"}
+
+
 def test_rejections_of_each_group_end_the_stage(settings: dict[str, Any], tmp_path: Path, monkeypatch: Any) -> None:
     (tmp_path / "my_filter.py").write_text(
         "def some(images, groups): return ['odd' if image.sum() % 2 and y else None"

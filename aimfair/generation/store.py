@@ -1,0 +1,130 @@
+"""Where the images of a set are: each in a file of its own, or many in one tar file. A job sees one interface.
+
+An image is known by a name of number and digest, ``000123-0123456789ab.webp``.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path, PurePosixPath
+from typing import Protocol, TypeVar
+
+from PIL import Image
+
+from aimfair.base.files import replace_file
+from aimfair.data.decode import ImageError, content_digest, read_rgb
+from aimfair.generation.manifest import DIGITS, IMAGES, MAX_PIXELS, ImageRecord
+from aimfair.generation.settings import GenerateSettings
+
+_THREADS = 4  # that decode images
+
+Item = TypeVar("Item")
+
+
+class ImageStore(Protocol):
+    """The images of a set while a job makes them. Names that are put have not been there before, or were damaged."""
+
+    def put(self, name: str, data: bytes) -> None:
+        """Adds an encoded image; called by several threads.
+
+        Raises:
+            OSError: it cannot be written.
+        """
+
+    def flush(self) -> None:
+        """What was put is on disk when this returns."""
+
+    def close(self) -> None:
+        """Closes what :meth:`put` has opened; it may be called again."""
+
+    def names(self) -> list[str]:
+        """All that are there, whole or damaged."""
+
+    def read_rgb(self, name: str) -> Image.Image:
+        """As :func:`aimfair.data.decode.read_rgb`."""
+
+    def intact(self, names: Iterable[str]) -> set[str]:
+        """Those that are there and whose pixels match the digest in their name."""
+
+    def keep(self, names: Iterable[str]) -> None:
+        """Removes the others, as far as they can be removed one by one."""
+
+    def finish(self, records: Sequence[ImageRecord]) -> list[ImageRecord]:
+        """Puts the images where they stay; the records, whose files have the names of images, with their places.
+
+        Args:
+            records: in the order of their numbers; all their images are there.
+
+        Raises:
+            OSError: a file cannot be written.
+        """
+
+
+def open_store(folder: Path, settings: GenerateSettings, writer: int = 0) -> ImageStore:
+    """The images in the folder of a set.
+
+    Args:
+        writer: number of the process among those that put images at the same time.
+    """
+    if settings.storage == "webdataset":
+        from aimfair.generation.tar_store import TarStore
+
+        return TarStore(folder, settings.images_per_shard, writer)
+    return FileStore(folder)
+
+
+def check_digests(
+    images: Iterable[Item], read: Callable[[Item], Image.Image], key: Callable[[Item], str]
+) -> Iterator[tuple[Item, bool]]:
+    """Of each image, whether its pixels match the digest in its name; in parallel.
+
+    Args:
+        read: may raise ImageError.
+        key: gives the name.
+    """
+
+    def is_intact(image: Item) -> bool:
+        try:
+            return content_digest(read(image))[:DIGITS] == PurePosixPath(key(image)).stem[-DIGITS:]
+        except ImageError:
+            return False
+
+    images = list(images)
+    with ThreadPoolExecutor(_THREADS) as threads:
+        yield from zip(images, threads.map(is_intact, images), strict=True)
+
+
+class FileStore:
+    """``images/<name>``. See :class:`ImageStore`."""
+
+    def __init__(self, folder: Path):
+        self._folder = folder / IMAGES
+
+    def put(self, name: str, data: bytes) -> None:
+        """Its file is on disk at once."""
+        with replace_file(self._folder / name) as temporary:
+            temporary.write_bytes(data)
+
+    def flush(self) -> None:
+        """Nothing is left to do."""
+
+    def close(self) -> None:
+        """Nothing is open."""
+
+    def names(self) -> list[str]:
+        return [path.name for path in self._folder.iterdir() if not path.is_dir()]
+
+    def read_rgb(self, name: str) -> Image.Image:
+        return read_rgb(self._folder / name, MAX_PIXELS)
+
+    def intact(self, names: Iterable[str]) -> set[str]:
+        return {name for name, good in check_digests(names, self.read_rgb, key=str) if good}
+
+    def keep(self, names: Iterable[str]) -> None:
+        """Folders among the images stay."""
+        known = set(names)
+        for name in self.names():
+            if name not in known:
+                (self._folder / name).unlink()
+
+    def finish(self, records: Sequence[ImageRecord]) -> list[ImageRecord]:
+        return list(records)
