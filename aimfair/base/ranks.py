@@ -68,6 +68,7 @@ class Ranks:
         Raises:
             AimfairError: the environment is not torchrun's, the store cannot be reached, or the processes run different
                 versions of this package or of torch.
+            ConfigError: torchrun has restarted them after a setting that cannot be used.
         """
         size = processes()
         if size == 1:
@@ -81,6 +82,8 @@ class Ranks:
             reason = " ".join(str(error).split())
             raise AimfairError(f"WORLD_SIZE is {size}, but the processes cannot find each other: {reason}") from error
         attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")  # torchrun keeps the store when it restarts them
+        if refusal := _refusal_before(store, int(attempt)):
+            raise refusal
         prefix = f"aimfair/{attempt}"
         watch = Watch(rank, size, PrefixStore(f"{prefix}/watch", store.clone()))
         ranks = cls(rank, size, PrefixStore(prefix, store), interrupt, watch)
@@ -339,6 +342,20 @@ class Ranks:
         if name == "auto" and not torch.cuda.is_available():
             return "cpu"
         return f"cuda:{os.environ.get('LOCAL_RANK', self.rank)}"
+
+
+def _refusal_before(store: Any, attempt: int) -> ConfigError | None:
+    """The setting for which the processes ended that torchrun has started again, which it does after any error."""
+    from torch.distributed.distributed_c10d import PrefixStore
+
+    for earlier in range(attempt):
+        prefixed = PrefixStore(f"aimfair/{earlier}", store)
+        if (
+            prefixed.check([_FAILED])
+            and (failure := json.loads(prefixed.get(_FAILED)))["exit_code"] == ConfigError.exit_code
+        ):
+            return ConfigError(failure["error"])
+    return None
 
 
 class _Explained(contextlib.AbstractContextManager[None]):

@@ -3,6 +3,7 @@
 import socket
 import threading
 import time
+from contextlib import suppress
 
 import pytest
 import torch
@@ -154,6 +155,28 @@ def test_a_process_that_waits_where_nothing_ends_it_is_ended(monkeypatch: pytest
 
 
 @pytest.mark.slow  # torch waits for two seconds at least
+@pytest.mark.parametrize("error", [ConfigError("train.lr: found 0"), AimfairError("a full disk"), None])
+def test_restarted_processes_end_at_once_where_a_setting_cannot_be_used(
+    error: AimfairError | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = dist.HashStore()
+    for rank in (1, 0):  # without an error process 0 leaves last
+        with suppress(AimfairError), Ranks(rank, 2, dist.PrefixStore("aimfair/2", store)):
+            if error is not None:
+                raise error
+
+    def go_on(*_: object) -> None:
+        raise InterruptedError("went on")
+
+    monkeypatch.setattr("torch.distributed.rendezvous.rendezvous", lambda *_, **__: iter([(store, 0, 2)]))
+    monkeypatch.setattr(ranks, "Watch", go_on)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "3")
+    with pytest.raises((ConfigError, InterruptedError)) as end:
+        Ranks.join(Interrupt())
+    assert str(end.value) == ("train.lr: found 0" if isinstance(error, ConfigError) else "went on")
+
+
 def test_an_address_that_nobody_answers_at(monkeypatch: pytest.MonkeyPatch) -> None:
     with socket.socket() as probe:
         probe.bind(("localhost", 0))
