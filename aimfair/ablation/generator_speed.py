@@ -15,6 +15,7 @@ from aimfair.config import Config
 from aimfair.generation.filters import Scorer
 from aimfair.generation.manifest import Manifest
 from aimfair.generation.summary import GenerationSummary
+from aimfair.generation.worker import draw
 from aimfair.run.directory import Run
 from aimfair.run.records import digest_of_inputs
 from aimfair.stages.generate import load_models
@@ -102,7 +103,7 @@ def _measure(run: Run) -> list[float]:
         start = len(seconds) * size
         batch = [plan[i % len(plan)] for i in range(start, start + size)]
         begin = time.monotonic()
-        samples = sampler.sample([planned.text for planned in batch], [planned.seed for planned in batch])
+        samples = draw(sampler, batch, [planned.seed for planned in batch])
         groups = [planned.group for planned in batch]
         for one in filters:
             one.scores(samples.images, groups) if isinstance(one, Scorer) else one.reasons(samples.images, groups)

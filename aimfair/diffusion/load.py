@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from aimfair.base.checked_weights import load_model, refuse_broken_weights
-from aimfair.base.errors import AimfairError
+from aimfair.base.errors import AimfairError, one_line
 from aimfair.diffusion.families.family import Family, Pipeline
 from aimfair.diffusion.families.registry import absent
 from aimfair.diffusion.lora import fuse_loras
@@ -94,6 +94,23 @@ def _small_decoder(folder: Path, pipeline: Pipeline, dtype: torch.dtype) -> Any:
             " for its family"
         )
     return small.eval()
+
+
+def image_to_image(pipeline: Pipeline) -> Pipeline:
+    """The pipeline of diffusers that starts from images, with the same modules and scheduler.
+
+    Raises:
+        AimfairError: there is none for this kind of model.
+    """
+    try:
+        edited = diffusers_quietly().AutoPipelineForImage2Image.from_pipe(pipeline)
+    except ValueError as error:
+        raise AimfairError(
+            f"generate.pairs.strength: a {type(pipeline).__name__} cannot start from images ({one_line(error)}); leave"
+            " strength out, or use another generate.model"
+        ) from error
+    edited.set_progress_bar_config(disable=True)
+    return edited
 
 
 def diffusers_quietly() -> Any:

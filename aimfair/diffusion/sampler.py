@@ -1,7 +1,7 @@
 """The interface of text-to-image models, as generation and its reports see it."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -33,6 +33,17 @@ class Sampler(Protocol):
 
     def sample(self, texts: Sequence[str], seeds: Sequence[int]) -> Samples:
         """One image for each prompt and seed, deterministically; seeds are in [0, 2^63)."""
+
+
+@runtime_checkable
+class Editor(Protocol):
+    """A loaded image-to-image model, which knows the images that it starts from."""
+
+    @property
+    def seconds(self) -> Mapping[str, float]: ...
+
+    def edit(self, texts: Sequence[str], seeds: Sequence[int], sources: Sequence[str]) -> Samples:
+        """As :meth:`Sampler.sample`; ``sources`` name the image that each begins from."""
 
 
 class Comparison(Record):

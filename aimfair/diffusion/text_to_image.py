@@ -3,7 +3,7 @@
 import math
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from functools import cache, lru_cache
+from functools import cache, lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -145,9 +145,9 @@ class Diffusion:
         """Images per second in a batch of this size, all of one prompt; None: it does not fit into memory."""
         texts, seeds = [text] * batch, list(range(batch))
         try:
-            self._sample(texts, seeds)
+            self._sample(texts, partial(self._denoise, seeds))
             begin = time.perf_counter()
-            self._sample(texts, seeds)
+            self._sample(texts, partial(self._denoise, seeds))
         except torch.OutOfMemoryError:
             return None
         return batch / max(time.perf_counter() - begin, 1e-9)
@@ -160,14 +160,20 @@ class Diffusion:
         Raises:
             AimfairError: a prompt is too long or has unknown words, or a single image does not fit into memory.
         """
-        return self._fitting.attempt(
-            lambda size: _join([self._sample(texts[part], seeds[part]) for part in pieces(len(texts), size)])
-        )
+        return self._in_pieces(len(texts), lambda part: self._sample(texts[part], partial(self._denoise, seeds[part])))
 
-    def _sample(self, texts: Sequence[str], seeds: Sequence[int]) -> Samples:
-        measure = self._clock.measure
-        with measure(ENCODER):
+    def _in_pieces(self, count: int, sample: Callable[[slice], Samples]) -> Samples:
+        """``count`` images, as many at a time as fit into memory."""
+        return self._fitting.attempt(lambda size: _join([sample(part) for part in pieces(count, size)]))
+
+    def _sample(self, texts: Sequence[str], denoise: Callable[[Mapping[str, Any]], Tensor]) -> Samples:
+        """``denoise``: from the arguments of the pipeline that stand for the texts to the latents of their images."""
+        with self._clock.measure(ENCODER):
             embeddings = self._embeddings(texts)
+        return self._decode(denoise(embeddings))
+
+    def _denoise(self, seeds: Sequence[int], embeddings: Mapping[str, Any]) -> Tensor:
+        measure = self._clock.measure
         with measure(COPIES):
             generators = [torch.Generator("cpu").manual_seed(seed) for seed in seeds]
             noise = torch.stack([torch.randn(self._latents, generator=generator) for generator in generators])
@@ -188,6 +194,10 @@ class Diffusion:
                 width=self.size,
                 output_type="latent",  # the pipeline's own decoding hides non-finite values
             ).images
+        return latents
+
+    def _decode(self, latents: Tensor) -> Samples:
+        measure = self._clock.measure
         with measure(DECODER):
             at_once = _decoded_at_once(self.size, len(latents))
             decoded = [self._engine.run("decoder", (part,))[0] for part in torch.split(latents, at_once)]

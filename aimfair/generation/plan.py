@@ -5,15 +5,17 @@ differ in its words alone, from the same seed.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, ClassVar, Final
+from typing import Any, ClassVar, Final, NamedTuple, Self
 
 import numpy as np
+import numpy.typing as npt
 from pydantic import NonNegativeInt, SerializerFunctionWrapHandler, model_serializer
 
 from aimfair.base.errors import AimfairError
 from aimfair.base.lines import Line
-from aimfair.base.seeds import derive_seed
+from aimfair.base.seeds import derive_seed, generator
 from aimfair.data.biased_subset import group_sizes
+from aimfair.data.images import ImageSet, Splits
 from aimfair.data.settings import DataSettings
 from aimfair.generation.settings import GenerateSettings
 from aimfair.prompts.grammar import Prompt
@@ -37,6 +39,7 @@ class PlannedImage(Line):
         seed: of its noise, in [0, 2^63); the same for the images of a pair.
         sets: "balanced", "biased" or both: where it is used. Or :data:`HELD_OUT`, which trains nothing.
         pair: number of the pair that it belongs to; None, and missing in files: to none.
+        source: the real image that it is made from, as in :class:`Sources`; None, and missing in files: none.
     """
 
     image: int
@@ -48,8 +51,9 @@ class PlannedImage(Line):
     seed: int
     sets: list[str]
     pair: int | None = None
+    source: str | None = None
 
-    _optional: ClassVar[tuple[str, ...]] = ("pair",)
+    _optional: ClassVar[tuple[str, ...]] = ("pair", "source")
 
     @model_serializer(mode="wrap")
     def _without_absent(self, fields: SerializerFunctionWrapHandler) -> dict[str, Any]:
@@ -61,12 +65,53 @@ class PlannedImage(Line):
         return self.y, self.a
 
 
+class Sources(NamedTuple):
+    """The real images to make images from, by class: names ``<split>/<number in it>/<id>``. Their protected values are
+    not looked at: from each an image of every value is made.
+
+    Attributes:
+        train: training images, for the sets that train.
+        val: validation images, for the held-out pairs: the biased model has not trained on them.
+    """
+
+    train: Sequence[Sequence[str]]
+    val: Sequence[Sequence[str]]
+
+    @classmethod
+    def of(cls, splits: Splits) -> Self:
+        return cls(*(_by_class(name, splits.parts[name], len(splits.target_names)) for name in cls._fields))
+
+    @staticmethod
+    def pixels(splits: Splits, name: str) -> npt.NDArray[np.uint8]:
+        """uint8 [H, W, 3], the image of a name."""
+        split, number, _ = name.split("/", 2)
+        return np.asarray(splits.parts[split].images[int(number)])
+
+    def shuffled(self, seed: int) -> "Sources":
+        """In the order in which they are used."""
+        return Sources(
+            *(
+                [
+                    [names[i] for i in generator(seed, "sources", split, y).permutation(len(names))]
+                    for y, names in enumerate(classes)
+                ]
+                for split, classes in zip(self._fields, self, strict=True)
+            )
+        )
+
+
+def _by_class(split: str, images: ImageSet, classes: int) -> list[list[str]]:
+    return [[f"{split}/{i}/{images.ids[i]}" for i in np.flatnonzero(images.target == y)] for y in range(classes)]
+
+
 def minority_ratio(settings: GenerateSettings, data: DataSettings) -> float:
     """Minority over majority group size in the biased synthetic set: its own setting, or that of the real images."""
     return data.minority_ratio if settings.minority_ratio is None else settings.minority_ratio
 
 
-def make_plan(prompts: Sequence[Prompt], settings: GenerateSettings, data: DataSettings) -> list[PlannedImage]:
+def make_plan(
+    prompts: Sequence[Prompt], settings: GenerateSettings, data: DataSettings, sources: Sources | None = None
+) -> list[PlannedImage]:
     """The images of both sets, group (0, 0) first, then (0, 1), ...
 
     The balanced set has ``settings.balanced_per_group`` images of each group, the biased set ``settings.biased_total``
@@ -78,9 +123,15 @@ def make_plan(prompts: Sequence[Prompt], settings: GenerateSettings, data: DataS
     a, and has the seed of a = 0; after it come ``settings.pairs.held_out`` pairs of each class that are in no other
     set. The images of the biased set that are not in the balanced one are of no pair: its groups differ in size.
 
+    With ``sources`` image j of a group of the two sets is made from training image j of its class, in a random order,
+    after the last one from the first again; and each held-out pair from a validation image of its own.
+
+    Args:
+        sources: given if, and only if, ``settings.edits``.
+
     Raises:
-        AimfairError: the groups of the prompts are not those of ``data.majority``, or the prompts of a pair differ in
-            more than the protected value.
+        AimfairError: the groups of the prompts are not those of ``data.majority``, the prompts of a pair differ in
+            more than the protected value, or a class has too few real images.
     """
     groups: dict[Group, list[Prompt]] = {}
     for prompt in prompts:
@@ -96,13 +147,19 @@ def make_plan(prompts: Sequence[Prompt], settings: GenerateSettings, data: DataS
         )
     if settings.pairs is not None:
         _refuse_unlike(groups)
+    if sources is not None:
+        _refuse_shortage(sources, settings)
+        sources = sources.shuffled(settings.seed)
     plan: list[PlannedImage] = []
     for y, a in expected:
         group, first = groups[y, a], groups[y, 0]
         most = max(size_of_group(settings, int(size)) for size in sizes[y])  # of any value: a pair has one j
         for j, sets, pair in _images_of_group(settings, y, int(sizes[y, a]), most):
             replica, which = divmod(j, len(group))
-            prompt = group[which]
+            prompt, source = group[which], None
+            if sources is not None:
+                held_out = sets == [HELD_OUT]
+                source = sources.val[y][j - most] if held_out else sources.train[y][j % len(sources.train[y])]
             plan.append(
                 PlannedImage(
                     image=len(plan),
@@ -114,9 +171,24 @@ def make_plan(prompts: Sequence[Prompt], settings: GenerateSettings, data: DataS
                     seed=derive_seed(settings.seed, prompt.id if pair is None else first[which].id, replica),
                     sets=sets,
                     pair=pair,
+                    source=source,
                 )
             )
     return plan
+
+
+def _refuse_shortage(sources: Sources, settings: GenerateSettings) -> None:
+    for y, names in enumerate(sources.train):
+        if not names:
+            raise AimfairError(
+                f"generate.pairs.strength: class {y} has no training images to edit; leave strength out, or add some"
+            )
+    fewest = min(len(names) for names in sources.val)
+    if settings.held_out_pairs > fewest:
+        raise AimfairError(
+            f"generate.pairs.held_out: found {settings.held_out_pairs}, expected at most {fewest}: with strength each"
+            " is made from a validation image of its own, and the smallest class has so many"
+        )
 
 
 def _images_of_group(

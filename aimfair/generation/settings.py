@@ -29,6 +29,13 @@ class PairSettings(Settings):
         description="further pairs of each class that train nothing: evaluate counts on how many of them a classifier"
         " changes its mind; 0: none",
     )
+    strength: float | None = Field(
+        None,
+        gt=0,
+        le=1,
+        description="edit real training images (SDEdit) instead of beginning from noise: share of the steps that are"
+        " done; the more, the less is left of the image; null: begin from noise",
+    )
 
 
 class GenerateSettings(TextToImageSettings):
@@ -82,6 +89,11 @@ class GenerateSettings(TextToImageSettings):
         return 0 if self.pairs is None else self.pairs.held_out
 
     @property
+    def edits(self) -> bool:
+        """Whether images are made from real ones."""
+        return self.pairs is not None and self.pairs.strength is not None
+
+    @property
     def instead(self) -> str | None:
         """The setting that takes the place of prompts and model; None: they are used."""
         if self.folder is not None:
@@ -96,4 +108,28 @@ class GenerateSettings(TextToImageSettings):
             raise Problem(("filters",), f"images of {self.instead} are not filtered; leave one of the two out")
         if self.instead is not None and self.pairs is not None:
             raise Problem(("pairs",), f"images of {self.instead} are not made in pairs; leave one of the two out")
+        if self.edits:
+            self._check_edits()
         return self
+
+    def _check_edits(self) -> None:
+        assert self.pairs is not None
+        assert self.pairs.strength is not None
+        strength = self.pairs.strength
+        if int(strength * self.steps) < 1:
+            raise Problem(
+                ("pairs", "strength"),
+                f"found {strength}, expected at least {1 / self.steps:.3g}, one of generate.steps {self.steps}",
+            )
+        if self.engine not in ("auto", "eager"):
+            raise Problem(("engine",), f"found {self.engine!r}, expected eager: only it edits images (pairs.strength)")
+        if self.guidance_interval != (0, 1):
+            raise Problem(
+                ("guidance_interval",),
+                f"found {list(self.guidance_interval)}, expected [0, 1] with pairs.strength: images are edited with"
+                " guidance in every step",
+            )
+        if self.shortcuts:
+            raise Problem(
+                (next(iter(self.shortcuts)),), "images are edited by the plain model (pairs.strength); leave it out"
+            )

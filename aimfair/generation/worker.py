@@ -12,7 +12,7 @@ from PIL import Image
 
 from aimfair.base.interrupt import Interrupt
 from aimfair.data.decode import content_digest, dhash, fit
-from aimfair.diffusion.sampler import Sampler
+from aimfair.diffusion.sampler import Editor, Sampler, Samples
 from aimfair.generation.filters import ImageFilter, Scorer
 from aimfair.generation.filters.pixels import blank
 from aimfair.generation.manifest import DIGITS, Outcome, image_name, seed_of_attempt
@@ -118,7 +118,7 @@ class Worker:
         sampler, filters = self._models
         begin = time.monotonic()
         seeds = [seed_of_attempt(planned, attempt) for planned in batch]
-        samples = sampler.sample([planned.text for planned in batch], seeds)
+        samples = draw(sampler, batch, seeds)
         sampled = time.monotonic()
         reasons: list[str | None] = [None] * len(batch)
         scores: Sequence[float | None] = [None] * len(batch)
@@ -174,3 +174,13 @@ class Worker:
         self._store.put(image_name(number, digest, suffix), encode(reduced, suffix))
         near = dhash(image) if self._settings.filters.hashed else None
         return Outcome(image=number, attempt=attempt, digest=digest, hash=near, score=score)
+
+
+def draw(sampler: Sampler, batch: Sequence[PlannedImage], seeds: Sequence[int]) -> Samples:
+    """A batch of a plan, all of whose images are made from real ones, or none."""
+    texts = [planned.text for planned in batch]
+    sources = [planned.source for planned in batch if planned.source is not None]
+    if not sources:
+        return sampler.sample(texts, seeds)
+    assert isinstance(sampler, Editor)
+    return sampler.edit(texts, seeds, sources)

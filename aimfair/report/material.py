@@ -50,6 +50,7 @@ class Pair:
 
     Attributes:
         images: for each protected value. text: the first prompt.
+        source: the real image that they were made from, None if from none.
         predicted: method -> for each protected value the class that its model of the first seed predicts.
     """
 
@@ -57,6 +58,7 @@ class Pair:
     images: Sequence[Pixels]
     text: str
     predicted: Mapping[str, Sequence[int]]
+    source: Pixels | None = None
 
 
 @dataclass(frozen=True)

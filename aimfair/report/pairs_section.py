@@ -31,6 +31,7 @@ def pairs_section(flips: Flips, samples: Sequence[Pair], small_group: int) -> di
         "flips": flips,
         "sentence": wording.flips_headline(flips, small_group),
         "rows": rows,
+        "edited": any(pair.source is not None for pair in samples),
         "axis": charts.axis(scale),
         "samples": [
             (target, [_sample(pair, flips) for pair in samples if pair.y == y])
@@ -43,6 +44,7 @@ def _sample(pair: Pair, flips: Flips) -> dict[str, Any]:
     """rows: (method, for each value the predicted class and whether it is right, whether the pair flips)."""
     return {
         "text": pair.text,
+        "source": pair.source,
         "images": list(zip(flips.protected_names, pair.images, strict=True)),
         "rows": [
             (name, [(flips.target_names[k], k == pair.y) for k in predicted], len(set(predicted)) > 1)

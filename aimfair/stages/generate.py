@@ -2,7 +2,7 @@
 
 import json
 from collections import Counter
-from collections.abc import Sequence, Set
+from collections.abc import Callable, Sequence, Set
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -17,6 +17,7 @@ from aimfair.base.ranks import ALONE, Ranks
 from aimfair.base.storage import local
 from aimfair.cluster.pool import Pool
 from aimfair.config import Config
+from aimfair.data.images import Splits
 from aimfair.data.leakage import find_leaks, refuse_leaks
 from aimfair.diffusion.engines.registry import choose_engine, engine_facts
 from aimfair.diffusion.families.registry import is_known
@@ -27,7 +28,7 @@ from aimfair.generation.emoji import EmojiSampler, emoji_prompts
 from aimfair.generation.filters import ImageFilter, Scorer, load_filters
 from aimfair.generation.imported import choose, copy_images
 from aimfair.generation.job import Elsewhere, Job, make_range
-from aimfair.generation.plan import PlannedImage, make_plan, minority_ratio
+from aimfair.generation.plan import PlannedImage, Sources, make_plan, minority_ratio
 from aimfair.generation.provenance import Provenance, refuse_different_processes, refuse_other_engine
 from aimfair.generation.settings import EmojiSettings
 from aimfair.generation.source import missing, read_source
@@ -63,7 +64,7 @@ def _follow(run: Run, ranks: Ranks) -> None:
     if decided is None:
         return
     config = Config.model_validate_json(json.dumps(decided["config"]))
-    work = _Work(config, run.path / decided["prompts"], run.path / decided["to"])
+    work = _Work(config, run.path / decided["prompts"], run.path / decided["to"], partial(splits_of, run))
     provenance = work.provenance.with_facts(engine=engine_facts(config.generate.engine))
     work.make(provenance, ranks, NOWHERE, run.progress, run.interrupt)
 
@@ -72,7 +73,7 @@ def _generate(run: Run, ranks: Ranks) -> None:
     made = Provenance.read_generated(run.synthetic)
     known = made or (Provenance.read_generated(run.origin / run.synthetic.name) if run.origin is not None else None)
     config, reason = _with_engine(run.config, known)
-    work = _Work(config, run.prompts, run.synthetic)
+    work = _Work(config, run.prompts, run.synthetic, partial(splits_of, run))
     settings = _other_inputs(config, run.digest_of("prompts"))
     # A finished set needs no engine, not even its package: it keeps the version that made it.
     complete = work.provenance.with_facts(engine=known.engine if known is not None else None)
@@ -138,8 +139,8 @@ def load_models(run: Run) -> tuple[Sampler, list[ImageFilter | Scorer], list[Pla
         AimfairError: they cannot be loaded.
     """
     config, _ = _with_engine(run.config, Provenance.read_generated(run.synthetic))
-    work = _Work(config, run.prompts, run.synthetic)
-    plan = make_plan(load_prompts(run.prompts), config.generate, config.data)
+    work = _Work(config, run.prompts, run.synthetic, partial(splits_of, run))
+    plan = work.plan()
     sampler, _ = work.sampler(plan, ALONE, run.log, run.interrupt, compare=False)
     return sampler, work.filters(ALONE), plan
 
@@ -161,12 +162,15 @@ def _with_engine(config: Config, known: Provenance | None) -> tuple[Config, str]
     """
     made_with = known.engine_name if known is not None else None
     settings = config.generate
-    name, reason = choose_engine(
-        settings,
-        lambda: choose_device(config.device),
-        made_with,
-        lambda: is_known(model_folder(settings.model, settings.allow_download)),
-    )
+    if settings.edits:
+        name, reason = "eager", "the one that edits images"
+    else:
+        name, reason = choose_engine(
+            settings,
+            lambda: choose_device(config.device),
+            made_with,
+            lambda: is_known(model_folder(settings.model, settings.allow_download)),
+        )
     return config.model_copy(update={"generate": config.generate.model_copy(update={"engine": name})}), reason
 
 
@@ -189,11 +193,13 @@ class _Work:
     Attributes:
         config: with the engine to use.
         prompts: the file. synthetic: the folder of the images.
+        splits: loads the real images, if images are made from them; None: not in this process.
     """
 
     config: Config
     prompts: Path
     synthetic: Path
+    splits: Callable[[], Splits] | None
 
     @cached_property
     def model(self) -> Path:
@@ -204,7 +210,15 @@ class _Work:
         """Of the images, without the engine."""
         settings = self.config.generate
         decoder = decoder_folder(settings.decoder, settings.allow_download)
-        return Provenance.generated(settings, self.config.prompts, self.model, decoder)
+        made = Provenance.generated(settings, self.config.prompts, self.model, decoder)
+        if settings.pairs is None or settings.pairs.strength is None:
+            return made
+        return made.with_facts(edits={"strength": settings.pairs.strength, "real": self.config.data.of_training})
+
+    @property
+    def real(self) -> Splits:
+        assert self.splits is not None
+        return self.splits()
 
     def with_batch_size(self, ranks: Ranks, log: Log, interrupt: Interrupt) -> Self:
         """With a number in place of auto, which this process finds on its device for all."""
@@ -218,7 +232,9 @@ class _Work:
 
     def plan(self) -> list[PlannedImage]:
         """Of the whole job."""
-        return make_plan(load_prompts(self.prompts), self.config.generate, self.config.data)
+        settings, data = self.config.generate, self.config.data
+        sources = Sources.of(self.real) if settings.edits else None
+        return make_plan(load_prompts(self.prompts), settings, data, sources)
 
     def make(
         self,
@@ -283,9 +299,15 @@ class _Work:
         """
         from aimfair.diffusion.any_pipeline import AnyPipeline, load_sampler
         from aimfair.diffusion.comparison import IMAGES, compare_with_plain
+        from aimfair.diffusion.image_to_image import ImageToImage
 
         settings, device = self.config.generate, choose_device(self.config.device, ranks)
         prompts = list(dict.fromkeys(one.text for one in everything or plan))
+        if settings.pairs is not None and settings.pairs.strength is not None:
+            image = partial(Sources.pixels, self.real)
+            editor = ImageToImage(self.model, settings, device, settings.pairs.strength, image, log, interrupt)
+            editor.refuse_unreadable(prompts)
+            return editor, None
         diffusion = load_sampler(self.model, settings, device, log, interrupt, prompts)
         diffusion.refuse_unreadable(dict.fromkeys(planned.text for planned in plan))  # before hours of work
         if isinstance(diffusion, AnyPipeline) or not (compare and ranks.leads and settings.shortcuts):
@@ -304,6 +326,7 @@ def _make_ranges(
 ) -> None:
     """The images of a round, in ranges of batches: two for each process of the pool, as they differ in speed."""
     count = min(2 * pool.slots, len(batches))
+    work = replace(work, splits=None)  # other processes load the real images themselves
     steps = []
     for number in range(count):
         part = batches[number * len(batches) // count : (number + 1) * len(batches) // count]
@@ -323,7 +346,9 @@ def _make_range(
     missing: Set[int],
 ) -> Outputs:
     """In another process."""
-    work = replace(work, prompts=run.prompts, synthetic=run.synthetic)  # as this process sees them
+    work = replace(  # as this process sees them
+        work, prompts=run.prompts, synthetic=run.synthetic, splits=partial(splits_of, run)
+    )
     planned, first = [one for batch in batches for one in batch], shard == attempt == 0
     with run.progress.task(f"images {batches[0][0].image} to {batches[-1][-1].image}", len(missing)) as task:
         make_range(

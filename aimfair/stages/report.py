@@ -14,6 +14,7 @@ from aimfair.evaluation.flips import Flips
 from aimfair.evaluation.predictions import load_logits
 from aimfair.evaluation.results import Results
 from aimfair.generation.manifest import MAX_PIXELS, ImageRecord, Manifest
+from aimfair.generation.plan import Sources
 from aimfair.generation.summary import GenerationSummary
 from aimfair.methods import BIASED
 from aimfair.prompts.diversity import Diversity, measure
@@ -92,6 +93,7 @@ def _pairs(run: Run) -> list[Pair]:
             [_pixels(manifest, held[place]) for place in of_pair],
             held[of_pair[0]].text,
             {name: predicted[name][of_pair].tolist() for name in names},
+            Sources.pixels(splits_of(run), source) if (source := held[of_pair[0]].source) is not None else None,
         )
         for y, pairs in sorted(of_classes.items())
         for of_pair in choose(pairs, [held[of_pair[0]].prompt for of_pair in pairs], "pairs", y)[:PAIRS_OF_CLASS]

@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 
 from aimfair.base.errors import AimfairError
+from aimfair.data.images import ImageSet, Splits
 from aimfair.data.settings import DataSettings
 from aimfair.generation.job import Job
 from aimfair.generation.manifest import ImageRecord, Manifest, seed_of_attempt
-from aimfair.generation.plan import HELD_OUT, PlannedImage, make_plan
+from aimfair.generation.plan import HELD_OUT, PlannedImage, Sources, make_plan
 from aimfair.generation.provenance import Provenance
 from aimfair.generation.settings import GenerateSettings, PairSettings
 from aimfair.prompts.grammar import Prompt, write_prompts
@@ -169,3 +170,51 @@ def test_tuning_does_not_tear_pairs_apart(tmp_path: Path) -> None:
         if record.pair is not None and "balanced" in record.sets:
             pairs.setdefault(record.pair, set()).add(record.file in parts.judge)
     assert Counter(map(tuple, pairs.values())).keys() == {(True,), (False,)}
+
+
+# -- from real images --------------------------------------------------------------------------------------------------
+
+
+def real_images(sizes: tuple[int, int] = (5, 4)) -> Splits:
+    """So many of each class in training, and in validation."""
+    generator = np.random.default_rng(3)
+
+    def some(name: str) -> ImageSet:
+        target = np.repeat([0, 1], sizes)
+        pixels = generator.integers(0, 256, (len(target), SIZE, SIZE, 3), dtype=np.uint8)
+        return ImageSet(
+            pixels, target, np.zeros_like(target), tuple(f"{name}/{i // 2}.png" for i in range(len(target)))
+        )
+
+    return Splits(some("a"), some("b"), some("c"), ("one", "six"), ("green", "red", "blue"))
+
+
+def test_each_pair_is_made_from_one_real_image_of_its_class() -> None:
+    splits = real_images()
+    sources = Sources.of(splits)
+    plan = make_plan(PROMPTS, settings_of(pairs={"held_out": 3, "strength": 0.5}), DATA, sources)
+    used: dict[str, set[int | None]] = {}
+    for one in plan:
+        assert one.source is not None
+        split, number, name = one.source.split("/", 2)
+        images = splits.parts[split]
+        assert split == ("val" if HELD_OUT in one.sets else "train")
+        assert images.target[int(number)] == one.y
+        assert images.ids[int(number)] == name
+        assert np.array_equal(Sources.pixels(splits, one.source), images.images[int(number)])
+        used.setdefault(one.source, set()).add(one.pair)
+    for images in pairs_of(plan).values():
+        assert len({one.source for one in images}) == 1
+    assert all(len(pairs) == 1 for source, pairs in used.items() if source.startswith("val"))
+    counts = Counter(one.source for one in plan if one.a == 0 and one.y == 0 and "balanced" in one.sets)
+    assert set(counts.values()) == {1, 2}  # 8 from 5
+    other = make_plan(PROMPTS, settings_of(pairs={"held_out": 3, "strength": 0.5}, seed=1), DATA, sources)
+    assert [one.source for one in other] != [one.source for one in plan]
+
+
+def test_too_few_real_images_are_refused() -> None:
+    edits = settings_of(pairs={"held_out": 5, "strength": 0.5})
+    with pytest.raises(AimfairError, match=r"pairs\.held_out: found 5, expected at most 4"):
+        make_plan(PROMPTS, edits, DATA, Sources.of(real_images()))
+    with pytest.raises(AimfairError, match="class 1 has no training images"):
+        make_plan(PROMPTS, edits, DATA, Sources.of(real_images((9, 0))))

@@ -7,11 +7,14 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from aimfair.base.errors import AimfairError
 from aimfair.base.interrupt import Interrupted
 from aimfair.config import Config
+from aimfair.data.decode import read_rgb
+from aimfair.diffusion.image_to_image import ImageToImage
 from aimfair.diffusion.text_to_image import Diffusion
 from aimfair.generation.manifest import Manifest
 from aimfair.generation.summary import GenerationSummary
@@ -19,6 +22,7 @@ from aimfair.prompts.grammar import load_prompts
 from aimfair.run.directory import Run
 from aimfair.stages import generate, prompts
 from tests.generation.samples import SIZE, prompt_settings
+from tests.report.made_up import made_up_splits
 
 BATCH = 4
 
@@ -234,3 +238,30 @@ def test_a_changed_filter_is_another_job(
     assert summary.speed is not None
     assert summary.speed.images == sum(group.made for group in summary.groups)
     assert 0 < summary.speed.sampling <= summary.speed.seconds
+
+
+def test_pairs_are_made_from_real_images(
+    tmp_path: Path, settings: dict[str, Any], samplers: list[Diffusion], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The balanced set from training images, the held-out pairs from others; other strengths are other images."""
+    splits = made_up_splits((1, 1, 1, 1), (3, 3, 3, 3))
+    monkeypatch.setattr(generate, "splits_of", lambda _: splits)
+    edits = change(settings, pairs={"held_out": 2, "strength": 0.5})
+    stages(tmp_path, edits)
+    records = list(Manifest(tmp_path / "synthetic").records.values())
+    assert all(isinstance(one, ImageToImage) for one in samplers)
+    for record in records:
+        assert record.source is not None
+        assert record.source.startswith("val/" if "held_out" in record.sets else "train/")
+    record = records[2]
+    editor = samplers[0]
+    assert isinstance(editor, ImageToImage)
+    image = editor.edit([record.text], [record.seed], [record.source or ""]).images[0]
+    found = np.asarray(read_rgb(tmp_path / "synthetic" / record.file, SIZE**2)).astype(int)
+    assert np.abs(found - image).max() <= 1
+    before = contents(tmp_path)
+    stages(tmp_path, edits)
+    assert (contents(tmp_path), len(samplers)) == (before, 1)
+    stages(tmp_path, change(settings, pairs={"held_out": 2, "strength": 1.0}))
+    assert len(samplers) == 2
+    assert contents(tmp_path) != before

@@ -4,6 +4,7 @@ import itertools
 import json
 import re
 import shutil
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -502,6 +503,16 @@ def test_pairs_and_their_flips(material: Material) -> None:
     assert section.text.count("✗ below five ✓ five or more") == 1
     assert any(attributes.get("href") == "#pairs" for _, attributes in seen.tags)
     assert 'id="pairs"' not in page.render(material)
+    assert "made from" not in section.text
+
+
+def test_pairs_of_real_images_show_those(material: Material) -> None:
+    from_noise = with_pairs(material)
+    real = np.zeros((8, 8, 3), dtype=np.uint8)
+    html = page.render(changed(from_noise, pairs=[replace(pair, source=real) for pair in from_noise.pairs]))
+    alts = [attributes.get("alt") for tag, attributes in Page(html).tags if tag == "img"]
+    assert (alts.count("below five, real"), alts.count("five or more, real")) == (1, 1)
+    assert "the real validation image that they are made from" in Page(html).text
 
 
 def test_names_of_pairs_are_escaped(material: Material) -> None:
