@@ -180,7 +180,7 @@ class Job:
                 if estimate.seconds_left >= LONG:
                     shown.hint = f"half the time with {estimate.halving}"
                     log.tell(str(estimate))
-            rounds.refuse_many_rejections(before + rejected)
+            rounds.refuse_many_rejections(before + rejected, made)
             if rounds.attempt == 0 and worker.batches == _FIRST_BATCHES:
                 refuse_only_rejections(rejected, len(made))
 

@@ -117,20 +117,25 @@ class Rounds:
                     f"({_counted(Counter(reasons))}); {_ADVICE}"
                 )
 
-    def refuse_many_rejections(self, rejected: Counter[str]) -> None:
+    def refuse_many_rejections(self, rejected: Counter[str], current: Iterable[Outcome] = ()) -> None:
         """Gives up on a model most of whose images are rejected.
 
         Args:
             rejected: reason -> images; partners do not count.
+            current: outcomes of this round that have not been added; the rejected ones are counted in ``rejected``.
 
         Raises:
             AimfairError: there are more than ``max_rejections`` for each image of the plan.
         """
         most, wanted = self._settings.max_rejections, len(self._plan)
         if (count := rejected.total() - rejected[PARTNER]) > most * wanted:
+            group_of = {planned.image: planned.group for planned in self._plan}
+            groups = Counter(planned.group for planned, reason in self.rejections if reason != PARTNER)
+            groups.update(group_of[one.image] for one in current if one.reason is not None)
+            ((y, a), worst), *_ = groups.most_common(1)
             raise AimfairError(
-                f"{count} images rejected ({_counted(rejected)}), more than {most:.0%} of the {wanted} wanted; raise"
-                f" generate.max_rejections, or {_ADVICE}"
+                f"{count} images rejected ({_counted(rejected)}), more than {most:.0%} of the {wanted} wanted;"
+                f" {worst} of them are of group (y={y}, a={a}); raise generate.max_rejections, or {_ADVICE}"
             )
 
     def _end_round(self) -> None:
