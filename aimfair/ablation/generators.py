@@ -76,7 +76,7 @@ def plan(parent: Parent, request: Request) -> Plan:
     name = names.add(request.method, request.tune)
     for one in request.arms:
         with prefixed(f"--values: arm {one.label!r}"):  # before hours of work for the others
-            model_folder(one.config.generate.model, one.config.generate.allow_download)
+            model_folder(one.config.generate.model, one.config.generate.allow_download, one.config.generate.base)
             if (engine := one.config.generate.engine) != AUTO:
                 engine_facts(engine)
     groups = {_OWN_GROUP: variant(config, names.methods, name)}

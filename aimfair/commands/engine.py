@@ -99,7 +99,7 @@ def _build_or_check(action: str, config: "Config", run: Path) -> int:
         raise ConfigError(f"generate.engine: {name} is built in each run; aimfair engine check compares it with eager")
 
     prepare_process(config)
-    folder = model_folder(settings.model, settings.allow_download)
+    folder = model_folder(settings.model, settings.allow_download, settings.base)
     log, prompts = Log(None, show=print), _prompts(config, run)
     with Interrupt() as interrupt:
         if action == "build":

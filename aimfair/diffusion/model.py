@@ -32,13 +32,21 @@ _NEVER_READ = ("safety_checker", "feature_extractor", "image_encoder")  # compon
 _NOT_READ = ("*.fp16.*", "*.fp16-*", "*.non_ema.*")  # other versions of the same weights
 
 
-def model_folder(model: str, allow_download: bool) -> Path:
+CONVERTED = "converted.json"
+"""In the folder of a model that was converted: the digest of what it was made from."""
+
+_SINGLE = ".safetensors"
+_PICKLED = (".ckpt", ".bin", ".pt", ".pth")
+
+
+def model_folder(model: str, allow_download: bool, base: str | None = None) -> Path:
     """The folder of a model, in diffusers' layout.
 
     The network is used only with ``allow_download``, and only for files that are not in the hub's cache.
 
     Args:
-        model: a name of :data:`SHIPPED`, the absolute path of a folder, or a hub id.
+        model: a name of :data:`SHIPPED`, the absolute path of a folder or of a .safetensors file, or a hub id.
+        base: of a file; see :func:`aimfair.diffusion.single_file.converted`.
 
     Raises:
         AimfairError: the model is not there.
@@ -51,6 +59,15 @@ def model_folder(model: str, allow_download: bool) -> Path:
             downloaded = from_hub("generate.model", model, allow_download, (*_READ, *further))
         return downloaded
     folder = SHIPPED.get(model, Path(model))
+    if folder.suffix in _PICKLED and not folder.is_dir():
+        raise AimfairError(
+            f"generate.model: {folder}: found {folder.suffix}, expected {_SINGLE}: pickled weights can run code;"
+            " convert them where that does no harm"
+        )
+    if folder.suffix == _SINGLE and not folder.is_dir():
+        from aimfair.diffusion.single_file import converted
+
+        return converted(folder, base, allow_download)
     if not folder.is_dir():
         found = "is a file" if folder.exists() else "no such folder"
         raise AimfairError(f"generate.model: {folder}: {found}, expected a folder in diffusers' layout")
@@ -93,6 +110,8 @@ def _is_other_version(path: Path) -> bool:
 
 def fingerprint(folder: Path) -> str:
     """SHA-256 of the names and contents of the files that are read: equal for identical models."""
+    if (made := folder / CONVERTED).is_file():  # files differ with the version that converted
+        return str(json.loads(made.read_text(encoding="utf-8"))["digest"])
     return digest_of_files(folder, (*_READ, *_further(folder)))
 
 

@@ -59,8 +59,13 @@ class TextToImageSettings(Settings):
 
     model: FolderOrName = Field(
         "digits",
-        description="'digits' (shipped), a folder in the layout of diffusers (beginning with /, ./, ../ or ~/), or"
-        " an id on the hub",
+        description="'digits' (shipped), a folder in the layout of diffusers or a .safetensors file (beginning with /,"
+        " ./, ../ or ~/), or an id on the hub",
+    )
+    base: FolderOrName | None = Field(
+        None,
+        description="of a .safetensors file: the model that it is a version of, from which configuration, tokenizers"
+        " and missing parts are taken, a folder or an id on the hub; null: the one that diffusers recognises",
     )
     engine: Literal["auto", "eager", "compile", "onnxruntime", "tensorrt", "tensorrt-rtx", "torch-tensorrt"] = Field(
         "auto",

@@ -26,7 +26,7 @@ _SOURCE = "source"  # digest of the imported images; generated ones have no such
 _RENAMED = {"bias": "minority_ratio", "pictures": _SOURCE}  # facts of earlier versions
 
 _NOT_IN_THE_IMAGES = {
-    "model", "engine", "tensorrt", "filters", "image_format", "allow_download", "batch_size", "max_rejections",
+    "model", "base", "engine", "tensorrt", "filters", "image_format", "allow_download", "batch_size", "max_rejections",
     "minority_ratio", "folder", "emoji", "decoder", "loras", "pairs", "storage", "images_per_shard",
 }  # fmt: skip
 """Settings that may change within a set, and those that other facts stand for: the model's fingerprint, the engine's

@@ -169,7 +169,7 @@ def _with_engine(config: Config, known: Provenance | None) -> tuple[Config, str]
             settings,
             lambda: choose_device(config.device),
             made_with,
-            lambda: is_known(model_folder(settings.model, settings.allow_download)),
+            lambda: is_known(model_folder(settings.model, settings.allow_download, settings.base)),
         )
     return config.model_copy(update={"generate": config.generate.model_copy(update={"engine": name})}), reason
 
@@ -203,7 +203,8 @@ class _Work:
 
     @cached_property
     def model(self) -> Path:
-        return model_folder(self.config.generate.model, self.config.generate.allow_download)
+        settings = self.config.generate
+        return model_folder(settings.model, settings.allow_download, settings.base)
 
     @cached_property
     def provenance(self) -> Provenance:

@@ -76,7 +76,9 @@ def test_images_are_those_of_plain_diffusers_whatever_else_is_in_the_batch(
         assert levels(alone, plain(diffusion, name, TEXTS[k], SEEDS[k], 3.0)) <= 1
 
 
-@pytest.mark.parametrize("name", GUIDED)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow) if name == "pixart_alpha" else name for name in GUIDED]
+)
 def test_guidance_and_negative_prompts(models: Callable[[str], Path], name: str) -> None:
     text, seed = TEXTS[:1], SEEDS[:1]
     without = load(models(name), guidance_scale=0.0)
@@ -135,3 +137,16 @@ def test_what_a_family_cannot_do(models: Callable[[str], Path]) -> None:
             load(models(name), negative_prompt="red")
     with pytest.raises(AimfairError, match=r"render_size: found 48, expected a multiple of 32"):
         load(models("sana"), render_size=48)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ALL)
+def test_images_of_onnxruntime_are_eager_s(
+    models: Callable[[str], Path], name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    diffusion = load(models(name), engine="onnxruntime")
+    images, finite = diffusion.sample(TEXTS, SEEDS)
+    assert finite.all()
+    assert levels(images, load(models(name)).sample(TEXTS, SEEDS).images) <= 1
+    assert levels(images[1], diffusion.sample([TEXTS[1]], [SEEDS[1]]).images[0]) <= 1

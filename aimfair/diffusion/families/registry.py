@@ -48,12 +48,7 @@ def family_of(folder: Path) -> Family:
     Raises:
         AimfairError: the family is not supported, or a component, its weights or its vocabulary is missing.
     """
-    name = index_of(folder)["_class_name"]
-    for family in _FAMILIES:
-        if family.pipeline == name:
-            break
-    else:
-        raise unknown_family(folder)
+    family = known_family(folder)
     wanted = (*family.components, *(set(family.optional) - set(absent(folder, family))))
     if missing := [part for part in wanted if not (folder / part).is_dir()]:
         raise AimfairError(f"{folder}: incomplete: {', '.join(missing)} missing; fetch or copy it again")
@@ -63,6 +58,15 @@ def family_of(folder: Path) -> Family:
         elif part != "scheduler":
             _require_weights(folder / part)
     return family
+
+
+def known_family(folder: Path) -> Family:
+    """The family that the index of a model names; raises AimfairError if there is none."""
+    name = index_of(folder)["_class_name"]
+    for family in _FAMILIES:
+        if family.pipeline == name:
+            return family
+    raise unknown_family(folder)
 
 
 def is_known(folder: Path) -> bool:
