@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from operator import is_
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
@@ -10,17 +9,15 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from aimfair.selective.copies import WeightCopies, require_copyable
-from aimfair.selective.distributed import is_dtensor
 from aimfair.selective.kept_state import KeptState, Loaded, place_of
-from aimfair.selective.launch import GroupLaunches, Launch, Lists, Operator
+from aimfair.selective.launch import Launch, Lists, Operator
+from aimfair.selective.launches import Launches
 from aimfair.selective.layout import BLOCK
 from aimfair.selective.mask import ParameterMask
 from aimfair.selective.moments import MomentBits
 from aimfair.selective.offload import Offload, require_offloadable, split
-from aimfair.selective.ops import Plan, StepPlan
 from aimfair.selective.options import IMPLEMENTATION, require_mask, require_max_norm, require_options, require_params
 from aimfair.selective.parameters import named_errors
-from aimfair.selective.plans import PlanCache
 from aimfair.selective.recorder import DeltaRecorder
 from aimfair.selective.state import Slot, match
 from aimfair.selective.step_in_backward import StepInBackward, Steps
@@ -49,9 +46,6 @@ class MaskedOptimizer(Optimizer):
 
     operator: ClassVar[Operator]
 
-    _known: tuple[list[Tensor], list[dict[str, Tensor]]]
-    """Parameters and entries of ``state`` that the launches were made of."""
-
     _step_supports_amp_scaling = True  # torch.amp.GradScaler hands grad_scale and found_inf to step()
 
     def __init__(
@@ -75,13 +69,10 @@ class MaskedOptimizer(Optimizer):
         self.mask, self.compact = mask, state == "compact"
         self.moment_bits, self.master_weights, self.offload = moment_bits, master_weights, offload
         self._slots: dict[Tensor, Slot] = {}
-        self._masks: dict[tuple[int, torch.device], ParameterMask] = {}
-        self._of_graphs: list[Plan] = []
         self._offload = Offload() if offload else None
         self._copies: WeightCopies | None = None
         self._in_backward: StepInBackward | None = None
-        self._reserved: dict[Tensor, dict[str, Tensor]] = {}
-        self._reset_launches()
+        self._launches = Launches(self._kept, self._slots)
         self._unmatched: list[dict[str, Any]] | None = []  # groups to be matched together once all are there
         super().__init__(params, defaults)
         if self._unmatched:
@@ -158,10 +149,11 @@ class MaskedOptimizer(Optimizer):
         self.state.update(moved)
         for group in groups:
             group["mask_digest"] = mask.digest
-        self.mask, self._masks = mask, {}
+        self.mask = mask
+        self._launches.forget_masks()
         if self._copies is not None:
             self._copies = WeightCopies(self._slots, self.state)
-        self._reset_launches()
+        self._forget_launches()
 
     def _require_options(self, group: dict[str, Any]) -> None:
         given = {name: group[name] for name in (*self.defaults, *IMPLEMENTATION) if name in group}
@@ -180,7 +172,7 @@ class MaskedOptimizer(Optimizer):
             group["mask_digest"] = None if mask is None else mask.digest
             if (self.compact or self.moment_bits == 8) and (place := place_of(group, self._slots)) != (0, 1):
                 group["place"] = place
-        self._reset_launches()
+        self._forget_launches()
 
     # -- stepping --------------------------------------------------------------------------------------
 
@@ -211,8 +203,8 @@ class MaskedOptimizer(Optimizer):
         return loss
 
     def _begin_step(self) -> None:
-        if not self._state_is_known():
-            self._reset_launches()
+        if not self._launches.are_of(self.state):
+            self._forget_launches()
         if self._copies is not None:
             self._copies.refresh()
         if self._offload is not None:
@@ -233,7 +225,10 @@ class MaskedOptimizer(Optimizer):
         """Steps parameters of a group: all of them, or a list that begins with another parameter than other lists."""
         group = self.param_groups[number]
         grad_scale, found_inf = getattr(self, "grad_scale", None), getattr(self, "found_inf", None)
-        prepared, grads = self._prepare(number, parameters)
+        copied = () if self._copies is None else self._copies.own
+        prepared, grads = self._launches.prepare(
+            number, group, parameters, self._state_names(group), self.state, copied
+        )
         for launch in prepared.launches:
             with named_errors(launch.names), self._on_device(launch) as lists:
                 launch.step(
@@ -286,22 +281,16 @@ class MaskedOptimizer(Optimizer):
         require_max_norm(max_norm)
         if self._in_backward is not None:
             raise RuntimeError("step_in_backward: this optimizer is inside one already")
-        self._reserve_moments()
+        if self._offload is None:
+            for group in self.param_groups:
+                self._launches.reserve(group, self._state_names(group), self.state)
         steps = Steps(self._begin_step, self._step_part, self._end_step, lambda: self.step())
         with StepInBackward(steps, self._slots, self.param_groups, max_norm, ddp, watch=watch) as self._in_backward:
             try:
                 yield self._in_backward
             finally:
                 self._in_backward = None
-                self._reserved.clear()
-
-    def _reserve_moments(self) -> None:
-        """Of parameters without state: between gradients that come and go they would keep their memory in pieces."""
-        for group in self.param_groups if self._offload is None else ():
-            for parameter in group["params"]:
-                if parameter in self._slots and self._slots[parameter].tuned and not self.state.get(parameter):
-                    reserved = self._reserved[parameter] = {}
-                    self._kept.allocate_moments(reserved, parameter, self._slots[parameter], self._state_names(group))
+                self._launches.reserved.clear()
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """As in torch; also drops what :meth:`StepInBackward.accumulate` has kept."""
@@ -336,79 +325,10 @@ class MaskedOptimizer(Optimizer):
         """Those of :attr:`moments` that the options of a group ask for."""
         raise NotImplementedError
 
-    def _prepare(self, number: int, members: list[Tensor]) -> tuple[GroupLaunches, list[Tensor | None]]:
-        """The launches of parameters of a group, prepared again if no longer valid, and the gradients of the tuned."""
-        group = self.param_groups[number]
-        key = number, None if members is group["params"] else members[0]
-        prepared = self._prepared.get(key)
-        if prepared is None or len(prepared.members) != len(members) or not all(map(is_, prepared.members, members)):
-            prepared = self._prepared[key] = GroupLaunches(list(members), self._tuned(number, members))
-        grads = [parameter.grad for parameter in prepared.tuned]
-        present = [grad is not None for grad in grads]
-        state_names = self._state_names(group)
-        if prepared.present != present or prepared.state_names != state_names:
-            prepared.launches = self._launches(prepared.tuned, grads, state_names)
-            prepared.present, prepared.state_names = present, state_names
-            self._known = list(self.state), list(self.state.values())
-        return prepared, grads
-
-    def _state_is_known(self) -> bool:
-        """Whether the entries of ``state`` are those of the launches: others may have been put in their place."""
-        parameters, entries = self._known
-        return (
-            len(self.state) == len(parameters)
-            and all(map(is_, self.state, parameters))
-            and all(map(is_, self.state.values(), entries))
-        )
-
-    def _tuned(self, number: int, parameters: list[Tensor]) -> list[Tensor]:
-        for place, parameter in enumerate(parameters):
-            if parameter.requires_grad and parameter not in self._slots:
-                raise ValueError(
-                    f"parameter {place} of param group {number} requires a gradient and has no place in the mask:"
-                    " it was added to the group, or unfrozen, after the optimizer was created; use add_param_group"
-                )
-        return [p for p in parameters if p in self._slots and self._slots[p].tuned]
-
-    def _launches(
-        self, parameters: list[Tensor], grads: list[Tensor | None], state_names: tuple[str, ...]
-    ) -> tuple[Launch, ...]:
-        """One launch per device, mask, place and kind of parameter, of those that have a gradient."""
-        launches: dict[tuple[object, ...], Launch] = {}
-        kept = self._kept
-        for index, (parameter, grad) in enumerate(zip(parameters, grads, strict=True)):
-            if grad is None:
-                continue
-            slot, dtensors = self._slots[parameter], is_dtensor(parameter)
-            has_masters = kept.has_master(parameter)
-            has_copies = self._copies is not None and parameter in self._copies.own
-            if reserved := self._reserved.pop(parameter, None):
-                self.state[parameter] = {**reserved, **self.state[parameter]}
-            kept.allocate(self.state[parameter], parameter, slot, state_names)
-            key = (parameter.device, id(slot.mask), has_masters, has_copies, dtensors, slot.place)
-            if key not in launches:
-                arguments = self._mask_arguments(slot.mask, parameter.device)
-                plans = PlanCache[StepPlan](parameter.device, self._of_graphs)
-                launches[key] = Launch(
-                    parameter.device, dtensors, state_names, has_masters, has_copies, slot.place, arguments, plans
-                )
-            launches[key].append(index, parameter, slot, self.state[parameter])
-        return tuple(launches.values())
-
-    def _mask_arguments(self, mask: ParameterMask | None, device: torch.device) -> dict[str, Any]:
-        if mask is None:
-            return {"compact": False}
-        key = id(mask), device
-        if key not in self._masks:
-            self._masks[key] = mask.to(device)
-        mask = self._masks[key]
-        return {"bits": mask.bits, "rank": mask.rank, "compact": self.compact}
-
-    def _reset_launches(self) -> None:
-        self._prepared: dict[tuple[int, Tensor | None], GroupLaunches] = {}
+    def _forget_launches(self) -> None:
+        self._launches.forget()
         if self._offload is not None:
             self._offload.forget()
-        self._known = [], []
 
     def record_delta(self, *, keep_copy: bool = False) -> DeltaRecorder:
         """Notes the selected weights; ``delta()`` of the result is what steps have changed since then.
@@ -429,7 +349,7 @@ class MaskedOptimizer(Optimizer):
                 raise ValueError("keep_copy is not valid with offload=True")
             require_copyable(self._slots, self.param_groups, compact=self.compact, master_weights=self.master_weights)
             self._copies = WeightCopies(self._slots, self.state)
-            self._reset_launches()
+            self._forget_launches()
         return recorder
 
     def _copies_of(self, parameters: Sequence[Tensor]) -> list[Tensor] | None:
@@ -488,11 +408,11 @@ class MaskedOptimizer(Optimizer):
                 # torch.distributed.checkpoint only loads groups with the same options.
                 if option != "differentiable":
                     group.setdefault(option, default)
-        self._masks, self._of_graphs = {}, []
         self._offload = self.__dict__.get("_offload") or (Offload() if self.offload else None)
         self._copies = self.__dict__.get("_copies")
-        self._in_backward, self._reserved = self.__dict__.get("_in_backward"), {}
-        self._reset_launches()
+        self._in_backward = self.__dict__.get("_in_backward")
+        self._launches = Launches(self._kept, self._slots)
+        self._forget_launches()
 
 
 def _on(device: torch.device, value: Any) -> Tensor | None:

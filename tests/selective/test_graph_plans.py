@@ -85,7 +85,7 @@ def test_steps_outside_of_a_graph_leave_its_plan_as_it_is(model, graph):
     optimizer.state[model.scale] = {name: state.clone() for name, state in optimizer.state[model.scale].items()}
     step(optimizer, model, random_gradients(model))
     assert torch.equal(graph.plans[0].memory, of_graph)
-    assert optimizer._of_graphs == [graph.plans[0]]  # kept for as long as the graph may be replayed
+    assert optimizer._launches.of_graphs == [graph.plans[0]]  # kept for as long as the graph may be replayed
 
 
 def test_state_replaced_before_a_second_capture(model, graph):
@@ -96,7 +96,7 @@ def test_state_replaced_before_a_second_capture(model, graph):
             step(optimizer, model, random_gradients(model))
         assert graph.calls == ["set_grads_", "planned"]
         optimizer.state[model.scale]["exp_avg"] = optimizer.state[model.scale]["exp_avg"].clone()
-    assert optimizer._of_graphs == [graph.plans[0], graph.plans[-1]]
+    assert optimizer._launches.of_graphs == [graph.plans[0], graph.plans[-1]]
     assert graph.plans[0] is not graph.plans[-1]
 
 
@@ -105,7 +105,7 @@ def test_a_graph_without_a_step_before_it_copies_the_lists(model, graph):
     with graph:
         step(optimizer, model, random_gradients(model))
     assert graph.calls == ["masked"]
-    assert optimizer._of_graphs == []
+    assert optimizer._launches.of_graphs == []
 
 
 @pytest.mark.parametrize("warm", [True, False])
