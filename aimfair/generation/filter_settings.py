@@ -74,6 +74,12 @@ class QualityCheck(Settings):
     worst: float = Field(
         0.1, gt=0, le=0.5, description="share of a group's first images that is rejected, and later ones below them"
     )
+    attempts: int = Field(
+        3,
+        ge=1,
+        le=50,
+        description="times that an image is replaced for its score; then it is kept: its prompt may always score low",
+    )
     texts: Annotated[list[str], Field(max_length=2)] = Field(
         [], description="CLIP and SigLIP: two texts, the score is the probability of the first"
     )

@@ -202,13 +202,16 @@ class Rounds:
         return {place for places in groups.values() for place in places}
 
     def _worst(self, group: Group, outcomes: Sequence[Outcome]) -> list[bool]:
-        """Which of them score less than what the share of the group's first images allows."""
+        """Which of them score less than what the share of the group's first images allows, and may be replaced."""
         check = self._settings.filters.quality
         assert check is not None
         scores = np.array([outcome.score for outcome in outcomes], dtype=np.float64)
         if group not in self._least:
             self._least[group] = float(np.sort(scores)[int(check.worst * len(scores))])
-        return [bool(score < self._least[group]) for score in scores]
+        return [
+            bool(score < self._least[group]) and self.rejected[outcome.image].count("low_score") < check.attempts
+            for score, outcome in zip(scores, outcomes, strict=True)
+        ]
 
     def _alike(self, group: Group, outcomes: Sequence[Outcome]) -> list[bool]:
         """Which of them are too close to an earlier one, or to a kept image of the group."""

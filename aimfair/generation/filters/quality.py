@@ -29,7 +29,7 @@ def facts(check: QualityCheck, allow_download: bool) -> dict[str, Any]:
         digest = hooks.fingerprint(check.model, _KEY)
     else:
         digest = fingerprint(locate(_KEY, check.model, allow_download))
-    return {"model": digest, "worst": check.worst, "texts": check.texts}
+    return {"model": digest, **check.model_dump(exclude={"model"})}
 
 
 class Quality:
