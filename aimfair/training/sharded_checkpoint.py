@@ -111,7 +111,7 @@ class ShardedCheckpoint(Checkpoint):
         try:
             save(state, storage_writer=HuggingFaceStorageWriter(str(folder), save_distributed=True))
         except CheckpointException as error:  # which is no Exception
-            raise _first(error) from error
+            raise _not_written(folder, error) from error
         dist.barrier()
         if dist.get_rank() == 0:
             write_json(self.path, {"identity": identity, "position": position.model_dump(), "number": number})
@@ -224,6 +224,17 @@ def _own_part(file: Any, name: str, tensor: Tensor) -> Tensor:
 
 def _not_usable(path: Path, error: BaseException) -> AimfairError:
     return AimfairError(f"{path}: not a usable checkpoint: {one_line(_first(error))}; {WAY_OUT}")
+
+
+def _not_written(folder: Path, error: CheckpointException) -> BaseException:
+    """For every process, whichever could not write."""
+    rank, (cause, _) = min(error.failures.items(), key=lambda item: item[0])
+    if not isinstance(cause, Exception):  # Ctrl-C
+        return cause
+    reason = cause.strerror.lower() if isinstance(cause, OSError) and cause.strerror else one_line(cause)
+    return AimfairError(
+        f"{folder}: process {rank} cannot write its part of the checkpoint: {reason}; the checkpoint before it is kept"
+    )
 
 
 def _first(error: BaseException) -> BaseException:

@@ -85,6 +85,21 @@ def test_a_full_disk_in_the_first_ends_the_others(tmp_path: Path, config: Config
     assert "process 0 failed, so the others stop: [Errno 28] No space left on device" in str(second)
 
 
+def test_a_full_disk_in_another_ends_the_first(tmp_path: Path, config: Config) -> None:
+    def body(here: Ranks) -> None:
+        with Run.open(tmp_path / "run", config, quiet=True, ranks=here) as run:
+            run.finish("train/1", {}, [])
+            if here.rank == 1:
+                raise OSError(28, "No space left on device", "image.png")
+            run.is_done("train/2", {})
+
+    first, second = in_threads(body)
+    assert isinstance(second, OSError)
+    assert str(first) == "process 1 failed, so the others stop: [Errno 28] No space left on device: 'image.png'"
+    with Run.open(tmp_path / "run", config, quiet=True) as run:
+        assert run.is_done("train/1", {})
+
+
 @pytest.mark.parametrize("verb", ["prompts", "report"])
 def test_what_one_process_does_alone(tmp_path: Path, config: Config, monkeypatch, verb: str) -> None:
     from aimfair.stages import pipeline

@@ -1,6 +1,7 @@
 """A training continues from the checkpoint of another strategy: whole models from shards, and the other way round."""
 
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from torch import nn
 from aimfair.base.errors import AimfairError
 from aimfair.base.interrupt import Interrupt, Interrupted
 from aimfair.selective.mask import ParameterMask
+from aimfair.training import sharded_checkpoint
 from aimfair.training.checkpoint import CHECKPOINT, FOLDERS, SHARDED, Checkpoint, same_training
 from aimfair.training.loop import Training
 from aimfair.training.models import build_model, load_model, load_sharded, save_model
@@ -53,7 +55,7 @@ def train(
         checkpoint=form(folder, 1e9, inputs),
     )  # fmt: skip
     if stop:
-        with pytest.raises(Interrupted):
+        with suppress(Interrupted):
             training.fit()
     else:
         training.fit()
@@ -103,6 +105,28 @@ def test_a_damaged_one_is_refused_by_name(initial: Path, tmp_path: Path, first: 
     with pytest.raises(AimfairError, match=rf"{name}: not a usable checkpoint: .*; remove it to restart") as refusal:
         train(initial, tmp_path, MASKED, sharded=not first)
     assert "\n" not in str(refusal.value)
+
+
+def test_a_full_disk_leaves_the_checkpoint_before(
+    initial: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected, _ = train(initial, tmp_path / "none", ALL, sharded=True)
+    folder = tmp_path / "model"
+    train(initial, folder, ALL, sharded=True, stop=5)
+    with monkeypatch.context() as patch:
+        patch.setattr(sharded_checkpoint.HuggingFaceStorageWriter, "write_data", full)
+        message = (
+            r"training: .*checkpoint-1: process 0 cannot write its part of the checkpoint: no space left on device; the"
+            " checkpoint before it is kept$"
+        )
+        with pytest.raises(AimfairError, match=message) as refusal:
+            train(initial, folder, ALL, sharded=True, stop=6)
+    assert "\n" not in str(refusal.value)
+    assert train(initial, folder, ALL, sharded=True) == (expected, STEPS)
+
+
+def full(*_: object) -> None:
+    raise OSError(28, "No space left on device")
 
 
 def test_initial_weights_are_compared_where_both_know_them() -> None:

@@ -15,6 +15,7 @@ from aimfair.selective.distributed import is_dtensor
 from aimfair.selective.mask import ParameterMask
 from aimfair.selective.sensitivity import Sensitivity
 from aimfair.selective.whole_statistics import load_shards, save_whole
+from aimfair.training import sharded_checkpoint
 from aimfair.training.checkpoint import Checkpoint
 from aimfair.training.execution import prepare
 from aimfair.training.feed import Normalize
@@ -145,6 +146,31 @@ def check_interruption(both: Processes, directory: Path) -> None:
         assert torch.equal(a.to_local(), b.to_local()), name
 
 
+def check_full_disk(both: Processes, directory: Path) -> None:
+    """In process 1, at the third checkpoint: all end, and go on from the second."""
+    mask, writer = ParameterMask.load(directory / "mask"), sharded_checkpoint.HuggingFaceStorageWriter
+    whole, _ = trained(directory / "initial", mask, both)
+    write, saves = writer.write_data, []
+
+    def write_data(self: object, *arguments: object) -> object:
+        saves.append(None)
+        if both.ranks.rank == 1 and len(saves) == 3:
+            raise OSError(28, "No space left on device")
+        return write(self, *arguments)
+
+    writer.write_data = write_data
+    try:
+        with pytest.raises(AimfairError, match="process 1 cannot write its part of the checkpoint: no space left"):
+            trained(directory / "initial", mask, both, **options(both, directory / "full"))
+    finally:
+        writer.write_data = write
+    both.ranks.meet()
+    model, _ = trained(directory / "initial", mask, both, **options(both, directory / "full"))
+    assert len(saves) == 3
+    for (name, a), b in zip(model.named_parameters(), whole.parameters(), strict=True):
+        assert torch.equal(a.to_local(), b.to_local()), name
+
+
 def begin(rank: int, directory: Path) -> None:
     both = together(rank, directory, strategy="fsdp2")
     if both.ranks.leads:
@@ -155,6 +181,7 @@ def begin(rank: int, directory: Path) -> None:
     check_predictions(both, directory)
     check_sensitivity(both, directory)
     check_interruption(both, directory)
+    check_full_disk(both, directory)
     mask, interrupt = ParameterMask.load(directory / "mask"), Interrupt()
     task = ActAfter(7, lambda: interrupt.request(2))
     with pytest.raises(Interrupted):
