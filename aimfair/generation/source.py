@@ -1,7 +1,7 @@
 """Finds and checks existing images in a folder, which is never changed.
 
 The folder either has images in folders ``<y>_<a>``, named by the numbers of class and protected value, at any depth; or
-it is the ``synthetic`` of another run, whose manifest says what each image is.
+it is the ``synthetic`` of another run, whose manifest says what each image is; its held-out pairs are left out.
 """
 
 import hashlib
@@ -21,7 +21,7 @@ from aimfair.data.settings import DataSettings
 from aimfair.data.sources import Folder
 from aimfair.data.sources import Source as Reader
 from aimfair.generation.manifest import MAX_PIXELS, TAR, Manifest
-from aimfair.generation.plan import Group
+from aimfair.generation.plan import HELD_OUT, Group
 
 UNREADABLE, COPY, TWO_GROUPS = "unreadable", "copy", "in two groups"
 """Why an image cannot be used."""
@@ -153,7 +153,8 @@ def _find(folder: Path, groups: tuple[int, int]) -> tuple[list[Found], list[str]
     assert manifest is not None
     if manifest.path.exists():
         facts = {field.name for field in fields(Found)}
-        images, ignored = [Found(**one.model_dump(include=facts)) for one in manifest.records.values()], list[str]()
+        records = [one for one in manifest.records.values() if HELD_OUT not in one.sets]
+        images, ignored = [Found(**one.model_dump(include=facts)) for one in records], list[str]()
     else:
         images, ignored = _in_group_folders(folder)
         manifest = None

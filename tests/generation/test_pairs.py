@@ -15,6 +15,7 @@ from aimfair.generation.manifest import ImageRecord, Manifest, seed_of_attempt
 from aimfair.generation.plan import HELD_OUT, PlannedImage, Sources, make_plan
 from aimfair.generation.provenance import Provenance
 from aimfair.generation.settings import GenerateSettings, PairSettings
+from aimfair.generation.source import read_source
 from aimfair.prompts.grammar import Prompt, write_prompts
 from aimfair.tuning.holdout import hold_out
 from tests.generation.samples import SIZE, NoiseSampler, prompt_settings
@@ -170,6 +171,16 @@ def test_tuning_does_not_tear_pairs_apart(tmp_path: Path) -> None:
         if record.pair is not None and "balanced" in record.sets:
             pairs.setdefault(record.pair, set()).add(record.file in parts.judge)
     assert Counter(map(tuple, pairs.values())).keys() == {(True,), (False,)}
+
+
+def test_other_runs_import_no_held_out_pair(tmp_path: Path) -> None:
+    plan = plan_of()
+    run(tmp_path, plan, set())
+    found = read_source(tmp_path, (2, 3), DATA)
+    held = {record.file for record in records_of(tmp_path) if HELD_OUT in record.sets}
+    assert len(held) == 18
+    assert len(found.images) == len(plan) - 18
+    assert not held & {one.file for one in found.images}
 
 
 # -- from real images --------------------------------------------------------------------------------------------------
