@@ -29,7 +29,7 @@ from aimfair.generation.store import FileStore
 from aimfair.generation.writer import Writer, encode
 from aimfair.prompts.grammar import Prompt, write_prompts
 from bench.harness import Case, Rival, Runner
-from bench.targets import ENCODE, GENERATE, PLAIN_DIFFUSERS, PROMPTS
+from bench.targets import ENCODE, GENERATE, PLAIN_DIFFUSERS, PROMPTS, USUAL
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*torch.jit.script:DeprecationWarning"),  # Inductor
@@ -76,6 +76,85 @@ def test_sd21_like(
 ) -> None:
     settings = GenerateSettings(steps=4, guidance_scale=9.0)
     run(sd21_like, "SD2.1 / 5", settings, engine, max(1, round(8 * shrink)), device, runner, benchmark)
+
+
+SHORTCUTS: dict[str, dict[str, Any]] = {
+    "int8": {"engine": "onnxruntime", "quantization": "int8"},
+    "4 steps": {"engine": "onnxruntime", "steps": 4},
+    "int8, 4 steps": {"engine": "onnxruntime", "quantization": "int8", "steps": 4},
+    "int8, 3 steps": {"engine": "onnxruntime", "quantization": "int8", "steps": 3},
+    "guidance in half": {"engine": "onnxruntime", "guidance_interval": (0.0, 0.5)},
+    "int8, 4 steps, guidance in half": {
+        "engine": "onnxruntime",
+        "quantization": "int8",
+        "steps": 4,
+        "guidance_interval": (0.0, 0.5),
+    },
+    "small decoder": {"engine": "onnxruntime"},  # of random weights: for its time alone
+    "step cache": {"engine": "eager", "step_cache": "deep"},
+    "channels last": {"engine": "eager", "channels_last": True},
+}
+
+
+@pytest.fixture(scope="session")
+def small_decoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """For the latents of the shipped model, with the widths of TAESD."""
+    from diffusers import AutoencoderTiny
+
+    torch.manual_seed(0)
+    decoder = AutoencoderTiny(
+        encoder_block_out_channels=(64, 64, 64),
+        decoder_block_out_channels=(64, 64, 64),
+        num_encoder_blocks=(1, 3, 3),
+        num_decoder_blocks=(3, 3, 1),
+    )
+    decoder.save_pretrained(folder := tmp_path_factory.mktemp("decoder"))
+    return folder
+
+
+@pytest.mark.parametrize("name", SHORTCUTS)
+def test_shortcuts(
+    name: str, small_decoder: Path, device: torch.device, shrink: float, runner: Runner, benchmark: BenchmarkFixture
+) -> None:
+    """The demo's images with settings that trade likeness for speed, against those without, in the best engine here."""
+    changes = dict(SHORTCUTS[name])
+    if name == "small decoder":
+        changes["decoder"] = str(small_decoder)
+    engine = "onnxruntime" if device.type == "cpu" else "eager"
+    for one in (engine, changes["engine"]):
+        skip_without(one, device)
+    settings, count = config_file.load(BUNDLED / "demo.yaml").generate, max(8, round(64 * shrink))
+    words = ("two", "five", "seven", "nine")
+    texts, seeds = [f"a handwritten {words[k % 4]} in green ink" for k in range(count)], list(range(count))
+    fast, usual = (
+        Diffusion(DIGITS, settings.model_copy(update=values), device, prompts=texts[:4])
+        for values in (changes, {"engine": engine})
+    )
+    made: dict[str, Any] = {}
+
+    def sample() -> None:
+        made["images"] = fast.sample(texts, seeds).images
+
+    def check() -> None:
+        differences = np.abs(made["images"].astype(int) - usual.sample(texts, seeds).images)
+        # Other digits differ by 60; a decoder of random weights draws nothing.
+        assert name == "small decoder" or differences.mean() < 30, f"{differences.mean():.1f} grey levels"
+
+    runner.run(
+        Case(
+            work=GENERATE,
+            tensors=f"digits, {count} images",
+            state=name,
+            numel=count * 3 * fast.size**2,
+            floor_bytes=0,
+            ours=sample,
+            check=check,
+            rivals=[Rival(USUAL, lambda: usual.sample(texts, seeds))],
+            capturable=False,
+            items=count,
+        ),
+        benchmark,
+    )
 
 
 @pytest.mark.parametrize("image_format", ["webp", "png"])

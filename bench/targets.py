@@ -63,6 +63,7 @@ FOUR_FOREACH = "four foreach ops"
 PLAIN_DIFFUSERS = "plain diffusers"
 KTHVALUE = "kthvalue + compare"
 TOPK = "topk + scatter"
+USUAL = "without shortcuts"
 NO_FEED = "one batch again and again"
 
 TARGETS = (
@@ -83,6 +84,7 @@ TARGETS = (
     Target(
         "demo's images", Bar(1.5, 2), None, GENERATE, "digits, 64 images", state="onnxruntime", rival=PLAIN_DIFFUSERS
     ),
+    Target("demo's images, int8, 4 steps", Bar(2, 3), None, GENERATE, state="int8, 4 steps", rival=USUAL),
     Target("cropped images without waiting", Bar(3, 4), Bar(3, 4), FEED, state="crop + flip"),
     Target("flipped images without waiting", Bar(3, 8), Bar(3, 8), FEED, state="flip"),
     Target("images without waiting", Bar(3, 8), Bar(3, 8), FEED, state="unchanged"),

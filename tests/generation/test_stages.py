@@ -152,6 +152,26 @@ def test_shortcuts_are_compared_with_the_plain_model(
     assert sum(found.speed.parts.values()) < found.speed.sampling  # without the comparison
 
 
+def test_the_batch_size_is_found_before_the_first_image(
+    tmp_path: Path, settings: dict[str, Any], samplers: list[Diffusion], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original, sizes = Diffusion.sample, []
+
+    def counted(self: Diffusion, texts: Any, seeds: Any) -> Any:
+        sizes.append(len(texts))
+        return original(self, texts, seeds)
+
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(Diffusion, "speed_of", lambda _, size, __: None if size > 8 else float(size))
+    monkeypatch.setattr(Diffusion, "sample", counted)
+    automatic = change(settings, engine="eager", batch_size="auto")
+    stages(tmp_path / "run", automatic)
+    assert sizes[0] == max(sizes) == 8
+    assert len(samplers) == 2  # one of them to try
+    stages(tmp_path / "run", automatic)
+    assert len(samplers) == 2
+
+
 def test_a_signal_in_the_middle_and_a_lost_image_change_nothing(
     tmp_path: Path, settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -9,6 +9,7 @@ import torch
 from PIL import Image
 
 from aimfair.data.images import Splits
+from aimfair.diffusion.sampler import Comparison
 from aimfair.evaluation.compare import compare
 from aimfair.generation.manifest import ImageRecord, file_name, write_manifest
 from aimfair.generation.summary import GenerationSummary, GroupSummary, Speed
@@ -122,7 +123,23 @@ def _synthetic(run: Run) -> None:
             for y in (0, 1)
             for a in (0, 1)
         ],
-        speed=Speed(images=1058, seconds=100.0, sampling=80.0, filters=2.0, stalled=1.5, processes=2),
+        speed=Speed(
+            images=1058,
+            seconds=100.0,
+            sampling=80.0,
+            filters=2.0,
+            stalled=1.5,
+            processes=2,
+            encoding=8.0,
+            parts={"text_encoder": 1.0, "denoiser": 70.0, "scheduler": 1.5, "decoder": 6.0, "copies": 0.3},
+        ),
+        comparison=Comparison(
+            shortcuts={"quantization": "int8", "guidance_interval": [0.2, 0.8]},
+            images=8,
+            largest=31,
+            mean=1.23,
+            ratio=2.6,
+        ),
     ).save(run.generation)
 
 

@@ -271,6 +271,9 @@ def test_how_the_images_were_made(material: Material) -> None:
     assert "17 12 29.4% 2 3" in " ".join(text.split())
     assert "10.6 images/s (1,058 images in 1 min 40 s)" in text
     assert "13.2 images/s" in text
+    assert "text encoder 1%, denoiser 70%, scheduler 2%, decoder 6%, filters 2%, waiting for files 2%, rest 18%" in text
+    assert "8.0 s in all threads together" in text
+    assert "quantization int8, guidance_interval [0.2, 0.8]: 2.6 times the speed of the plain model" in text
 
 
 def test_a_damaged_account_of_the_images(finished: Path, tmp_path: Path) -> None:
