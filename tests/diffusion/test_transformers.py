@@ -150,3 +150,17 @@ def test_images_of_onnxruntime_are_eager_s(
     assert finite.all()
     assert levels(images, load(models(name)).sample(TEXTS, SEEDS).images) <= 1
     assert levels(images[1], diffusion.sample([TEXTS[1]], [SEEDS[1]]).images[0]) <= 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+@pytest.mark.parametrize("name", ALL)
+def test_half_precision_in_the_pipeline_and_in_an_engine(models: Callable[[str], Path], name: str, dtype: str) -> None:
+    diffusion = load(models(name), dtype=dtype)
+    images, finite = diffusion.sample(TEXTS, SEEDS)
+    assert finite.all()
+    assert np.abs(images.astype(int) - load(models(name)).sample(TEXTS, SEEDS).images).mean() < 3
+    engine = Recorded(engine_and_source(models(name), settings(dtype=dtype), CPU)[1])
+    diffusion._engine = engine
+    diffusion._family.replace(diffusion._pipeline, engine)
+    assert np.abs(images.astype(int) - diffusion.sample(TEXTS, SEEDS).images).mean() < 1
