@@ -4,6 +4,7 @@ import socket
 import threading
 import time
 from contextlib import suppress
+from importlib import import_module
 
 import pytest
 import torch
@@ -154,7 +155,6 @@ def test_a_process_that_waits_where_nothing_ends_it_is_ended(monkeypatch: pytest
     assert "error: process 1 of 2" in capfd.readouterr().err
 
 
-@pytest.mark.slow  # torch waits for two seconds at least
 @pytest.mark.parametrize("error", [ConfigError("train.lr: found 0"), AimfairError("a full disk"), None])
 def test_restarted_processes_end_at_once_where_a_setting_cannot_be_used(
     error: AimfairError | None, monkeypatch: pytest.MonkeyPatch
@@ -168,7 +168,8 @@ def test_restarted_processes_end_at_once_where_a_setting_cannot_be_used(
     def go_on(*_: object) -> None:
         raise InterruptedError("went on")
 
-    monkeypatch.setattr("torch.distributed.rendezvous.rendezvous", lambda *_, **__: iter([(store, 0, 2)]))
+    module = import_module("torch.distributed.rendezvous")  # torch.distributed has a function of that name, too
+    monkeypatch.setattr(module, "rendezvous", lambda *_, **__: iter([(store, 0, 2)]))
     monkeypatch.setattr(ranks, "Watch", go_on)
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "3")
@@ -177,6 +178,7 @@ def test_restarted_processes_end_at_once_where_a_setting_cannot_be_used(
     assert str(end.value) == ("train.lr: found 0" if isinstance(error, ConfigError) else "went on")
 
 
+@pytest.mark.slow  # torch waits for two seconds at least
 def test_an_address_that_nobody_answers_at(monkeypatch: pytest.MonkeyPatch) -> None:
     with socket.socket() as probe:
         probe.bind(("localhost", 0))

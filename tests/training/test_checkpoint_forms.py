@@ -91,8 +91,8 @@ def test_the_other_form_continues(initial: Path, tmp_path: Path, settings: Optim
 @pytest.mark.parametrize("first", [True, False])
 def test_another_training_does_not(initial: Path, tmp_path: Path, first: bool) -> None:
     train(initial, tmp_path, MASKED, sharded=first, stop=5, inputs="x")
-    before = train(initial, tmp_path / "none", MASKED, sharded=not first, inputs="y")
-    assert train(initial, tmp_path, MASKED, sharded=not first, inputs="y") == before
+    _, steps = train(initial, tmp_path, MASKED, sharded=not first, stop=3, inputs="y")
+    assert steps == 3
 
 
 @pytest.mark.parametrize("first", [True, False])
