@@ -113,4 +113,4 @@ def _split(text: str, at: str) -> list[str]:
 def _fact(tree: Any, key: str) -> Fact:
     for part in key.split("."):
         tree = tree.get(part) if isinstance(tree, dict) else None
-    return tree if tree is None or isinstance(tree, str | int | float) else json.dumps(tree)
+    return tree if isinstance(tree, str | int | float) else json.dumps(tree)  # null, too, is a value

@@ -44,6 +44,7 @@ def test_arms_are_settings_of_generate(config):
     assert arms[2].config.generate.negative_prompt == "a; b, c"
     assert arms[0].config.model_copy(update={"generate": config.generate}) == config
     assert facts_of(config, arms) == {"steps": own, "guidance_interval": "[0.0, 1.0]", "negative_prompt": ""}
+    assert facts_of(config, read_arms("render_size=64", config)[0]) == {"render_size": "null"}
     groups = [arm.group for arm in arms]
     assert len(set(groups)) == 3
     assert all(Path(group).name == group and group.isascii() and " " not in group for group in groups)
