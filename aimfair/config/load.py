@@ -188,7 +188,9 @@ def _value_of_flag(name: str, annotation: Any, text: str) -> Any:
     choices = _alternatives(annotation)
     if text == "null" and type(None) in choices:
         return None
-    if any(choice in (str, Path) or isinstance(choice, str) for choice in choices):
+    words = [choice for choice in choices if isinstance(choice, str)]
+    only_words = bool(words) and all(choice in words or choice is type(None) for choice in choices)
+    if only_words or text in words or any(choice in (str, Path) for choice in choices):
         return text
     if any(get_origin(choice) in (list, tuple) for choice in choices) and not text.lstrip().startswith("["):
         text = f"[{text}]"

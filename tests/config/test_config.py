@@ -86,6 +86,8 @@ def test_flags_over_file_over_defaults():
         ("threads", "null", None),
         ("threads", "2", 2),
         ("generate.scheduler", "ddim", "ddim"),
+        ("generate.batch_size", "8", 8),
+        ("generate.batch_size", "auto", "auto"),
         ("model.config.hidden_sizes", "[8, 8]", [8, 8]),
         ("methods.full.lr", "0.5", 0.5),
         ("methods.paper.bias_density", "1", 1.0),
