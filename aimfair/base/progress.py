@@ -55,15 +55,24 @@ class _Lines:
         self._line, self._name, self._total = line, name, total
         self._first, self._done, self._note = done, done, ""
         self._start = self._last = time.monotonic()
+        self._warm: tuple[float, int] | None = None  # when the first steps, which load models, were done; how many
 
     def advance(self, steps: int = 1, note: str = "") -> None:
         self._done += steps
         self._note = note or self._note
         now = time.monotonic()
+        if self._warm is None and self._done > self._first:
+            self._warm = now, self._done
         if now - self._last >= _SECONDS_BETWEEN_LINES and self._done < self._total:
             self._last = now
-            left = (now - self._start) / max(self._done - self._first, 1) * (self._total - self._done)
-            self._line(f"{self._name}: {self._done}/{self._total}, about {duration(left)} left{self._comment()}")
+            self._line(f"{self._name}: {self._done}/{self._total}{self._left(now)}{self._comment()}")
+
+    def _left(self, now: float) -> str:
+        """In words; nothing while only the first steps are done."""
+        if self._warm is None or self._done <= self._warm[1]:
+            return ""
+        since, before = self._warm
+        return f", about {duration((now - since) / (self._done - before) * (self._total - self._done))} left"
 
     def end(self) -> None:
         seconds = time.monotonic() - self._start

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from aimfair.base.errors import AimfairError
 from aimfair.base.files import write_json
 from aimfair.base.interrupt import Interrupt
 from aimfair.base.log import SILENT, Log
@@ -35,8 +36,8 @@ def find_batch_size(
 ) -> int:
     """The batch size for ``generate.batch_size`` auto.
 
-    Sizes are doubled from 1 until one does not fit, gains less than 3% of speed or reaches 512 (64 on a CPU). Engines
-    that are built for a batch size are tried as eager, which takes no less memory.
+    Sizes are doubled from 1 until one does not fit, two in a row gain less than 3% of speed, or 512 is reached (64 on a
+    CPU). Engines that are built for a batch size are tried as eager, which takes no less memory.
 
     Args:
         folder: of the model.
@@ -61,14 +62,23 @@ def find_batch_size(
     while size <= MOST[device.type]:
         interrupt.check()
         speed = diffusion.speed_of(size, prompts[0])
-        if speed is None or speed < _GAIN * speeds.get(found, 0.0):
+        if speed is None:
             break
-        speeds[size], found = speed, size
+        speeds[size] = speed
+        if speed >= _GAIN * speeds[found]:
+            found = size
+        elif size >= 4 * found:
+            break
         size *= 2
+    if not speeds:
+        raise AimfairError(
+            "generate.batch_size: a single image does not fit into memory; choose another generate.dtype, a smaller"
+            " generate.render_size, another model or another device"
+        )
     path.parent.mkdir(parents=True, exist_ok=True)
     write_json(path, {"batch_size": found, "images_per_s": {str(one): speed for one, speed in speeds.items()}})
     log("batch size", batch_size=found, images_per_s=speeds)
-    log.tell(f"batch size: {found} (tried up to {size}; remembered in {path})")
+    log.tell(f"batch size: {found} (tried up to {max(speeds)}; remembered in {path})")
     return found
 
 

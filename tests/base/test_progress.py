@@ -35,6 +35,19 @@ def test_a_line_a_minute_with_the_time_left(monkeypatch):
     assert lines[-1] == "generate: 100/100 in 13 min 20 s"
 
 
+def test_loading_does_not_count_as_work(monkeypatch):
+    console, stream = plain()
+    now = 1000.0
+    monkeypatch.setattr(module.time, "monotonic", lambda: now)
+    with Progress(console=console).task("generate", total=100) as task:
+        now += 600
+        task.advance(10)
+        now += 70
+        task.advance(10)
+    lines = [line.partition(" ")[2] for line in stream.getvalue().splitlines()]
+    assert lines[:2] == ["generate: 10/100", "generate: 20/100, about 9 min 20 s left"]  # 80 images of 7 s
+
+
 def test_quiet_says_only_what_it_is_told_to_say():
     console, stream = plain()
     progress = Progress(quiet=True, console=console)

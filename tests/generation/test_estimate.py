@@ -64,6 +64,14 @@ def test_what_halves_it(seconds: dict[str, float], stalled: float, expected: str
     assert halving(SETTINGS, seconds, stalled, processes=2).startswith(expected)
 
 
+def test_few_steps_are_not_halved() -> None:
+    settings, seconds = GenerateSettings(steps=8, engine="onnxruntime"), {"denoiser": 9.0, "decoder": 1.0}
+    advice = halving(settings, seconds, 0.0, processes=1)
+    assert advice == "generate.quantization int8 and generate.steps 5 in place of 8 (other images)"  # 0.9 / 1.5 * 5 / 8
+    for others in ({"engine": "eager"}, {"quantization": "int8"}, {"steps": 4}):
+        assert halving(settings.model_copy(update=others), seconds, 0.0, processes=1).startswith("2 processes")
+
+
 def test_a_job_logs_it_and_keeps_it_with_the_profile(tmp_path: Path) -> None:
     class Measured(NoiseSampler):
         def sample(self, texts: Sequence[str], seeds: Sequence[int]) -> Samples:
