@@ -74,11 +74,11 @@ def gather(run: Run) -> Material:
         stage_seconds=_stage_seconds(events),
         tuned={name: _tuning(run, name) for name in config.tuned},
         flips=Flips.load(run.flips) if config.generate.held_out_pairs else None,
-        pairs=_pairs(run) if config.generate.held_out_pairs else (),
+        pairs=sample_pairs(run) if config.generate.held_out_pairs else (),
     )
 
 
-def _pairs(run: Run) -> list[Pair]:
+def sample_pairs(run: Run) -> list[Pair]:
     """A few held-out pairs of each class, with what the biased model and the default method see in them."""
     manifest = Manifest(run.synthetic)
     held, places = pairs_of(manifest.records.values())

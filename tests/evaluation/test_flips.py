@@ -13,13 +13,14 @@ from aimfair.data.decode import content_digest
 from aimfair.data.images import ImageSet
 from aimfair.evaluation.flips import FlipResult, Flips, measure
 from aimfair.evaluation.intervals import resampled_means, student_t
+from aimfair.evaluation.predictions import load_logits
 from aimfair.evaluation.settings import EvaluateSettings
 from aimfair.generation.manifest import ImageRecord, Manifest, file_name, write_manifest
 from aimfair.generation.plan import HELD_OUT, make_plan
 from aimfair.generation.settings import PairSettings
 from aimfair.prompts.grammar import write_prompts
 from aimfair.run.directory import Run
-from aimfair.stages import flips
+from aimfair.stages import flips, report
 from aimfair.stages.context import provide_splits
 from aimfair.training.models import build_model, load_model, save_model
 from aimfair.training.predict import predict
@@ -177,6 +178,13 @@ def test_the_stage_predicts_held_out_pairs_alone(run: Run, capsys: pytest.Captur
                 flipped.append(len(set(predicted.argmax(axis=1))) > 1)
             assert found.methods[name].seeds[s] == pytest.approx(np.mean(flipped))
     assert "When ink alone changes, aimfair changes its mind on" in capsys.readouterr().out
+    samples = report.sample_pairs(run)
+    assert [sample.y for sample in samples] == [0, 0, 0, 1, 1, 1]
+    for sample in samples:
+        first, second = next(one for one in by_pair.values() if one[0].text == sample.text and one[0].y == sample.y)
+        assert np.array_equal(sample.images, [images[first.image], images[second.image]])
+        logits, place = load_logits(run.logits_of_pairs(1, "aimfair")), held.index(first)
+        assert sample.predicted["aimfair"][0] == logits[place].argmax()
 
 
 def test_the_stage_is_done_again_for_other_images_and_not_otherwise(run: Run) -> None:
