@@ -12,13 +12,15 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import nn
 
-from aimfair.base.device import tuning_device
+from aimfair.base.device import choose_device, tuning_device
 from aimfair.config import Config
 from aimfair.data.images import ImageSet, Splits
+from aimfair.evaluation.predictions import save_logits
 from aimfair.run.directory import Run
 from aimfair.training.checkpoint import Checkpoint
 from aimfair.training.history import History
 from aimfair.training.models import build_model, load_model, load_sharded, save_model
+from aimfair.training.predict import predict
 from aimfair.training.processes import Processes
 
 _LOADED: WeakKeyDictionary[Run, Splits] = WeakKeyDictionary()
@@ -73,6 +75,29 @@ def trained_model(run: Run, folder: Path, device: torch.device) -> nn.Module:
     if processes_of(run).sharded:
         return load_sharded(folder, run.config.model, device)
     return load_model(folder, run.config.model).to(device)
+
+
+def write_logits(run: Run, seed: int, name: str, images: ImageSet, path: Path, title: str) -> None:
+    """Writes what a model of the run predicts for images.
+
+    Args:
+        name: of a method, or the biased model.
+        title: of the progress.
+    """
+    device = choose_device(run.config.device, run.ranks)
+    with run.progress.task(title, len(images)) as task:
+        logits = predict(
+            trained_model(run, run.model(seed, name), device),
+            images,
+            run.config.model,
+            batch_size=run.config.evaluate.batch_size,
+            device=device,
+            ranks=run.ranks,
+            task=task,
+            interrupt=run.interrupt,
+        )
+    if run.ranks.leads:
+        save_logits(path, logits)
 
 
 def keep(run: Run, model: nn.Module, history: History, folder: Path, checkpoint: Checkpoint) -> None:

@@ -3,10 +3,9 @@
 from functools import partial
 from pathlib import Path
 
-from aimfair.base.device import choose_device
 from aimfair.config import Config
 from aimfair.evaluation.compare import Experiment, compare
-from aimfair.evaluation.predictions import load_logits, save_logits, write_predictions
+from aimfair.evaluation.predictions import load_logits, write_predictions
 from aimfair.evaluation.results import SCHEMA_VERSION, Results
 from aimfair.methods import BIASED
 from aimfair.report.tables import COLUMNS, print_table, save_tables
@@ -14,9 +13,8 @@ from aimfair.report.wording import percent, spread
 from aimfair.run.directory import Run, model_step
 from aimfair.run.steps import Assignment, Outputs, Step, in_one_task
 from aimfair.stages import flips
-from aimfair.stages.context import splits_of, trained_model
+from aimfair.stages.context import splits_of, write_logits
 from aimfair.stages.select import mask_of
-from aimfair.training.predict import predict
 
 
 def run(run: Run) -> None:
@@ -99,23 +97,9 @@ def _assign(run: Run, seed: int, name: str) -> Assignment | None:
 
 
 def _predict(run: Run, *, seed: int, name: str) -> Outputs:
-    """Computes the logits of a model."""
-    config, test = run.config, splits_of(run).test
-    device = choose_device(config.device, run.ranks)
-    with run.progress.task(f"evaluate {seed} {name}", len(test)) as task:
-        logits = predict(
-            trained_model(run, run.model(seed, name), device),
-            test,
-            config.model,
-            batch_size=config.evaluate.batch_size,
-            device=device,
-            ranks=run.ranks,
-            task=task,
-            interrupt=run.interrupt,
-        )
-    if run.ranks.leads:
-        save_logits(run.logits(seed, name), logits)
-    return {f"evaluate/{seed}/{name}": [run.logits(seed, name)]}
+    path = run.logits(seed, name)
+    write_logits(run, seed, name, splits_of(run).test, path, f"evaluate {seed} {name}")
+    return {f"evaluate/{seed}/{name}": [path]}
 
 
 def _print(results: Results) -> None:

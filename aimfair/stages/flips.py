@@ -7,17 +7,15 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from aimfair.base.device import choose_device
 from aimfair.evaluation.flips import SCHEMA_VERSION, Flips, measure
-from aimfair.evaluation.predictions import load_logits, save_logits
+from aimfair.evaluation.predictions import load_logits
 from aimfair.generation.manifest import ImageRecord, Manifest
 from aimfair.generation.plan import HELD_OUT
 from aimfair.methods import BIASED
 from aimfair.report.wording import TIMES, flips_headline
 from aimfair.run.directory import Run, model_step
 from aimfair.run.steps import Assignment, Outputs, Step, in_one_task
-from aimfair.stages.context import splits_of, synthetic_of, trained_model
-from aimfair.training.predict import predict
+from aimfair.stages.context import splits_of, synthetic_of, write_logits
 
 
 def run(run: Run) -> None:
@@ -75,22 +73,8 @@ def _assign(run: Run, seed: int, name: str) -> Assignment | None:
 
 
 def _predict(run: Run, *, seed: int, name: str) -> Outputs:
-    config, images = run.config, synthetic_of(run, HELD_OUT)
-    device = choose_device(config.device, run.ranks)
     path = run.logits_of_pairs(seed, name)
-    with run.progress.task(f"evaluate pairs {seed} {name}", len(images)) as task:
-        logits = predict(
-            trained_model(run, run.model(seed, name), device),
-            images,
-            config.model,
-            batch_size=config.evaluate.batch_size,
-            device=device,
-            ranks=run.ranks,
-            task=task,
-            interrupt=run.interrupt,
-        )
-    if run.ranks.leads:
-        save_logits(path, logits)
+    write_logits(run, seed, name, synthetic_of(run, HELD_OUT), path, f"evaluate pairs {seed} {name}")
     return {f"flips/{seed}/{name}": [path]}
 
 
