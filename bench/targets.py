@@ -84,7 +84,7 @@ TARGETS = (
     Target(
         "demo's images", Bar(1.5, 2), None, GENERATE, "digits, 64 images", state="onnxruntime", rival=PLAIN_DIFFUSERS
     ),
-    Target("demo's images, int8, 4 steps", Bar(2, 3), None, GENERATE, state="int8, 4 steps", rival=USUAL),
+    Target("digits, int8, 4 of 8 steps", Bar(2, 3), None, GENERATE, state="int8, 4 steps", rival=USUAL),
     Target("cropped images without waiting", Bar(3, 4), Bar(3, 4), FEED, state="crop + flip"),
     Target("flipped images without waiting", Bar(3, 8), Bar(3, 8), FEED, state="flip"),
     Target("images without waiting", Bar(3, 8), Bar(3, 8), FEED, state="unchanged"),
