@@ -67,7 +67,7 @@ test-rest: test-slow
 test-all: test test-rest
 
 test-slow: build
-	$(BIN)/python -m pytest tests -m slow
+	$(BIN)/python -m pytest tests -m slow -n 2 --dist loadfile --no-loadscope-reorder
 
 # The kernel tests once more, with the extension built under AddressSanitizer and UndefinedBehaviorSanitizer.
 test-sanitized: build

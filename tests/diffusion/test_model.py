@@ -44,9 +44,12 @@ def test_a_folder_of_something_else(tmp_path: Path) -> None:
 def test_no_folder(tmp_path: Path) -> None:
     with pytest.raises(AimfairError, match=r"generate\.model: .*nowhere: no such folder, expected a folder in"):
         model_folder(str(tmp_path / "nowhere"), allow_download=True)
-    (tmp_path / "model.safetensors").write_bytes(b"")
-    with pytest.raises(AimfairError, match=r"generate\.model: .*model\.safetensors: is a file, expected a folder in"):
-        model_folder(str(tmp_path / "model.safetensors"), allow_download=True)
+    (tmp_path / "model.bin").write_bytes(b"")
+    with pytest.raises(AimfairError, match=r"generate\.model: .*model\.bin: .*pickle"):
+        model_folder(str(tmp_path / "model.bin"), allow_download=True)
+    (tmp_path / "model.txt").write_bytes(b"")
+    with pytest.raises(AimfairError, match=r"generate\.model: .*model\.txt: is a file, expected a folder in"):
+        model_folder(str(tmp_path / "model.txt"), allow_download=True)
 
 
 @pytest.mark.parametrize("name", ["digit", "a/b/c", "../models", "-x/y", ""])

@@ -164,8 +164,7 @@ def test_images_of_onnxruntime_are_eager_s(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
-@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize(("name", "dtype"), [*((name, "bfloat16") for name in ALL), ("sana", "float16")])
 def test_half_precision_in_the_pipeline_and_in_an_engine(models: Callable[[str], Path], name: str, dtype: str) -> None:
     diffusion = load(models(name), dtype=dtype)
     images, finite = diffusion.sample(TEXTS, SEEDS)

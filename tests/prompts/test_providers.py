@@ -242,9 +242,9 @@ def test_tokens_are_told_while_it_works_and_at_the_end(
     with Run.open(tmp_path, Config.model_validate(tree()), quiet=True) as run:
         run.progress = Progress(console=Console(file=shown, width=200))
         prompts.run(run)
-    assert [line.partition(", ")[2] for line in shown.getvalue().splitlines() if "left" not in line] == [
-        "200 tokens in, 40 out"
-    ]
+    told = [line.partition(", ")[2] for line in shown.getvalue().splitlines() if "left" not in line]
+    assert told[-1] == "200 tokens in, 40 out"
+    assert set(told[:-1]) <= {"100 tokens in, 20 out"}, "of the first request, if it took long"
 
 
 def test_a_brief_that_is_never_met_does_not_hold_up_the_others(server: ChatServer, tmp_path: Path) -> None:
