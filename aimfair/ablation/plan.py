@@ -15,6 +15,7 @@ from aimfair.base.errors import ConfigError
 from aimfair.config import Config
 from aimfair.config.errors import explain
 from aimfair.generation.manifest import Manifest
+from aimfair.generation.plan import HELD_OUT
 from aimfair.methods import MethodSettings, Tune
 from aimfair.run.directory import Run
 
@@ -141,15 +142,21 @@ def full_method(config: Config) -> Tune:
 
 
 def available_images(parent: Parent) -> npt.NDArray[np.int64]:
-    """int64 [Y, A]: synthetic images of each group that the parent has, in any set."""
+    """int64 [Y, A]: synthetic images of each group that the parent has, in any set but held-out pairs."""
     targets, protected = len(parent.config.prompts.targets), len(parent.config.prompts.protected)
     counts = np.zeros((targets, protected), dtype=np.int64)
     for record in Manifest(parent.run.synthetic).records.values():
-        counts[record.group] += 1
+        if HELD_OUT not in record.sets:
+            counts[record.group] += 1
     return counts
 
 
 def from_parent(parent: Parent, **settings: Any) -> Mapping[str, Any]:
-    """Settings of ``generate`` for a variant that draws from the parent's images instead of generating new ones."""
-    folder = {} if FOLDER in parent.flags else {"folder": str(parent.run.synthetic.resolve()), "emoji": None}
-    return {**folder, **settings}
+    """Settings of ``generate`` for a variant that draws from the parent's images instead of generating new ones.
+
+    These have passed the parent's filters; what it made in pairs is drawn one by one.
+    """
+    if FOLDER in parent.flags:
+        return settings
+    drawn: dict[str, Any] = {"folder": str(parent.run.synthetic.resolve()), "emoji": None, "pairs": None, "filters": {}}
+    return {**drawn, **settings}

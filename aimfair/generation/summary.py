@@ -13,6 +13,7 @@ from aimfair.base.settings import Record
 from aimfair.diffusion.sampler import Comparison
 from aimfair.generation.estimate import Estimate
 from aimfair.generation.plan import Group
+from aimfair.generation.rounds import PARTNER
 from aimfair.generation.shown import Attribute, Confusion, confusions
 
 
@@ -63,8 +64,18 @@ class GroupSummary(Record):
     rejected: dict[str, int]
 
     @property
+    def failed(self) -> int:
+        """Images that were rejected for what they show, not for a partner."""
+        return self.made - self.kept - self.rejected.get(PARTNER, 0)
+
+    @property
+    def judged(self) -> int:
+        """Images that were kept, or failed."""
+        return self.kept + self.failed
+
+    @property
     def rejection_rate(self) -> float:
-        return 1 - self.kept / max(self.made, 1)
+        return self.failed / max(self.judged, 1)
 
 
 class GenerationSummary(Record):

@@ -136,8 +136,8 @@ def _biased(groups: Sequence[GroupSummary]) -> tuple[GroupSummary, GroupSummary]
     if not any(group.rejected for group in groups):
         return None
     most, least = (choose(groups, key=lambda group: group.rejection_rate) for choose in (max, min))
-    rejected, made = ([group.made - group.kept for group in (most, least)], [group.made for group in (most, least)])
-    (low, _), (_, high) = wilson(rejected, made, 0.95)
+    failed, judged = ([group.failed for group in (most, least)], [group.judged for group in (most, least)])
+    (low, _), (_, high) = wilson(failed, judged, 0.95)
     return (most, least) if low > high else None
 
 

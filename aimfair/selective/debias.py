@@ -88,10 +88,16 @@ def debias(
         on_epoch: called with the number of the epoch, from 1, and its mean loss.
 
     Raises:
+        TypeError: a source can be iterated only once.
         ValueError: a source has no batch, their batches differ in size, or nothing can be selected.
         FloatingPointError: a gradient is NaN or infinite, by parameter, or a loss is.
     """
     loaders = dict(zip(SOURCES, (real, biased_synthetic, balanced_synthetic), strict=True))
+    for source, loader in loaders.items():
+        if isinstance(loader, Iterator):
+            raise TypeError(
+                f"{source}: found an iterator, which ends; expected a loader or list, iterated for each use"
+            )
     device = next(model.parameters()).device
     before = {name: parameter.detach().clone() for name, parameter in named_parameters(model, trainable=False).items()}
     probe, was_training = Sensitivity(model, SOURCES), model.training

@@ -125,7 +125,7 @@ def _rejections(summary: GenerationSummary, prompts: PromptSettings) -> list[str
         name = f"{prompts.targets[group.y][0]}, {prompts.protected[group.a][0]}"
         reasons = ", ".join(f"{reason} {images:,}" for reason, images in Counter(group.rejected).most_common())
         lines.append(
-            f"rejected of {name}: {group.rejection_rate:.1%} of {group.made:,} images{reasons and f' ({reasons})'}"
+            f"rejected of {name}: {group.rejection_rate:.1%} of {group.judged:,} images{reasons and f' ({reasons})'}"
         )
     if left := len(groups) - _SHOWN_GROUPS:
         lines += [f"rejected of {left} more groups: less; see generation.json"] if left > 0 else []
@@ -176,7 +176,9 @@ def _with_engine(config: Config, known: Provenance | None) -> tuple[Config, str]
 
 def _other_inputs(config: Config, prompts: str) -> dict[str, Any]:
     """Of the stage, besides the provenance of the images; ``prompts``: digest of that stage."""
+    pairs = config.generate.pairs
     return {
+        **({} if pairs is None else {"pairs": pairs.model_dump()}),
         "image_format": config.generate.image_format,
         **config.generate.stored_as,
         "image_size": config.data.image_size,

@@ -15,10 +15,11 @@ import torch
 from aimfair.ablation import blocks, options, premise
 from aimfair.ablation import run as ablation_run
 from aimfair.ablation.outcomes import difference
-from aimfair.ablation.plan import Names
+from aimfair.ablation.plan import Names, from_parent, variant
 from aimfair.base.errors import ConfigError
 from aimfair.base.files import write_text
 from aimfair.evaluation.predictions import Predictions
+from aimfair.generation.filter_settings import FilterSettings
 from aimfair.generation.settings import GenerateSettings
 from aimfair.methods import Tune
 from aimfair.report import charts
@@ -224,6 +225,19 @@ def test_a_method_of_the_run_keeps_its_name_and_others_get_one_that_can_be_a_fil
     assert new == "without_net_0_b"
     assert names.add("full", Tune(rule="top_k", density=0.3)) == "full_2"
     assert names.add("again", Tune(rule="top_k", density=0.2)) == new
+
+
+def test_variants_draw_from_images_that_were_filtered_and_made_in_pairs(family):
+    config = made_up_config()
+    made = {"pairs": {"held_out": 3}, "filters": {"near_duplicates": 2}, "folder": None, "emoji": None}
+    config = variant(config, config.methods, config.default_method, generate=made)
+    parent = SimpleNamespace(flags=frozenset(), run=family[0], config=config)
+    drawn = variant(config, config.methods, config.default_method, generate=from_parent(parent, balanced_per_group=4))
+    assert drawn.generate.folder == family[0].synthetic.resolve()
+    assert (drawn.generate.pairs, drawn.generate.filters) == (None, FilterSettings())
+    assert drawn.generate.balanced_per_group == 4
+    parent.flags = frozenset({"generate.folder"})
+    assert from_parent(parent, balanced_per_group=4) == {"balanced_per_group": 4}
 
 
 # -- charts ------------------------------------------------------------------------------------------------------------

@@ -121,6 +121,8 @@ def test_a_rejected_image_is_replaced_with_its_pair(tmp_path: Path) -> None:
         assert (record.attempt, record.rejected) == (attempts, [reason] * attempts)
     assert len({record.seed for record in records_of(tmp_path) if record.pair == 3}) == 1
     assert job.rejected == {"black": 3, "partner": 4}
+    failed = {(group.y, group.a): group.failed for group in job.summary.groups if group.failed}
+    assert failed == Counter([victim.group] * 2 + [lonely.group]), "rates tell which value fails, not its partners"
     assert not list((tmp_path / "images").glob("*.png"))
     assert len(list((tmp_path / "images").iterdir())) == len(plan)  # no file of a partner that was dropped
 

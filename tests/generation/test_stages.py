@@ -128,8 +128,8 @@ def test_what_changes_no_image_repeats_nothing(
     assert len(samplers) == 1
 
 
-@pytest.mark.parametrize("value", [{"steps": 3}, {"biased_total": 8}, {"seed": 1}])
-def test_what_changes_images_makes_them_again(tmp_path: Path, settings: dict[str, Any], value: dict[str, int]) -> None:
+@pytest.mark.parametrize("value", [{"steps": 3}, {"biased_total": 8}, {"seed": 1}, {"pairs": {"held_out": 2}}])
+def test_what_changes_images_makes_them_again(tmp_path: Path, settings: dict[str, Any], value: dict[str, Any]) -> None:
     stages(tmp_path / "changed", settings)
     stages(tmp_path / "changed", change(settings, **value))
     stages(tmp_path / "fresh", change(settings, **value))

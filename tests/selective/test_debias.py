@@ -1,7 +1,6 @@
 """The whole method as one function of a model and three loaders."""
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -98,17 +97,17 @@ def test_what_cannot_be_measured_is_refused_and_nothing_changes() -> None:
     with pytest.raises(ValueError, match=r"^batches of different sizes, .*'synthetic_biased': 4"):
         aimfair.debias(one, data(40, 1), data(40, 2, size=4), data(40, 3))
     with pytest.raises(ValueError, match=r"^synthetic_fair: the loader has no batch"):
-        aimfair.debias(one, data(40, 1), data(40, 2), iter(()))
+        aimfair.debias(one, data(40, 1), data(40, 2), [])
 
     with pytest.raises(ValueError, match=r"^batches=0: expected at least 1"):
         aimfair.debias(one, *loaders(), batches=0)
 
-    def of_nan() -> Iterator[tuple[Tensor, Tensor]]:
-        for x, y in data(24, 2):
-            yield x * float("nan"), y
+    with pytest.raises(TypeError, match=r"^synthetic_fair: found an iterator, which ends"):
+        aimfair.debias(one, *loaders()[:2], iter(loaders()[2]))
 
+    of_nan = [(x * float("nan"), y) for x, y in data(24, 2)]
     with pytest.raises(FloatingPointError, match=r"source 'synthetic_biased': 0.weight"):
-        aimfair.debias(one, data(40, 1), of_nan(), data(40, 3))
+        aimfair.debias(one, data(40, 1), of_nan, data(40, 3))
     assert all(torch.equal(before[name], parameter) for name, parameter in one.named_parameters())
     with pytest.raises(FloatingPointError, match=r"the loss became .*: choose a lower lr"):
         aimfair.debias(one, *loaders(), optimizer=aimfair.MaskedSGD, lr=1e30)
