@@ -102,7 +102,7 @@ class TarStore:
     def keep(self, names: Iterable[str]) -> None:
         """Removes the pieces without any of them; shards stay until they are written again."""
         known = set(names)
-        there = self._index or self._scan()
+        there = self._scan()  # put adds to pieces
         needed = {place.path for name, places in there.items() if name in known for place in places}
         for path in self._paths(self._pieces):
             if path not in needed:

@@ -3,6 +3,7 @@
 import json
 import shutil
 import tarfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -240,6 +241,31 @@ def test_sets_are_imported_from_tar_files(whole: Path, tmp_path: Path, storage: 
         assert content_digest(image).startswith(record.digest)
         assert by_digest[record.digest].group == record.group
         assert (record.place is None) == (storage == "files")
+
+
+@pytest.mark.parametrize("damage", [cut_short, flip, Path.unlink, None])
+def test_an_import_goes_on(whole: Path, tmp_path: Path, damage: Any) -> None:
+    """After an interruption (None), or with one damaged shard among several."""
+    small = settings(images_per_shard=4, balanced_per_group=2, biased_total=6)
+    data = DataSettings(minority_ratio=0.5)
+    source = read_source(whole, (2, 2), data)
+    choice = choose(source, small, data, 2)
+    provenance = Provenance.imported(source.digest, small, data, 2)
+
+    def copy(to: Path, images: Any = choice.images, **options: Any) -> None:
+        copy_images(replace(choice, images=images), to, provenance, small, overwrite=False, **options)
+
+    copy(tmp_path / "made")
+    before = contents(tmp_path / "made")
+    again = tmp_path / "again"
+    if damage is None:
+        with pytest.raises(Interrupted):
+            copy(again, choice.images[:6], interrupt=Stop(0))
+    else:
+        copy(again)
+        damage(again / "images" / "00001.tar")
+    copy(again)
+    assert contents(again) == before
 
 
 def test_the_shards_are_a_data_set_of_their_own(whole: Path) -> None:
