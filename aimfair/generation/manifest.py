@@ -115,7 +115,7 @@ class ImageRecord(PlannedImage):
 
     place: tuple[NonNegativeInt, NonNegativeInt] | None = None
 
-    _optional: ClassVar[tuple[str, ...]] = ("pair", "score", "measured", "place")
+    _optional: ClassVar[tuple[str, ...]] = ("pair", "source", "score", "measured", "place")
 
     @property
     def digest(self) -> str:

@@ -42,7 +42,8 @@ def dies(_: object) -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def waits(_: object) -> None:
+def waits(send: Callable[[tuple[object, ...]], None]) -> None:
+    send(("say", "waiting"))
     for _ in range(600):
         time.sleep(0.1)
 
@@ -67,7 +68,8 @@ def test_ends_of_calls_come_back_as_they_were(capfd: pytest.CaptureFixture[str])
         assert (str(refusal), refusal.exit_code) == ("seeds: found 0", 2)
         assert ends["dies"].lost == "its process died"
         pool.submit(Call("waits", waits))
-        time.sleep(1)
+        while not any(isinstance(one, Told) for one in pool.wait(0.5)):
+            pass  # a process that is stopped while it loads the call dies
         pool.stop()
         start = time.monotonic()
         while not (stopped := pool.wait(0.5)):

@@ -36,7 +36,7 @@ class Model:
         self.patience = patience
         self.asked: set[int] = set()
 
-    def ask(self, message: str) -> Reply:
+    def ask(self, message: str, schema: object) -> Reply:
         if self.patience == 0:
             raise AimfairError("no more")
         self.patience -= 1
