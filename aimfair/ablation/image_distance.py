@@ -89,9 +89,7 @@ class HeadInputs:
         self._fitting = MicroBatch(_BATCH)
 
     def __call__(self, images: npt.NDArray[np.uint8]) -> Tensor:
-        return self._fitting.attempt(
-            lambda size: torch.cat([self._extract(images[part]) for part in pieces(len(images), size)])
-        )
+        return _in_pieces(images, self._extract, self._fitting)
 
     @torch.inference_mode()
     def _extract(self, images: npt.NDArray[np.uint8]) -> Tensor:
@@ -103,6 +101,13 @@ class HeadInputs:
             for hook in hooks:
                 hook.remove()
         return torch.cat([_pooled(one).float().cpu() for one in seen], dim=1)
+
+
+def _in_pieces(
+    images: npt.NDArray[np.uint8], extract: Callable[[npt.NDArray[np.uint8]], Tensor], fitting: MicroBatch
+) -> Tensor:
+    """Features [N, D] of all images, as many at a time as fit."""
+    return fitting.attempt(lambda size: torch.cat([extract(images[part]) for part in pieces(len(images), size)]))
 
 
 def _pooled(inputs: Tensor) -> Tensor:
@@ -132,9 +137,7 @@ class PretrainedFeatures:
         self._fitting = MicroBatch(_BATCH)
 
     def __call__(self, images: npt.NDArray[np.uint8]) -> Tensor:
-        return self._fitting.attempt(
-            lambda size: torch.cat([self._extract(images[part]) for part in pieces(len(images), size)])
-        )
+        return _in_pieces(images, self._extract, self._fitting)
 
     @torch.inference_mode()
     def _extract(self, images: npt.NDArray[np.uint8]) -> Tensor:

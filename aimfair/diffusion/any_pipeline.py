@@ -8,14 +8,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from aimfair.base.checked_weights import refuse_broken_weights
-from aimfair.base.errors import AimfairError, one_line
+from aimfair.base.errors import AimfairError
 from aimfair.base.interrupt import NEVER, Interrupt
 from aimfair.base.log import NOWHERE, Log
 from aimfair.diffusion.engines.engine import full_precision
 from aimfair.diffusion.families.registry import index_of, is_known, unknown_family
-from aimfair.diffusion.load import diffusers_quietly, refuse_repeated_tensors
-from aimfair.diffusion.lora import fuse_loras
+from aimfair.diffusion.load import diffusers_quietly, open_pipeline
 from aimfair.diffusion.sampler import Samples
 from aimfair.diffusion.settings import TextToImageSettings
 from aimfair.diffusion.text_to_image import Diffusion
@@ -45,7 +43,7 @@ class AnyPipeline:
             raise unknown_family(folder)
         self._settings = settings
         self._refuse(name)
-        self._pipeline = _load(diffusers, kind, folder, settings).to(device)
+        self._pipeline = _load(kind, folder, settings).to(device)
         self._takes = inspect.signature(self._pipeline.__call__).parameters
         if settings.negative_prompt and "negative_prompt" not in self._takes:
             raise AimfairError(
@@ -127,24 +125,8 @@ def _makes_images(diffusers: Any, kind: Any) -> bool:
     return "prompt" in takes and "Control" not in kind.__name__ and (listed or not _NEED_MORE & set(takes))
 
 
-def _load(diffusers: Any, kind: Any, folder: Path, settings: TextToImageSettings) -> Any:
-    refuse_repeated_tensors(folder, kind.__name__)
+def _load(kind: Any, folder: Path, settings: TextToImageSettings) -> Any:
     without: dict[str, Any] = {}
     if "safety_checker" in index_of(folder):
         without = {"safety_checker": None, "requires_safety_checker": False}
-    try:
-        pipeline = kind.from_pretrained(
-            str(folder),
-            dtype=getattr(torch, settings.dtype),
-            use_safetensors=True,  # pickled weights can run code
-            local_files_only=True,
-            **without,
-        )
-    except Exception as error:  # a user's folder can have any fault, and each component raises its own errors
-        raise AimfairError(f"{folder}: not a usable {kind.__name__}: {one_line(error)}") from error
-    for part, module in pipeline.components.items():
-        if isinstance(module, torch.nn.Module):
-            refuse_broken_weights(str(folder / part), module)
-    pipeline.set_progress_bar_config(disable=True)
-    fuse_loras(pipeline, settings)
-    return pipeline
+    return open_pipeline(kind, folder, settings, without)

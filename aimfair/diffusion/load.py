@@ -1,6 +1,7 @@
 """Loads a text-to-image model as a pipeline of diffusers. The only importer of diffusers."""
 
 import logging
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -35,25 +36,10 @@ def load_pipeline(folder: Path, family: Family, settings: TextToImageSettings, d
         )
     if settings.decoder is not None and not family.small_decoders:
         raise AimfairError(f"generate.decoder: found {settings.decoder}, expected none for a {family.pipeline}")
-    refuse_repeated_tensors(folder, family.pipeline)
     diffusers = diffusers_quietly()
-    try:
-        pipeline = getattr(diffusers, family.pipeline).from_pretrained(
-            str(folder),
-            dtype=getattr(torch, settings.dtype),
-            use_safetensors=True,  # pickled weights can run code
-            local_files_only=True,
-            **family.without,
-            **absent(folder, family),
-        )
-    except Exception as error:  # a user's folder can have any fault, and each component raises its own errors
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise AimfairError(f"{folder}: not a usable {family.pipeline}: {reason}") from error
-    for part, module in pipeline.components.items():
-        if isinstance(module, torch.nn.Module):
-            refuse_broken_weights(str(folder / part), module)
-    pipeline.set_progress_bar_config(disable=True)
-    fuse_loras(pipeline, settings)
+    pipeline = open_pipeline(
+        getattr(diffusers, family.pipeline), folder, settings, {**family.without, **absent(folder, family)}
+    )
     pipeline.scheduler = scheduler_of(diffusers, settings.scheduler, pipeline.scheduler)
     continuous = family.own_scheduler and "original_inference_steps" not in pipeline.scheduler.config
     if not continuous:  # as times of flow matching are
@@ -66,6 +52,35 @@ def load_pipeline(folder: Path, family: Family, settings: TextToImageSettings, d
                 if isinstance(module, torch.nn.Conv2d):
                     module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     return pipeline.to(device)
+
+
+def open_pipeline(kind: Any, folder: Path, settings: TextToImageSettings, components: Mapping[str, Any]) -> Pipeline:
+    """A pipeline of a class of diffusers, on the CPU, with the adapters of the settings.
+
+    Args:
+        components: in place of those in the folder.
+
+    Raises:
+        AimfairError: the model is damaged.
+    """
+    refuse_repeated_tensors(folder, kind.__name__)
+    try:
+        pipeline = kind.from_pretrained(
+            str(folder),
+            dtype=getattr(torch, settings.dtype),
+            use_safetensors=True,  # pickled weights can run code
+            local_files_only=True,
+            **components,
+        )
+    except Exception as error:  # a user's folder can have any fault, and each component raises its own errors
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise AimfairError(f"{folder}: not a usable {kind.__name__}: {reason}") from error
+    for part, module in pipeline.components.items():
+        if isinstance(module, torch.nn.Module):
+            refuse_broken_weights(str(folder / part), module)
+    pipeline.set_progress_bar_config(disable=True)
+    fuse_loras(pipeline, settings)
+    return pipeline
 
 
 def taylor_seer(**options: Any) -> Any:

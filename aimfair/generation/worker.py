@@ -2,8 +2,8 @@
 
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import closing
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
 from functools import partial
 
 import numpy as np
@@ -147,33 +147,28 @@ class Worker:
         score: float | None,
     ) -> Outcome:
         """Reduces, checks and writes an image."""
+        with self._measured():
+            image = Image.fromarray(pixels)
+            if len(pixels) > self._image_size:
+                image = Image.fromarray(fit(image, self._image_size))
+            reduced = np.asarray(image)
+            reason = blank(reduced, finite) or reason
+            if reason is not None:
+                return Outcome(image=number, attempt=attempt, reason=reason)
+            digest, suffix = content_digest(image)[:DIGITS], self._settings.image_format
+            self._store.put(image_name(number, digest, suffix), encode(reduced, suffix))
+            near = dhash(image) if self._settings.filters.hashed else None
+            return Outcome(image=number, attempt=attempt, digest=digest, hash=near, score=score)
+
+    @contextmanager
+    def _measured(self) -> Iterator[None]:
+        """Adds the time inside to :attr:`encoding`."""
         begin = time.monotonic()
         try:
-            return self._encode(number, attempt, pixels, finite, reason, score)
+            yield
         finally:
             with self._encoded:
                 self.encoding += time.monotonic() - begin
-
-    def _encode(
-        self,
-        number: int,
-        attempt: int,
-        pixels: npt.NDArray[np.uint8],
-        finite: bool,
-        reason: str | None,
-        score: float | None,
-    ) -> Outcome:
-        image = Image.fromarray(pixels)
-        if len(pixels) > self._image_size:
-            image = Image.fromarray(fit(image, self._image_size))
-        reduced = np.asarray(image)
-        reason = blank(reduced, finite) or reason
-        if reason is not None:
-            return Outcome(image=number, attempt=attempt, reason=reason)
-        digest, suffix = content_digest(image)[:DIGITS], self._settings.image_format
-        self._store.put(image_name(number, digest, suffix), encode(reduced, suffix))
-        near = dhash(image) if self._settings.filters.hashed else None
-        return Outcome(image=number, attempt=attempt, digest=digest, hash=near, score=score)
 
 
 def draw(sampler: Sampler, batch: Sequence[PlannedImage], seeds: Sequence[int]) -> Samples:

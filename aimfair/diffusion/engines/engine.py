@@ -72,8 +72,14 @@ class Quantization:
     examples: Callable[[], Sequence[Sequence[Tensor]]]
 
     def facts(self) -> dict[str, Any]:
+        """
+        Raises:
+            AimfairError: the library that quantises is missing.
+        """
+        from aimfair.diffusion.engines import quantize  # which imports this module
+
         digest = hashlib.sha256("\0".join(self.prompts).encode()).hexdigest()
-        return {"kind": self.kind, "prompts": digest, **self.sampling, "onnxruntime": version("onnxruntime")}
+        return {"kind": self.kind, "prompts": digest, **self.sampling, "onnxruntime": quantize.version()}
 
 
 @dataclass(frozen=True)

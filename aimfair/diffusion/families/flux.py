@@ -36,6 +36,21 @@ def unpack(packed: Tensor, latents: Latents) -> Tensor:
     return patches.permute(0, 3, 1, 4, 2, 5).reshape(-1, channels, height, width)
 
 
+def packed_latents(pipeline: Pipeline, render_size: int | None) -> Latents:
+    """As :meth:`Family.latents`, of a transformer that takes them packed."""
+    factor = pipeline.vae_scale_factor
+    own = pipeline.default_sample_size * factor
+    size = render_size or own
+    require_multiple(size, _PATCH * factor, own)
+    return pipeline.transformer.config.in_channels // _PATCH**2, size // factor, size // factor
+
+
+def packed(latents: Latents, dtype: torch.dtype) -> Tensors:
+    """Latents of this shape as :func:`pack` gives them."""
+    channels, height, width = latents
+    return Tensors((height * width // _PATCH**2, channels * _PATCH**2), dtype)
+
+
 class UnpackingDecoder(Decoder):
     """A :class:`Decoder` of packed latents [B, h/2 * w/2, 4C]."""
 
@@ -141,21 +156,16 @@ class Flux(Family):
     steers_away = False
 
     def latents(self, pipeline: Pipeline, render_size: int | None) -> Latents:
-        factor = pipeline.vae_scale_factor
-        own = pipeline.default_sample_size * factor
-        size = render_size or own
-        require_multiple(size, _PATCH * factor, own)
-        return pipeline.transformer.config.in_channels // _PATCH**2, size // factor, size // factor
+        return packed_latents(pipeline, render_size)
 
     def parts(self, pipeline: Pipeline, latents: Latents) -> tuple[Part, ...]:
         """As :meth:`Family.parts`. The transformer then works only for latents of this shape."""
         transformer = pipeline.transformer
         config, dtype = transformer.config, transformer.dtype
         length = self.vocabularies(pipeline)["text_encoder_2"].length
-        channels, height, width = latents
-        packed = Tensors((height * width // _PATCH**2, channels * _PATCH**2), dtype)
+        patches = packed(latents, dtype)
         inputs = {
-            "sample": packed,
+            "sample": patches,
             "timestep": Tensors((), torch.float32, below=1),
             "embeddings": Tensors((length, config.joint_attention_dim), dtype),
             "pooled_projections": Tensors((config.pooled_projection_dim,), dtype),
@@ -163,12 +173,12 @@ class Flux(Family):
         if config.guidance_embeds:
             inputs["guidance"] = Tensors((), torch.float32, below=8)
         denoiser = Part(
-            "denoiser", Denoiser(transformer, latents, length).eval(), inputs=inputs, outputs={"predicted": packed}
+            "denoiser", Denoiser(transformer, latents, length).eval(), inputs=inputs, outputs={"predicted": patches}
         )
         decoder = Part(
             "decoder",
             UnpackingDecoder(pipeline.vae, latents).eval(),
-            inputs={"latents": packed},
+            inputs={"latents": patches},
             outputs={"images": images(pipeline, latents)},
         )
         return denoiser, decoder, *self.text_encoders(pipeline)

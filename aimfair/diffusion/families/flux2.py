@@ -15,8 +15,8 @@ from aimfair.diffusion.families.family import (
     Vocabulary,
     chat,
     images,
-    require_multiple,
 )
+from aimfair.diffusion.families.flux import packed, packed_latents
 from aimfair.diffusion.families.rotary import twin
 
 _PATCH = 2  # latents along each side of a patch
@@ -117,26 +117,21 @@ class Flux2Klein(Family):
     small_decoders = False
 
     def latents(self, pipeline: Pipeline, render_size: int | None) -> Latents:
-        factor = pipeline.vae_scale_factor
-        own = pipeline.default_sample_size * factor
-        size = render_size or own
-        require_multiple(size, _PATCH * factor, own)
-        return pipeline.transformer.config.in_channels // _PATCH**2, size // factor, size // factor
+        return packed_latents(pipeline, render_size)
 
     def parts(self, pipeline: Pipeline, latents: Latents) -> tuple[Part, ...]:
         transformer = pipeline.transformer
         config, dtype = transformer.config, transformer.dtype
-        channels, height, width = latents
-        packed = Tensors((height * width // _PATCH**2, channels * _PATCH**2), dtype)
+        patches = packed(latents, dtype)
         denoiser = Part(
             "denoiser",
             Denoiser(transformer, latents).eval(),
             inputs={
-                "sample": packed,
+                "sample": patches,
                 "timestep": Tensors((), torch.float32, below=1),
                 "embeddings": Tensors((_LENGTH, config.joint_attention_dim), dtype),
             },
-            outputs={"predicted": packed},
+            outputs={"predicted": patches},
         )
         decoder = Part(
             "decoder",

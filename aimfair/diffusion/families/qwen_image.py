@@ -15,9 +15,8 @@ from aimfair.diffusion.families.family import (
     StandIn,
     Vocabulary,
     images,
-    require_multiple,
 )
-from aimfair.diffusion.families.flux import pack, unpack
+from aimfair.diffusion.families.flux import pack, packed, packed_latents, unpack
 from aimfair.diffusion.families.masked import masked_inputs
 from aimfair.diffusion.families.rotary import Rotated, Rotations, twin
 
@@ -122,33 +121,28 @@ class QwenImage(Family):
     small_decoders = False
 
     def latents(self, pipeline: Pipeline, render_size: int | None) -> Latents:
-        factor = pipeline.vae_scale_factor
-        own = pipeline.default_sample_size * factor
-        size = render_size or own
-        require_multiple(size, _PATCH * factor, own)
-        return pipeline.transformer.config.in_channels // _PATCH**2, size // factor, size // factor
+        return packed_latents(pipeline, render_size)
 
     def parts(self, pipeline: Pipeline, latents: Latents) -> tuple[Part, ...]:
         transformer = pipeline.transformer
         config, dtype = transformer.config, transformer.dtype
         if config.guidance_embeds:
             raise AimfairError("generate.model: a QwenImagePipeline with guidance_embeds, which is not supported")
-        channels, height, width = latents
-        packed = Tensors((height * width // _PATCH**2, channels * _PATCH**2), dtype)
+        patches = packed(latents, dtype)
         denoiser = Part(
             "denoiser",
             Denoiser(transformer, latents).eval(),
             inputs={
-                "sample": packed,
+                "sample": patches,
                 "timestep": Tensors((), torch.float32, below=1),
                 **masked_inputs(_LENGTH, config.joint_attention_dim, dtype),
             },
-            outputs={"predicted": packed},
+            outputs={"predicted": patches},
         )
         decoder = Part(
             "decoder",
             Decoder(pipeline.vae, latents).eval(),
-            inputs={"latents": packed},
+            inputs={"latents": patches},
             outputs={"images": images(pipeline, latents)},
         )
         return denoiser, decoder
