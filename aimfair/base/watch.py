@@ -15,6 +15,7 @@ _SECONDS_BETWEEN_BEATS = 1.0
 _SECONDS_TO_BE_LOST = 60.0
 _SECONDS_TO_BE_LOST_SOON = 4.0  # where an operation with it has failed
 _SECONDS_TO_END = 15.0  # of the main thread, once another process has failed or is lost
+_SECONDS_TO_STOP = 10.0  # of the thread, whose last question the store may never answer
 _LEFT = "left"
 
 
@@ -44,11 +45,14 @@ class Watch:
             failure: of another process.
         """
         self._failure = failure
-        threading.Thread(target=self._run, name="watch", daemon=True).start()
+        self._thread = threading.Thread(target=self._run, name="watch", daemon=True)
+        self._thread.start()
 
     def stop(self) -> None:
         """This process is leaving: from now on it is not missed."""
         self._stopped.set()
+        # Python ends daemon threads as it exits: one inside the store, which is C++, would abort the process.
+        self._thread.join(_SECONDS_TO_STOP)
         with suppress(RuntimeError):  # the store may be gone
             self._store.set(f"{_LEFT}/{self._rank}", "")
 

@@ -32,6 +32,9 @@ _MODULES = {
 }
 """Package -> what is imported of it, if not a module of its name: what loads its compiled code and dependencies."""
 
+_OF_DEVELOPERS = ("dev", "docs")
+"""Extras that no command of aimfair uses."""
+
 _COLOURS = {"fine": "\033[32m{}\033[0m", "missing": "\033[33m{}\033[0m", "broken": "\033[1;31m{}\033[0m"}
 
 
@@ -88,7 +91,7 @@ def packages(requirements: list[str]) -> Iterator[Check]:
     extras: dict[str, list[str]] = {}  # requirement -> the extras with it
     for requirement in requirements:
         extra = re.search(r"extra == [\"']([^\"']+)", requirement)
-        tool = extra is not None and extra[1] == "dev"
+        tool = extra is not None and extra[1] in _OF_DEVELOPERS
         if not tool and not requirement.startswith("aimfair["):  # an extra that names another one
             needed_for = extras.setdefault(requirement.split(";")[0].strip(), [])
             needed_for += [extra[1]] if extra else []

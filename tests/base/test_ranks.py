@@ -142,6 +142,22 @@ def test_a_process_that_has_left_is_not_missed() -> None:
 
 
 @pytest.mark.usefixtures("quick")
+def test_a_process_leaves_the_store_before_it_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A thread that Python ends inside the store aborts the process."""
+    here, asked = Watch(0, 1, dist.HashStore()), threading.Event()
+
+    def look() -> None:
+        asked.set()
+        time.sleep(0.3)  # of a store that is slow to answer
+
+    monkeypatch.setattr(here, "_look", look)
+    here.start(lambda: None)
+    assert asked.wait(10)
+    here.stop()
+    assert not here._thread.is_alive()
+
+
+@pytest.mark.usefixtures("quick")
 def test_a_process_that_waits_where_nothing_ends_it_is_ended(monkeypatch: pytest.MonkeyPatch, capfd) -> None:
     store, ends = dist.HashStore(), []
     ended = threading.Event()

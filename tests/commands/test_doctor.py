@@ -1,5 +1,7 @@
 """The doctor: what is fine, missing or broken, and how to fix it."""
 
+import importlib.metadata
+import importlib.util
 import subprocess
 import sys
 from collections import namedtuple
@@ -33,6 +35,7 @@ def test_packages_that_are_not_there():
             'no_other; extra == "report"',
             'no_other; extra == "page"',
             'no-linter; extra == "dev"',
+            'no-site; extra == "docs"',
             'aimfair[x]; extra == "y"',
         ]
     )
@@ -40,6 +43,15 @@ def test_packages_that_are_not_there():
     assert (core.state, core.remedy) == ("broken", "pip install 'no-such-package>=1'")
     assert (extra.state, extra.remedy) == ("missing", "pip install 'no_other'")
     assert extra.found == "not installed, needed for report, page"
+
+
+def test_the_packages_it_imports_are_modules(monkeypatch):
+    """Under the names that it derives from those of the packages."""
+    modules = []
+    monkeypatch.setattr(imports, "failures", lambda names: modules.extend(names) or {})
+    list(doctor.packages(importlib.metadata.requires("aimfair")))
+    assert "yaml" in modules
+    assert [name for name in modules if importlib.util.find_spec(name.split(":")[0].split(".")[0]) is None] == []
 
 
 def test_packages_that_cannot_be_imported(tmp_path, monkeypatch):
