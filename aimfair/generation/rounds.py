@@ -17,15 +17,13 @@ import numpy.typing as npt
 
 from aimfair.base.errors import AimfairError
 from aimfair.generation.filter_settings import MOST_BITS
-from aimfair.generation.filters.pixels import BLANK, NearDuplicates
+from aimfair.generation.filters.pixels import NearDuplicates
 from aimfair.generation.manifest import Measured, Outcome
 from aimfair.generation.plan import Group, PlannedImage
+from aimfair.generation.reasons import BLANK, DUPLICATE, LOW_SCORE, NEAR_DUPLICATE, PARTNER
 from aimfair.generation.settings import GenerateSettings
 
-PARTNER = "partner"
-"""Why a good image is made again: another of its pair was rejected."""
-
-_BROKEN = BLANK | {"duplicate"}  # what a working model rarely makes
+_BROKEN = BLANK | {DUPLICATE}  # what a working model rarely makes
 _BROKEN_ATTEMPTS = 5  # at one image; a model that fails this often in a row will keep failing
 _ATTEMPTS = 50  # with filters; if they reject two of three, one image in a billion gets this far
 _ADVICE = (
@@ -145,14 +143,14 @@ class Rounds:
         for place, outcome in enumerate(outcomes):
             if outcome.digest is not None:
                 if outcome.digest in digests:
-                    reasons[place] = "duplicate"
+                    reasons[place] = DUPLICATE
                 digests.add(outcome.digest)
         filters, scored, hashed = self._settings.filters, set[int](), set[int]()
         if filters.quality is not None:
-            scored = self._compare(outcomes, reasons, "low_score", self._worst)
+            scored = self._compare(outcomes, reasons, LOW_SCORE, self._worst)
         self._reject_partners(reasons)  # before the hashes of those that stay are compared
         if filters.hashed:
-            hashed = self._compare(outcomes, reasons, "near_duplicate", self._alike)
+            hashed = self._compare(outcomes, reasons, NEAR_DUPLICATE, self._alike)
             self._reject_partners(reasons)
             self._remember(outcomes, reasons)
         again = []
@@ -193,7 +191,7 @@ class Rounds:
         """
         groups: dict[Group, list[int]] = {}
         for place, outcome in enumerate(outcomes):
-            measured = outcome.score if reason == "low_score" else outcome.hash
+            measured = outcome.score if reason == LOW_SCORE else outcome.hash
             if measured is not None and (outcome.reason is not None or reasons[place] is None):
                 groups.setdefault(self.wanted[place].group, []).append(place)
         for group, places in groups.items():
@@ -209,7 +207,7 @@ class Rounds:
         if group not in self._least:
             self._least[group] = float(np.sort(scores)[int(check.worst * len(scores))])
         return [
-            bool(score < self._least[group]) and self.rejected[outcome.image].count("low_score") < check.attempts
+            bool(score < self._least[group]) and self.rejected[outcome.image].count(LOW_SCORE) < check.attempts
             for score, outcome in zip(scores, outcomes, strict=True)
         ]
 

@@ -7,6 +7,7 @@ from typing import Literal
 
 from aimfair.base.settings import Record
 from aimfair.generation.plan import Group
+from aimfair.generation.reasons import BLANK, OTHER_GROUP, SHOWS
 
 Attribute = Literal["target", "protected"]
 """The attribute of a group, y or a."""
@@ -16,8 +17,8 @@ UNCLEAR = -1
 
 _LETTERS: dict[Attribute, str] = {"target": "y", "protected": "a"}
 _VALUE = r"(\d+|_unclear)"
-_REASON = re.compile(rf"shows(?:_y{_VALUE})?(?:_a{_VALUE})?", re.ASCII)
-_BEFORE = frozenset({"not_finite", "black", "constant", "other_group"})  # decided before what an image shows
+_REASON = re.compile(rf"{SHOWS}(?:_y{_VALUE})?(?:_a{_VALUE})?", re.ASCII)
+_BEFORE = BLANK | {OTHER_GROUP}  # decided before what an image shows
 
 
 class Confusion(Record):
@@ -52,7 +53,7 @@ def reason(group: Group, shown: Mapping[Attribute, int]) -> str | None:
     if all(own[attribute] == value for attribute, value in shown.items()):
         return None
     parts = [f"{_LETTERS[name]}{value if value != UNCLEAR else '_unclear'}" for name, value in shown.items()]
-    return "_".join(["shows", *parts])
+    return "_".join([SHOWS, *parts])
 
 
 def values_in(reason: str) -> dict[Attribute, int] | None:
@@ -68,7 +69,7 @@ def merged(rejected: Mapping[str, int]) -> Counter[str]:
     """Reason -> images, with all that :func:`reason` words as "shows_other"."""
     counts: Counter[str] = Counter()
     for why, images in rejected.items():
-        counts["shows_other" if values_in(why) is not None else why] += images
+        counts[f"{SHOWS}_other" if values_in(why) is not None else why] += images
     return counts
 
 

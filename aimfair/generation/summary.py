@@ -13,7 +13,7 @@ from aimfair.base.settings import Record
 from aimfair.diffusion.sampler import Comparison
 from aimfair.generation.estimate import Estimate
 from aimfair.generation.plan import Group
-from aimfair.generation.rounds import PARTNER
+from aimfair.generation.reasons import PARTNER
 from aimfair.generation.shown import Attribute, Confusion, confusions
 
 

@@ -294,6 +294,8 @@ def hooks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         "def short(images, groups): return []\n"
         "def number(images, groups): return [1] * len(images)\n"
         "def markup(images, groups): return ['<b>'] * len(images)\n"
+        "def partner(images, groups): return [None, 'partner', None, None]\n"
+        "def shows(images, groups): return [None, None, None, 'shows_a1']\n"
         "def broken(images, groups): raise KeyError('face')\n"
         "text = 'no function'\n"
     )
@@ -314,6 +316,8 @@ def test_a_hook_sees_images_and_groups(hooks: Path) -> None:
         ("my_hooks:short", "0 answers for 4 images"),
         ("my_hooks:number", "answered 1, expected None or a reason"),
         ("my_hooks:markup", "answered '<b>', expected None or a reason"),
+        ("my_hooks:partner", "answered 'partner', a reason of aimfair's own (not_finite, black, "),
+        ("my_hooks:shows", "answered 'shows_a1', a reason of aimfair's own"),
         ("my_hooks:broken", "KeyError: 'face'"),
         ("my_hooks:text", "a str, expected a function"),
         ("my_hooks:absent", "AttributeError: module 'my_hooks' has no attribute 'absent'"),

@@ -11,6 +11,7 @@ from aimfair.base.errors import AimfairError
 from aimfair.diffusion.model import digest_of_files, from_hub
 from aimfair.generation.filters.towers import READ, Towers
 from aimfair.generation.plan import Group
+from aimfair.generation.reasons import OTHER_GROUP
 from aimfair.prompts.grammar import plain_text
 from aimfair.prompts.settings import PromptSettings
 
@@ -71,4 +72,4 @@ class ClipAgreement:
         own = torch.tensor([self._groups[group] for group in groups])[:, None]
         others = cosines.scatter(1, own, -torch.inf).amax(1)
         agree = cosines.gather(1, own)[:, 0] - others > self._margin
-        return [None if yes else "other_group" for yes in agree.tolist()]
+        return [None if yes else OTHER_GROUP for yes in agree.tolist()]

@@ -14,6 +14,7 @@ from aimfair.base.files import file_digest
 from aimfair.diffusion.engines.onnx_runtime import ImageFile
 from aimfair.generation.filter_settings import FaceCheck
 from aimfair.generation.plan import Group
+from aimfair.generation.reasons import NO_FACE, SEVERAL_FACES
 
 _KEY = "generate.filters.faces"
 _STRIDES = (8, 16, 32)  # of YuNet and SCRFD
@@ -50,7 +51,7 @@ class Faces:
     def reasons(self, images: npt.NDArray[np.uint8], groups: Sequence[Group]) -> list[str | None]:
         """ "no_face", "several_faces" or None; see :class:`ImageFilter`."""
         counts = [len(self.find(image)) for image in images]
-        return [None if count == 1 else "several_faces" if count else "no_face" for count in counts]
+        return [None if count == 1 else SEVERAL_FACES if count else NO_FACE for count in counts]
 
     def find(self, image: npt.NDArray[np.uint8]) -> Floats:
         """The faces in uint8 [H, W, 3]: float32 [N, 4], left, top, right and bottom in pixels, the surest first."""

@@ -13,6 +13,7 @@ import numpy.typing as npt
 from aimfair.base.errors import AimfairError
 from aimfair.base.files import file_digest
 from aimfair.generation.plan import Group
+from aimfair.generation.reasons import SHOWS, WORDS, is_reserved
 
 _REASON = re.compile(r"[A-Za-z0-9_-]{1,40}")
 
@@ -76,7 +77,7 @@ class Hook:
         """As :meth:`ImageFilter.reasons`; the function receives a copy of the images.
 
         Raises:
-            AimfairError: the function fails, or does not return a word or None for each image.
+            AimfairError: the function fails, or does not return None or a word of its own for each image.
         """
         try:
             found = list(self._function(images.copy(), list(groups)))
@@ -91,5 +92,10 @@ class Hook:
                 raise AimfairError(
                     f"{_KEY}: {self._name}: answered {reason!r}, expected None or a reason of 1 to 40"
                     " letters, digits, - and _"
+                )
+            if reason is not None and is_reserved(reason):
+                raise AimfairError(
+                    f"{_KEY}: {self._name}: answered {reason!r}, a reason of aimfair's own ({', '.join(WORDS)} and all"
+                    f" that begin with {SHOWS}_); answer another, such as 'my_{reason}'"
                 )
         return found

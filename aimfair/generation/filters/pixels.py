@@ -3,8 +3,7 @@
 import numpy as np
 import numpy.typing as npt
 
-BLANK = frozenset({"not_finite", "black", "constant"})
-"""The reasons that :func:`blank` gives."""
+from aimfair.generation.reasons import BLACK, CONSTANT, NOT_FINITE
 
 _LEAST_RANGE = 8  # grey levels between the darkest and the brightest value of a channel; below, nothing is visible
 _BLOCK = 512  # rows of distances at a time: 80 MB against 20,000 hashes
@@ -18,13 +17,14 @@ def blank(pixels: npt.NDArray[np.uint8], finite: bool) -> str | None:
         finite: False if the model gave NaN or infinite values.
 
     Returns:
-        "not_finite"; "black", as left by overflow; "constant", a single colour; or None.
+        One of :data:`aimfair.generation.reasons.BLANK`: not finite; black, as left by overflow; constant, a single
+        colour. Or None.
     """
     if not finite:
-        return "not_finite"
+        return NOT_FINITE
     darkest, brightest = pixels.min((0, 1)).astype(int), pixels.max((0, 1)).astype(int)  # of each channel
     if (brightest - darkest).max() < _LEAST_RANGE:
-        return "black" if brightest.max() < _LEAST_RANGE else "constant"
+        return BLACK if brightest.max() < _LEAST_RANGE else CONSTANT
     return None
 
 

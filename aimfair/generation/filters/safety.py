@@ -13,6 +13,7 @@ from aimfair.base.memory import MicroBatch, pieces
 from aimfair.diffusion.model import SHIPPED, diffusion_libraries, digest_of_files, from_hub
 from aimfair.generation.filters.towers import View
 from aimfair.generation.plan import Group
+from aimfair.generation.reasons import UNSAFE
 from aimfair.generation.settings import GenerateSettings
 
 _KEY = "generate.filters.safety"
@@ -71,4 +72,4 @@ class SafetyChecker:
     def _reasons(self, images: npt.NDArray[np.uint8]) -> list[str | None]:
         blackened = [np.zeros((1, 1, 3), dtype=np.float32) for _ in images]  # the checker paints over what it is given
         _, unsafe = self._checker(images=blackened, clip_input=self._view(images))
-        return ["unsafe" if objection else None for objection in unsafe]
+        return [UNSAFE if objection else None for objection in unsafe]
