@@ -6,15 +6,20 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import yaml
+
 from aimfair.ablation.plan import Fact
 from aimfair.base.errors import ConfigError
-from aimfair.config import Config
+from aimfair.config import Config, strict_yaml
 from aimfair.config import load as config_file
 from aimfair.generation.settings import GenerateSettings
 
 EXAMPLE = "'steps=4;steps=8,guidance_scale=1.5'"
 
 _FLAG, _NODE = "--values", "generate."
+
+_CLOSED_BY = {"[": "]", "{": "}"}
+_BEFORE_VALUES = ("", "=", ",", ";", ":", "[", "{")
 
 _SAME_FOR_ALL = {
     "folder", "emoji", "pairs", "balanced_per_group", "biased_total", "minority_ratio", "disjoint", "image_format",
@@ -94,7 +99,7 @@ def _arm(text: str, config: Config) -> GeneratorArm:
             raise ConfigError(
                 f"{_FLAG}: arm {text!r}: {_NODE}{key} is the same for all arms; expected one of {', '.join(_VARIED)}"
             )
-        overrides[key] = value[1:-1] if len(value) > 1 and value[0] == value[-1] == '"' else value
+        overrides[key] = _unquoted(value)
     label = ",".join(f"{key}={value}" for key, value in overrides.items())
     try:
         changed = config_file.changed(config, {_NODE + key: value for key, value in overrides.items()})
@@ -105,9 +110,45 @@ def _arm(text: str, config: Config) -> GeneratorArm:
 
 
 def _split(text: str, at: str) -> list[str]:
-    """Parts without space around them, empty ones left out; what is in brackets or quotes is not split."""
-    parts = re.findall(rf'(?:"[^"]*"|\[[^\]]*\]|[^{at}])+', text)
-    return [part.strip() for part in parts if part.strip()]
+    """Parts without space around them, empty ones left out; what is in brackets or quotes is not split.
+
+    A quote begins, as in YAML, only where a value does: an apostrophe within a word is none.
+
+    Raises:
+        ConfigError: a bracket or quote has no partner.
+    """
+    parts, begin, brackets, quote, before = list[str](), 0, list[str](), "", ""
+    for place, letter in enumerate(text):
+        if quote:
+            if letter == quote and not (quote == '"' and before == "\\"):
+                quote = ""
+            before = "" if before == "\\" else letter  # an escaped backslash escapes nothing
+            continue
+        if letter in "'\"" and (before in _BEFORE_VALUES or before == letter):  # '' within quotes is one quote
+            quote = letter
+        elif letter in _CLOSED_BY:
+            brackets.append(letter)
+        elif letter in _CLOSED_BY.values():
+            if not brackets or _CLOSED_BY[brackets.pop()] != letter:
+                raise ConfigError(f"{_FLAG}: {text!r}: found {letter!r} without the bracket that opens it")
+        elif letter == at and not brackets:
+            parts.append(text[begin:place])
+            begin = place + 1
+        if not letter.isspace():
+            before = letter
+    if quote or brackets:
+        raise ConfigError(f"{_FLAG}: {text!r}: found {quote or brackets[-1]!r} that is not closed")
+    return [part.strip() for part in (*parts, text[begin:]) if part.strip()]
+
+
+def _unquoted(value: str) -> str:
+    """A quoted value as YAML reads it; others unchanged."""
+    if value[0] not in "'\"":
+        return value
+    try:
+        return str(strict_yaml.parse(value)[0])
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{_FLAG}: {value} is not YAML: {strict_yaml.reason(error)}") from error
 
 
 def _fact(tree: Any, key: str) -> Fact:

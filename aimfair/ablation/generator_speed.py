@@ -11,11 +11,10 @@ from aimfair.base.errors import AimfairError, prefixed
 from aimfair.base.files import write_text
 from aimfair.base.lines import read_record
 from aimfair.base.settings import Record
-from aimfair.config import Config
 from aimfair.generation.filters import Scorer
-from aimfair.generation.manifest import Manifest
 from aimfair.generation.summary import GenerationSummary
 from aimfair.generation.worker import draw
+from aimfair.report.template import environment
 from aimfair.run.directory import Run
 from aimfair.run.records import digest_of_inputs
 from aimfair.stages.generate import load_models
@@ -52,7 +51,8 @@ class _Speeds(Record):
 def measure(runs: Mapping[str, Run], origin: Run, folder: Path) -> dict[str, Speed]:
     """Group -> speed of the generator of its run, kept in ``folder``.
 
-    Speeds are only compared with those of the same call: if the settings of one changed, all are measured again.
+    Speeds are only compared with those of the same call: if the settings or images of one changed, or the machine, all
+    are measured again.
 
     Args:
         runs: group -> finished run, whose images may be those of ``origin``.
@@ -61,7 +61,7 @@ def measure(runs: Mapping[str, Run], origin: Run, folder: Path) -> dict[str, Spe
         AimfairError: a model cannot be loaded.
         Interrupted: between two generators.
     """
-    file, wanted = folder / FILE, digest_of_inputs({group: _facts(run.config) for group, run in runs.items()})
+    file, wanted = folder / FILE, digest_of_inputs({group: _facts(run) for group, run in runs.items()})
     try:
         known = read_record(file, _Speeds, "remove it") if file.exists() else None
     except AimfairError:  # damaged: measured again
@@ -69,50 +69,50 @@ def measure(runs: Mapping[str, Run], origin: Run, folder: Path) -> dict[str, Spe
     if known is not None and known.measured == wanted:
         return known.of
     seconds: dict[str, list[float]] = {group: [] for group in runs}
+    sizes: dict[str, int] = {}
     for group in [*runs, *reversed(list(runs))]:  # twice, as other work on the machine comes and goes
         run = runs[group]
         run.progress.line(f"speed of {group}")
         run.interrupt.check()
         with prefixed(group):
-            seconds[group] += _measure(run)
+            sizes[group], some = _measure(run)
+            seconds[group] += some
         gc.collect()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
     found = {
-        group: Speed(images=_batch_size(run), seconds=seconds[group], kept=_kept(run, origin))
+        group: Speed(images=sizes[group], seconds=seconds[group], kept=_kept(run, origin))
         for group, run in runs.items()
     }
     write_text(file, _Speeds(measured=wanted, of=found).model_dump_json(indent=2) + "\n")
     return found
 
 
-def _facts(config: Config) -> dict[str, object]:
+def _facts(run: Run) -> dict[str, object]:
+    """What a speed depends on: model, filters and images by their digests, settings, packages and the machine."""
     return {
-        "generate": config.generate,
-        "device": config.device,
+        "upstream": run.digest_of("generate"),
+        "generate": run.config.generate,
+        "device": run.config.device,
         "threads": torch.get_num_threads(),
-        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "environment": environment(),
     }
 
 
-def _measure(run: Run) -> list[float]:
-    """Seconds of each batch."""
-    sampler, filters, plan = load_models(run)
-    size, seconds = _batch_size(run), list[float]()
+def _measure(run: Run) -> tuple[int, list[float]]:
+    """Images of a batch, and seconds of each."""
+    models = load_models(run)
+    plan, size, seconds = models.plan, min(models.batch_size, len(models.plan)), list[float]()
     while len(seconds) <= _BATCHES or sum(seconds[1:]) < _SECONDS:
         start = len(seconds) * size
         batch = [plan[i % len(plan)] for i in range(start, start + size)]
         begin = time.monotonic()
-        samples = draw(sampler, batch, [planned.seed for planned in batch])
+        samples = draw(models.sampler, batch, [planned.seed for planned in batch])
         groups = [planned.group for planned in batch]
-        for one in filters:
+        for one in models.filters:
             one.scores(samples.images, groups) if isinstance(one, Scorer) else one.reasons(samples.images, groups)
         seconds.append(time.monotonic() - begin)
-    return seconds[1:]
-
-
-def _batch_size(run: Run) -> int:
-    return min(run.config.generate.images_at_a_time, len(Manifest(run.synthetic).records))
+    return size, seconds[1:]
 
 
 def _kept(run: Run, origin: Run) -> float:

@@ -142,7 +142,10 @@ def findings(parent: Parent, request: Request, outcomes: Outcomes) -> Findings:
     columns = _columns(outcomes, runs, speeds, distances, judged, chosen, metrics)
     return Findings(
         _figures(outcomes, speed),
-        [_recommendation(judged, chosen, speed, request.margin, metrics), *versus_reference(outcomes, METRICS)],
+        [
+            _recommendation(judged, chosen, speed, request.margin, metrics, outcomes.results.small_group),
+            *versus_reference(outcomes, METRICS),
+        ],
         columns,
         data={
             "margin": request.margin,
@@ -222,6 +225,7 @@ def _recommendation(
     speed: Mapping[str, float],
     margin: float,
     metrics: tuple[str, ...],
+    small_group: int,
 ) -> str:
     points = wording.percent(margin, unit="")
     if not judged:
@@ -241,6 +245,12 @@ def _recommendation(
             " empty group."
         )
     closest = min(defined, key=lambda label: defined[label])
+    if defined[closest] <= margin:
+        few = wording.listing([wording.lower_label(one) for one in judged[closest].few])
+        return (
+            f"No faster setting is recommended: the intervals of {closest} exclude losses of more than {points} points,"
+            f" but fewer than {small_group} test images decide its {few}, and so few show nothing."
+        )
     metric = max(metrics, key=lambda one: judged[closest].loss[one])
     return (
         f"No faster setting is recommended: none is shown to lose at most {points} points. Closest is {closest}, whose"
@@ -249,8 +259,8 @@ def _recommendation(
 
 
 def _points(loss: float) -> str:
-    """A loss in points; a gain has none."""
-    return wording.percent(max(loss, 0.0), unit="") if not math.isnan(loss) else wording.percent(loss)
+    """A loss in points, of which there are 100; a gain has none."""
+    return wording.percent(min(max(loss, 0.0), 1.0), unit="") if not math.isnan(loss) else wording.percent(loss)
 
 
 def _columns(
@@ -287,6 +297,8 @@ def _verdict(label: str, one: Judgement | None, chosen: str | None) -> str:
         return "not faster"
     if label == chosen:
         return _RECOMMENDED
+    if one.few:
+        return "too few test images"
     return "no loss beyond the margin" if one.holds else "not shown"
 
 

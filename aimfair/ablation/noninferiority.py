@@ -19,13 +19,15 @@ class Judgement:
     """One arm.
 
     Attributes:
-        holds: no metric loses more than the margin.
+        holds: no metric loses more than the margin, and there are enough images.
+        few: metrics with a support of too few test images.
         confidence: of the intervals that it was judged by.
         loss: metric -> the largest loss within the intervals over images and over seeds; negative: even that is a gain.
             NaN: one of them is undefined.
     """
 
     holds: bool
+    few: tuple[str, ...]
     confidence: float
     loss: Mapping[str, float]
 
@@ -66,9 +68,9 @@ def _judge(
     differences: Mapping[str, Difference], metrics: Sequence[str], margin: float, confidence: float, small_group: int
 ) -> Judgement:
     loss = {metric: _loss(metric, differences[metric]) for metric in metrics}
-    supports = [differences[metric].support for metric in metrics]
-    enough = all(support is None or support >= small_group for support in supports)
-    return Judgement(enough and all(one <= margin for one in loss.values()), confidence, loss)
+    supports = {metric: differences[metric].support for metric in metrics}
+    few = tuple(metric for metric, support in supports.items() if support is not None and support < small_group)
+    return Judgement(not few and all(one <= margin for one in loss.values()), few, confidence, loss)
 
 
 def _loss(metric: str, difference: Difference) -> float:

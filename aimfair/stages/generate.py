@@ -132,17 +132,34 @@ def _rejections(summary: GenerationSummary, prompts: PromptSettings) -> list[str
     return lines
 
 
-def load_models(run: Run) -> tuple[Sampler, list[ImageFilter | Scorer], list[PlannedImage]]:
-    """The model and filters that made the images of a run, loaded again, and the plan of the images.
+@dataclass(frozen=True)
+class Models:
+    """What makes the images of a run.
+
+    Attributes:
+        plan: of the images.
+        batch_size: images at a time, as found where the setting is auto.
+    """
+
+    sampler: Sampler
+    filters: list[ImageFilter | Scorer]
+    plan: list[PlannedImage]
+    batch_size: int
+
+
+def load_models(run: Run) -> Models:
+    """The model and filters that made the images of a run, loaded again.
 
     Raises:
-        AimfairError: they cannot be loaded.
+        AimfairError: they cannot be loaded, or not a single image fits into memory.
     """
     config, _ = _with_engine(run.config, Provenance.read_generated(run.synthetic))
     work = _Work(config, run.prompts, run.synthetic, partial(splits_of, run))
+    if config.generate.batch_size == "auto":
+        work = work.with_batch_size(ALONE, run.log, run.interrupt)
     plan = work.plan()
     sampler, _ = work.sampler(plan, ALONE, run.log, run.interrupt, compare=False)
-    return sampler, work.filters(ALONE), plan
+    return Models(sampler, work.filters(ALONE), plan, work.config.generate.images_at_a_time)
 
 
 def _summary(run: Run) -> GenerationSummary | None:

@@ -1,22 +1,31 @@
 """Generators judged by what they buy: arms, non-inferiority, distances of images."""
 
 import math
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from aimfair.ablation import generators
+from aimfair.ablation import generator_speed, generators
 from aimfair.ablation.generator_arms import facts_of, read_arms
 from aimfair.ablation.image_distance import HeadInputs, PretrainedFeatures, features_of, kid
 from aimfair.ablation.noninferiority import judge_losses
 from aimfair.base.errors import ConfigError
+from aimfair.base.interrupt import NEVER, Interrupt
+from aimfair.base.log import NOWHERE
+from aimfair.base.progress import Progress
 from aimfair.config import Config
 from aimfair.data.images import ImageSet
+from aimfair.diffusion.sampler import Samples
 from aimfair.evaluation.intervals import student_t
 from aimfair.evaluation.results import Difference
 from aimfair.generation.filters.towers import View
+from aimfair.generation.manifest import Manifest
+from aimfair.generation.plan import PlannedImage
+from aimfair.run.directory import Run
+from aimfair.stages.generate import Models, load_models
 from aimfair.training.feed import Normalize
 from aimfair.training.models import build_model
 from tests.report.made_up import made_up_config
@@ -50,6 +59,19 @@ def test_arms_are_settings_of_generate(config):
     assert all(Path(group).name == group and group.isascii() and " " not in group for group in groups)
 
 
+def test_lists_and_quotes_of_an_arm_are_not_split(config):
+    nested = "loras=[{weights: ./a, scale: 0.5}, {weights: './b;,]', scale: 1}]"
+    arms, _ = read_arms(f"{nested},steps=3; negative_prompt='it''s; [', seed=5 ;negative_prompt=it's, steps=9", config)
+    assert [arm.keys for arm in arms] == [("loras", "steps"), ("negative_prompt", "seed"), ("negative_prompt", "steps")]
+    loras = [(Path(one.weights), one.scale) for one in arms[0].config.generate.loras]
+    assert loras == [
+        (Path("./a").resolve(), 0.5),
+        (Path("./b;,]").resolve(), 1),
+    ]
+    assert [arm.config.generate.negative_prompt for arm in arms[1:]] == ["it's; [", "it's"]
+    assert arms[0].config.generate.steps == 3
+
+
 def test_without_values_the_steps_vary(config):
     four = config.model_copy(update={"generate": config.generate.model_copy(update={"steps": 4})})
     assert [arm.label for arm in read_arms(None, four)[0]] == ["steps=1", "steps=2", "steps=8"]
@@ -68,6 +90,11 @@ def test_without_values_the_steps_vary(config):
         ("engine=onnxruntime,dtype=bfloat16", "arm 'engine=onnxruntime,dtype=bfloat16': dtype: found 'bfloat16'"),
         ("balanced_per_group=3", "'balanced_per_group=3': generate.balanced_per_group is the same for all arms"),
         ("steps=3;generate.steps=3", "the arms 'steps=3' and 'steps=3' have the same settings; drop one"),
+        ("loras=[{weights: ./a},steps=3", "--values: 'loras=[{weights: ./a},steps=3': found '[' that is not closed"),
+        ("steps=3]", "--values: 'steps=3]': found ']' without the bracket that opens it"),
+        ("loras=[}]", "found '}' without the bracket that opens it"),
+        ("negative_prompt='a;steps=3", 'found "\'" that is not closed'),
+        ("negative_prompt='a' b", "--values: 'a' b is not YAML: "),
         (";", "--values: found ';'; expected arms to compare with the run"),
     ],
 )
@@ -146,7 +173,7 @@ def test_arms_that_lose_more_are_hardly_ever_recommended():
 def test_the_sentence_says_what_the_intervals_allow():
     speed = {generators.OWN: 10.0, "a": 20.0, "b": 40.0, "c": 30.0}
     fine, lossy = same(), same(eo_mean=difference(0.0, 0.045))
-    say = lambda judged, chosen: generators._recommendation(judged, chosen, speed, 0.02, METRICS)  # noqa: E731
+    say = lambda judged, chosen: generators._recommendation(judged, chosen, speed, 0.02, METRICS, 30)  # noqa: E731
     found = say(judge(a=fine, b=lossy, c=fine), "c")
     assert found.startswith("Recommended: c, 3.0 times as fast as the run's own setting.")
     assert "worst-group accuracy 1.0, equalized odds (mean) 1.0 and accuracy 1.0" in found
@@ -155,7 +182,72 @@ def test_the_sentence_says_what_the_intervals_allow():
     assert "equalized odds (mean) may be up to 4.5 points worse" in found
     none = same(accuracy=difference(-0.01, 0.01, seeds=(math.nan, math.nan)))
     assert "cannot be shown with one seed" in say(judge(a=none), None)
+    few = judge(a=same(eo_mean=difference(-0.01, 0.01, support=29)), b=lossy)
+    assert [generators._verdict(label, few[label], None) for label in "ab"] == ["too few test images", "not shown"]
+    found = say(few, None)
+    assert "the intervals of a exclude losses of more than 2.0 points, but fewer than 30 test images" in found
+    assert "decide its equalized odds (mean), and" in found
+    assert "Closest" in say(judge(a=same(eo_mean=difference(-0.01, 0.03, support=29))), None)
     assert say({}, None) == "No setting is faster than the run's."
+
+
+# -- speed -------------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class FakeRun:
+    """As much of a run as a measurement needs."""
+
+    config: Config
+    path: Path
+    images: str = "these"
+    synthetic: Path = Path("none")
+    generation: Path = Path("none")
+    progress: Progress = field(default_factory=lambda: Progress(quiet=True))
+    interrupt: Interrupt = NEVER
+
+    def digest_of(self, step: str) -> str:
+        return self.images if step == "generate" else ""
+
+
+def test_speeds_are_kept_for_the_same_images_on_the_same_machine(config, monkeypatch, tmp_path):
+    """And measured at the batch size that was found."""
+    loaded, sizes = [], set()
+
+    class Fake:
+        def sample(self, texts, seeds):
+            sizes.add(len(texts))
+            return Samples(np.zeros((len(texts), 1, 1, 3), np.uint8), np.ones(len(texts), bool))
+
+    plan = [PlannedImage(image=i, y=0, a=0, prompt="", text="", replica=0, seed=i, sets=[]) for i in range(5)]
+
+    def load(run):
+        loaded.append(run)
+        return Models(Fake(), [], plan, batch_size=3)
+
+    monkeypatch.setattr(generator_speed, "load_models", load)
+    monkeypatch.setattr(generator_speed, "_SECONDS", 0)
+    run = FakeRun(config, tmp_path)
+    found = generator_speed.measure({"own": run}, run, tmp_path)
+    assert (found["own"].images, sizes, len(loaded)) == (3, {3}, 2)
+    assert generator_speed.measure({"own": run}, run, tmp_path) == found
+    assert len(loaded) == 2
+    other = replace(run, images="of another model")
+    generator_speed.measure({"own": other}, other, tmp_path)
+    assert len(loaded) == 4
+    monkeypatch.setattr(generator_speed, "environment", lambda: {"Processor": "another"})
+    generator_speed.measure({"own": other}, other, tmp_path)
+    assert len(loaded) == 6
+
+
+def test_a_batch_size_that_is_auto_is_found_on_this_machine(parent, monkeypatch):
+    monkeypatch.setattr("aimfair.diffusion.batch_size.find_batch_size", lambda *_: 7)
+    own = Run.config_of(parent)
+    assert own is not None
+    auto = own.model_copy(update={"generate": own.generate.model_copy(update={"batch_size": "auto"})})
+    models = [load_models(Run.attach(parent, config, NOWHERE, Progress(quiet=True))) for config in (own, auto)]
+    assert [one.batch_size for one in models] == [own.generate.images_at_a_time, 7]
+    assert len(models[1].plan) == len(Manifest(parent / "synthetic").records)
 
 
 # -- distances ---------------------------------------------------------------------------------------------------------
