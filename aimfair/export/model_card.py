@@ -14,6 +14,7 @@ from aimfair.base.errors import AimfairError
 from aimfair.base.libraries import optional
 from aimfair.config import Config
 from aimfair.data.settings import DataSettings
+from aimfair.evaluation.flips import Flips
 from aimfair.evaluation.results import Interval, MethodResult, Results, SeedResult
 from aimfair.export import usage
 from aimfair.export.model_files import Difference
@@ -66,6 +67,7 @@ class Facts:
         environment: name -> version or description.
         digests: file -> SHA-256.
         license: an identifier of the hub.
+        flips: on held-out pairs of synthetic images; None: the run has none.
     """
 
     config: Config
@@ -81,6 +83,7 @@ class Facts:
     environment: Mapping[str, str]
     digests: Mapping[str, str]
     license: str = UNKNOWN
+    flips: Flips | None = None
 
     @property
     def methods(self) -> tuple[MethodResult, MethodResult]:
@@ -168,6 +171,7 @@ def sections(facts: Facts) -> dict[str, str]:
         "Before and after": _metrics(facts),
         "Groups": _groups(facts),
         **({"Other attributes": _audits(facts)} if facts.results.attributes else {}),
+        **({"When the protected attribute alone changes": _flips(facts, facts.flips)} if facts.flips else {}),
         "Data": _data(facts),
         "Method": _method(facts),
         **({"Synthetic images": _synthetic(facts)} if _saw_synthetic(facts) else {}),
@@ -254,6 +258,34 @@ def _audits(facts: Facts) -> str:
     )
 
 
+def _flips(facts: Facts, flips: Flips) -> str:
+    """On how many held-out pairs the models change their mind."""
+    names = list(dict.fromkeys((BIASED, facts.choice.method)))
+    number, place = len(flips.seeds), flips.seeds.index(facts.choice.seed)
+    head = ["", "pairs that flip", *([f"{number} seeds"] if number > 1 else []), "interval"]
+    head += [f"accuracy, {escape(value)}" for value in flips.protected_names]
+    rows = []
+    for name in names:
+        one = flips.methods[name]
+        row = ["before" if name == BIASED else "after", percent(one.seeds[place])]
+        row += [spread(one.mean, one.std)] if number > 1 else []
+        rows.append([*row, percents(one.interval), *(percent(accuracy) for accuracy in one.accuracy)])
+    versus = flips.methods[names[-1]].versus_biased
+    verdict = (
+        ""
+        if versus is None
+        else f" After minus before: {wording.points(versus.mean)} points"
+        f" ({wording.between(versus.over_images)} over pairs), "
+        f"{wording.FLIP_VERDICTS[wording.judge('flips', versus, facts.results.small_group)]}."
+    )
+    return (
+        f"{flips.total:,} pairs of synthetic images that no training has seen differ in {escape(flips.protected)}"
+        " alone, as far as the text-to-image model changes nothing else. A pair flips if the model predicts different"
+        f" classes for its images.\n\n{markdown_table(head, rows)}\n\nThe first column is of this seed; interval"
+        f" ({percent(flips.confidence, 0)}) and accuracies are of the mean over seeds.{verdict}"
+    )
+
+
 def _groups(facts: Facts) -> str:
     results, after = facts.results, facts.methods[1].by_group
     rows = []
@@ -323,6 +355,11 @@ def _synthetic(facts: Facts) -> str:
             lines.append(
                 f"- {facts.prompts:,} prompts, the same contexts in every group (`{facts.config.prompts.provider}`)."
             )
+    if generate.pairs is not None:
+        edits = (
+            "" if generate.pairs.strength is None else f", real images edited at strength {generate.pairs.strength:g}"
+        )
+        lines.append(f"- The balanced set is of counterfactual pairs, an image for each protected value{edits}.")
     if facts.synthetic is not None:
         lines.append(f"- {facts.synthetic:,} images in the balanced set.")
     if facts.generation is not None:

@@ -12,6 +12,7 @@ import torch
 import aimfair
 from aimfair.base.errors import ConfigError
 from aimfair.base.files import file_digest, write_json, write_text
+from aimfair.evaluation.flips import Flips
 from aimfair.evaluation.results import Results
 from aimfair.export import model_card, model_files, onnx
 from aimfair.export.folder import MARK, new_folder
@@ -74,6 +75,8 @@ def export_run(
     if with_onnx:
         onnx.require_packages()
     run.digest_of("evaluate", content=True)  # first, so that an unfinished run gets this error
+    if run.config.generate.held_out_pairs:
+        run.digest_of("flips", content=True)
     choice = choose(run, method, seed)
     if with_delta and choice.method == BIASED:
         raise ConfigError(f"--delta: {BIASED} is what a delta applies to; choose a method")
@@ -124,6 +127,7 @@ def _fill(run: Run, choice: Choice, results: Results, folder: Path, *, with_onnx
             "config.yaml of the run": file_digest(run.path / "config.yaml"),
         },
         license=license,
+        flips=Flips.load(run.flips) if config.generate.held_out_pairs else None,
     )
     write_text(folder / CARD, model_card.render(facts))
     write_json(folder / MARK, _mark(folder, facts))

@@ -4,7 +4,8 @@ With ``generate.pairs`` the images of the balanced set are pairs: one image for 
 differ in its words alone, from the same seed.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+import hashlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, ClassVar, Final, NamedTuple, Self
 
 import numpy as np
@@ -25,6 +26,8 @@ Group = tuple[int, int]
 
 HELD_OUT: Final = "held_out"
 """The set of the pairs on which classifiers are evaluated."""
+
+_READ_AT_ONCE = 256  # real images, which may exceed the memory
 
 
 class PlannedImage(Line):
@@ -86,6 +89,22 @@ class Sources(NamedTuple):
         """uint8 [H, W, 3], the image of a name."""
         split, number, _ = name.split("/", 2)
         return np.asarray(splits.parts[split].images[int(number)])
+
+    @staticmethod
+    def digest(splits: Splits, names: Iterable[str]) -> str:
+        """SHA-256 of the images of these names: equal if, and only if, all have the same pixels."""
+        places: dict[str, set[int]] = {}
+        for name in names:
+            split, number, _ = name.split("/", 2)
+            places.setdefault(split, set()).add(int(number))
+        found = hashlib.sha256()
+        for split, numbers in sorted(places.items()):
+            chosen = np.array(sorted(numbers), dtype=np.int64)
+            found.update(f"{split} {chosen.tolist()}".encode())
+            for start in range(0, len(chosen), _READ_AT_ONCE):
+                block = splits.parts[split].images[chosen[start : start + _READ_AT_ONCE]]
+                found.update(np.ascontiguousarray(block).data)
+        return found.hexdigest()
 
     def shuffled(self, seed: int) -> "Sources":
         """In the order in which they are used."""

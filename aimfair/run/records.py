@@ -110,7 +110,7 @@ class Records:
             fault = "is out of date: a step whose results it read was done again"
         else:
             return str(record["digest"])
-        verb = step.split("/")[0]
+        verb = step.split("/")[0].replace("flips", "evaluate")  # which has no verb of its own
         raise AimfairError(f"{self._run}: step {step!r} {fault}; do it first: aimfair {verb} --run {self._run}")
 
     def _is_whole(self, record: dict[str, Any], *, again: bool = True) -> bool:

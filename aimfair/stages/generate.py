@@ -233,7 +233,11 @@ class _Work:
         made = Provenance.generated(settings, self.config.prompts, self.model, decoder)
         if settings.pairs is None or settings.pairs.strength is None:
             return made
-        return made.with_facts(edits={"strength": settings.pairs.strength, "real": self.config.data.of_training})
+        sources = {one.source for one in self.plan() if one.source is not None}
+        return made.with_facts(
+            edits={"strength": settings.pairs.strength, "real": self.config.data.of_training},
+            real_images=Sources.digest(self.real, sources),
+        )
 
     @property
     def real(self) -> Splits:

@@ -83,6 +83,11 @@ class Checkpoint:
         self._last = time.monotonic()
 
     @property
+    def exists(self) -> bool:
+        """Whether there is a file, of this training or another, sharded or not."""
+        return any(self.path.with_name(name).exists() for name in (CHECKPOINT, SHARDED))
+
+    @property
     def is_due(self) -> bool:
         return time.monotonic() - self._last >= self._seconds
 

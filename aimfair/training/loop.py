@@ -201,13 +201,21 @@ class Training:
         return history
 
     def _resume(self) -> None:
-        restored = self.checkpoint and self.checkpoint.restore(self._identity, self.model, self.optimizer)
+        if self.checkpoint is None:
+            return
+        found = self.checkpoint.exists
+        restored = self.checkpoint.restore(self._identity, self.model, self.optimizer)
         if restored:
             self._position, self._kept = restored
             if self.objective:
                 self.objective.restore(self._position.objective)
             self.log("training resumed", epoch=self._position.epoch, step=self._position.step)
             self.task.advance((self._position.epoch - 1) * self._steps + self._position.step)
+        elif found:
+            self.log.tell(
+                f"{self.checkpoint.path.parent}: the training begins again: its checkpoint is of other settings, images"
+                " or weights, or of another version of aimfair"
+            )
 
     def _start(self) -> dict[str, str]:
         """What must be equal in all processes before the first step."""

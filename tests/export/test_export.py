@@ -13,9 +13,11 @@ import torch
 
 from aimfair.base.errors import AimfairError, ConfigError
 from aimfair.commands import cli
-from aimfair.evaluation.results import Results
+from aimfair.evaluation.flips import FlipResult, Flips
+from aimfair.evaluation.results import Difference, Results
 from aimfair.export import onnx
 from aimfair.export.write import choose, export_run
+from aimfair.generation.settings import PairSettings
 from aimfair.run.directory import Run
 from aimfair.stages.context import splits_of
 from aimfair.training.execution import logits
@@ -52,6 +54,25 @@ def test_a_delta_makes_the_model_of_the_biased_one(finished, tmp_path):
 def test_a_delta_of_the_biased_model_is_refused(finished, capsys):
     assert cli.main(["export", "--run", str(finished), "--method", "biased", "--delta", "--quiet"]) == 2
     assert capsys.readouterr().err == "error: --delta: biased is what a delta applies to; choose a method\n"
+
+
+def test_flips_are_those_of_the_run(run: Run, tmp_path: Path) -> None:
+    pairs = run.config.generate.model_copy(update={"pairs": PairSettings(held_out=2)})
+    run.config = run.config.model_copy(update={"generate": pairs})
+    with pytest.raises(AimfairError, match=r"flips.*aimfair evaluate"):
+        export_run(run, to=tmp_path / "model", with_onnx=False)
+    one = FlipResult(
+        seeds=[0.5] * len(SEEDS), mean=0.5, std=0, interval=(0, 1), by_class=[0.5, 0.5], accuracy=[1, 0.75],
+        versus_biased=Difference(mean=0, over_images=(0, 0), over_seeds=(0, 0), support=4),
+    )  # fmt: skip
+    Flips(
+        protected="ink", target_names=list(CLASSES), protected_names=list(VALUES), seeds=list(SEEDS), pairs=[2, 2],
+        default_method="aimfair", confidence=0.95, replicates=1, methods={"biased": one, "aimfair": one},
+    ).save(run.flips)  # fmt: skip
+    run.finish("flips", {}, [run.flips])
+    export_run(run, to=tmp_path / "model", with_onnx=False)
+    card = (tmp_path / "model" / "README.md").read_text()
+    assert "## When the protected attribute alone changes\n\n4 pairs of synthetic images" in card
 
 
 def programs(card: str) -> list[str]:

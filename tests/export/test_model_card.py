@@ -10,7 +10,8 @@ import pytest
 
 from aimfair.config import Config
 from aimfair.evaluation.compare import compare
-from aimfair.evaluation.results import Results
+from aimfair.evaluation.flips import FlipResult, Flips
+from aimfair.evaluation.results import Difference, Results
 from aimfair.export import model_card
 from aimfair.export.model_card import Choice, Facts
 from aimfair.generation.summary import GenerationSummary, GroupSummary
@@ -137,6 +138,36 @@ def test_images_that_were_made_elsewhere(make: Make) -> None:
     assert "copied: 48 of the 70 in a folder" in said
     assert "Not copied: damaged 3." in said
     assert not re.search("24 prompts|images made|elsewhere/", said)
+
+
+def test_flips_on_pairs_that_trained_nothing(make: Make) -> None:
+    def result(*seeds: float, versus: Difference | None = None) -> FlipResult:
+        return FlipResult(
+            seeds=[*seeds], mean=sum(seeds) / 2, std=0.1, interval=(0.01, 0.5), by_class=[0.1, 0.2],
+            accuracy=[0.91, 0.82], versus_biased=versus,
+        )  # fmt: skip
+
+    less = Difference(mean=-0.25, over_images=(-0.3, -0.2), over_seeds=(-0.4, -0.1), support=160)
+    flips = Flips(
+        protected="ink", target_names=["low", "high"], protected_names=["green", "re|d"], seeds=[100, 200],
+        default_method="aimfair", confidence=0.95, replicates=100, pairs=[100, 60],
+        methods={"biased": result(0.3, 0.5), "aimfair": result(0.1, 0.2, versus=less)},
+    )  # fmt: skip
+    facts = make({"rule": "all"}, generate={"pairs": {"strength": 0.5}, "engine": "eager"})
+    card = model_card.render(replace(facts, flips=flips))
+    said = section(card, "When the protected attribute alone changes")
+    assert "160 pairs of synthetic images" in said
+    assert "| before | 30.0% | 40.0% ± 10.0 | 1.0% to 50.0% | 91.0% | 82.0% |" in said
+    assert "| after | 10.0% | 15.0% ± 10.0 | 1.0% to 50.0% | 91.0% | 82.0% |" in said
+    said = said.replace("\N{MINUS SIGN}", "-")
+    assert "After minus before: -25.0 points (-30.0 to -20.0 over pairs), it flips clearly less often." in said
+    assert "real images edited at strength 0.5" in section(card, "Synthetic images")
+    biased = section(
+        model_card.render(replace(make({"rule": "all"}, choice="biased"), flips=flips)), "When the protected.*?"
+    )
+    assert "| before |" in biased
+    assert "after" not in biased.lower()
+    assert "When the protected" not in model_card.render(facts)
 
 
 def test_the_worst_group_of_every_attribute(make: Make, results: Results) -> None:

@@ -225,6 +225,18 @@ def test_each_pair_is_made_from_one_real_image_of_its_class() -> None:
     assert [one.source for one in other] != [one.source for one in plan]
 
 
+def test_the_digest_of_sources_is_that_of_their_pixels(monkeypatch: pytest.MonkeyPatch) -> None:
+    splits, names = real_images(), ["val/3/b", "train/0/a", "train/8/a"]
+    before = Sources.digest(splits, names)
+    monkeypatch.setattr("aimfair.generation.plan._READ_AT_ONCE", 1)
+    assert Sources.digest(splits, [*reversed(names), names[0]]) == before
+    assert Sources.digest(splits, names[1:]) != before
+    splits.train.images[1:8] = 0  # pixels of others
+    assert Sources.digest(splits, names) == before
+    splits.train.images[8, -1, -1, -1] ^= 1
+    assert Sources.digest(splits, names) != before
+
+
 def test_too_few_real_images_are_refused() -> None:
     edits = settings_of(pairs={"held_out": 5, "strength": 0.5})
     with pytest.raises(AimfairError, match=r"pairs\.held_out: found 5, expected at most 4"):

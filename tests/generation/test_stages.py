@@ -282,6 +282,16 @@ def test_pairs_are_made_from_real_images(
     before = contents(tmp_path)
     stages(tmp_path, edits)
     assert (contents(tmp_path), len(samplers)) == (before, 1)
+    used = next(one.source for one in records if one.source is not None and "held_out" not in one.sets)
+    splits.train.images[int(used.split("/")[1])] ^= 1
+    with (
+        Run.open(tmp_path, Config.model_validate(edits), quiet=True) as run,
+        pytest.raises(AimfairError, match="its images are of another job: real_images differs"),
+    ):
+        generate.run(run)
+    stages(tmp_path, edits)
+    assert (contents(tmp_path) != before, len(samplers)) == (True, 2)
+    before = contents(tmp_path)
     stages(tmp_path, change(settings, pairs={"held_out": 2, "strength": 1.0}))
-    assert len(samplers) == 2
+    assert len(samplers) == 3
     assert contents(tmp_path) != before

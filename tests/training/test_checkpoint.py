@@ -99,7 +99,9 @@ def test_a_checkpoint_is_taken_up_by_the_same_training_alone(tmp_path, change):
     training(**arguments, checkpoint=Checkpoint(tmp_path, 1e9), task=task, log=log).fit()
     log.close()
     assert task.done == STEPS
-    assert ("training resumed" in (tmp_path / "log.jsonl").read_text()) == (not change)
+    said = (tmp_path / "log.jsonl").read_text()
+    assert ("training resumed" in said) == (not change)
+    assert (f"{tmp_path}: the training begins again: its checkpoint is of other settings" in said) == bool(change)
 
 
 def test_a_damaged_checkpoint_is_refused_by_name(tmp_path):
