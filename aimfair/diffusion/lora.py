@@ -6,6 +6,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from safetensors import safe_open
+
 from aimfair.base.errors import AimfairError, one_line
 from aimfair.base.files import file_digest
 from aimfair.base.libraries import optional
@@ -77,10 +79,14 @@ def fuse_loras(pipeline: Any, settings: TextToImageSettings) -> None:
         raise AimfairError(f"generate.loras: a {type(pipeline).__name__} takes none")
     with optional("generate.loras", "peft"):
         import peft  # noqa: F401  diffusers uses it
+    takers = [part for part in pipeline._lora_loadable_modules if getattr(pipeline, part, None) is not None]
+    others = pipeline.components.keys() - set(takers)
     for number, (lora, path) in enumerate(zip(settings.loras, lora_files(settings), strict=True)):
         name = f"lora{number}"
         try:
             check_header(path)
+            if lost := sorted(others & _components_in(path)):
+                raise ValueError(f"it has weights for {', '.join(lost)}, expected only for {', '.join(takers)}")
             with _complaints() as complaints:
                 pipeline.load_lora_weights(
                     str(path.parent), weight_name=path.name, adapter_name=name, local_files_only=True
@@ -94,8 +100,15 @@ def fuse_loras(pipeline: Any, settings: TextToImageSettings) -> None:
                 f"generate.loras.{number}: {path}: has weights for modules that this {type(pipeline).__name__} does not"
                 " have, or none for those that it has; it was made for another model"
             )
-        pipeline.fuse_lora(lora_scale=lora.scale, adapter_names=[name])
+        # By default diffusers fuses only the denoiser of most pipelines, and then drops the adapters of text encoders.
+        pipeline.fuse_lora(components=takers, lora_scale=lora.scale, adapter_names=[name])
         pipeline.unload_lora_weights()
+
+
+def _components_in(path: Path) -> set[str]:
+    """The components of a pipeline that a file in diffusers' layout adapts: the first word of each name."""
+    with safe_open(path, "pt") as file:
+        return {name.partition(".")[0] for name in file.keys()}  # noqa: SIM118  it is no dictionary
 
 
 class _Kept(logging.Handler):

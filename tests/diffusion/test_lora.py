@@ -10,6 +10,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from aimfair.base.errors import AimfairError
+from aimfair.diffusion.families.registry import family_of
+from aimfair.diffusion.load import load_pipeline
 from aimfair.diffusion.lora import lora_facts
 from aimfair.diffusion.text_to_image import Diffusion, load_source
 from aimfair.generation.provenance import Provenance
@@ -44,6 +46,33 @@ def adapters(model: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Path
     return folders
 
 
+@pytest.fixture
+def any_peft(monkeypatch: pytest.MonkeyPatch) -> None:
+    """transformers can ask for a version of peft that is not out yet."""
+    import transformers
+
+    monkeypatch.setattr(transformers.integrations.peft, "check_peft_version", lambda **_: None)
+
+
+@pytest.fixture
+def of_transformer(models: dict[str, Path], tmp_path: Path, any_peft: None) -> Path:
+    """Folder of an adaptation of Flux: of its transformer and of CLIP, with random weights."""
+    import diffusers
+    from peft import LoraConfig, get_peft_model_state_dict
+
+    pipeline = diffusers.FluxPipeline.from_pretrained(models["flux"])
+    generator, layers = torch.Generator().manual_seed(0), {}
+    for part, targets in (("transformer", ["to_q", "to_v"]), ("text_encoder", ["q_proj", "v_proj"])):
+        module = getattr(pipeline, part)
+        module.add_adapter(LoraConfig(r=2, init_lora_weights="gaussian", target_modules=targets))
+        for name, weights in module.named_parameters():
+            if "lora_B" in name:
+                weights.data = 3 * torch.randn(weights.shape, generator=generator)
+        layers[f"{part}_lora_layers"] = get_peft_model_state_dict(module)
+    diffusers.FluxPipeline.save_lora_weights(tmp_path, **layers)
+    return tmp_path
+
+
 def settings(*loras: dict[str, Any], **changes: Any) -> GenerateSettings:
     return GenerateSettings.model_validate(
         {"engine": "eager", "steps": 3, "render_size": SIZE, "loras": list(loras), **changes}
@@ -73,6 +102,22 @@ def test_images_are_those_of_adapters_in_diffusers(model: Path, adapters: list[P
     assert levels(found, expected) <= 1
     assert levels(found, image(model)) > 1
     assert levels(found, image(model, {"weights": str(adapters[0]), "scale": 0.8})) > 1
+
+
+def test_text_encoders_of_transformers_are_adapted_too(models: dict[str, Path], of_transformer: Path) -> None:
+    """Weight + scale * up @ down, in every adapted layer of both components."""
+    after, before = (
+        load_pipeline(models["flux"], family_of(models["flux"]), settings(*loras), CPU)
+        for loras in ([{"weights": str(of_transformer), "scale": 0.5}], [])
+    )
+    adapted = load_file(of_transformer / "pytorch_lora_weights.safetensors")
+    layers = [name.removesuffix(".lora_B.weight") for name in adapted if name.endswith(".lora_B.weight")]
+    assert {layer.partition(".")[0] for layer in layers} == {"transformer", "text_encoder"}
+    for layer in layers:
+        part, _, name = layer.partition(".")
+        found, own = (getattr(pipeline, part).get_parameter(f"{name}.weight") for pipeline in (after, before))
+        added = 0.5 * adapted[f"{layer}.lora_B.weight"] @ adapted[f"{layer}.lora_A.weight"]
+        torch.testing.assert_close(found, own + added)
 
 
 def test_images_and_engines_depend_on_weights_and_scale(model: Path, adapters: list[Path]) -> None:
@@ -110,11 +155,18 @@ def two(folder: Path) -> None:
     (folder / "other.safetensors").write_bytes(b"")
 
 
+def of_a_part_that_takes_none(folder: Path) -> None:
+    path = folder / "pytorch_lora_weights.safetensors"
+    weights = load_file(path)
+    save_file(weights | {"vae.decoder.conv_in.lora_A.weight": torch.zeros(2, 4)}, path)
+
+
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
         (of_another_model, r"has weights for modules that this StableDiffusionPipeline does not have"),
         (of_other_sizes, r"not usable with a StableDiffusionPipeline: "),
+        (of_a_part_that_takes_none, r"it has weights for vae, expected only for unet, text_encoder"),
         (pickled, r"found none, expected one \.safetensors file"),
         (two, r"found other\.safetensors, pytorch_lora_weights\.safetensors, expected one"),
     ],
