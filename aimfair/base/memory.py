@@ -10,6 +10,10 @@ from aimfair.base.errors import AimfairError
 T = TypeVar("T")
 
 
+class OutOfMemory(AimfairError):
+    """The device has no memory for a single image."""
+
+
 class MicroBatch:
     """The number of images in one forward pass: halved whenever the device runs out of memory, and kept.
 
@@ -24,14 +28,14 @@ class MicroBatch:
         """``work(size)``, retried with half the size while it runs out of memory.
 
         Raises:
-            AimfairError: a single image does not fit.
+            OutOfMemory: a single image does not fit.
         """
         while True:
             try:
                 return work(self.size)
             except torch.OutOfMemoryError as error:
                 if self.size == 1:
-                    raise AimfairError(
+                    raise OutOfMemory(
                         "out of memory with a single image; choose smaller images, a smaller model or another device"
                     ) from error
             # Outside the except clause: inside, the error keeps the frames alive, and they the tensors.

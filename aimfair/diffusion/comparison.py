@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from aimfair.base.log import SILENT, Log
+from aimfair.base.memory import OutOfMemory
 from aimfair.diffusion.sampler import Comparison, Samples
 from aimfair.diffusion.settings import TextToImageSettings
 from aimfair.diffusion.text_to_image import Diffusion
@@ -38,7 +39,7 @@ def compare_with_plain(
     try:
         plain = Diffusion(folder, settings.plain, device, SILENT)
         expected, plain_seconds = _timed(lambda: plain.sample(texts, seeds))
-    except torch.OutOfMemoryError:
+    except (torch.OutOfMemoryError, OutOfMemory):  # while it is loaded, or while it samples
         log.warn("not compared with the plain model: there is no memory for both")
         return None
     finally:

@@ -101,3 +101,19 @@ def test_the_comparison_is_logged(model: Path, small: Path, tmp_path: Path) -> N
     event, _ = (json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines())
     assert event.items() >= {"event": "comparison", **found.model_dump()}.items()
     assert not diffusion.seconds  # of the job alone
+
+
+def test_without_memory_for_both_the_comparison_is_left_out(
+    model: Path, small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = GenerateSettings(engine="eager", steps=2, render_size=SIZE, decoder=str(small))
+    diffusion = Diffusion(model, settings, CPU)
+
+    def full(self: Diffusion, *_: Any) -> Any:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(Diffusion, "_sample", full)
+    log = Log(tmp_path / "log.jsonl")
+    assert compare_with_plain(diffusion, model, settings, CPU, TEXTS, SEEDS, log) is None
+    log.close()
+    assert "not compared with the plain model: there is no memory for both" in (tmp_path / "log.jsonl").read_text()
