@@ -4,6 +4,7 @@ Both kinds follow a fixed schedule, so an image does not depend on its neighbour
 activations (FirstBlockCache, SeaCache) decide for whole batches, so they are left out.
 """
 
+import weakref
 from collections.abc import Callable
 from typing import Any, Protocol
 
@@ -42,7 +43,7 @@ class DeepCache:
         self._kept: dict[int, Any] = {}
         inside = [*unet.down_blocks[1:], unet.mid_block, *unet.up_blocks[:-1]]
         for place, block in enumerate(block for block in inside if block is not None):
-            block.forward = self._remembering(place, block.forward)
+            block.forward = self._remembering(place, block)
         unet.register_forward_pre_hook(self._advance)
 
     def begin(self) -> None:
@@ -52,10 +53,12 @@ class DeepCache:
     def _advance(self, *_: Any) -> None:
         self._step += 1
 
-    def _remembering(self, place: int, forward: Callable[..., Any]) -> Callable[..., Any]:
+    def _remembering(self, place: int, block: Any) -> Callable[..., Any]:
+        forward, this = type(block).forward, weakref.ref(block)  # which holds what is returned
+
         def run(*args: Any, **options: Any) -> Any:
             if self._step % self._interval == 0:
-                self._kept[place] = forward(*args, **options)
+                self._kept[place] = forward(this(), *args, **options)
             return self._kept[place]
 
         return run

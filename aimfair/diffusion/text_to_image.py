@@ -115,8 +115,10 @@ class Diffusion:
         """Pixels along each side of an image."""
         source = _source(folder, self._family, self._pipeline, settings, device, prompts)
         self._dtype_of_latents = torch.float32 if self._family.full_latents else source.dtype
-        self._embed = lru_cache(max(1, _CACHED_BYTES // _bytes(source.parts[0])))(self._embed_text)
-        self._embed_away = lru_cache(1)(self._embed_negative)
+        # Nothing below refers to this object, which would keep the weights in memory until garbage is collected.
+        read = partial(_embed_text, self._family, self._pipeline)
+        self._embed = lru_cache(max(1, _CACHED_BYTES // _bytes(source.parts[0])))(read)
+        self._embed_away = cache(partial(self._family.embed_negative, self._pipeline, settings.negative_prompt))
         batches = _batches(source, settings, self._family, guided=self._guided)
         self._engine = load_engine(settings, source, batches, log, interrupt)
         self._interval = self._guidance_interval()
@@ -129,8 +131,9 @@ class Diffusion:
         self._cache: StepCache | None = None
         if settings.step_cache is not None:
             self._cache = install(settings.step_cache, settings.step_cache_interval, denoiser, taylor_seer)
-        denoiser.register_forward_pre_hook(lambda *_: self._clock.begin(DENOISER))
-        denoiser.register_forward_hook(lambda *_: self._clock.end())
+        clock = self._clock
+        denoiser.register_forward_pre_hook(lambda *_: clock.begin(DENOISER))
+        denoiser.register_forward_hook(lambda *_: clock.end())
 
     @property
     def seconds(self) -> Mapping[str, float]:
@@ -226,13 +229,14 @@ class Diffusion:
                 f"generate.guidance_interval: found {list(interval)}, expected [0, 1]: a {self._family.pipeline} has"
                 " guidance in every step"
             )
-        return GuidanceInterval(self._engine, interval, lambda: len(self._pipeline.scheduler.timesteps))
+        scheduler = self._pipeline.scheduler
+        return GuidanceInterval(self._engine, interval, lambda: len(scheduler.timesteps))
 
     def _check_negative_prompt(self, log: Log) -> None:
         if not (text := self._settings.negative_prompt):
             return
         if self._guided:
-            self._refuse_unreadable(text, _NEGATIVE)
+            _refuse_unreadable(self._family, self._pipeline, text, _NEGATIVE)
         else:
             log.warn(
                 f"{_NEGATIVE}: {text!r} is not used: this generate.model with guidance_scale"
@@ -251,36 +255,34 @@ class Diffusion:
     def refuse_unreadable(self, texts: Iterable[str]) -> None:
         """Raises AimfairError for the first prompt that is too long or has unknown words."""
         for text in texts:
-            self._refuse_unreadable(text)
+            _refuse_unreadable(self._family, self._pipeline, text)
 
-    def _embed_text(self, text: str) -> tuple[Tensor, ...]:
-        """Each [1, ...]. One prompt at a time: in a batch, rounding would depend on the others."""
-        self._refuse_unreadable(text)
-        return self._family.embed(self._pipeline, text)
 
-    def _embed_negative(self) -> tuple[Tensor, ...]:
-        """Of the negative prompt."""
-        return self._family.embed_negative(self._pipeline, self._settings.negative_prompt)
+def _embed_text(family: Family, pipeline: Pipeline, text: str) -> tuple[Tensor, ...]:
+    """Each [1, ...]. One prompt at a time: in a batch, rounding would depend on the others."""
+    _refuse_unreadable(family, pipeline, text)
+    return family.embed(pipeline, text)
 
-    def _refuse_unreadable(self, text: str, key: str | None = None) -> None:
-        """Tokenizers silently truncate long prompts and replace unknown words.
 
-        Args:
-            key: the setting that the text is; None: a generated prompt.
-        """
-        where = f"{key} {text!r}" if key else f"prompt {text!r}"
-        shorter = "shorten it" if key else "shorten prompts.template or lower prompts.contexts_per_prompt"
-        for name, (tokenizer, length, wrap) in self._family.vocabularies(self._pipeline).items():
-            around = len(tokenizer.tokenize(wrap("")))
-            most = length - around - tokenizer.num_special_tokens_to_add()  # beginning and end of text
-            if (tokens := len(tokenizer.tokenize(wrap(text))) - around) > most:
-                raise AimfairError(f"{where} has {tokens} tokens, the {name} of generate.model takes {most}; {shorter}")
-            unknown = [word for word in text.split() if tokenizer.unk_token_id in _numbers(tokenizer, word)]
-            if unknown:
-                raise AimfairError(
-                    f"{where}: the {name} of generate.model does not know the words"
-                    f" {', '.join(map(repr, unknown))}; use others"
-                )
+def _refuse_unreadable(family: Family, pipeline: Pipeline, text: str, key: str | None = None) -> None:
+    """Tokenizers silently truncate long prompts and replace unknown words.
+
+    Args:
+        key: the setting that the text is; None: a generated prompt.
+    """
+    where = f"{key} {text!r}" if key else f"prompt {text!r}"
+    shorter = "shorten it" if key else "shorten prompts.template or lower prompts.contexts_per_prompt"
+    for name, (tokenizer, length, wrap) in family.vocabularies(pipeline).items():
+        around = len(tokenizer.tokenize(wrap("")))
+        most = length - around - tokenizer.num_special_tokens_to_add()  # beginning and end of text
+        if (tokens := len(tokenizer.tokenize(wrap(text))) - around) > most:
+            raise AimfairError(f"{where} has {tokens} tokens, the {name} of generate.model takes {most}; {shorter}")
+        unknown = [word for word in text.split() if tokenizer.unk_token_id in _numbers(tokenizer, word)]
+        if unknown:
+            raise AimfairError(
+                f"{where}: the {name} of generate.model does not know the words"
+                f" {', '.join(map(repr, unknown))}; use others"
+            )
 
 
 def engine_and_source(

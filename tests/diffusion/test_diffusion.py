@@ -1,8 +1,10 @@
 """A small Stable Diffusion: each image its own, whole models only, memory that runs out."""
 
+import gc
 import json
 import re
 import shutil
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -102,6 +104,24 @@ def test_each_text_is_embedded_once_and_alone(model: Path) -> None:
     for _ in range(2):
         diffusion.sample(TEXTS, SEEDS)
     assert sizes == [1] * 4  # three texts and the negative one
+
+
+@pytest.mark.parametrize(
+    "changes", [{}, {"guidance_interval": (0.0, 0.5)}, {"step_cache": "deep"}], ids=["plain", "interval", "cache"]
+)
+def test_a_model_leaves_memory_with_the_last_reference(model: Path, changes: dict[str, Any]) -> None:
+    """On a GPU there is often no memory for a second one, and nothing makes Python look for cycles."""
+    gc.collect()
+    gc.disable()
+    try:
+        diffusion = load(model, steps=2, **changes)
+        diffusion.sample(TEXTS[:1], SEEDS[:1])
+        parts = diffusion._engine._modules.values()  # type: ignore[attr-defined]  # eager's
+        kept = [weakref.ref(diffusion), *(weakref.ref(module) for part in parts for module in part.modules())]
+        del diffusion, parts
+        assert not [one() for one in kept if one() is not None]
+    finally:
+        gc.enable()
 
 
 def test_render_size(model: Path) -> None:
