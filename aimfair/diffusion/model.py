@@ -115,6 +115,15 @@ def fingerprint(folder: Path) -> str:
     return digest_of_files(folder, (*_READ, *_further(folder)))
 
 
+def configuration(folder: Path) -> tuple[str, list[Path]]:
+    """:func:`fingerprint` of a model without its weights, and the files that it is of.
+
+    It does not change when weights are downloaded into the folder.
+    """
+    patterns = [pattern for pattern in (*_READ, *_further(folder)) if not pattern.endswith(".safetensors")]
+    return digest_of_files(folder, patterns), _files_of(folder, patterns)
+
+
 def _further(folder: Path) -> tuple[str, ...]:
     """Patterns of the components that families do not have, from the index of the model."""
     try:
@@ -128,12 +137,16 @@ def _further(folder: Path) -> tuple[str, ...]:
 def digest_of_files(folder: Path, patterns: Sequence[str]) -> str:
     """SHA-256 of the names and contents of the files that match, without duplicate versions of the weights."""
     digest = hashlib.sha256()
-    for path in sorted({path for pattern in patterns for path in folder.glob(pattern)}):
-        if not _is_other_version(path):
-            digest.update(f"{path.relative_to(folder).as_posix()}\0".encode())
-            with path.open("rb") as file:
-                digest.update(hashlib.file_digest(file, "sha256").digest())
+    for path in _files_of(folder, patterns):
+        digest.update(f"{path.relative_to(folder).as_posix()}\0".encode())
+        with path.open("rb") as file:
+            digest.update(hashlib.file_digest(file, "sha256").digest())
     return digest.hexdigest()
+
+
+def _files_of(folder: Path, patterns: Sequence[str]) -> list[Path]:
+    found = sorted({path for pattern in patterns for path in folder.glob(pattern)})
+    return [path for path in found if not _is_other_version(path)]
 
 
 def from_hub(key: str, model: str, allow_download: bool, patterns: Sequence[str] = _READ) -> Path:

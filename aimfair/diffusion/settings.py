@@ -65,7 +65,8 @@ class TextToImageSettings(Settings):
     base: FolderOrName | None = Field(
         None,
         description="of a .safetensors file: the model that it is a version of, from which configuration, tokenizers"
-        " and missing parts are taken, a folder or an id on the hub; null: the one that diffusers recognises",
+        " and missing parts are taken, a folder or an id on the hub; null: for a whole model, the configuration of the"
+        " one that diffusers recognises",
     )
     engine: Literal["auto", "eager", "compile", "onnxruntime", "tensorrt", "tensorrt-rtx", "torch-tensorrt"] = Field(
         "auto",

@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import shutil
+import tempfile
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -18,7 +19,7 @@ from aimfair.base.interrupt import NEVER
 from aimfair.base.lock import locked
 from aimfair.diffusion.families.registry import index_of, known_family
 from aimfair.diffusion.load import diffusers_quietly
-from aimfair.diffusion.model import CONVERTED, fingerprint, from_hub, model_folder
+from aimfair.diffusion.model import CONVERTED, configuration, fingerprint, from_hub, model_folder
 from aimfair.selective.storage import check_header
 
 _CONFIGURATION = ("model_index.json", *(f"*/*.{end}" for end in ("json", "txt", "model", "jinja")))
@@ -31,24 +32,32 @@ def converted(path: Path, base: str | None, allow_download: bool) -> Path:
     Args:
         path: the file: a whole model, or its denoiser alone.
         base: ``generate.base``, the model from which configuration, tokenizers and what the file lacks are taken; None:
-            the one that diffusers recognises, from the hub's cache.
+            the one that diffusers recognises, from the hub's cache, whose configuration and tokenizers alone are used:
+            its weights may or may not be there.
 
     Raises:
-        AimfairError: the file is missing or damaged, of no known family, or lacks weights that ``base`` lacks, too.
+        AimfairError: the file is missing or damaged, of no known family, or lacks weights that ``base`` lacks, too, or
+            that no ``base`` is given for.
         OSError: the folder cannot be written.
     """
     if not path.is_file():
         raise AimfairError(f"generate.model: {path}: no such file")
     dtype = _dtype(path)
     origin = _recognised(path, allow_download) if base is None else model_folder(base, allow_download)
-    digest = hashlib.sha256(f"{file_digest(path)} {fingerprint(origin)}".encode()).hexdigest()
+    of_origin, files = configuration(origin) if base is None else (fingerprint(origin), [])
+    digest = hashlib.sha256(f"{file_digest(path)} {of_origin}".encode()).hexdigest()
     place = cache_folder("models") / digest[:32]
     place.parent.mkdir(parents=True, exist_ok=True)
     with locked(place.with_name(f"{place.name}.lock"), NEVER):
         if not place.is_dir():
             draft = place.with_name(f".{place.name}.{os.getpid()}.tmp")
             try:
-                _convert(path, origin, dtype).save_pretrained(draft, safe_serialization=True)
+                with tempfile.TemporaryDirectory() as bare:
+                    for file in files:  # diffusers would read weights beside them
+                        (target := Path(bare) / file.relative_to(origin)).parent.mkdir(exist_ok=True)
+                        shutil.copyfile(file, target)
+                    pipeline = _convert(path, origin if base else Path(bare), dtype, alone=base is None)
+                pipeline.save_pretrained(draft, safe_serialization=True)
                 write_json(draft / CONVERTED, {"digest": digest})
                 for file in draft.rglob("*"):
                     if file.is_file():
@@ -88,8 +97,12 @@ def _recognised(path: Path, allow_download: bool) -> Path:
     return from_hub("generate.base", name["pretrained_model_name_or_path"], allow_download, _CONFIGURATION)
 
 
-def _convert(path: Path, origin: Path, dtype: torch.dtype) -> Any:
-    """The pipeline with the weights of the file."""
+def _convert(path: Path, origin: Path, dtype: torch.dtype, *, alone: bool) -> Any:
+    """The pipeline with the weights of the file.
+
+    Args:
+        alone: whether ``origin`` has no weights.
+    """
     family = known_family(origin)
     diffusers = diffusers_quietly()
     kind = getattr(diffusers, family.pipeline)
@@ -106,7 +119,7 @@ def _convert(path: Path, origin: Path, dtype: torch.dtype) -> Any:
             **family.without,
         ),
     )
-    for load in ways:
+    for load in ways[:1] if alone else ways:
         try:
             pipeline = load()
         except Exception as error:  # each loader of diffusers raises its own
@@ -116,6 +129,11 @@ def _convert(path: Path, origin: Path, dtype: torch.dtype) -> Any:
             if isinstance(module, torch.nn.Module):
                 refuse_broken_weights(f"{path}: {part}", module)
         return pipeline
+    if alone:
+        raise AimfairError(
+            f"generate.model: {path}: not a whole {family.pipeline}: {reasons[0]}; if it is the {family.denoiser} of"
+            " one, or lacks other parts, name the model that it is a version of with --generate.base"
+        )
     raise AimfairError(
         f"generate.model: {path}: as a whole {family.pipeline}: {reasons[0]}; as the {family.denoiser} of one, with"
         f" the rest in {origin}: {reasons[1]}; expected either, with generate.base the model that it is a version of"

@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from aimfair.base.errors import AimfairError
+from aimfair.diffusion import single_file
 from aimfair.diffusion.model import fingerprint, model_folder
 from tests.diffusion.test_families import SEEDS, TEXTS, load
 
@@ -114,7 +115,9 @@ def of_vae(name: str) -> str:
     return name
 
 
-def test_a_whole_model(model: Path, tmp_path: Path) -> None:
+@pytest.fixture
+def whole(model: Path, tmp_path: Path) -> Path:
+    """The small Stable Diffusion as a single file."""
     weights = {}
     for part, prefix, rename in (
         ("unet", "model.diffusion_model.", of_unet),
@@ -125,6 +128,33 @@ def test_a_whole_model(model: Path, tmp_path: Path) -> None:
         for name, tensor in load_file(path).items():
             weights[prefix + rename(name)] = tensor
     save_file(weights, tmp_path / "whole.safetensors")
-    bare = Path(shutil.copytree(model, tmp_path / "bare", ignore=shutil.ignore_patterns("*.safetensors")))
-    folder = model_folder(str(tmp_path / "whole.safetensors"), False, str(bare))
+    return tmp_path / "whole.safetensors"
+
+
+@pytest.fixture
+def bare(model: Path, tmp_path: Path) -> Path:
+    """The small Stable Diffusion without weights."""
+    return Path(shutil.copytree(model, tmp_path / "bare", ignore=shutil.ignore_patterns("*.safetensors")))
+
+
+def test_a_whole_model(model: Path, whole: Path, bare: Path) -> None:
+    folder = model_folder(str(whole), False, str(bare))
     assert np.array_equal(load(folder).sample(TEXTS, SEEDS).images, load(model).sample(TEXTS, SEEDS).images)
+
+
+def test_weights_of_a_recognised_model_do_not_matter(
+    model: Path, whole: Path, bare: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In the hub's cache they appear once somebody downloads them."""
+    monkeypatch.setattr(single_file, "_recognised", lambda *_: bare)
+    folder = model_folder(str(whole), False)
+    known = fingerprint(folder)
+    shutil.copytree(model, bare, dirs_exist_ok=True)
+    assert model_folder(str(whole), False) == folder
+    shutil.rmtree(folder)
+    assert fingerprint(model_folder(str(whole), False)) == known
+    assert np.array_equal(load(folder).sample(TEXTS, SEEDS).images, load(model).sample(TEXTS, SEEDS).images)
+    denoiser = {name: tensor for name, tensor in load_file(whole).items() if "first_stage" not in name}
+    save_file(denoiser, tmp_path / "part.safetensors")
+    with pytest.raises(AimfairError, match=r"not a whole StableDiffusionPipeline: .*--generate\.base"):
+        model_folder(str(tmp_path / "part.safetensors"), False)
