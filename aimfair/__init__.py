@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from aimfair.evaluation.evaluate import evaluate
     from aimfair.selective import ops
     from aimfair.selective.build import build_info, cpu_paths, set_cpu_path
     from aimfair.selective.debias import debias
@@ -31,6 +32,7 @@ _HOMES = {
     "build_info": "aimfair.selective.build",
     "cpu_paths": "aimfair.selective.build",
     "debias": "aimfair.selective.debias",
+    "evaluate": "aimfair.evaluation.evaluate",
     "set_cpu_path": "aimfair.selective.build",
     "verify_frozen": "aimfair.selective.frozen",
 }
@@ -46,6 +48,7 @@ __all__ = [
     "build_info",
     "cpu_paths",
     "debias",
+    "evaluate",
     "ops",
     "set_cpu_path",
     "verify_frozen",

@@ -23,7 +23,7 @@ from aimfair.base.files import cache_folder
 from aimfair.base.interrupt import Interrupted
 from aimfair.base.libraries import broken_library
 from aimfair.base.os_errors import FULL, explain
-from aimfair.commands import ablate, config, delta, doctor, engine, export, run, scan
+from aimfair.commands import ablate, audit, config, delta, doctor, engine, export, run, scan
 from aimfair.commands.settings import FLAGS_FOR_SETTINGS, Overrides
 
 Main = Callable[[argparse.Namespace, Overrides], int]
@@ -35,6 +35,7 @@ VERBS: dict[str, tuple[str, Main, AddArguments]] = {
     "demo": ("run on coloured digits, with the settings that come with aimfair", run.main, run.add_demo_arguments),
     "config": ("print the settings that a command line results in", config.main, config.add_arguments),
     "engine": ("build, list or check the engines that make images", engine.main, engine.add_arguments),
+    "audit": ("measure the fairness of predictions in a table, of any model", audit.main, audit.add_arguments),
     "scan": ("examine the whole data set before anything is trained", scan.main, scan.add_arguments),
     "export": ("write a model of a run as a folder that works without aimfair", export.main, export.add_arguments),
     "delta": (
@@ -117,7 +118,7 @@ def _drop_output() -> None:
 
 def _places(options: argparse.Namespace) -> dict[Path, str]:
     """The files and folders that a command writes to, and what chooses others."""
-    given = {flag: getattr(options, flag.strip("-"), None) for flag in ("--run", "--to", "--json")}
+    given = {flag: getattr(options, flag.strip("-"), None) for flag in ("--run", "--to", "--json", "--html")}
     places = {path: flag for flag, path in given.items() if path is not None} or {Path("runs"): "--run"}
     return places | {cache_folder("").parent: "XDG_CACHE_HOME"}
 

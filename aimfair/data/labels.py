@@ -32,7 +32,7 @@ class Attribute:
     def of_texts(cls, texts: Sequence[str]) -> "Attribute":
         """Names are the distinct strings, sorted, numerically if all are integers; :data:`UNKNOWN` comes last."""
         there = set(texts)
-        names = (*_sorted(there - {UNKNOWN}), *there & {UNKNOWN})
+        names = (*in_order(there - {UNKNOWN}), *there & {UNKNOWN})
         numbers = {name: number for number, name in enumerate(names)}
         return cls(np.array([numbers[text] for text in texts], dtype=np.int64), names)
 
@@ -108,7 +108,8 @@ def _check_values(key: str, name: str, attribute: Attribute) -> None:
         )
 
 
-def _sorted(values: Iterable[str]) -> tuple[str, ...]:
+def in_order(values: Iterable[str]) -> tuple[str, ...]:
+    """Sorted; as numbers, if all are."""
     values = list(values)
     if not all(value.isdecimal() and value.isascii() for value in values):
         return tuple(sorted(values))

@@ -24,6 +24,9 @@ from aimfair.methods import BIASED
 
 SEPARATOR = " · "
 
+TIMES = " \N{MULTIPLICATION SIGN} "
+"""Between the names of attributes that are crossed."""
+
 _NAMED_ALONE = 4
 """More groups than this share one sentence."""
 
@@ -219,8 +222,18 @@ def _seeds(
     ]
 
 
-def cautions(target_names: Sequence[str], value_names: Sequence[str], sizes: Integers, small_group: int) -> list[str]:
-    """Sentences on the empty and the small groups; ``sizes``: int64 [A, Y], test images."""
+def cautions(
+    target_names: Sequence[str],
+    value_names: Sequence[str],
+    sizes: Integers,
+    small_group: int,
+    what: str = "test images",
+) -> list[str]:
+    """Sentences on the empty and the small groups.
+
+    Args:
+        sizes: int64 [A, Y], how many there are of ``what``.
+    """
     names = {
         (a, y): f"{target}{SEPARATOR}{value}"
         for y, target in enumerate(target_names)
@@ -229,14 +242,14 @@ def cautions(target_names: Sequence[str], value_names: Sequence[str], sizes: Int
     empty = [name for group, name in names.items() if sizes[group] == 0]
     small = {name: sizes[group] for group, name in names.items() if 0 < sizes[group] < small_group}
     if len(empty) > _NAMED_ALONE:
-        sentences = [f"No test images in {_many(empty, sizes)}: metrics that need them are undefined."]
+        sentences = [f"No {what} in {_many(empty, sizes)}: metrics that need them are undefined."]
     else:
-        sentences = [f"No test images in group {name}: metrics that need it are undefined." for name in empty]
+        sentences = [f"No {what} in group {name}: metrics that need it are undefined." for name in empty]
     if len(small) > _NAMED_ALONE:
         found = _many([f"{name} ({size})" for name, size in small.items()], sizes)
-        return [*sentences, f"Under {small_group} test images in {found}: their results are uncertain."]
+        return [*sentences, f"Under {small_group} {what} in {found}: their results are uncertain."]
     return sentences + [
-        f"Only {size} test images in group {name}: its results are uncertain." for name, size in small.items()
+        f"Only {size} {what} in group {name}: its results are uncertain." for name, size in small.items()
     ]
 
 

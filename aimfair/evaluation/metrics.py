@@ -14,6 +14,7 @@ eo_max                      equalized odds: the largest of them; with two classe
 eo_ratio                    equalized odds: smallest over (y, k) of the ratio of the smallest to the largest over a
 equal_opportunity           d P(1 | 1, a); with more than two classes the largest over y of d P(y | y, a)
 demographic_parity          d P(k = 1 | a); with more than two classes the largest over k of d P(k | a)
+demographic_parity_ratio    the ratio of the smallest to the largest of them; with more classes the smallest over k
 ==========================  =========================================================================================
 
 With two classes k is the positive class, 1, alone: the other class has the same differences (not the same ratio, but
@@ -127,6 +128,10 @@ def demographic_parity(counts: Counts) -> Values:
     return np.asarray(difference(selection_rates(counts)).max(axis=0))
 
 
+def demographic_parity_ratio(counts: Counts) -> Values:
+    return np.asarray(ratio(selection_rates(counts)).min(axis=0))
+
+
 METRICS: Mapping[str, Callable[[Counts], Values]] = {
     metric.__name__: metric
     for metric in (
@@ -142,9 +147,20 @@ METRICS: Mapping[str, Callable[[Counts], Values]] = {
         demographic_parity,
     )
 }
+"""Those of a run's results."""
+
+FUNCTIONS: Mapping[str, Callable[[Counts], Values]] = {**METRICS, "demographic_parity_ratio": demographic_parity_ratio}
+"""All of them."""
 
 HIGHER_IS_BETTER = frozenset(
-    {"accuracy", "balanced_accuracy", "worst_group_accuracy", "worst_present_group_accuracy", "eo_ratio"}
+    {
+        "accuracy",
+        "balanced_accuracy",
+        "worst_group_accuracy",
+        "worst_present_group_accuracy",
+        "eo_ratio",
+        "demographic_parity_ratio",
+    }
 )
 """For the others lower is better."""
 
@@ -216,13 +232,13 @@ def support(metric: str, counts: Counts) -> int | None:
     """The fewest test images behind the metric in any of the tables.
 
     Args:
-        metric: a name in :data:`METRICS`.
+        metric: a name in :data:`FUNCTIONS`.
         counts: [A, Y, K, ...].
 
     Returns:
         None for accuracy and balanced accuracy, which depend on no single group, and where the metric is undefined.
     """
-    if metric not in _SUPPORT or np.isnan(METRICS[metric](counts)).any():
+    if metric not in _SUPPORT or np.isnan(FUNCTIONS[metric](counts)).any():
         return None
     return int(_SUPPORT[metric](np.asarray(counts, dtype=np.float64)).min())
 
@@ -238,8 +254,11 @@ def _equal_opportunity_support(counts: Counts) -> Values:
 
 
 def _demographic_parity_support(counts: Counts) -> Values:
-    rates = selection_rates(counts)
-    return _of_largest(difference(rates), _ends(rates, counts.sum(axis=(1, 2))[:, None]), 0)
+    return _of_largest(difference(selection_rates(counts)), _parity_ends(counts), 0)
+
+
+def _parity_ratio_support(counts: Counts) -> Values:
+    return _of_largest(-ratio(selection_rates(counts)), _parity_ends(counts), 0)
 
 
 _SUPPORT: Mapping[str, Callable[[Counts], Values | Counts]] = {
@@ -251,7 +270,13 @@ _SUPPORT: Mapping[str, Callable[[Counts], Values | Counts]] = {
     "eo_ratio": lambda counts: _of_largest(-ratio(odds(counts)), _odds_ends(counts), (0, 1)),
     "equal_opportunity": _equal_opportunity_support,
     "demographic_parity": _demographic_parity_support,
+    "demographic_parity_ratio": _parity_ratio_support,
 }
+
+
+def _parity_ends(counts: Counts) -> Values:
+    """[K or 1, ...]."""
+    return _ends(selection_rates(counts), counts.sum(axis=(1, 2))[:, None])
 
 
 def _odds_ends(counts: Counts) -> Values:

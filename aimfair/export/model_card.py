@@ -14,6 +14,7 @@ from aimfair.base.errors import AimfairError
 from aimfair.base.libraries import optional
 from aimfair.config import Config
 from aimfair.data.settings import DataSettings
+from aimfair.evaluation.compare import TIMES
 from aimfair.evaluation.flips import Flips
 from aimfair.evaluation.results import Interval, MethodResult, Results, SeedResult
 from aimfair.export import usage
@@ -21,9 +22,8 @@ from aimfair.export.model_files import Difference
 from aimfair.export.onnx import Agreement
 from aimfair.generation.summary import GenerationSummary
 from aimfair.methods import BIASED
-from aimfair.report import wording
 from aimfair.report.tables import escape, markdown_table, one_line
-from aimfair.report.wording import LABELS, percent, percents, spread
+from aimfair.report.wording import FLIP_VERDICTS, LABELS, between, judge, percent, percents, points, spread
 
 CARD = "README.md"
 
@@ -231,9 +231,9 @@ def metrics_of(results: Results) -> tuple[str, ...]:
 def _audits(facts: Facts) -> str:
     """The worst group by each audited attribute, and by its intersection with the protected one."""
     results, data = facts.results, facts.config.data
-    protected = wording.TIMES.join([data.protected, *data.intersect_with])
+    protected = TIMES.join([data.protected, *data.intersect_with])
     titled = [(name, audit) for name, audit in results.attributes.items()]
-    titled += [(f"{protected}{wording.TIMES}{name}", audit) for name, audit in results.intersections.items()]
+    titled += [(f"{protected}{TIMES}{name}", audit) for name, audit in results.intersections.items()]
     rows = []
     for title, audit in titled:
         row = [escape(title)]
@@ -274,9 +274,9 @@ def _flips(facts: Facts, flips: Flips) -> str:
     verdict = (
         ""
         if versus is None
-        else f" After minus before: {wording.points(versus.mean)} points"
-        f" ({wording.between(versus.over_images)} over pairs), "
-        f"{wording.FLIP_VERDICTS[wording.judge('flips', versus, facts.results.small_group)]}."
+        else f" After minus before: {points(versus.mean)} points"
+        f" ({between(versus.over_images)} over pairs), "
+        f"{FLIP_VERDICTS[judge('flips', versus, facts.results.small_group)]}."
     )
     return (
         f"{flips.total:,} pairs of synthetic images that no training has seen differ in {escape(flips.protected)}"

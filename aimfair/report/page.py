@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from aimfair.evaluation.compare import TIMES
 from aimfair.evaluation.results import Audit, Results, ScoreResult
 from aimfair.evaluation.scores import SCORES
 from aimfair.methods import BIASED
@@ -43,7 +44,7 @@ def render(material: Material) -> str:
         **_methods(material),
         **_masks(material),
         scores=_scores(results),
-        attributes=_audit_tables(results, wording.TIMES.join(factors)),
+        attributes=_audit_tables(results, TIMES.join(factors)),
         factors=factors if data.intersect_with else [],
         confusions=_confusions(results),
         trainings=run_sections.trainings(material.histories, results.default_method),
@@ -147,7 +148,7 @@ def _audit_tables(results: Results, protected: str) -> list[dict[str, Any]]:
     for name, audit in results.attributes.items():
         found.append(_audit_table(results, audit, name))
         if name in results.intersections:
-            title = f"{protected}{wording.TIMES}{name}"
+            title = f"{protected}{TIMES}{name}"
             found.append(_audit_table(results, results.intersections[name], title))
     return found
 

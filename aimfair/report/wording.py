@@ -20,9 +20,6 @@ _NO_WIDTH = 1e-12
 
 _NONE, _MINUS = "\N{EN DASH}", "\N{MINUS SIGN}"
 
-TIMES = " \N{MULTIPLICATION SIGN} "
-"""Between the names of attributes that are crossed."""
-
 LABELS = {
     "accuracy": "Accuracy",
     "balanced_accuracy": "Balanced accuracy",

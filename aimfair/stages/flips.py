@@ -7,12 +7,13 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from aimfair.evaluation.compare import TIMES
 from aimfair.evaluation.flips import SCHEMA_VERSION, Flips, measure
 from aimfair.evaluation.predictions import load_logits
 from aimfair.generation.manifest import ImageRecord, Manifest
 from aimfair.generation.plan import HELD_OUT
 from aimfair.methods import BIASED
-from aimfair.report.wording import TIMES, flips_headline
+from aimfair.report.wording import flips_headline
 from aimfair.run.directory import Run, model_step
 from aimfair.run.steps import Assignment, Outputs, Step, in_one_task
 from aimfair.stages.context import splits_of, synthetic_of, write_logits

@@ -9,13 +9,12 @@ import numpy as np
 import pytest
 
 from aimfair.config import Config
-from aimfair.evaluation.compare import compare
+from aimfair.evaluation.compare import TIMES, compare
 from aimfair.evaluation.flips import FlipResult, Flips
 from aimfair.evaluation.results import Difference, Results
 from aimfair.export import model_card
 from aimfair.export.model_card import Choice, Facts
 from aimfair.generation.summary import GenerationSummary, GroupSummary
-from aimfair.report.wording import TIMES
 from aimfair.stages.evaluate import experiment
 from tests.report.made_up import made_up_config, made_up_predictions, made_up_splits, with_attributes
 

@@ -40,7 +40,7 @@ def test_links(page: Path) -> None:
         assert not anchor or anchor in anchors(file), target
 
 
-@pytest.mark.parametrize("name", ["index", "concepts"])
+@pytest.mark.parametrize("name", ["index", "concepts", "audit"])
 def test_code_runs(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     blocks = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / f"{name}.md").read_text(), flags=re.S)
     assert blocks

@@ -1,0 +1,171 @@
+"""The arguments of ``aimfair.evaluate``, as arrays of numbers: any values become strings, and their order numbers."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from aimfair.base.errors import AimfairError
+from aimfair.data.labels import MAX_VALUES, in_order
+from aimfair.data.rows import text_of
+from aimfair.evaluation.compare import Partition
+from aimfair.evaluation.metrics import Integers, Values
+
+MODEL = "model"
+"""The name of a model that has none."""
+
+
+@dataclass(frozen=True)
+class Rows:
+    """What is evaluated.
+
+    Attributes:
+        classes: Y names. target: int64 [N].
+        predicted: model -> int64 [N]. probabilities: model -> float64 [N, K].
+    """
+
+    classes: tuple[str, ...]
+    target: Integers
+    predicted: dict[str, Integers]
+    probabilities: dict[str, Values]
+    clusters: list[str] | None
+
+    @property
+    def count(self) -> int:
+        return len(self.target)
+
+    @classmethod
+    def of(
+        cls,
+        labels: Any,
+        predictions: Any,
+        probabilities: Any,
+        classes: Sequence[Any] | None,
+        positive: Any,
+        clusters: Any,
+    ) -> "Rows":
+        """From the arguments of :func:`evaluate`."""
+        texts = _texts("labels", labels)
+        if not texts:
+            raise AimfairError("labels is empty, expected at least one row")
+        names = _classes(texts, classes, positive)
+        chances = {
+            name: _probabilities(_argument("probabilities", name, probabilities), one, len(texts), len(names))
+            for name, one in _models(probabilities).items()
+        }
+        predicted = {
+            name: _codes(place := _argument("predictions", name, predictions), _texts(place, one, len(texts)), names)
+            for name, one in _models(predictions).items()
+        } or {name: shares.argmax(axis=1) for name, shares in chances.items()}
+        if not predicted:
+            raise AimfairError("give predictions or probabilities")
+        if unknown := [name for name in chances if name not in predicted]:
+            raise AimfairError(f"probabilities of {unknown[0]!r}, but predictions of {', '.join(predicted)}")
+        together = None if clusters is None else _texts("clusters", clusters, len(texts))
+        return cls(names, _codes("labels", texts, names), predicted, chances, together)
+
+
+def _models(given: Any) -> dict[str, Any]:
+    """Model -> its rows; empty for None."""
+    if given is None:
+        return {}
+    return {str(name): one for name, one in given.items()} if isinstance(given, Mapping) else {MODEL: given}
+
+
+def _argument(argument: str, model: str, given: Any) -> str:
+    return f"{argument}[{model!r}]" if isinstance(given, Mapping) else argument
+
+
+def _texts(place: str, values: Any, count: int | None = None, *, missing: bool = False) -> list[str]:
+    """The values as strings, "" for what is missing; booleans are 0 and 1.
+
+    Args:
+        count: expected; None: any.
+        missing: whether values may be missing.
+    """
+    array = np.asarray(values)
+    if array.ndim != 1 or (count is not None and len(array) != count):
+        expected = "one value per row" if count is None else f"({count},) as labels"
+        raise AimfairError(f"{place}: found shape {array.shape}, expected {expected}")
+    texts = []
+    for row, value in enumerate(array.tolist()):
+        text = text_of(int(value) if isinstance(value, bool) else value)  # predictions are often p > 0.5
+        if text is None or (text == "" and not missing):
+            found = "is missing" if text == "" else f"is {value!r}"
+            raise AimfairError(f"{place}[{row}] {found}, expected a string, an integer or a boolean")
+        texts.append(text)
+    return texts
+
+
+def _classes(labels: list[str], given: Sequence[Any] | None, positive: Any) -> tuple[str, ...]:
+    names = in_order(set(labels)) if given is None else tuple(_texts("classes", list(given)))
+    if len(names) < 2 or len(set(names)) < len(names):
+        raise AimfairError(f"classes: found {', '.join(names)}, expected two or more, each once")
+    if len(names) > MAX_VALUES:
+        raise AimfairError(
+            f"labels hold {len(names):,} classes, such as {names[0]!r} and {names[1]!r}, expected at most {MAX_VALUES}"
+        )
+    if positive is None:
+        return names
+    chosen = text_of(positive)
+    if len(names) != 2 or chosen not in names:
+        raise AimfairError(f"positive={positive!r}: expected one of two classes, found the classes {', '.join(names)}")
+    return names if names[1] == chosen else names[::-1]
+
+
+def _codes(place: str, texts: list[str], names: tuple[str, ...]) -> Integers:
+    numbers = {name: number for number, name in enumerate(names)}
+    for row, text in enumerate(texts):
+        if text not in numbers:
+            raise AimfairError(
+                f"{place}[{row}] is {text!r}, expected one of the classes {', '.join(names[:10])}; where there are more"
+                " than the labels hold, name all with classes"
+            )
+    return np.array([numbers[text] for text in texts], dtype=np.int64)
+
+
+def _probabilities(place: str, values: Any, rows: int, classes: int) -> Values:
+    """float64 [N, K]."""
+    try:
+        shares = np.asarray(values, dtype=np.float64)
+    except (TypeError, ValueError):
+        raise AimfairError(f"{place}: found values that are no numbers, expected probabilities") from None
+    expected = f"({rows}, {classes})" + (f" or ({rows},) of the positive class" if classes == 2 else "")
+    if shares.shape == (rows,) and classes == 2:
+        shares = np.stack([1 - shares, shares], axis=1)
+    if shares.shape != (rows, classes):
+        raise AimfairError(f"{place}: found shape {shares.shape}, expected {expected}")
+    wrong = ~((shares >= 0) & (shares <= 1)).all(axis=1) | (np.abs(shares.sum(axis=1) - 1) > 1e-3)
+    if wrong.any():
+        row = int(wrong.argmax())
+        raise AimfairError(
+            f"{place}[{row}] is {shares[row].tolist()}, expected probabilities in [0, 1] that sum to 1; logits need a"
+            " softmax first"
+        )
+    return shares
+
+
+def partition(place: str, values: Any, count: int) -> Partition:
+    """The rows by the values of an attribute; -1 where it is missing.
+
+    Args:
+        place: of ``values`` [N], in errors.
+    """
+    texts = _texts(place, values, count, missing=True)
+    names = in_order({text for text in texts if text})
+    if len(names) < 2:
+        raise AimfairError(f"{place}: found {len(names)} value{', '.join(['', *names])}, expected two or more")
+    if len(names) > MAX_VALUES:
+        raise AimfairError(
+            f"{place}: found {len(names):,} values, such as {names[0]!r} and {names[1]!r}, expected at most"
+            f" {MAX_VALUES}: groups need names or bands"
+        )
+    numbers = {name: number for number, name in enumerate(names)} | {"": -1}
+    return Partition(names, np.array([numbers[text] for text in texts], dtype=np.int64))
+
+
+def crossed(one: Partition, other: Partition) -> Partition:
+    """Every combination of two values; -1 where either is missing."""
+    both = one & other
+    return Partition(both.names, np.where((one.values < 0) | (other.values < 0), -1, both.values))

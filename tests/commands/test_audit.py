@@ -1,0 +1,103 @@
+"""aimfair audit: a table of anybody's predictions, and what comes out of it."""
+
+import csv
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from aimfair.commands import cli
+from tests.report.test_page import EVIL, Page
+
+HEAD = ("id", "y", "sex", "age", "old", "new", "p")
+
+
+@pytest.fixture
+def table(tmp_path: Path) -> Path:
+    generator = np.random.default_rng(0)
+    path = tmp_path / "predictions.csv"
+    with path.open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(HEAD)
+        for i in range(300):
+            y, sex, p = int(generator.integers(2)), "fm"[i % 2], float(generator.random())
+            old, new = (int(p > 0.5) if i % 3 else y), y if i % 5 else 1 - y
+            writer.writerow([i, y, sex, "" if i % 50 == 0 else "young" if i % 7 else "old", old, new, p])
+    return path
+
+
+def audit(table: Path, *words: str) -> int:
+    return cli.main(["audit", str(table), "--target", "y", "--replicates", "100", *words])
+
+
+def test_the_table_the_page_and_the_numbers(table: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    page, numbers = table.with_name("audit.html"), table.with_name("audit.json")
+    words = ("--prediction", "old", "new", "--html", str(page), "--json", str(numbers))
+    assert audit(table, "--protected", "sex", "age", *words) == 0
+    printed = capsys.readouterr().out
+    assert [line.split()[:2] for line in printed.splitlines()[1:3]] == [["sex", "old"], ["sex", "new"]]
+    assert "caution: age: 6 of 300 rows have no value of age and are left out here." in printed
+    found = json.loads(numbers.read_text())
+    assert found["attributes"]["sex"]["models"]["new"]["metrics"]["accuracy"]["value"] == pytest.approx(0.8)
+    read = Page(page.read_text())
+    text = " ".join(" ".join(read.texts).split())
+    for part in ("predictions.csv", "sex × age", "80.0%", "minus old", "worse", "wilson"):  # noqa: RUF001
+        assert part.casefold() in text.casefold(), part
+    assert not [tag for tag, _ in read.tags if tag in ("script", "link", "iframe")]
+    assert [
+        value for _, of in read.tags for name, value in of.items() if name in ("src", "href") and value[0] != "#"
+    ] == []
+
+
+def test_probabilities_alone(table: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    page = table.with_name("audit.html")
+    assert audit(table, "--protected", "sex", "--probability", "p", "--html", str(page)) == 0
+    assert "AUROC" in page.read_text()
+    assert capsys.readouterr().out.count("\n") >= 3
+
+
+def test_what_is_foreign_is_escaped(table: Path) -> None:
+    page = table.with_name("audit.html")
+    table.write_text(table.read_text().replace(",f,", f',"{EVIL.replace(chr(34), chr(34) * 2)}",'))
+    assert audit(table, "--protected", "sex", "--prediction", "old", "--html", str(page)) == 0
+    read = Page(page.read_text())
+    assert any(EVIL in text for text in read.texts)
+    assert not [tag for tag, _ in read.tags if tag in ("script", "img")]
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "message"),
+    [
+        (("--protected", "gender", "--prediction", "old"), 2, "--protected: "),
+        (("--protected", "sex"), 2, "give --prediction COLUMN..., --probability COLUMN..., or both"),
+        (("--protected", "sex", "--prediction", "sex"), 2, "column 'sex' is named 2 times"),
+        (("--protected", "id", "--prediction", "old"), 1, "groups['id']: found 300 values"),
+        (("--protected", "sex", "--prediction", "age"), 1, "predictions.csv:2: column 'age' is empty"),
+        (("--protected", "sex", "--prediction", "id"), 1, "predictions['id'][2] is '2', expected one of"),
+        (("--protected", "sex", "--probability", "sex"), 2, "column 'sex' is named"),
+        (("--protected", "age", "--probability", "sex"), 1, "column 'sex': could not convert string to float"),
+        (("--protected", "sex", "--prediction", "old", "new", "--probability", "p"), 2, "expected one --prediction"),
+        (("--protected", "sex", "--prediction", "old", "--html", "no/such/a.html"), 2, "--html no/such/a.html"),
+        (("--protected", "sex", "--prediction", "old", "--data.kind", "digits"), 2, "audit takes no settings"),
+        (("--protected", "sex", "--prediction", "old", "--positive", "2"), 1, "positive='2'"),
+    ],
+)
+def test_what_cannot_be_used(
+    table: Path, capsys: pytest.CaptureFixture[str], words: tuple[str, ...], code: int, message: str
+) -> None:
+    assert audit(table, *words) == code
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
+
+
+def test_other_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert audit(tmp_path / "no.csv", "--protected", "sex", "--prediction", "k") == 1
+    assert "no.csv" in capsys.readouterr().err
+    (tmp_path / "table.xlsx").touch()
+    assert audit(tmp_path / "table.xlsx", "--protected", "sex", "--prediction", "k") == 2
+    assert "expected one of .csv, .tsv, .jsonl, .parquet" in capsys.readouterr().err
+    (tmp_path / "head.csv").write_text("y,sex,k\n")
+    assert audit(tmp_path / "head.csv", "--protected", "sex", "--prediction", "k") == 1
+    assert "has no rows below its header" in capsys.readouterr().err

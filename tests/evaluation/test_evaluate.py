@@ -1,0 +1,195 @@
+"""aimfair.evaluate: fairlearn's numbers under its names, on values of any kind, and errors that name the row."""
+
+import json
+import math
+import warnings
+
+import numpy as np
+import pytest
+
+import aimfair
+from aimfair.base.errors import AimfairError
+from aimfair.evaluation.evaluate import NAMES, Evaluation
+
+Y = np.array([0, 0, 0, 1, 1, 1, 0, 0, 1, 1, 1, 0] * 20)
+K = np.array([0, 1, 0, 1, 1, 0, 0, 0, 1, 0, 1, 1] * 20)
+SEX = np.array(["f", "f", "f", "f", "f", "f", "m", "m", "m", "m", "m", "m"] * 20)
+
+
+def of(found: Evaluation, attribute: str = "group", model: str = "model") -> dict[str, float]:
+    return {name: one.value for name, one in found.attributes[attribute].models[model].metrics.items()}
+
+
+def test_fairlearns_numbers_under_its_names() -> None:
+    from fairlearn import metrics as fl
+
+    generator = np.random.default_rng(0)
+    y, k, a = (generator.integers(0, high, 400) for high in (2, 2, 3))
+    found = aimfair.evaluate(k, y, a, replicates=100)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of pandas
+        for name in (
+            "demographic_parity_difference",
+            "demographic_parity_ratio",
+            "equal_opportunity_difference",
+            "equalized_odds_difference",
+            "equalized_odds_ratio",
+        ):
+            assert of(found)[name] == pytest.approx(getattr(fl, name)(y, k, sensitive_features=a)), name
+        mean = fl.equalized_odds_difference(y, k, sensitive_features=a, agg="mean")
+        rates = ("selection_rate", "true_positive_rate", "false_positive_rate", "count")
+        frame = fl.MetricFrame(
+            metrics={name: getattr(fl, name) for name in rates}, y_true=y, y_pred=k, sensitive_features=a
+        )
+    assert of(found)["equalized_odds_mean_difference"] == pytest.approx(mean)
+    by_group = found.attributes["group"].models["model"].by_group
+    for value, expected in frame.by_group.iterrows():
+        one = by_group[str(value)]
+        assert one["accuracy"].rows == expected["count"]
+        for name in rates[:3]:
+            assert one[name].value == pytest.approx(expected[name])
+
+
+def test_values_of_any_kind() -> None:
+    import torch
+
+    words = np.array(["no", "yes"])
+    expected = aimfair.evaluate(K, Y, SEX, replicates=100)
+    for predictions, labels in (
+        (K.tolist(), Y.tolist()),
+        (torch.tensor(K), torch.tensor(Y)),
+        (K.astype(bool), Y.astype(bool)),
+        (words[K], words[Y]),
+        (K.astype(float), Y),
+        (K == 1, Y),
+    ):
+        found = aimfair.evaluate(predictions, labels, {"group": SEX}, replicates=100)
+        one, same = (of.attributes["group"].models["model"] for of in (found, expected))
+        assert (one.confusion, one.metrics) == (same.confusion, same.metrics)
+
+
+def test_the_positive_class_is_the_last_or_the_one_named() -> None:
+    words = np.array(["bad", "good"])
+    last = aimfair.evaluate(words[K], words[Y], SEX, replicates=100)
+    named = aimfair.evaluate(words[K], words[Y], SEX, positive="bad", replicates=100)
+    assert (last.positive, named.positive, named.classes) == ("good", "bad", ["good", "bad"])
+    rates = [one.attributes["group"].models["model"].by_group["f"]["selection_rate"].value for one in (last, named)]
+    assert sum(rates) == pytest.approx(1)
+
+
+def test_intervals_hold_the_estimates_and_repeat() -> None:
+    found, again = (aimfair.evaluate(K, Y, SEX, replicates=500) for _ in range(2))
+    assert found == again
+    for one in found.attributes["group"].models["model"].metrics.values():
+        assert one.interval[0] <= one.value <= one.interval[1]
+    narrow = aimfair.evaluate(K, Y, SEX, replicates=500, confidence=0.6)
+    width, less = (
+        np.ptp(one.attributes["group"].models["model"].metrics["accuracy"].interval) for one in (found, narrow)
+    )
+    assert 0 < less < width
+
+
+def test_rows_of_one_cluster_are_drawn_together() -> None:
+    """Twenty copies of twelve rows say as much as twelve rows."""
+    alone = aimfair.evaluate(K, Y, SEX, replicates=500)
+    together = aimfair.evaluate(K, Y, SEX, clusters=np.arange(240) % 12, replicates=500)
+    width, wider = (
+        np.ptp(one.attributes["group"].models["model"].metrics["accuracy"].interval) for one in (alone, together)
+    )
+    assert wider > 3 * width
+
+
+def test_several_models_are_compared_on_the_same_rows() -> None:
+    better = np.where(np.arange(240) % 12 == 1, Y, K)
+    found = aimfair.evaluate({"old": K, "new": better, "same": K}, Y, SEX, replicates=500)
+    models = found.attributes["group"].models
+    assert models["old"].versus == {}
+    difference = models["new"].versus["old"]["accuracy"]
+    assert difference.mean == pytest.approx(1 / 12)
+    assert 0 < difference.over_images[0] < difference.mean < difference.over_images[1]
+    same = models["same"].versus["old"]["equalized_odds_difference"]
+    assert (same.mean, same.over_images) == (0, (0, 0))
+
+
+def test_attributes_are_crossed_and_rows_without_a_value_left_out() -> None:
+    age = np.array([None, "old", "young", "old", "young", "old"] * 40, dtype=object)
+    found = aimfair.evaluate(K, Y, {"sex": SEX, "age": age}, replicates=100)
+    assert list(found.attributes) == ["sex", "age", "sex × age"]  # noqa: RUF001
+    assert [np.sum(one.rows) for one in found.attributes.values()] == [240, 200, 200]
+    assert found.attributes["sex"].cautions == []
+    assert found.attributes["age"].cautions[0] == "40 of 240 rows have no value of age and are left out here."
+    assert list(aimfair.evaluate(K, Y, {"sex": SEX, "age": age}, intersections=False, replicates=100).attributes) == [
+        "sex",
+        "age",
+    ]
+
+
+def test_empty_and_small_groups_get_cautions(tmp_path) -> None:
+    found = aimfair.evaluate([0, 1, 0, 1, 1], [0, 1, 0, 0, 1], ["f", "f", "f", "f", "m"], replicates=100)
+    one = found.attributes["group"]
+    assert one.empty == 1
+    assert any("No rows in group 0 · m" in caution for caution in one.cautions)
+    assert any("Only 1 rows in group 1 · m" in caution for caution in one.cautions)
+    assert math.isnan(of(found)["equalized_odds_difference"])
+    assert of(found)["worst_present_group_accuracy"] == pytest.approx(2 / 3)
+    found.save(tmp_path / "found.json")
+    text = (tmp_path / "found.json").read_text()
+    assert (
+        json.loads(text)["attributes"]["group"]["models"]["model"]["metrics"]["worst_group_accuracy"]["value"] is None
+    )
+    assert Evaluation.model_validate_json(text).attributes["group"].rows == one.rows
+
+
+def test_probabilities() -> None:
+    from sklearn.metrics import brier_score_loss, roc_auc_score
+
+    chances = np.clip(0.6 * K + 0.3 * np.random.default_rng(0).random(240), 0, 1)
+    found = aimfair.evaluate(None, Y, SEX, probabilities=chances, replicates=100)
+    one = found.attributes["group"].models["model"]
+    assert one.scores is not None
+    assert one.scores.overall["auroc"] == pytest.approx(roc_auc_score(Y, chances))
+    assert one.scores.by_value["brier"][1] == pytest.approx(brier_score_loss(Y[SEX == "m"], chances[SEX == "m"]))
+    assert one.confusion == aimfair.evaluate(chances > 0.5, Y == 1, SEX).attributes["group"].models["model"].confusion
+    three = np.eye(3)[np.arange(240) % 3]
+    certain = aimfair.evaluate(None, np.arange(240) % 3, SEX, probabilities=three, replicates=100)
+    assert of(certain)["accuracy"] == 1
+    assert set(certain.attributes["group"].models["model"].by_group["f"]) == {
+        "accuracy",
+        *(f"{rate} of {name}" for rate in ("recall", "selection_rate") for name in "012"),
+    }
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"predictions": K[1:]}, r"predictions: found shape \(239,\), expected \(240,\) as labels"),
+        ({"predictions": np.where(K == 1, 2, K)}, r"predictions\[1\] is '2', expected one of the classes 0, 1"),
+        ({"predictions": {"new": K * 0.5}}, r"predictions\['new'\]\[1\] is '0.5', expected one of the classes"),
+        ({"labels": [None, *Y[1:]]}, r"labels\[0\] is missing"),
+        ({"labels": Y * 0}, "classes: found 0, expected two or more"),
+        ({"labels": np.arange(240)}, "labels hold 240 classes, such as '0' and '1', expected at most 100"),
+        ({"labels": []}, "labels is empty"),
+        ({"groups": np.arange(240)}, r"groups\['group'\]: found 240 values, .* names or bands"),
+        ({"groups": {"sex": ["f"] * 240}}, r"groups\['sex'\]: found 1 value, f, expected two or more"),
+        ({"groups": {}}, "groups is empty"),
+        ({"predictions": None}, "give predictions or probabilities"),
+        ({"probabilities": 3 * K - 1}, r"probabilities\[0\] is \[2.0, -1.0\], .* logits need a softmax"),
+        ({"probabilities": ["x"] * 240}, "probabilities: found values that are no numbers"),
+        ({"probabilities": np.ones((240, 3)) / 3}, r"found shape \(240, 3\), expected \(240, 2\) or \(240,\) of the"),
+        ({"probabilities": {"other": K}}, "probabilities of 'other', but predictions of model"),
+        ({"positive": 2}, "positive=2: expected one of two classes, found the classes 0, 1"),
+        ({"classes": [0, 0]}, "classes: found 0, 0, expected two or more, each once"),
+        ({"clusters": [1]}, r"clusters: found shape \(1,\)"),
+        ({"confidence": 95}, "confidence=95"),
+    ],
+)
+def test_what_cannot_be_used(arguments: dict, message: str) -> None:
+    given = {"predictions": K, "labels": Y, "groups": SEX} | arguments
+    with pytest.raises(AimfairError, match=message):
+        aimfair.evaluate(given.pop("predictions"), given.pop("labels"), given.pop("groups"), **given)
+
+
+def test_every_metric_has_a_function() -> None:
+    from aimfair.evaluation.metrics import FUNCTIONS
+
+    assert set(NAMES.values()) == set(FUNCTIONS)
