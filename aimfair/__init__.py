@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from aimfair.selective.mask import ParameterMask
     from aimfair.selective.optim import MaskedAdamW, MaskedSGD
     from aimfair.selective.score import Score
+    from aimfair.selective.select_mask import select_mask
     from aimfair.selective.sensitivity import Sensitivity
 
 _HOMES = {
@@ -33,6 +34,7 @@ _HOMES = {
     "cpu_paths": "aimfair.selective.build",
     "debias": "aimfair.selective.debias",
     "evaluate": "aimfair.evaluation.evaluate",
+    "select_mask": "aimfair.selective.select_mask",
     "set_cpu_path": "aimfair.selective.build",
     "verify_frozen": "aimfair.selective.frozen",
 }
@@ -50,6 +52,7 @@ __all__ = [
     "debias",
     "evaluate",
     "ops",
+    "select_mask",
     "set_cpu_path",
     "verify_frozen",
 ]

@@ -17,6 +17,7 @@ add_library(
   csrc/cpu/step.cpp
   csrc/cpu/topk.cpp
   csrc/cpu/topk_keys.cpp
+  csrc/cpu/topk_segments.cpp
   csrc/cpu/topk_units.cpp)
 add_library(aimfair::aimfair ALIAS aimfair)
 target_include_directories(

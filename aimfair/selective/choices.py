@@ -1,5 +1,6 @@
 """Vocabulary of selections, without torch, so that settings can be read without it."""
 
+from collections.abc import Mapping
 from typing import Literal
 
 Rule = Literal["top_k", "intersection", "ratio", "budget", "random", "all", "head_only", "blocks"]
@@ -7,6 +8,11 @@ Criterion = Literal["difference", "relative_difference", "norm_ratio", "cosine",
 Granularity = Literal["element", "row", "tensor"]
 """``row``: one index along dimension 0 of a tensor with two or more dimensions (an output channel or feature); an
 element of a tensor with fewer. ``tensor``: a named tensor as a whole."""
+
+Within = Literal["row", "tensor"] | Mapping[str, str]
+"""Segments in which a selection is made by itself. ``row``: one index along dimension 0 of a tensor with two or more
+dimensions (a neuron), or the whole of a tensor with fewer. ``tensor``: a named tensor. Name -> group: the tensors of a
+group together, and nothing in tensors that have none."""
 
 SIZES: dict[Rule, list[set[str]]] = {
     "top_k": [{"density"}, {"k"}],

@@ -15,6 +15,7 @@ from torch import Tensor
 from aimfair.selective import ops
 from aimfair.selective.layout import WORDS_PER_BLOCK, empty_mask, first_blocks
 from aimfair.selective.score import Score
+from aimfair.selective.segments import Segments
 
 Groups = Iterable[dist.ProcessGroup | None]
 """Groups that this process is in; None is all processes."""
@@ -122,6 +123,45 @@ def top_k(score: Score, k: int, group: dist.ProcessGroup, *, largest: bool) -> t
     bits, rank = empty_mask(score.numels, score.device)
     ops.select_above_(bits, rank, key, ties, score, largest=largest)
     return _joined(bits, sizes, group)
+
+
+def top_in(score: Score, segments: Segments, group: dist.ProcessGroup, *, largest: bool) -> tuple[Tensor, Tensor]:
+    """The same of the best in every segment by itself.
+
+    Rows are selected by the process that holds them; a selection of several processes is made for every other segment.
+
+    Args:
+        segments: over the whole tensors. The runs of a tensor that is cut into several are rows, whole in a process.
+    """
+    refuse_nan(score, group)
+    numels = total(torch.tensor(score.numels, device=score.device), group).tolist()
+    bits, rank = empty_mask(numels, score.device)
+    places = first_blocks(numels)
+
+    def put(members: list[int], selected: Tensor) -> None:
+        for t, first in zip(members, first_blocks([numels[t] for t in members]), strict=False):
+            words = (places[t + 1] - places[t]) * WORDS_PER_BLOCK
+            bits[places[t] * WORDS_PER_BLOCK :][:words] = selected[first * WORDS_PER_BLOCK :][:words]
+
+    cut = [t for t, runs in enumerate(segments.runs) if runs > 1]
+    if cut:
+        put(cut, _top_of_runs(score.entries(cut), [segments.lengths[t] for t in cut], [segments.ks[t] for t in cut],
+                              group, largest=largest))  # fmt: skip
+    for members in segments.members:
+        if segments.ks[members[0]] and members[0] not in cut:
+            put(members, top_k(score.entries(members), segments.ks[members[0]], group, largest=largest)[0])
+    ops.rank_(rank, bits)
+    return bits, rank
+
+
+def _top_of_runs(score: Score, lengths: list[int], ks: list[int], group: dist.ProcessGroup, *, largest: bool) -> Tensor:
+    """The bits over whole tensors of the best in each of their runs."""
+    sizes = gathered(torch.tensor(score.numels, device=score.device), group)
+    bits, rank = empty_mask(score.numels, score.device)
+    runs = [numel // length for numel, length in zip(score.numels, lengths, strict=True)]
+    ks = [k if run else 0 for k, run in zip(ks, runs, strict=True)]
+    ops.select_segments_(bits, rank, runs, ks, score, largest=largest)
+    return _joined(bits, sizes, group)[0]
 
 
 def refuse_nan(score: Score, group: dist.ProcessGroup) -> None:

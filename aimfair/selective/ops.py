@@ -18,6 +18,7 @@ Unsupported input (other dtypes, non-contiguous or overlapping memory, sizes or 
 Sizes are 64-bit; empty lists, empty tensors and any storage offset are fine.
 """
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -157,6 +158,34 @@ def select_(bits: Tensor, rank: Tensor, k: int, score: Score, *, largest: bool =
     _ops.select_.default(bits, rank, k, largest, *_flat(score))
 
 
+def select_segments_(
+    bits: Tensor,
+    rank: Tensor,
+    units: list[int],
+    ks: list[int],
+    score: Score,
+    *,
+    groups: list[int] | None = None,
+    largest: bool = True,
+) -> None:
+    """Writes the mask of the best-scored elements of every segment: :func:`select_` in each by itself.
+
+    Tensor t is cut into ``units[t]`` runs of equal length, as in :func:`unit_scores_`: its rows, 1 for the whole
+    tensor, or n[t] / 4 for groups of four elements (2 of 4: ``ks[t]=2``). Each of them is a segment, of which the
+    ``ks[t]`` best elements are selected. The rules are those of :func:`select_`: exact, equal scores by lowest index,
+    NaN an error that names the tensor and leaves the mask as it was.
+
+    Args:
+        bits, rank: the mask to write, over tensors with the sizes of ``score.a``.
+        units: [T] runs, which divide n[t]; 0 only in an empty tensor.
+        ks: [T], from 0 to the elements of a segment.
+        score: as in :func:`select_`.
+        groups: [T]: tensors with the same number are one segment together, in list order; they have one unit each and
+            the same k. None: no tensor shares a segment.
+    """
+    _ops.select_segments_.default(bits, rank, units, ks, groups or [], largest, *_flat(score))
+
+
 def count_keys_(counts: Tensor, first: int, bits: int, score: Score, *, largest: bool = True) -> None:
     """Adds the histogram of the keys of all scores to ``counts``: one round of a selection over several processes.
 
@@ -200,6 +229,25 @@ def select_above_(bits: Tensor, rank: Tensor, key: int, ties: Tensor, score: Sco
         score, largest: as in :func:`select_`.
     """
     _ops.select_above_.default(bits, rank, key, ties, largest, *_flat(score))
+
+
+def threshold_key(threshold: float, *, largest: bool = True) -> int:
+    """The ``key`` with which :func:`select_above_` selects by a threshold.
+
+    With ``ties[t] = n[t]`` it selects the scores that are at least ``threshold``, at most unless ``largest``, compared
+    exactly: a threshold that is no fp32 number stands for the next one that is.
+
+    Raises:
+        ValueError: the threshold is NaN.
+    """
+    if math.isnan(threshold):
+        raise ValueError("threshold is NaN")
+    rounded = torch.tensor(threshold, dtype=torch.float32)
+    if rounded.item() < threshold if largest else rounded.item() > threshold:
+        rounded = rounded.nextafter(torch.tensor(math.inf if largest else -math.inf))
+    bits = int((rounded + 0.0).view(torch.int32))  # turns -0.0 into 0.0
+    key = bits ^ 0x7FFFFFFF if bits < 0 else bits
+    return (key if largest else ~key) + 2**31
 
 
 def unit_scores_(out: list[Tensor], score: Score) -> None:

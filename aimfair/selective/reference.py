@@ -119,6 +119,27 @@ def select_(bits: Tensor, rank: Tensor, k: int, score: Score, *, largest: bool =
     _write_mask(bits, rank, torch.split(selected, numels))
 
 
+@torch.no_grad()
+def select_segments_(
+    bits: Tensor, rank: Tensor, units: list[int], ks: list[int], score: Score, *, groups: list[int] | None = None,
+    largest: bool = True,
+) -> None:  # fmt: skip
+    scores = _scores(score)
+    _require_no_nan(scores)
+    together: dict[int, list[int]] = {}
+    for t in range(len(scores)):
+        together.setdefault(groups[t] if groups else t, []).append(t)
+    selected = list(scores)  # filled below
+    for members in together.values():
+        first = members[0]
+        rows = torch.cat([scores[t] for t in members]).view(max(units[first], 1), -1) + 0.0
+        best = rows.sort(dim=1, stable=True, descending=largest).indices[:, : ks[first]]
+        chosen = torch.zeros_like(rows, dtype=torch.bool).scatter_(1, best, True).flatten()
+        for t, part in zip(members, torch.split(chosen, [scores[t].numel() for t in members]), strict=True):
+            selected[t] = part
+    _write_mask(bits, rank, selected)
+
+
 def _keys(score: Tensor, largest: bool) -> Tensor:
     """int64 [n] keys from 0 to 2^32 - 1 in the order of the scores, the best ones greatest."""
     bits = (score + 0.0).view(torch.int32).long()  # turns -0.0 into 0.0

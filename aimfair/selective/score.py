@@ -89,5 +89,9 @@ class Score:
 
     def entry(self, t: int) -> "Score":
         """The scores of tensor t alone."""
-        divisor = self.divisor.entry(t) if self.divisor else None
-        return replace(self, a=self.a[t : t + 1], b=self.b[t : t + 1] if self.b else None, divisor=divisor)
+        return self.entries([t])
+
+    def entries(self, members: list[int]) -> "Score":
+        """The scores of some of the tensors."""
+        a, b = ([tensors[t] for t in members] if tensors else None for tensors in (self.a, self.b))
+        return replace(self, a=a or [], b=b, divisor=self.divisor.entries(members) if self.divisor else None)

@@ -8,11 +8,12 @@ from typing import Any
 
 from torch import Tensor
 
-from aimfair.selective.choices import SIZES, Granularity, Rule
+from aimfair.selective.choices import SIZES, Granularity, Rule, Within
 from aimfair.selective.distributed import Whole
 from aimfair.selective.mask import ParameterMask
 from aimfair.selective.parameters import Shape, listing, named_errors
 from aimfair.selective.score import Score
+from aimfair.selective.segments import Segments, segments_of
 from aimfair.selective.summary import block_name
 from aimfair.selective.units import expand_units, number_of_units, unit_counts
 
@@ -52,15 +53,26 @@ class Ranking:
             return self._holding.unit_scores(self._score, self.granularity)
 
     def top(self, k: int) -> ParameterMask:
-        return self._select(k, largest=True)
+        return self.best(k)
 
     def bottom(self, k: int) -> ParameterMask:
-        return self._select(k, largest=False)
+        return self.best(k, largest=False)
 
-    def _select(self, k: int, largest: bool) -> ParameterMask:
+    def best(self, k: int, *, largest: bool = True) -> ParameterMask:
+        return self._selected(lambda score: self._holding.top_k(score, k, self.granularity, largest=largest))
+
+    def best_in(self, segments: Segments, *, largest: bool = True) -> ParameterMask:
+        """The best of every segment by itself."""
+        return self._selected(lambda score: self._holding.top_in(score, segments, self.granularity, largest=largest))
+
+    def at_least(self, threshold: float, *, largest: bool = True) -> ParameterMask:
+        """The units that score at least ``threshold``, or at most unless ``largest``."""
+        return self._selected(lambda score: self._holding.at_least(score, threshold, largest=largest))
+
+    def _selected(self, select: Callable[[Score], tuple[Tensor, Tensor]]) -> ParameterMask:
         score = self._score if self._scores is None else Score("value", self._scores)
         with named_errors(self.names):
-            bits, rank = self._holding.top_k(score, k, self.granularity, largest=largest)
+            bits, rank = select(score)
         bits, rank = expand_units(bits, rank, self.shapes, self.granularity)
         return ParameterMask(self.names, self.shapes, bits, rank)
 
@@ -77,7 +89,12 @@ def require_arguments(rule: str, **given: object) -> None:
 
 
 def by_scores(
-    rule: Rule, ranked: Callable[[Score], Ranking], bias: Score, domain: Score | None, sizes: Mapping[str, Any]
+    rule: Rule,
+    ranked: Callable[[Score], Ranking],
+    bias: Score,
+    domain: Score | None,
+    sizes: Mapping[str, Any],
+    within: Within | None = None,
 ) -> ParameterMask:
     """The mask of a rule that ranks units by bias and domain scores.
 
@@ -85,9 +102,13 @@ def by_scores(
         ranked: ranks all units by a score.
         domain: not for ``top_k``.
         sizes: ``density``, ``k``, ``bias_density``, ``bias_k``, ``domain_density``, ``domain_k``; None if not given.
+        within: for ``top_k`` and ``ratio``, the segments that ``density`` and ``k`` are of.
     """
     if rule in ("top_k", "ratio"):
         ranking = ranked(replace(bias, divisor=domain))
+        if within is not None:
+            density, k = sizes["density"], sizes["k"]
+            return ranking.best_in(segments_of(ranking.names, ranking.shapes, ranking.granularity, within, density, k))
         return ranking.top(number_of_units(sizes["density"], sizes["k"], ranking.units))
     assert domain is not None
     by_bias, by_domain = ranked(bias), ranked(domain)

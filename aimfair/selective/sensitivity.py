@@ -10,7 +10,7 @@ from torch import Tensor
 
 from aimfair.selective import storage
 from aimfair.selective.capture import GradientCapture
-from aimfair.selective.choices import Criterion, Granularity, Rule
+from aimfair.selective.choices import Criterion, Granularity, Rule, Within
 from aimfair.selective.collectives import require_same, several_processes
 from aimfair.selective.distributed import holding_of, is_dtensor, local_grad
 from aimfair.selective.mask import ParameterMask
@@ -23,6 +23,7 @@ from aimfair.selective.parameters import (
     shapes_of,
 )
 from aimfair.selective.score import Score
+from aimfair.selective.segments import Density, Number, for_all
 from aimfair.selective.selection import Ranking, by_scores, head_names, names_under, require_arguments
 from aimfair.selective.statistics import (
     CONTRAST_CRITERIA,
@@ -269,8 +270,9 @@ class Sensitivity:
         criterion: Criterion = "difference",
         domain_criterion: Criterion | None = None,
         granularity: Granularity = "element",
-        density: float | None = None,
-        k: int | None = None,
+        within: Within | None = None,
+        density: Density = None,
+        k: Number = None,
         bias_density: float | None = None,
         bias_k: int | None = None,
         domain_density: float | None = None,
@@ -312,6 +314,9 @@ class Sensitivity:
         Args:
             domain_criterion: default ``criterion``, or ``difference`` if that is one of a single source.
             granularity: the unit that is ranked and selected, see :data:`Granularity`.
+            within: for top_k and ratio, select in each row, tensor or group of tensors by itself, see :data:`Within`:
+                ``density`` and ``k`` are of every segment, or mappings from the name of a tensor or group to its own.
+                ``round(density * units)`` of a small segment may be 0; a k must not be more than a segment has.
             density: share of the units in (0, 1], exactly ``round(density * units)``; for budget, the least share of
                 *elements*. 1 means 1.0, everything; a number of units is ``k``.
             k: number of units.
@@ -338,22 +343,26 @@ class Sensitivity:
         }  # fmt: skip
         self._require_same(
             "select()", rule=rule, criterion=criterion, domain_criterion=domain_criterion, granularity=granularity,
-            **sizes, eps=eps, seed=seed, source=source, head=head, blocks=blocks, freeze=freeze,
+            within=within, **sizes, eps=eps, seed=seed, source=source, head=head, blocks=blocks, freeze=freeze,
         )  # fmt: skip
         require_arguments(rule, **sizes, head=head, blocks=blocks)
+        if within is None:
+            for_all(density, k)
+        elif rule not in ("top_k", "ratio"):
+            raise ValueError(f"rule {rule!r} does not take within; top_k and ratio do")
         if isinstance(blocks, str) or isinstance(freeze, str):
             raise TypeError(f"blocks={blocks!r}, freeze={freeze!r}: expected several paths, not a string")
         frozen = names_under(self._statistics.names, freeze)
         if rule in ("all", "head_only", "blocks"):
             mask = self._by_name(rule, head, blocks)
         elif rule == "random":
-            mask = ParameterMask.random(self._named, density, k=k, seed=seed, granularity=granularity)
+            mask = ParameterMask.random(self._named, sizes["density"], k=sizes["k"], seed=seed, granularity=granularity)
         else:
             bias_score = self._score(criterion, "bias", source, eps)
             domain_score = None
             if rule != "top_k":
                 domain_score = self._score(domain_criterion_of(criterion, domain_criterion), "domain", None, eps)
-            mask = by_scores(rule, partial(self._ranking, granularity), bias_score, domain_score, sizes)
+            mask = by_scores(rule, partial(self._ranking, granularity), bias_score, domain_score, sizes, within)
         if not frozen:
             return mask
         mask -= ParameterMask.from_names(self._named, frozen)

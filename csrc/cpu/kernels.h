@@ -41,6 +41,9 @@ struct Kernels {
   // Writes the bits of one block: key > threshold. Returns how many keys equal the threshold.
   int (*above)(const int32_t* keys, int n, int32_t threshold, uint16_t* bits);
 
+  // Number of the n keys that are greater than the threshold; keys are padded as those of score_keys.
+  int64_t (*count_greater)(const int32_t* keys, int64_t n, int32_t threshold);
+
   // Writes the bits of one block: key > high, counted in *above. Keys from low to high go to `candidate_keys` and
   // their places, from `place`, to `candidate_places`; both need 16 spare entries. Returns the number of candidates.
   int (*bracket)(const int32_t* keys, int n, int32_t low, int32_t high, uint16_t* bits, int* above, uint32_t place,

@@ -175,9 +175,7 @@ bool select_by_bracket(Selection& s, int64_t k) {
 
 }  // namespace
 
-SelectResult select(const ScoreTensor* tensors, int64_t count, const Score& spec, int64_t k, bool largest,
-                    uint32_t* bits, int64_t* rank, int threads) {
-  Selection s(tensors, count, spec, largest, threads);
+void select_bits(Selection& s, int64_t k) {
   if (k == 0) {
     write_bits(s, {INT32_MAX, 0});
   } else if (k == s.total) {
@@ -186,6 +184,12 @@ SelectResult select(const ScoreTensor* tensors, int64_t count, const Score& spec
     write_bits(s, find_threshold(k, KeyRange{},
                                  [&](const KeyRange& range, int64_t* histogram) { count_all(s, range, histogram); }));
   }
+}
+
+SelectResult select(const ScoreTensor* tensors, int64_t count, const Score& spec, int64_t k, bool largest,
+                    uint32_t* bits, int64_t* rank, int threads) {
+  Selection s(tensors, count, spec, largest, threads);
+  select_bits(s, k);
   return s.finish(bits, rank);
 }
 

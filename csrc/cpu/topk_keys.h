@@ -132,6 +132,9 @@ struct Selection : ScoreKeys {
   SelectResult finish(uint32_t* out_bits, int64_t* out_rank) const;
 };
 
+// Writes the bits of the k best scores, or any bits if a score is NaN (topk.cpp).
+void select_bits(Selection& selection, int64_t k);
+
 // Moves the keys of scores that are not NaN to the front and returns their number.
 int drop_nans(int32_t* keys, int n, bool largest);
 

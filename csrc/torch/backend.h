@@ -35,6 +35,7 @@ int64_t blocks_of(const std::vector<T>& tensors) {
 struct Cpu {
   static constexpr auto accumulate = &cpu::accumulate;
   static constexpr auto select = &cpu::select;
+  static constexpr auto select_segments = &cpu::select_segments;
   static constexpr auto count_keys = &cpu::count_keys;
   static constexpr auto count_equal = &cpu::count_equal;
   static constexpr auto select_above = &cpu::select_above;

@@ -14,6 +14,10 @@ STABLE_TORCH_LIBRARY(aimfair, m) {
       " float scale_a, float scale_b, str divisor_criterion, Tensor[] c, Tensor[] d, float scale_c, float scale_d,"
       " float eps) -> ()");
   m.def(
+      "select_segments_(Tensor(a!) bits, Tensor(b!) rank, int[] units, int[] ks, int[] groups, bool largest,"
+      " str criterion, Tensor[] a, Tensor[] b, float scale_a, float scale_b, str divisor_criterion, Tensor[] c,"
+      " Tensor[] d, float scale_c, float scale_d, float eps) -> ()");
+  m.def(
       "count_keys_(Tensor(a!) counts, int first, int bits, bool largest, str criterion, Tensor[] a, Tensor[] b,"
       " float scale_a, float scale_b, str divisor_criterion, Tensor[] c, Tensor[] d, float scale_c, float scale_d,"
       " float eps) -> ()");

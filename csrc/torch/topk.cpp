@@ -1,5 +1,7 @@
 #include "aimfair/topk.h"
 
+#include <unordered_map>
+
 #include "arguments.h"
 #include "backend.h"
 
@@ -108,6 +110,77 @@ void select(const ScoreArguments& given, const Tensor& bits, const Tensor& rank,
                                     mask, directory));
 }
 
+void check_units(const Arguments& arguments, const char* name, int64_t t, int64_t units, int64_t numel) {
+  if (units <= 0 ? units < 0 || numel != 0 : numel % units != 0) {
+    arguments.fail(name, t,
+                   "is " + std::to_string(units) + ", which does not divide " + std::to_string(numel) + " elements");
+  }
+}
+
+// Refuses units that do not divide their tensor, groups that are none, and a k of more elements than a segment has.
+void check_segments(const Arguments& arguments, const Scores& scores, const std::vector<int64_t>& units,
+                    const std::vector<int64_t>& ks, const std::vector<int64_t>& groups) {
+  const size_t count = scores.tensors.size();
+  const auto length = [&](const char* name, const std::vector<int64_t>& list) {
+    arguments.require(list.size() == count, name,
+                      "has " + std::to_string(list.size()) + " entries, expected " + std::to_string(count));
+  };
+  length("units", units);
+  length("ks", ks);
+  if (!groups.empty()) length("groups", groups);
+  struct Group {
+    size_t first;
+    int64_t elements, tensors;
+  };
+  std::unordered_map<int64_t, Group> known;
+  for (size_t t = 0; t < groups.size(); t++) {
+    Group& group = known.try_emplace(groups[t], Group{t, 0, 0}).first->second;
+    group.elements += scores.tensors[t].numel;
+    group.tensors++;
+  }
+  for (size_t t = 0; t < count; t++) {
+    const auto entry = static_cast<int64_t>(t);
+    const int64_t numel = scores.tensors[t].numel;
+    check_units(arguments, "units", entry, units[t], numel);
+    int64_t elements = units[t] > 0 ? numel / units[t] : 0;
+    if (!groups.empty() && known.at(groups[t]).tensors > 1) {
+      const Group& group = known.at(groups[t]);
+      if (units[t] > 1) {
+        arguments.fail("units", entry,
+                       "is " + std::to_string(units[t]) + ", expected 1 in group " + std::to_string(groups[t]) +
+                           " of several tensors");
+      }
+      if (ks[t] != ks[group.first]) {
+        arguments.fail("ks", entry,
+                       "is " + std::to_string(ks[t]) + ", expected " + std::to_string(ks[group.first]) + " as for " +
+                           std::to_string(group.first) + ", which is in the same group");
+      }
+      elements = group.elements;
+    }
+    if (ks[t] < 0 || ks[t] > elements) {
+      arguments.fail("ks", entry,
+                     "is " + std::to_string(ks[t]) + ", expected 0 to " + std::to_string(elements) +
+                         ", the elements of a segment");
+    }
+  }
+}
+
+template <class Backend>
+void select_segments(const ScoreArguments& given, const Tensor& bits, const Tensor& rank,
+                     const std::vector<int64_t>& units, const std::vector<int64_t>& ks,
+                     const std::vector<int64_t>& groups, bool largest) {
+  Arguments arguments("select_segments_", &bits);
+  const Scores scores(arguments, given);
+  check_segments(arguments, scores, units, ks, groups);
+  auto* mask = arguments.take_bits("bits", bits, Access::write, scores.blocks());
+  auto* directory = arguments.take_rank(rank, Access::write, scores.blocks());
+  arguments.refuse_overlap();
+  const Segments segments = {units.data(), ks.data(), groups.empty() ? nullptr : groups.data()};
+  Backend backend(arguments.op(), bits);
+  refuse_nan(arguments, backend.run(Backend::select_segments, scores.tensors.data(), scores.count(), scores.score,
+                                    segments, largest, mask, directory));
+}
+
 template <class Backend>
 void count_keys(const ScoreArguments& given, const Tensor& counts, int64_t first, int64_t bits, bool largest) {
   Arguments arguments("count_keys_", &counts);
@@ -176,6 +249,9 @@ void unit_scores(const ScoreArguments& given, const TensorList& out) {
 template <class Backend>
 void add_topk(Library& library) {
   library.impl("select_", TORCH_BOX(&WithScore<&select<Backend>>::call));
+  if constexpr (requires { Backend::select_segments; }) {
+    library.impl("select_segments_", TORCH_BOX(&WithScore<&select_segments<Backend>>::call));
+  }
   library.impl("count_keys_", TORCH_BOX(&WithScore<&count_keys<Backend>>::call));
   library.impl("count_equal_", TORCH_BOX(&WithScore<&count_equal<Backend>>::call));
   library.impl("select_above_", TORCH_BOX(&WithScore<&select_above<Backend>>::call));

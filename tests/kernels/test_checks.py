@@ -29,6 +29,7 @@ from .valid_calls import (
     refused,
     select,
     select_above,
+    select_segments,
     sgd,
     unit_scores,
     unpack_bits,
@@ -220,7 +221,7 @@ def test_reading_twice_is_fine(device):
 
 # -- masks ------------------------------------------------------------------------------------------------------------
 
-MASKED = [select, select_above, expand_units, pack_bits, adamw, compact_adamw, sgd, compact_sgd]
+MASKED = [select, select_segments, select_above, expand_units, pack_bits, adamw, compact_adamw, sgd, compact_sgd]
 each_masked = pytest.mark.parametrize("build", MASKED, ids=lambda build: build.__name__)
 
 
@@ -385,7 +386,7 @@ def test_counts(build, name, device):
     refused(build, device, ELSEWHERE, **{name: value.to("meta")})
 
 
-@pytest.mark.parametrize("build", [select, count_keys, count_equal, select_above, unit_scores])
+@pytest.mark.parametrize("build", [select, select_segments, count_keys, count_equal, select_above, unit_scores])
 def test_criteria(build, device):
     refused(build, device, "criterion", criterion="nonsense")
     refused(build, device, "criterion", criterion="")
@@ -417,6 +418,24 @@ def test_scores_that_make_no_sense(device):
     bits, rank = layout.empty_mask([3, 2], device)
     with pytest.raises(RuntimeError, match="criterion"):
         ops.select_(bits, rank, 1, Score("cosine", a, b))
+
+
+@pytest.mark.parametrize(("change", "message"), [
+    ({"units": [1, 7, 1, 1, 4]}, r"units\[1\] is 7, which does not divide 1030 elements"),
+    ({"units": [1, 0, 1, 1, 4]}, r"units\[1\]"),
+    ({"units": [1, -103, 1, 1, 4]}, r"units\[1\]"),
+    ({"units": [1, 103, 1, 1]}, r"units has 4 entries, expected 5"),
+    ({"ks": [3, 4, 9, 9, 2, 1]}, r"ks has 6 entries, expected 5"),
+    ({"groups": [1, 2, 3]}, r"groups has 3 entries, expected 5"),
+    ({"ks": [3, 11, 9, 9, 2]}, r"ks\[1\] is 11, expected 0 to 10, the elements of a segment"),
+    ({"ks": [-1, 4, 9, 9, 2]}, r"ks\[0\] is -1"),
+    ({"ks": [3, 4, 53, 53, 2]}, r"ks\[2\] is 53, expected 0 to 52"),
+    ({"ks": [2**62, 4, 9, 9, 2]}, r"ks\[0\]"),
+    ({"ks": [3, 4, 9, 8, 2]}, r"ks\[3\] is 8, expected 9"),
+    ({"groups": [5, 5, 7, 7, 8], "ks": [3, 3, 9, 9, 2]}, r"units\[1\] is 103, expected 1 in group 5"),
+])  # fmt: skip
+def test_segments_that_make_no_sense(change, message, device):
+    refused(select_segments, device, message, **change)
 
 
 def test_units_must_divide(device):
@@ -456,6 +475,7 @@ def test_empty_lists_are_fine(device):
     bits, rank = layout.empty_mask([], device)
     empty = Score("value", [])
     ops.select_(bits, rank, 0, empty)
+    ops.select_segments_(bits, rank, [], [], empty)
     counts = torch.zeros(2049, dtype=torch.int64, device=device)
     ops.count_keys_(counts, 0, 32, empty)
     ops.count_equal_(nonfinite, 0, empty)

@@ -22,6 +22,7 @@ OPERATORS = sorted(
 BUILDERS = {
     "accumulate": valid_calls.accumulate,
     "select": valid_calls.select,
+    "select_segments": valid_calls.select_segments,
     "count_keys": valid_calls.count_keys,
     "count_equal": valid_calls.count_equal,
     "select_above": valid_calls.select_above,

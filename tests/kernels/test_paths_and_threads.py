@@ -50,6 +50,21 @@ def select_kind(kind: str) -> tuple[Callable[..., None], Inputs]:
     return ops.select_, {"bits": bits, "rank": rank, "k": 300_000, "score": Score("value", scores)}
 
 
+def select_segments(criterion: str) -> tuple[Callable[..., None], Inputs]:
+    """Rows, of which those of the last tensor are one group with the largest: short, tiny and long segments."""
+    inputs = cases.score_inputs(SHAPES, criterion, CPU, 1)
+    numels = [a.numel() for a in inputs["score"].a]
+    units = [shape[0] if len(shape) > 1 else min(numel, 1) for shape, numel in zip(SHAPES, numels, strict=True)]
+    ks = [numel // max(unit, 1) // 3 for numel, unit in zip(numels, units, strict=True)]
+    groups = list(range(len(SHAPES)))
+    small, large = SHAPES.index((5,)), SHAPES.index((300_000,))
+    groups[small] = groups[large]
+    ks[small] = ks[large]
+    bits, rank = layout.empty_mask(numels)
+    segments = {"units": units, "ks": ks, "groups": groups}
+    return ops.select_segments_, inputs | segments | {"bits": bits, "rank": rank}
+
+
 def count_keys(criterion: str) -> tuple[Callable[..., None], Inputs]:
     counts = torch.zeros(2049, dtype=torch.int64)
     return ops.count_keys_, cases.score_inputs(SHAPES, criterion, CPU, 1) | {"counts": counts, "first": 0, "bits": 32}
@@ -132,6 +147,7 @@ CALLS: dict[str, Callable[[], tuple[Callable[..., None], Inputs]]] = {
     **{f"select-{name}": lambda name=name: select(name) for name in cases.CRITERIA},
     **{f"select-{kind}": lambda kind=kind: select_kind(kind) for kind in KINDS},
     "select-ratio": lambda: select("difference", "relative_difference"),
+    **{f"select_segments-{name}": lambda name=name: select_segments(name) for name in cases.CRITERIA},
     **{f"count_keys-{name}": lambda name=name: count_keys(name) for name in cases.CRITERIA},
     **{f"count_equal-{name}": lambda name=name: count_equal(name) for name in cases.CRITERIA},
     **{f"select_above-{name}": lambda name=name: select_above(name) for name in cases.CRITERIA},

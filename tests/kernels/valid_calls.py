@@ -63,6 +63,12 @@ def select(device: torch.device) -> Inputs:
     return mask(device) | {"k": 7} | scores(device)
 
 
+def select_segments(device: torch.device) -> Inputs:
+    """A whole tensor, runs, a group of two tensors, and runs again."""
+    segments = {"units": [1, 103, 1, 1, 4], "ks": [3, 4, 9, 9, 2], "groups": [5, 6, -7, -7, 8]}
+    return mask(device) | segments | scores(device)
+
+
 def count_keys(device: torch.device) -> Inputs:
     return {"counts": torch.ones(2049, dtype=torch.int64, device=device), "first": 3 << 30, "bits": 30} | scores(device)
 
@@ -119,6 +125,7 @@ def compact_sgd(device: torch.device) -> Inputs:
 OPERATORS: dict[Callable[[torch.device], Inputs], Callable[..., None]] = {
     accumulate: ops.accumulate_,
     select: flat("select_"),
+    select_segments: flat("select_segments_"),
     count_keys: flat("count_keys_"),
     count_equal: flat("count_equal_"),
     select_above: flat("select_above_"),
@@ -133,12 +140,13 @@ OPERATORS: dict[Callable[[torch.device], Inputs], Callable[..., None]] = {
     compact_sgd: ops.masked_sgd_,
 }
 
-WAITING = (select, select_above, unit_scores)
+WAITING = (select, select_segments, select_above, unit_scores)
 """They say whether a score is NaN, for which the host reads what the device found."""
 
 LISTS = {
     accumulate: ["grads", "sums", "squares", "second_sums"],
     select: ["a", "b", "c", "d"],
+    select_segments: ["a", "b", "c", "d"],
     count_keys: ["a", "b", "c", "d"],
     count_equal: ["a", "b", "c", "d"],
     select_above: ["a", "b", "c", "d"],

@@ -320,6 +320,17 @@ OF_VECTORS: list[dict[str, Any]] = [
     {"rule": "intersection", "bias_density": 0.8, "domain_density": 0.8, "criterion": "cosine"},
     {"rule": "ratio", "k": 3, "criterion": "difference", "domain_criterion": "cosine"},
 ]
+GROUPS = {"conv.weight": "first", "body.0.weight": "rest", "body.1.bias": "rest", "head.weight": "rest"}
+WITHIN: list[dict[str, Any]] = [
+    {"within": "row", "density": 0.2},
+    {"within": "row", "k": 1, "rule": "ratio"},
+    {"within": "row", "k": {"body.1.weight": 5, "conv.bias": 2}},
+    {"within": "tensor", "density": 0.3},
+    {"within": "tensor", "density": 0.3, "granularity": "row"},
+    {"within": GROUPS, "density": {"first": 0.5, "rest": 0.01}},
+    {"within": GROUPS, "k": 3, "granularity": "row"},
+    {"within": GROUPS, "k": 1, "granularity": "tensor"},
+]
 WITHOUT_UNITS = ("all", "head_only", "blocks")
 
 
@@ -348,6 +359,8 @@ def check_sensitivity(mesh: Any, rank: int, path: Path, replicas: bool = False) 
         for criterion in ("difference",) if granularity == "element" else ("difference", "cosine"):
             scores, expected_scores = (x.unit_scores(criterion, granularity=granularity) for x in (probe, whole))
             assert all(same_bits(scores[name], expected_scores[name]) for name in scores)
+    for selection in WITHIN:
+        assert probe.select(**{"rule": "top_k"} | selection) == whole.select(**{"rule": "top_k"} | selection), selection
     for source in SOURCES:
         torch.testing.assert_close(probe.square_norm(source), whole.square_norm(source), rtol=1e-6, atol=0)
     assert str(probe.summary()) == str(whole.summary())

@@ -84,6 +84,13 @@ int above(const int32_t* keys, int n, int32_t threshold, uint16_t* bits) {
   return equal;
 }
 
+int64_t count_greater(const int32_t* keys, int64_t n, int32_t threshold) {
+  const Words bound(static_cast<uint32_t>(threshold));
+  int64_t count = 0;
+  for (int64_t i = 0; i < n; i += 16) count += __builtin_popcount(greater(load(keys + i), bound));
+  return count;
+}
+
 int bracket(const int32_t* keys, int n, int32_t low, int32_t high, uint16_t* bits, int* above_count, uint32_t place,
             int32_t* candidate_keys, uint32_t* candidate_places) {
   const Words upper(static_cast<uint32_t>(high)), lower(static_cast<uint32_t>(low) - 1u);

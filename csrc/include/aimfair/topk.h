@@ -6,8 +6,9 @@
 #include "aimfair/mask.h"
 #include "aimfair/numeric.h"
 
-// topk: sensitivity scores, computed on the fly from accumulated statistics, and the exact global top-k over the
-// elements of all tensors. First the formulas, where F is float or a vector of floats; then the launchers.
+// topk: sensitivity scores, computed on the fly from accumulated statistics, and the exact top-k over the
+// elements of all tensors or within segments of them. First the formulas, where F is float or a vector of floats; then
+// the launchers.
 
 namespace aimfair {
 
@@ -105,6 +106,15 @@ struct ScoreTensor {
   const float* d = nullptr;
 };
 
+// Segments of a list: tensor t is cut into units[t] runs of equal length (its rows, or 1 for the whole tensor, or
+// groups of a few elements), of each of which the ks[t] best are selected. Tensors with the same number in `groups` are
+// one segment together, in list order: they have one unit each, and the same k. Null: every tensor is by itself.
+struct Segments {
+  const int64_t* units = nullptr;
+  const int64_t* ks = nullptr;
+  const int64_t* groups = nullptr;
+};
+
 constexpr int64_t kKeyBins = 2048;  // of count_keys
 
 // The outcome of a selection.
@@ -119,6 +129,11 @@ namespace cpu {
 // under 5% of the inputs. Throws std::bad_alloc before anything is written. The result does not depend on `threads`.
 SelectResult select(const ScoreTensor* tensors, int64_t count, const Score& score, int64_t k, bool largest,
                     uint32_t* bits, int64_t* rank, int threads = 0);
+
+// The same in every segment by itself, equal scores of a segment by lowest index. Needs 0 <= ks[t] <= elements of a
+// segment. The keys of a segment of up to 2^18 elements are kept by the thread that selects them.
+SelectResult select_segments(const ScoreTensor* tensors, int64_t count, const Score& score, const Segments& segments,
+                             bool largest, uint32_t* bits, int64_t* rank, int threads = 0);
 
 // Mean score of every unit: tensor t is cut into units[t] runs of equal length (its rows, or 1 for the whole tensor)
 // and out[t] gets units[t] floats, which are undefined if a score is NaN. The order of the sums is the one above.
