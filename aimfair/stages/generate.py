@@ -65,7 +65,8 @@ def _follow(run: Run, ranks: Ranks) -> None:
         return
     config = Config.model_validate_json(json.dumps(decided["config"]))
     work = _Work(config, run.path / decided["prompts"], run.path / decided["to"], partial(splits_of, run))
-    provenance = work.provenance.with_facts(engine=engine_facts(config.generate.engine))
+    engine = engine_facts(config.generate.engine, config.generate.quantization)
+    provenance = work.provenance.with_facts(engine=engine)
     work.make(provenance, ranks, NOWHERE, run.progress, run.interrupt)
 
 
@@ -80,7 +81,7 @@ def _generate(run: Run, ranks: Ranks) -> None:
     if complete.engine_name == config.generate.engine and run.is_done("generate", {**complete.facts, **settings}):
         ranks.gather(json.dumps(None))
         return
-    engine = engine_facts(config.generate.engine)
+    engine = engine_facts(config.generate.engine, config.generate.quantization)
     if made is not None and not run.overwrite:
         refuse_other_engine(run.synthetic, made, engine)
     if config.generate.batch_size == "auto":

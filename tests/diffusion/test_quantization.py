@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 import torch
 
@@ -16,6 +17,7 @@ from aimfair.diffusion.calibration import Recorder, calibration_prompts
 from aimfair.diffusion.engines import agreement, onnx_runtime, quantize
 from aimfair.diffusion.engines.engine import Source
 from aimfair.diffusion.engines.export import path_of
+from aimfair.diffusion.engines.registry import engine_facts
 from aimfair.diffusion.model import SHIPPED
 from aimfair.diffusion.text_to_image import Diffusion, load_source
 from aimfair.generation.settings import GenerateSettings
@@ -63,6 +65,13 @@ def test_images_are_close_to_the_plain_model_s(int8: Diffusion) -> None:
     differences = np.abs(found.astype(int) - expected)
     assert 0 < differences.mean() < 4
     assert int8.sample(TEXTS, SEEDS).images.tobytes() == found.tobytes()
+
+
+def test_images_depend_on_the_version_of_what_rounds() -> None:
+    facts = engine_facts("tensorrt-rtx", "int8")
+    assert facts is not None
+    assert facts == {**(engine_facts("tensorrt-rtx") or {}), "onnxruntime": onnxruntime.__version__}
+    assert engine_facts("onnxruntime", "int8") == engine_facts("onnxruntime")  # it is in there
 
 
 @pytest.mark.parametrize(("kind", "dtype"), [("int8", onnx.TensorProto.INT8), ("fp8", onnx.TensorProto.FLOAT8E4M3FN)])

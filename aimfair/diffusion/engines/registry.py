@@ -9,7 +9,7 @@ import torch
 from aimfair.base.errors import AimfairError
 from aimfair.base.interrupt import NEVER, Interrupt
 from aimfair.base.log import NOWHERE, Log
-from aimfair.diffusion.engines import compiled, onnx_runtime, tensorrt, tensorrt_build, torch_tensorrt
+from aimfair.diffusion.engines import compiled, onnx_runtime, quantize, tensorrt, tensorrt_build, torch_tensorrt
 from aimfair.diffusion.engines.engine import Eager, Engine, Source
 from aimfair.diffusion.settings import TextToImageSettings
 
@@ -115,13 +115,17 @@ def prepare_engine(
     return True
 
 
-def engine_facts(name: str) -> dict[str, Any] | None:
+def engine_facts(name: str, quantization: str | None = None) -> dict[str, Any] | None:
     """Name and versions, for the provenance of images; None for eager, which has no version of its own.
+
+    Args:
+        quantization: ``generate.quantization``.
 
     Raises:
         AimfairError: a package is missing.
     """
     if name in tensorrt_build.NAMES:
-        return {"name": name, **tensorrt.versions(name)}
+        rounded_by = {} if quantization is None else {"onnxruntime": quantize.version()}
+        return {"name": name, **tensorrt.versions(name), **rounded_by}
     versions = {one.NAME: one.versions for one in (onnx_runtime, compiled, torch_tensorrt)}
     return {"name": name, **versions[name]()} if name in versions else None
