@@ -58,6 +58,11 @@ class AnyPipeline:
         """As :attr:`Sampler.seconds`: nothing is measured."""
         return {}
 
+    @property
+    def small_decoders(self) -> bool:
+        """Of these pipelines it is not known how they decode."""
+        return False
+
     @torch.inference_mode()
     @full_precision()
     def sample(self, texts: Sequence[str], seeds: Sequence[int]) -> Samples:

@@ -26,10 +26,14 @@ class Sampler(Protocol):
 
     Attributes:
         seconds: part of the work -> seconds so far; empty if nothing is measured.
+        small_decoders: whether it has a decoder that a smaller one, ``generate.decoder``, could take the place of.
     """
 
     @property
     def seconds(self) -> Mapping[str, float]: ...
+
+    @property
+    def small_decoders(self) -> bool: ...
 
     def sample(self, texts: Sequence[str], seeds: Sequence[int]) -> Samples:
         """One image for each prompt and seed, deterministically; seeds are in [0, 2^63)."""
@@ -37,10 +41,13 @@ class Sampler(Protocol):
 
 @runtime_checkable
 class Editor(Protocol):
-    """A loaded image-to-image model, which knows the images that it starts from."""
+    """A loaded image-to-image model, which knows the images that it starts from; attributes as of :class:`Sampler`."""
 
     @property
     def seconds(self) -> Mapping[str, float]: ...
+
+    @property
+    def small_decoders(self) -> bool: ...
 
     def edit(self, texts: Sequence[str], seeds: Sequence[int], sources: Sequence[str]) -> Samples:
         """As :meth:`Sampler.sample`; ``sources`` name the image that each begins from."""

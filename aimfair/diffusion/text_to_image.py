@@ -140,6 +140,11 @@ class Diffusion:
         """As :attr:`Sampler.seconds`."""
         return self._clock.seconds
 
+    @property
+    def small_decoders(self) -> bool:
+        """As :attr:`Sampler.small_decoders`."""
+        return self._family.small_decoders and self._settings.decoder is None
+
     def restart_clock(self) -> None:
         """:attr:`seconds` begin again at zero."""
         self._clock.seconds.clear()

@@ -42,6 +42,7 @@ class EmojiSampler:
         self._settings, self._size = settings, size
         self._numbers = {one.name: one.number for one in everyone()}
         self.seconds: dict[str, float] = {}  # not measured
+        self.small_decoders = False
 
     def sample(self, texts: Sequence[str], seeds: Sequence[int]) -> Samples:
         """One image for each name of an emoji and seed."""

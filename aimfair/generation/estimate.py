@@ -51,14 +51,17 @@ class Estimator:
         self._batches = 0
         self.estimate: Estimate | None = None
 
-    def note(self, images: int, left: int, seconds: Mapping[str, float], stalled: float) -> Estimate | None:
+    def note(
+        self, images: int, left: int, seconds: Mapping[str, float], stalled: float, *, small_decoders: bool
+    ) -> Estimate | None:
         """Call this after every batch.
 
         Args:
             images: made by this process so far.
             left: wanted, by all processes.
-            seconds: part of the work -> seconds of this process so far.
-            stalled: of these, waiting for files.
+            seconds: part of the work -> seconds of this process so far, without the next.
+            stalled: seconds of waiting for files.
+            small_decoders: as :attr:`aimfair.diffusion.sampler.Sampler.small_decoders`.
 
         Returns:
             The estimate, once.
@@ -76,29 +79,38 @@ class Estimator:
             images_per_s=rate,
             batches=self._batches,
             seconds_left=left / max(rate, 1e-9),
-            halving=halving(self._settings, seconds, stalled, self._processes),
+            halving=halving(self._settings, seconds, stalled, self._processes, small_decoders=small_decoders),
         )
         return self.estimate
 
 
-def halving(settings: GenerateSettings, seconds: Mapping[str, float], stalled: float, processes: int) -> str:
+def halving(
+    settings: GenerateSettings,
+    seconds: Mapping[str, float],
+    stalled: float,
+    processes: int,
+    *,
+    small_decoders: bool = False,
+) -> str:
     """What would halve the time.
 
     Args:
-        seconds, stalled: as in :meth:`Estimator.note`; ``seconds`` may include filters.
+        seconds, stalled, small_decoders: as in :meth:`Estimator.note`; ``seconds`` may include filters, and a sampler
+            whose parts are not known.
     """
     whole = sum(seconds.values()) + stalled
+    fewest = _FEWEST_STEPS / (settings.pairs.strength or 1 if settings.pairs else 1)  # of which edits do a share
     if stalled > whole / 2:
         return "a faster disk: generation waits for files"
     stepping = (seconds.get(DENOISER, 0.0) + seconds.get(SCHEDULER, 0.0)) / max(whole, 1e-9)
     if stepping > 0.5:
         steps = settings.steps * (1 - 0.5 / stepping)
         fewer = f"in place of {settings.steps} (other images)"
-        if steps >= _FEWEST_STEPS:
+        if steps >= fewest:
             return f"generate.steps {int(steps)} {fewer}"
-        if settings.engine == "onnxruntime" and settings.quantization is None and steps * _INT8 >= _FEWEST_STEPS:
+        if settings.engine == "onnxruntime" and settings.quantization is None and steps * _INT8 >= fewest:
             return f"generate.quantization int8 and generate.steps {int(steps * _INT8)} {fewer}"
-    if seconds.get(DECODER, 0.0) > whole / 2:
+    if small_decoders and seconds.get(DECODER, 0.0) > whole / 2:
         return "a small decoder (other images): generate.decoder"
     if seconds.get("filters", 0.0) > whole / 2:
         return "fewer generate.filters"

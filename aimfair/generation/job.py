@@ -174,8 +174,9 @@ class Job:
             reasons = Counter(outcome.reason for outcome in outcomes if outcome.reason is not None)
             rejected.update(reasons)
             shown.add(len(outcomes) - reasons.total())
-            parts = {**worker.parts, "filters": worker.filtering}
-            if estimate := estimator.note(worker.images, len(self.plan) - shown.done, parts, worker.stalled):
+            parts = {**(worker.parts or {"sampler": worker.sampling}), "filters": worker.filtering}
+            left, small = len(self.plan) - shown.done, worker.small_decoders
+            if estimate := estimator.note(worker.images, left, parts, worker.stalled, small_decoders=small):
                 log("estimate", **estimate.model_dump())
                 if estimate.seconds_left >= LONG:
                     shown.hint = f"half the time with {estimate.halving}"

@@ -69,6 +69,11 @@ class Worker:
         """Part of the sampler's work -> seconds, as far as the sampler measures them."""
         return {} if self._models is None else dict(self._models[0].seconds)
 
+    @property
+    def small_decoders(self) -> bool:
+        """As of the sampler."""
+        return self._models is not None and self._models[0].small_decoders
+
     def make(
         self,
         batches: Sequence[Sequence[PlannedImage]],

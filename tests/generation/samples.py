@@ -45,6 +45,7 @@ class NoiseSampler:
     def __init__(self, size: int = SIZE, change: Callable[[int, np.ndarray], np.ndarray] = lambda _, pixels: pixels):
         self.size, self.change = size, change
         self.seconds: dict[str, float] = {}
+        self.small_decoders = False
         self.batches: list[list[int]] = []
         """Seeds of every call."""
 

@@ -1,16 +1,18 @@
 """How long a job will take, and what halves that."""
 
 import json
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from aimfair.base.log import Log
 from aimfair.diffusion.sampler import Samples
 from aimfair.generation import estimate
 from aimfair.generation.estimate import Estimator, halving
-from aimfair.generation.settings import GenerateSettings
+from aimfair.generation.settings import GenerateSettings, PairSettings
 from tests.generation.samples import NoiseSampler
 from tests.generation.test_job import PLAN, job_in
 
@@ -28,7 +30,7 @@ def test_the_first_batch_is_not_measured(clock: list[float]) -> None:
     estimator = Estimator(SETTINGS, processes=2)
     made = []
     for batch in range(1, 8):
-        made.append(estimator.note(8 * batch, left=1000, seconds={"denoiser": 1.0}, stalled=0.0))
+        made.append(estimator.note(8 * batch, 1000, {"denoiser": 1.0}, stalled=0.0, small_decoders=True))
         clock[0] += 2.0
     (found,) = [one for one in made if one is not None]
     assert found is made[4] is estimator.estimate
@@ -41,9 +43,9 @@ def test_the_first_batch_is_not_measured(clock: list[float]) -> None:
 
 def test_slow_batches_are_not_waited_for(clock: list[float]) -> None:
     estimator = Estimator(SETTINGS, processes=1)
-    assert estimator.note(8, 92, {}, 0.0) is None
+    assert estimator.note(8, 92, {}, 0.0, small_decoders=False) is None
     clock[0] += 40.0
-    found = estimator.note(16, 84, {}, 0.0)
+    found = estimator.note(16, 84, {}, 0.0, small_decoders=False)
     assert found is not None
     assert (found.batches, found.images_per_s, found.seconds_left) == (1, 0.2, 420.0)
 
@@ -58,10 +60,23 @@ def test_slow_batches_are_not_waited_for(clock: list[float]) -> None:
         ({"denoiser": 4.0, "filters": 3.0, "decoder": 3.0}, 0.0, "4 processes"),
         ({"denoiser": 4.0}, 6.0, "a faster disk"),
         ({}, 0.0, "4 processes"),
+        ({"sampler": 9.0, "filters": 1.0}, 0.0, "4 processes"),  # whose parts are not known
     ],
 )
 def test_what_halves_it(seconds: dict[str, float], stalled: float, expected: str) -> None:
-    assert halving(SETTINGS, seconds, stalled, processes=2).startswith(expected)
+    assert halving(SETTINGS, seconds, stalled, processes=2, small_decoders=True).startswith(expected)
+
+
+def test_a_decoder_is_not_suggested_where_there_is_none() -> None:
+    seconds = {"denoiser": 4.0, "decoder": 6.0}
+    assert halving(SETTINGS, seconds, 0.0, processes=1, small_decoders=False).startswith("2 processes")
+
+
+def test_edits_do_a_share_of_the_steps() -> None:
+    settings, seconds = SETTINGS.model_copy(update={"pairs": PairSettings(strength=0.5)}), {"denoiser": 1.0}
+    assert halving(settings, seconds, 0.0, processes=1).startswith("generate.steps 10")
+    few = settings.model_copy(update={"steps": 14})  # 3 of 7 would be left
+    assert halving(few, seconds, 0.0, processes=1).startswith("2 processes")
 
 
 def test_few_steps_are_not_halved() -> None:
@@ -90,3 +105,20 @@ def test_a_job_logs_it_and_keeps_it_with_the_profile(tmp_path: Path) -> None:
     assert job.speed.parts == {"denoiser": 0.25 * len(PLAN) / 2}
     assert job.speed.encoding > 0
     assert list(job.speed.shares) == ["denoiser", "filters", "waiting for files", "rest"]
+
+
+def test_a_sampler_that_measures_no_parts_takes_time_all_the_same(tmp_path: Path) -> None:
+    class Slow(NoiseSampler):
+        def sample(self, texts: Sequence[str], seeds: Sequence[int]) -> Samples:
+            time.sleep(0.02)
+            return super().sample(texts, seeds)
+
+    class Keep:
+        def reasons(self, images: np.ndarray, groups: Sequence[tuple[int, int]]) -> list[None]:
+            return [None] * len(images)
+
+    job = job_in(tmp_path / "job", batch_size=4)
+    job.run(Slow, lambda: [Keep()])
+    assert job.speed is not None
+    assert job.speed.estimate is not None
+    assert job.speed.estimate.halving.startswith("2 processes")
