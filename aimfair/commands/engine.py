@@ -8,7 +8,12 @@ from aimfair.base.errors import AimfairError, ConfigError
 from aimfair.commands.settings import Overrides, add_config, read_settings, refuse_overrides
 
 if TYPE_CHECKING:
+    import torch
+
+    from aimfair.base.interrupt import Interrupt
+    from aimfair.base.log import Log
     from aimfair.config import Config
+    from aimfair.generation.settings import GenerateSettings
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -49,7 +54,7 @@ def _list_engines() -> int:
 
 
 def _prompts(config: "Config", run: Path) -> list[str]:
-    """Of the images, on which a quantised model is calibrated; none if none is asked for.
+    """Of the images, on which a quantised model is calibrated and batch sizes are tried; none if neither is asked for.
 
     Args:
         run: directory of the run, which may have them; prompts of a grammar need no run.
@@ -57,12 +62,42 @@ def _prompts(config: "Config", run: Path) -> list[str]:
     from aimfair.generation.plan import make_plan
     from aimfair.prompts.grammar import load_prompts, write_prompts
 
-    if config.generate.quantization is None:
+    if config.generate.quantization is None and config.generate.batch_size != "auto":
         return []
     file = run / "prompts.jsonl"
     written = file.exists() or config.prompts.provider != "grammar"
     prompts = load_prompts(file) if written else write_prompts(config.prompts)
     return list(dict.fromkeys(one.text for one in make_plan(prompts, config.generate, config.data)))
+
+
+def with_batch_size(
+    settings: "GenerateSettings",
+    folder: Path,
+    device: "torch.device",
+    prompts: list[str],
+    log: "Log",
+    interrupt: "Interrupt",
+) -> "GenerateSettings":
+    """With a number in place of ``batch_size`` auto, as a run finds it, for an engine that is built for one.
+
+    Args:
+        folder: of the model.
+
+    Raises:
+        ConfigError: it is found on a GPU, and there is none.
+    """
+    from aimfair.diffusion.batch_size import find_batch_size
+    from aimfair.diffusion.engines import tensorrt_build
+
+    if settings.batch_size != "auto" or settings.engine not in tensorrt_build.NAMES:
+        return settings
+    if device.type != "cuda":
+        raise ConfigError(
+            f"generate.batch_size: found auto, expected a number such as 32: {settings.engine} is built for one, which"
+            f" is found on the GPU that makes the images, not on {device}"
+        )
+    size = find_batch_size(folder, settings, device, prompts, log, interrupt)
+    return settings.model_copy(update={"batch_size": size})
 
 
 def _build_or_check(action: str, config: "Config", run: Path) -> int:
@@ -72,7 +107,7 @@ def _build_or_check(action: str, config: "Config", run: Path) -> int:
 
     Raises:
         ConfigError: images are imported; ``generate.engine`` is eager, perhaps because auto is eager here, or has
-            nothing to build ahead.
+            nothing to build ahead; or ``generate.batch_size`` is auto where it cannot be found.
         AimfairError: the engine cannot be built, or differs from eager.
     """
     from aimfair.base.device import choose_device
@@ -102,6 +137,7 @@ def _build_or_check(action: str, config: "Config", run: Path) -> int:
     folder = model_folder(settings.model, settings.allow_download, settings.base)
     log, prompts = Log(None, show=print), _prompts(config, run)
     with Interrupt() as interrupt:
+        settings = with_batch_size(settings, folder, device, prompts, log, interrupt)
         if action == "build":
             source, batches = load_source(folder, settings, device, prompts)
             compared = prepare_engine(settings, source, batches, log, interrupt)

@@ -1,5 +1,6 @@
 """The largest batch that is worth its memory, found by trying and remembered per model, engine and device."""
 
+import gc
 import hashlib
 import json
 import os
@@ -15,14 +16,20 @@ from aimfair.base.interrupt import Interrupt
 from aimfair.base.log import SILENT, Log
 from aimfair.diffusion.engines import store
 from aimfair.diffusion.engines.registry import engine_facts
+from aimfair.diffusion.families.registry import index_of, is_known
 from aimfair.diffusion.lora import lora_facts
-from aimfair.diffusion.model import fingerprint
+from aimfair.diffusion.model import decoder_fingerprint, decoder_folder, fingerprint
 from aimfair.diffusion.settings import TextToImageSettings
 from aimfair.diffusion.text_to_image import Diffusion
 
 MOST = {"cuda": 512, "cpu": 64}  # on a CPU, a system without memory kills the process
 _GAIN = 1.03  # of images per second; a larger batch that gains less only takes memory
 _STEPS = 2
+_DECISIVE = {
+    "render_size", "dtype", "channels_last", "quantization", "step_cache", "step_cache_interval", "guidance_scale",
+}  # fmt: skip
+"""Settings that change memory or the best size; from which scale on there is guidance is the family's to say."""
+
 _BUILT = ("compile", "torch-tensorrt", "tensorrt", "tensorrt-rtx")
 
 
@@ -37,7 +44,8 @@ def find_batch_size(
     """The batch size for ``generate.batch_size`` auto.
 
     Sizes are doubled from 1 until one does not fit, two in a row gain less than 3% of speed, or 512 is reached (64 on a
-    CPU). Engines that are built for a batch size are tried as eager, which takes no less memory.
+    CPU). Engines that are built for a batch size are tried as eager, which takes no less memory. 1 for a model of no
+    known family, whose images are made one by one.
 
     Args:
         folder: of the model.
@@ -48,6 +56,9 @@ def find_batch_size(
         AimfairError: a single image does not fit, or as :class:`Diffusion`.
         Interrupted: between two sizes.
     """
+    if not is_known(folder):
+        log.tell(f"batch size: 1, since a {index_of(folder)['_class_name']} is of no known family: one image at a time")
+        return 1
     path = store.folder() / f"batch-{_digest(folder, settings, device)}.json"
     try:
         return int(json.loads(path.read_text(encoding="utf-8"))["batch_size"])
@@ -56,20 +67,10 @@ def find_batch_size(
     changes: dict[str, Any] = {"batch_size": 1, "steps": min(settings.steps, _STEPS), "guidance_interval": (0.0, 1.0)}
     if settings.engine in _BUILT:
         changes |= {"engine": "eager", "quantization": None, "compile_regions": False}
-    diffusion = Diffusion(folder, settings.model_copy(update=changes), device, SILENT, interrupt, prompts)
-    found, speeds = 1, dict[int, float]()
-    size = 1
-    while size <= MOST[device.type]:
-        interrupt.check()
-        speed = diffusion.speed_of(size, prompts[0])
-        if speed is None:
-            break
-        speeds[size] = speed
-        if speed >= _GAIN * speeds[found]:
-            found = size
-        elif size >= 4 * found:
-            break
-        size *= 2
+    tried = Diffusion(folder, settings.model_copy(update=changes), device, SILENT, interrupt, prompts)
+    found, speeds = _try(tried, MOST[device.type], prompts[0], interrupt)
+    del tried
+    gc.collect()  # diffusers' hooks are in reference cycles with the modules that they are on
     if not speeds:
         raise AimfairError(
             "generate.batch_size: a single image does not fit into memory; choose another generate.dtype, a smaller"
@@ -82,19 +83,37 @@ def find_batch_size(
     return found
 
 
+def _try(diffusion: Diffusion, most: int, prompt: str, interrupt: Interrupt) -> tuple[int, dict[int, float]]:
+    """The size, and images per second by size; none if a single image does not fit."""
+    found, speeds = 1, dict[int, float]()
+    size = 1
+    while size <= most:
+        interrupt.check()
+        speed = diffusion.speed_of(size, prompt)
+        if speed is None:
+            break
+        speeds[size] = speed
+        if speed >= _GAIN * speeds[found]:
+            found = size
+        elif size >= 4 * found:
+            break
+        size *= 2
+    return found, speeds
+
+
 def _digest(folder: Path, settings: TextToImageSettings, device: torch.device) -> str:
     """Of what decides the size."""
     machine: list[Any] = [device.type, os.cpu_count(), torch.get_num_threads()]
     if device.type == "cuda":
         machine = [torch.cuda.get_device_name(device), torch.cuda.get_device_properties(device).total_memory]
+    small = decoder_folder(settings.decoder, settings.allow_download)
     facts = {
         "model": fingerprint(folder),
-        "engine": engine_facts(settings.engine) or settings.engine,
+        "engine": engine_facts(settings.engine, settings.quantization) or settings.engine,
         "torch": torch.__version__,
-        "settings": settings.model_dump(mode="json", include={"render_size", "dtype", "channels_last", "decoder"}),
+        "settings": settings.model_dump(mode="json", include=_DECISIVE),
+        "decoder": None if small is None else decoder_fingerprint(small),
         "loras": lora_facts(settings),
-        "guided": settings.guidance_scale > 1,
-        "quantization": settings.quantization,
         "machine": machine,
     }
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:32]

@@ -17,10 +17,12 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from aimfair.base.errors import AimfairError
 from aimfair.base.interrupt import NEVER, Interrupt
 from aimfair.base.log import NOWHERE, Log
 from aimfair.diffusion.clock import COPIES, SCHEDULER
 from aimfair.diffusion.engines.engine import full_precision
+from aimfair.diffusion.families.registry import index_of, is_known
 from aimfair.diffusion.load import image_to_image
 from aimfair.diffusion.sampler import Samples
 from aimfair.diffusion.schedulers import scheduler_options
@@ -40,7 +42,7 @@ class ImageToImage(Diffusion):
         others: as of :class:`Diffusion`.
 
     Raises:
-        AimfairError: as of :class:`Diffusion`, or the family has no such pipeline.
+        AimfairError: as of :class:`Diffusion`, or the family is unknown or has no such pipeline.
     """
 
     def __init__(
@@ -53,11 +55,21 @@ class ImageToImage(Diffusion):
         log: Log = NOWHERE,
         interrupt: Interrupt = NEVER,
     ):
+        if not is_known(folder):
+            raise AimfairError(
+                f"generate.pairs.strength: a {index_of(folder)['_class_name']} is of no known family, so its images"
+                " cannot start from others; leave strength out, or use another generate.model"
+            )
         super().__init__(folder, settings, device, log, interrupt)
         self._strength, self._image = strength, image
         self._editing = image_to_image(self._pipeline)
         takes_size = "height" in inspect.signature(self._editing.__call__).parameters  # others take the image's
         self._square = {"height": self.size, "width": self.size} if takes_size else {}
+
+    @property
+    def small_decoders(self) -> bool:
+        """None: images are edited without shortcuts."""
+        return False
 
     @torch.inference_mode()
     @full_precision()

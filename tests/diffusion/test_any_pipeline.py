@@ -1,6 +1,5 @@
 """A pipeline of no known family: diffusers' own images in eager, and plain refusals of everything else."""
 
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -16,15 +15,6 @@ from aimfair.diffusion.model import fingerprint
 from aimfair.diffusion.text_to_image import Diffusion
 from tests.diffusion.test_families import CPU, SEEDS, TEXTS, levels, plain, settings
 from tests.generation.samples import SIZE
-
-
-@pytest.fixture
-def unknown(model: Path, tmp_path: Path) -> Path:
-    """The small Stable Diffusion, as a class that has no family here."""
-    folder = Path(shutil.copytree(model, tmp_path / "unknown"))
-    index = folder / "model_index.json"
-    index.write_text(index.read_text().replace("StableDiffusionPipeline", "StableDiffusionPAGPipeline"))
-    return folder
 
 
 def load(folder: Path, **changes: Any) -> AnyPipeline:

@@ -1,6 +1,7 @@
 """The largest batch that is worth its memory."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,9 @@ import torch
 
 from aimfair.base.errors import AimfairError
 from aimfair.base.interrupt import NEVER
-from aimfair.base.log import NOWHERE
+from aimfair.base.log import NOWHERE, Log
+from aimfair.commands import cli
+from aimfair.commands.engine import with_batch_size
 from aimfair.diffusion import batch_size
 from aimfair.diffusion.batch_size import find_batch_size
 from aimfair.diffusion.text_to_image import Diffusion
@@ -64,16 +67,26 @@ def test_there_is_a_bound(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert find(model) == batch_size.MOST["cpu"]
 
 
-def test_it_is_remembered_for_the_same_work(model: Path, tried: list[int], cache: Path) -> None:
+def test_it_is_remembered_for_the_same_work(
+    model: Path, small: Path, tried: list[int], cache: Path, tmp_path: Path
+) -> None:
     assert find(model) == find(model, steps=3, balanced_per_group=7) == 32
     assert len(tried) == 7
-    find(model, guidance_scale=1.0)
+    find(model, guidance_scale=0.5)  # Z-Image has guidance from 0 on
     assert len(tried) == 14
+    find(model, step_cache="deep")
+    assert len(tried) == 21
+    decoder = Path(shutil.copytree(small, tmp_path / "decoder"))
+    find(model, decoder=str(decoder))
+    assert len(tried) == 28
+    (decoder / "config.json").write_text((decoder / "config.json").read_text() + "\n")
+    assert find(model, decoder=str(decoder)) == find(model, decoder=str(decoder)) == 32
+    assert len(tried) == 35
     for file in cache.glob("batch-*.json"):
         assert json.loads(file.read_text())["batch_size"] == 32
         file.write_text("{")
     assert find(model) == 32  # a damaged file is not an answer
-    assert len(tried) == 21
+    assert len(tried) == 42
 
 
 def test_the_model_itself_is_tried(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -88,6 +101,28 @@ def test_the_model_itself_is_tried(model: Path, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(Diffusion, "_sample", limited)
     assert find(model, render_size=16) == 1
     assert sizes == [1, 1, 1, 1, 2]
+
+
+def test_a_model_of_no_known_family_makes_one_image_at_a_time(unknown: Path) -> None:
+    told: list[str] = []
+    settings = GenerateSettings.model_validate({"engine": "eager", "batch_size": "auto"})
+    assert find_batch_size(unknown, settings, CPU, ["one"], Log(None, show=told.append), NEVER) == 1
+    assert told == ["batch size: 1, since a StableDiffusionPAGPipeline is of no known family: one image at a time"]
+
+
+def test_engines_are_built_ahead_for_the_size_that_is_found(
+    model: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def found(engine: str, device: str) -> Any:
+        settings = GenerateSettings.model_validate({"engine": engine, "batch_size": "auto"})
+        return with_batch_size(settings, model, torch.device(device), ["one"], NOWHERE, NEVER).batch_size
+
+    monkeypatch.setattr(batch_size, "find_batch_size", lambda *_: 24)
+    assert (found("tensorrt-rtx", "cuda"), found("tensorrt", "cuda")) == (24, 24)
+    assert found("onnxruntime", "cpu") == "auto"  # it runs any
+    words = ("--generate.engine", "tensorrt-rtx", "--generate.batch_size", "auto", "--device", "cpu")
+    assert cli.main(["engine", "build", "--config", "demo", *words]) == 2
+    assert "generate.batch_size: found auto, expected a number such as 32: tensorrt-rtx" in capsys.readouterr().err
 
 
 def test_until_it_is_found_the_default_is_meant() -> None:

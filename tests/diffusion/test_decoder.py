@@ -4,7 +4,6 @@ import json
 from pathlib import Path
 from typing import Any
 
-import diffusers
 import numpy as np
 import pytest
 import torch
@@ -14,29 +13,11 @@ from aimfair.base.log import Log
 from aimfair.diffusion.comparison import compare_with_plain
 from aimfair.diffusion.text_to_image import Diffusion, load_source
 from aimfair.generation.settings import GenerateSettings
+from tests.diffusion.tiny_models import small_decoder
 from tests.generation.samples import SIZE
 
 CPU = torch.device("cpu")
 TEXTS, SEEDS = ["a one in green", "a two in red"], [1, 2]
-
-
-@pytest.fixture(scope="module")
-def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Of random weights, for the models of the tests: 4 channels to 2 x 2 pixels."""
-    return tiny(tmp_path_factory.mktemp("decoder"), latent_channels=4, levels=2)
-
-
-def tiny(folder: Path, latent_channels: int, levels: int) -> Path:
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        diffusers.AutoencoderTiny(
-            encoder_block_out_channels=(8,) * levels,
-            decoder_block_out_channels=(8,) * levels,
-            num_encoder_blocks=(1,) * levels,
-            num_decoder_blocks=(1,) * levels,
-            latent_channels=latent_channels,
-        ).save_pretrained(folder)
-    return folder
 
 
 def load(model: Path, **changes: Any) -> Diffusion:
@@ -71,7 +52,7 @@ def test_an_engine_of_another_decoder_is_another_engine(model: Path, small: Path
 def test_one_for_other_latents_is_refused(model: Path, tmp_path: Path, channels: int, levels: int) -> None:
     message = rf"generate\.decoder: .* decodes {channels} channels to {2 ** (levels - 1)} x .*expected 4 and 2 x 2"
     with pytest.raises(AimfairError, match=message):
-        load(model, decoder=str(tiny(tmp_path, channels, levels)))
+        load(model, decoder=str(small_decoder(tmp_path, channels, levels)))
 
 
 def test_damaged_ones_are_refused(model: Path, small: Path, tmp_path: Path) -> None:

@@ -82,6 +82,11 @@ def test_sources_of_another_size_are_resized(model: Path) -> None:
     assert np.abs(found.astype(int) - load(model).edit(TEXTS, SEEDS, NAMES).images).mean() < 8
 
 
+def test_a_model_of_no_known_family_is_refused(unknown: Path) -> None:
+    with pytest.raises(AimfairError, match=r"^generate\.pairs\.strength: a StableDiffusionPAGPipeline is of no known"):
+        load(unknown)
+
+
 def test_a_family_without_such_a_pipeline_is_refused(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: object) -> None:
         raise ValueError("AutoPipeline can't find a pipeline linked to X")

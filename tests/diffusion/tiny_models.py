@@ -131,6 +131,20 @@ FAMILIES: dict[str, Callable[[], Any]] = {
 }
 
 
+def small_decoder(folder: Path, latent_channels: int, levels: int) -> Path:
+    """An AutoencoderTiny of random weights in a folder; each level but the first doubles the pixels."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        diffusers.AutoencoderTiny(
+            encoder_block_out_channels=(8,) * levels,
+            decoder_block_out_channels=(8,) * levels,
+            num_encoder_blocks=(1,) * levels,
+            num_decoder_blocks=(1,) * levels,
+            latent_channels=latent_channels,
+        ).save_pretrained(folder)
+    return folder
+
+
 def _unet(down: tuple[str, ...], up: tuple[str, ...], **options: Any) -> Any:
     return diffusers.UNet2DConditionModel(
         sample_size=SIZE // 2,
