@@ -117,7 +117,7 @@ def copy_images(
             store.flush()
             interrupt.check()
     store.keep(names.values())
-    write_manifest(to, store.finish([record for _, record in choice.images]))
+    write_manifest(to, store.finish(list(names.values()), (record for _, record in choice.images)))
     Shards(to).remove()
 
 

@@ -10,12 +10,12 @@ import hashlib
 import json
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence, Set
+from collections.abc import Callable, Iterable, Sequence, Set
 from functools import partial
 from pathlib import Path
 
 from aimfair.base.interrupt import NEVER, Interrupt
-from aimfair.base.lines import as_lines
+from aimfair.base.lines import as_line, as_lines
 from aimfair.base.log import NOWHERE, Log
 from aimfair.base.progress import SILENT, Task
 from aimfair.base.ranks import ALONE, Ranks
@@ -92,14 +92,19 @@ class Job:
         self._store = open_store(folder, settings, ranks.rank)
         outcomes: list[Outcome] = []
         if ranks.rank == 0:
-            digest = hashlib.sha256(as_lines(plan).encode()).hexdigest()
+            digest = hashlib.sha256()
+            for planned in plan:
+                digest.update(as_line(planned).encode())
             whole = provenance.with_facts(
-                image_size=image_size, image_format=settings.image_format, plan=digest, **settings.stored_as
+                image_size=image_size,
+                image_format=settings.image_format,
+                plan=digest.hexdigest(),
+                **settings.stored_as,
             )
             image_folder.settle(folder, whole, overwrite=overwrite)
             outcomes = self._find(finished)
         self._rounds = Rounds(self.plan, self._settings)
-        self._rounds.add(_parse(ranks.gather(as_lines(outcomes))[0]))
+        self._rounds.add(outcomes if ranks.size == 1 else _parse(ranks.gather(as_lines(outcomes))[0]))
 
     @property
     def done(self) -> int:
@@ -151,8 +156,7 @@ class Job:
                 self._rounds.add(self._make_elsewhere(elsewhere))
             else:
                 made = self._make_share(worker, shown, estimator, log)
-                lines = self._ranks.gather(as_lines(made), lambda: shown.add(0))
-                self._rounds.add(outcome for text in lines for outcome in _parse(text))
+                self._rounds.add(self._of_all(made, shown))
             shown.show(self.done)
             self._rounds.refuse_stubborn_images()
             self._rounds.refuse_many_rejections(self.rejected)  # all processes fail here, or none
@@ -160,6 +164,13 @@ class Job:
             self.speed = self._measure(worker, estimator)
         if self._ranks.rank == 0:
             self._finish()
+
+    def _of_all(self, made: list[Outcome], shown: "_Shown") -> Iterable[Outcome]:
+        """The outcomes of all processes, each of which calls this with its own."""
+        if self._ranks.size == 1:
+            return made
+        lines = self._ranks.gather(as_lines(made), lambda: shown.add(0))
+        return (outcome for text in lines for outcome in _parse(text))
 
     def _make_share(self, worker: Worker, shown: "_Shown", estimator: Estimator, log: Log) -> list[Outcome]:
         """This process's share of what is missing in the current round."""
@@ -229,27 +240,23 @@ class Job:
 
     def _finish(self) -> None:
         """Puts the images where they stay, and the manifest in place of the shards."""
-        records, names = [], []
-        for planned in self.plan:
-            outcome = self._rounds.kept[planned.image]
-            measured = self._rounds.measured[planned.image]
-            names.append(self._name(outcome))
-            seed = seed_of_attempt(planned, outcome.attempt)
-            records.append(
-                ImageRecord(
-                    **planned.model_dump(exclude={"seed"}),
-                    seed=seed,
-                    file=f"{IMAGES}/{names[-1]}",
-                    attempt=outcome.attempt,
-                    rejected=self._rounds.rejected[planned.image],
-                    hash=outcome.hash,
-                    score=outcome.score,
-                    measured=measured if self._settings.filters.by_share else None,
-                )
-            )
-        write_manifest(self._folder, self._store.finish(records))
+        names = [self._name(self._rounds.kept[planned.image]) for planned in self.plan]
+        write_manifest(self._folder, self._store.finish(names, map(self._record, self.plan, names)))
         self._shards.remove()
         self._store.keep(names)
+
+    def _record(self, planned: PlannedImage, name: str) -> ImageRecord:
+        outcome = self._rounds.kept[planned.image]
+        return ImageRecord(
+            **planned.model_dump(exclude={"seed"}),
+            seed=seed_of_attempt(planned, outcome.attempt),
+            file=f"{IMAGES}/{name}",
+            attempt=outcome.attempt,
+            rejected=self._rounds.reasons_of(planned.image),
+            hash=outcome.hash,
+            score=outcome.score,
+            measured=self._rounds.measured_of(planned.image) if self._settings.filters.by_share else None,
+        )
 
     def _name(self, outcome: Outcome) -> str:
         return image_name(outcome.image, outcome.digest or "", self._settings.image_format)

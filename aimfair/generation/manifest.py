@@ -15,9 +15,9 @@ import numpy as np
 from pydantic import Field, NonNegativeInt
 
 from aimfair.base.errors import AimfairError
-from aimfair.base.files import append_text, way_out, write_text
+from aimfair.base.files import append_text, way_out
 from aimfair.base.interrupt import NEVER, Interrupt
-from aimfair.base.lines import Line, as_lines, read_lines, readable_lines
+from aimfair.base.lines import Line, as_lines, read_lines, readable_lines, write_lines
 from aimfair.base.log import NOWHERE, Log
 from aimfair.base.progress import Progress
 from aimfair.base.seeds import derive_seed
@@ -200,9 +200,8 @@ class Manifest:
 
 
 def write_manifest(folder: Path, records: Iterable[ImageRecord]) -> None:
-    """Replaces the file by these records, sorted by number."""
-    by_number = {record.image: record for record in records}
-    write_text(folder / MANIFEST, as_lines([by_number[image] for image in sorted(by_number)]))
+    """Replaces the file by these records, which are in the order of their numbers."""
+    write_lines(folder / MANIFEST, records)
 
 
 def known_outcomes(folder: Path) -> tuple[list[Outcome], int]:
@@ -249,7 +248,7 @@ class Shards:
         first = self._path(0)
         self.folder.mkdir(exist_ok=True)
         lines = sorted(outcomes, key=lambda outcome: outcome.key)
-        write_text(first, as_lines(lines))
+        write_lines(first, lines)
         for path in self._paths():
             if path != first:
                 path.unlink()
@@ -268,7 +267,7 @@ class Shards:
         """The lines of the file of one process that can be read; it has no others when this returns."""
         lines, damaged = readable_lines(self._path(rank), Outcome)
         if damaged:
-            write_text(self._path(rank), as_lines(lines))
+            write_lines(self._path(rank), lines)
         return lines
 
     def remove(self) -> None:

@@ -44,8 +44,6 @@ class Rounds:
         attempt: the number of the current round.
         wanted: the images of the current round, in the order of the plan; empty when all are kept.
         kept: number of an image -> its outcome.
-        rejected: number of an image -> why its attempts in earlier rounds were rejected.
-        measured: number of an image -> what was measured of each of these attempts.
     """
 
     def __init__(self, plan: Sequence[PlannedImage], settings: GenerateSettings):
@@ -54,8 +52,8 @@ class Rounds:
         self.attempt = 0
         self.wanted: list[PlannedImage] = list(plan)
         self.kept: dict[int, Outcome] = {}
-        self.rejected: dict[int, list[str]] = {planned.image: [] for planned in plan}
-        self.measured: dict[int, list[Measured]] = {planned.image: [] for planned in plan}
+        self._rejected: dict[int, list[str]] = {}  # of images that were rejected in earlier rounds
+        self._measured: dict[int, list[Measured]] = {}
         self._hashes: dict[Group, NearDuplicates | None] = {}
         self._least: dict[Group, float] = {}  # score of an image that is kept
 
@@ -74,10 +72,18 @@ class Rounds:
         size = self._settings.images_at_a_time
         return [self.wanted[start : start + size] for start in range(0, len(self.wanted), size)]
 
+    def reasons_of(self, image: int) -> list[str]:
+        """Why the attempts at an image in earlier rounds were rejected."""
+        return self._rejected.get(image, [])
+
+    def measured_of(self, image: int) -> list[Measured]:
+        """What was measured of each of these attempts."""
+        return self._measured.get(image, [])
+
     @property
     def rejections(self) -> list[tuple[PlannedImage, str]]:
         """Every known rejected attempt and its reason, those of the current round included."""
-        earlier = [(planned, reason) for planned in self._plan for reason in self.rejected[planned.image]]
+        earlier = [(planned, reason) for planned in self._plan for reason in self.reasons_of(planned.image)]
         current = ((planned, self.outcomes.get((planned.image, self.attempt))) for planned in self.wanted)
         return earlier + [(one, outcome.reason) for one, outcome in current if outcome and outcome.reason is not None]
 
@@ -93,10 +99,10 @@ class Rounds:
             Outcome(
                 image=image,
                 attempt=attempt,
-                reason=self.rejected[image][attempt],
-                **dict(self.measured[image][attempt]),
+                reason=self._rejected[image][attempt],
+                **dict(self._measured[image][attempt]),
             )
-            if attempt < len(self.rejected[image])
+            if attempt < len(self.reasons_of(image))
             else outcome
             for (image, attempt), outcome in self.outcomes.items()
         ]
@@ -108,7 +114,7 @@ class Rounds:
             AimfairError: there is one.
         """
         for planned in self.wanted:
-            reasons = self.rejected[planned.image]
+            reasons = self.reasons_of(planned.image)
             if sum(reason in _BROKEN for reason in reasons) >= _BROKEN_ATTEMPTS or len(reasons) >= _ATTEMPTS:
                 raise AimfairError(
                     f"image {planned.image} ({planned.text!r}) was rejected {len(reasons)} times in a row "
@@ -158,11 +164,11 @@ class Rounds:
             if reason is None:
                 self.kept[planned.image] = outcome
                 continue
-            self.rejected[planned.image].append(reason)
+            self._rejected.setdefault(planned.image, []).append(reason)
             took_part = Measured(
                 hash=outcome.hash if place in hashed else None, score=outcome.score if place in scored else None
             )
-            self.measured[planned.image].append(took_part if filters.by_share else Measured())
+            self._measured.setdefault(planned.image, []).append(took_part if filters.by_share else Measured())
             again.append(planned)
         self.wanted = again
         self.attempt += 1
@@ -207,7 +213,7 @@ class Rounds:
         if group not in self._least:
             self._least[group] = float(np.sort(scores)[int(check.worst * len(scores))])
         return [
-            bool(score < self._least[group]) and self.rejected[outcome.image].count(LOW_SCORE) < check.attempts
+            bool(score < self._least[group]) and self.reasons_of(outcome.image).count(LOW_SCORE) < check.attempts
             for score, outcome in zip(scores, outcomes, strict=True)
         ]
 

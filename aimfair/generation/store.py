@@ -5,6 +5,7 @@ An image is known by a name of number and digest, ``000123-0123456789ab.webp``.
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
 from pathlib import Path, PurePosixPath
 from typing import Protocol, TypeVar
 
@@ -16,6 +17,7 @@ from aimfair.generation.manifest import DIGITS, IMAGES, MAX_PIXELS, ImageRecord
 from aimfair.generation.settings import GenerateSettings
 
 _THREADS = 4  # that decode images
+_AT_ONCE = 1024  # images whose checks are planned; each takes a kilobyte meanwhile
 
 Item = TypeVar("Item")
 
@@ -48,11 +50,12 @@ class ImageStore(Protocol):
     def keep(self, names: Iterable[str]) -> None:
         """Removes the others, as far as they can be removed one by one."""
 
-    def finish(self, records: Sequence[ImageRecord]) -> list[ImageRecord]:
-        """Puts the images where they stay; the records, whose files have the names of images, with their places.
+    def finish(self, names: Sequence[str], records: Iterable[ImageRecord]) -> Iterator[ImageRecord]:
+        """Puts the images where they stay, as the result is read to its end: the records, with their places.
 
         Args:
-            records: in the order of their numbers; all their images are there.
+            names: of the images, all of which are there.
+            records: in the order of their numbers; their files have these names.
 
         Raises:
             OSError: a file cannot be written.
@@ -88,9 +91,10 @@ def check_digests(
         except ImageError:
             return False
 
-    images = list(images)
+    left = iter(images)
     with ThreadPoolExecutor(_THREADS) as threads:
-        yield from zip(images, threads.map(is_intact, images), strict=True)
+        while some := list(islice(left, _AT_ONCE)):
+            yield from zip(some, threads.map(is_intact, some), strict=True)
 
 
 class FileStore:
@@ -126,5 +130,5 @@ class FileStore:
             if name not in known:
                 (self._folder / name).unlink()
 
-    def finish(self, records: Sequence[ImageRecord]) -> list[ImageRecord]:
-        return list(records)
+    def finish(self, names: Sequence[str], records: Iterable[ImageRecord]) -> Iterator[ImageRecord]:
+        return iter(records)

@@ -11,7 +11,7 @@ import os
 import tarfile
 import threading
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from io import FileIO
 from itertools import groupby
 from pathlib import Path
@@ -39,6 +39,9 @@ class _Place(NamedTuple):
     size: int
 
 
+_Index = dict[str, list[_Place]]
+
+
 class TarStore:
     """See :class:`aimfair.generation.store.ImageStore`.
 
@@ -54,12 +57,13 @@ class TarStore:
         self._lock = threading.Lock()
         self._piece: FileIO | None = None
         self._bad: set[_Place] = set()
-        self._index: dict[str, list[_Place]] = {}  # as the last scan found it
+        self._index: _Index | None = None  # as the last scan found it, if nothing was put since
 
     def put(self, name: str, data: bytes) -> None:
         """It is in the current piece, or no part of it if it cannot be written."""
         member = memoryview(_member(name, data))
         with self._lock:
+            self._index = None
             if self._piece is None:
                 self._piece = self._begin()
             begin = self._piece.tell()
@@ -86,14 +90,14 @@ class TarStore:
             self._close()
 
     def names(self) -> list[str]:
-        return list(self._scan())
+        return list(self._there())
 
     def read_rgb(self, name: str) -> Image.Image:
-        return self._decode(self._choose((self._index or self._scan())[name]))
+        return self._decode(self._choose(self._there()[name]))
 
     def intact(self, names: Iterable[str]) -> set[str]:
         """Remembers the places of others, which are not used again."""
-        there = self._scan()
+        there = self._there()
         places = [place for name in names for place in there.get(name, ())]
         found = dict(check_digests(places, self._decode, key=lambda place: place.name))
         self._bad |= {place for place, good in found.items() if not good}
@@ -101,23 +105,27 @@ class TarStore:
 
     def keep(self, names: Iterable[str]) -> None:
         """Removes the pieces without any of them; shards stay until they are written again."""
-        known = set(names)
-        there = self._scan()  # put adds to pieces
-        needed = {place.path for name, places in there.items() if name in known for place in places}
-        for path in self._paths(self._pieces):
-            if path not in needed:
-                path.unlink()
+        if pieces := self._paths(self._pieces):
+            known = set(names)
+            needed = {place.path for name, places in self._there().items() if name in known for place in places}
+            for path in pieces:
+                if path not in needed:
+                    path.unlink()
+        self._index = None
 
-    def finish(self, records: Sequence[ImageRecord]) -> list[ImageRecord]:
-        there = self._scan()
-        left = Counter(self._choose(there[_name(record)]).path for record in records)
-        placed: list[ImageRecord] = []
+    def finish(self, names: Sequence[str], records: Iterable[ImageRecord]) -> Iterator[ImageRecord]:
+        there = self._scan()  # other processes have put some
+        left = Counter(self._choose(there[name]).path for name in names)
+        in_shards: dict[Path, list[_Place]] = {}
+        for places in there.values():
+            for place in places:
+                in_shards.setdefault(place.path, []).append(place)
         shards = set()
         for number, of_shard in groupby(records, key=lambda record: record.image // self._size):
             members = list(of_shard)
             shard = self._folder / IMAGES / f"{number:05d}.tar"
             shards.add(shard)
-            placed += self._write_shard(shard, members, there)
+            yield from self._write_shard(shard, members, there, in_shards.get(shard, []))
             left.subtract(self._choose(there[_name(record)]).path for record in members)
             for path in [path for path, count in left.items() if count == 0 and path.parent == self._pieces]:
                 path.unlink(missing_ok=True)
@@ -125,12 +133,16 @@ class TarStore:
         for path in self._paths(self._folder / IMAGES):
             if path not in shards:
                 path.unlink()
-        return placed
+        self._index = None
 
     def _write_shard(
-        self, shard: Path, records: Sequence[ImageRecord], there: Mapping[str, Sequence["_Place"]]
+        self, shard: Path, records: Sequence[ImageRecord], there: _Index, inside: Sequence["_Place"]
     ) -> list[ImageRecord]:
-        """Writes it unless it is there with exactly these images, none of which is damaged."""
+        """Writes it unless it is there with exactly these images, none of which is damaged.
+
+        Args:
+            inside: what it holds now.
+        """
         contents: list[tuple[str, bytes | _Place]] = []
         for record in records:
             name = _name(record)
@@ -141,9 +153,8 @@ class TarStore:
             offsets.append(end + _BLOCK)
             end += _BLOCK + _padded(size)
         end = -(-(end + 2 * _BLOCK) // tarfile.RECORDSIZE) * tarfile.RECORDSIZE
-        places = {name: place for name in there for place in there[name] if place.path == shard}
-        whole = [name for name, content in contents if isinstance(content, _Place)] == list(places)
-        if not (whole and shard.stat().st_size == end and self._bad.isdisjoint(places.values())):
+        whole = [name for name, content in contents if isinstance(content, _Place)] == [one.name for one in inside]
+        if not (whole and shard.stat().st_size == end and self._bad.isdisjoint(inside)):
             with replace_file(shard) as temporary, temporary.open("wb") as file:
                 for name, content in contents:
                     data = content if isinstance(content, bytes) else read_part(content.path, *content[2:])
@@ -169,9 +180,13 @@ class TarStore:
     def _paths(self, folder: Path) -> list[Path]:
         return sorted(folder.glob("[0-9]*.tar"))
 
-    def _scan(self) -> dict[str, list["_Place"]]:
+    def _there(self) -> _Index:
+        """As the last scan found it, or a new one."""
+        return self._scan() if self._index is None else self._index
+
+    def _scan(self) -> _Index:
         """Name -> its places, those in shards before those in pieces."""
-        found: dict[str, list[_Place]] = {}
+        found: _Index = {}
         for path in (*self._paths(self._folder / IMAGES), *self._paths(self._pieces)):
             for place in _images(path):
                 found.setdefault(place.name, []).append(place)
