@@ -78,6 +78,13 @@ def test_near_duplicates_are_those_of_the_definition(bits: int) -> None:
     assert 0 < sum(added) < 1300
 
 
+def test_the_memory_of_a_comparison_does_not_grow_with_the_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes, near = [], NearDuplicates._near
+    monkeypatch.setattr(NearDuplicates, "_near", lambda *args: (sizes.append(len(args[2])), near(*args))[1])
+    assert NearDuplicates(6).add(np.random.default_rng(0).integers(0, 2**64, 3000, dtype=np.uint64)).all()
+    assert max(sizes) <= 512
+
+
 def test_twenty_thousand_take_seconds() -> None:
     hashes = np.random.default_rng(0).integers(0, 2**64, 20_000, dtype=np.uint64)
     start = time.process_time()

@@ -3,25 +3,29 @@
 import json
 import shutil
 import tarfile
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from aimfair.base.errors import AimfairError
 from aimfair.base.interrupt import Interrupted
 from aimfair.base.ranks import ALONE, Ranks
-from aimfair.data.decode import content_digest
+from aimfair.data.decode import ImageError, content_digest
 from aimfair.data.load import list_images
 from aimfair.data.settings import DataSettings
+from aimfair.generation import tar_store
 from aimfair.generation.imported import choose, copy_images
 from aimfair.generation.job import Job, make_range
-from aimfair.generation.manifest import Manifest
+from aimfair.generation.manifest import DIGITS, ImageRecord, Manifest, Outcome
 from aimfair.generation.provenance import Provenance
 from aimfair.generation.settings import GenerateSettings
 from aimfair.generation.source import read_source
+from aimfair.generation.store import check_digests
 from aimfair.generation.tar_store import TarStore
 from tests.base.together import in_threads
 from tests.generation.crash_points import contents
@@ -193,6 +197,69 @@ def test_a_lost_manifest_is_made_again_from_the_shards(whole: Path, tmp_path: Pa
     assert job.done == sum(planned.group in certain for planned in PLAN)
     job.run(lambda: NoiseSampler(change=often_alike))
     assert contents(tmp_path) == before
+
+
+# -- what a million would fill or repeat -------------------------------------------------------------------------------
+
+
+def test_records_are_in_memory_one_shard_at_a_time(whole: Path, tmp_path: Path) -> None:
+    shutil.copytree(whole, tmp_path / "set")
+    records = list(Manifest(whole).records.values())
+    drawn: list[int] = []
+
+    def counted() -> Iterator[ImageRecord]:
+        for record in records:
+            drawn.append(record.image)
+            name = Path(record.file).name
+            yield record.model_copy(update={"file": f"images/{name}", "place": None})
+
+    placed = TarStore(tmp_path / "set", 10, 0).finish([Path(one.file).name for one in records], counted())
+    assert next(placed) == records[0]
+    assert len(drawn) == 11
+    assert list(placed) == records[1:]
+    assert contents(tmp_path / "set") == contents(whole)
+
+
+def test_tar_files_are_looked_through_once_at_the_start_and_once_at_the_end(
+    whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make(tmp_path, after=5)
+    seen: list[str] = []
+    original = tar_store._images
+    monkeypatch.setattr(tar_store, "_images", lambda path: [*original(path), seen.append(path.name)][:-1])
+    job = Job(tmp_path, PLAN, Provenance({}), settings(filters={"near_duplicates": 4}), SIZE)
+    assert seen == ["0-00000.tar"]
+    job.run(lambda: NoiseSampler(change=often_alike))
+    assert len(seen) > 2
+    assert len(set(seen[1:])) == len(seen[1:])
+    assert contents(tmp_path) == contents(whole)
+
+
+def test_checks_of_images_are_planned_as_they_are_done() -> None:
+    drawn: list[str] = []
+
+    def names() -> Iterator[str]:
+        for number in range(5000):
+            drawn.append(str(number))
+            yield drawn[-1]
+
+    def read(name: str) -> Image.Image:
+        if name == "1":
+            return Image.new("RGB", (1, 1))
+        raise ImageError(Path(name), "no image")
+
+    good = content_digest(Image.new("RGB", (1, 1)))[:DIGITS]
+    found = check_digests(names(), read, key=lambda name: f"{name}-{good}.png")
+    assert [next(found), next(found)] == [("0", False), ("1", True)]
+    assert len(drawn) < 2000
+    assert len([*found]) == 4998
+
+
+def test_lines_share_what_is_the_same_for_all() -> None:
+    one, other = (Outcome(image=image, attempt=0, digest="0" * DIGITS) for image in range(2))
+    assert one.model_fields_set is other.model_fields_set
+    assert one.model_copy(update={"image": 1}) == other
+    assert Outcome.model_validate_json(one.model_dump_json()) == one
 
 
 def test_a_full_disk_leaves_no_part_of_an_image(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
