@@ -64,7 +64,7 @@ class Job:
 
     Attributes:
         speed: of the last :meth:`run`; None if there was nothing to make.
-        comparison: set by the caller, for the summary.
+        comparison: for the summary; set by the caller, unless the images are made elsewhere.
         damage: what was damaged and is made again, in a line; None: nothing.
 
     Raises:
@@ -162,6 +162,8 @@ class Job:
             self._rounds.refuse_many_rejections(self.rejected)  # all processes fail here, or none
         if elsewhere is None:
             self.speed = self._measure(worker, estimator)
+        else:
+            self.comparison = self._shards.comparison()
         if self._ranks.rank == 0:
             self._finish()
 
@@ -299,7 +301,7 @@ def make_range(
     attempt: int,
     batches: Sequence[Sequence[PlannedImage]],
     missing: Set[int],
-    load: Callable[[], Sampler],
+    load: Callable[[], tuple[Sampler, Comparison | None]],
     load_filters: Callable[[], Sequence[ImageFilter | Scorer]] = tuple,
     *,
     task: Task = SILENT,
@@ -309,6 +311,7 @@ def make_range(
 
     Args:
         shard: number of the file of outcomes, of this range alone.
+        load: gives the model, and a comparison with the plain one for the summary of the job.
         others: as :class:`Job` and :meth:`Job.run`.
 
     Raises:
@@ -327,8 +330,14 @@ def make_range(
     def is_missing(planned: PlannedImage) -> bool:
         return planned.image in missing and (planned.image, attempt) not in known
 
+    def load_model() -> Sampler:
+        sampler, comparison = load()
+        if comparison is not None:
+            shards.compared(comparison)
+        return sampler
+
     store = open_store(folder, settings, shard)
-    worker = Worker(store, settings, image_size, load, load_filters, partial(shards.append, shard), interrupt)
+    worker = Worker(store, settings, image_size, load_model, load_filters, partial(shards.append, shard), interrupt)
     worker.make([batch for batch in batches if any(map(is_missing, batch))], attempt, is_missing, note)
 
 

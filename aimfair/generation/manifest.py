@@ -15,9 +15,9 @@ import numpy as np
 from pydantic import Field, NonNegativeInt
 
 from aimfair.base.errors import AimfairError
-from aimfair.base.files import append_text, way_out
+from aimfair.base.files import append_text, way_out, write_json
 from aimfair.base.interrupt import NEVER, Interrupt
-from aimfair.base.lines import Line, as_lines, read_lines, readable_lines, write_lines
+from aimfair.base.lines import Line, as_lines, read_lines, read_record, readable_lines, write_lines
 from aimfair.base.log import NOWHERE, Log
 from aimfair.base.progress import Progress
 from aimfair.base.seeds import derive_seed
@@ -26,6 +26,7 @@ from aimfair.data.cache import decode_files
 from aimfair.data.decode import Fit
 from aimfair.data.images import ImageSet
 from aimfair.data.sources import Folder, Members, Source
+from aimfair.diffusion.sampler import Comparison
 from aimfair.generation.plan import PlannedImage
 
 MANIFEST = "manifest.jsonl"
@@ -52,6 +53,8 @@ Set = Literal["balanced", "biased", "held_out"]
 """Where an image is used: the name of the last is :data:`aimfair.generation.plan.HELD_OUT`."""
 
 _AGAIN = "aimfair generate"
+
+_COMPARISON = "comparison.json"
 
 _Hash = Annotated[str, Field(pattern=r"^[0-9a-f]{16}$")] | None
 
@@ -230,7 +233,10 @@ def known_outcomes(folder: Path) -> tuple[list[Outcome], int]:
 
 
 class Shards:
-    """``shards/*.jsonl`` in a folder: the outcomes of a job that has not ended, one file for each process."""
+    """``shards/*.jsonl`` in a folder: the outcomes of a job that has not ended, one file for each process.
+
+    ``comparison.json`` beside them is that of the process that made the first images, if another one runs the job.
+    """
 
     def __init__(self, folder: Path):
         self.folder = folder / "shards"
@@ -269,6 +275,20 @@ class Shards:
         if damaged:
             write_lines(self._path(rank), lines)
         return lines
+
+    def compared(self, comparison: Comparison) -> None:
+        """Keeps a comparison for the process that runs the job."""
+        self.folder.mkdir(exist_ok=True)
+        write_json(self.folder / _COMPARISON, comparison.model_dump(mode="json"))
+
+    def comparison(self) -> Comparison | None:
+        """What :meth:`compared` has kept.
+
+        Raises:
+            AimfairError: it is damaged.
+        """
+        path = self.folder / _COMPARISON
+        return read_record(path, Comparison, "remove it") if path.exists() else None
 
     def remove(self) -> None:
         if self.exist():

@@ -384,7 +384,7 @@ def _make_range(
             attempt,
             batches,
             missing,
-            lambda: work.sampler(planned, ALONE, run.log, run.interrupt, everything=work.plan(), compare=first)[0],
+            lambda: work.sampler(planned, ALONE, run.log, run.interrupt, everything=work.plan(), compare=first),
             lambda: work.filters(ALONE),
             task=task,
             interrupt=run.interrupt,

@@ -12,6 +12,7 @@ import pytest
 
 from aimfair.base.errors import AimfairError
 from aimfair.base.interrupt import Interrupted
+from aimfair.cluster.pool import Pool
 from aimfair.config import Config
 from aimfair.data.decode import read_rgb
 from aimfair.diffusion.image_to_image import ImageToImage
@@ -21,6 +22,7 @@ from aimfair.generation.summary import GenerationSummary
 from aimfair.prompts.grammar import load_prompts
 from aimfair.run.directory import Run
 from aimfair.stages import generate, prompts
+from tests.cluster.inline_pool import InlinePool
 from tests.generation.samples import SIZE, prompt_settings
 from tests.report.made_up import made_up_splits
 
@@ -46,8 +48,9 @@ def settings(model: Path) -> dict[str, Any]:
     }
 
 
-def stages(path: Path, settings: dict[str, Any]) -> None:
+def stages(path: Path, settings: dict[str, Any], pool: Pool | None = None) -> None:
     with Run.open(path, Config.model_validate(settings), overwrite=True, quiet=True) as run:
+        run.pool = pool
         prompts.run(run)
         generate.run(run)
 
@@ -150,6 +153,19 @@ def test_shortcuts_are_compared_with_the_plain_model(
     assert found.comparison.largest > 0
     assert found.speed is not None
     assert sum(found.speed.parts.values()) < found.speed.sampling  # without the comparison
+
+
+def test_one_process_of_a_pool_compares_for_all(
+    tmp_path: Path, settings: dict[str, Any], samplers: list[Diffusion]
+) -> None:
+    """The others make no second model; what is lost after the comparison does not repeat it."""
+    pool = InlinePool(lose={"generate 0 0": 1})
+    stages(tmp_path, change(settings, engine="eager", guidance_interval=[0.0, 0.5], batch_size=2), pool)
+    found = GenerationSummary.load(tmp_path / "generation.json").comparison
+    assert found is not None
+    assert (found.shortcuts, found.images) == ({"guidance_interval": [0.0, 0.5]}, 4)  # as many as its range has
+    assert len(samplers) == 4 + 1
+    assert {file.name for file in (tmp_path / "synthetic").iterdir()} == {"images", "job.json", "manifest.jsonl"}
 
 
 def test_the_batch_size_is_found_before_the_first_image(

@@ -113,7 +113,7 @@ def test_ranges_in_other_processes(whole: Path, tmp_path: Path) -> None:
             for _ in range(2):  # the second finds all of it
                 make_range(
                     tmp_path, chosen, SIZE, shard, attempt, part, missing,
-                    lambda: NoiseSampler(change=often_alike),
+                    lambda: (NoiseSampler(change=often_alike), None),
                 )  # fmt: skip
 
     job.run(NoiseSampler, elsewhere=elsewhere)
