@@ -207,7 +207,11 @@ def read_part(file: File, start: int, size: int) -> bytes:
         return file.read(start, size)
     with file.open("rb", buffering=0) as stream:
         stream.seek(start)
-        return stream.read(size)
+        parts = []
+        while size and (part := stream.read(size)):  # the system reads 2 GiB at a time, or less
+            parts.append(part)
+            size -= len(part)
+        return b"".join(parts)
 
 
 def files_in(root: Path | Storage) -> dict[str, Status]:

@@ -14,7 +14,7 @@ from fsspec.implementations.memory import MemoryFileSystem
 
 from aimfair.base import storage as storage_module
 from aimfair.base.interrupt import Interrupt, Interrupted
-from aimfair.base.storage import Storage, StorageError, local
+from aimfair.base.storage import Storage, StorageError, local, read_part
 
 URL = "memory://bucket/photos"
 
@@ -209,3 +209,17 @@ def test_names_that_lead_out_of_the_folder_are_refused(monkeypatch: pytest.Monke
     monkeypatch.setattr(MemoryFileSystem, "find", lambda *_, **__: {name: {"size": 1, "name": name}})
     with pytest.raises(StorageError, match=r"found a file '../../x', expected names inside the folder"):
         local(URL)
+
+
+def test_a_part_is_whole_though_the_system_reads_less_at_a_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Slow(io.FileIO):
+        def read(self, size: int = -1) -> bytes:
+            return super().read(min(size, 3))
+
+    path = tmp_path / "file"
+    path.write_bytes(bytes(range(20)))
+    monkeypatch.setattr(Path, "open", lambda self, *_, **__: Slow(self))
+    assert read_part(path, 2, 11) == bytes(range(2, 13))
+    assert read_part(path, 15, 11) == bytes(range(15, 20))  # up to its end
