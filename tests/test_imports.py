@@ -58,7 +58,7 @@ def test_every_folder_has_a_layer():
         ("diffusers", {"diffusion/load.py", "generation/filters/safety.py"}),
         ("openai", {"prompts/providers/endpoint.py"}),
         ("onnxruntime", {"diffusion/engines/onnx_runtime.py", "diffusion/engines/quantize.py"}),
-        ("onnx", {"diffusion/engines/quantize.py"}),
+        ("onnx", {"diffusion/engines/quantize.py", "generation/filters/onnx_file.py"}),
         ("onnxscript", set()),
         ("sklearn", {"data/digits.py"}),
         ("jinja2", {"report/template.py"}),

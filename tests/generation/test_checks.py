@@ -107,6 +107,42 @@ def test_labels_that_an_image_can_have_several_of(tmp_path: Path) -> None:
         Attributes(settings(target={**check, "labels": [["smile"], ["red"]]}), PROMPTS, CPU)
 
 
+@pytest.mark.parametrize("operations", [["Softmax"], ["Softmax", "Identity"], ["Exp", "shares"]])
+def test_a_classifier_that_gives_probabilities(tmp_path: Path, operations: list[str]) -> None:
+    """The same decisions as of its logits."""
+    nodes = [helper.make_node("GlobalAveragePool", ["x"], ["m"]), helper.make_node("Flatten", ["m"], ["0"])]
+    for number, operation in enumerate(operations):
+        here, there = f"{number}", f"{number + 1}"
+        if operation == "shares":
+            nodes += [helper.make_node("ReduceSum", [here, "axis"], ["sum"])]
+            nodes += [helper.make_node("Div", [here, "sum"], [there])]
+        else:
+            nodes.append(helper.make_node(operation, [here], [there]))
+    model = onnx_file(tmp_path / "a.onnx", nodes, [f"{len(operations)}"], (1, 3, "H", "W"), axis=np.array([1]))
+    (tmp_path / "preprocessor_config.json").write_text('{"image_mean": [0, 0, 0], "image_std": [1, 1, 1]}')
+    image = flat((255, 0, 51))  # logits 1, 0 and 0.2
+    share = np.exp(1) / (np.exp(1) + 1 + np.exp(0.2))
+    for least, expected in ((share - 1e-3, None), (share + 1e-3, "shows_y_unclear")):
+        check = {"model": str(model), "labels": [["0"], ["1", "2"]], "least": least}
+        assert Attributes(settings(target=check), PROMPTS, CPU).reasons(image, [(0, 0)]) == [expected]
+
+
+def test_a_classifier_that_gives_a_probability_for_each_label(tmp_path: Path) -> None:
+    nodes = [helper.make_node("GlobalAveragePool", ["x"], ["m"]), helper.make_node("Flatten", ["m"], ["logits"])]
+    nodes.append(helper.make_node("Sigmoid", ["logits"], ["y"]))
+    model = onnx_file(tmp_path / "a.onnx", nodes, ["y"], (1, 3, "H", "W"))
+    (tmp_path / "preprocessor_config.json").write_text('{"image_mean": [0, 0, 0], "image_std": [0.2, 0.2, 0.2]}')
+    image = flat((102, 0, 0))  # a logit of 2
+    share = 1 / (1 + np.exp(-2))
+    for labels, least, expected in (
+        ([["0"], ["!0"]], share - 1e-3, None),
+        ([["0"], ["!0"]], share + 1e-3, "shows_y_unclear"),
+        ([["!0"], ["0"]], 0.0, "shows_y1"),
+    ):
+        check = {"model": str(model), "labels": labels, "least": least}
+        assert Attributes(settings(target=check), PROMPTS, CPU).reasons(image, [(0, 0)]) == [expected]
+
+
 @pytest.fixture(scope="module")
 def vit(tmp_path_factory: pytest.TempPathFactory) -> Path:
     import transformers
@@ -430,3 +466,25 @@ def test_what_tells_the_checks_apart(tmp_path: Path, functions: None) -> None:
     assert filter_facts(settings(target={**check, "least": 0.5}), PROMPTS, tmp_path)["target"]["least"] == 0.5
     yunet(detector)
     assert filter_facts(settings(**filters), PROMPTS, tmp_path)["faces"] != facts["faces"]
+
+
+@pytest.mark.parametrize("inner", [False, True], ids=["of the graph", "of a constant"])
+def test_weights_beside_an_onnx_file_tell_checks_apart(tmp_path: Path, inner: bool) -> None:
+    """Whatever their name, and wherever they are."""
+    path, weights = tmp_path / "a.onnx", numpy_helper.from_array(np.arange(64, dtype=np.float32), "w")
+    value = helper.make_node("Constant", [], ["w"], value=weights) if inner else None
+    graph = helper.make_graph([value] if value else [], "graph", [], [], [] if value else [weights])
+    model = helper.make_model(graph)
+    onnx.save(
+        model, path, save_as_external_data=True, location="some weights [1]", size_threshold=0, convert_attribute=True
+    )
+    filters = {
+        "faces": {"model": str(path)},
+        "target": {"model": str(path), "labels": [["0"], ["1"]]},
+    }
+    before = filter_facts(settings(**filters), PROMPTS, tmp_path)
+    assert before == filter_facts(settings(**filters), PROMPTS, tmp_path)
+    (tmp_path / "some weights [1]").write_bytes(bytes(256))
+    after = filter_facts(settings(**filters), PROMPTS, tmp_path)
+    assert before["faces"]["model"] != after["faces"]["model"]
+    assert before["target"]["model"] != after["target"]["model"]

@@ -7,11 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from aimfair.base.errors import AimfairError, one_line, prefixed
+from aimfair.base.errors import AimfairError
 from aimfair.base.interrupt import NEVER, Interrupt
 from aimfair.base.libraries import optional
 from aimfair.base.log import NOWHERE, Log
@@ -56,7 +55,7 @@ class OnnxRuntime:
         self._pieces = {part.name: _piece(part) if device.type == "cpu" else 0 for part in parts}
         """Images of a chunk. Several: a chunk per thread; 1: all threads share an image; 0: the whole batch at once."""
         self._sessions = {
-            part.name: _session(path_of(folder, part.name), device, 1 if self._pieces[part.name] > 1 else self._threads)
+            part.name: session(path_of(folder, part.name), device, 1 if self._pieces[part.name] > 1 else self._threads)
             for part in parts
         }
         self._pool = ThreadPoolExecutor(self._threads, thread_name_prefix=NAME)
@@ -158,56 +157,20 @@ def open_file(path: Path) -> Callable[[Tensor], Tensor]:
     Raises:
         AimfairError: onnxruntime is missing, or cannot read the file.
     """
-    session = _session(path, torch.device("cpu"), torch.get_num_threads())
-    name = session.get_inputs()[0].name
-    return lambda batch: torch.from_numpy(session.run(None, {name: batch.contiguous().numpy()})[0])
+    opened = session(path, torch.device("cpu"), torch.get_num_threads())
+    name = opened.get_inputs()[0].name
+    return lambda batch: torch.from_numpy(opened.run(None, {name: batch.contiguous().numpy()})[0])
 
 
-class ImageFile:
-    """A file that takes images one by one, on the CPU, such as a classifier or a detector.
+def session(path: Path, device: torch.device, threads: int, purpose: str = _ENGINE) -> Any:
+    """An InferenceSession of a file.
 
     Args:
-        key: the setting that names the file, for errors.
-
-    Attributes:
-        outputs: their names.
-        size: (H, W); None: any.
+        purpose: what needs it, for errors.
 
     Raises:
-        AimfairError: onnxruntime is missing, cannot read the file, or it takes something else.
+        AimfairError: onnxruntime is missing, cannot use the device, or cannot read the file.
     """
-
-    def __init__(self, key: str, path: Path):
-        self._where = f"{key}: {path}"
-        if not path.is_file():
-            raise AimfairError(f"{self._where}: there is no such file, expected an ONNX model")
-        with prefixed(key):
-            self._session = _session(path, torch.device("cpu"), torch.get_num_threads(), key)
-        inputs = self._session.get_inputs()
-        batch, channels, *size = inputs[0].shape if inputs and len(inputs[0].shape) == 4 else (0, 0)
-        fits = all(not isinstance(found, int) or found == wanted for found, wanted in ((batch, 1), (channels, 3)))
-        if len(inputs) != 1 or inputs[0].type != "tensor(float)" or not fits:
-            found = ", ".join(f"{one.name} {one.type} {one.shape}" for one in inputs) or "none"
-            raise AimfairError(f"{self._where}: inputs {found}; expected one, tensor(float) [1, 3, H, W]")
-        self._input = inputs[0].name
-        self.outputs: list[str] = [one.name for one in self._session.get_outputs()]
-        self.size: tuple[int, int] | None = (size[0], size[1]) if all(isinstance(one, int) for one in size) else None
-
-    def run(self, image: Tensor) -> list[npt.NDArray[Any]]:
-        """The outputs for an image, float32 [3, H, W].
-
-        Raises:
-            AimfairError: onnxruntime fails.
-        """
-        try:
-            found: list[npt.NDArray[Any]] = self._session.run(None, {self._input: image[None].contiguous().numpy()})
-        except Exception as error:  # onnxruntime has one error class for all runtime failures
-            size = f"{image.shape[2]} x {image.shape[1]}"
-            raise AimfairError(f"{self._where}: fails on an image of {size} pixels: {one_line(error)}") from error
-        return found
-
-
-def _session(path: Path, device: torch.device, threads: int, purpose: str = _ENGINE) -> Any:
     library, provider = _library(purpose), _PROVIDERS[device.type]
     options = library.SessionOptions()
     options.log_severity_level = 3  # errors
@@ -215,7 +178,7 @@ def _session(path: Path, device: torch.device, threads: int, purpose: str = _ENG
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     place = {"device_id": device.index or 0, "use_tf32": "0"} if device.type == "cuda" else {}
     try:
-        session = library.InferenceSession(path, options, providers=[(provider, place)])
+        opened = library.InferenceSession(path, options, providers=[(provider, place)])
     except Exception as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         without = " or do without (--generate.engine eager; when exporting, --no-onnx)" if purpose == _ENGINE else ""
@@ -223,12 +186,12 @@ def _session(path: Path, device: torch.device, threads: int, purpose: str = _ENG
             f"{path}: onnxruntime {library.__version__} cannot load it: {reason}; try another version (pip"
             f" install --upgrade onnxruntime){without}"
         ) from error
-    if (found := session.get_providers()[0]) != provider:  # it falls back silently
+    if (found := opened.get_providers()[0]) != provider:  # it falls back silently
         raise AimfairError(
             f"onnxruntime {library.__version__} cannot use {provider} and fell back to {found}; use --device cpu, or"
             " install the CUDA libraries that it needs: pip install --upgrade 'onnxruntime-gpu[cuda,cudnn]'"
         )
-    return session
+    return opened
 
 
 def _memory(tensor: Tensor) -> tuple[str, int, type, tuple[int, ...], int]:

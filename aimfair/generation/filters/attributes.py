@@ -105,11 +105,13 @@ class _Labels:
 
     def probabilities(self, images: npt.NDArray[np.uint8]) -> Tensor:
         """[B, values], on the CPU: the sum of those of its labels, or the largest if an image can have several."""
-        logits = self._classifier.logits(images)
+        numbers, done = self._classifier.numbers(images), self._classifier.probabilities
         if self._classifier.several:
-            signed = [[logits[:, column] * sign for column, sign in of_value] for of_value in self._columns]
-            return torch.stack([torch.stack(of_value, 1).sigmoid().amax(1) for of_value in signed], 1)
-        shares = logits.softmax(1)
+            present = numbers if done else numbers.sigmoid()
+            absent = 1 - numbers if done else (-numbers).sigmoid()  # not of the former, which rounds to 1
+            signed = [[(present if sign > 0 else absent)[:, column] for column, sign in one] for one in self._columns]
+            return torch.stack([torch.stack(of_value, 1).amax(1) for of_value in signed], 1)
+        shares = numbers if done else numbers.softmax(1)
         return torch.stack([shares[:, [column for column, _ in of_value]].sum(1) for of_value in self._columns], 1)
 
 

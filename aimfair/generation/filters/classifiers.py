@@ -13,8 +13,9 @@ from aimfair.base.checked_weights import load_model
 from aimfair.base.errors import AimfairError, one_line
 from aimfair.base.memory import MicroBatch, pieces
 from aimfair.base.os_errors import of_the_machine
-from aimfair.diffusion.engines.onnx_runtime import ImageFile
 from aimfair.diffusion.model import diffusion_libraries, digest_of_files, from_hub
+from aimfair.generation.filters import onnx_file
+from aimfair.generation.filters.onnx_file import ImageFile
 from aimfair.generation.filters.towers import CLASSES, READ, Towers, View, model_config
 
 _MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet, which most ONNX classifiers were trained with
@@ -27,13 +28,15 @@ class Classifier(Protocol):
 
     Attributes:
         labels: K names.
-        several: whether an image can have several labels: the numbers are logits of each on its own.
+        several: whether an image can have several labels: the numbers are of each on its own.
+        probabilities: whether the numbers are probabilities; else they are logits, or a score.
     """
 
     labels: tuple[str, ...]
     several: bool
+    probabilities: bool
 
-    def logits(self, images: npt.NDArray[np.uint8]) -> Tensor:
+    def numbers(self, images: npt.NDArray[np.uint8]) -> Tensor:
         """float32 [B, K], on the CPU, of uint8 [B, H, W, 3]."""
 
 
@@ -64,7 +67,7 @@ def fingerprint(path: Path) -> str:
     """SHA-256 of the files that are read."""
     if path.suffix != ".onnx":
         return digest_of_files(path, READ)
-    return digest_of_files(path.parent, [path.name, f"{path.name}.data", f"{path.name}_data", *_BESIDE])
+    return onnx_file.fingerprint(path, *_BESIDE)
 
 
 _BESIDE = ("config.json", "preprocessor_config.json")  # of an ONNX file: names of the labels, mean and deviation
@@ -115,10 +118,11 @@ class FolderClassifier:
         names = self._model.config.id2label
         self.labels = tuple(str(names[number]) for number in range(len(names)))
         self.several = self._model.config.problem_type == _SEVERAL or len(self.labels) == 1
+        self.probabilities = False
         self._device, self._fitting = device, MicroBatch(64)
 
     @torch.inference_mode()
-    def logits(self, images: npt.NDArray[np.uint8]) -> Tensor:
+    def numbers(self, images: npt.NDArray[np.uint8]) -> Tensor:
         """See :class:`Classifier`."""
         return self._fitting.attempt(
             lambda size: torch.cat([self._logits(images[part]) for part in pieces(len(images), size)])
@@ -131,10 +135,12 @@ class FolderClassifier:
 
 
 class OnnxClassifier:
-    """An ONNX file with one output of logits [1, K]. See :class:`Classifier`.
+    """An ONNX file with one output [1, K]: logits or probabilities. See :class:`Classifier`.
 
-    config.json beside it gives the labels, else they are their numbers; preprocessor_config.json mean and deviation,
-    else they are ImageNet's. Images are resized to the size that the file takes, or to 224 x 224.
+    They are probabilities if the last operation is Softmax or Sigmoid, or if they add up to 1; with Sigmoid an image
+    can have several labels. config.json beside it gives the labels, else they are their numbers;
+    preprocessor_config.json mean and deviation, else they are ImageNet's. Images are resized to the size that the file
+    takes, or to 224 x 224.
 
     Args:
         key: the setting that names the file, for errors.
@@ -147,22 +153,33 @@ class OnnxClassifier:
         self._file = ImageFile(key, path)
         where = f"{key}: {path}"
         if len(self._file.outputs) != 1:
-            raise AimfairError(f"{where}: outputs {', '.join(self._file.outputs)}; expected one, logits [1, K]")
+            raise AimfairError(
+                f"{where}: outputs {', '.join(self._file.outputs)}; expected one, [1, K], of logits or probabilities"
+            )
         self._view = View(key, path.parent, self._file.size or (_SIZE, _SIZE), torch.device("cpu"), _MEAN, _STD)
         probe = self._file.run(torch.zeros(3, *(self._file.size or (_SIZE, _SIZE))))[0]
         if probe.ndim != 2 or len(probe) != 1:
-            raise AimfairError(f"{where}: an output of shape {list(probe.shape)}, expected logits [1, K]")
+            raise AimfairError(
+                f"{where}: an output of shape {list(probe.shape)}, expected [1, K], of logits or probabilities"
+            )
         config = model_config(key, path.parent) if (path.parent / _BESIDE[0]).is_file() else {}
         names = config.get("id2label") or {str(number): str(number) for number in range(probe.shape[1])}
         if len(names) != probe.shape[1]:
-            raise AimfairError(f"{where}: {probe.shape[1]} logits, and {len(names)} labels in config.json beside it")
+            raise AimfairError(f"{where}: {probe.shape[1]} numbers, and {len(names)} labels in config.json beside it")
         self.labels = tuple(str(name) for _, name in sorted(names.items(), key=lambda pair: int(pair[0])))
-        self.several = config.get("problem_type") == _SEVERAL or len(self.labels) == 1
+        last = onnx_file.last_operation(path)
+        self.several = last == "Sigmoid" or config.get("problem_type") == _SEVERAL or len(self.labels) == 1
+        self.probabilities = last in ("Softmax", "Sigmoid") or (not self.several and _shares(probe))
 
-    def logits(self, images: npt.NDArray[np.uint8]) -> Tensor:
+    def numbers(self, images: npt.NDArray[np.uint8]) -> Tensor:
         """See :class:`Classifier`."""
         pixels = self._view(images)
         return torch.from_numpy(np.concatenate([self._file.run(one)[0] for one in pixels])).float()
+
+
+def _shares(numbers: npt.NDArray[Any]) -> bool:
+    """Whether they are those of a softmax that is made of other operations."""
+    return bool((numbers >= 0).all() and abs(numbers.sum() - 1) < 1e-3)
 
 
 def columns(key: str, classifier: Classifier, labels: Sequence[Sequence[str]]) -> list[list[tuple[int, int]]]:

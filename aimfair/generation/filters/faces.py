@@ -10,9 +10,8 @@ import torch
 from torch import Tensor
 
 from aimfair.base.errors import AimfairError
-from aimfair.base.files import file_digest
-from aimfair.diffusion.engines.onnx_runtime import ImageFile
 from aimfair.generation.filter_settings import FaceCheck
+from aimfair.generation.filters.onnx_file import ImageFile, fingerprint
 from aimfair.generation.plan import Group
 from aimfair.generation.reasons import NO_FACE, SEVERAL_FACES
 
@@ -31,7 +30,7 @@ def facts(check: FaceCheck) -> dict[str, Any]:
     """
     if not check.model.is_file():
         raise AimfairError(f"{_KEY}.model: {check.model}: there is no such file, expected an ONNX model")
-    return {"model": file_digest(check.model), **check.model_dump(exclude={"model"})}
+    return {"model": fingerprint(check.model), **check.model_dump(exclude={"model"})}
 
 
 class Faces:

@@ -101,4 +101,4 @@ def _preference(towers: Towers, texts: Sequence[str]) -> _Measure:
 def _output(path: Path, model: Classifier) -> _Measure:
     if len(model.labels) != 1:
         raise AimfairError(f"{_KEY}: {path}: {len(model.labels)} numbers for an image, expected one, its score")
-    return lambda images, groups: np.asarray(model.logits(images)[:, 0], dtype=np.float64)
+    return lambda images, groups: np.asarray(model.numbers(images)[:, 0], dtype=np.float64)
