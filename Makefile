@@ -44,7 +44,8 @@ $(VENV)/.torch:
 # Not isolated: the extension is compiled against the torch that is installed.
 $(VENV)/.built: $(VENV)/.torch $(SOURCES)
 	$(BIN)/pip install --quiet uv
-	$(UV) pip install --quiet "scikit-build-core[wheel-free-setuptools]>=0.11" "setuptools>=70.1" "pybind11>=2.13" ninja cmake
+	$(UV) pip install --quiet "scikit-build-core[wheel-free-setuptools]>=0.11" "setuptools>=70.1" ninja cmake
+	rm -f aimfair/_C*.so
 	$(IN_VENV) $(UV) pip install --quiet --no-build-isolation --editable ".[dev]"
 	touch $@
 
@@ -82,7 +83,7 @@ test-sanitized: build
 test-emulated: build
 	PATH="$(CURDIR)/$(BIN):$$PATH" && cmake -S . -B $(EMULATED)/cmake -G Ninja --log-level=WARNING \
 	    -DCMAKE_INSTALL_MESSAGE=NEVER -DAIMFAIR_PYTHON=ON -DAIMFAIR_EMULATE_CUDA=ON -DAIMFAIR_SANITIZE=address,undefined \
-	    -DPython_EXECUTABLE="$(CURDIR)/$(BIN)/python" -Dpybind11_DIR="$$(python -m pybind11 --cmakedir)" && \
+	    -DPython_EXECUTABLE="$(CURDIR)/$(BIN)/python" && \
 	    cmake --build $(EMULATED)/cmake
 	rm -rf $(EMULATED)/aimfair $(EMULATED)/tests
 	cp -r aimfair tests conftest.py pyproject.toml $(EMULATED)

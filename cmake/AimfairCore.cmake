@@ -20,9 +20,12 @@ add_library(
   csrc/cpu/topk_segments.cpp
   csrc/cpu/topk_units.cpp)
 add_library(aimfair::aimfair ALIAS aimfair)
+set(aimfair_generated "${CMAKE_CURRENT_BINARY_DIR}/include")
+configure_file(csrc/include/aimfair/version.h.in "${aimfair_generated}/aimfair/version.h" @ONLY)
 target_include_directories(
   aimfair
-  PUBLIC $<BUILD_INTERFACE:${CMAKE_CURRENT_SOURCE_DIR}/csrc/include> $<INSTALL_INTERFACE:include>
+  PUBLIC $<BUILD_INTERFACE:${CMAKE_CURRENT_SOURCE_DIR}/csrc/include> $<BUILD_INTERFACE:${aimfair_generated}>
+         $<INSTALL_INTERFACE:include>
   PRIVATE csrc)
 target_compile_features(aimfair PUBLIC cxx_std_20)
 target_link_libraries(aimfair PUBLIC OpenMP::OpenMP_CXX PRIVATE $<BUILD_INTERFACE:aimfair_options>)

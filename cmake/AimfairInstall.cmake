@@ -5,7 +5,8 @@ include(CMakePackageConfigHelpers)
 set(package_dir "${CMAKE_INSTALL_LIBDIR}/cmake/aimfair")
 
 install(TARGETS aimfair EXPORT aimfair ARCHIVE DESTINATION ${CMAKE_INSTALL_LIBDIR})
-install(DIRECTORY csrc/include/aimfair DESTINATION ${CMAKE_INSTALL_INCLUDEDIR})
+install(DIRECTORY csrc/include/aimfair "${aimfair_generated}/aimfair" DESTINATION ${CMAKE_INSTALL_INCLUDEDIR}
+        FILES_MATCHING PATTERN "*.h")
 install(EXPORT aimfair NAMESPACE aimfair:: FILE aimfair-targets.cmake DESTINATION ${package_dir})
 configure_package_config_file(cmake/aimfair-config.cmake.in "${CMAKE_CURRENT_BINARY_DIR}/aimfair-config.cmake"
                               INSTALL_DESTINATION ${package_dir})

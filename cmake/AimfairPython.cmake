@@ -1,10 +1,10 @@
-# The extension module aimfair._C, against LibTorch's stable ABI: one binary for torch 2.11 and later.
+# The extension module aimfair._C, against LibTorch's stable ABI and Python's: one binary for torch 2.11 and Python 3.11,
+# and later ones.
 
 find_package(Python REQUIRED COMPONENTS Interpreter Development.Module)
-find_package(pybind11 CONFIG REQUIRED)
 include(AimfairTorch)
 
-pybind11_add_module(
+add_library(
   _C MODULE
   csrc/torch/accumulate.cpp
   csrc/torch/arguments.cpp
@@ -14,7 +14,12 @@ pybind11_add_module(
   csrc/torch/schemas.cpp
   csrc/torch/step.cpp
   csrc/torch/topk.cpp)
-target_link_libraries(_C PRIVATE aimfair aimfair_options aimfair_torch ${CMAKE_DL_LIBS})
+set_target_properties(_C PROPERTIES PREFIX "" SUFFIX ".abi3.so" VISIBILITY_INLINES_HIDDEN ON)
+target_compile_definitions(_C PRIVATE Py_LIMITED_API=0x030B0000)
+target_link_libraries(_C PRIVATE aimfair aimfair_options aimfair_torch Python::Module ${CMAKE_DL_LIBS})
+if(NOT AIMFAIR_SANITIZE)
+  target_link_options(_C PRIVATE $<$<CONFIG:Release>:-Wl,-s>)  # no symbol table: a tenth of the size
+endif()
 if(AIMFAIR_EMULATE_CUDA)
   target_include_directories(_C PRIVATE "${aimfair_emulator}/include")
   target_compile_definitions(_C PRIVATE AIMFAIR_EMULATED)

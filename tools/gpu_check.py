@@ -23,7 +23,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import sysconfig
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
@@ -37,7 +36,7 @@ GRAPHS = ROOT / "tests" / "cuda" / "test_graphs.py"
 ENGINES = ROOT / "tests" / "cuda" / "test_engines.py"
 SAME_BITS = ROOT / "tests" / "cuda" / "test_same_bits.py"
 
-EXTENSION = ROOT / "aimfair" / f"_C{sysconfig.get_config_var('EXT_SUFFIX')}"
+EXTENSION = ROOT / "aimfair" / "_C.abi3.so"
 
 SANITIZED = (
     "accumulate-torch.bfloat16", "select-normal", "select-few_values", "count_keys-difference",
@@ -218,7 +217,7 @@ def phases(out: Path, architecture: str) -> list[list[Step]]:
     others = [str(path) for path in sorted(GRAPHS.parent.glob("test_*.py")) if path not in elsewhere]
     only_ours = ("--kernel-regex", "kns=7aimfair4cuda")  # a part of the mangled name
     extension = [
-        *cmake(ROOT, "python", "-DAIMFAIR_PYTHON=ON", f"-DPython_EXECUTABLE={python}", *pybind11(), *cuda),
+        *cmake(ROOT, "python", "-DAIMFAIR_PYTHON=ON", f"-DPython_EXECUTABLE={python}", *cuda),
         ("cmake", "--install", str(BUILD / "python"), "--prefix", str(ROOT)),
     ]
     example = [
@@ -277,14 +276,6 @@ def _dry(step: Step) -> Step:
         at = collect.index("--device")
         del collect[at : at + 2]
     return replace(step, commands=[[*collect, "--collect-only"]], kind="command")
-
-
-def pybind11() -> list[str]:
-    """The setting with which CMake finds it, if Python has it; else CMake says that it is missing."""
-    found = subprocess.run(
-        [sys.executable, "-m", "pybind11", "--cmakedir"], capture_output=True, text=True, check=False
-    )
-    return [f"-Dpybind11_DIR={found.stdout.strip()}"] if found.returncode == 0 else []
 
 
 def facts_of_the_machine() -> str:

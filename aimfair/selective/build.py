@@ -2,9 +2,7 @@
 
 from typing import TypedDict
 
-import torch  # noqa: F401 (its libraries must be loaded before the extension)
-
-from aimfair import _C
+from aimfair.selective.extension import _C
 
 
 class BuildInfo(TypedDict):

@@ -25,7 +25,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-import aimfair._C  # noqa: F401 (registers the operators)
+import aimfair.selective.extension  # noqa: F401 (registers the operators)
 from aimfair.selective.layout import first_blocks as first_blocks_of
 from aimfair.selective.score import Score
 

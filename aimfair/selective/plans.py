@@ -7,8 +7,8 @@ from typing import Generic, TypeVar
 import torch
 from torch import Tensor
 
-from aimfair._C import PlanMemory
 from aimfair.selective import ops
+from aimfair.selective.extension import _C
 from aimfair.selective.ops import Plan
 from aimfair.selective.streams import is_capturing, stream_of
 
@@ -18,7 +18,7 @@ P = TypeVar("P", bound=Plan)
 @dataclass(frozen=True)
 class _Kept(Generic[P]):
     plan: P
-    memory: PlanMemory
+    memory: _C.PlanMemory
     options: Hashable
     stream: int
 
@@ -88,6 +88,6 @@ class PlanCache(Generic[P]):
 
         The plan is valid on the current stream only: its memory, once freed, is used again in the order of the stream.
         """
-        memory = PlanMemory(lists, grads, writes_grads)
+        memory = _C.PlanMemory(lists, grads, writes_grads)
         self._last = _Kept(plan, memory, options, stream_of(self._device))
         return plan

@@ -1,7 +1,5 @@
 #include "plan_memory.h"
 
-#include <pybind11/gil_safe_call_once.h>
-
 #include <algorithm>
 #include <stdexcept>
 
@@ -29,25 +27,25 @@ struct DLPackExchangeAPI {
 };
 
 struct Torch {
-  PyTypeObject* tensor;
-  const DLPackExchangeAPI* dlpack;
+  PyTypeObject* tensor = nullptr;
+  const DLPackExchangeAPI* dlpack = nullptr;
 };
 
+// Guarded by the GIL, which the import may give away: then another thread finds the same.
 const Torch& torch() {
-  PYBIND11_CONSTINIT static pybind11::gil_safe_call_once_and_store<Torch> found;
-  return found
-      .call_once_and_store_result([] {
-        const pybind11::object tensor = pybind11::module_::import("torch").attr("Tensor");
-        const pybind11::object capsule = tensor.attr("__dlpack_c_exchange_api__");
-        const auto* api =
-            static_cast<const DLPackExchangeAPI*>(PyCapsule_GetPointer(capsule.ptr(), "dlpack_exchange_api"));
-        if (!api) throw pybind11::error_already_set();
-        if (api->major != 1 || !api->tensor_from_object) {
-          throw std::runtime_error("aimfair: this torch has another version of DLPack than 1");
-        }
-        return Torch{reinterpret_cast<PyTypeObject*>(tensor.ptr()), api};
-      })
-      .get_stored();
+  static Torch found;
+  if (!found.tensor) {
+    const Owned module = owned(PyImport_ImportModule("torch"));
+    Owned tensor = owned(PyObject_GetAttrString(module.get(), "Tensor"));
+    const Owned capsule = owned(PyObject_GetAttrString(tensor.get(), "__dlpack_c_exchange_api__"));
+    const auto* api = static_cast<const DLPackExchangeAPI*>(PyCapsule_GetPointer(capsule.get(), "dlpack_exchange_api"));
+    if (!api) throw PythonError{};
+    if (api->major != 1 || !api->tensor_from_object) {
+      throw std::runtime_error("aimfair: this torch has another version of DLPack than 1");
+    }
+    found = {reinterpret_cast<PyTypeObject*>(tensor.release()), api};
+  }
+  return found;
 }
 
 bool is_contiguous(const DLTensor& tensor) {
@@ -78,20 +76,28 @@ bool find(const Torch& torch, PyObject* object, Place* place) {
   return true;
 }
 
+Py_ssize_t length_of(PyObject* list) {
+  const Py_ssize_t length = PyList_Size(list);
+  if (length < 0) throw PythonError{};
+  return length;
+}
+
 // Calls use(place of the tensor) for each entry of a list, until it returns false; false if one did or is no tensor.
 template <class Use>
 bool for_each_place(const Torch& torch, PyObject* list, const Use& use) {
-  for (Py_ssize_t i = 0; i < PyList_GET_SIZE(list); i++) {
+  const Py_ssize_t length = length_of(list);
+  for (Py_ssize_t i = 0; i < length; i++) {
     Place place;
-    if (!find(torch, PyList_GET_ITEM(list, i), &place) || !use(place)) return false;
+    if (!find(torch, PyList_GetItem(list, i), &place) || !use(place)) return false;
   }
   return true;
 }
 
 template <class Use>
-bool for_each_place_of(const Torch& torch, const pybind11::list& lists, const Use& use) {
-  for (const pybind11::handle list : lists) {
-    if (!PyList_Check(list.ptr()) || !for_each_place(torch, list.ptr(), use)) return false;
+bool for_each_place_of(const Torch& torch, PyObject* lists, const Use& use) {
+  for (Py_ssize_t i = 0; i < length_of(lists); i++) {
+    PyObject* list = PyList_GetItem(lists, i);
+    if (!PyList_Check(list) || !for_each_place(torch, list, use)) return false;
   }
   return true;
 }
@@ -114,16 +120,16 @@ bool overlap(const std::vector<Place>& places) {
 
 }  // namespace
 
-PlanMemory::PlanMemory(const pybind11::list& lists, const pybind11::list& grads, bool writes_grads)
-    : writes_grads_(writes_grads) {
+PlanMemory::PlanMemory(PyObject* lists, PyObject* grads, bool writes_grads) : writes_grads_(writes_grads) {
   const auto into = [](std::vector<Place>& places) {
     return [&places](const Place& place) {
       places.push_back(place);
       return true;
     };
   };
-  if (!for_each_place_of(torch(), lists, into(places_)) || !for_each_place(torch(), grads.ptr(), into(grads_))) {
-    throw pybind11::type_error("a plan is made of lists of strided tensors");
+  if (!for_each_place_of(torch(), lists, into(places_)) || !for_each_place(torch(), grads, into(grads_))) {
+    PyErr_SetString(PyExc_TypeError, "a plan is made of lists of strided tensors");
+    throw PythonError{};
   }
   written_ = by_address(places_);
 }
@@ -138,31 +144,102 @@ bool PlanMemory::is_written(const Place& place) const {
   return false;
 }
 
-bool PlanMemory::holds(const pybind11::list& lists) const {
+bool PlanMemory::holds(PyObject* lists) const {
   auto at = places_.begin();
   return for_each_place_of(torch(), lists, [&](const Place& place) { return at != places_.end() && *at++ == place; }) &&
          at == places_.end();
 }
 
-pybind11::object PlanMemory::moved_grads(const pybind11::list& grads) {
-  if (static_cast<size_t>(PyList_GET_SIZE(grads.ptr())) != grads_.size()) return pybind11::none();
+std::optional<std::vector<uintptr_t>> PlanMemory::moved_grads(PyObject* grads) {
+  if (static_cast<size_t>(length_of(grads)) != grads_.size()) return std::nullopt;
   std::vector<Place> found;
   found.reserve(grads_.size());
   bool moved = false;
-  const bool usable = for_each_place(torch(), grads.ptr(), [&](const Place& place) {
+  const bool usable = for_each_place(torch(), grads, [&](const Place& place) {
     const Place& before = grads_[found.size()];
     found.push_back(place);
     if (place == before) return true;
     moved = true;
     return place.differs_only_in_address(before) && !is_written(place);
   });
-  if (!usable || (moved && writes_grads_ && overlap(by_address(found)))) return pybind11::none();
-  pybind11::list addresses;
+  if (!usable || (moved && writes_grads_ && overlap(by_address(found)))) return std::nullopt;
+  std::vector<uintptr_t> addresses;
   if (moved) {
     grads_ = found;
-    for (const Place& grad : grads_) addresses.append(grad.address);
+    for (const Place& grad : grads_) addresses.push_back(grad.address);
   }
   return addresses;
+}
+
+// -- the class in Python ----------------------------------------------------------------------------------------------
+
+namespace {
+
+struct Instance {
+  PyObject base;
+  PlanMemory* memory;
+};
+
+PlanMemory& memory_of(PyObject* self) { return *reinterpret_cast<Instance*>(self)->memory; }
+
+PyObject* make(PyTypeObject* type, PyObject* arguments, PyObject* keywords) {
+  return guarded([&] {
+    const char* names[] = {"lists", "grads", "writes_grads", nullptr};
+    PyObject *lists, *grads;
+    int writes_grads = 0;
+    if (!PyArg_ParseTupleAndKeywords(arguments, keywords, "O!O!|p:PlanMemory", const_cast<char**>(names), &PyList_Type,
+                                     &lists, &PyList_Type, &grads, &writes_grads)) {
+      throw PythonError{};
+    }
+    auto memory = std::make_unique<PlanMemory>(lists, grads, writes_grads != 0);
+    const auto allocate = reinterpret_cast<allocfunc>(PyType_GetSlot(type, Py_tp_alloc));
+    Owned self = owned(allocate(type, 0));
+    reinterpret_cast<Instance*>(self.get())->memory = memory.release();
+    return self;
+  });
+}
+
+void destroy(PyObject* self) {
+  PyTypeObject* type = Py_TYPE(self);
+  delete reinterpret_cast<Instance*>(self)->memory;
+  reinterpret_cast<freefunc>(PyType_GetSlot(type, Py_tp_free))(self);
+  Py_DecRef(reinterpret_cast<PyObject*>(type));
+}
+
+PyObject* holds(PyObject* self, PyObject* lists) {
+  return guarded([&] { return owned(PyBool_FromLong(memory_of(self).holds(lists))); });
+}
+
+PyObject* moved_grads(PyObject* self, PyObject* grads) {
+  return guarded([&] {
+    const auto addresses = memory_of(self).moved_grads(grads);
+    if (!addresses) return none();
+    Owned list = owned(PyList_New(static_cast<Py_ssize_t>(addresses->size())));
+    for (size_t i = 0; i < addresses->size(); i++) {
+      check(
+          PyList_SetItem(list.get(), static_cast<Py_ssize_t>(i), owned(PyLong_FromSize_t((*addresses)[i])).release()));
+    }
+    return list;
+  });
+}
+
+}  // namespace
+
+void add_plan_memory(PyObject* module) {
+  static PyMethodDef methods[] = {
+      {"holds", holds, METH_O, nullptr},
+      {"moved_grads", moved_grads, METH_O, nullptr},
+      {nullptr, nullptr, 0, nullptr},
+  };
+  PyType_Slot slots[] = {
+      {Py_tp_new, reinterpret_cast<void*>(make)},
+      {Py_tp_dealloc, reinterpret_cast<void*>(destroy)},
+      {Py_tp_methods, methods},
+      {0, nullptr},
+  };
+  PyType_Spec spec = {"aimfair._C.PlanMemory", sizeof(Instance), 0, Py_TPFLAGS_DEFAULT, slots};
+  const Owned type = owned(PyType_FromSpec(&spec));
+  check(PyModule_AddObjectRef(module, "PlanMemory", type.get()));
 }
 
 }  // namespace aimfair::python

@@ -1,9 +1,10 @@
 #pragma once
 
-#include <pybind11/pybind11.h>
-
 #include <cstdint>
+#include <optional>
 #include <vector>
+
+#include "python_abi.h"
 
 namespace aimfair::python {
 
@@ -29,15 +30,16 @@ struct Place {
 // exchange interface, in some 20 ns each; a list argument of an operator costs ten times that.
 class PlanMemory {
  public:
-  // Lists of torch.Tensor: those that a call reads and writes, and the gradients, which it may write too.
-  PlanMemory(const pybind11::list& lists, const pybind11::list& grads, bool writes_grads);
+  // Lists of torch.Tensor: those that a call reads and writes, and the gradients, which it may write too. `lists` is a
+  // list of lists.
+  PlanMemory(PyObject* lists, PyObject* grads, bool writes_grads);
 
   // Whether these are still the tensors of the plan, at the same addresses.
-  bool holds(const pybind11::list& lists) const;
+  bool holds(PyObject* lists) const;
 
-  // None if a new plan is needed: something other than the addresses of gradients differs from the last call, or a
+  // Nothing if a new plan is needed: something other than the addresses of gradients differs from the last call, or a
   // gradient overlaps what is written. Otherwise the new addresses of all gradients; empty if none has moved.
-  pybind11::object moved_grads(const pybind11::list& grads);
+  std::optional<std::vector<uintptr_t>> moved_grads(PyObject* grads);
 
  private:
   bool is_written(const Place& place) const;
@@ -46,5 +48,8 @@ class PlanMemory {
   std::vector<Place> written_;  // places_ by address
   bool writes_grads_;
 };
+
+// Adds the class PlanMemory to the module aimfair._C.
+void add_plan_memory(PyObject* module);
 
 }  // namespace aimfair::python

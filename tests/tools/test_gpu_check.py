@@ -93,7 +93,7 @@ def test_what_is_sanitized_is_every_operator():
     assert sanitized == {name for name in OPERATORS if not name.startswith("planned")}
 
 
-BARE = {"hypothesis", "numpy", "onnx", "onnxruntime", "pybind11", "pytest", "pytest-benchmark", "torch", "transformers"}
+BARE = {"hypothesis", "numpy", "onnx", "onnxruntime", "pytest", "pytest-benchmark", "torch", "transformers"}
 """Packages of a machine with a GPU that lacks those of the pipeline."""
 
 

@@ -1,3 +1,0 @@
-#pragma once
-
-#define AIMFAIR_VERSION "0.1.0"
