@@ -14,7 +14,7 @@ FOLDER = Path(__file__).parents[2] / "examples"
 
 
 def example(name: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(name, FOLDER / f"{name}.py")
+    spec = importlib.util.spec_from_file_location(Path(name).name, FOLDER / f"{name}.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
@@ -42,7 +42,7 @@ def test_fisher_language_model(capsys):
 
 
 def test_saliency_unlearning(capsys):
-    unlearning = example("saliency_unlearning")
+    unlearning = example("adopters/salun")
     before, after = unlearning.main()
     assert before["forgotten"] > 0.9
     assert before["retained"] > 0.9
@@ -58,7 +58,7 @@ def test_saliency_unlearning(capsys):
 
 
 def test_saliency_is_the_gradient_magnitude():
-    unlearning = example("saliency_unlearning")
+    unlearning = example("adopters/salun")
     model, (x, y) = nn.Linear(unlearning.FEATURES, unlearning.CLASSES), unlearning.blobs(50)
     mask = unlearning.saliency_mask(model, x, y, 0.25)
     gradients = torch.autograd.grad(nn.functional.cross_entropy(model(x), y), list(model.parameters()))
