@@ -52,6 +52,7 @@ ADAMW = "adamw fp32"
 STATISTICS = "accumulate sum + square"
 SELECT = "select value"
 SELECT_DIFFERENCE = "select difference"
+SEGMENTS = "select segments"
 GENERATE = "generate"
 ENCODE = "encode files"
 PROMPTS = "write prompts"
@@ -63,6 +64,7 @@ FOUR_FOREACH = "four foreach ops"
 PLAIN_DIFFUSERS = "plain diffusers"
 KTHVALUE = "kthvalue + compare"
 TOPK = "topk + scatter"
+TOPK_LOOP = "topk + scatter, in a loop"
 USUAL = "without shortcuts"
 NO_FEED = "one batch again and again"
 
@@ -81,6 +83,9 @@ TARGETS = (
     Target("select within 2x of one read", None, Bar(0.5, 0.5), SELECT, tensors="flat 1e8", metric="copy share"),
     Target("select, extra memory", Bar(0.05, 0.05), Bar(0.05, 0.05), SELECT, metric="extra memory"),
     Target("select, extra memory", Bar(0.05, 0.05), Bar(0.05, 0.05), SELECT_DIFFERENCE, metric="extra memory"),
+    Target("select per tensor", Bar(5, 10), None, SEGMENTS, pattern="top-k per tensor", rival=TOPK_LOOP),
+    Target("select per row", Bar(4, 8), None, SEGMENTS, pattern="top-k per row", rival=TOPK_LOOP),
+    Target("select 2 of 4", Bar(6, 12), None, SEGMENTS, pattern="2 of 4", rival=TOPK_LOOP),
     Target(
         "demo's images", Bar(1.5, 2), None, GENERATE, "digits, 64 images", state="onnxruntime", rival=PLAIN_DIFFUSERS
     ),

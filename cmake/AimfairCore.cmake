@@ -51,6 +51,7 @@ set(aimfair_cuda_sources
     csrc/cuda/topk_collect.cu
     csrc/cuda/topk_keys.cu
     csrc/cuda/topk_sample.cu
+    csrc/cuda/topk_segments.cu
     csrc/cuda/topk_units.cu)
 if(AIMFAIR_WITH_CUDA)
   target_sources(aimfair PRIVATE ${aimfair_cuda_sources})

@@ -39,10 +39,11 @@ SAME_BITS = ROOT / "tests" / "cuda" / "test_same_bits.py"
 EXTENSION = ROOT / "aimfair" / "_C.abi3.so"
 
 SANITIZED = (
-    "accumulate-torch.bfloat16", "select-normal", "select-few_values", "count_keys-difference",
-    "count_equal-difference", "select_above-difference", "unit_scores-norm_ratio", "expand_units", "pack_bits",
-    "unpack_bits", "rank", "adamw-torch.bfloat16-0.3-compact", "adamw-torch.float32-0.01-dense",
-    "sgd-torch.float16-0.3-dense", "rows-compact", "no_mask-torch.float32", "moments-8-compact", "moments-16-dense",
+    "accumulate-torch.bfloat16", "select-normal", "select-few_values", "select_segments-difference",
+    "count_keys-difference", "count_equal-difference", "select_above-difference", "unit_scores-norm_ratio",
+    "expand_units", "pack_bits", "unpack_bits", "rank", "adamw-torch.bfloat16-0.3-compact",
+    "adamw-torch.float32-0.01-dense", "sgd-torch.float16-0.3-dense", "rows-compact", "no_mask-torch.float32",
+    "moments-8-compact", "moments-16-dense",
 )  # fmt: skip
 """A case of every operator, two or more where it has several kernels: every launch takes milliseconds."""
 

@@ -24,6 +24,8 @@ constexpr int64_t kTask = 16 * kBlock;         // elements of short segments tha
 constexpr int64_t kTiny = 32;                  // elements; up to here all pairs are compared
 constexpr int64_t kSerial = int64_t{1} << 15;  // elements; a group up to here does not pay for several threads
 
+constexpr int64_t kNear = int64_t{1} << 21;  // keys; the scores of a quarter of an octave
+
 // Among so many candidates the k-th best key is found by partitioning.
 int64_t few(int64_t length) { return 64 + length / 64; }
 
@@ -67,6 +69,7 @@ struct Scratch {
   std::vector<uint32_t> bits;  // of whole blocks
   std::vector<int32_t> candidate_keys, sorted;
   std::vector<uint32_t> candidate_places;
+  int64_t threshold = 0;  // the k-th best key of the segment before, which may be near that of the next one
 
   explicit Scratch(int64_t length)
       : keys(static_cast<size_t>(length + 16)),
@@ -89,8 +92,9 @@ void best_of_keys(const Kernels& kernel, int64_t n, int64_t k, Scratch& s) {
   if (k == n) return write_greater(kernel, n, INT32_MIN, s);
   // The k-th best key is above `low` and not above `high`.
   int64_t low = INT32_MIN, high = INT32_MAX, above_low = n, above_high = 0;
-  while (above_low - above_high > few(n) && high - low > 1) {
-    const int64_t middle = low + (high - low) / 2;
+  for (int step = 0; above_low - above_high > few(n) && high - low > 1; step++) {
+    const int64_t near = step < 2 ? s.threshold + (step == 0 ? -kNear : kNear) : low;
+    const int64_t middle = low < near && near < high ? near : low + (high - low) / 2;
     const int64_t above = kernel.count_greater(s.keys.data(), n, static_cast<int32_t>(middle));
     if (above >= k) {
       low = middle;
@@ -105,6 +109,7 @@ void best_of_keys(const Kernels& kernel, int64_t n, int64_t k, Scratch& s) {
   const auto set = [&](int64_t place) { s.bits[static_cast<size_t>(place / 32)] |= 1u << (place % 32); };
   if (above_low - above_high > few(n)) {  // all equal
     write_greater(kernel, n, greatest, s);
+    s.threshold = greatest;
     int64_t left = wanted;
     for (int64_t i = 0; left > 0; i++) {
       if (s.keys[static_cast<size_t>(i)] != greatest) continue;
@@ -124,6 +129,7 @@ void best_of_keys(const Kernels& kernel, int64_t n, int64_t k, Scratch& s) {
   const auto begin = s.sorted.begin(), end = std::copy_n(s.candidate_keys.begin(), candidates, begin);
   std::nth_element(begin, begin + (wanted - 1), end, std::greater<>());
   const int32_t threshold = begin[wanted - 1];
+  s.threshold = threshold;
   int64_t ties = wanted - std::count_if(begin, end, [&](int32_t key) { return key > threshold; });
   for (size_t c = 0; c < static_cast<size_t>(candidates); c++) {
     const int32_t key = s.candidate_keys[c];

@@ -80,6 +80,7 @@ class Cuda {
  public:
   static constexpr auto accumulate = &cuda::accumulate;
   static constexpr auto select = &cuda::select;
+  static constexpr auto select_segments = &cuda::select_segments;
   static constexpr auto count_keys = &cuda::count_keys;
   static constexpr auto count_equal = &cuda::count_equal;
   static constexpr auto select_above = &cuda::select_above;

@@ -249,9 +249,7 @@ void unit_scores(const ScoreArguments& given, const TensorList& out) {
 template <class Backend>
 void add_topk(Library& library) {
   library.impl("select_", TORCH_BOX(&WithScore<&select<Backend>>::call));
-  if constexpr (requires { Backend::select_segments; }) {
-    library.impl("select_segments_", TORCH_BOX(&WithScore<&select_segments<Backend>>::call));
-  }
+  library.impl("select_segments_", TORCH_BOX(&WithScore<&select_segments<Backend>>::call));
   library.impl("count_keys_", TORCH_BOX(&WithScore<&count_keys<Backend>>::call));
   library.impl("count_equal_", TORCH_BOX(&WithScore<&count_equal<Backend>>::call));
   library.impl("select_above_", TORCH_BOX(&WithScore<&select_above<Backend>>::call));

@@ -25,6 +25,17 @@ def test_select_takes_less_than_a_twentieth_of_its_input(kind, k):
     assert extra_bytes(lambda: ops.select_(bits, rank, k, Score("value", scores))) < 0.05 * 4 * NUMEL
 
 
+@pytest.mark.parametrize(
+    "units", [lambda shape: 1, lambda shape: shape[0] if len(shape) > 1 else 1], ids=["tensors", "rows"]
+)
+def test_segments_take_less_than_a_twentieth_of_their_input(units):
+    scores = [torch.randn(shape, device=CUDA) for shape in SHAPES]
+    bits, rank = layout.empty_mask([score.numel() for score in scores], CUDA)
+    counts = [units(shape) for shape in SHAPES]
+    ks = [score.numel() // count // 10 for score, count in zip(scores, counts, strict=True)]
+    assert extra_bytes(lambda: ops.select_segments_(bits, rank, counts, ks, Score("value", scores))) < 0.05 * 4 * NUMEL
+
+
 def test_the_others_take_less_than_a_hundredth():
     """Of what they work on: a step of all that it updates, statistics of their accumulators, and so on."""
     bools = cases.random_bools(SHAPES, 0.1, CUDA)

@@ -72,6 +72,14 @@ def select_ties() -> tuple[Callable[..., None], Inputs]:
     return ops.select_, {"bits": bits, "rank": rank, "k": 1_234_567, "score": Score("value", scores)}
 
 
+def select_segments() -> tuple[Callable[..., None], Inputs]:
+    """Tensors that several thread blocks count, rows, and a group; so few values that the place of each tie decides."""
+    scores = [torch.randint(-20, 20, shape, device=CUDA).float() for shape in MANY_CHUNKS]
+    bits, rank = layout.empty_mask([score.numel() for score in scores], CUDA)
+    segments = {"units": [1, 1, 3000, 1, 1], "ks": [1_234_567, 9, 100, 9, 900_000], "groups": [0, 1, 2, 1, 4]}
+    return ops.select_segments_, {"bits": bits, "rank": rank, "score": Score("value", scores), **segments}
+
+
 def unit_scores() -> tuple[Callable[..., None], Inputs]:
     inputs = cases.score_inputs(MANY_CHUNKS, "norm_ratio", CUDA)
     out = [torch.zeros(shape[0] if len(shape) > 1 else 1, device=CUDA) for shape in MANY_CHUNKS]
@@ -88,6 +96,7 @@ def adamw(compact: bool) -> tuple[Callable[..., None], Inputs]:
     pytest.param(lambda: select("difference", 1_000_000), id="select_difference"),
     pytest.param(lambda: select("norm_ratio", 5_000_000), id="select_norm_ratio"),
     pytest.param(select_ties, id="select_ties"),
+    pytest.param(select_segments, id="select_segments"),
     pytest.param(unit_scores, id="unit_scores"),
     pytest.param(lambda: adamw(False), id="adamw_dense"),
     pytest.param(lambda: adamw(True), id="adamw_compact"),

@@ -166,6 +166,10 @@ namespace cuda {
 int select(const ScoreTensor* tensors, int64_t count, const Score& score, int64_t k, bool largest, uint32_t* bits,
            int64_t* rank, const Allocate& allocate, void* stream, SelectResult* result);
 
+int select_segments(const ScoreTensor* tensors, int64_t count, const Score& score, const Segments& segments,
+                    bool largest, uint32_t* bits, int64_t* rank, const Allocate& allocate, void* stream,
+                    SelectResult* result);
+
 // `counts` and `ties` are device memory.
 int count_keys(const ScoreTensor* tensors, int64_t count, const Score& score, uint32_t first, int bits, bool largest,
                int64_t* counts, const Allocate& allocate, void* stream);
