@@ -5,10 +5,17 @@ from pathlib import Path
 from typing import Any
 
 from mkdocs.structure.files import File, Files
+from mkdocs.structure.pages import Page
 
 from tools.docs_figures import FIGURES
 
 ROOT = Path(__file__).parents[1]
+_FIGURES_OF_RESULTS = (
+    "![Speed-up of the compact masked step over torch's fused AdamW](figures/speedups.svg)",
+    "",
+    "![Speed-up of the exact selection over kthvalue](figures/selections.svg)",
+    "",
+)
 _LINK = re.compile(r"\[([^\]]+)\]\(\.\./([^)#]+)(?:#[^)]*)?\)")
 
 
@@ -23,13 +30,17 @@ def on_files(files: Files, config: Any) -> Files:
     return files
 
 
-def on_page_markdown(markdown: str, **_: Any) -> str:
-    """Lets links to files of the repository point to their copies; those to folders become text."""
+def on_page_markdown(markdown: str, page: Page, **_: Any) -> str:
+    """Lets links to files of the repository point to their copies; those to folders become text. The newest results of
+    the benches become figures of the page on performance."""
 
     def replaced(found: re.Match[str]) -> str:
         title, path = found.groups()
         return f"[{title}]({_place(path)})" if (ROOT / path).is_file() else title
 
+    if page.file.src_uri == "performance.md":
+        title, rest = markdown.split("\n", 1)
+        markdown = "\n".join((title, "", *_FIGURES_OF_RESULTS, rest))
     return _LINK.sub(replaced, markdown)
 
 

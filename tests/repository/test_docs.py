@@ -40,7 +40,7 @@ def test_links(page: Path) -> None:
         assert not anchor or anchor in anchors(file), target
 
 
-@pytest.mark.parametrize("name", ["index", "concepts", "audit"])
+@pytest.mark.parametrize("name", ["index", "concepts", "howto", "audit"])
 def test_code_runs(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     blocks = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / f"{name}.md").read_text(), flags=re.S)
     assert blocks
@@ -68,4 +68,5 @@ def test_the_site_builds_without_a_warning(tmp_path: Path) -> None:
         assert f'id="aimfair.selective.{name}"' in pages["reference"] or f'.{name}"' in pages["reference"]
     assert ":meth:" not in pages["reference"]
     assert (tmp_path / "site" / "source" / "examples" / "debias.ipynb.txt").is_file()
+    assert "figures/speedups.svg" in pages["performance"]
     assert "<path" in (tmp_path / "site" / "figures" / "masks.svg").read_text()
