@@ -12,6 +12,9 @@ GPU_CHECK ?=
 export OMP_WAIT_POLICY := PASSIVE
 export GOMP_SPINCOUNT := 0
 
+# Python keeps what it has compiled: packages that uv installs are not, and every process of the tests would compile them.
+unexport PYTHONDONTWRITEBYTECODE
+
 # This build is for one architecture and, through its PTX, for later ones; pip install . is for all of them.
 export CUDAARCHS ?= 80
 

@@ -4,7 +4,6 @@ The process that holds the run looks up what is left, writes the records and the
 open the directory for one step each and write its files.
 """
 
-import gc
 import os
 import signal
 import socket
@@ -27,7 +26,7 @@ from aimfair.cluster.relay import RelayedLog, RelayedProgress, Shown
 from aimfair.cluster.shared import Shared, shared
 from aimfair.config import Config
 from aimfair.run.directory import Run
-from aimfair.run.steps import Assignment, Make, Outputs, Step, do, finish
+from aimfair.run.steps import Assignment, Make, Outputs, Step, collecting, do, finish
 
 _SECONDS_BETWEEN_LOOKS = 0.5
 
@@ -212,9 +211,9 @@ def _work(
     prepare(config)
     run = _opened(mark, config)
     run.log, run.progress, run.interrupt = RelayedLog(send), RelayedProgress(send), Interrupt()
-    with run.interrupt, locked(mark.lock(name), run.interrupt):  # a process that was thought to be lost may have it
+    # a process that was thought to be lost may have the lock
+    with run.interrupt, locked(mark.lock(name), run.interrupt), collecting():
         made = make(run)
-    gc.collect()  # models can have reference cycles
     outputs = {record: [path.relative_to(run.path) for path in paths] for record, paths in made.items()}
     return socket.gethostname(), time.monotonic() - start, outputs
 
