@@ -1,5 +1,6 @@
 """The shipped model in ONNX Runtime. It is exported once, for all tests in this file."""
 
+import functools
 import json
 import shutil
 import signal
@@ -18,7 +19,7 @@ from aimfair.base.interrupt import Interrupted
 from aimfair.commands import cli
 from aimfair.config import Config
 from aimfair.diffusion.engines import agreement, export, onnx_runtime, store
-from aimfair.diffusion.engines.engine import Eager, Part, Tensors
+from aimfair.diffusion.engines.engine import Eager, Part, Source, Tensors
 from aimfair.diffusion.model import SHIPPED
 from aimfair.diffusion.text_to_image import Diffusion, engine_and_source
 from aimfair.generation.settings import GenerateSettings
@@ -62,6 +63,19 @@ def threads() -> Iterator[Callable[[int], None]]:
     torch.set_num_threads(before)
 
 
+@functools.cache
+def shared() -> Diffusion:
+    """One for all tests that change nothing in it."""
+    return load(engine="onnxruntime")
+
+
+@functools.cache
+def engine_with(threads: int) -> tuple[Any, Source]:
+    """Engine and source, as :func:`shared`; ``threads``: those of torch, which its sessions get."""
+    assert threads == torch.get_num_threads()
+    return engine_and_source(SHIPPED["digits"], GenerateSettings(engine="onnxruntime"), CPU)
+
+
 def load(**settings: Any) -> Diffusion:
     return Diffusion(SHIPPED["digits"], GenerateSettings(**{"engine": "eager", "steps": 4, **settings}), CPU)
 
@@ -82,7 +96,7 @@ def test_images_are_eager_s(settings: dict[str, Any]) -> None:
 
 
 def test_an_image_does_not_depend_on_its_batch() -> None:
-    diffusion = load(engine="onnxruntime")
+    diffusion = shared()
     together = diffusion.sample(TEXTS, SEEDS).images
     assert np.array_equal(together, diffusion.sample(TEXTS, SEEDS).images)
     for k in (3, 0):
@@ -90,7 +104,7 @@ def test_an_image_does_not_depend_on_its_batch() -> None:
 
 
 def test_the_unet_s_weights_are_not_kept() -> None:
-    assert list(load(engine="onnxruntime")._pipeline.unet.parameters()) == []
+    assert list(shared()._pipeline.unet.parameters()) == []
 
 
 def test_sessions_have_torch_s_threads_and_do_not_spin(threads: Callable[[int], None]) -> None:
@@ -141,7 +155,7 @@ def test_guidance_in_some_of_the_steps() -> None:
 @pytest.mark.parametrize("batch", [1, 2, 3, 37])
 def test_pieces_of_a_batch_are_put_together(count: int, batch: int, threads: Callable[[int], None]) -> None:
     threads(count)
-    engine, source = engine_and_source(SHIPPED["digits"], GenerateSettings(engine="onnxruntime"), CPU)
+    engine, source = engine_with(count)
     generator = torch.Generator().manual_seed(batch)
     denoiser = next(part for part in source.parts if part.name == "denoiser")
     inputs = [agreement.example(tensors, batch, generator) for tensors in denoiser.inputs.values()]
@@ -161,8 +175,7 @@ def test_pieces_are_small_and_keep_every_thread_busy(batch: int, count: int) -> 
 
 
 def test_inputs_that_are_not_contiguous() -> None:
-    settings = GenerateSettings(engine="onnxruntime")
-    engine, source = engine_and_source(SHIPPED["digits"], settings, CPU)
+    engine, source = engine_with(torch.get_num_threads())
     latents = torch.randn(4, 8, 8, 4).permute(0, 3, 2, 1)
     assert source.parts[1].inputs["latents"].shape == latents.shape[1:]
     (found,), (expected,) = (engine.run("decoder", [values]) for values in (latents, latents.contiguous()))
@@ -280,7 +293,7 @@ def test_bfloat16_is_refused_as_a_setting() -> None:
 
 
 def test_what_the_engine_does_not_take_is_refused() -> None:
-    unet = load(engine="onnxruntime")._pipeline.unet
+    unet = shared()._pipeline.unet
     with pytest.raises(AimfairError, match=r"needs timestep_cond, which only --generate\.engine eager takes"):
         unet(torch.zeros(1), torch.zeros(()), torch.zeros(1), timestep_cond=torch.zeros(1), return_dict=False)
 
