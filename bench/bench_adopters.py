@@ -16,9 +16,12 @@ from torch import Tensor, nn
 import aimfair
 from bench import published
 from bench.harness import Case, Rival, Runner
+from examples.adopters.spiel import regrow
 
 WIDTH, LAYERS, ROWS, STEPS = 768, 4, 32, 3
 LR, RATE, RANK = 1e-3, 0.05, 16
+
+ON_CPU = "the published ways are those for the CPU; run with --device cpu"
 
 Scores = dict[str, Tensor]
 
@@ -101,10 +104,9 @@ def test_adopters(
     method: Method, work: str, device: torch.device, shrink: float, runner: Runner, benchmark: BenchmarkFixture
 ) -> None:
     if device.type == "cuda":
-        pytest.skip("numpy and the published code sort on the CPU; run with --device cpu")
+        pytest.skip(ON_CPU)
     torch.manual_seed(0)
-    layers = max(1, round(LAYERS * min(1.0, shrink * 100)))
-    width = max(8, round(WIDTH * min(1.0, shrink * 10)))
+    layers, width = _size(shrink)
     model = Stack(width, layers)
     scores = {name: torch.rand(parameter.shape) for name, parameter in model.named_parameters()}
     numel = sum(values.numel() for values in scores.values())
@@ -135,6 +137,54 @@ def test_adopters(
         rivals=[Rival("as published", rival, masked=True)],
     )
     runner.run(case, benchmark)
+
+
+def test_adopters_spiel(device: torch.device, shrink: float, runner: Runner, benchmark: BenchmarkFixture) -> None:
+    """A round of dropping and growing, with the moments of the optimizer and the weights that go back."""
+    if device.type == "cuda":
+        pytest.skip(ON_CPU)
+    torch.manual_seed(0)
+    layers, width = _size(shrink)
+    model = Stack(width, layers)
+    base = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+    mask = aimfair.ParameterMask.random(model, RATE)
+    optimizer = aimfair.MaskedAdamW(model.named_parameters(), mask, lr=LR, weight_decay=0.0, state="compact")
+    for parameter in model.parameters():
+        parameter.grad = torch.randn_like(parameter)
+    optimizer.step()
+    pairs = []  # the published form of the same state
+    for name, parameter in model.named_parameters():
+        layer = published.Scattered(base[name], mask.bool_of(name))
+        with torch.no_grad():
+            layer.values.copy_((parameter - base[name]).flatten()[layer.indices])
+        moments = {key: torch.randn(len(layer.indices)) for key in ("exp_avg", "exp_avg_sq")}
+        pairs.append((layer, parameter.grad.flatten(), moments))
+    changed: list[int] = []
+    case = Case(
+        work="SpIEL mask",
+        tensors=f"{layers} blocks",
+        numel=mask.numel,
+        floor_bytes=0,
+        density=mask.density,
+        pattern="published",
+        state="compact",
+        capturable=False,
+        ours=lambda: changed.append(regrow(model, optimizer, base, 0.3)),
+        check=lambda: _require(0 < changed[0] <= 0.3 * mask.nnz and optimizer.mask.nnz == mask.nnz),
+        rivals=[
+            Rival("as published", lambda: [published.regrow(*pair[:2], 0.3, pair[2]) for pair in pairs], masked=True)
+        ],
+    )
+    runner.run(case, benchmark)
+
+
+def _require(holds: bool) -> None:
+    assert holds
+
+
+def _size(shrink: float) -> tuple[int, int]:
+    """Blocks and width."""
+    return max(1, round(LAYERS * min(1.0, shrink * 100))), max(8, round(WIDTH * min(1.0, shrink * 10)))
 
 
 class Training:

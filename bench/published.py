@@ -47,6 +47,33 @@ def per_tensor(scores: Tensors, sizes: Mapping[str, int], *, largest: bool = Tru
     return masks
 
 
+@torch.no_grad()
+def regrow(layer: "Scattered", gradient: Tensor, share: float, state: Mapping[str, Tensor]) -> int:
+    """SpIEL: drops the least changed values and grows as many with large gradients, of one layer; how many changed.
+
+    Args:
+        gradient: of the whole weight, flat.
+        state: moments of the values, which are zeroed where another weight takes the place.
+    """
+    outgoing = layer.values.abs().topk(int(share * len(layer.values)), largest=False).indices
+    leaving = layer.indices[outgoing]
+    is_leaving, remains, is_coming = (torch.zeros(len(gradient), dtype=torch.bool) for _ in range(3))
+    is_leaving[leaving] = True
+    remains[layer.indices] = True
+    remains[leaving] = False
+    candidates = gradient.abs().topk(len(layer.values)).indices
+    coming = candidates[~remains[candidates]][: len(outgoing)]
+    is_coming[coming] = True
+    outgoing = outgoing[~is_coming[leaving]]
+    coming = coming[~is_leaving[coming]]
+    outgoing = outgoing[: len(coming)]
+    layer.indices[outgoing] = coming
+    layer.values[outgoing] = 0.0
+    for moments in state.values():
+        moments[outgoing] = 0.0
+    return len(outgoing)
+
+
 # -- training ----------------------------------------------------------------------------------------------------------
 
 
