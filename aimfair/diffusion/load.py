@@ -44,6 +44,12 @@ def load_pipeline(folder: Path, family: Family, settings: TextToImageSettings, d
     continuous = family.own_scheduler and "original_inference_steps" not in pipeline.scheduler.config
     if not continuous:  # as times of flow matching are
         require_steps(pipeline.scheduler, settings.steps)
+    scheduler = type(pipeline.scheduler).__name__
+    if settings.steps == 1 and scheduler in family.no_single_step:
+        raise AimfairError(
+            f"generate.steps: found 1, expected 2 or more: a {family.pipeline} makes no image in a single step with the"
+            f" {scheduler}; models for one step have another, or use --generate.scheduler lcm"
+        )
     if (small := decoder_folder(settings.decoder, settings.allow_download)) is not None:
         pipeline.vae = _small_decoder(small, pipeline, getattr(torch, settings.dtype))
     if settings.channels_last:

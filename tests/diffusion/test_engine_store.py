@@ -143,7 +143,9 @@ def test_an_engine_that_differs_is_refused_and_not_kept(cache_home: Path, differ
     bad = Agreement(differences=dict(zip(("denoiser", "decoder"), differences, strict=True)), tolerance=1e-4)
     with pytest.raises(AimfairError, match=r"some is not to be trusted .*; use --generate\.engine eager"):
         obtain(Maker(bad))
-    assert [path.suffix for path in cache_home.iterdir()] == [".lock"]
+    with pytest.raises(AimfairError, match=r"some is not to be trusted .*; leave out generate\.quantization"):
+        obtain(Maker(bad), FACTS | {"quantization": {"kind": "int8"}})  # which eager does not run
+    assert {path.suffix for path in cache_home.iterdir()} == {".lock"}
 
 
 def test_a_killed_build_leaves_no_entry(cache_home: Path) -> None:

@@ -20,6 +20,7 @@ CPU = torch.device("cpu")
 PIXELS = 32  # the least that Sana makes
 TEXTS, SEEDS = ["a one in green, thin", "a two in red", "seven"], [1, 2, 3]
 ALL = ["lcm", "pixart_alpha", "pixart_sigma", "sana", "sana_sprint", "flux2_klein", "qwen_image", "z_image"]
+NO_SMALL_DECODER = ("flux2_klein", "qwen_image")
 GUIDED = [name for name in ALL if name not in ("lcm", "sana_sprint")]
 
 
@@ -148,6 +149,28 @@ def test_what_a_family_cannot_do(models: Callable[[str], Path]) -> None:
             load(models(name), negative_prompt="red")
     with pytest.raises(AimfairError, match=r"render_size: found 48, expected a multiple of 32"):
         load(models("sana"), render_size=48)
+    for scheduler in ("as_saved", "unipc"):
+        with pytest.raises(AimfairError, match=r"steps: found 1, expected 2 or more: a PixArtAlphaPipeline makes no"):
+            load(models("pixart_alpha"), steps=1, scheduler=scheduler)
+    assert load(models("pixart_alpha"), steps=1, scheduler="lcm", guidance_scale=1.0).sample(TEXTS, SEEDS).finite.all()
+
+
+@pytest.mark.parametrize("name", quick("sana", "z_image", of=[name for name in ALL if name not in NO_SMALL_DECODER]))
+def test_a_small_decoder(models: Callable[[str], Path], small: Path, name: str) -> None:
+    diffusion = load(models(name), guidance_scale=3.0, decoder=str(small))
+    (image,) = diffusion.sample(TEXTS[:1], SEEDS[:1]).images
+    assert image.std() > 5
+    assert levels(image, plain(diffusion, name, TEXTS[0], SEEDS[0], 3.0)) <= 1
+
+
+@pytest.mark.slow
+def test_int8(models: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The other families differ little from it; see docs/engines.md for what was tried."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    chosen = settings(engine="onnxruntime", quantization="int8", guidance_scale=3.0)
+    images = Diffusion(models("z_image"), chosen, CPU, prompts=TEXTS).sample(TEXTS, SEEDS).images
+    differences = np.abs(images.astype(int) - load(models("z_image"), guidance_scale=3.0).sample(TEXTS, SEEDS).images)
+    assert 0 < differences.mean() < 4
 
 
 @pytest.mark.slow

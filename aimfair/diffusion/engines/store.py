@@ -180,9 +180,9 @@ def _build(
 
 def _refuse_difference(facts: dict[str, Any], agreement: Agreement) -> None:
     if not agreement.good:
+        remedy = "use --generate.engine eager" if "quantization" not in facts else "leave out generate.quantization"
         raise AimfairError(
-            f"generate.engine: {facts['engine']} is not to be trusted with generate.model: {agreement}; use"
-            " --generate.engine eager"
+            f"generate.engine: {facts['engine']} is not to be trusted with generate.model: {agreement}; {remedy}"
         )
 
 

@@ -158,6 +158,7 @@ class Family(ABC):
         halves: how a step with guidance runs the denoiser: on one batch, negative prompts or prompts first, or in two
             calls.
         full_latents: whether latents are float32 in any dtype.
+        no_single_step: classes of schedulers with which diffusers makes no image in one step.
         small_decoders: whether an AutoencoderTiny can take the place of its autoencoder.
     """
 
@@ -174,6 +175,7 @@ class Family(ABC):
     steers_away: ClassVar[bool] = True
     halves: ClassVar[Literal["negative first", "prompt first", "apart"]] = "negative first"
     full_latents: ClassVar[bool] = False
+    no_single_step: ClassVar[tuple[str, ...]] = ()
     small_decoders: ClassVar[bool] = True
 
     @abstractmethod

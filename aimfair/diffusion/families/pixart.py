@@ -98,3 +98,4 @@ class PixArtAlpha(PixArtSigma):
     pipeline = "PixArtAlphaPipeline"
     models = "PixArt-alpha"
     length = 120
+    no_single_step = ("DPMSolverMultistepScheduler", "UniPCMultistepScheduler")  # which do not return the clean image
