@@ -35,7 +35,7 @@ IN_EMULATED = cd $(EMULATED) && $(SANITIZERS) $(CURDIR)/$(BIN)/python -m pytest 
 SCRAMBLED := shapes or misaligned or special
 
 .PHONY: build demo demo-model test test-rest test-all test-slow test-sanitized test-emulated gpu-check bench bench-quick \
-    docs lint format clean
+    docs wheel lint format clean
 
 build: $(VENV)/.built
 
@@ -113,6 +113,11 @@ bench-quick: build
 docs: build
 	$(IN_VENV) PYTHONPATH="$(CURDIR)" NO_MKDOCS_2_WARNING=1 python -m mkdocs build --strict
 
+# A source distribution and the wheel that it makes, for this machine and all GPUs, into dist/.
+wheel: build
+	rm -rf dist
+	$(IN_VENV) env -u CUDAARCHS python -m build --no-isolation --outdir dist
+
 lint: build
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -125,4 +130,4 @@ format: build
 	$(BIN)/clang-format -i $(CXX_FILES)
 
 clean:
-	rm -rf build $(VENV) aimfair/_C*.so
+	rm -rf build dist $(VENV) aimfair/_C*.so

@@ -28,7 +28,6 @@ STAMPS = ROOT / "build" / "gates"
 PYTEST = (sys.executable, "-m", "pytest", "-m", "gate")
 BUILD = ("csrc", "cmake", "CMakeLists.txt")
 CUDA_TESTS = "tests/repository/test_cuda_build.py"
-PACKAGE_TESTS = "tests/repository/test_cpp_package.py"
 KERNEL_TESTS = ("aimfair/selective", "tests/kernels", "tests/conftest.py", "conftest.py", "Makefile")
 
 
@@ -58,6 +57,10 @@ GATES = {
     "cpu-paths": Gate(
         (*BUILD, "tests/cpu_paths", "tests/repository/test_cpu_paths.py"),
         (*PYTEST, "tests/repository/test_cpu_paths.py"),
+    ),
+    "wheel": Gate(
+        (*BUILD, "aimfair/__init__.py", "MANIFEST.in", "pyproject.toml", "setup.py", "tests/repository/test_wheel.py"),
+        (*PYTEST, "tests/repository/test_wheel.py"),
     ),
     "emulator": Gate(("cmake", "tests/cuda_emulator"), (*PYTEST, "tests/cuda_emulator")),
     "emulated-kernels": Gate((*BUILD, *KERNEL_TESTS, "tests/cuda_emulator"), ("make", "test-emulated")),
