@@ -16,6 +16,9 @@ case $version in
     /opt/python/cp311-cp311/bin/python -m pip install --target /opt/nvcc-packages \
         "cuda-toolkit[cccl,crt,cudart,nvcc,nvvm]==$version.*"
     ln -sfn "/opt/nvcc-packages/nvidia/cu${version%%.*}" /opt/nvcc
+    # Names by which nvcc and CMake look for the runtime.
+    ln -sfn lib /opt/nvcc/lib64
+    ln -sfn "libcudart.so.${version%%.*}" /opt/nvcc/lib/libcudart.so
     ;;
 esac
 /opt/nvcc/bin/nvcc --version
