@@ -9,17 +9,15 @@
 #include "cuda/launch.h"
 #include "cuda/topk_keys.h"
 
-// select in every segment by itself, in a number of launches that does not depend on the segments:
-//   1. Segments of up to kShort elements, of one tensor: a thread block selects one at a time, or a tile of tiny ones.
-//   Its
-//      search is that of topk_search.h within the thread block; the keys are in shared memory, or computed again in
-//      every round where they do not fit.
+// select in every segment by itself. The number of launches does not depend on them, but for the list:
+//   1. A thread block selects a segment of up to kShort elements, of one tensor, or a tile of tiny ones. Its search is
+//      that of topk_search.h within the thread block; the keys are in shared memory, or computed again in every round
+//      where they do not fit.
 //   2. Longer segments, and those of several tensors, are cut into pieces of one tensor each. Thread blocks take equal
 //      runs of the mask blocks of all pieces and count keys into one histogram per segment; they wait for each other,
 //      narrow the ranges of all segments, and go on, as in topk_keys.cu.
-//   3. The keys of the pieces are compared with the thresholds of their segments, and the first of those that equal
-//   them
-//      are added.
+//   3. The keys of the pieces are compared with the thresholds of their segments, and the first of those that equal a
+//      threshold are added.
 // Bits are set in zeroed scratch memory, in words that neighbouring segments share by atomics, and copied to the
 // caller's mask once the host has read that no score is NaN.
 
@@ -212,7 +210,7 @@ __device__ __forceinline__ bool select_short(const ShortTensor& tensor, const Se
   return nan;
 }
 
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, 2)
     select_short_segments(const ShortTensor* tensors, const int64_t* first_tiles, int64_t count, int64_t tiles,
                           SegmentState state) {
   __shared__ uint32_t keys[kStored];
