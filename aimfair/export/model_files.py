@@ -19,7 +19,7 @@ from aimfair.base.settings import is_url
 from aimfair.data.images import ImageSet
 from aimfair.data.load import list_images
 from aimfair.data.settings import SHARDS, DataSettings
-from aimfair.training.backbones.hf import TASK
+from aimfair.training.backbones.hf import TASK, architecture
 from aimfair.training.execution import logits
 from aimfair.training.feed import Normalize
 from aimfair.training.models import CONFIG, WEIGHTS
@@ -50,6 +50,8 @@ def copy_model(source: Path, to: Path, names: Sequence[str]) -> bool:
             raise AimfairError(f"{path}: found {len(known)} labels, expected {len(names)}, one for each class")
         config = {key: value for key, value in config.items() if key not in _OF_THIS_MACHINE}
         config |= TASK  # of a model that an older version trained, it may be another
+        if name := architecture(config["model_type"]):
+            config["architectures"] = [name]
         config["id2label"] = {str(number): name for number, name in enumerate(names)}
         config["label2id"] = {name: number for number, name in enumerate(names)}
     write_json(to / CONFIG, config)

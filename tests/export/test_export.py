@@ -111,6 +111,7 @@ def test_files(folder: Path, run: Run) -> None:
     weights = "model.safetensors"
     assert (folder / weights).read_bytes() == (run.finetuned(seed, "aimfair") / weights).read_bytes()
     config = json.loads((folder / "config.json").read_text())
+    assert config["architectures"] == ["ResNetForImageClassification"]
     assert config["id2label"] == {str(number): name for number, name in enumerate(CLASSES)}
     assert config["label2id"] == {name: number for number, name in enumerate(CLASSES)}
     assert mark["files"].keys() == {file.name for file in folder.iterdir()} - {"export.json"}

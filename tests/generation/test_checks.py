@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -180,6 +181,20 @@ def test_a_classifier_of_transformers(vit: Path) -> None:
     found = checks.reasons(images, [(1, 0)] * 12)
     assert found == [None if one > other else "shows_y0" for one, other in zip(dog, others, strict=True)]
     assert set(found) == {None, "shows_y0"}
+
+
+def test_a_classifier_whose_configuration_names_no_class(vit: Path, tmp_path: Path) -> None:
+    """As older versions exported them."""
+    shutil.copytree(vit, other := tmp_path / "vit")
+    values = json.loads((other / "config.json").read_text())
+    assert values.pop("architectures")
+    (other / "config.json").write_text(json.dumps(values))
+    first, second = (
+        Attributes(settings(target={"model": str(folder), "labels": [["cat", "bird"], ["dog"]]}), PROMPTS, CPU)
+        for folder in (vit, other)
+    )
+    images = smooth(12, 16)
+    assert first.reasons(images, [(1, 0)] * 12) == second.reasons(images, [(1, 0)] * 12)
 
 
 @pytest.fixture(scope="module")

@@ -1,14 +1,16 @@
 """The steps of a run: what they need, and what is left of them."""
 
+import gc
 import pickle
 import shutil
+import weakref
 from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
 
 from aimfair.run.directory import Run
-from aimfair.run.steps import Step
+from aimfair.run.steps import Step, collecting
 from aimfair.stages import evaluate, finetune, select, sensitivity, train
 from tests.tiny_run import settings
 
@@ -64,3 +66,23 @@ def test_only_the_masks_that_are_missing_are_selected(run: Run) -> None:
     (run.path / "stages/select/7/random.json").unlink()
     seven, eight = (step.assign() for step in select.steps(run))
     assert (list(seven.inputs), eight) == (["select/7/random"], None)
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+def test_garbage_of_a_step_is_freed_without_a_look_at_what_was_there_before(frozen: bool) -> None:
+    class Cycle:
+        def __init__(self) -> None:
+            self.itself = self
+
+    gc.collect()
+    gc.unfreeze()
+    try:
+        if frozen:  # by the caller
+            gc.freeze()
+        with collecting():
+            assert gc.get_freeze_count() > 10_000
+            cycle = weakref.ref(Cycle())
+        assert cycle() is None
+        assert (gc.get_freeze_count() > 0) == frozen
+    finally:
+        gc.freeze()  # as tests/conftest.py leaves it

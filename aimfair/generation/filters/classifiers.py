@@ -84,8 +84,8 @@ def open_model(key: str, path: Path, device: torch.device) -> "Towers | Classifi
     config = model_config(key, path)
     if config.get("model_type") in CLASSES:
         return Towers(key, path, device)
-    architectures = config.get("architectures") or ["none"]
-    if not str(architectures[0]).endswith("ForImageClassification"):
+    architectures = config.get("architectures") or []  # transformers finds the class of a model_type by itself
+    if architectures and not str(architectures[0]).endswith("ForImageClassification"):
         raise AimfairError(
             f"{key}: {path}/config.json: found model_type {config.get('model_type')!r} and architecture"
             f" {architectures[0]}, expected {' or '.join(CLASSES)}, or an architecture ...ForImageClassification"
