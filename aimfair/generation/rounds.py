@@ -22,14 +22,11 @@ from aimfair.generation.manifest import Measured, Outcome
 from aimfair.generation.plan import Group, PlannedImage
 from aimfair.generation.reasons import BLANK, DUPLICATE, LOW_SCORE, NEAR_DUPLICATE, PARTNER
 from aimfair.generation.settings import GenerateSettings
+from aimfair.generation.shown import values_in
 
 _BROKEN = BLANK | {DUPLICATE}  # what a working model rarely makes
 _BROKEN_ATTEMPTS = 5  # at one image; a model that fails this often in a row will keep failing
 _ATTEMPTS = 50  # with filters; if they reject two of three, one image in a billion gets this far
-_ADVICE = (
-    "try generate.dtype float32 or bfloat16, another generate.model or more steps, or, if a filter rejects them, "
-    "looser generate.filters"
-)
 
 
 class Rounds:
@@ -118,7 +115,7 @@ class Rounds:
             if sum(reason in _BROKEN for reason in reasons) >= _BROKEN_ATTEMPTS or len(reasons) >= _ATTEMPTS:
                 raise AimfairError(
                     f"image {planned.image} ({planned.text!r}) was rejected {len(reasons)} times in a row "
-                    f"({_counted(Counter(reasons))}); {_ADVICE}"
+                    f"({_counted(Counter(reasons))}); {_advice(Counter(reasons))}"
                 )
 
     def refuse_many_rejections(self, rejected: Counter[str], current: Iterable[Outcome] = ()) -> None:
@@ -139,7 +136,8 @@ class Rounds:
             ((y, a), worst), *_ = groups.most_common(1)
             raise AimfairError(
                 f"{count} images rejected ({_counted(rejected)}), more than {most:.0%} of the {wanted} wanted;"
-                f" {worst} of them are of group (y={y}, a={a}); raise generate.max_rejections, or {_ADVICE}"
+                f" {worst} of them are of group (y={y}, a={a}); raise generate.max_rejections, or"
+                f" {_advice(rejected)}"
             )
 
     def _end_round(self) -> None:
@@ -253,7 +251,15 @@ def refuse_only_rejections(rejected: Counter[str], made: int) -> None:
         AimfairError: ``rejected`` holds all ``made`` images.
     """
     if rejected.total() == made:
-        raise AimfairError(f"the first {made} images were all rejected ({_counted(rejected)}); {_ADVICE}")
+        raise AimfairError(f"the first {made} images were all rejected ({_counted(rejected)}); {_advice(rejected)}")
+
+
+def _advice(rejected: Counter[str]) -> str:
+    """What to try, by who rejected most images: the filters that are always on, or those of the settings."""
+    if 2 * sum(rejected[reason] for reason in _BROKEN) >= rejected.total():
+        return "try generate.dtype float32 or bfloat16, another generate.model or more steps"
+    wrong = ", if its classifier is wrong about these images," if any(map(values_in, rejected)) else ""
+    return f"try looser generate.filters{wrong} or prompts and a generate.model that draw what they ask for"
 
 
 def _counted(reasons: Counter[str]) -> str:

@@ -27,6 +27,7 @@ from aimfair.generation.job import Job
 from aimfair.generation.manifest import Manifest, Shards, seed_of_attempt
 from aimfair.generation.plan import PlannedImage
 from aimfair.generation.provenance import Provenance
+from aimfair.generation.rounds import refuse_only_rejections
 from aimfair.generation.settings import GenerateSettings
 from aimfair.generation.summary import GenerationSummary
 from tests.generation.samples import SIZE, NoiseSampler, small_plan
@@ -221,6 +222,19 @@ def test_too_many_rejections_end_the_job_and_leave_what_is_good(tmp_path: Path) 
         make(tmp_path, sampler, max_rejections=0.1)
     assert job_in(tmp_path).done >= 4
     assert make(tmp_path, sampler, max_rejections=0.2).done == len(PLAN)
+
+
+@pytest.mark.parametrize(
+    ("rejected", "advice"),
+    [
+        ({"black": 3, "odd": 2}, r"try generate\.dtype float32"),
+        ({"black": 2, "odd": 3}, r"try looser generate\.filters or prompts"),
+        ({"shows_y1": 5}, r"try looser generate\.filters, if its classifier is wrong about these images, or prompts"),
+    ],
+)
+def test_the_advice_depends_on_who_rejects(rejected: dict[str, int], advice: str) -> None:
+    with pytest.raises(AimfairError, match=advice):
+        refuse_only_rejections(Counter(rejected), 5)
 
 
 def test_images_are_reduced_to_what_the_classifier_sees(tmp_path: Path) -> None:

@@ -102,8 +102,8 @@ def architecture(kind: str) -> str | None:
     """Name of transformers' image classifier for a ``model_type``; None: it has none."""
     from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES
 
-    found: Any = MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES.get(kind)
-    return found[0] if isinstance(found, tuple) else found
+    found = MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES.get(kind)
+    return found if found is None or isinstance(found, str) else found[0]
 
 
 # -- configurations ------------------------------------------------------------------------------------
