@@ -12,7 +12,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from aimfair.selective import ops
+from aimfair.selective import ops, units
 from aimfair.selective.layout import WORDS_PER_BLOCK, empty_mask, first_blocks
 from aimfair.selective.score import Score
 from aimfair.selective.segments import Segments
@@ -152,6 +152,13 @@ def top_in(score: Score, segments: Segments, group: dist.ProcessGroup, *, larges
             put(members, top_k(score.entries(members), segments.ks[members[0]], group, largest=largest)[0])
     ops.rank_(rank, bits)
     return bits, rank
+
+
+def at_least(score: Score, threshold: float, group: dist.ProcessGroup, *, largest: bool) -> tuple[Tensor, Tensor]:
+    """The same of the scores that are at least ``threshold``, or at most unless ``largest``."""
+    refuse_nan(score, group)
+    sizes = gathered(torch.tensor(score.numels, device=score.device), group)
+    return _joined(units.at_least(score, threshold, largest=largest)[0], sizes, group)
 
 
 def _top_of_runs(score: Score, lengths: list[int], ks: list[int], group: dist.ProcessGroup, *, largest: bool) -> Tensor:

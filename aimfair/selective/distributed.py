@@ -23,7 +23,7 @@ from aimfair.selective.mask import ParameterMask
 from aimfair.selective.parameters import Shape, shapes_of
 from aimfair.selective.score import Score
 from aimfair.selective.segments import Segments
-from aimfair.selective.units import nan_checks, unit_counts, unit_scores
+from aimfair.selective.units import at_least, nan_checks, unit_counts, unit_scores
 
 if TYPE_CHECKING:
     from torch.distributed.tensor import DTensor
@@ -154,13 +154,11 @@ class Whole:
         ops.select_segments_(bits, rank, runs, ks, score, groups=groups, largest=largest)
         return bits, rank
 
-    def at_least(self, score: Score, threshold: float, *, largest: bool) -> tuple[Tensor, Tensor]:
-        """The same of those that score at least ``threshold``, or at most unless ``largest``; not of shards."""
-        bits, rank = empty_mask(score.numels, score.device)
-        key = ops.threshold_key(threshold, largest=largest)
-        every = torch.tensor(score.numels, dtype=torch.int64, device=score.device)
-        ops.select_above_(bits, rank, key, every, score, largest=largest)
-        return bits, rank
+    def at_least(
+        self, score: Score, threshold: float, granularity: Granularity, *, largest: bool
+    ) -> tuple[Tensor, Tensor]:
+        """The same of those that score at least ``threshold``, or at most unless ``largest``."""
+        return at_least(score, threshold, largest=largest)
 
     def all_scores(self, scores: list[Tensor], granularity: Granularity) -> list[Tensor]:
         """The scores of all units, given those that :meth:`unit_scores` returned here."""
@@ -218,6 +216,13 @@ class Sharded(Whole):
         if granularity == "tensor":
             return super().top_in(score, segments, granularity, largest=largest)
         return collectives.top_in(self._of_owned(score), segments, self._group, largest=largest)
+
+    def at_least(
+        self, score: Score, threshold: float, granularity: Granularity, *, largest: bool
+    ) -> tuple[Tensor, Tensor]:
+        if granularity == "tensor":
+            return super().at_least(score, threshold, granularity, largest=largest)
+        return collectives.at_least(self._of_owned(score), threshold, self._group, largest=largest)
 
     def all_scores(self, scores: list[Tensor], granularity: Granularity) -> list[Tensor]:
         return scores if granularity == "tensor" else [concatenated(score, self._group) for score in scores]

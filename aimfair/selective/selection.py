@@ -67,7 +67,7 @@ class Ranking:
 
     def at_least(self, threshold: float, *, largest: bool = True) -> ParameterMask:
         """The units that score at least ``threshold``, or at most unless ``largest``."""
-        return self._selected(lambda score: self._holding.at_least(score, threshold, largest=largest))
+        return self._selected(lambda score: self._holding.at_least(score, threshold, self.granularity, largest=largest))
 
     def _selected(self, select: Callable[[Score], tuple[Tensor, Tensor]]) -> ParameterMask:
         score = self._score if self._scores is None else Score("value", self._scores)

@@ -69,6 +69,15 @@ def select_units(
     return expand_units(bits, rank, shapes, granularity)
 
 
+def at_least(score: Score, threshold: float, *, largest: bool) -> tuple[Tensor, Tensor]:
+    """``(bits, rank)`` of the scores that are at least ``threshold``, or at most unless ``largest``."""
+    bits, rank = empty_mask(score.numels, score.device)
+    key = ops.threshold_key(threshold, largest=largest)
+    every = torch.tensor(score.numels, dtype=torch.int64, device=score.device)
+    ops.select_above_(bits, rank, key, every, score, largest=largest)
+    return bits, rank
+
+
 def expand_units(
     bits: Tensor, rank: Tensor, shapes: Sequence[Shape], granularity: Granularity
 ) -> tuple[Tensor, Tensor]:

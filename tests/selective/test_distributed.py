@@ -17,7 +17,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 import aimfair
-from aimfair.selective import collectives, layout, ops
+from aimfair.selective import collectives, layout, ops, units
 from aimfair.selective.score import Score
 
 from . import processes
@@ -83,6 +83,11 @@ def check_counting(rank: int, _: Path) -> None:
                         found = collectives.top_k(held(score, split, rank), k, group, largest=largest)
                         for x, y in zip(found, expected, strict=True):
                             assert torch.equal(x, y), (kind, score.criterion, split, k, largest)
+                for threshold in (0.25, 1.0):
+                    for largest in (True, False):
+                        expected = units.at_least(score, threshold, largest=largest)
+                        found = collectives.at_least(held(score, split, rank), threshold, group, largest=largest)
+                        assert all(torch.equal(x, y) for x, y in zip(found, expected, strict=True)), (kind, threshold)
     check_counting_nan(rank, group)
 
 
