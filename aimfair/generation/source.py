@@ -20,7 +20,7 @@ from aimfair.data.catalogue import IMAGE_SUFFIXES, Rejected, image_files
 from aimfair.data.settings import DataSettings
 from aimfair.data.sources import Folder
 from aimfair.data.sources import Source as Reader
-from aimfair.generation.manifest import MAX_PIXELS, TAR, Manifest
+from aimfair.generation.manifest import MANIFEST, MAX_PIXELS, TAR, Manifest
 from aimfair.generation.plan import HELD_OUT, Group
 
 UNREADABLE, COPY, TWO_GROUPS = "unreadable", "copy", "in two groups"
@@ -166,9 +166,12 @@ def _find(folder: Path, groups: tuple[int, int]) -> tuple[list[Found], list[str]
                 f" data.majority) and a below {groups[1]} (lists of prompts.protected)"
             )
     if not images:
+        near = [one for one in (folder.parent, folder / "synthetic") if (one / MANIFEST).exists()]
+        hint = f"; did you mean {near[0]}?" if near else ""
         names = ", ".join(f"{y}_{a}" for y in range(groups[0]) for a in range(groups[1]))
         raise AimfairError(
-            f"generate.folder: {folder} has no images, expected them in folders {names}, or a manifest.jsonl of aimfair"
+            f"generate.folder: {folder} has no images, expected them in folders {names}, or a manifest.jsonl of"
+            f" aimfair{hint}"
         )
     return images, ignored, manifest
 

@@ -343,6 +343,14 @@ def test_folders_with_other_names_are_named(folder: Path, tmp_path: Path) -> Non
     assert log.messages == [f"{folder}: ignored, as the name is not that of a group <y>_<a>: '00_1', 'smiling'"]
 
 
+@pytest.mark.parametrize("typed", ["run", "run/synthetic/images"])
+def test_the_folder_beside_the_one_that_is_meant_is_named(tmp_path: Path, typed: str) -> None:
+    (tmp_path / "run/synthetic/images").mkdir(parents=True)
+    (tmp_path / "run/synthetic/manifest.jsonl").touch()
+    with pytest.raises(AimfairError, match=rf"did you mean {tmp_path}/run/synthetic\?$"):
+        read_source(tmp_path / typed, (2, 2), DataSettings())
+
+
 def test_the_folder_of_the_run_itself_is_refused(folder: Path, tmp_path: Path) -> None:
     for inside in (tmp_path / "run/synthetic", tmp_path, tmp_path / "run/synthetic/images"):
         with pytest.raises(ConfigError, match=r"generate.folder: found .*, which is or contains the images of this"):
