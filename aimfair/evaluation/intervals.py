@@ -1,6 +1,6 @@
 """Confidence intervals over test images (cluster bootstrap, Wilson) and over seeds (Student's t)."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
 
@@ -17,6 +17,12 @@ _EQUAL = 1e-12
 
 _CELLS_PER_DRAW = 7
 """One binomial draw takes about as long as drawing this many clusters one by one."""
+
+_DRAWN_AT_ONCE = 100_000
+"""Clusters that are drawn one by one in one call; they stay in the cache."""
+
+_FEWEST = 20
+"""Clusters of a stratum: n drawn out of n have (n - 1) / n of the variance."""
 
 
 def wilson(successes: npt.ArrayLike, trials: npt.ArrayLike, confidence: float) -> Values:
@@ -51,6 +57,24 @@ class Stratum:
 
 
 @dataclass(frozen=True)
+class Pool:
+    """C clusters whose images need not lie in the same groups, as too few have theirs in common.
+
+    Attributes:
+        cluster: int64 [n], the cluster of each image, in [0, C). group: int64 [n]. predicted: int64 [n, M].
+    """
+
+    cluster: Integers
+    group: Integers
+    predicted: Integers
+
+    @property
+    def count(self) -> int:
+        """C."""
+        return int(self.cluster.max()) + 1
+
+
+@dataclass(frozen=True)
 class PairedPredictions:
     """Predictions of M models for the same images.
 
@@ -58,12 +82,13 @@ class PairedPredictions:
     of one patient. Clusters, not images, are the independent draws.
 
     Attributes:
-        strata: a partition of the clusters.
+        strata, pools: together a partition of the clusters.
         shape: (A, Y).
         models: M.
     """
 
     strata: tuple[Stratum, ...]
+    pools: tuple[Pool, ...]
     shape: tuple[int, int]
     models: int
 
@@ -79,39 +104,81 @@ class PairedPredictions:
     ) -> "PairedPredictions":
         """From int64 ``predicted`` [M, N]; the other arguments, and errors, as in :func:`count_predictions`.
 
+        Clusters of several images rarely have their groups in common. Drawn within a stratum of few clusters, they
+        would hardly vary, and intervals would be far too narrow: fewer than :data:`_FEWEST` are pooled with those
+        that have images in the same groups, in whatever numbers, and if these are too few as well with all such.
+
         Args:
             ids: the cluster of each image; None: each image is one.
         """
         for one in predicted:
             require_in_range(target, protected, one, targets, protected_values)
         group = protected * targets + target
-        clusters: dict[str | int, list[int]] = {}
-        for image in np.argsort(group, kind="stable").tolist():
-            clusters.setdefault(image if ids is None else ids[image], []).append(image)
-        strata_of: dict[tuple[int, ...], list[list[int]]] = {}
-        for images in clusters.values():
-            strata_of.setdefault(tuple(group[images].tolist()), []).append(images)
-        strata = []
-        for groups, members in sorted(strata_of.items()):
-            classes = predicted[:, np.array(members)].transpose(1, 2, 0)  # [clusters, J, M]
-            cells, sizes = np.unique(classes, axis=0, return_counts=True)
-            strata.append(Stratum(np.array(groups, dtype=np.int64), sizes.astype(np.int64), cells))
-        return cls(tuple(strata), (protected_values, targets), len(predicted))
+        numbers: dict[str, int] = {}
+        cluster = np.arange(len(group)) if ids is None else np.array([numbers.setdefault(i, len(numbers)) for i in ids])
+        order = np.lexsort((group, cluster))
+        starts = np.flatnonzero(np.diff(cluster[order], prepend=-1))
+        lengths = np.diff(starts, append=len(order))
+        alike: dict[tuple[int, ...], Integers] = {}  # groups of a cluster -> the images [C, J] of all that have them
+        for length in np.unique(lengths):
+            images = order[starts[lengths == length, None] + np.arange(length)]
+            signatures, which = np.unique(group[images], axis=0, return_inverse=True)
+            members = np.split(images[np.argsort(which, kind="stable")], np.cumsum(np.bincount(which))[:-1])
+            alike.update(zip(map(tuple, signatures.tolist()), members, strict=True))
+        single = bool((lengths == 1).all())
+        strata = [
+            Stratum(np.array(groups, dtype=np.int64), *_cells(predicted[:, images], targets))
+            for groups, images in sorted(alike.items())
+            if single or len(images) >= _FEWEST
+        ]
+        few = {groups: images for groups, images in sorted(alike.items()) if not single and len(images) < _FEWEST}
+        pools = [
+            Pool(np.repeat(np.arange(len(images)), [len(one) for one in images]), group[flat], predicted[:, flat].T)
+            for images in _pooled(few)
+            for flat in [np.concatenate(images)]
+        ]
+        return cls(tuple(strata), tuple(pools), (protected_values, targets), len(predicted))
+
+
+def _cells(predicted: Integers, classes: int) -> tuple[Integers, Integers]:
+    """(sizes [C], predicted [C, J, M]) of the distinct clusters among ``predicted`` [M, clusters, J]."""
+    table = predicted.transpose(1, 2, 0)
+    width = table.shape[1] * table.shape[2]
+    if classes**width >= 2**62:
+        cells, sizes = np.unique(table, axis=0, return_counts=True)
+        return sizes.astype(np.int64), cells
+    places = classes ** np.arange(width - 1, -1, -1)  # a cluster is a number, which is sorted faster than rows are
+    codes, sizes = np.unique(table.reshape(len(table), -1) @ places, return_counts=True)
+    return sizes.astype(np.int64), (codes[:, None] // places % classes).reshape(-1, *table.shape[1:])
+
+
+def _pooled(few: Mapping[tuple[int, ...], Integers]) -> Iterator[list[Integers]]:
+    """The images of each cluster of a pool."""
+    same: dict[frozenset[int], list[Integers]] = {}
+    for groups, images in few.items():
+        same.setdefault(frozenset(groups), []).extend(images)
+    yield from (clusters for clusters in same.values() if len(clusters) >= _FEWEST)
+    if rest := [one for clusters in same.values() if len(clusters) < _FEWEST for one in clusters]:
+        yield rest
 
 
 def resample(
     predictions: PairedPredictions, replicates: int, generator: np.random.Generator
 ) -> Iterator[npt.NDArray[np.float64]]:
-    """Stratified cluster bootstrap: within each stratum, clusters are drawn with replacement, with all their images.
+    """Stratified cluster bootstrap: within each stratum or pool, clusters are drawn with replacement, with all their
+    images.
 
-    Clusters on which all M models agree are interchangeable, so a replicate is one multinomial draw per stratum. All
-    models see the same images in a replicate: differences between them are paired. Group sizes are kept fixed.
+    Clusters of a stratum on which all M models agree are interchangeable, so a replicate is one multinomial draw per
+    stratum. All models see the same images in a replicate: differences between them are paired. Group sizes are kept
+    fixed, but for what pools contribute.
 
     Yields:
         integral counts as float64 [A, Y, K, M, R], as many R at a time as fit in memory, ``replicates`` in total.
     """
+    from scipy import sparse  # type: ignore[import-untyped]
+
     protected_values, targets = predictions.shape
-    models, strata = predictions.models, predictions.strata
+    groups, models, strata = protected_values * targets, predictions.models, predictions.strata
     # sums of whole numbers below 2^24 are exact in float32, in any order
     number = np.float32 if sum(int(stratum.sizes.sum()) for stratum in strata) < 2**24 else np.float64
     # per stratum and image of its clusters [(K - 1) * M, C]: which cells count towards class k of model m;
@@ -123,34 +190,49 @@ def resample(
         ]
         for stratum in strata
     ]
-    group_sizes = np.zeros(protected_values * targets)
+    # per pool [A * Y * K * M, C]: how often each cluster counts
+    pooled = []
+    for pool in predictions.pools:
+        entry = ((pool.group[:, None] * targets + pool.predicted) * models + np.arange(models)).ravel()
+        shape = groups * targets * models, pool.count
+        pooled.append(sparse.csr_array((np.ones(len(entry)), (entry, np.repeat(pool.cluster, models))), shape=shape))
+    group_sizes = np.zeros(groups)
     for stratum in strata:
         np.add.at(group_sizes, stratum.groups, stratum.sizes.sum())
-    widest = max([protected_values * targets * targets * models, *(len(stratum.sizes) for stratum in strata)])
+    widest = max(
+        [groups * targets * models, *(len(stratum.sizes) for stratum in strata), *(m.shape[1] for m in pooled)]
+    )
     step = max(1, _CHUNK // widest)
     for start in range(0, replicates, step):
         count = min(step, replicates - start)
-        counts = np.zeros((protected_values * targets, targets, models, count))
-        first = counts[:, :-1].reshape(protected_values * targets, (targets - 1) * models, count)
+        counts = np.zeros((groups, targets, models, count))
+        first = counts[:, :-1].reshape(groups, (targets - 1) * models, count)
         for stratum, of_images in zip(strata, members, strict=True):
             drawn = _draw(stratum.sizes, count, generator).astype(number).T
             for group, member in zip(stratum.groups, of_images, strict=True):
                 first[group] += member @ drawn
-        counts[:, :-1] = first.reshape(protected_values * targets, targets - 1, models, count)
+        counts[:, :-1] = first.reshape(groups, targets - 1, models, count)
         counts[:, -1] = group_sizes[:, None, None] - counts[:, :-1].sum(axis=1)
+        for matrix in pooled:
+            drawn = _draw(np.ones(matrix.shape[1], dtype=np.int64), count, generator).T
+            counts += (matrix @ drawn.astype(np.float64)).reshape(counts.shape)
         yield counts.reshape(protected_values, targets, targets, models, count)
 
 
 def _draw(sizes: Integers, count: int, generator: np.random.Generator) -> Integers:
     """``count`` multinomial draws of n = sum of ``sizes`` [C], in proportion to them: int64 [count, C]."""
-    n = int(sizes.sum())
-    if n < _CELLS_PER_DRAW * len(sizes):  # one by one
-        cell = np.repeat(np.arange(len(sizes)), sizes)
-        drawn = np.empty((count, len(sizes)), dtype=np.int64)
-        for row in drawn:
-            row[:] = np.bincount(cell[generator.integers(n, size=n, dtype=np.uint32)], minlength=len(sizes))
-        return drawn
-    return generator.multinomial(n, sizes / n, size=count)
+    n, width = int(sizes.sum()), len(sizes)
+    if n >= _CELLS_PER_DRAW * width:
+        return generator.multinomial(n, sizes / n, size=count)
+    cell = np.repeat(np.arange(width), sizes)  # one by one
+    drawn = np.empty((count, width), dtype=np.int64)
+    step = max(1, _DRAWN_AT_ONCE // n)
+    for start in range(0, count, step):
+        block = drawn[start : start + step]
+        chosen = cell[generator.integers(n, size=(len(block), n), dtype=np.uint32)]
+        chosen += width * np.arange(len(block))[:, None]
+        block[:] = np.bincount(chosen.ravel(), minlength=block.size).reshape(block.shape)
+    return drawn
 
 
 def resampled_means(

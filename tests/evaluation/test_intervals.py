@@ -77,6 +77,34 @@ def test_images_of_one_original_are_drawn_together() -> None:
     assert standard_error(*twice) == pytest.approx(standard_error(target, protected, predicted) / 2**0.5, rel=0.05)
 
 
+def test_clusters_of_unequal_sizes_vary_as_much_as_clusters_do() -> None:
+    """The linearised standard error of a mean over clusters; few of them have their numbers of images in common."""
+    generator = np.random.default_rng(0)
+    sizes, skill = generator.integers(1, 40, size=200), np.clip(generator.normal(0.8, 0.15, size=200), 0, 1)
+    ids = np.repeat(np.arange(200), sizes)
+    target = generator.integers(2, size=len(ids))
+    right = generator.random(len(ids)) < skill[ids]
+    protected = generator.integers(2, size=200)[ids]
+    predicted = np.where(right, target, 1 - target)[None]
+    draws = resampled(PairedPredictions.of(target, protected, predicted, 2, 2, ids.astype(str).tolist()), 4000)
+    rests = np.bincount(ids, right - right.mean())
+    assert metrics.accuracy(draws)[0].std() == pytest.approx(np.sqrt((rests**2).sum()) / len(ids), rel=0.06)
+    sizes_of = draws.sum(axis=(0, 1, 2))[0]
+    assert sizes_of.std() > 0
+    assert sizes_of.mean() == pytest.approx(len(ids), rel=0.01)
+
+
+@pytest.mark.parametrize("blocks", [1, 7, 100_000])
+def test_draws_do_not_depend_on_how_many_are_made_at_once(monkeypatch: pytest.MonkeyPatch, blocks: int) -> None:
+    sizes = np.array([3, 1, 4])
+    monkeypatch.setattr(intervals, "_DRAWN_AT_ONCE", blocks)
+    drawn, generator = intervals._draw(sizes, 50, np.random.default_rng(0)), np.random.default_rng(0)
+    cell = np.repeat(np.arange(3), sizes)
+    for row in drawn:
+        chosen = cell[generator.integers(8, size=8, dtype=np.uint32)]
+        assert row.tolist() == np.bincount(chosen, minlength=3).tolist()
+
+
 def test_models_see_the_same_replicates() -> None:
     """The difference of two models that agree is 0 in every replicate; drawn apart it would not be."""
     generator = np.random.default_rng(0)
