@@ -47,6 +47,10 @@ def main(options: argparse.Namespace, overrides: Overrides) -> int:
     for flag, file in (("--html", options.html), ("--json", options.json)):
         if file is not None and (file.is_dir() or not file.absolute().parent.is_dir()):
             raise ConfigError(f"{flag} {file}: expected a file in an existing folder")
+        if file is not None and file.resolve() == options.table.resolve():
+            raise ConfigError(f"{flag} {file}: is the table itself, which it would replace; name another file")
+    if options.html is not None and options.json is not None and options.html.resolve() == options.json.resolve():
+        raise ConfigError(f"--html and --json are both {options.html}; name two files")
     found = _evaluate(options)
     from aimfair.base.files import write_text
     from aimfair.report.evaluation_page import render, show

@@ -8,6 +8,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from aimfair.base.files import write_text
 from aimfair.base.seeds import generator
 from aimfair.base.settings import Record
 from aimfair.evaluation import intervals, metrics
-from aimfair.evaluation.arguments import Rows, crossed, partition
+from aimfair.evaluation.arguments import Rows, by_name, crossed, partition
 from aimfair.evaluation.compare import TIMES, Partition, cautions
 from aimfair.evaluation.metrics import Counts, Integers, Values
 from aimfair.evaluation.results import Difference, Interval, Number, ScoreResult
@@ -139,15 +140,16 @@ def evaluate(
 ) -> Evaluation:
     """Accuracy and fairness of predictions, by each attribute and each pair of them, with intervals and cautions.
 
-    Values may be strings, integers or booleans, in lists, arrays, tensors on the CPU or columns of a data frame. The
-    same input gives the same numbers.
+    Values may be strings, integers or booleans, in lists, arrays, tensors or columns of a data frame. The same input
+    gives the same numbers.
 
     Args:
         predictions: [N] predicted classes, or model -> [N] to compare several; None: the most probable.
         labels: [N] true classes.
-        groups: attribute -> [N], or [N] of a single one. Rows where a value is missing (None, NaN or empty) are left
-            out of what this attribute is in, which a caution says.
+        groups: attribute -> [N], as a mapping or a data frame, or [N] of a single one. Rows where a value is missing
+            (None, NaN or empty) are left out of what this attribute is in, which a caution says.
         probabilities: [N] of the positive class, or [N, K] in the order of the classes, for ranking and calibration;
+            sums of rounded ones, within 0.02 of 1, are rescaled;
             as ``predictions``, of one model or of several.
         classes: in order; None: those that the labels hold, sorted.
         positive: of two classes the one that rates are of; None: the last.
@@ -161,18 +163,19 @@ def evaluate(
     Raises:
         AimfairError: values are missing, unknown or of another length, in words that name argument and row.
     """
-    if not 0.5 < confidence < 1 or replicates < 100:
-        raise AimfairError(
-            f"confidence={confidence}, replicates={replicates}: expected one in (0.5, 1), and at least 100"
-        )
+    _check_numbers(confidence, replicates=(replicates, 100), small_group=(small_group, 0), bins=(bins, 1))
     data = Rows.of(labels, predictions, probabilities, classes, positive, clusters)
-    named = groups if isinstance(groups, Mapping) else {"group": groups}
+    named = by_name("groups", groups, "group")
     if not named:
         raise AimfairError("groups is empty, expected at least one attribute")
-    alone = {str(name): partition(f"groups[{str(name)!r}]", values, data.count) for name, values in named.items()}
+    alone = {name: partition(f"groups[{name!r}]", values, data.count) for name, values in named.items()}
     pairs = {
         TIMES.join(pair): crossed(*(alone[name] for name in pair)) for pair in combinations(alone, 2) if intersections
     }
+    if both := alone.keys() & pairs.keys():
+        raise AimfairError(
+            f"groups: {min(both)!r} is also the name of a crossing; rename it, or do without (intersections=False)"
+        )
     settings = _Settings(confidence, replicates, small_group, bins)
     return Evaluation(
         rows=data.count,
@@ -187,6 +190,15 @@ def evaluate(
     )
 
 
+def _check_numbers(confidence: Any, **integers: tuple[Any, int]) -> None:
+    """Refuses what is out of range; ``integers``: name -> (value, least)."""
+    if not isinstance(confidence, float) or not 0.5 < confidence < 1:
+        raise AimfairError(f"confidence={confidence!r}: expected a number in (0.5, 1)")
+    for name, (value, least) in integers.items():
+        if not isinstance(value, Integral) or value < least:
+            raise AimfairError(f"{name}={value!r}: expected an integer of at least {least}")
+
+
 @dataclass(frozen=True)
 class _Settings:
     confidence: float
@@ -198,7 +210,10 @@ class _Settings:
 def _grouped(name: str, by: Partition, data: Rows, settings: _Settings) -> AttributeEvaluation:
     known = by.values >= 0
     if not known.any():
-        raise AimfairError(f"groups: no row has a value of {name}")
+        raise AimfairError(
+            f"groups: no row has a value of {name}: leave an attribute out, or do not cross them (intersections=False,"
+            " --no-intersections)"
+        )
     target, values = data.target[known], by.values[known]
     shape = len(by.names), len(data.classes)
     predicted = np.stack([one[known] for one in data.predicted.values()])
@@ -223,7 +238,7 @@ def _grouped(name: str, by: Partition, data: Rows, settings: _Settings) -> Attri
     return AttributeEvaluation(
         values=list(by.names),
         rows=sizes.tolist(),
-        cautions=sentences[: bool(left_out)] + cautions(data.classes, by.names, sizes, settings.small_group, "rows"),
+        cautions=sentences + cautions(data.classes, by.names, sizes, settings.small_group, "rows"),
         models={
             model: ModelEvaluation(
                 confusion=counts[..., m].tolist(),

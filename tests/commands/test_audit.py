@@ -92,6 +92,19 @@ def test_what_cannot_be_used(
     assert error.count("\n") == 1
 
 
+def test_the_table_is_never_replaced(table: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before, link, page = table.read_bytes(), table.with_name("link"), str(table.with_name("page"))
+    link.symlink_to(table)
+    words = ("--protected", "sex", "--prediction", "old")
+    for name in (table, link, table.parent / "." / table.name):
+        for flag in ("--html", "--json"):
+            assert audit(table, *words, flag, str(name)) == 2
+            assert "is the table itself" in capsys.readouterr().err
+    assert audit(table, *words, "--html", page, "--json", page) == 2
+    assert "name two files" in capsys.readouterr().err
+    assert table.read_bytes() == before
+
+
 def test_other_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert audit(tmp_path / "no.csv", "--protected", "sex", "--prediction", "k") == 1
     assert "no.csv" in capsys.readouterr().err

@@ -68,10 +68,47 @@ def test_values_of_any_kind() -> None:
         assert (one.confusion, one.metrics) == (same.confusion, same.metrics)
 
 
+def test_what_is_missing_is_no_value() -> None:
+    """numpy would make strings of a NaN among strings, and drop the mask of a masked array."""
+    import pandas as pd
+
+    missing = np.arange(240) % 12 == 0
+    for values in (
+        [float("nan") if gone else sex for sex, gone in zip(SEX, missing, strict=True)],
+        pd.array([pd.NA if gone else sex for sex, gone in zip(SEX, missing, strict=True)], dtype="string"),
+        np.ma.array(SEX, mask=missing),
+        [np.nan if gone else np.str_(sex) for sex, gone in zip(SEX, missing, strict=True)],
+    ):
+        one = aimfair.evaluate(K, Y, values, replicates=100).attributes["group"]
+        assert one.values == ["f", "m"]
+        assert np.sum(one.rows) == 220
+    with pytest.raises(AimfairError, match=r"predictions\[0\] is missing"):
+        aimfair.evaluate(np.ma.array(K, mask=missing), Y, SEX)
+    with pytest.raises(AimfairError, match="found masked values"):
+        aimfair.evaluate(K, Y, SEX, probabilities=np.ma.array(K, mask=missing))
+
+
+def test_tensors_of_any_kind_and_data_frames() -> None:
+    import pandas as pd
+    import torch
+
+    expected = aimfair.evaluate(K, Y, {"sex": SEX}, replicates=100)
+    frame = pd.DataFrame({"sex": SEX, "model": K, "y": Y})
+    assert aimfair.evaluate(frame[["model"]], frame["y"], frame[["sex"]], replicates=100) == expected
+    assert aimfair.evaluate(torch.tensor(K).bfloat16(), list(torch.tensor(Y)), {"sex": SEX}, replicates=100) == expected
+    logits = torch.stack([torch.zeros(240), torch.tensor(K) - 0.4], dim=1).requires_grad_()
+    for shares in (logits.softmax(1), logits.softmax(1).bfloat16(), logits.softmax(1).detach().numpy().round(2)):
+        found = aimfair.evaluate(None, Y, {"sex": SEX}, probabilities=shares, replicates=100)
+        assert found.attributes["sex"].models["model"].confusion == expected.attributes["sex"].models["model"].confusion
+    with pytest.raises(AimfairError, match=r"labels: cannot be used as an array: .*meta"):
+        aimfair.evaluate(K, torch.tensor(Y, device="meta"), SEX)
+
+
 def test_the_positive_class_is_the_last_or_the_one_named() -> None:
     words = np.array(["bad", "good"])
     last = aimfair.evaluate(words[K], words[Y], SEX, replicates=100)
     named = aimfair.evaluate(words[K], words[Y], SEX, positive="bad", replicates=100)
+    assert aimfair.evaluate(K, Y, SEX, positive=np.bool_(False), replicates=100).positive == "0"
     assert (last.positive, named.positive, named.classes) == ("good", "bad", ["good", "bad"])
     rates = [one.attributes["group"].models["model"].by_group["f"]["selection_rate"].value for one in (last, named)]
     assert sum(rates) == pytest.approx(1)
@@ -174,13 +211,28 @@ def test_probabilities() -> None:
         ({"groups": {}}, "groups is empty"),
         ({"predictions": None}, "give predictions or probabilities"),
         ({"probabilities": 3 * K - 1}, r"probabilities\[0\] is \[2.0, -1.0\], .* logits need a softmax"),
-        ({"probabilities": ["x"] * 240}, "probabilities: found values that are no numbers"),
+        ({"probabilities": ["x"] * 240}, r"probabilities: cannot be used .* could not convert string"),
         ({"probabilities": np.ones((240, 3)) / 3}, r"found shape \(240, 3\), expected \(240, 2\) or \(240,\) of the"),
         ({"probabilities": {"other": K}}, "probabilities of 'other', but predictions of model"),
         ({"positive": 2}, "positive=2: expected one of two classes, found the classes 0, 1"),
         ({"classes": [0, 0]}, "classes: found 0, 0, expected two or more, each once"),
         ({"clusters": [1]}, r"clusters: found shape \(1,\)"),
         ({"confidence": 95}, "confidence=95"),
+        ({"confidence": float("nan")}, "confidence=nan"),
+        ({"replicates": 99}, "replicates=99: expected an integer of at least 100"),
+        ({"replicates": 100.5}, "replicates=100.5"),
+        ({"small_group": -1}, "small_group=-1: expected an integer of at least 0"),
+        ({"probabilities": K, "bins": 0}, "bins=0"),
+        ({"classes": 2}, "classes=2: expected the names of all classes"),
+        ({"labels": [[0, 1], *Y[1:]]}, r"labels\[0\] is \[0, 1\]"),
+        ({"predictions": {1: K, "1": K}}, "predictions: found names 1, '1'"),
+        ({"groups": {"sex": [None] * 240}}, "found no values, expected two or more"),
+        ({"groups": {"a": SEX, "b": SEX, "a × b": SEX}}, "'a × b' is also the name of a crossing"),  # noqa: RUF001
+        (
+            {"groups": {"a": np.where(np.arange(240) < 120, SEX, ""), "b": np.where(np.arange(240) < 120, "", SEX)}},
+            r"no row has a value of a × b: .*intersections=False",  # noqa: RUF001
+        ),
+        ({"probabilities": np.full((240, 2), 0.48)}, r"probabilities\[0\] is \[0.48, 0.48\]"),
     ],
 )
 def test_what_cannot_be_used(arguments: dict, message: str) -> None:
