@@ -61,7 +61,8 @@ def measure(runs: Mapping[str, Run], origin: Run, folder: Path) -> dict[str, Spe
         AimfairError: a model cannot be loaded.
         Interrupted: between two generators.
     """
-    file, wanted = folder / FILE, digest_of_inputs({group: _facts(run) for group, run in runs.items()})
+    facts = {"environment": environment(), "runs": {group: _facts(run) for group, run in runs.items()}}
+    file, wanted = folder / FILE, digest_of_inputs(facts)
     try:
         known = read_record(file, _Speeds, "remove it") if file.exists() else None
     except AimfairError:  # damaged: measured again
@@ -89,13 +90,12 @@ def measure(runs: Mapping[str, Run], origin: Run, folder: Path) -> dict[str, Spe
 
 
 def _facts(run: Run) -> dict[str, object]:
-    """What a speed depends on: model, filters and images by their digests, settings, packages and the machine."""
+    """What a speed depends on besides packages and machine: model, filters and images by their digests, settings."""
     return {
         "upstream": run.digest_of("generate"),
         "generate": run.config.generate,
         "device": run.config.device,
         "threads": torch.get_num_threads(),
-        "environment": environment(),
     }
 
 
