@@ -45,17 +45,21 @@ __device__ __forceinline__ void add_bins(const unsigned* bins, Count* histogram)
   }
 }
 
-// Narrows the range to the bin with the k-th best key; count_of(bin) are the keys of a bin. All kSearchThreads threads
-// of one thread block must call. If the range has fewer than k keys, it stays.
-template <class CountOf>
-__device__ __forceinline__ void narrow_by(Search* search, const CountOf& count_of) {
+// Narrows the range to the bin with the k-th best key. All kSearchThreads threads of one thread block must call. If the
+// range has fewer than k keys, it stays. Bins are in shared memory, a histogram (of Count) in that of the device.
+template <class T>
+__device__ __forceinline__ void narrow(Search* search, const T* histogram) {
   constexpr int kPerThread = kBins / kSearchThreads;
   const Search old = *search;
   const int best = kBins - 1 - static_cast<int>(threadIdx.x) * kPerThread;  // of the thread's bins
   int64_t counts[kPerThread], sum = 0, total;
 #pragma unroll
   for (int i = 0; i < kPerThread; i++) {
-    counts[i] = count_of(best - i);
+    if constexpr (sizeof(T) == sizeof(Count)) {
+      counts[i] = static_cast<int64_t>(__ldcg(histogram + best - i));  // the L1 cache may have an older one
+    } else {
+      counts[i] = static_cast<int64_t>(histogram[best - i]);
+    }
     sum += counts[i];
   }
   int64_t before = block_exclusive_sum<kSearchThreads>(sum, &total);
@@ -67,11 +71,6 @@ __device__ __forceinline__ void narrow_by(Search* search, const CountOf& count_o
     }
     before += counts[i];
   }
-}
-
-__device__ __forceinline__ void narrow(Search* search, const Count* histogram) {
-  // The L1 cache may have an older one.
-  narrow_by(search, [&](int bin) { return static_cast<int64_t>(__ldcg(histogram + bin)); });
 }
 
 // Zeroes bins, in a histogram after all threads have called narrow. All threads of a thread block must call.

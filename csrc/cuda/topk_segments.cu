@@ -170,7 +170,7 @@ __device__ __forceinline__ bool select_short(const ShortTensor& tensor, const Se
       for (int j = 0; j < 4; j++) add_to_bin(bins, four.v[j] == 0 ? -1 : bin_of(four.v[j], range));
     }
     __syncthreads();
-    narrow_by(search, [&](int bin) { return static_cast<int64_t>(bins[bin]); });
+    narrow(search, bins);
     __syncthreads();  // the range is narrower
   }
 
