@@ -61,6 +61,8 @@ def segments_of(
     if isinstance(within, Mapping):
         if unknown := within.keys() - set(names):
             raise ValueError(f"within: not among the parameters: {listing(sorted(unknown))}")
+        if not within:
+            raise ValueError("within={}: expected a mapping from parameters to groups, with at least one")
         labels = [within.get(name) for name in names]
         runs = [min(count, 1) for count in counts]
         totals: dict[str, int] = {}
@@ -89,7 +91,7 @@ def segments_of(
         groups, ks = None, [sizes[name] for name in names]
     if not any(ks):
         given = f"density={density}" if k is None else f"k={k}"
-        raise ValueError(f"{given} of every segment selects nothing")
+        raise ValueError(f"{given} of every segment selects nothing; give more, at least 1 of one segment")
     lengths_of_runs = [count // max(run, 1) for count, run in zip(counts, runs, strict=True)]
     return Segments(runs, ks, groups, lengths_of_runs)
 
@@ -132,7 +134,10 @@ def _sizes(units: Mapping[str, int], density: Density, k: Number) -> dict[str, i
     argument, given = ("k", k) if density is None else ("density", density)
     if isinstance(given, Mapping):
         if unknown := given.keys() - units.keys():
-            raise ValueError(f"{argument}: no segment is called {listing(sorted(unknown))}")
+            unknown_names = listing(sorted(map(str, unknown)))
+            raise ValueError(
+                f"{argument}: no segment is called {unknown_names}; they are {listing(list(map(str, units)))}"
+            )
         return {name: _size(argument, given[name], of, name, 0) if name in given else 0 for name, of in units.items()}
     least = 1 if argument == "k" else 0
     if argument == "density" and given == 0:

@@ -58,7 +58,7 @@ def select_mask(
             parameters that ``scores`` lacks.
 
     Raises:
-        TypeError: a dtype that is not rounded to float32 exactly, or a DTensor.
+        TypeError: no mapping, no dense tensor, a dtype that is not rounded to float32 exactly, or a DTensor.
         ValueError: arguments that exclude each other, a size out of range, nothing selected by a size, several devices,
             a name or shape that ``parameters`` does not have.
         RuntimeError: a score is NaN; the message names its tensor.
@@ -69,6 +69,8 @@ def select_mask(
         raise ValueError(f"give one of k, density, threshold and n_of_m, found {' and '.join(given) or 'none'}")
     if within is not None and given[0] not in ("k", "density"):
         raise ValueError(f"{given[0]} is not a size of segments: within is for k and density")
+    if threshold is not None and not isinstance(threshold, (int, float)):
+        raise TypeError(f"threshold={threshold!r}: expected a number; of a tensor give threshold.item()")
     if n_of_m is not None and granularity != "element":
         raise ValueError(f"n_of_m selects elements: granularity must be element, found {granularity!r}")
     scores = _in_order(scores, parameters)
@@ -87,6 +89,8 @@ def select_mask(
 
 def _in_order(scores: Mapping[str, Tensor], parameters: Parameters | None) -> Mapping[str, Tensor]:
     """The scores in the order of the parameters, which decides between equal ones."""
+    if not isinstance(scores, Mapping):
+        raise TypeError(f"scores are a {type(scores).__name__}, expected a mapping from names to tensors")
     if not scores:
         raise ValueError("scores are empty: a mask needs at least one parameter")
     if parameters is None:
@@ -99,6 +103,10 @@ def _in_order(scores: Mapping[str, Tensor], parameters: Parameters | None) -> Ma
 
 def _ranking(scores: Mapping[str, Tensor], granularity: Granularity) -> Ranking:
     for name, values in scores.items():
+        if not isinstance(values, Tensor) or values.layout != torch.strided or values.is_meta:
+            kind = type(values).__name__
+            kind = f"{kind} on meta" if kind == "Tensor" and values.is_meta else kind
+            raise TypeError(f"the scores of {name!r} are a {kind}, expected a dense tensor with values")
         if is_dtensor(values):
             raise TypeError(f"the scores of {name!r} are a DTensor; give the whole tensor, as from full_tensor()")
         if values.dtype not in (torch.float32, torch.bfloat16, torch.float16):

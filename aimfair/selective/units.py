@@ -44,9 +44,9 @@ def number_of_units(density: float | None, k: int | None, total: int, of: str = 
         raise ValueError(f"give either {of}density, a share of the units, or {of}k, a number of units")
     if density is None:
         if isinstance(k, bool) or not isinstance(k, int) or not 1 <= k <= total:
-            raise ValueError(f"{of}k={k!r}: expected between 1 and the {total} units there are")
+            raise ValueError(f"{of}k={k!r}: expected between 1 and the {total} units there are, as an int")
         return k
-    if isinstance(density, bool) or not 0.0 < density <= 1.0:
+    if isinstance(density, bool) or not isinstance(density, (int, float)) or not 0.0 < density <= 1.0:
         raise ValueError(f"{of}density={density!r}: expected a share in (0, 1]; for a number of units give {of}k")
     count = round(density * total)
     if count == 0:

@@ -54,6 +54,8 @@ def test_probabilities_alone(table: Path, capsys: pytest.CaptureFixture[str]) ->
     page = table.with_name("audit.html")
     assert audit(table, "--protected", "sex", "--probability", "p", "--html", str(page)) == 0
     assert "AUROC" in page.read_text()
+    assert '<dl class="alone">' in page.read_text()  # one model needs no name beside its numbers
+    assert "from top to bottom" not in page.read_text()
     assert capsys.readouterr().out.count("\n") >= 3
 
 

@@ -147,7 +147,9 @@ def test_freeze_removes_from_the_selection(probe):
     ({"within": "tensor", "density": math.nan}, "density=nan"),
     ({"within": "tensor", "density": {"conv.weight": -0.1}}, "density=-0.1 of 'conv.weight'"),
     ({"within": "row", "density": 1e-4}, "density=0.0001 of every segment selects nothing"),
-    ({"within": {}, "k": 1}, "selects nothing"),
+    ({"within": {}, "k": 1}, "within={}: expected a mapping from parameters to groups, with at least one"),
+    ({"within": {"conv.weight": 3}, "k": {2: 1}}, "k: no segment is called 2; they are 3"),
+    ({"density": "0.5"}, "density='0.5': expected a share"),
     ({"within": "tensor", "k": 1, "rule": "random"}, "rule 'random' does not take within; top_k and ratio do"),
     ({"k": {"conv.weight": 1}}, "mappings only for segments: give within"),
     ({"density": {"conv.weight": 1.0}, "rule": "random"}, "mappings only for segments: give within"),
@@ -155,6 +157,19 @@ def test_freeze_removes_from_the_selection(probe):
 def test_what_makes_no_sense_is_refused(arguments, message, probe):
     with pytest.raises(ValueError, match=re.escape(message)):
         probe.select(**{"rule": "top_k"} | arguments)
+
+
+@pytest.mark.parametrize(("scores", "arguments", "message"), [
+    ([torch.ones(2)], {"k": 1}, "scores are a list, expected a mapping from names to tensors"),
+    ({"w": None}, {"k": 1}, "the scores of 'w' are a NoneType, expected a dense tensor"),
+    ({"w": torch.ones(2, device="meta")}, {"k": 1}, "the scores of 'w' are a Tensor on meta, expected a dense tensor"),
+    ({"w": torch.ones(2, 2).to_sparse()}, {"k": 1}, "the scores of 'w' are a Tensor, expected a dense tensor"),
+    ({"w": torch.ones(2)}, {"threshold": torch.tensor(0.5)}, "expected a number; of a tensor give threshold.item()"),
+    ({"w": torch.ones(2)}, {"threshold": "0.5"}, "threshold='0.5': expected a number"),
+])  # fmt: skip
+def test_what_are_no_scores_is_refused(scores, arguments, message):
+    with pytest.raises(TypeError, match=re.escape(message)):
+        aimfair.select_mask(scores, **arguments)
 
 
 # -- scores of one's own ----------------------------------------------------------------------------------------------
