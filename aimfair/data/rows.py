@@ -188,12 +188,12 @@ def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def text_of(value: object) -> str | None:
     """A cell as :func:`rows` gives it; None: neither a string nor a number."""
+    if isinstance(value, str):
+        return value.strip()
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return ""
     if isinstance(value, bool):
         return "true" if value else "false"
-    if isinstance(value, str):
-        return value.strip()
     if isinstance(value, int):
         return str(value)
     if isinstance(value, float) and math.isfinite(value):

@@ -249,7 +249,8 @@ def cautions(
         found = _many([f"{name} ({size})" for name, size in small.items()], sizes)
         return [*sentences, f"Under {small_group} {what} in {found}: their results are uncertain."]
     return sentences + [
-        f"Only {size} {what} in group {name}: its results are uncertain." for name, size in small.items()
+        f"Only {size} {what.removesuffix('s') if size == 1 else what} in group {name}: its results are uncertain."
+        for name, size in small.items()
     ]
 
 

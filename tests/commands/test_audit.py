@@ -7,7 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import aimfair
 from aimfair.commands import cli
+from aimfair.evaluation.evaluate import Evaluation
+from aimfair.report.evaluation_page import render
 from tests.report.test_page import EVIL, Page
 
 HEAD = ("id", "y", "sex", "age", "old", "new", "p")
@@ -57,6 +60,52 @@ def test_probabilities_alone(table: Path, capsys: pytest.CaptureFixture[str]) ->
     assert '<dl class="alone">' in page.read_text()  # one model needs no name beside its numbers
     assert "from top to bottom" not in page.read_text()
     assert capsys.readouterr().out.count("\n") >= 3
+
+
+def test_every_option_reaches_evaluate(table: Path) -> None:
+    numbers = table.with_name("audit.json")
+    rows = list(csv.DictReader(table.read_text().splitlines()))
+    names = ("sex", "age", "y", "old", "new", "p")
+    sex, age, y, old, new, p = ([row[name] for row in rows] for name in names)
+    words = ("--prediction", "old", "--probability", "p", "--cluster", "new", "--classes", "1", "0", "--positive", "1")
+    words += ("--confidence", "0.8", "--small-group", "7", "--no-intersections", "--json", str(numbers))
+    assert cli.main(
+        ["audit", str(table), "--target", "y", "--replicates", "150", "--protected", "sex", "age", *words]
+    ) == 0  # fmt: skip
+    found = Evaluation.model_validate_json(numbers.read_text())
+    expected = aimfair.evaluate(
+        {"old": old}, y, {"sex": sex, "age": age}, probabilities={"old": list(map(float, p))}, clusters=new,
+        classes=["1", "0"], positive="1", confidence=0.8, small_group=7, intersections=False, replicates=150,
+    )  # fmt: skip
+    assert found.model_dump_json() == expected.model_dump_json()
+    assert (found.classes, found.confidence, found.replicates, found.small_group) == (["0", "1"], 0.8, 150, 7)
+    assert list(found.attributes) == ["sex", "age"]
+
+
+def test_the_page_of_three_classes_and_models() -> None:
+    """Of class 0 of f 30 rows, 20 right; of class 1 of m none."""
+    y = np.repeat([0, 1, 2, 0, 2], [30, 40, 40, 20, 40])
+    a, k = np.repeat(["f", "m"], [110, 60]), y.copy()
+    k[:10] = 1
+    shares = 0.1 + 0.7 * np.eye(3)[k]
+    found = aimfair.evaluate(
+        {"old": k, "new": y, "same": k}, y, a, probabilities={"old": shares}, small_group=25, replicates=100
+    )  # fmt: skip
+    text = render(found, "three")
+    section = text[text.index('id="attribute-0"') :]
+    assert "(from top to bottom)" in text
+    assert section.count('<dt class="before">old</dt>') == 6
+    assert section.count('<dt class="after">same</dt>') == 6
+    assert "<b>· empty</b>" in section
+    assert "<b>· small</b>" in section
+    assert "worst_present_group_accuracy" in section
+    assert section.index("66.7%") > section.index("<dd>")
+    assert 'style="--share: 0.6667"' in section
+    assert 'style="--share: 0.3333"' in section
+    brier = found.attributes["group"].models["old"].scores.by_value["brier"]
+    assert brier == pytest.approx([(10 * 1.46 + 100 * 0.06) / 110, 0.06])
+    for value in brier:
+        assert f"<td>{value:.3f}</td>" in section
 
 
 def test_what_is_foreign_is_escaped(table: Path) -> None:

@@ -50,6 +50,13 @@ def test_fairlearns_numbers_under_its_names() -> None:
             assert one[name].value == pytest.approx(expected[name])
 
 
+def test_a_class_that_is_never_predicted() -> None:
+    """Nobody is selected, so nobody is selected less often: the ratio of two rates of zero is 1."""
+    one = of(aimfair.evaluate(Y * 0, Y, SEX, replicates=100))
+    assert (one["demographic_parity_ratio"], one["equalized_odds_ratio"]) == (1, 1)
+    assert (one["demographic_parity_difference"], one["equalized_odds_difference"]) == (0, 0)
+
+
 def test_values_of_any_kind() -> None:
     import torch
 
@@ -148,6 +155,19 @@ def test_several_models_are_compared_on_the_same_rows() -> None:
     assert (same.mean, same.over_images) == (0, (0, 0))
 
 
+def test_a_difference_rests_on_the_rows_of_both_models() -> None:
+    """The worst group of the first model has 90 rows, that of the second has 10."""
+    y, a = np.repeat([0, 1, 0, 1], [100, 100, 90, 10]), np.repeat(["f", "m"], [200, 100])
+    first, second = y.copy(), y.copy()
+    first[200:250], second[-5:] = 1, 0
+    found = aimfair.evaluate({"first": first, "second": second}, y, a, replicates=100).attributes["group"]
+    rows = [one.metrics["worst_group_accuracy"].rows for one in found.models.values()]
+    assert rows == [90, 10]
+    assert found.models["second"].versus["first"]["worst_group_accuracy"].support == 10
+    assert found.models["second"].worst_group == ("1", "m")
+    assert found.models["first"].worst_group == ("0", "m")
+
+
 def test_attributes_are_crossed_and_rows_without_a_value_left_out() -> None:
     age = np.array([None, "old", "young", "old", "young", "old"] * 40, dtype=object)
     found = aimfair.evaluate(K, Y, {"sex": SEX, "age": age}, replicates=100)
@@ -166,7 +186,7 @@ def test_empty_and_small_groups_get_cautions(tmp_path) -> None:
     one = found.attributes["group"]
     assert one.empty == 1
     assert any("No rows in group 0 · m" in caution for caution in one.cautions)
-    assert any("Only 1 rows in group 1 · m" in caution for caution in one.cautions)
+    assert any("Only 1 row in group 1 · m" in caution for caution in one.cautions)
     assert math.isnan(of(found)["equalized_odds_difference"])
     assert of(found)["worst_present_group_accuracy"] == pytest.approx(2 / 3)
     found.save(tmp_path / "found.json")
@@ -239,6 +259,31 @@ def test_what_cannot_be_used(arguments: dict, message: str) -> None:
     given = {"predictions": K, "labels": Y, "groups": SEX} | arguments
     with pytest.raises(AimfairError, match=message):
         aimfair.evaluate(given.pop("predictions"), given.pop("labels"), given.pop("groups"), **given)
+
+
+def test_rates_of_three_classes() -> None:
+    """f: of two rows of class 0 one is taken for 1, of one row of class 1 none is right, of one of class 2 it is."""
+    y, k = np.array([0, 0, 1, 2, 0, 1, 2]), np.array([0, 1, 0, 2, 0, 1, 2])
+    found = aimfair.evaluate(k, y, ["f"] * 4 + ["m"] * 3, replicates=100).attributes["group"].models["model"]
+    rates = {name: (one.value, one.rows) for name, one in found.by_group["f"].items()}
+    assert rates == {
+        "accuracy": (0.5, 4),
+        "recall of 0": (0.5, 2),
+        "recall of 1": (0, 1),
+        "recall of 2": (1, 1),
+        "selection_rate of 0": (0.5, 4),
+        "selection_rate of 1": (0.25, 4),
+        "selection_rate of 2": (0.25, 4),
+    }
+
+
+def test_clusters_of_rows_without_a_value_are_left_out() -> None:
+    some = np.arange(240) % 2 == 0
+    whole = aimfair.evaluate(K[some], Y[some], SEX[some], clusters=np.arange(240)[some] % 24, replicates=100)
+    found = aimfair.evaluate(K, Y, np.where(some, SEX, ""), clusters=np.arange(240) % 24, replicates=100)
+    assert of(whole) == of(found)
+    ours, theirs = (one.attributes["group"].models["model"].metrics["accuracy"].interval for one in (whole, found))
+    assert ours == theirs
 
 
 def test_every_metric_has_a_function() -> None:
