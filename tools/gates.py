@@ -51,7 +51,7 @@ GATES = {
         (*PYTEST, CUDA_TESTS),
     ),
     "cpp-package": Gate(
-        (*BUILD, "examples/cpp", "tests/repository/test_cpp_package.py"),
+        (*BUILD, "examples/cpp", "examples/pybind11", "tests/repository/test_cpp_package.py"),
         (*PYTEST, "tests/repository/test_cpp_package.py"),
     ),
     "cpu-paths": Gate(

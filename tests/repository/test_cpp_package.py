@@ -1,4 +1,4 @@
-"""The C++ package: installed with CMake, found with find_package, embedded by the program in examples/cpp."""
+"""The C++ package: installed with CMake, found with find_package, embedded by the programs in examples."""
 
 import re
 import shutil
@@ -55,6 +55,29 @@ def test_embedding_program(installed: Path, tmp_path: Path) -> None:
     assert int(match[1]) == 300
     assert int(match[2]) > 200
     assert "0 unselected weights moved" in output
+
+
+def test_extension_for_numpy(installed: Path, tmp_path: Path) -> None:
+    """A module made with pybind11 on the installed package selects as numpy's stable sort does."""
+    found = f"-Dpybind11_DIR={run(sys.executable, '-m', 'pybind11', '--cmakedir').strip()}"
+    settings = (f"-DCMAKE_PREFIX_PATH={installed}", f"-DPython_EXECUTABLE={sys.executable}", found)
+    configure_and_build(ROOT / "examples" / "pybind11", tmp_path / "build", *settings)
+    program = """if True:
+        import numpy, numpy_masks
+        scores = numpy.random.default_rng(0).integers(0, 50, (37, 41)).astype("float32")
+        for k in (0, 1, 700, scores.size):
+            mask = numpy_masks.top_k(scores, k)
+            expected = numpy.zeros(scores.size, bool)
+            expected[numpy.argsort(-scores.ravel(), kind="stable")[:k]] = True
+            assert mask.shape == scores.shape and (mask.ravel() == expected).all(), k
+        for wrong in (lambda: numpy_masks.top_k(scores, -1), lambda: numpy_masks.top_k(scores * float("nan"), 1)):
+            try:
+                wrong()
+            except ValueError as error:
+                print(error)
+        """
+    said = run(sys.executable, "-c", f"import sys; sys.path.insert(0, {str(tmp_path / 'build')!r})\n{program}")
+    assert said.splitlines() == ["k=-1 is not in the array's size", "a score is NaN"]
 
 
 @pytest.mark.parametrize("wanted", ["auto", "on"])
