@@ -197,6 +197,30 @@ def test_empty_and_small_groups_get_cautions(tmp_path) -> None:
     assert Evaluation.model_validate_json(text).attributes["group"].rows == one.rows
 
 
+def test_small_is_what_the_caller_says() -> None:
+    for least, expected in ((60, []), (61, ["Only 60 rows in group 0 · f: its results are uncertain."])):
+        found = aimfair.evaluate(K, Y, SEX, small_group=least, replicates=100).attributes["group"]
+        assert found.cautions[:1] == expected
+
+
+def test_tiny_probabilities_keep_their_order() -> None:
+    chances = np.where(Y == 1, 1e-200, 1e-250)
+    scores = aimfair.evaluate(None, Y, SEX, probabilities=chances, replicates=100).attributes["group"].models["model"]
+    assert scores.scores is not None
+    assert scores.scores.overall["auroc"] == 1
+
+
+def test_bins_of_the_calibration_error() -> None:
+    """In one bin confidence 0.6 and 0.9 average to the accuracy of 0.75; apart each is off by 0.15."""
+    y = np.array([1, 1, 1, 0] * 20)
+    chances = np.array([0.6] * 40 + [0.9] * 40)
+    for bins, expected in ((1, 0), (10, 0.15)):
+        one = aimfair.evaluate(None, y, ["f", "m"] * 40, probabilities=chances, bins=bins, replicates=100)
+        scores = one.attributes["group"].models["model"].scores
+        assert scores is not None
+        assert scores.overall["calibration_error"] == pytest.approx(expected)
+
+
 def test_probabilities() -> None:
     from sklearn.metrics import brier_score_loss, roc_auc_score
 
@@ -262,17 +286,17 @@ def test_what_cannot_be_used(arguments: dict, message: str) -> None:
 
 
 def test_rates_of_three_classes() -> None:
-    """f: of two rows of class 0 one is taken for 1, of one row of class 1 none is right, of one of class 2 it is."""
-    y, k = np.array([0, 0, 1, 2, 0, 1, 2]), np.array([0, 1, 0, 2, 0, 1, 2])
+    """f: of two rows of class 0 one is taken for 1; the others are right."""
+    y, k = np.array([0, 0, 1, 2, 0, 1, 2]), np.array([0, 1, 1, 2, 0, 1, 2])
     found = aimfair.evaluate(k, y, ["f"] * 4 + ["m"] * 3, replicates=100).attributes["group"].models["model"]
     rates = {name: (one.value, one.rows) for name, one in found.by_group["f"].items()}
     assert rates == {
-        "accuracy": (0.5, 4),
+        "accuracy": (0.75, 4),
         "recall of 0": (0.5, 2),
-        "recall of 1": (0, 1),
+        "recall of 1": (1, 1),
         "recall of 2": (1, 1),
-        "selection_rate of 0": (0.5, 4),
-        "selection_rate of 1": (0.25, 4),
+        "selection_rate of 0": (0.25, 4),
+        "selection_rate of 1": (0.5, 4),
         "selection_rate of 2": (0.25, 4),
     }
 
