@@ -48,8 +48,11 @@ class Watch:
 
 
 def tensors_among(objects: list[object]) -> list[torch.Tensor]:
-    """Without those of an export, which have no memory."""
-    return [found for found in objects if issubclass(type(found), torch.Tensor) and not isinstance(found, FakeTensor)]
+    """Without those of an export and sparse ones, which have no storage."""
+    tensors = [
+        found for found in objects if issubclass(type(found), torch.Tensor) and not isinstance(found, FakeTensor)
+    ]
+    return [tensor for tensor in tensors if tensor.layout == torch.strided]
 
 
 @pytest.fixture(autouse=True)

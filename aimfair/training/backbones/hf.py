@@ -99,11 +99,11 @@ def normalization(name: str, allow_download: bool) -> tuple[list[float], list[fl
 
 
 def architecture(kind: str) -> str | None:
-    """Name of transformers' image classifier for a ``model_type``; None: it has none."""
+    """Name of transformers' image classifier for a ``model_type``; None: it has none, or several, as DeiT has."""
     from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES
 
     found = MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES.get(kind)
-    return found if found is None or isinstance(found, str) else found[0]
+    return found if isinstance(found, str) else None
 
 
 # -- configurations ------------------------------------------------------------------------------------
