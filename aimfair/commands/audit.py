@@ -65,10 +65,11 @@ def main(options: argparse.Namespace, overrides: Overrides) -> int:
 
 def _evaluate(options: argparse.Namespace) -> "Evaluation":
     import aimfair
+    from aimfair.evaluation.arguments import MODEL
 
     columns = _columns(options)
     predictions = {name: columns[name] for name in options.prediction}
-    model = options.prediction[0] if predictions else "model"
+    model = options.prediction[0] if predictions else MODEL
     probabilities = {model: _numbers(options.table, columns, options.probability)} if options.probability else None
     return aimfair.evaluate(
         predictions or None,

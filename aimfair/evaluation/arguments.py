@@ -56,11 +56,11 @@ class Rows:
         names = _classes(texts, classes, positive)
         chances = {
             name: _probabilities(_argument("probabilities", name, probabilities), one, len(texts), len(names))
-            for name, one in _models(probabilities).items()
+            for name, one in _models("probabilities", probabilities).items()
         }
         predicted = {
             name: _codes(place := _argument("predictions", name, predictions), _texts(place, one, len(texts)), names)
-            for name, one in _models(predictions).items()
+            for name, one in _models("predictions", predictions).items()
         } or {name: shares.argmax(axis=1) for name, shares in chances.items()}
         if not predicted:
             raise AimfairError("give predictions or probabilities")
@@ -73,9 +73,9 @@ class Rows:
         return cls(names, _codes("labels", texts, names), predicted, chances, together)
 
 
-def _models(given: Any) -> dict[str, Any]:
+def _models(argument: str, given: Any) -> dict[str, Any]:
     """Model -> its rows; empty for None."""
-    return {} if given is None else by_name("predictions", given, MODEL)
+    return {} if given is None else by_name(argument, given, MODEL)
 
 
 def by_name(argument: str, given: Any, alone: str) -> dict[str, Any]:

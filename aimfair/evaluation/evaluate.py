@@ -148,9 +148,8 @@ def evaluate(
         labels: [N] true classes.
         groups: attribute -> [N], as a mapping or a data frame, or [N] of a single one. Rows where a value is missing
             (None, NaN or empty) are left out of what this attribute is in, which a caution says.
-        probabilities: [N] of the positive class, or [N, K] in the order of the classes, for ranking and calibration;
-            sums of rounded ones, within 0.02 of 1, are rescaled;
-            as ``predictions``, of one model or of several.
+        probabilities: [N] of the positive class, or [N, K] in the order of the classes, for ranking and calibration; of
+            one model or of several, as ``predictions``. Sums of rounded ones, within 0.02 of 1, are rescaled.
         classes: in order; None: those that the labels hold, sorted.
         positive: of two classes the one that rates are of; None: the last.
         clusters: [N], equal for rows that belong together, such as those of one patient; None: rows are independent.
@@ -220,11 +219,8 @@ def _grouped(name: str, by: Partition, data: Rows, settings: _Settings) -> Attri
     counts = np.stack([metrics.count_predictions(target, values, one, *shape[::-1]) for one in predicted], axis=-1)
     clusters = None if data.clusters is None else [one for one, has in zip(data.clusters, known, strict=True) if has]
     paired = intervals.PairedPredictions.of(target, values, predicted, *shape[::-1], clusters)
-    chunks = [
-        {metric: metrics.FUNCTIONS[NAMES[metric]](drawn) for metric in NAMES}
-        for drawn in intervals.resample(paired, settings.replicates, generator("evaluate", name))
-    ]
-    replicates = {metric: np.concatenate([chunk[metric] for chunk in chunks], axis=-1) for metric in NAMES}
+    functions = {metric: metrics.FUNCTIONS[ours] for metric, ours in NAMES.items()}
+    replicates = intervals.replicated(paired, functions, settings.replicates, generator("evaluate", name))
     sizes = counts[..., 0].sum(axis=2)
     scores = {
         model: measure(np.log(np.maximum(shares[known], 1e-300)), target, values, shape[0], settings.bins)

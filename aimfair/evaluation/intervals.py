@@ -1,13 +1,13 @@
 """Confidence intervals over test images (cluster bootstrap, Wilson) and over seeds (Student's t)."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
 
 import numpy as np
 import numpy.typing as npt
 
-from aimfair.evaluation.metrics import Integers, Values, require_in_range
+from aimfair.evaluation.metrics import Counts, Integers, Values, require_in_range
 
 _CHUNK = 4_000_000
 """Numbers held in memory while resampling; 32 MB."""
@@ -217,6 +217,20 @@ def resample(
             drawn = _draw(np.ones(matrix.shape[1], dtype=np.int64), count, generator).T
             counts += (matrix @ drawn.astype(np.float64)).reshape(counts.shape)
         yield counts.reshape(protected_values, targets, targets, models, count)
+
+
+def replicated(
+    predictions: PairedPredictions,
+    functions: Mapping[str, Callable[[Counts], Values]],
+    replicates: int,
+    generator: np.random.Generator,
+) -> dict[str, Values]:
+    """Name -> the function of the counts of every replicate of :func:`resample`: [M, R]."""
+    chunks = [
+        {name: function(counts) for name, function in functions.items()}
+        for counts in resample(predictions, replicates, generator)
+    ]
+    return {name: np.concatenate([chunk[name] for chunk in chunks], axis=-1) for name in functions}
 
 
 def _draw(sizes: Integers, count: int, generator: np.random.Generator) -> Integers:

@@ -53,9 +53,8 @@ class Grouping:
         chosen = {name: predicted[name] for name in (predicted if resampled is None else resampled)}
         models = np.stack([one for of_seeds in chosen.values() for one in of_seeds])
         paired = intervals.PairedPredictions.of(target, values, models, shape[1], shape[0], clusters)
-        chunks = [metrics.overall(counts) for counts in intervals.resample(paired, replicates, generator)]
         ends = np.cumsum([len(of_seeds) for of_seeds in chosen.values()])
-        whole = {metric: np.concatenate([chunk[metric] for chunk in chunks], axis=-1) for metric in METRICS}
+        whole = intervals.replicated(paired, METRICS, replicates, generator)
         self.replicates = {
             name: {metric: all_of[end - len(of_seeds) : end] for metric, all_of in whole.items()}
             for end, (name, of_seeds) in zip(ends, chosen.items(), strict=True)

@@ -11,7 +11,7 @@ from aimfair.evaluation.evaluate import NAMES, AttributeEvaluation, Evaluation, 
 from aimfair.evaluation.intervals import wilson
 from aimfair.report import charts, template
 from aimfair.report.tables import print_table
-from aimfair.report.wording import LABELS, judge, percent, percents
+from aimfair.report.wording import LABELS, SCORE_LABELS, judge, percent, percents
 
 _LABELS = {
     **{metric: LABELS.get(ours, "") for metric, ours in NAMES.items()},
@@ -20,8 +20,6 @@ _LABELS = {
     "equalized_odds_difference": "Equalized odds (difference)",
     "equalized_odds_mean_difference": "Equalized odds (mean difference)",
 }
-
-_SCORES = {"auroc": "AUROC", "calibration_error": "Calibration error", "brier": "Brier score"}
 
 _PRINTED = {
     "accuracy": "accuracy",
@@ -126,16 +124,10 @@ def _metrics(found: Evaluation, of: AttributeEvaluation) -> Iterator[dict[str, A
 def _rates(found: Evaluation, of: AttributeEvaluation, model: str, one: ModelEvaluation) -> dict[str, Any]:
     rows = []
     for a, value in enumerate(of.values):
-        scores = [one.scores.by_value[score][a] for score in _SCORES] if one.scores else []
+        scores = [one.scores.by_value[score][a] for score in SCORE_LABELS] if one.scores else []
         rates = list(one.by_group[value].values())
         rows.append({"name": value, "count": sum(of.rows[a]), "rates": rates, "scores": scores})
-    with np.errstate(invalid="ignore"):
-        counts = np.array(one.confusion, dtype=np.float64)
-        shares = counts / counts.sum(axis=2, keepdims=True)
-    confusions = [
-        (value, [(name, of.rows[a][y], shares[a, y].tolist()) for y, name in enumerate(found.classes)])
-        for a, value in enumerate(of.values)
-    ]
+    confusions = template.confusions(np.array(one.confusion), of.rows, found.classes, of.values)
     names = list(next(iter(one.by_group.values())))
-    scored = list(_SCORES.values()) if one.scores else []
+    scored = list(SCORE_LABELS.values()) if one.scores else []
     return {"model": model, "rates": names, "scores": scored, "rows": rows, "confusions": confusions}

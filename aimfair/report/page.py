@@ -175,8 +175,6 @@ def _audit_table(results: Results, audit: Audit, title: str) -> dict[str, Any]:
 
 # -- scores ------------------------------------------------------------------------------------------------------------
 
-_SCORE_LABELS = {"auroc": "AUROC", "calibration_error": "Calibration error", "brier": "Brier score"}
-
 
 def _scores(results: Results) -> dict[str, Any] | None:
     """Scores of certainty.html, None without any. Cells are "mean ± standard deviation" over the seeds.
@@ -193,7 +191,7 @@ def _scores(results: Results) -> dict[str, Any] | None:
     names = ("all test images", *results.protected_names, "largest difference")
     both = zip(names, cells[BIASED], cells[results.default_method], strict=True)
     return {
-        "labels": list(_SCORE_LABELS.values()),
+        "labels": list(wording.SCORE_LABELS.values()),
         "rows": [(name, list(zip(before, after, strict=True))) for name, before, after in both],
         "methods": [(name, list(zip(of[0], of[-1], strict=True))) for name, of in cells.items()],
     }
@@ -227,15 +225,4 @@ def _confusions(results: Results) -> list[tuple[str, list[tuple[str, int, list[f
     if len(results.target_names) == 2:
         return []
     counts = np.mean([seed.counts for seed in results.methods[results.default_method].seeds], axis=0)
-    with np.errstate(invalid="ignore"):
-        shares = counts / counts.sum(axis=2, keepdims=True)
-    return [
-        (
-            protected,
-            [
-                (target, results.test_images[a][y], shares[a, y].tolist())
-                for y, target in enumerate(results.target_names)
-            ],
-        )
-        for a, protected in enumerate(results.protected_names)
-    ]
+    return template.confusions(counts, results.test_images, results.target_names, results.protected_names)

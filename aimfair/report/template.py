@@ -5,16 +5,19 @@ Every string is escaped, and an undefined name in a template is an error.
 
 import os
 import platform
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from importlib.resources import files
 from pathlib import Path
 
 import jinja2
+import numpy as np
 from markupsafe import Markup
 
 import aimfair
 from aimfair.base.progress import duration
+from aimfair.evaluation.metrics import Counts
 from aimfair.report import wording
 from aimfair.report.material import data_uri
 
@@ -56,6 +59,22 @@ def _breakable(name: str) -> Markup:
 
 def _source(name: str) -> str:
     return files("aimfair.report").joinpath(name).read_text(encoding="utf-8")
+
+
+Confusion = tuple[str, list[tuple[str, int, list[float]]]]
+"""A value, and of each true class its name, how many there are, and the shares of the predicted classes."""
+
+
+def confusions(
+    counts: Counts, sizes: Sequence[Sequence[int]], classes: Sequence[str], values: Sequence[str]
+) -> list[Confusion]:
+    """Of counts [A, Y, K], with how many there are [A][Y]; shares of none are NaN."""
+    with np.errstate(invalid="ignore"):
+        shares = counts / counts.sum(axis=2, keepdims=True)
+    return [
+        (value, [(name, sizes[a][y], shares[a, y].tolist()) for y, name in enumerate(classes)])
+        for a, value in enumerate(values)
+    ]
 
 
 def environment() -> dict[str, str]:

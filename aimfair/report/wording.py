@@ -33,6 +33,8 @@ LABELS = {
     "demographic_parity": "Demographic parity",
 }
 
+SCORE_LABELS = {"auroc": "AUROC", "calibration_error": "Calibration error", "brier": "Brier score"}
+
 
 def lower_label(metric: str) -> str:
     """The label of a metric within a sentence or on an axis."""

@@ -249,8 +249,8 @@ struct Pieces {
   Meeting* meeting;
 };
 
-// Calls use(word, whether the lane's key is inside of the block, the key) for the 32 words of a mask block. The lanes
-// of a warp have the elements of a word.
+// Calls use(word, the lane's key, or 0 past the end of the block) for the 32 words of a mask block. The lanes of a warp
+// have the elements of a word.
 template <class Use>
 __device__ __forceinline__ void for_each_word(const ScoreBlock& block, const SegmentState& state, bool* nan,
                                               const Use& use) {
