@@ -23,11 +23,17 @@ RESULTS = Path(__file__).parent / "results"
 BUSY_SHARE = 0.10
 """Of the processors taken by others: above this a verdict says so."""
 
-REFERENCE = {"ratio": "fastest unmasked rival", "copy share": "copy bandwidth", "extra memory": "accumulators"}
+REFERENCE = {
+    "ratio": "fastest unmasked rival",
+    "copy share": "copy bandwidth",
+    "extra memory": "accumulators",
+    "overhead": "a copy of as many bytes",
+}
 
 GRAPH_NOTE = (
-    "Times are of calls, host included; graph ms is of replays as CUDA graphs, of the ways that can be captured. Cache:"
-    " the case moves less than the {megabytes:.0f} MB that the second-level cache holds and may get a part from there."
+    "Times are of calls, host included; graph ms is of replays as CUDA graphs, of the ways that can be captured, and"
+    " targets are judged by these where there are any. Cache: the case moves less than the {megabytes:.0f} MB that the"
+    " second-level cache holds and may get a part from there."
 )
 
 Table = list[list[str]]
@@ -44,10 +50,10 @@ class Verdict:
     value: float
 
     @property
-    def graph_value(self) -> float | None:
-        """The ratio of replays as CUDA graphs, where ours and the rival's were timed."""
-        rival = self.result.rival(self.target.rival)
-        return rival.graph_ratio if rival and self.target.metric == "ratio" else None
+    def value_of_calls(self) -> float | None:
+        """The ratio of calls, host included, where that of replays as CUDA graphs is judged."""
+        rival = self.result.judged_rival(self.target.rival)
+        return rival.ratio if rival and rival.graph_ratio and self.target.metric == "ratio" else None
 
     @property
     def busy(self) -> bool:
@@ -69,8 +75,10 @@ def achieved(target: Target, result: Result) -> float | None:
         return result.copy_share
     if target.metric == "extra memory":
         return None if result.extra_bytes is None else result.extra_bytes / result.accumulator_bytes
-    rival = result.rival(target.rival)
-    return None if rival is None else rival.ratio
+    if target.metric == "overhead":
+        return result.seconds - result.floor_bytes / result.copy_gb_per_s / 1e9
+    rival = result.judged_rival(target.rival)
+    return None if rival is None else rival.graph_ratio or rival.ratio
 
 
 def verdicts(results: Sequence[Result], device: str) -> list[Verdict]:
@@ -139,6 +147,8 @@ def _rival_cells(rival: RivalResult | None) -> list[str]:
 
 
 def _amount(target: Target, value: float) -> str:
+    if target.metric == "overhead":
+        return f"{value * 1e6:.3g} us"
     return f"{value:.3g}x" if target.metric == "ratio" else f"{value:.1%}"
 
 
@@ -148,8 +158,8 @@ def _bar_cell(target: Target, limit: float, met: bool) -> str:
 
 def targets_table(judged: Sequence[Verdict]) -> Table:
     """One line per target: the worst list of tensors decides."""
-    graphs = any(verdict.graph_value is not None for verdict in judged)
-    table = [["target", "against", "must", "aim", "worst", "on", "met", *(["in a graph"] if graphs else [])]]
+    graphs = any(verdict.value_of_calls is not None for verdict in judged)
+    table = [["target", "against", "must", "aim", "worst", "on", "met", *(["by calls"] if graphs else [])]]
     for target in TARGETS:
         own = [verdict for verdict in judged if verdict.target is target]
         if not own:
@@ -166,7 +176,7 @@ def targets_table(judged: Sequence[Verdict]) -> Table:
             _amount(target, worst.value),
             f"{worst.result.tensors}, {worst.result.state}".removesuffix(", "),
             ("aim" if worst.aim else "must" if worst.must else "NO") + ", on a busy machine" * worst.busy,
-            *(["" if worst.graph_value is None else _amount(target, worst.graph_value)] if graphs else []),
+            *(["" if worst.value_of_calls is None else _amount(target, worst.value_of_calls)] if graphs else []),
         ])  # fmt: skip
     return table
 

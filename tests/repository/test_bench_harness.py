@@ -100,10 +100,38 @@ def test_tables_of_a_gpu(runner, monkeypatch, cache_bytes, marked):
     assert head[-4:] == ["graph ms", "rival graph ms", "ratio", "cache"]
     assert row[-4:] == ["0.2", "0.4 (fused)", "2.00", marked]
     rows = {line[0]: line for line in report.targets_table(judged)}
-    assert rows["target"][-1] == "in a graph"
-    assert rows["10% random"][2:5] == ["1.6x", "2.7x", "2x"]
+    assert rows["target"][-1] == "by calls"
+    assert rows["10% random"][2:5] == ["1.6x", "2.4x", "2x"]
     assert rows["10% random"][-1] == "2x"
     assert rows["10% masked"][-2:] == ["aim", "15x"]
+
+
+def test_a_gpu_is_judged_by_replays(runner, monkeypatch):
+    """Which may say something else than calls, host included, and make another rival the fastest."""
+    replays(monkeypatch, runner)
+    measured = case()
+    measured.rivals[1].capturable = True
+    times = {"replay of ours": 0.1e-3, "replay of fused": 0.5e-3, "replay of foreach": 0.3e-3}
+    ordinary = runner.clock.time
+    monkeypatch.setattr(runner.clock, "time", lambda call: times.get(call()) or ordinary(call))
+    rows = {line[0]: line for line in report.targets_table(report.verdicts([runner.run(measured, Pedantic())], "cuda"))}
+    assert rows["10% random"][4] == "3x"
+    assert rows["10% random"][6].startswith("aim")
+    assert rows["10% random"][7] == "4.5x"  # of the calls of the same rival
+
+
+def test_time_beyond_that_of_the_bytes(runner):
+    """Of select on ResNet-50: 2 ms less those in which 50 MB are copied."""
+    measured = case(capturable=False)
+    measured.work, measured.tensors, measured.pattern = targets.SELECT_DIFFERENCE, "ResNet-50", "top-k"
+    measured.state, measured.accumulator_bytes = "", 50_000_000
+    result = runner.run(measured, Pedantic())
+    result.copy_gb_per_s, result.others_share = 50.0, None
+    rows = {line[0]: line for line in report.targets_table(report.verdicts([result], "cuda"))}
+    assert rows["select, launches and waiting"][2:7] == ["60 us", "60 us", "1e+03 us", "ResNet-50", "NO"]
+    result.seconds = 1.05e-3
+    rows = {line[0]: line for line in report.targets_table(report.verdicts([result], "cuda"))}
+    assert rows["select, launches and waiting"][4:7] == ["50 us", "ResNet-50", "aim"]
 
 
 def test_time_of_workers_counts_as_our_own() -> None:
