@@ -12,7 +12,7 @@ packages are there.
 
 With --dry-run it needs no GPU: it builds, keeps an extension that is there, and only collects tests and benches.
 
-Exit status: 0 all is well, 1 a step failed, 2 there is no GPU.
+Exit status: 0 all is well, 1 a step failed, 2 there is no GPU, no torch, or no place for the results.
 """
 
 import argparse
@@ -322,14 +322,21 @@ def main() -> int:
     parser.add_argument("--dry-run", action="store_true", help="without a GPU: build and collect only")
     arguments = parser.parse_args()
     out = arguments.out.resolve()
-    import torch
-
+    try:
+        import torch
+    except ImportError as error:
+        print(f"gpu-check: {sys.executable}: {error}; name a Python that has torch: make gpu-check PYTHON=...")
+        return 2
+    if not arguments.dry_run and not torch.cuda.is_available():
+        print("gpu-check: torch sees no CUDA device")
+        return 2
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        parser.error(f"--out {arguments.out}: {error.strerror}")
     if arguments.dry_run:
         steps = generation_phases(out) if arguments.generation else phases(out, "90")
         return 0 if check(dry(steps), out, facts_of_the_machine(), run_step) else 1
-    if not torch.cuda.is_available():
-        print("gpu-check: torch sees no CUDA device")
-        return 2
     major, minor = torch.cuda.get_device_capability()
     steps = generation_phases(out) if arguments.generation else phases(out, f"{major}{minor}")
     return 0 if check(steps, out, facts_of_the_machine(), run_step) else 1

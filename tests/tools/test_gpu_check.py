@@ -138,6 +138,19 @@ def test_a_dry_run_installs_the_extension_only_where_there_is_none(present, tmp_
     assert any(command[-1] == str(gpu_check.ROOT) for command in build.commands) == (not present)
 
 
+def test_what_cannot_begin_is_explained(tmp_path, monkeypatch, capsys):
+    file = tmp_path / "file"
+    file.touch()
+    monkeypatch.setattr(sys, "argv", ["gpu_check", "--dry-run", "--out", str(file / "out")])
+    with pytest.raises(SystemExit) as ended:
+        gpu_check.main()
+    assert ended.value.code == 2
+    assert f"error: --out {file / 'out'}: Not a directory" in capsys.readouterr().err
+    monkeypatch.setitem(sys.modules, "torch", None)
+    assert gpu_check.main() == 2
+    assert "name a Python that has torch: make gpu-check PYTHON=..." in capsys.readouterr().out
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_without_a_gpu(tmp_path):
