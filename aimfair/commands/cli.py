@@ -10,6 +10,7 @@ import difflib
 import errno
 import os
 import re
+import signal
 import stat
 import sys
 import traceback
@@ -48,6 +49,9 @@ VERBS: dict[str, tuple[str, Main, AddArguments]] = {
 }
 """Verb -> its help, what it does, and what adds its arguments to the parser."""
 
+_CONTINUING = {*run.STAGES, "run", "demo", "ablate"}
+"""Verbs whose work is kept when they are stopped; the others start over."""
+
 _LIBRARIES_OF_FAIR = {"jinja2", "PIL", "pydantic", "pydantic_core", "rich", "scipy", "yaml"}
 """Top-level modules of the extra ``fair``, which the base install lacks."""
 
@@ -77,13 +81,15 @@ def _report_error(error: BaseException, options: argparse.Namespace) -> int:
     if isinstance(error, Exception) and (broken := broken_library(error)):
         print(f"error: {broken}", file=sys.stderr)
         return 1
-    if isinstance(error, AimfairError):
-        prefix = "" if isinstance(error, Interrupted) else "error: "
-        print("\n".join(prefix + line for line in str(error).splitlines()), file=sys.stderr)
-        return error.exit_code
     if isinstance(error, KeyboardInterrupt):
-        print("stopped; the same command continues", file=sys.stderr)
-        return 130
+        error = Interrupted(signal.SIGINT)
+    if isinstance(error, Interrupted):
+        again = "continues" if options.verb in _CONTINUING else "starts over"
+        print(f"{error}; the same command {again}", file=sys.stderr)
+        return error.exit_code
+    if isinstance(error, AimfairError):
+        print("\n".join(f"error: {line}" for line in str(error).splitlines()), file=sys.stderr)
+        return error.exit_code
     if isinstance(error, BrokenPipeError):  # the reader of our output has closed it
         _drop_output()
         return 1

@@ -489,6 +489,18 @@ def test_signals_end_the_work_with_their_code(body, signals, code):
         pass  # nobody holds the lock
 
 
+def test_every_verb_says_what_the_same_command_does_after_a_stop(monkeypatch, capsys):
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    continuing = {*STAGES, "run", "demo", "ablate"}  # in a run directory, which keeps the work
+    for verb, (help, _, _) in cli.VERBS.items():
+        monkeypatch.setitem(cli.VERBS, verb, (help, interrupted, lambda _: None))
+        assert cli.main([verb]) == 130
+        again = "continues" if verb in continuing else "starts over"
+        assert capsys.readouterr().err == f"stopped by SIGINT; the same command {again}\n", verb
+
+
 def test_standard_output_may_be_closed(monkeypatch):
     monkeypatch.setattr(sys, "stdout", None)
     assert cli.main(["config", "--config", "demo"]) == 0

@@ -746,5 +746,5 @@ def test_ctrl_c(file: Path) -> None:
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
     assert done.returncode == 130
     assert done.stdout == ""
-    assert "stopped by SIGINT; the same command continues" in done.stderr
+    assert "stopped by SIGINT; the same command starts over" in done.stderr
     assert "Traceback" not in done.stderr
