@@ -1,7 +1,8 @@
 """Vocabulary of selections, without torch, so that settings can be read without it."""
 
+import operator
 from collections.abc import Mapping
-from typing import Literal
+from typing import Any, Literal, SupportsIndex
 
 Rule = Literal["top_k", "intersection", "ratio", "budget", "random", "all", "head_only", "blocks"]
 Criterion = Literal["difference", "relative_difference", "norm_ratio", "cosine", "fisher", "magnitude"]
@@ -13,6 +14,10 @@ Within = Literal["row", "tensor"] | Mapping[str, str]
 """Segments in which a selection is made by itself. ``row``: one index along dimension 0 of a tensor with two or more
 dimensions (a neuron), or the whole of a tensor with fewer. ``tensor``: a named tensor. Name -> group: the tensors of a
 group together, and nothing in tensors that have none."""
+
+Number = SupportsIndex | Mapping[str, SupportsIndex] | None
+"""A number of units, of all or of every segment; or segment -> number: nothing is selected in those that it lacks.
+Integers of any type with ``__index__`` but bools: Python's, numpy's, and tensors of one element."""
 
 SIZES: dict[Rule, list[set[str]]] = {
     "top_k": [{"density"}, {"k"}],
@@ -31,3 +36,15 @@ SIZES: dict[Rule, list[set[str]]] = {
     "blocks": [{"blocks"}],
 }
 """Sets of arguments, each of which says how much a rule selects: densities are shares in (0, 1], k numbers of units."""
+
+
+def as_int(value: Any) -> Any:
+    """An int in place of what stands for one, as :data:`Number` says, also in a mapping; anything else as it is."""
+    if isinstance(value, Mapping):
+        return {name: as_int(one) for name, one in value.items()}
+    if isinstance(value, bool) or "bool" in str(getattr(value, "dtype", "")):
+        return value
+    try:
+        return operator.index(value)
+    except TypeError:
+        return value

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
-from typing import Any, Self
+from typing import Any, Self, SupportsIndex
 
 import torch
 from torch import Tensor
@@ -125,7 +125,7 @@ class ParameterMask:
         parameters: Parameters,
         density: float | None = None,
         *,
-        k: int | None = None,
+        k: SupportsIndex | None = None,
         seed: int = 0,
         granularity: Granularity = "element",
     ) -> Self:

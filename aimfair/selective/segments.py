@@ -3,14 +3,13 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import SupportsIndex
 
-from aimfair.selective.choices import Granularity, Within
+from aimfair.selective.choices import Granularity, Number, Within, as_int
 from aimfair.selective.parameters import Shape, listing
 from aimfair.selective.units import unit_counts
 
 Density = float | Mapping[str, float] | None
-Number = int | Mapping[str, int] | None
-"""A size of every segment, or segment -> size: nothing is selected in those that the mapping lacks."""
 
 
 @dataclass(frozen=True)
@@ -96,15 +95,16 @@ def segments_of(
     return Segments(runs, ks, groups, lengths_of_runs)
 
 
-def groups_of_m(names: Sequence[str], shapes: Sequence[Shape], n_of_m: tuple[int, int]) -> Segments:
+def groups_of_m(names: Sequence[str], shapes: Sequence[Shape], n_of_m: tuple[SupportsIndex, SupportsIndex]) -> Segments:
     """``n`` of each ``m`` consecutive elements of the last dimension.
 
     Raises:
         ValueError: not 1 <= n <= m, or naming a tensor whose last dimension is not a multiple of m.
     """
-    if not (isinstance(n_of_m, tuple) and len(n_of_m) == 2 and all(type(x) is int for x in n_of_m)):
+    pair = tuple(map(as_int, n_of_m)) if isinstance(n_of_m, tuple) else ()
+    if len(pair) != 2 or not all(type(x) is int for x in pair):
         raise ValueError(f"n_of_m={n_of_m!r}: expected a pair of integers, such as (2, 4)")
-    n, m = n_of_m
+    n, m = pair
     if not 1 <= n <= m:
         raise ValueError(f"n_of_m={n_of_m}: expected 1 <= n <= m")
     uneven = [
@@ -120,7 +120,7 @@ def groups_of_m(names: Sequence[str], shapes: Sequence[Shape], n_of_m: tuple[int
     return Segments(runs, [n if run else 0 for run in runs], None, [m if run else 0 for run in runs])
 
 
-def for_all(density: Density, k: Number) -> tuple[float | None, int | None]:
+def for_all(density: Density, k: Number) -> tuple[float | None, SupportsIndex | None]:
     """The sizes of a selection of all units together; ValueError if one is a mapping."""
     if isinstance(density, Mapping) or isinstance(k, Mapping):
         raise ValueError("density and k are mappings only for segments: give within, too")
@@ -145,14 +145,15 @@ def _sizes(units: Mapping[str, int], density: Density, k: Number) -> dict[str, i
     return {name: _size(argument, given, of, name, least) if of else 0 for name, of in units.items()}
 
 
-def _size(argument: str, value: float | int | None, units: int, name: str, least: int) -> int:
+def _size(argument: str, value: float | SupportsIndex | None, units: int, name: str, least: int) -> int:
     if argument == "k":
-        if type(value) is not int or not least <= value <= units:
+        k = as_int(value)
+        if type(k) is not int or not least <= k <= units:
             raise ValueError(
-                f"k={value!r}: expected between {least} and the {units} units of a segment of {name!r}; give a"
+                f"k={k!r}: expected between {least} and the {units} units of a segment of {name!r}; give a"
                 " density, or a mapping with a k of its own for each name"
             )
-        return value
+        return k
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0.0 <= value <= 1.0:
         raise ValueError(f"density={value!r} of {name!r}: expected a share in (0, 1]; for a number of units give k")
     return round(value * units)

@@ -1,16 +1,17 @@
 """Masks from scores of one's own."""
 
 from collections.abc import Mapping
+from typing import SupportsIndex
 
 import torch
 from torch import Tensor
 
-from aimfair.selective.choices import Granularity, Within
+from aimfair.selective.choices import Granularity, Number, Within
 from aimfair.selective.distributed import Whole, is_dtensor
 from aimfair.selective.mask import ParameterMask
 from aimfair.selective.parameters import Parameters, listing, named_parameters, require_one_device, shapes_of
 from aimfair.selective.score import Score
-from aimfair.selective.segments import Density, Number, for_all, groups_of_m, segments_of
+from aimfair.selective.segments import Density, for_all, groups_of_m, segments_of
 from aimfair.selective.selection import Ranking
 from aimfair.selective.units import number_of_units
 
@@ -22,7 +23,7 @@ def select_mask(
     k: Number = None,
     density: Density = None,
     threshold: float | None = None,
-    n_of_m: tuple[int, int] | None = None,
+    n_of_m: tuple[SupportsIndex, SupportsIndex] | None = None,
     within: Within | None = None,
     granularity: Granularity = "element",
     largest: bool = True,

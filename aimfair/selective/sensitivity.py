@@ -3,14 +3,14 @@
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
-from typing import Any, Literal, Self, get_args
+from typing import Any, Literal, Self, SupportsIndex, get_args
 
 import torch
 from torch import Tensor
 
 from aimfair.selective import storage
 from aimfair.selective.capture import GradientCapture
-from aimfair.selective.choices import Criterion, Granularity, Rule, Within
+from aimfair.selective.choices import Criterion, Granularity, Number, Rule, Within, as_int
 from aimfair.selective.collectives import require_same, several_processes
 from aimfair.selective.distributed import holding_of, is_dtensor, local_grad
 from aimfair.selective.mask import ParameterMask
@@ -23,7 +23,7 @@ from aimfair.selective.parameters import (
     shapes_of,
 )
 from aimfair.selective.score import Score
-from aimfair.selective.segments import Density, Number, for_all
+from aimfair.selective.segments import Density, for_all
 from aimfair.selective.selection import Ranking, by_scores, head_names, names_under, require_arguments
 from aimfair.selective.statistics import (
     CONTRAST_CRITERIA,
@@ -84,7 +84,7 @@ class Sensitivity:
         sources: Iterable[str] = ("real_biased", "synthetic_biased", "synthetic_fair"),
         *,
         statistics: Statistics = "all",
-        batches: Mapping[str, int] | None = None,
+        batches: Mapping[str, SupportsIndex] | None = None,
         contrasts: Contrasts | None = None,
         nonfinite: Literal["raise", "ignore"] = "raise",
     ):
@@ -137,7 +137,9 @@ class Sensitivity:
         self._statistics.batches[source] += 1
         self._require_finite_on_cpu(source)
 
-    def capture(self, source: str, *, accumulate_steps: int = 1, grad_scale: GradScale = None) -> GradientCapture:
+    def capture(
+        self, source: str, *, accumulate_steps: SupportsIndex = 1, grad_scale: GradScale = None
+    ) -> GradientCapture:
         """Context in which every backward pass adds to ``source`` and frees gradients as it counts them.
 
         Args:
@@ -155,13 +157,14 @@ class Sensitivity:
                 f"capture({source!r}): these are parameters of several processes (DTensor), whose gradients are"
                 " complete only after the backward pass; use update()"
             )
-        if accumulate_steps < 1:
-            raise ValueError(f"accumulate_steps={accumulate_steps}: expected at least 1")
+        steps = as_int(accumulate_steps)
+        if type(steps) is not int or steps < 1:
+            raise ValueError(f"accumulate_steps={steps!r}: expected an integer of at least 1")
         return GradientCapture(
             self._statistics,
             self._parameters,
             source,
-            accumulate_steps,
+            steps,
             lambda: self._scale_tensor(grad_scale),
             lambda: self._require_finite_on_cpu(source),
         )
@@ -274,9 +277,9 @@ class Sensitivity:
         density: Density = None,
         k: Number = None,
         bias_density: float | None = None,
-        bias_k: int | None = None,
+        bias_k: SupportsIndex | None = None,
         domain_density: float | None = None,
-        domain_k: int | None = None,
+        domain_k: SupportsIndex | None = None,
         eps: float = 1e-12,
         seed: int = 0,
         source: str | None = None,
@@ -338,8 +341,8 @@ class Sensitivity:
         """
         refuse_capture("select()", self._statistics.device)
         sizes: dict[str, Any] = {
-            "density": density, "k": k, "bias_density": bias_density, "bias_k": bias_k,
-            "domain_density": domain_density, "domain_k": domain_k,
+            "density": density, "k": as_int(k), "bias_density": bias_density, "bias_k": as_int(bias_k),
+            "domain_density": domain_density, "domain_k": as_int(domain_k),
         }  # fmt: skip
         self._require_same(
             "select()", rule=rule, criterion=criterion, domain_criterion=domain_criterion, granularity=granularity,

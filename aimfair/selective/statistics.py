@@ -4,14 +4,14 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
-from typing import Any, Literal, get_args
+from typing import Any, Literal, SupportsIndex, get_args
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
 from aimfair.selective import ops
-from aimfair.selective.choices import Criterion
+from aimfair.selective.choices import Criterion, as_int
 from aimfair.selective.collectives import gathered_objects, sum_in_place
 from aimfair.selective.distributed import Whole
 from aimfair.selective.ops import AccumulatePlan, Plan
@@ -91,11 +91,11 @@ class GradientStatistics:
         sources: Sequence[str],
         statistics: Statistics,
         contrasts: Contrasts,
-        declared: Mapping[str, int] | None,
+        declared: Mapping[str, SupportsIndex] | None,
     ):
         self.names, self.shapes, self.device, self._holding = tuple(names), holding.shapes, device, holding
         self.sources, self.statistics, self.contrasts = tuple(sources), statistics, dict(contrasts)
-        self.declared = dict(declared) if declared is not None else None
+        self.declared: dict[str, int] | None = as_int(declared)
         self._check_arguments()
         self.batches = dict.fromkeys(self.sources, 0)
         self.interrupted: set[str] = set()
@@ -134,7 +134,8 @@ class GradientStatistics:
             if self.declared is not None:
                 raise ValueError('batches is only valid for statistics="signed"; otherwise they are counted')
             return
-        if self.declared is None or set(self.declared) != set(self.sources) or min(self.declared.values()) < 1:
+        counts = self.declared or {}
+        if set(counts) != set(self.sources) or any(type(one) is not int or one < 1 for one in counts.values()):
             raise ValueError(f"signed statistics need batches, the number for each of {', '.join(self.sources)}")
         for source in self.sources:
             if sum(source in pair for pair in self.contrasts.values()) > 2:

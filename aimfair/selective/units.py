@@ -3,13 +3,13 @@
 import math
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import get_args
+from typing import SupportsIndex, get_args
 
 import torch
 from torch import Tensor
 
 from aimfair.selective import ops
-from aimfair.selective.choices import Granularity
+from aimfair.selective.choices import Granularity, as_int
 from aimfair.selective.layout import empty_mask
 from aimfair.selective.parameters import Shape
 from aimfair.selective.score import Score
@@ -29,7 +29,7 @@ def unit_counts(shapes: Sequence[Shape], granularity: Granularity) -> list[int]:
     return counts
 
 
-def number_of_units(density: float | None, k: int | None, total: int, of: str = "") -> int:
+def number_of_units(density: float | None, k: SupportsIndex | None, total: int, of: str = "") -> int:
     """The number of units that exactly one of ``density`` and ``k`` asks for.
 
     Args:
@@ -43,9 +43,10 @@ def number_of_units(density: float | None, k: int | None, total: int, of: str = 
     if (density is None) == (k is None):
         raise ValueError(f"give either {of}density, a share of the units, or {of}k, a number of units")
     if density is None:
-        if isinstance(k, bool) or not isinstance(k, int) or not 1 <= k <= total:
-            raise ValueError(f"{of}k={k!r}: expected between 1 and the {total} units there are, as an int")
-        return k
+        number = as_int(k)
+        if type(number) is not int or not 1 <= number <= total:
+            raise ValueError(f"{of}k={number!r}: expected between 1 and the {total} units there are, as an integer")
+        return number
     if isinstance(density, bool) or not isinstance(density, (int, float)) or not 0.0 < density <= 1.0:
         raise ValueError(f"{of}density={density!r}: expected a share in (0, 1]; for a number of units give {of}k")
     count = round(density * total)

@@ -3,6 +3,7 @@
 import math
 import re
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -120,6 +121,46 @@ def test_ratio(probe):
     mask = probe.select("ratio", within="row", k={name: 9})
     assert torch.equal(mask.bool_of(name), torch.stack([best(row, 9) for row in ratio]))
     assert mask.nnz == 9 * 40
+
+
+INTEGERS = (np.int64, np.uint8, torch.tensor)
+
+
+@pytest.mark.parametrize("kind", INTEGERS)
+def test_counts_are_integers_of_any_type(probe, model, scores, kind, tmp_path):
+    first = probe.select("top_k", k=7)
+    assert probe.select("top_k", k=kind(7)) == aimfair.select_mask(scores, k=kind(7)) == first
+    both = probe.select("intersection", bias_k=kind(200), domain_k=kind(190))
+    assert both == probe.select("intersection", bias_k=200, domain_k=190)
+    assert probe.select("top_k", within="row", k={"conv.weight": kind(2)}) == probe.select(
+        "top_k", within="row", k={"conv.weight": 2}
+    )
+    assert aimfair.ParameterMask.random(model, k=kind(9)) == aimfair.ParameterMask.random(model, k=9)
+    weight = {"conv.weight": scores["conv.weight"]}
+    assert aimfair.select_mask(weight, n_of_m=(kind(1), kind(3))) == aimfair.select_mask(weight, n_of_m=(1, 3))
+    signed = aimfair.Sensitivity(
+        model, ("a", "b"), statistics="signed", batches={"a": kind(1), "b": kind(1)}, contrasts={"bias": ("a", "b")}
+    )
+    signed.save(tmp_path / "signed.safetensors")
+    with (
+        pytest.raises(RuntimeError, match="after 1 of the 2 backward passes"),
+        probe.capture("a", accumulate_steps=kind(2)),
+    ):
+        sum(parameter.sum() for parameter in model.parameters()).backward()
+
+
+@pytest.mark.parametrize("wrong", [True, np.True_, torch.tensor(True), np.float64(7), torch.tensor([7, 7]), "7"])
+def test_other_values_are_no_counts(probe, model, scores, wrong):
+    with pytest.raises(ValueError, match="k="):
+        probe.select("top_k", k=wrong)
+    with pytest.raises(ValueError, match="k="):
+        aimfair.select_mask(scores, k={"conv.weight": wrong}, within="tensor")
+    with pytest.raises(ValueError, match="n_of_m="):
+        aimfair.select_mask(scores, n_of_m=(wrong, 8))
+    with pytest.raises(ValueError, match="accumulate_steps="):
+        probe.capture("a", accumulate_steps=wrong)
+    with pytest.raises(ValueError, match="signed statistics need batches"):
+        aimfair.Sensitivity(model, ("a",), statistics="signed", batches={"a": wrong}, contrasts={})
 
 
 def test_freeze_removes_from_the_selection(probe):
