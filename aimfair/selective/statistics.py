@@ -303,16 +303,16 @@ class GradientStatistics:
         if contrast not in self.contrasts:
             known = f"there is {listing(self.contrasts)}" if self.contrasts else "there is none"
             raise ValueError(f"this rule needs the contrast {contrast!r}, {known}; name it in contrasts=")
-        self.require_ready(self.contrasts[contrast])
+        norms = self._ready_norms(self.contrasts[contrast])
         if self.statistics == "signed":
             if criterion != "difference":
                 self._require(_NEEDED[criterion], f"criterion {criterion!r}")
-            self._require_range(f"signed/{contrast}", self.contrasts[contrast])
+            self._require_range(f"signed/{contrast}", [one for of in norms.values() for one in of])
             return Score("magnitude", self._views[f"signed/{contrast}"], eps=eps)
         kept = _NEEDED[criterion]
         self._require(kept, f"criterion {criterion!r}")
         for source in self.contrasts[contrast]:
-            self._require_range(f"{kept}/{source}", (source,))
+            self._require_range(f"{kept}/{source}", norms[source])
         (a, scale_a), (b, scale_b) = (
             (self._views[f"{kept}/{source}"], 1.0 / self.batches[source]) for source in self.contrasts[contrast]
         )
@@ -321,8 +321,8 @@ class GradientStatistics:
     def source_score(self, criterion: str, source: str, eps: float) -> Score:
         """The score of a criterion of one source: ``fisher`` (mean g^2) or ``magnitude`` (\\|mean g\\|)."""
         self._require(_NEEDED[criterion], f"criterion {criterion!r}")
-        self.require_ready((source,))
-        self._require_range(f"{_NEEDED[criterion]}/{source}", (source,))
+        norms = self._ready_norms((source,))
+        self._require_range(f"{_NEEDED[criterion]}/{source}", norms[source])
         views, scale = self._views[f"{_NEEDED[criterion]}/{source}"], 1.0 / self.batches[source]
         return Score("magnitude", views, scale_a=scale, eps=eps)
 
@@ -333,8 +333,10 @@ class GradientStatistics:
                 f' accumulate with statistics="all" or "{kept}"'
             )
 
-    def require_ready(self, sources: Iterable[str]) -> None:
-        """Refuses to score sources without batches, with other counts than declared, or with only zero gradients."""
+    def _ready_norms(self, sources: Iterable[str]) -> dict[str, list[float]]:
+        """The square norms of sources that are to be scored; refuses those without batches, with other counts than
+        declared, or with only zero gradients."""
+        found = {}
         for source in sources:
             if source in self.interrupted:
                 raise RuntimeError(f"source {source!r} holds part of a batch; reset() and accumulate again")
@@ -344,12 +346,18 @@ class GradientStatistics:
                 raise ValueError(
                     f"source {source!r} has {self.batches[source]} batches, {self.declared[source]} were declared"
                 )
-            if not any(self.square_norms(source)):
+            found[source] = self.square_norms(source)
+            if not any(found[source]):
                 raise ValueError(f"every gradient of source {source!r} was zero: there is nothing to rank")
+        return found
 
-    def _require_range(self, key: str, sources: Iterable[str]) -> None:
-        """Refuses accumulators that exceed float32, in any process; gradients below 1e19 are not looked at."""
-        if all(math.isfinite(norm) for source in sources for norm in self.square_norms(source)):
+    def _require_range(self, key: str, norms: Iterable[float]) -> None:
+        """Refuses accumulators that exceed float32, in any process; gradients below 1e19 are not looked at.
+
+        Args:
+            norms: square norms of the sources that the accumulators are of.
+        """
+        if all(map(math.isfinite, norms)):
             return
         bad = [int(not _is_finite(view)) for view in self._views[key]]
         counts = self._holding.total(torch.tensor(bad, device=self._square_norms.device)).tolist()

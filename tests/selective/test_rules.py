@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 import aimfair
+from aimfair.selective.statistics import GradientStatistics
 from aimfair.selective.units import unit_counts
 
 from .models import Toy, random_gradients, set_gradients, toy
@@ -422,6 +423,17 @@ def test_unit_scores(probe, history, granularity):
 def test_arguments_that_make_no_mask(probe, arguments, message):
     with pytest.raises(ValueError, match=message):
         probe.select(**arguments)
+
+
+def test_a_selection_reads_the_norms_of_a_source_once(probe, monkeypatch):
+    """Each time waits for the device, and for the other processes."""
+    read, original = [], GradientStatistics.square_norms
+    monkeypatch.setattr(
+        GradientStatistics, "square_norms", lambda self, source: read.append(source) or original(self, source)
+    )
+    probe.select("top_k", density=0.1)
+    probe.select("top_k", criterion="fisher", source="fair", density=0.1)
+    assert read == ["biased", "fair", "fair"]
 
 
 def test_disjoint_intersection_is_an_error(model):
