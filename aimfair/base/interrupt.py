@@ -4,8 +4,9 @@ import contextlib
 import os
 import signal
 import threading
+from collections.abc import Iterator
 from types import FrameType
-from typing import Any, Self
+from typing import Any, NoReturn, Self
 
 from aimfair.base.errors import AimfairError
 
@@ -18,6 +19,31 @@ class Interrupted(AimfairError):
     def __init__(self, number: int):
         super().__init__(f"stopped by {signal.Signals(number).name}")
         self.exit_code = 128 + number
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM came where nothing waits for it, as a KeyboardInterrupt of Ctrl-C."""
+
+
+@contextlib.contextmanager
+def terminable() -> Iterator[None]:
+    """While entered, SIGTERM raises :class:`Terminated` outside of an :class:`Interrupt`, as SIGINT does
+    KeyboardInterrupt: files that are being written are removed, and locks released.
+
+    Changes nothing in another thread than the main one, or where something else handles SIGTERM.
+    """
+    if threading.current_thread() is not threading.main_thread() or signal.getsignal(signal.SIGTERM) != signal.SIG_DFL:
+        yield
+        return
+    signal.signal(signal.SIGTERM, _raise_terminated)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+def _raise_terminated(*_: object) -> NoReturn:
+    raise Terminated
 
 
 class Interrupt:

@@ -21,7 +21,7 @@ from typing import NoReturn
 
 from aimfair.base.errors import AimfairError, ConfigError
 from aimfair.base.files import cache_folder
-from aimfair.base.interrupt import Interrupted
+from aimfair.base.interrupt import Interrupted, Terminated, terminable
 from aimfair.base.libraries import broken_library
 from aimfair.base.os_errors import FULL, explain
 from aimfair.commands import ablate, audit, config, delta, doctor, engine, export, run, scan
@@ -64,12 +64,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser, verbs = _parser()
     options, words = parser.parse_known_args(arguments)
     try:
-        _, verb, _ = VERBS[options.verb]
-        _refuse_unknown_flags(options.verb, words, {name: _flags(one) for name, one in verbs.items()})
-        code = verb(options, _overrides(words))
-        if sys.stdout is not None:  # closed, as under some daemons
-            sys.stdout.flush()
-        return code
+        with terminable():
+            _, verb, _ = VERBS[options.verb]
+            _refuse_unknown_flags(options.verb, words, {name: _flags(one) for name, one in verbs.items()})
+            code = verb(options, _overrides(words))
+            if sys.stdout is not None:  # closed, as under some daemons
+                sys.stdout.flush()
+            return code
     except (Exception, KeyboardInterrupt) as error:
         if options.debug:
             traceback.print_exc()
@@ -82,7 +83,7 @@ def _report_error(error: BaseException, options: argparse.Namespace) -> int:
         print(f"error: {broken}", file=sys.stderr)
         return 1
     if isinstance(error, KeyboardInterrupt):
-        error = Interrupted(signal.SIGINT)
+        error = Interrupted(signal.SIGTERM if isinstance(error, Terminated) else signal.SIGINT)
     if isinstance(error, Interrupted):
         again = "continues" if options.verb in _CONTINUING else "starts over"
         print(f"{error}; the same command {again}", file=sys.stderr)

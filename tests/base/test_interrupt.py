@@ -7,7 +7,7 @@ import threading
 import pytest
 
 from aimfair.base.errors import prefixed
-from aimfair.base.interrupt import NEVER, Interrupt, Interrupted
+from aimfair.base.interrupt import NEVER, Interrupt, Interrupted, Terminated, terminable
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
@@ -38,6 +38,23 @@ def test_a_second_sigterm_waits_like_the_first():
         os.kill(os.getpid(), signal.SIGTERM)
         with pytest.raises(Interrupted):
             interrupt.check()
+
+
+def test_sigterm_raises_outside_of_an_interrupt():
+    before = signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    try:
+        with terminable():
+            with Interrupt() as interrupt:
+                os.kill(os.getpid(), signal.SIGTERM)
+            assert interrupt.signal == signal.SIGTERM
+            with pytest.raises(Terminated):
+                os.kill(os.getpid(), signal.SIGTERM)
+        assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        with terminable():
+            os.kill(os.getpid(), signal.SIGTERM)
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def test_never():

@@ -489,16 +489,21 @@ def test_signals_end_the_work_with_their_code(body, signals, code):
         pass  # nobody holds the lock
 
 
-def test_every_verb_says_what_the_same_command_does_after_a_stop(monkeypatch, capsys):
-    def interrupted(*_):
-        raise KeyboardInterrupt
-
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_every_verb_says_what_the_same_command_does_after_a_stop(monkeypatch, capsys, number, code):
+    """Wherever it is: only long work waits for a point from which it can continue."""
+    before = [signal.signal(signal.SIGINT, signal.default_int_handler), signal.signal(signal.SIGTERM, signal.SIG_DFL)]
     continuing = {*STAGES, "run", "demo", "ablate"}  # in a run directory, which keeps the work
-    for verb, (help, _, _) in cli.VERBS.items():
-        monkeypatch.setitem(cli.VERBS, verb, (help, interrupted, lambda _: None))
-        assert cli.main([verb]) == 130
-        again = "continues" if verb in continuing else "starts over"
-        assert capsys.readouterr().err == f"stopped by SIGINT; the same command {again}\n", verb
+    try:
+        for verb, (help, _, _) in cli.VERBS.items():
+            monkeypatch.setitem(cli.VERBS, verb, (help, lambda *_: signal.raise_signal(number), lambda _: None))
+            assert cli.main([verb]) == code
+            again = "continues" if verb in continuing else "starts over"
+            assert capsys.readouterr().err == f"stopped by {number.name}; the same command {again}\n", verb
+        assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    finally:
+        for one, handler in zip((signal.SIGINT, signal.SIGTERM), before, strict=True):
+            signal.signal(one, handler)
 
 
 def test_standard_output_may_be_closed(monkeypatch):
