@@ -310,11 +310,15 @@ def bias_corrected(values: Values, estimate: npt.ArrayLike, confidence: float) -
 
 
 def student_t(values: Values, confidence: float) -> Values:
-    """Student's t interval of the mean of values [S], for example paired differences of S seeds: [2], NaN if S < 2."""
+    """Student's t interval of the mean of paired differences [S] between shares, of S seeds: [2], NaN if S < 2.
+
+    The ends are clipped to [-1, 1], which no difference between shares exceeds: two seeds, 10 points apart, give 64
+    points to each side of their mean at 95 percent.
+    """
     from scipy.special import stdtrit  # type: ignore[import-untyped]
 
     count = len(values)
     if count < 2:
         return np.full(2, np.nan)
     half = stdtrit(count - 1, 0.5 + confidence / 2) * values.std(ddof=1) / np.sqrt(count)
-    return np.asarray(values.mean() + half * np.array([-1, 1]))
+    return np.asarray(np.clip(values.mean() + half * np.array([-1, 1]), -1, 1))

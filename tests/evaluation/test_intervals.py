@@ -47,6 +47,14 @@ def test_student_t_is_scipys() -> None:
     assert np.isnan(intervals.student_t(values[:1], 0.9)).all()
 
 
+def test_student_t_of_two_seeds_stays_within_what_differences_of_shares_can_be() -> None:
+    values = np.array([-0.55, -0.45])
+    low, high = stats.ttest_1samp(values, 0).confidence_interval(0.95)
+    assert low < -1 < high < 1
+    assert intervals.student_t(values, 0.95) == pytest.approx([-1, high])
+    assert intervals.student_t(-values, 0.95) == pytest.approx([-high, 1])
+
+
 def test_replicates_keep_the_groups_and_centre_on_the_counts() -> None:
     generator = np.random.default_rng(0)
     target, protected = generator.integers(3, size=600), generator.integers(2, size=600)
