@@ -1,6 +1,7 @@
 """Charts as SVG without scripts. Widths are in percent: a chart fits any width and its text keeps its size.
 
-Colours come from classes of page.css: before (hollow marks), after, train, validation and part0 to part3. Every chart
+Colours come from classes of page.css: before (hollow marks), after, model2 to model5, train, validation and part0 to
+part3. Every chart
 stands next to its numbers in text or a table and is hidden from screen readers.
 """
 
@@ -18,6 +19,8 @@ Format = Callable[[float], str]
 
 _SHADES = 4
 
+_MODELS = ("before", "after", "model2", "model3", "model4", "model5")
+
 _HEIGHT, _TOP, _BOTTOM = 320, 34, 40  # of a scatter chart, in pixels: total, above and below the plot
 _LEFT, _RIGHT = 13.0, 96.0  # its plot, in percent of the width
 _NARROW, _LETTER = 320, 6.6  # pixels of the narrowest plot, and of a letter of its labels
@@ -31,6 +34,16 @@ class Mark:
     low: float
     high: float
     kind: str
+
+
+def kind_of(model: int, models: int) -> str:
+    """The classes of colour and shape of one of several models: the first is hollow, the others are filled. From the
+    seventh on, colours come again in the other shape."""
+    if models == 1:
+        return "after"
+    kind = _MODELS[model % len(_MODELS)]
+    again = model // len(_MODELS) % 2
+    return kind + (" hollow" if kind != "before" else " filled") * again
 
 
 def scale_for(values: Sequence[float]) -> Scale:
@@ -60,7 +73,7 @@ def axis(scale: Scale) -> Markup:
 
 
 def dots_with_intervals(marks: Sequence[Mark], scale: Scale) -> Markup:
-    """One mark below the other; filled ones of kind "after", hollow ones otherwise."""
+    """One mark below the other; hollow ones of kind "before", see also :func:`kind_of`."""
     drawn = []
     for row, mark in enumerate(marks):
         if not math.isnan(mark.value):

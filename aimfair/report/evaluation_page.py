@@ -37,6 +37,7 @@ def render(found: Evaluation, title: str) -> str:
         "evaluation.html",
         found=found,
         title=title,
+        kinds=[charts.kind_of(m, len(found.models)) for m in range(len(found.models))],
         several=len(found.models) > 1,
         scored=any(model.scores for of in found.attributes.values() for model in of.models.values()),
         sentences=sentences(found),
@@ -103,7 +104,7 @@ def _groups(found: Evaluation, of: AttributeEvaluation) -> Iterator[dict[str, An
             for m, (model, one) in enumerate(of.models.items()):
                 right = one.confusion[a][y][y]
                 low, high = wilson(right, rows, found.confidence).tolist()
-                kind = "before" if m == 0 and len(of.models) > 1 else "after"
+                kind = charts.kind_of(m, len(of.models))
                 marks.append((model, charts.Mark(right / rows if rows else math.nan, low, high, kind)))
             yield {"name": SEPARATOR.join((target, value)), "rows": rows, "marks": marks}
 

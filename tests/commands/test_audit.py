@@ -10,6 +10,7 @@ import pytest
 import aimfair
 from aimfair.commands import cli
 from aimfair.evaluation.evaluate import Evaluation
+from aimfair.report import charts
 from aimfair.report.evaluation_page import render
 from tests.report.test_page import EVIL, Page
 
@@ -95,7 +96,7 @@ def test_the_page_of_three_classes_and_models() -> None:
     section = text[text.index('id="attribute-0"') :]
     assert "(from top to bottom)" in text
     assert section.count('<dt class="before">old</dt>') == 6
-    assert section.count('<dt class="after">same</dt>') == 6
+    assert section.count('<dt class="model2">same</dt>') == 6
     assert "<b>· empty</b>" in section
     assert "<b>· small</b>" in section
     assert "worst_present_group_accuracy" in section
@@ -106,6 +107,17 @@ def test_the_page_of_three_classes_and_models() -> None:
     assert brier == pytest.approx([(10 * 1.46 + 100 * 0.06) / 110, 0.06])
     for value in brier:
         assert f"<td>{value:.3f}</td>" in section
+
+
+def test_models_are_told_apart_by_colour_and_shape() -> None:
+    y, a = np.tile([0, 1], 40), np.repeat(["f", "m"], 40)
+    page = render(aimfair.evaluate({f"m{m}": y for m in range(4)}, y, a, replicates=100), "four")
+    for m, kind in enumerate(("before", "after", "model2", "model3")):
+        assert f'<span class="key {kind}">m{m}</span>' in page
+        assert page.count(f'<dt class="{kind}">m{m}</dt>') == page.count(f'<g class="{kind}">') == 4, kind
+        assert page.count(f".{kind} {{ --mark: var(--") == 1, kind
+    assert len({charts.kind_of(m, 12) for m in range(12)}) == 12
+    assert charts.kind_of(0, 1) == "after"
 
 
 def test_what_is_foreign_is_escaped(table: Path) -> None:

@@ -34,7 +34,7 @@ async function measure(width) {
   page.querySelectorAll('details').forEach(details => details.open = true);
   const style = frame.contentWindow.getComputedStyle(root);
   const colours = {};
-  for (const name of ['page', 'panel', 'caution', 'ink', 'muted', 'before', 'after', 'good', 'bad'])
+  for (const name of ['page', 'panel', 'caution', 'ink', 'muted', 'before', 'after', 'good', 'bad', 'purple', 'pink'])
     colours[name] = style.getPropertyValue('--' + name).trim();
   results[width] = {
     width: root.scrollWidth, height: root.scrollHeight, heading: page.querySelector('h1')?.innerText, colours,
@@ -110,7 +110,7 @@ def test_the_report(folder: Path, address: str, tmp_path: Path, dark: bool) -> N
     colours = measured["1280"]["colours"]
     assert (luminance(colours["page"]) < 0.5) == dark
     for paper in ("page", "panel", "caution"):
-        for ink in ("ink", "muted", "before", "after", "good", "bad"):
+        for ink in ("ink", "muted", "before", "after", "good", "bad", "purple", "pink"):
             assert contrast(colours[ink], colours[paper]) >= 4.5, (ink, paper)
 
 
