@@ -13,6 +13,9 @@ _FUNCTION = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*", re.ASCII)
 MOST_BITS = 24
 """In which near-duplicates differ; unrelated images differ in about 32 of 64."""
 
+ATTEMPTS = 50
+"""At one image; if filters reject two of three, one image in a billion gets this far."""
+
 
 def is_function(name: str) -> bool:
     """Whether it names a function of the user's, as module:function."""
@@ -110,6 +113,13 @@ class FilterSettings(Settings):
         le=0.5,
         description=f"instead: as many bits, at most {MOST_BITS}, as reject no larger share of a group's first images",
     )
+    near_duplicates_attempts: int | None = Field(
+        None,
+        ge=1,
+        le=ATTEMPTS - 1,
+        description="near_duplicates_share: times that an image is replaced as a near-duplicate; then it is kept: its"
+        f" prompt may always give the same; null: {ATTEMPTS - 1}",
+    )
     clip: FolderOrName | None = Field(
         None,
         description="images that this CLIP model places closer to another group: a folder (beginning with /,"
@@ -142,6 +152,13 @@ class FilterSettings(Settings):
         return self.quality is not None or self.near_duplicates_share is not None
 
     @property
+    def most_near_duplicates(self) -> int | None:
+        """How often an image is replaced as a near-duplicate before it is kept; None: always, with a number of bits."""
+        if self.near_duplicates_share is None:
+            return None
+        return self.near_duplicates_attempts or ATTEMPTS - 1
+
+    @property
     def hashed(self) -> bool:
         """Whether near-duplicates are searched."""
         return self.near_duplicates is not None or self.near_duplicates_share is not None
@@ -153,6 +170,11 @@ class FilterSettings(Settings):
         if self.near_duplicates is not None and self.near_duplicates_share is not None:
             raise Problem(
                 ("near_duplicates_share",), "filters.near_duplicates gives the bits; leave one of the two out"
+            )
+        if self.near_duplicates_share is None and self.near_duplicates_attempts is not None:
+            raise Problem(
+                ("near_duplicates_attempts",),
+                f"found {self.near_duplicates_attempts}, expected null without filters.near_duplicates_share",
             )
         for index, hook in enumerate(self.hooks):
             if not is_function(hook):

@@ -44,8 +44,6 @@ from aimfair.generation.store import open_store
 from aimfair.generation.summary import GenerationSummary, Speed
 from aimfair.generation.worker import Worker
 
-_FIRST_BATCHES = 5  # of a process; if none of their images is usable, the job fails
-
 
 class Job:
     """The images of a plan, some of which may be there already.
@@ -195,7 +193,7 @@ class Job:
                     shown.hint = f"half the time with {estimate.halving}"
                     log.tell(str(estimate))
             rounds.refuse_many_rejections(before + rejected, made)
-            if rounds.attempt == 0 and worker.batches == _FIRST_BATCHES:
+            if rounds.attempt == 0:
                 refuse_only_rejections(rejected, len(made))
 
         shown.begin_round(rounds.attempt)
@@ -324,7 +322,7 @@ def make_range(
     def note(outcomes: Sequence[Outcome]) -> None:
         made.extend(outcomes)
         task.advance(len(outcomes))
-        if attempt == shard == 0 and worker.batches == _FIRST_BATCHES:
+        if attempt == shard == 0:
             refuse_only_rejections(Counter(one.reason for one in made if one.reason is not None), len(made))
 
     def is_missing(planned: PlannedImage) -> bool:

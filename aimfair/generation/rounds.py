@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from aimfair.base.errors import AimfairError
-from aimfair.generation.filter_settings import MOST_BITS
+from aimfair.generation.filter_settings import ATTEMPTS, MOST_BITS
 from aimfair.generation.filters.pixels import NearDuplicates
 from aimfair.generation.manifest import Measured, Outcome
 from aimfair.generation.plan import Group, PlannedImage
@@ -26,7 +26,7 @@ from aimfair.generation.shown import values_in
 
 _BROKEN = BLANK | {DUPLICATE}  # what a working model rarely makes
 _BROKEN_ATTEMPTS = 5  # at one image; a model that fails this often in a row will keep failing
-_ATTEMPTS = 50  # with filters; if they reject two of three, one image in a billion gets this far
+_FIRST, _FIRST_BROKEN = 100, 10  # images of a process; of filters that reject nine of ten, all 100 once in 40,000 jobs
 
 
 class Rounds:
@@ -112,7 +112,7 @@ class Rounds:
         """
         for planned in self.wanted:
             reasons = self.reasons_of(planned.image)
-            if sum(reason in _BROKEN for reason in reasons) >= _BROKEN_ATTEMPTS or len(reasons) >= _ATTEMPTS:
+            if sum(reason in _BROKEN for reason in reasons) >= _BROKEN_ATTEMPTS or len(reasons) >= ATTEMPTS:
                 raise AimfairError(
                     f"image {planned.image} ({planned.text!r}) was rejected {len(reasons)} times in a row "
                     f"({_counted(Counter(reasons))}); {_advice(Counter(reasons))}"
@@ -221,7 +221,13 @@ class Rounds:
         if group not in self._hashes:
             self._hashes[group] = self._near_duplicates(hashes)
         found = copy.copy(self._hashes[group])
-        return [False] * len(hashes) if found is None else [not new for new in found.add(hashes)]
+        if found is None:
+            return [False] * len(hashes)
+        most = self._settings.filters.most_near_duplicates
+        return [
+            not new and (most is None or self.reasons_of(outcome.image).count(NEAR_DUPLICATE) < most)
+            for new, outcome in zip(found.add(hashes), outcomes, strict=True)
+        ]
 
     def _remember(self, outcomes: Sequence[Outcome], reasons: Sequence[str | None]) -> None:
         """Adds the hashes of the images that are kept."""
@@ -245,12 +251,17 @@ class Rounds:
 
 
 def refuse_only_rejections(rejected: Counter[str], made: int) -> None:
-    """Gives up on a model all of whose first images are rejected.
+    """Gives up on a model all of whose first images are rejected: of broken ones 10 tell, otherwise 100.
+
+    Args:
+        rejected: reason -> images, of a process in round 0.
+        made: images, however many at a time.
 
     Raises:
-        AimfairError: ``rejected`` holds all ``made`` images.
+        AimfairError: ``rejected`` holds all of them.
     """
-    if rejected.total() == made:
+    broken = sum(rejected[reason] for reason in _BROKEN)
+    if rejected.total() == made >= (_FIRST_BROKEN if broken == made else _FIRST):
         raise AimfairError(f"the first {made} images were all rejected ({_counted(rejected)}); {_advice(rejected)}")
 
 

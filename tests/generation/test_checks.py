@@ -469,10 +469,10 @@ def test_what_tells_the_checks_apart(tmp_path: Path, functions: None) -> None:
     check = {"model": str(model), "labels": [["0"], ["1"]]}
     filters = {
         "target": check, "faces": {"model": str(detector)}, "quality": {"model": "my_scores:bright"},
-        "near_duplicates_share": 0.1,
+        "near_duplicates_share": 0.1, "near_duplicates_attempts": 5,
     }  # fmt: skip
     facts = filter_facts(settings(**filters), PROMPTS, tmp_path)
-    assert sorted(facts) == ["faces", "near_duplicates_share", "quality", "target"]
+    assert sorted(facts) == ["faces", "near_duplicates_attempts", "near_duplicates_share", "quality", "target"]
     loaded = load_filters(settings(**filters), PROMPTS, tmp_path, CPU)
     assert [type(one) for one in loaded] == [Attributes, Faces, Quality]
     (tmp_path / "config.json").write_text(json.dumps({"id2label": {"0": "0", "1": "1", "2": "2"}}))

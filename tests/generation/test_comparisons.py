@@ -14,7 +14,7 @@ from aimfair.base.ranks import ALONE, Ranks
 from aimfair.data.settings import DataSettings
 from aimfair.generation.filters.pixels import NearDuplicates
 from aimfair.generation.job import Job
-from aimfair.generation.manifest import ImageRecord, Manifest
+from aimfair.generation.manifest import ImageRecord, Manifest, seed_of_attempt
 from aimfair.generation.plan import PlannedImage, make_plan
 from aimfair.generation.provenance import Provenance
 from aimfair.generation.settings import GenerateSettings, PairSettings
@@ -126,6 +126,23 @@ def test_near_duplicates_up_to_a_share(tmp_path: Path) -> None:
         closest = min((one ^ other).bit_count() for i, one in enumerate(kept) for other in kept[:i])
         assert most < closest
     assert found
+
+
+@pytest.mark.parametrize(("attempts", "replaced"), [(2, 2), (None, 49)])
+def test_a_prompt_that_always_gives_the_same_is_kept_in_the_end(
+    tmp_path: Path, attempts: int | None, replaced: int
+) -> None:
+    one, other = [planned for planned in PLAN if planned.group == PLAN[0].group][:2]
+    same = {seed_of_attempt(planned, attempt) for planned in (one, other) for attempt in range(50)}
+    ramp = np.indices((SIZE, SIZE, 3))[1].astype(np.uint8)
+
+    def change(seed: int, pixels: np.ndarray) -> np.ndarray:
+        return 12 * ramp + pixels // 32 if seed in same else pixels
+
+    filters = {"near_duplicates_share": 0.2, "near_duplicates_attempts": attempts}
+    settings = GenerateSettings.model_validate({"batch_size": 8, "max_rejections": 3, "filters": filters})
+    Job(tmp_path, PLAN, Provenance({}), settings, SIZE).run(lambda: NoiseSampler(change=change))
+    assert Manifest(tmp_path).records[other.image].rejected == ["near_duplicate"] * replaced
 
 
 @pytest.mark.parametrize(

@@ -184,9 +184,28 @@ def test_duplicates_are_found_across_batches_and_after_a_restart(tmp_path: Path)
 
 def test_a_model_that_always_fails_is_given_up_early(tmp_path: Path) -> None:
     sampler = NoiseSampler(change=lambda _, pixels: pixels * 0)
-    with pytest.raises(AimfairError, match=r"the first 5 images were all rejected \(black 5\); try generate.dtype"):
+    with pytest.raises(AimfairError, match=r"the first 10 images were all rejected \(black 10\); try generate.dtype"):
         make(tmp_path, sampler, batch_size=1, max_rejections=1)
-    assert len(sampler.batches) <= 5 + 4  # those that wait for their files
+    assert len(sampler.batches) <= 10 + 4  # those that wait for their files
+
+
+def test_a_filter_that_rejects_the_first_images_ends_no_job(tmp_path: Path) -> None:
+    """Whatever the size of a batch; but if it rejects a hundred, it rejects them all."""
+
+    class First:
+        def __init__(self, bad: int):
+            self.left = bad
+
+        def reasons(self, images: np.ndarray, groups: Sequence[tuple[int, int]]) -> list[str | None]:
+            self.left -= len(images)
+            return ["odd" if self.left >= 0 else None for _ in images]
+
+    job = job_in(tmp_path / "some", batch_size=1, max_rejections=1)
+    job.run(NoiseSampler, lambda: [First(20)])
+    assert (job.done, job.rejected) == (len(PLAN), Counter(odd=20))
+    job = job_in(tmp_path / "all", plan=small_plan(50), batch_size=25, max_rejections=1)
+    with pytest.raises(AimfairError, match=r"the first 100 images were all rejected \(odd 100\); try looser"):
+        job.run(NoiseSampler, lambda: [First(1000)])
 
 
 def test_an_image_that_always_fails_is_given_up(tmp_path: Path) -> None:
@@ -234,7 +253,7 @@ def test_too_many_rejections_end_the_job_and_leave_what_is_good(tmp_path: Path) 
 )
 def test_the_advice_depends_on_who_rejects(rejected: dict[str, int], advice: str) -> None:
     with pytest.raises(AimfairError, match=advice):
-        refuse_only_rejections(Counter(rejected), 5)
+        refuse_only_rejections(Counter({reason: 20 * number for reason, number in rejected.items()}), 100)
 
 
 def test_images_are_reduced_to_what_the_classifier_sees(tmp_path: Path) -> None:

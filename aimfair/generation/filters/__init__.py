@@ -55,6 +55,8 @@ def filter_facts(settings: GenerateSettings, prompts: PromptSettings, model: Pat
         facts["near_duplicates"] = filters.near_duplicates
     if filters.near_duplicates_share is not None:
         facts["near_duplicates_share"] = filters.near_duplicates_share
+    if filters.near_duplicates_attempts is not None:
+        facts["near_duplicates_attempts"] = filters.near_duplicates_attempts
     if filters.clip is not None:
         folder = clip.clip_folder(filters.clip, settings.allow_download)
         texts = [[y, a, texts] for (y, a), texts in clip.plain_texts(prompts).items()]
