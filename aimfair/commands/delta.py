@@ -69,6 +69,22 @@ def _require_arguments(options: argparse.Namespace) -> None:
     count = len(options.files)
     if count != len(expected) and not (action == "merge" and count > len(expected)):
         raise ConfigError(f"aimfair delta {action}: expected {' '.join(expected)}, found {count} files")
+    if options.to is not None:
+        _require_target(options)
+
+
+def _require_target(options: argparse.Namespace) -> None:
+    """Refuses to replace what is read; apply and revert may write a model in its own place."""
+    action, to = options.action, options.to
+    converts = action in ("apply", "revert")
+    read = options.files[:1] if converts else [*options.files, *filter(None, [options.base])]
+    weights = [file for folder in read if folder.is_dir() for file in folder.glob("*.safetensors")]
+    if to.exists() and any(to.samefile(one) for one in [*read, *weights]):
+        raise ConfigError(f"--to {to}: aimfair delta {action} reads it; name another")
+    if not converts and action != "to-shira":
+        if to.is_dir():
+            raise ConfigError(f"--to {to}: a folder; name a file")
+        to.parent.mkdir(parents=True, exist_ok=True)
 
 
 def _make(files: list[Path], options: argparse.Namespace) -> None:

@@ -38,6 +38,22 @@ def test_there_and_back(capsys):
     assert all(torch.equal(load_file("back")[name], value) for name, value in load_file("base").items())
 
 
+def test_a_model_is_written_in_its_own_place_and_a_delta_into_a_new_folder():
+    assert delta("make", "base", "one", "--to", "new/folder/d") == 0
+    assert delta("apply", "new/folder/d", "base", "--to", "base") == 0
+    assert Path("base").read_bytes() == Path("one").read_bytes()
+
+
+def test_the_weights_of_a_folder_that_is_read_are_not_replaced(capsys):
+    Path("folder").mkdir()
+    weights = Path("base").rename("folder/model.safetensors")
+    before = weights.read_bytes()
+    assert delta("make", "folder", "one", "--to", "folder/model.safetensors") == 2
+    assert "aimfair delta make reads it" in capsys.readouterr().err
+    assert weights.read_bytes() == before
+    assert delta("make", "folder", "one", "--to", "folder/d") == 0
+
+
 def test_verify_names_what_differs(capsys):
     assert delta("make", "base", "one", "--to", "d", "--one-way") == 0
     assert delta("verify", "d", "base") == 1
@@ -117,6 +133,10 @@ def test_shira_adapters(capsys):
         (["make", "base", "none", "--to", "x"], 2, "none: no such file or folder"),
         (["to-shira", "one", "base"], 2, "aimfair delta to-shira: give --to"),
         (["from-shira", ".", "base", "--to", "x"], 1, "adapter_config.json"),
+        (["make", "base", "two", "--to", "base"], 2, "--to base: aimfair delta make reads it; name another"),
+        (["apply", "one", "base", "--to", "./one"], 2, "--to one: aimfair delta apply reads it; name another"),
+        (["merge", "one", "two", "--base", "base", "--to", "base"], 2, "--to base: aimfair delta merge reads it"),
+        (["make", "base", "two", "--to", "."], 2, "--to .: a folder; name a file"),
     ],
 )
 def test_wrong_command_lines(words, code, said, capsys):
