@@ -59,6 +59,7 @@ class DeepShop(Workshop):
         return base().model.model_copy(update={"config": config})
 
 
+@cache
 def blocks() -> dict[str, list[str]]:
     """Block -> its modules."""
     model = build_model(DeepShop(Regime(), 0, None, True).settings, 2, 0)
