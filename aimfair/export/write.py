@@ -25,6 +25,7 @@ from aimfair.prompts.grammar import load_prompts
 from aimfair.report.template import environment
 from aimfair.run.directory import Run, model_step
 from aimfair.stages.context import prepare_process, splits_of
+from aimfair.stages.finetune import require_chosen
 from aimfair.stages.select import mask_of
 from aimfair.training.feed import Normalize
 from aimfair.training.history import HISTORY, History
@@ -75,6 +76,7 @@ def export_run(
     if with_onnx:
         onnx.require_packages()
     run.digest_of("evaluate", content=True)  # first, so that an unfinished run gets this error
+    require_chosen(run)
     if run.config.generate.held_out_pairs:
         run.digest_of("flips", content=True)
     choice = choose(run, method, seed)

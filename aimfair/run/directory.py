@@ -193,16 +193,17 @@ class Run:
             self.log("step finished", step=step)
         self.ranks.meet()
 
-    def digest_of(self, step: str, *, content: bool = False) -> str:
+    def digest_of(self, step: str, *, content: bool = False, inputs: object = None) -> str:
         """Digest of the inputs and all output bytes of a finished step.
 
         Args:
             content: as in :meth:`is_done`.
+            inputs: those that it must have had; None: any.
 
         Raises:
             AimfairError: it is not finished, or out of date.
         """
-        return self.ranks.of_first(lambda: self._records.digest(step, content=content))
+        return self.ranks.of_first(lambda: self._records.digest(step, content=content, inputs=inputs))
 
     # -- tuning ------------------------------------------------------------------------------------------------------
 

@@ -89,15 +89,16 @@ class Records:
         write_json(path, record)
         return True
 
-    def digest(self, step: str, *, content: bool = False) -> str:
+    def digest(self, step: str, *, content: bool = False, inputs: object = None) -> str:
         """Digest of the inputs and output bytes of a finished step.
 
         Args:
             content: the files must still have those bytes.
+            inputs: those that it must have had; None: any.
 
         Raises:
-            AimfairError: it is not finished, has lost a file or, with ``content``, one was changed, or a step whose
-                results it read was done again since.
+            AimfairError: it is not finished, has lost a file or, with ``content``, one was changed, a step whose
+                results it read was done again since, or it had other ``inputs``.
         """
         record = self._read(step)
         if record is None:
@@ -108,6 +109,8 @@ class Records:
             fault = "has files that were changed since"
         elif not self._is_fresh(record, self._by_digest()):
             fault = "is out of date: a step whose results it read was done again"
+        elif inputs is not None and record["inputs_digest"] != digest_of_inputs(inputs):
+            fault = "is out of date: settings that it reads have changed"
         else:
             return str(record["digest"])
         verb = step.split("/")[0].replace("flips", "evaluate")  # which has no verb of its own

@@ -14,11 +14,13 @@ from aimfair.run.directory import Run, model_step
 from aimfair.run.steps import Assignment, Outputs, Step, in_one_task
 from aimfair.stages import flips
 from aimfair.stages.context import splits_of, write_logits
+from aimfair.stages.finetune import require_chosen
 from aimfair.stages.select import mask_of
 
 
 def run(run: Run) -> None:
     config = run.config
+    require_chosen(run)
     predictions = _steps(run)
     in_one_task(run, "evaluate", predictions)
     upstream = [step.name for step in predictions]

@@ -9,14 +9,14 @@ from torch import nn
 
 from aimfair.base.device import tuning_device
 from aimfair.data.images import ImageSet
-from aimfair.methods import KINDS, MethodSettings
+from aimfair.methods import KINDS, MethodSettings, Tune
 from aimfair.methods.work import Work
 from aimfair.run.directory import Run
 from aimfair.run.records import digest_of_inputs
 from aimfair.run.steps import Assignment, Outputs, Step, one_by_one
 from aimfair.selective.mask import ParameterMask
+from aimfair.stages import select
 from aimfair.stages.context import initial_model, keep, processes_of, splits_of, synthetic_of, trained_model
-from aimfair.stages.select import mask_of
 
 
 def run(run: Run) -> None:
@@ -60,7 +60,7 @@ def _train(run: Run, *, seed: int, name: str, method: MethodSettings, inputs: st
         name=f"finetune {seed} {name}",
         folder=folder,
         balanced=partial(synthetic_of, run, "balanced"),
-        mask=lambda model: mask_of(run, seed, name, model),
+        mask=lambda model: select.mask_of(run, seed, name, model),
         inputs=inputs,
         progress=run.progress,
         log=run.log,
@@ -69,6 +69,16 @@ def _train(run: Run, *, seed: int, name: str, method: MethodSettings, inputs: st
     history.reads_groups = method.reads_groups
     keep(run, model, history, folder, work.checkpoint())
     return {step: [folder]}
+
+
+def require_chosen(run: Run) -> None:
+    """Raises AimfairError: a tuning since the models were trained chose other settings than theirs."""
+    for name in run.config.tuned:
+        method = run.tuned_method(name)
+        for seed in run.config.seeds:
+            if isinstance(method, Tune):
+                run.digest_of(f"select/{seed}/{name}", inputs=select.inputs_of(run, seed, method))
+            run.digest_of(f"finetune/{seed}/{name}", inputs=_inputs(run, seed, name, method))
 
 
 def _inputs(run: Run, seed: int, name: str, method: MethodSettings) -> dict[str, object]:

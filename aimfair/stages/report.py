@@ -24,6 +24,7 @@ from aimfair.report.material import PAIRS_OF_CLASS, Material, Pair, Pixels, Repl
 from aimfair.report.tuning_section import Tuning
 from aimfair.run.directory import Run
 from aimfair.stages.context import splits_of
+from aimfair.stages.finetune import require_chosen
 from aimfair.stages.flips import pairs_of
 from aimfair.stages.select import mask_of
 from aimfair.training.history import History
@@ -34,6 +35,7 @@ Part = TypeVar("Part")
 
 def run(run: Run) -> None:
     tuned = [run.digest_of(f"tune/chosen/{name}") for name in run.config.tuned]
+    require_chosen(run)
     flips = [run.digest_of("flips", content=True)] if run.config.generate.held_out_pairs else []
     inputs = {"upstream": [run.digest_of("evaluate", content=True), *tuned, *flips], "aimfair": aimfair.__version__}
     if not run.is_done("report", inputs):

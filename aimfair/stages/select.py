@@ -40,7 +40,7 @@ def _assign(run: Run, seed: int) -> Assignment | None:
     for name in run.config.methods:
         method = run.tuned_method(name)
         if isinstance(method, Tune):
-            step, of = f"select/{seed}/{name}", _inputs(run, seed, method)
+            step, of = f"select/{seed}/{name}", inputs_of(run, seed, method)
             if not run.is_done(step, of):
                 inputs[step], methods[name] = of, method
     return Assignment(inputs, partial(_select, seed=seed, methods=methods)) if methods else None
@@ -65,7 +65,8 @@ def _select(run: Run, *, seed: int, methods: Mapping[str, Tune]) -> Outputs:
     return outputs
 
 
-def _inputs(run: Run, seed: int, method: Tune) -> dict[str, object]:
+def inputs_of(run: Run, seed: int, method: Tune) -> dict[str, object]:
+    """What the mask of a method depends on."""
     return {"method": method.selection, "seed": seed, "upstream": run.digest_of(f"sensitivity/{seed}")}
 
 

@@ -18,13 +18,15 @@ import torch
 from aimfair.base.errors import AimfairError, DivergedError
 from aimfair.base.interrupt import Interrupted
 from aimfair.config import Config
-from aimfair.methods import LastLayerRetrain
+from aimfair.export.write import export_run
+from aimfair.methods import LastLayerRetrain, Tune
 from aimfair.report.tuning_section import Tuning, tuning_section
 from aimfair.run.directory import Run
 from aimfair.stages import evaluate, finetune, preflight, report, select, sensitivity, train, tune
 from aimfair.training.history import History
 from aimfair.training.loop import Training
 from aimfair.tuning import choice, sampler
+from aimfair.tuning.space import with_values
 from aimfair.tuning.trials import Choice, Stopped, Trial
 from tests.run.test_steps import everything_before, read_by
 from tests.tiny_run import METHODS, SEEDS, SETTINGS, settings
@@ -256,13 +258,41 @@ def test_the_report_has_the_front_the_choice_and_the_regret(tuned: Path, photogr
     assert '<a href="#tuning">' in page
 
 
+def test_models_of_settings_that_were_chosen_before_are_not_reported(
+    tuned: Path, photographs: Path, tmp_path: Path
+) -> None:
+    """Nor evaluated nor exported: another trial is chosen after the run ended, of which only the mask differs."""
+    path = Path(shutil.copytree(tuned, tmp_path / "run"))
+    made = config(photographs, names=("aimfair",))
+    with Run.open(path, made, overwrite=True, quiet=True) as run:
+        for stage in (tune, select, finetune, evaluate, report):
+            stage.run(run)
+        before = with_values(run.config.methods["aimfair"], Choice.load(run.chosen("aimfair")).values)
+        assert isinstance(before, Tune)
+        values = {"lr": before.lr, "epochs": before.epochs, "density": 0.77}
+        Choice(trial=1, values={key: value for key, value in values.items() if value}).save(run.chosen("aimfair"))
+        record = json.loads((path / "stages/tune/chosen/aimfair.json").read_text())
+        record["outputs"] = {}
+        (path / "stages/tune/chosen/aimfair.json").write_text(json.dumps(record))
+        said = rf"step 'select/{SEEDS[0]}/aimfair' is out of date: settings that it reads have changed; do it first"
+        for late in (evaluate.run, report.run, export_run):
+            with pytest.raises(AimfairError, match=said):
+                late(run)
+        select.run(run)
+        with pytest.raises(AimfairError, match=rf"step 'finetune/{SEEDS[0]}/aimfair' is out of date"):
+            evaluate.run(run)
+
+
 def test_the_report_names_methods_that_bias_helps_to_be_chosen(tuned: Path, photographs: Path) -> None:
     with Run.open(tuned, config(photographs), quiet=True) as run:
         made = Tuning(trials(run, "full"), 0)
     names = ("full", "both", "synthetic", "last_layer")
-    section = tuning_section(dict.fromkeys(names, made), config(photographs, names=names))
+    given = config(photographs, names=names)
+    mixed = given.methods["full"].model_copy(update={"real_share": 0.3})
+    given = given.model_copy(update={"methods": {**given.methods, "mixed": mixed}})
+    section = tuning_section(dict.fromkeys((*names, "mixed"), made), given)
     assert section is not None
-    assert section["misled"] == "both"
+    assert section["misled"] == "both and mixed"
 
 
 def test_an_ablation_varies_the_chosen_settings_and_tunes_nothing(tuned: Path, photographs: Path) -> None:
