@@ -1,5 +1,7 @@
 """Labeled images, the input of every stage."""
 
+import hashlib
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -9,6 +11,8 @@ import numpy.typing as npt
 
 from aimfair.base.errors import AimfairError
 from aimfair.data.catalogue import SPLITS
+
+_IN_DIGEST = 64  # images whose pixels are
 
 
 class Pixels(Protocol):
@@ -121,6 +125,13 @@ class ImageSet:
             {name: values[chosen] for name, values in self.attributes.items()},
             tuple(self.clusters[i] for i in chosen),
         )
+
+    def digest_of_some(self) -> str:
+        """Of all ids and target labels, and of the pixels of 64 images spread over the set: to compare processes."""
+        some = np.linspace(0, len(self) - 1, min(len(self), _IN_DIGEST)).astype(np.int64)
+        digest = hashlib.sha256(json.dumps([self.images.shape, self.ids, self.target.tolist()]).encode())
+        digest.update(np.ascontiguousarray(self.images[some]).data)
+        return digest.hexdigest()[:12]
 
     def group_counts(self, targets: int, protected: int) -> npt.NDArray[np.int64]:
         """int64 [Y, A]: images of each group (y, a)."""

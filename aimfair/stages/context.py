@@ -21,7 +21,7 @@ from aimfair.training.checkpoint import Checkpoint
 from aimfair.training.history import History
 from aimfair.training.models import build_model, load_model, load_sharded, save_model
 from aimfair.training.predict import predict
-from aimfair.training.processes import Processes
+from aimfair.training.processes import Processes, require_same_images
 
 _LOADED: WeakKeyDictionary[Run, Splits] = WeakKeyDictionary()
 _SYNTHETIC: WeakKeyDictionary[Run, dict[str, ImageSet]] = WeakKeyDictionary()
@@ -84,6 +84,7 @@ def write_logits(run: Run, seed: int, name: str, images: ImageSet, path: Path, t
         name: of a method, or the biased model.
         title: of the progress.
     """
+    require_same_images(run.ranks, {f"the images of {title}": images})
     device = choose_device(run.config.device, run.ranks)
     with run.progress.task(title, len(images)) as task:
         logits = predict(

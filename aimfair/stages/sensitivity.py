@@ -10,6 +10,7 @@ from aimfair.run.directory import Run
 from aimfair.run.steps import Assignment, Outputs, Step, one_by_one
 from aimfair.selective.whole_statistics import save_whole
 from aimfair.stages.context import processes_of, splits_of, synthetic_of, trained_model
+from aimfair.training.processes import require_same_images
 from aimfair.training.sensitivity import SOURCES, batches_of_each_source, measure_sensitivity
 
 
@@ -49,6 +50,7 @@ def inputs_of(run: Run, seed: int) -> dict[str, object]:
 def measure(run: Run, seed: int, sources: Mapping[str, ImageSet], path: Path, name: str) -> None:
     """Writes the statistics of one seed to ``path``; its model is freed on return. ``name``: for the progress."""
     config = run.config
+    require_same_images(run.ranks, {f"the images {source} of {name}": images for source, images in sources.items()})
     model = trained_model(run, run.baseline(seed), tuning_device(config.device, run.ranks))
     batches = batches_of_each_source(sources, config.sensitivity)
     with run.progress.task(name, batches * len(SOURCES)) as task:

@@ -10,7 +10,6 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Literal, Protocol
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -39,8 +38,6 @@ from aimfair.training.settings import FinetuneSettings, ModelSettings, Optimizer
 
 SKIPS_IN_A_ROW = 5
 """Consecutive steps without a finite gradient that end a training."""
-
-_IMAGES_TO_COMPARE = 64  # between processes
 
 _WORDS = {2: torch.int16, 4: torch.int32}
 """Bytes of an element -> an integer type in which two values are equal if all bits are."""
@@ -220,11 +217,10 @@ class Training:
     def _start(self) -> dict[str, str]:
         """What must be equal in all processes before the first step."""
         position = self._position
-        some = np.linspace(0, len(self.train) - 1, min(len(self.train), _IMAGES_TO_COMPARE)).astype(np.int64)
-        pixels = hashlib.sha256(np.ascontiguousarray(self.train.images[some]).data).hexdigest()
         return {
             "settings, labels or initial weights": hashlib.sha256(self._identity.encode()).hexdigest()[:12],
-            "training images": pixels[:12],
+            "training images": self.train.digest_of_some(),
+            "validation images": self.validation.digest_of_some(),
             "checkpoint": f"epoch {position.epoch}, step {position.step}",
         }
 

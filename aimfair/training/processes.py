@@ -1,6 +1,6 @@
 """The processes that train one model together, as torchrun starts them."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +10,7 @@ import torch
 from aimfair.base.errors import AimfairError
 from aimfair.base.interrupt import Interrupt
 from aimfair.base.ranks import ALONE, Ranks
+from aimfair.data.images import ImageSet
 from aimfair.training.checkpoint import Checkpoint
 from aimfair.training.settings import DistributedSettings
 
@@ -50,6 +51,20 @@ class Processes:
         from aimfair.training.sharded_checkpoint import ShardedCheckpoint
 
         return ShardedCheckpoint(folder, seconds, inputs)
+
+
+def require_same_images(ranks: Ranks, sets: Mapping[str, ImageSet]) -> None:
+    """Called by every process, before they share work on these images.
+
+    Args:
+        sets: by name; see :meth:`ImageSet.digest_of_some` for what is compared.
+
+    Raises:
+        AimfairError: in every process, with the first set that differs.
+    """
+    if ranks.size > 1:
+        digests = {name: images.digest_of_some() for name, images in sets.items()}
+        ranks.require_same(digests, "all need the same files and data")
 
 
 @contextmanager

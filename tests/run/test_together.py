@@ -10,7 +10,10 @@ from aimfair.base.ranks import OtherProcessError, Ranks
 from aimfair.config import Config
 from aimfair.config import load as config_file
 from aimfair.run.directory import Run
+from aimfair.stages import sensitivity
+from aimfair.stages.context import write_logits
 from tests.base.together import in_threads
+from tests.training.samples import images
 
 from .conftest import DEMO
 
@@ -60,6 +63,30 @@ def test_other_settings_in_one_process_are_refused(tmp_path: Path) -> None:
         assert "process 1 has other settings than process 0: train.lr" in str(end)
     with Run.open(tmp_path / "run", config_file.load(DEMO), quiet=True, overwrite=True):
         pass  # the lock is free
+
+
+@pytest.mark.parametrize("what", ["pixels", "labels"])
+def test_other_images_in_one_process_are_refused(tmp_path: Path, config: Config, what: str) -> None:
+    """Before any work is shared: for evaluation and for sensitivity."""
+    same, other = images(30, 1), images(30, 1)
+    if what == "pixels":
+        other.images[29] += 1
+    else:
+        other.target[29] ^= 1
+
+    def evaluate(here: Ranks) -> None:
+        with Run.open(tmp_path / "run", config, quiet=True, ranks=here) as run:
+            write_logits(run, 7, "full", other if here.rank else same, tmp_path / "logits", "evaluate 7 full")
+
+    def measure(here: Ranks) -> None:
+        with Run.open(tmp_path / "run", config, quiet=True, ranks=here) as run:
+            sources = {"real_biased": same, "synthetic_fair": other if here.rank else same}
+            sensitivity.measure(run, 7, sources, tmp_path / "statistics", "sensitivity 7")
+
+    for body, which in ((evaluate, "of evaluate 7 full"), (measure, "synthetic_fair of sensitivity 7")):
+        for end in in_threads(body):
+            assert isinstance(end, AimfairError)
+            assert str(end).startswith(f"process 0 and process 1 differ in the images {which}: ")
 
 
 def test_a_second_job_in_the_directory_ends_in_all_processes(tmp_path: Path, config: Config) -> None:
