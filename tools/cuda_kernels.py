@@ -138,7 +138,9 @@ def _compile(source: Path, names: Sequence[str]) -> list[Kernel]:
         if done.returncode != 0:
             raise RuntimeError(f"nvcc cannot compile {source}:\n{done.stdout}{done.stderr}")
         kept = Path(folder) / (f"{source.stem}.compute_{numbers[0]}.ptx" if len(numbers) > 1 else f"{source.stem}.ptx")
-        cubins = {f"sm_{number}": next(Path(folder).glob(f"{source.stem}.*_{number}.cubin")) for number in numbers}
+        only = Path(folder) / f"{source.stem}.cubin"  # of a single architecture, which nvcc does not name
+        found = {number: list(Path(folder).glob(f"{source.stem}.*_{number}.cubin")) or [only] for number in numbers}
+        cubins = {f"sm_{number}": paths[0] for number, paths in found.items()}
         return kernels_of(source.name, done.stdout + done.stderr, kept.read_text(), _disassembled(cubins))
 
 

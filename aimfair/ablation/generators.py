@@ -78,7 +78,7 @@ def plan(parent: Parent, request: Request) -> Plan:
         with prefixed(f"--values: arm {one.label!r}"):  # before hours of work for the others
             model_folder(one.config.generate.model, one.config.generate.allow_download, one.config.generate.base)
             if (engine := one.config.generate.engine) != AUTO:
-                engine_facts(engine)
+                engine_facts(engine, one.config.generate.quantization)
     groups = {_OWN_GROUP: variant(config, names.methods, name)}
     arms = [Arm(OWN, name, _OWN_GROUP, facts=facts_of(config, request.arms))]
     for one in request.arms:

@@ -3,6 +3,7 @@
 import math
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,12 +13,13 @@ from aimfair.ablation import generator_speed, generators
 from aimfair.ablation.generator_arms import facts_of, read_arms
 from aimfair.ablation.image_distance import HeadInputs, PretrainedFeatures, features_of, kid
 from aimfair.ablation.noninferiority import judge_losses
-from aimfair.base.errors import ConfigError
+from aimfair.base.errors import AimfairError, ConfigError
 from aimfair.base.interrupt import NEVER, Interrupt
 from aimfair.base.log import NOWHERE
 from aimfair.base.progress import Progress
 from aimfair.config import Config
 from aimfair.data.images import ImageSet
+from aimfair.diffusion.engines import quantize, tensorrt
 from aimfair.diffusion.sampler import Samples
 from aimfair.evaluation.intervals import student_t
 from aimfair.evaluation.results import Difference
@@ -70,6 +72,19 @@ def test_lists_and_quotes_of_an_arm_are_not_split(config):
     ]
     assert [arm.config.generate.negative_prompt for arm in arms[1:]] == ["it's; [", "it's"]
     assert arms[0].config.generate.steps == 3
+
+
+def test_what_an_arm_needs_is_looked_for_before_hours_of_work(config, monkeypatch):
+    def missing() -> str:
+        raise AimfairError("generate.quantization needs onnxruntime")
+
+    monkeypatch.setattr(generators, "model_folder", lambda *_: Path())
+    monkeypatch.setattr(tensorrt, "versions", lambda name: {name: "10.0"})
+    monkeypatch.setattr(quantize, "version", missing)
+    arms, _ = read_arms("engine=tensorrt-rtx,quantization=int8", config)
+    request = generators.Request("aimfair", config.methods["aimfair"], arms, [], 0.02, None)
+    with pytest.raises(AimfairError, match=r"^--values: arm 'engine=tensorrt-rtx,quantization=int8': .*needs onnx"):
+        generators.plan(SimpleNamespace(config=config), request)
 
 
 def test_without_values_the_steps_vary(config):

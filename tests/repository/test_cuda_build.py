@@ -124,6 +124,18 @@ def load_rounds(sass: list[str]) -> list[tuple[list[str], bool]]:
     return rounds
 
 
+@needs_nvcc
+def test_a_single_architecture(tmp_path, monkeypatch):
+    """nvcc then names its files otherwise."""
+    source = tmp_path / "twice.cu"
+    source.write_text('extern "C" __global__ void __launch_bounds__(64) twice(float* x) { x[threadIdx.x] *= 2; }')
+    monkeypatch.setattr(cuda_kernels, "architectures", lambda: ["sm_80"])
+    (kernel,) = cuda_kernels.compile_kernels([source])
+    assert (kernel.name, kernel.threads, list(kernel.usage)) == ("twice", 64, ["sm_80"])
+    if cuda_kernels.disassembler() is not None:
+        assert any(name.startswith("LDG") for name in kernel.sass["sm_80"])
+
+
 # -- the reading of what nvcc writes, which needs no nvcc --------------------------------------------------------------
 
 SYMBOL = "_ZN7aimfair4cuda46_GLOBAL__N__75e83ae1_13_accumulate_cu_02f57bd14stepINS_5AdamWILb1EEEEEvPdPl"

@@ -1,4 +1,4 @@
-"""Shared by transformers that take token embeddings of one length with a mask."""
+"""Shared by transformers that take token embeddings of one length, most of them with a mask."""
 
 from typing import Any, ClassVar
 
@@ -70,3 +70,8 @@ def masked_inputs(length: int, width: int, dtype: torch.dtype) -> dict[str, Tens
         "embeddings": Tensors((length, width), dtype),
         "mask": Tensors((length,), torch.int64, below=2),
     }
+
+
+def lengthened(tensor: Tensor, length: int) -> Tensor:
+    """[B, L, ...] -> [B, length, ...], with zeros at the end."""
+    return torch.cat([tensor, tensor.new_zeros(len(tensor), length - tensor.shape[1], *tensor.shape[2:])], 1)

@@ -17,7 +17,7 @@ from aimfair.diffusion.families.family import (
     images,
 )
 from aimfair.diffusion.families.flux import pack, packed, packed_latents, unpack
-from aimfair.diffusion.families.masked import masked_inputs
+from aimfair.diffusion.families.masked import lengthened, masked_inputs
 from aimfair.diffusion.families.rotary import Rotated, Rotations, twin
 
 _PATCH = 2  # latents along each side of a patch
@@ -174,8 +174,3 @@ class QwenImage(Family):
 
     def arrange(self, noise: Tensor) -> Tensor:
         return pack(noise)
-
-
-def lengthened(tensor: Tensor, length: int) -> Tensor:
-    """[B, L, ...] -> [B, length, ...], with zeros at the end."""
-    return torch.cat([tensor, tensor.new_zeros(len(tensor), length - tensor.shape[1], *tensor.shape[2:])], 1)

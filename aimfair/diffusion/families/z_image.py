@@ -17,7 +17,7 @@ from aimfair.diffusion.families.family import (
     decoder,
     require_multiple,
 )
-from aimfair.diffusion.families.qwen_image import lengthened
+from aimfair.diffusion.families.masked import lengthened
 from aimfair.diffusion.families.rotary import Rotated, Rotations, twin
 
 _PATCH = 2  # latents along each side of a patch
