@@ -98,14 +98,20 @@ class Labels:
 
 def _check_values(key: str, name: str, attribute: Attribute) -> None:
     present = [attribute.names[number] for number in np.unique(attribute.values)]
-    if len(present) < 2:
-        found = f"{len(present)} values{''.join(f', {value}' for value in present)}"
-        raise ConfigError(f"{key}: {name!r} has {found}, expected two or more")
-    if key != "data.target" and len(present) > MAX_VALUES:
-        raise ConfigError(
-            f"{key}: {name!r} has {len(present):,} values, such as {present[0]!r} and {present[1]!r}, expected at most"
-            f" {MAX_VALUES}: groups need names or bands"
+    if wrong := wrong_values(present, MAX_VALUES if key != "data.target" else None):
+        raise ConfigError(f"{key}: {name!r} has {wrong}")
+
+
+def wrong_values(names: Sequence[str], most: int | None = MAX_VALUES) -> str | None:
+    """How many values an attribute has and should have, in words; None: their number is right."""
+    if len(names) < 2:
+        return f"{f'1 value, {names[0]}' if names else 'no values'}, expected two or more"
+    if most is not None and len(names) > most:
+        return (
+            f"{len(names):,} values, such as {names[0]!r} and {names[1]!r}, expected at most {most}: groups need names"
+            " or bands"
         )
+    return None
 
 
 def in_order(values: Iterable[str]) -> tuple[str, ...]:

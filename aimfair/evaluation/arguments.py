@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from aimfair.base.errors import AimfairError, one_line
-from aimfair.data.labels import MAX_VALUES, in_order
+from aimfair.data.labels import MAX_VALUES, in_order, wrong_values
 from aimfair.data.rows import text_of
 from aimfair.evaluation.compare import Partition
 from aimfair.evaluation.metrics import Integers, Values
@@ -199,14 +199,8 @@ def partition(place: str, values: Any, count: int) -> Partition:
     """
     texts = _texts(place, values, count, missing=True)
     names = in_order({text for text in texts if text})
-    if len(names) < 2:
-        found = f"1 value, {names[0]}" if names else "no values"
-        raise AimfairError(f"{place}: found {found}, expected two or more")
-    if len(names) > MAX_VALUES:
-        raise AimfairError(
-            f"{place}: found {len(names):,} values, such as {names[0]!r} and {names[1]!r}, expected at most"
-            f" {MAX_VALUES}: groups need names or bands"
-        )
+    if wrong := wrong_values(names):
+        raise AimfairError(f"{place}: found {wrong}")
     numbers = {name: number for number, name in enumerate(names)} | {"": -1}
     return Partition(names, np.array([numbers[text] for text in texts], dtype=np.int64))
 

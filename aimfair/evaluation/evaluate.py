@@ -6,13 +6,12 @@ M models, R bootstrap replicates.
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from itertools import combinations
-from numbers import Integral
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from pydantic import ValidationError
 
 from aimfair.base.errors import AimfairError
 from aimfair.base.files import write_text
@@ -24,6 +23,8 @@ from aimfair.evaluation.compare import TIMES, Partition, cautions
 from aimfair.evaluation.metrics import Counts, Integers, Values
 from aimfair.evaluation.results import Difference, Interval, Number, ScoreResult
 from aimfair.evaluation.scores import measure
+from aimfair.evaluation.settings import EvaluateSettings
+from aimfair.selective.choices import as_int
 
 NAMES = {
     "accuracy": "accuracy",
@@ -155,14 +156,14 @@ def evaluate(
         clusters: [N], equal for rows that belong together, such as those of one patient; None: rows are independent.
         intersections: whether attributes are also crossed, by twos.
         confidence: of the intervals, in (0.5, 1).
-        replicates: of the bootstrap.
+        replicates: of the bootstrap, 100 to 1,000,000.
         small_group: groups with fewer rows get a caution.
         bins: of confidence, for the calibration error.
 
     Raises:
         AimfairError: values are missing, unknown or of another length, in words that name argument and row.
     """
-    _check_numbers(confidence, replicates=(replicates, 100), small_group=(small_group, 0), bins=(bins, 1))
+    settings = _settings(confidence=confidence, replicates=replicates, small_group=small_group, bins=bins)
     data = Rows.of(labels, predictions, probabilities, classes, positive, clusters)
     named = by_name("groups", groups, "group")
     if not named:
@@ -175,38 +176,30 @@ def evaluate(
         raise AimfairError(
             f"groups: {min(both)!r} is also the name of a crossing; rename it, or do without (intersections=False)"
         )
-    settings = _Settings(confidence, replicates, small_group, bins)
     return Evaluation(
         rows=data.count,
         classes=list(data.classes),
         positive=data.classes[1] if len(data.classes) == 2 else None,
         models=list(data.predicted),
-        confidence=confidence,
-        replicates=replicates,
-        small_group=small_group,
-        bins=bins,
+        confidence=settings.confidence,
+        replicates=settings.replicates,
+        small_group=settings.small_group,
+        bins=settings.bins,
         attributes={name: _grouped(name, by, data, settings) for name, by in (alone | pairs).items()},
     )
 
 
-def _check_numbers(confidence: Any, **integers: tuple[Any, int]) -> None:
-    """Refuses what is out of range; ``integers``: name -> (value, least)."""
-    if not isinstance(confidence, float) or not 0.5 < confidence < 1:
-        raise AimfairError(f"confidence={confidence!r}: expected a number in (0.5, 1)")
-    for name, (value, least) in integers.items():
-        if not isinstance(value, Integral) or value < least:
-            raise AimfairError(f"{name}={value!r}: expected an integer of at least {least}")
+def _settings(**given: Any) -> EvaluateSettings:
+    """With the limits of a run's; integers may be of any type."""
+    try:
+        return EvaluateSettings.model_validate({name: as_int(value) for name, value in given.items()}, strict=True)
+    except ValidationError as error:
+        fault = error.errors(include_url=False)[0]
+        expected = fault["msg"].removeprefix("Input should be ")
+        raise AimfairError(f"{fault['loc'][0]}={fault['input']!r}: expected {expected}") from None
 
 
-@dataclass(frozen=True)
-class _Settings:
-    confidence: float
-    replicates: int
-    small_group: int
-    bins: int
-
-
-def _grouped(name: str, by: Partition, data: Rows, settings: _Settings) -> AttributeEvaluation:
+def _grouped(name: str, by: Partition, data: Rows, settings: EvaluateSettings) -> AttributeEvaluation:
     known = by.values >= 0
     if not known.any():
         raise AimfairError(

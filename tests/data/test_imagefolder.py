@@ -238,7 +238,7 @@ def test_bad_folders_are_refused(
 
 def test_one_class_is_refused(tmp_path: Path) -> None:
     write(tmp_path / "metadata.csv", {"file_name": ["cat/1.png", "cat/2.png"], "sex": ["f", "m"]})
-    with pytest.raises(ConfigError, match=r"data.target: 'label' has 1 values, cat, expected two or more"):
+    with pytest.raises(ConfigError, match=r"data.target: 'label' has 1 value, cat, expected two or more"):
         imagefolder.read(tmp_path, settings(tmp_path))
 
 

@@ -105,7 +105,7 @@ def test_a_subset_is_one_of_every_attribute() -> None:
     ],
 )
 def test_one_value_is_refused_in_every_role(changes: dict[str, object], key: str) -> None:
-    with pytest.raises(ConfigError, match=rf"data.{key}: 'hospital' has 1 values, H, expected two or more"):
+    with pytest.raises(ConfigError, match=rf"data.{key}: 'hospital' has 1 value, H, expected two or more"):
         Labels.of(settings(**changes), KNOWN)
 
 

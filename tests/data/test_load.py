@@ -338,5 +338,5 @@ def test_a_split_or_class_without_images_is_refused(root: Path) -> None:
     with pytest.raises(AimfairError, match=r"split 'train' has no image of class 'cone'"):
         load_splits(settings(root, majority=[0, 1, 0]))
     path.write_text(whole.replace("ball", "cube"))
-    with pytest.raises(ConfigError, match=r"data.target: 'shape' has 1 values, cube, expected two or more"):
+    with pytest.raises(ConfigError, match=r"data.target: 'shape' has 1 value, cube, expected two or more"):
         load_splits(settings(root))

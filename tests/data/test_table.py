@@ -109,7 +109,7 @@ def test_a_refusal_names_the_rows_that_are_left_out(tmp_path: Path) -> None:
     """They may be what it lacks: here "-" is a class."""
     text = GOOD.replace(",no,", ",-,")
     expected = (
-        r"'smile' has 1 values, yes, expected two or more; 2 of 4 rows are left out: 'labels.csv:3' and 1 more:"
+        r"'smile' has 1 value, yes, expected two or more; 2 of 4 rows are left out: 'labels.csv:3' and 1 more:"
         r" 'smile' is '-', which counts as missing \(data.missing\)$"
     )
     with pytest.raises(ConfigError, match=expected):

@@ -101,7 +101,7 @@ def test_impossible_values_are_refused_by_count(tmp_path: Path) -> None:
 def test_a_refusal_names_the_files_that_are_left_out(tmp_path: Path) -> None:
     for name in ("1_0_0_1.jpg", "99_0_1_1.jpg", "200_1_0_1.jpg"):
         (tmp_path / name).touch()
-    expected = r"'gender' has 1 values, male, expected two or more; 1 of 3 files are left out: '200_1_0_1.jpg': the age"
+    expected = r"'gender' has 1 value, male, expected two or more; 1 of 3 files are left out: '200_1_0_1.jpg': the age"
     with pytest.raises(AimfairError, match=expected):
         load_splits(settings(tmp_path))
     (tmp_path / "1_0_0_1.jpg").unlink()
