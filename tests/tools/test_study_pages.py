@@ -77,11 +77,14 @@ def test_the_first_table_on_fairness_follows_from_the_study() -> None:
         assert [accuracy, worst, difference] == [made[name][2], made[name][3], made[name][5]], name
 
 
-def test_the_first_experiments() -> None:
-    """But for the intervals of rank correlations, which take ten seconds."""
+def test_the_first_experiments(monkeypatch: pytest.MonkeyPatch) -> None:
+    """But for the intervals of rank correlations, which take ten seconds: they are words in the figure of blocks."""
+    monkeypatch.setattr(blocks, "BOOTSTRAP", 10)
     page = DOCS / "experiments.md"
     for experiment in (cost, coverage, prompts):
         assert missing(page, experiment.tables(EXPERIMENTS)) == []
         for name, drawn in experiment.figures(EXPERIMENTS).items():
             assert (EXPERIMENTS / name).read_text() == drawn
     assert missing(page, takewhile(bool, blocks.tables(EXPERIMENTS))) == []
+    kept, (drawn,) = (EXPERIMENTS / "blocks.svg").read_text(), blocks.figures(EXPERIMENTS).values()
+    assert len({re.sub(r"<text.*?</text>", "", one) for one in (kept, drawn)}) == 1

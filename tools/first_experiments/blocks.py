@@ -200,7 +200,7 @@ def figures(folder: Path) -> dict[str, str]:
         for predictor in ("selected", "weights", "depth"):
             xs = of[predictor].mean(axis=1)
             points = [
-                Point(float(x), float(values.mean()), str(i), *student_t(values, CONFIDENCE).tolist())
+                Point(float(x), float(values.mean()), str(i), *(100 * student_t(values / 100, CONFIDENCE)))
                 for i, (x, values) in enumerate(zip(xs, gain[name], strict=True), 1)
             ]
             title = f"rank correlation {cell(found[predictor])}"

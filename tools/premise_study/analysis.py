@@ -48,9 +48,9 @@ class Difference:
 
 def difference(one: Values, other: Values, comparisons: int) -> Difference:
     """Of values [R] of the same replicates, as shares; the interval is Student's t with Bonferroni's correction."""
-    paired = 100 * (one - other)
     confidence = 1 - (1 - CONFIDENCE) / comparisons
-    low, high = student_t(paired, confidence).tolist()
+    low, high = (100 * student_t(one - other, confidence)).tolist()
+    paired = 100 * (one - other)
     count = len(paired)
     factor = t.ppf(0.5 + confidence / 2, count - 1) + t.ppf(POWER, count - 1)
     return Difference(float(paired.mean()), low, high, float(factor * paired.std(ddof=1) / sqrt(count)))
