@@ -37,7 +37,7 @@ def cells_of(row: str) -> list[str]:
     return [cell.strip() for cell in plain(row).strip("|").split("|")]
 
 
-@pytest.mark.parametrize("name", ["main", "faces"])
+@pytest.mark.parametrize("name", ["main", "faces", "worse_faces"])
 def test_the_comparisons(name: str) -> None:
     (regime,) = DESIGNS[name].regimes
     assert missing(DOCS / "study.md", table(regime, STUDY, DESIGNS[name])) == []
@@ -50,7 +50,7 @@ def test_the_learning_rates() -> None:
 
 
 def test_the_map_and_its_regrets() -> None:
-    shown = [DESIGNS[name] for name in ("main", "map", "faces", "vit", "crossed")]
+    shown = [DESIGNS[name] for name in ("main", "map", "faces", "vit", "crossed", "hundred", "worse_faces")]
     assert (STUDY / "map.svg").read_text() == map_of(shown, STUDY)
     rows = []
     for design in shown:

@@ -47,9 +47,6 @@ DESIGNS = {
     ),
     "hundred": Design((Regime(per_group=100),), COMMON, trials=8, tuning=2, final=10),
     "faces": Design((Regime(domain="faces", degradation=0.3),), COMMON, trials=8, tuning=2, final=10),
-    # photographs whose stand-in for a generator is worse than that, and one that loses nothing
-    "rising": Design(
-        (Regime(domain="faces", degradation=0.6), Regime(domain="faces")), COMMON, trials=8, tuning=2, final=10
-    ),
+    "worse_faces": Design((Regime(domain="faces", degradation=0.6),), COMMON, trials=8, tuning=2, final=10),
     "vit": Design((Regime(backbone="vit"),), COMMON, trials=8, tuning=2, final=10),
 }
