@@ -26,7 +26,7 @@ class MethodSettings(Settings):
 
     kind: str
     lr: float | None = Field(None, gt=0, description="instead of finetune.lr, or of train.lr for a new model")
-    epochs: int | None = Field(None, ge=1, description="instead of finetune.epochs, or of train.epochs")
+    epochs: int | None = Field(None, ge=1, le=10**6, description="instead of finetune.epochs, or of train.epochs")
     weight_decay: float | None = Field(None, ge=0, description="instead of finetune's, or of train's")
 
     from_biased: ClassVar[bool] = False

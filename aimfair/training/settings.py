@@ -119,7 +119,7 @@ class OptimizerSettings(Settings):
     lr: float = Field(1e-3, gt=0, description="learning rate at the start")
     momentum: float = Field(0.9, ge=0, lt=1, description="sgd only")
     weight_decay: float = Field(1e-4, ge=0, description="decoupled for adamw, coupled for sgd")
-    epochs: int = Field(15, ge=1, description="passes over the training images")
+    epochs: int = Field(15, ge=1, le=10**6, description="passes over the training images")
     batch_size: int = Field(128, ge=1, description="images in one step; kept when memory forces smaller parts")
     schedule: Literal["constant", "step", "cosine"] = Field("constant", description="course of the learning rate")
     step_epochs: int = Field(10, ge=1, description="step only: epochs between divisions of lr by 10")

@@ -262,6 +262,8 @@ def test_files_that_cannot_be_read(tmp_path):
         ("model.config", "{}", "model: give model.pretrained, model.factory or model.config"),
         ("model.config", "{depths: [1]}", "--model.config: model_type is missing"),
         ("model.std", "1,1,0", "--model.std: found [1.0, 1.0, 0.0], expected numbers above 0"),
+        ("train.epochs", "1000000000", "--train.epochs: found 1000000000, expected less than or equal to 1000000"),
+        ("methods.full.epochs", "1000001", "--methods.full.epochs: found 1000001, expected less than or equal to 1"),
         ("train.augment.crop_scale", "1,0.5", "--train.augment.crop_scale: found [1.0, 0.5]"),
         ("train.augment.crop_scale", "0.5,1.5", "--train.augment.crop_scale: found [0.5, 1.5]"),
         ("default_method", "none", "--default_method: found 'none', expected one of methods: linear_probe, "),
