@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from aimfair.base.errors import AimfairError, ConfigError, one_line
-from aimfair.base.interrupt import Interrupted
+from aimfair.base.interrupt import Interrupt, Interrupted
 from aimfair.base.libraries import optional
 from aimfair.cluster.pool import Call, Ended, Message, RemoteError, Send, Told
 from aimfair.cluster.settings import ClusterSettings
@@ -24,6 +24,7 @@ from aimfair.cluster.settings import ClusterSettings
 _STORE = 100 * 2**20  # bytes of a local object store: little is sent
 _SECONDS_TO_LOOK = 120
 _SECONDS_TO_REACH = 20
+_STARTS = 3
 
 _LOST = {
     "NodeDiedError": "its machine was lost",
@@ -66,7 +67,7 @@ def ray_pool(
                 "_temp_dir": folder,
             }
         try:
-            ray.init(**where, log_to_driver=False, configure_logging=False)
+            _begin(ray, where)
         except Exception as error:  # of many kinds
             what = "Ray cannot be started here" if address is None else f"--address {address}: no Ray cluster answers"
             raise AimfairError(f"{what}: {str(error).strip().splitlines()[0]}") from error
@@ -75,6 +76,18 @@ def ray_pool(
                 signal.signal(number, handler)
             yield RayPool(ray, settings, threads=threads, uses_gpu=uses_gpu, warn=None if address is None else warn)
         finally:
+            ray.shutdown()
+
+
+def _begin(ray: Any, where: Mapping[str, Any]) -> None:
+    """On a busy machine the 30 seconds that Ray waits for a new cluster can be too few."""
+    for left in reversed(range(_STARTS)):
+        try:
+            ray.init(**where, log_to_driver=False, configure_logging=False)
+            return
+        except Exception as error:
+            if not left or "timed out during startup" not in str(error):
+                raise
             ray.shutdown()
 
 
@@ -156,7 +169,7 @@ class RayPool:
 
     def stop(self) -> None:
         for call in self._calls:
-            self._ray.cancel(call, force=False)
+            self._ray.cancel(call, force=False, recursive=False)  # its last messages still come
 
     def everywhere(self, function: Callable[[], None]) -> None:
         """Calls a function on every machine.
@@ -244,8 +257,6 @@ class _Ignoring:
 
 def _call(pickled: bytes, mailbox: Any, name: str) -> tuple[Any, BaseException | None]:
     """The result of a call, or its error: as Ray's own tasks do it, errors would come as other ones."""
-    import ray
-
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch is loaded
     os.environ.setdefault("GOMP_SPINCOUNT", "0")
     last: list[Any] = []
@@ -255,12 +266,18 @@ def _call(pickled: bytes, mailbox: Any, name: str) -> tuple[Any, BaseException |
 
     result, error = None, None
     try:
-        result = pickle.loads(pickled)(send)
+        with Interrupt() as stop:  # a process that is interrupted while it imports torch may die
+            function = pickle.loads(pickled)
+        stop.check()
+        result = function(send)
     except KeyboardInterrupt:
         error = _portable(Interrupted(signal.SIGINT))
     except BaseException as failure:
         error = _portable(failure)
-    ray.get(last)  # all messages are there before the end is
+    if last:
+        import ray
+
+        ray.get(last)  # all messages are there before the end is
     return result, error
 
 

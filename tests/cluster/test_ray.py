@@ -2,6 +2,7 @@
 
 import json
 import os
+import pickle
 import shutil
 import signal
 import subprocess
@@ -13,8 +14,9 @@ from pathlib import Path
 import pytest
 
 from aimfair.base.errors import AimfairError, ConfigError
-from aimfair.cluster.pool import Call, Ended, Told
-from aimfair.cluster.ray_pool import cpus_of_call, ray_pool
+from aimfair.base.interrupt import Interrupted
+from aimfair.cluster.pool import Call, Ended, Pool, Told
+from aimfair.cluster.ray_pool import _begin, _call, cpus_of_call, ray_pool
 from aimfair.cluster.settings import ClusterSettings
 from aimfair.run.directory import Run
 from tests.cluster.test_schedule import without_times
@@ -48,8 +50,28 @@ def waits(send: Callable[[tuple[object, ...]], None]) -> None:
         time.sleep(0.1)
 
 
+class Slow:
+    """A function that is slow to load, as where torch has to be imported; ``number``: of a signal that comes then."""
+
+    def __init__(self, folder: Path, number: int = 0):
+        self._folder, self._number = folder, number
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return load, (self._folder, self._number)
+
+
+def load(folder: Path, number: int) -> object:
+    (folder / "begun").touch()
+    if number:
+        signal.raise_signal(number)
+    for _ in range(1 if number else 30):
+        time.sleep(0.1)
+    (folder / "loaded").touch()
+    return works
+
+
 @pytest.mark.slow
-def test_ends_of_calls_come_back_as_they_were(capfd: pytest.CaptureFixture[str]) -> None:
+def test_ends_of_calls_come_back_as_they_were(capfd: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     capfd.readouterr()
     with ray_pool(None, ClusterSettings(cpus=1), threads=1, uses_gpu=True, warn=lambda _: None) as pool:
         for function in (works, fails, refuses, dies):
@@ -67,18 +89,36 @@ def test_ends_of_calls_come_back_as_they_were(capfd: pytest.CaptureFixture[str])
         assert isinstance(refusal, AimfairError)
         assert (str(refusal), refusal.exit_code) == ("seeds: found 0", 2)
         assert ends["dies"].lost == "its process died"
-        pool.submit(Call("waits", waits))
-        while not any(isinstance(one, Told) for one in pool.wait(0.5)):
-            pass  # a process that is stopped while it loads the call dies
-        pool.stop()
-        start = time.monotonic()
-        while not (stopped := pool.wait(0.5)):
-            pass
-        assert stopped[0].error.exit_code == 130
-        assert time.monotonic() - start < 30
+        for call, begun in ((Call("waits", waits), None), (Call("loads", Slow(tmp_path)), tmp_path / "begun")):
+            end = end_of_stopped(pool, call, begun)
+            assert isinstance(end.error, AimfairError), end
+            assert end.error.exit_code == 130
+        assert (tmp_path / "loaded").exists()
         with pytest.raises(AimfairError, match=r"^not here$"):
             pool.everywhere(complains)
     assert capfd.readouterr() == ("", "")
+
+
+def end_of_stopped(pool: Pool, call: Call, begun: Path | None) -> Ended:
+    """Of a call that is stopped once it has sent a message, or this file is there."""
+    found: list[Told | Ended] = []
+    pool.submit(call)
+    while not (begun.exists() if begun else [one for one in found if one.name == call.name]):
+        found += pool.wait(0.5)
+    pool.stop()
+    while not (ends := [one for one in found if isinstance(one, Ended)]):
+        found += pool.wait(0.5)
+    (end,) = ends
+    return end
+
+
+def test_a_call_that_is_stopped_while_it_is_loaded_is_loaded_all_the_same(tmp_path: Path) -> None:
+    """As a process that is interrupted in an import may die."""
+    result, error = _call(pickle.dumps(Slow(tmp_path, signal.SIGINT)), None, "loads")
+    assert result is None
+    assert isinstance(error, AimfairError)
+    assert (str(error), error.exit_code) == (str(Interrupted(signal.SIGINT)), 130)
+    assert (tmp_path / "loaded").exists()
 
 
 def complains() -> None:
@@ -209,6 +249,28 @@ def test_an_address_without_a_cluster_is_refused(address: str, message: str) -> 
         ray_pool(address, ClusterSettings(), threads=1, uses_gpu=False, warn=print),
     ):
         pass
+
+
+def test_a_busy_machine_has_more_than_one_start() -> None:
+    slow, refused = Exception("The current node timed out during startup. This"), Exception("no space left")
+
+    class Ray:
+        def __init__(self, *errors: Exception):
+            self.errors, self.ended = list(errors), 0
+
+        def init(self, **_: object) -> None:
+            if self.errors:
+                raise self.errors.pop(0)
+
+        def shutdown(self) -> None:
+            self.ended += 1
+
+    _begin(ray := Ray(slow, slow), {})
+    assert ray.ended == 2
+    for errors in ([slow] * 4, [refused, refused]):
+        with pytest.raises(Exception, match=str(errors[0])):
+            _begin(ray := Ray(*errors), {})
+        assert len(ray.errors) == 1
 
 
 def test_calls_take_the_share_of_their_gpu() -> None:
