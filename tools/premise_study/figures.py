@@ -8,7 +8,7 @@ from tools.premise_study.domains import Regime
 from tools.premise_study.run import BIASED, Design, chosen_values
 from tools.svg import svg, text
 
-CELL, ROW, LEFT, TOP, SIZE = 104, 30, 350, 72, 13
+CELL, ROW, LEFT, TOP, SIZE = 104, 30, 400, 72, 13
 STRONGEST = 10.0
 """Points at which a colour is full."""
 
