@@ -11,8 +11,8 @@ from aimfair.commands.settings import (
     add_overwrite_and_quiet,
     add_pool,
     add_run,
+    check_pool,
     pool_of,
-    require_one_process,
 )
 
 
@@ -61,7 +61,7 @@ def main(options: argparse.Namespace, overrides: Overrides) -> int:
     from aimfair.ablation.run import ablate
     from aimfair.config import load as config_file
 
-    require_one_process("ablate", "expected one process; start it without torchrun")
+    check_pool(options)
     config_file.require_known(overrides)
     if options.run is None:
         raise ConfigError("aimfair ablate: give --run DIR, the run that is varied")

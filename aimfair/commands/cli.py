@@ -25,7 +25,7 @@ from aimfair.base.interrupt import Interrupted, Terminated, terminable
 from aimfair.base.libraries import broken_library
 from aimfair.base.os_errors import FULL, explain
 from aimfair.commands import ablate, audit, config, delta, doctor, engine, export, run, scan
-from aimfair.commands.settings import FLAGS_FOR_SETTINGS, Overrides
+from aimfair.commands.settings import FLAGS_FOR_SETTINGS, Overrides, require_one_process
 
 Main = Callable[[argparse.Namespace, Overrides], int]
 AddArguments = Callable[[argparse.ArgumentParser], None]
@@ -52,6 +52,9 @@ VERBS: dict[str, tuple[str, Main, AddArguments]] = {
 _CONTINUING = {*run.STAGES, "run", "demo", "ablate"}
 """Verbs whose work is kept when they are stopped; the others start over."""
 
+_OF_SEVERAL = {*run.STAGES, "run", "demo", "config", "doctor"}
+"""Verbs whose work the processes of torchrun share, and those that write nothing."""
+
 _LIBRARIES_OF_FAIR = {"jinja2", "PIL", "pydantic", "pydantic_core", "rich", "scipy", "yaml"}
 """Top-level modules of the extra ``fair``, which the base install lacks."""
 
@@ -67,6 +70,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         with terminable():
             _, verb, _ = VERBS[options.verb]
             _refuse_unknown_flags(options.verb, words, {name: _flags(one) for name, one in verbs.items()})
+            if options.verb not in _OF_SEVERAL:
+                require_one_process(options.verb)
             code = verb(options, _overrides(words))
             if sys.stdout is not None:  # closed, as under some daemons
                 sys.stdout.flush()

@@ -11,6 +11,7 @@ from aimfair.commands.settings import (
     add_overwrite_and_quiet,
     add_pool,
     add_run,
+    check_pool,
     pool_of,
     read_settings,
 )
@@ -52,6 +53,7 @@ def main(options: argparse.Namespace, overrides: Overrides) -> int:
     from aimfair.run.directory import Run
     from aimfair.stages.pipeline import STAGES, run_stages
 
+    check_pool(options)
     rank_here()  # before anything is read or loaded
     config, directory = read_settings(options.config, options.run, overrides)
     if options.verb == "tune" and not config.tune.trials:

@@ -54,20 +54,28 @@ def add_pool(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def check_pool(options: argparse.Namespace) -> None:
+    """Before anything is opened or waited for.
+
+    Raises:
+        ConfigError: the flags of :func:`add_pool` do not go together.
+    """
+    if options.on is not None:
+        require_one_process(f"{options.verb} --on ray")
+    elif options.address is not None:
+        raise ConfigError("--address: needs --on ray")
+
+
 @contextmanager
 def pool_of(options: argparse.Namespace, run: "Run") -> "Iterator[Pool | None]":
     """The processes that ``--on`` names; None: this one alone.
 
     Raises:
-        ConfigError: the flags do not go together.
         AimfairError: as :func:`aimfair.cluster.ray_pool.ray_pool`.
     """
     if options.on is None:
-        if options.address is not None:
-            raise ConfigError("--address: needs --on ray")
         yield None
         return
-    require_one_process(f"{options.verb} --on ray", "expected one process; start it without torchrun")
     from aimfair.cluster.ray_pool import ray_pool
     from aimfair.stages.context import prepare_process
 
@@ -92,12 +100,13 @@ def refuse_overrides(verb: str, overrides: Overrides, instead: str = "") -> None
         raise ConfigError(f"--{next(iter(overrides))}: {verb} takes no settings{instead}")
 
 
-def require_one_process(verb: str, more: str) -> None:
+def require_one_process(verb: str) -> None:
     """Raises ConfigError in one of several processes, as torchrun starts them."""
     from aimfair.base.ranks import processes
 
     if processes() > 1:
-        raise ConfigError(f"aimfair {verb}: found WORLD_SIZE={processes()}, {more}")
+        found = f"found WORLD_SIZE={processes()}, expected one process; start it without torchrun"
+        raise ConfigError(f"aimfair {verb}: {found}")
 
 
 def read_settings(name: str | None, directory: Path | None, overrides: Overrides) -> "tuple[Config, Path]":

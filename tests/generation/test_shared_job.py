@@ -221,12 +221,24 @@ def test_torchrun(tmp_path: Path, config: Path) -> None:
     assert speed.processes == 2
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["ablate", "density"],
+        ["run", "--config", "demo", "--on", "ray"],
+        ["scan", "--config", "demo"],
+        ["export", "--to", "there"],
+    ],
+    ids=lambda words: words[0],
+)
 def test_other_verbs_are_refused(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], words: list[str]
 ) -> None:
+    """Before anything is written, or the other processes are waited for."""
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setenv("RANK", "1")
-    assert cli.main(["ablate", "density", "--run", str(tmp_path / "run")]) == 2
+    run = [] if words[0] == "scan" else ["--run", str(tmp_path / "run")]
+    assert cli.main([*words, *run]) == 2
     assert "found WORLD_SIZE=2, expected one process; start it without torchrun" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
 
