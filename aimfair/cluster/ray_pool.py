@@ -10,6 +10,7 @@ import secrets
 import signal
 import socket
 import tempfile
+import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -24,7 +25,7 @@ from aimfair.cluster.settings import ClusterSettings
 _STORE = 100 * 2**20  # bytes of a local object store: little is sent
 _SECONDS_TO_LOOK = 120
 _SECONDS_TO_REACH = 20
-_STARTS = 3
+_SECONDS_TO_START = 180
 
 _LOST = {
     "NodeDiedError": "its machine was lost",
@@ -67,7 +68,8 @@ def ray_pool(
                 "_temp_dir": folder,
             }
         try:
-            _begin(ray, where)
+            with _patient(ray):
+                ray.init(**where, log_to_driver=False, configure_logging=False)
         except Exception as error:  # of many kinds
             what = "Ray cannot be started here" if address is None else f"--address {address}: no Ray cluster answers"
             raise AimfairError(f"{what}: {str(error).strip().splitlines()[0]}") from error
@@ -79,16 +81,27 @@ def ray_pool(
             ray.shutdown()
 
 
-def _begin(ray: Any, where: Mapping[str, Any]) -> None:
-    """On a busy machine the 30 seconds that Ray waits for a new cluster can be too few."""
-    for left in reversed(range(_STARTS)):
-        try:
-            ray.init(**where, log_to_driver=False, configure_logging=False)
-            return
-        except Exception as error:
-            if not left or "timed out during startup" not in str(error):
-                raise
-            ray.shutdown()
+@contextmanager
+def _patient(ray: Any) -> Iterator[None]:
+    """Inside, a new cluster has minutes to start. Ray waits for 30 seconds, which are too few on a busy machine, and no
+    setting changes that."""
+    services = ray._private.services
+    get_node, end = services.get_node, time.monotonic() + _SECONDS_TO_START
+
+    def get_node_patiently(*arguments: Any) -> Any:
+        while True:
+            try:
+                return get_node(*arguments)
+            except RuntimeError:  # it is not there yet
+                if time.monotonic() > end:
+                    raise
+                time.sleep(0.1)
+
+    services.get_node = get_node_patiently
+    try:
+        yield
+    finally:
+        services.get_node = get_node
 
 
 def _silence(ray: Any) -> None:

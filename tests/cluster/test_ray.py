@@ -10,13 +10,15 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from aimfair.base.errors import AimfairError, ConfigError
 from aimfair.base.interrupt import Interrupted
+from aimfair.cluster import ray_pool as module
 from aimfair.cluster.pool import Call, Ended, Pool, Told
-from aimfair.cluster.ray_pool import _begin, _call, cpus_of_call, ray_pool
+from aimfair.cluster.ray_pool import _call, _patient, cpus_of_call, ray_pool
 from aimfair.cluster.settings import ClusterSettings
 from aimfair.run.directory import Run
 from tests.cluster.test_schedule import without_times
@@ -251,26 +253,23 @@ def test_an_address_without_a_cluster_is_refused(address: str, message: str) -> 
         pass
 
 
-def test_a_busy_machine_has_more_than_one_start() -> None:
-    slow, refused = Exception("The current node timed out during startup. This"), Exception("no space left")
+def test_a_busy_machine_has_more_time_to_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    late = [RuntimeError("not there")] * 2
 
-    class Ray:
-        def __init__(self, *errors: Exception):
-            self.errors, self.ended = list(errors), 0
+    def get_node(address: str, node: str) -> str:
+        if late:
+            raise late.pop()
+        return f"{node} at {address}"
 
-        def init(self, **_: object) -> None:
-            if self.errors:
-                raise self.errors.pop(0)
-
-        def shutdown(self) -> None:
-            self.ended += 1
-
-    _begin(ray := Ray(slow, slow), {})
-    assert ray.ended == 2
-    for errors in ([slow] * 4, [refused, refused]):
-        with pytest.raises(Exception, match=str(errors[0])):
-            _begin(ray := Ray(*errors), {})
-        assert len(ray.errors) == 1
+    services = SimpleNamespace(get_node=get_node)
+    ray = SimpleNamespace(_private=SimpleNamespace(services=services))
+    with _patient(ray):
+        assert services.get_node("here", "one") == "one at here"
+    assert services.get_node is get_node
+    monkeypatch.setattr(module, "_SECONDS_TO_START", 0)
+    late += [RuntimeError("not there")] * 2
+    with pytest.raises(RuntimeError, match="not there"), _patient(ray):
+        services.get_node("here", "one")
 
 
 def test_calls_take_the_share_of_their_gpu() -> None:
