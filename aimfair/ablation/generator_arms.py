@@ -44,6 +44,11 @@ class GeneratorArm:
     keys: tuple[str, ...]
 
     @property
+    def is_redraw(self) -> bool:
+        """Whether it is the run itself with other noise."""
+        return self.keys == ("seed",)
+
+    @property
     def group(self) -> str:
         """The name of its run: equal settings find their images again."""
         return re.sub(r"[^A-Za-z0-9_,=+-]", lambda found: "." if found[0] == "." else f"%{ord(found[0]):x}", self.label)

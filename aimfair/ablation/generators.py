@@ -85,11 +85,14 @@ def plan(parent: Parent, request: Request) -> Plan:
         groups[one.group] = variant(one.config, names.methods, name)
         arms.append(Arm(one.label, name, one.group, facts=facts_of(one.config, request.arms)))
     points = wording.percent(request.margin, unit="")
+    redraws = any(one.is_redraw for one in request.arms)
     notes = [
         f"A faster setting is recommended only if it is shown to lose at most {points} points (--margin) of"
         f" worst-group accuracy, equalized odds and accuracy: the intervals over images and over seeds of every one of"
         " the three must exclude a larger loss. Holm's correction over the faster settings widens these intervals. Not"
         " shown means that the loss may be larger, not that it is: more seeds narrow the intervals.",
+        "The images of a setting are one draw of noise, and the intervals do not hold what another draw would change."
+        + ("" if redraws else " An arm like seed=1, the run with other noise, shows how much that is."),
         f"Images/s: kept images of the fastest of several batches in the model and its filters, without files; all"
         f" settings in one process, one after another and again in reverse. Faster means by a factor of {_FASTER} at"
         " least.",
@@ -144,6 +147,7 @@ def findings(parent: Parent, request: Request, outcomes: Outcomes) -> Findings:
         _figures(outcomes, speed),
         [
             _recommendation(judged, chosen, speed, request.margin, metrics, outcomes.results.small_group),
+            *_redraws(request, outcomes, metrics),
             *versus_reference(outcomes, METRICS),
         ],
         columns,
@@ -256,6 +260,20 @@ def _recommendation(
         f"No faster setting is recommended: none is shown to lose at most {points} points. Closest is {closest}, whose"
         f" {wording.lower_label(metric)} may be up to {_points(defined[closest])} points worse."
     )
+
+
+def _redraws(request: Request, outcomes: Outcomes, metrics: tuple[str, ...]) -> list[str]:
+    """What other noise alone changed: a sentence for every arm that is the run with another seed of generation."""
+    found = []
+    for one in request.arms:
+        versus = _by_label(outcomes)[one.label].versus if one.is_redraw else None
+        if versus is not None:
+            moved = wording.listing([f"{wording.lower_label(m)} {wording.points(versus[m].mean)}" for m in metrics])
+            found.append(
+                f"Other noise alone ({one.label}) changes, in points, {moved}: a smaller difference between settings may"
+                " be the luck of one draw."
+            )
+    return found
 
 
 def _points(loss: float) -> str:

@@ -24,6 +24,7 @@ from aimfair.base.errors import AimfairError
 from aimfair.commands import cli
 from aimfair.evaluation.predictions import Predictions
 from aimfair.evaluation.results import Results
+from aimfair.report import wording
 from aimfair.run.directory import Run
 from aimfair.selective.sensitivity import Sensitivity
 from aimfair.training.models import load_model
@@ -281,6 +282,9 @@ def test_generators_are_judged_by_speed_distance_and_loss(parent, monkeypatch, c
     assert rows["the run"]["KID to the run"] == ""
     assert data["speeds"]["seed=1"]["images"] == 44
     assert "“steps=1”: the settings of the run itself, not repeated." in data["notes"]
+    worst = wording.points(data["arms"][1]["minus_reference"]["worst_group_accuracy"]["mean"])
+    said = f"Other noise alone (seed=1) changes, in points, worst-group accuracy {worst}, "
+    assert sum(said in sentence for sentence in data["sentences"]) == 1
 
     # measured together and kept; a faster arm is judged, by another margin without another run
     file = folder / "speed.json"
