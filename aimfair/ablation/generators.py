@@ -270,8 +270,8 @@ def _redraws(request: Request, outcomes: Outcomes, metrics: tuple[str, ...]) -> 
         if versus is not None:
             moved = wording.listing([f"{wording.lower_label(m)} {wording.points(versus[m].mean)}" for m in metrics])
             found.append(
-                f"Other noise alone ({one.label}) changes, in points, {moved}: a smaller difference between settings may"
-                " be the luck of one draw."
+                f"Other noise alone ({one.label}) changes, in points, {moved}: a smaller difference between settings"
+                " may be the luck of one draw."
             )
     return found
 
