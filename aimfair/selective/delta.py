@@ -107,8 +107,16 @@ class Delta:
 
     @classmethod
     def make(cls, base: Model, result: Model, to: str | os.PathLike[str], *, reversible: bool = True) -> Self:
-        """As :meth:`between`, into a file: only one tensor's changes are in memory at a time."""
-        delta_file.write(to, differences(opened(base), opened(result), reversible=reversible), reversible)
+        """As :meth:`between`, into a file: only one tensor's changes are in memory at a time.
+
+        Raises:
+            ValueError: ``to`` is a file of one of the models, or as for :meth:`between`.
+        """
+        models, target = (opened(base), opened(result)), Path(to)
+        for model in models:
+            if isinstance(model, Checkpoint) and target.exists() and any(map(target.samefile, model.files)):
+                raise ValueError(f"{to}: holds weights of {model}, which the delta is made of; name another file")
+        delta_file.write(to, differences(*models, reversible=reversible), reversible)
         return cls.load(to)
 
     @classmethod

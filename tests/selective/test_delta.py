@@ -336,6 +336,20 @@ def test_targets_in_the_way(tmp_path, files, state):
         delta.apply(state, tmp_path / "to")
 
 
+@pytest.mark.parametrize("which", [0, 1])
+def test_a_delta_does_not_replace_a_model_that_it_is_made_of(tmp_path, files, state, which):
+    before = files[which].read_bytes()
+    (tmp_path / "link").symlink_to(files[which])
+    for to in (files[which], str(files[which]), tmp_path / "link"):
+        with pytest.raises(ValueError, match="which the delta is made of; name another file"):
+            Delta.make(*files, to)
+    shards = sharded(tmp_path / "shards", state)
+    for shard in shards.glob("*.safetensors"):
+        with pytest.raises(ValueError, match=r"holds weights of .*shards, which the delta is made of"):
+            Delta.make(shards, files[1], shard)
+    assert files[which].read_bytes() == before
+
+
 def damage(path, mend):
     header, start = aimfair.selective.storage.read_header(path)
     data = path.read_bytes()[start:]
