@@ -184,6 +184,12 @@ def run_step(step: Step) -> Outcome:
     return Outcome(status, time.monotonic() - begin, output)
 
 
+def let_steps_be_interrupted() -> None:
+    """Where SIGINT is ignored, as in the background of a script: programs inherit that, but no handler."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, lambda *_: None)
+
+
 def _ended(process: subprocess.Popen[str]) -> str:
     """What a process prints that is interrupted, as by Ctrl-C, and killed if that does not end it."""
     os.killpg(process.pid, signal.SIGINT)  # with what it started, which would hold the pipe open
@@ -322,6 +328,7 @@ def main() -> int:
     parser.add_argument("--dry-run", action="store_true", help="without a GPU: build and collect only")
     arguments = parser.parse_args()
     out = arguments.out.resolve()
+    let_steps_be_interrupted()
     try:
         import torch
     except ImportError as error:

@@ -1,5 +1,6 @@
 """gpu_check without a GPU: what it makes of the steps' results, its table, and its exit status."""
 
+import signal
 import subprocess
 import sys
 
@@ -75,12 +76,18 @@ def test_running():
 
 
 def test_a_step_out_of_time_prints_what_it_has_found(monkeypatch):
-    """The table of the benches, for example; what does not end is killed, and what it started as well."""
-    monkeypatch.setattr(gpu_check, "GRACE", 1)
+    """The table of the benches, for example, in the background of a script, too; what does not end is killed, and
+    what it started as well."""
     start, wait = "import signal, subprocess; print(1, flush=True)", "subprocess.run(['sleep', '60'])"
     ends = f"{start}\ntry: {wait}\nexcept KeyboardInterrupt: print('the table')"
-    late = run_step(Step("s", [[sys.executable, "-c", ends], ["true"]], 2, "a"))
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        gpu_check.let_steps_be_interrupted()
+        late = run_step(Step("s", [[sys.executable, "-c", ends], ["true"]], 2, "a"))
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert (late.status, late.output) == (None, "1\nthe table\n")
+    monkeypatch.setattr(gpu_check, "GRACE", 1)
     ignores = f"{start}\nsignal.signal(signal.SIGINT, signal.SIG_IGN)\n{wait}"
     late = run_step(Step("s", [[sys.executable, "-c", ignores]], 2, "a"))
     assert (late.status, late.output) == (None, "1\n")
