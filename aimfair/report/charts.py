@@ -1,8 +1,7 @@
 """Charts as SVG without scripts. Widths are in percent: a chart fits any width and its text keeps its size.
 
 Colours come from classes of page.css: before (hollow marks), after, model2 to model5, train, validation and part0 to
-part3. Every chart
-stands next to its numbers in text or a table and is hidden from screen readers.
+part3. Every chart stands next to its numbers in text or a table and is hidden from screen readers.
 """
 
 import math
