@@ -178,7 +178,8 @@ class Training:
         self._identity = self.identity()
         self._resume()
         ranks = self.processes.ranks
-        ranks.require_same(self._start(), "all need the same files and data")
+        if ranks.size > 1:
+            ranks.require_same(self._start(), "all need the same files and data")
         feed = Feed(self.train.images, self.settings.augment, self._normalize, ranks=ranks)
         with forked_torch_rng(self._device), feed, closing(self._gradient):
             while self._position.epoch <= self._epochs:
